@@ -1,0 +1,43 @@
+# Two commands do all the set-up on a fresh machine with Python 3.11 or newer:
+#   make demo   one sentence, one 512x512 picture, with the model that ships inside
+#   make test   the test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint types long gallery clean
+
+demo: $(READY)
+	$(BIN)/vitrail sample "a fox on a snow field" --size 512 --method asg-plus --seed 7 -o fox.png
+
+test: $(READY) $(VENV)/.example
+	$(BIN)/python -m pytest
+
+long: $(READY) $(VENV)/.example
+	VITRAIL_PROFILE=long $(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+gallery: $(READY)
+	$(BIN)/python tools/build_gallery.py
+
+# torch first and alone: its version decides whether pip takes a CPU build or gigabytes of another one.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,lint]"
+	touch $@
+
+$(VENV)/.example: $(READY) examples/vitrail-example/pyproject.toml
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps -e examples/vitrail-example
+	touch $@
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info

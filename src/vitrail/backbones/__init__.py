@@ -1,0 +1,18 @@
+"""Models behind one question; the only place that knows diffusers and transformers. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitrail.backbones.stable_diffusion import StableDiffusion
+from vitrail.core.hookspecs import hookimpl
+from vitrail.core.registry import Registry
+
+DEMO = Path(__file__).parent / "demo" / "model"
+
+
+@hookimpl
+def vitrail_register(registry: Registry) -> None:
+    """Add the adapters and the model that ships inside."""
+    registry.add("backbones", "sd", StableDiffusion)
+    registry.add_file("models", "demo", DEMO)

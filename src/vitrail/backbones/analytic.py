@@ -1,0 +1,76 @@
+"""Denoisers with a closed form: the oracle of the test suite, on any scheduler and prediction type."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+from attrs import field, frozen
+from torch import Tensor
+
+from vitrail.core.prediction import Prediction
+from vitrail.core.protocols import AttentionRequest, Predicted, Rows
+from vitrail.core.step import Step
+
+
+@frozen(eq=False)
+class MixturePrior:
+    """Templates with white Gaussian detail; the posterior mean is exact.
+
+    Attributes:
+        templates: Float32[Tensor, "modes channels h w"]; "1 channels 1 1" makes an element-wise denoiser.
+        variance: Of the detail.
+    """
+
+    templates: Tensor
+    variance: float
+
+    def posterior_mean(self, noisy: Tensor, alpha: float, sigma: float) -> Tensor:
+        """E[x0 | alpha x0 + sigma n], Float32[Tensor, "rows channels h w"]."""
+        total = alpha**2 * self.variance + sigma**2
+        rest = noisy[:, None] - alpha * self.templates[None]
+        score = -rest.square().flatten(2).sum(-1) / (2 * total)
+        weight = score.softmax(1)[:, :, None, None, None]
+        gain = alpha * self.variance / total
+        return (weight * (self.templates[None] + gain * rest)).sum(1)
+
+
+@frozen(eq=False, kw_only=True)
+class AnalyticBackbone:
+    """A backbone whose denoiser is the posterior mean of a known prior."""
+
+    prior: MixturePrior
+    scheduler: Any
+    latent_channels: int = 4
+    vae_scale_factor: int = 8
+    native_size: int = 16
+    offers: frozenset[str] = field(default=frozenset())
+
+    def new_scheduler(self, name: str | None = None) -> Any:
+        """A copy of the scheduler it was given."""
+        return copy.deepcopy(self.scheduler)
+
+    def encode_prompt(self, prompt: str, negative_prompt: str, request: AttentionRequest | None) -> None:
+        """Text means nothing to it."""
+
+    def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Any) -> Predicted:
+        """The network output that states the posterior mean."""
+        flow = step.prediction_type == "flow_prediction"
+        scale = 1.0 if flow else math.hypot(step.alpha, step.sigma)
+        noisy = rows.model_input
+        clean = self.prior.posterior_mean(noisy, step.alpha / scale, step.sigma / scale)
+        latents = noisy * scale
+        return Predicted(Prediction(latents, latents * 0, step).with_clean(clean).model_output)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The first three channels, enlarged."""
+        factor = self.vae_scale_factor
+        picture = latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+        return (picture / 2 + 0.5).clamp(0, 1)
+
+    def to_pil(self, pictures: Tensor) -> list[Any]:
+        """Pictures as Pillow images."""
+        from PIL import Image
+
+        return [Image.fromarray((p.permute(1, 2, 0) * 255).round().byte().cpu().numpy()) for p in pictures]

@@ -1,0 +1,223 @@
+"""The judge: a small detector that counts and names the demo model's objects in a picture of any size.
+
+The network knows objects in one band of pixel sizes; an image pyramid brings every object into that
+band at two or three levels, and non-maximum suppression across levels and classes leaves one detection
+an object. After "Objects as Points", https://arxiv.org/abs/1904.07850.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from attrs import field, frozen
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vitrail.errors import ModelError, ShapeError
+
+WEIGHTS = Path(__file__).parent / "judge"
+STRIDE = 8  # pixels a cell
+PAD = 32  # pixels of gray around each level, so that cut objects keep their surroundings
+STEP = math.sqrt(2)  # between two levels of the pyramid
+OVERVIEW = 64  # pixels: shorter side at which ``features`` looks at the whole
+
+
+@frozen(kw_only=True)
+class Detection:
+    """One object that was found; lengths are pixels of the picture."""
+
+    name: str
+    score: float
+    size: float
+    center_y: float
+    center_x: float
+
+
+@frozen(kw_only=True)
+class JudgeConfig:
+    """What is saved beside the weights."""
+
+    classes: tuple[str, ...] = field(converter=tuple)
+    width: int = 96  # channels
+    num_blocks: int = 4
+    num_features: int = 128
+    band_low: float = 20.0  # pixels: sizes the network is trained to see
+    band_high: float = 48.0
+    top_scale: float = 1.75  # of the finest level, so that the smallest objects reach the band
+    largest: float = 1.8  # of the shorter side: the coarsest level still shows such an object in the band
+    threshold: float = 0.4  # least score
+
+
+class Heads(NamedTuple):
+    """What the network says about each cell.
+
+    Attributes:
+        heat: Logits, Float[Tensor, "batch classes rows columns"].
+        log_size: Of size in pixels over the middle of the band, Float[Tensor, "batch rows columns"].
+        offset: From the cell's middle to the object's, in cells, Float[Tensor, "batch 2 rows columns"].
+        features: Penultimate features, Float[Tensor, "batch features rows columns"].
+    """
+
+    heat: Tensor
+    log_size: Tensor
+    offset: Tensor
+    features: Tensor
+
+
+def _conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = _conv(width, width)
+        self.second = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(self.first(x)))
+
+
+class JudgeNetwork(nn.Module):
+    """The fully convolutional detector at one scale; trained on pictures minus one half."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.stem = nn.Sequential(
+            _conv(3, width // 4, stride=2),
+            _conv(width // 4, width // 2, stride=2),
+            _Residual(width // 2),
+            _conv(width // 2, width, stride=2),
+        )
+        self.trunk = nn.Sequential(*(_Residual(width) for _ in range(config.num_blocks)))
+        self.features = _conv(width, config.num_features)
+        self.heads = nn.Conv2d(config.num_features, len(config.classes) + 3, 1)
+        rare = torch.tensor([-4.0] * len(config.classes) + [0.0] * 3)  # few cells hold an object
+        self.heads.register_parameter("bias", nn.Parameter(rare))
+
+    def forward(self, pictures: Tensor) -> Heads:
+        """Look at pictures whose sides are multiples of 8, Float[Tensor, "batch 3 Height Width"] in [0, 1]."""
+        features = self.features(self.trunk(self.stem(pictures - 0.5)))
+        out = self.heads(features)
+        return Heads(out[:, :-3], out[:, -3], out[:, -2:], features)
+
+
+@frozen(eq=False)
+class Judge:
+    """Counts and names objects.
+
+    Attributes:
+        config: As saved.
+        network: On the device where pictures will be.
+    """
+
+    config: JudgeConfig
+    network: JudgeNetwork
+
+    @classmethod
+    def load(cls, folder: Path = WEIGHTS) -> "Judge":
+        """Read ``config.json`` and ``judge.safetensors``; weights are kept in half precision on disk.
+
+        Raises:
+            ModelError: If a file is missing.
+        """
+        for name in ("config.json", "judge.safetensors"):
+            if not (folder / name).exists():
+                raise ModelError(f"cannot load the judge: {folder / name} is missing; train it with the tool's `judge`")
+        config = JudgeConfig(**json.loads((folder / "config.json").read_text()))
+        network = JudgeNetwork(config).eval()
+        network.load_state_dict(load_file(folder / "judge.safetensors"))  # copied into single precision
+        return cls(config, network.requires_grad_(False))
+
+    @torch.no_grad()
+    def detect(self, picture: Tensor) -> tuple[Detection, ...]:
+        """Find the objects of one picture, the surest first.
+
+        Args:
+            picture: Float32[Tensor, "3 Height Width"] in [0, 1].
+
+        Raises:
+            ShapeError: If the picture has another shape.
+        """
+        if picture.ndim != 3 or picture.shape[0] != 3:
+            raise ShapeError(f"the judge expects a picture of shape (3, Height, Width), got {tuple(picture.shape)}")
+        found = torch.cat([self._look(picture, scale) for scale in self._scales(picture)]).cpu()
+        found = found[found[:, 1].argsort(descending=True)]
+        kept = found[keep_best(*found[:, 1:].unbind(1))]
+        names = self.config.classes
+        return tuple(
+            Detection(name=names[int(name)], score=score, size=size, center_y=y, center_x=x)
+            for name, score, size, y, x in kept.tolist()
+        )
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """Penultimate features, pooled: of the whole at a small scale, then of the texture at its own scale.
+
+        Args:
+            pictures: Float32[Tensor, "batch 3 Height Width"] in [0, 1].
+
+        Returns:
+            Float32[Tensor, "batch dim"], dim being twice the config's ``num_features``.
+        """
+        scale = OVERVIEW / min(pictures.shape[-2:])
+        levels = [_resized(pictures, scale), pictures]
+        return torch.cat([self.network(_padded(level)).features.mean(dim=(2, 3)) for level in levels], dim=1)
+
+    def _scales(self, picture: Tensor) -> list[float]:
+        coarsest = self.config.band_high / (self.config.largest * min(picture.shape[-2:]))
+        count = math.ceil(math.log(self.config.top_scale / coarsest, STEP)) + 1
+        return [self.config.top_scale / STEP**level for level in range(max(count, 1))]
+
+    def _look(self, picture: Tensor, scale: float) -> Tensor:
+        """Detections at one level, "found 5": class, score, size, center y, center x."""
+        level = _resized(picture[None], scale)
+        heat, log_size, offset, _ = self.network(_padded(level))
+        score, name = heat[0].sigmoid().max(dim=0)
+        peaks = (score == F.max_pool2d(score[None], 3, 1, 1)[0]) & (score > self.config.threshold)
+        row, column = peaks.nonzero(as_tuple=True)
+        size = log_size[0, row, column].exp() * math.sqrt(self.config.band_low * self.config.band_high)
+        ratio = picture.new_tensor(level.shape[-2:]) / picture.new_tensor(picture.shape[-2:])
+        cells = torch.stack([row, column], dim=1) + 0.5 + offset[0, :, row, column].T
+        center = (cells * STRIDE - PAD) / ratio
+        seen = (size > 0.85 * self.config.band_low) & (size < 1.2 * self.config.band_high)
+        inside = ((center > 0) & (center < picture.new_tensor(picture.shape[-2:]))).all(dim=1)
+        columns = (name[row, column], score[row, column], size / ratio.prod().sqrt(), *center.T)
+        return torch.stack(columns, dim=1)[seen & inside]
+
+
+def keep_best(score: Tensor, size: Tensor, center_y: Tensor, center_x: Tensor) -> list[int]:
+    """Indices that survive non-maximum suppression, across levels and classes.
+
+    Args:
+        score: Float[Tensor, "found"], falling.
+        size: Float[Tensor, "found"].
+        center_y: Float[Tensor, "found"].
+        center_x: Float[Tensor, "found"].
+    """
+    gap_y, gap_x = ((c[:, None] - c[None]).abs() for c in (center_y, center_x))
+    half = (size[:, None] + size[None]) / 2
+    smaller, larger = torch.minimum(size[:, None], size[None]), torch.maximum(size[:, None], size[None])
+    shared = torch.minimum(half - gap_y, smaller).clamp(min=0) * torch.minimum(half - gap_x, smaller).clamp(min=0)
+    overlap = shared / (smaller.square() + larger.square() - shared)
+    clash = (overlap > 0.3) | (torch.maximum(gap_y, gap_x) < 0.4 * larger)
+    kept: list[int] = []
+    for index in range(len(score)):
+        if not clash[index, kept].any():
+            kept.append(index)
+    return kept
+
+
+def _resized(pictures: Tensor, scale: float) -> Tensor:
+    size = [max(STRIDE, round(side * scale)) for side in pictures.shape[-2:]]
+    return F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
+
+
+def _padded(pictures: Tensor) -> Tensor:
+    """Gray all around, and sides that are multiples of the stride."""
+    bottom, right = (PAD + -side % STRIDE for side in pictures.shape[-2:])
+    return F.pad(pictures, (PAD, right, PAD, bottom), value=0.5)

@@ -1,0 +1,168 @@
+"""Stable Diffusion 1.x and 2.x, and every pipeline of that class, the demo model among them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from attrs import frozen
+
+from vitrail.core.protocols import AttentionRequest, Predicted, Rows
+from vitrail.errors import CapabilityError, ConfigError, ModelError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from vitrail.core.noise_schedule import Scheduler
+    from vitrail.core.step import Step
+
+OFFERS = frozenset({"attention-maps", "convolutions", "cross-attention", "vae"})
+
+
+@frozen(kw_only=True)
+class StableDiffusion:
+    """Where a model lies and how to load it."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
+    offers: ClassVar[frozenset[str]] = OFFERS
+    folder: Path  # in diffusers' layout
+
+    def load(self, device: str | None = None, dtype: str = "float32") -> StableDiffusionBackbone:
+        """Load the weights; only safetensors, only local files.
+
+        Args:
+            device: A torch device; the accelerator if there is one, else the CPU.
+            dtype: Of the networks, e.g. ``float16``.
+
+        Raises:
+            ModelError: If a part of the pipeline is missing or broken.
+        """
+        import torch
+        from diffusers import StableDiffusionPipeline
+
+        try:
+            pipe = StableDiffusionPipeline.from_pretrained(
+                self.folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"model {self.folder.name!r} cannot be loaded: {error}") from error
+        return StableDiffusionBackbone(pipe.to(device or default_device()))
+
+
+def default_device() -> str:
+    """The accelerator if torch sees one, else the CPU."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found.type if found else "cpu"
+
+
+@frozen(eq=False)
+class Conditioning:
+    """Text of both branches.
+
+    Attributes:
+        embeds: Float32[Tensor, "1 tokens width"] by branch.
+        content: Positions of the content tokens of the prompt.
+        request: The attention maps wanted, if any.
+    """
+
+    embeds: dict[str, Tensor]
+    content: tuple[int, ...]
+    request: AttentionRequest | None
+
+
+class StableDiffusionBackbone:
+    """A loaded pipeline behind the ``Backbone`` protocol; nothing of the pipeline is changed."""
+
+    offers = OFFERS
+
+    def __init__(self, pipe: Any):
+        self._pipe = pipe
+        self.latent_channels: int = pipe.unet.config.in_channels
+        self.vae_scale_factor: int = pipe.vae_scale_factor
+        self.native_size: int = pipe.unet.config.sample_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run."""
+        return cast("torch.device", self._pipe._execution_device)
+
+    def new_scheduler(self, name: str | None = None) -> Scheduler:
+        """A copy of the pipeline's scheduler, or another class with the same noise schedule."""
+        import diffusers
+
+        current = self._pipe.scheduler
+        if name is None:
+            return cast("Scheduler", copy.deepcopy(current))
+        known = [n for n in dir(diffusers) if n.endswith("Scheduler")]
+        if name not in known:
+            raise ConfigError(f"no scheduler named {name!r}{nearest(name, known)}")
+        cls = getattr(diffusers, name)
+        options = {}
+        if "clip_sample" in inspect.signature(cls.__init__).parameters and "clip_sample" not in current.config:
+            options["clip_sample"] = False  # a default for pixels that would ruin latents
+        try:
+            scheduler = cls.from_config(current.config, **options)
+        except ImportError as error:
+            raise ConfigError(f"scheduler {name!r} needs a package that is not installed: {error}") from error
+        _refuse_other_prediction(current, scheduler, name)
+        return cast("Scheduler", scheduler)
+
+    def encode_prompt(self, prompt: str, negative_prompt: str, request: AttentionRequest | None) -> Conditioning:
+        """Embeddings of both branches, by the pipeline's own ``encode_prompt``."""
+        cond, uncond = self._pipe.encode_prompt(prompt, self.device, 1, True, negative_prompt)
+        skip = frozenset[str]() if request is None else request.skip_words
+        return Conditioning({"cond": cond, "uncond": uncond}, self._content(prompt, skip), request)
+
+    def _content(self, prompt: str, skip: frozenset[str]) -> tuple[int, ...]:
+        tokenizer = self._pipe.tokenizer
+        tokens = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
+        words = [tokenizer.decode([token]).strip().lower() for token in tokens]
+        special = set(tokenizer.all_special_ids)
+        return tuple(
+            i
+            for i, (token, word) in enumerate(zip(tokens, words, strict=True))
+            if token not in special | {None} and word not in skip and any(letter.isalnum() for letter in word)
+        )
+
+    def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
+        """One forward of the U-Net, with the wanted attention maps computed beside it."""
+        import torch
+
+        from vitrail.backbones.attention import capture_maps
+
+        unet, latents = self._pipe.unet, rows.model_input
+        batch = len(latents) // len(rows.branches)
+        text = torch.cat([conditioning.embeds[branch].expand(batch, -1, -1) for branch in rows.branches])
+        arguments = (latents.to(unet.dtype), timestep, text.to(unet.dtype))
+        if not rows.capture or conditioning.request is None or not conditioning.content:
+            output = unet(*arguments, return_dict=False)[0]
+            return Predicted(output.to(latents.dtype), None, bool(conditioning.content))
+        wanted = [row * batch + i for row in rows.capture for i in range(batch)]
+        with capture_maps(unet, conditioning.request.layers, wanted, conditioning.content) as maps:
+            output = unet(*arguments, return_dict=False)[0]
+        return Predicted(output.to(latents.dtype), maps.mean(latents.shape[-2:]))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"]."""
+        vae = self._pipe.vae
+        decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        return cast("Tensor", (decoded.float() / 2 + 0.5).clamp(0, 1))
+
+    def to_pil(self, pictures: Tensor) -> list[Image]:
+        """Pictures as Pillow images, by the pipeline's own image processor."""
+        processor = self._pipe.image_processor
+        return cast("list[Image]", processor.numpy_to_pil(processor.pt_to_numpy(pictures)))
+
+
+def _refuse_other_prediction(current: Any, other: Any, name: str) -> None:
+    from vitrail.core.noise_schedule import prediction_type_of
+
+    have, want = prediction_type_of(current), prediction_type_of(other)
+    if have != want:
+        raise CapabilityError(f"the model predicts {have!r}, but {name} reads {want!r}; choose another scheduler")

@@ -1,0 +1,181 @@
+"""The command line. The only place that configures logging, and that turns errors into exit codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from vitrail.errors import VitrailError
+
+app = typer.Typer(
+    name="vitrail",
+    help="Sample large pictures from diffusion models that were trained on small ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Method = Annotated[str | None, typer.Option("--method", "-m", help="A method's name or a TOML or YAML file.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value of the method, e.g. stages.0.guidance.0.scale=2. Repeatable."),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="PNG file; named after the prompt if not given.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every event to the terminal.")]
+Device = Annotated[str | None, typer.Option(help="A torch device; the accelerator if there is one, else the CPU.")]
+
+
+@app.command()
+def sample(
+    prompt: Annotated[str | None, typer.Argument(help="One sentence.")] = None,
+    size: Annotated[str | None, typer.Option(help="Pixels: 512, or 768x512 for width x height.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    method: Method = None,
+    model: Annotated[str | None, typer.Option(help="`demo`, or a folder in diffusers' layout.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all randomness; -1 draws one and shows it.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Sampling steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the picture should not show.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="A diffusers scheduler class.")] = None,
+    num_images: Annotated[int | None, typer.Option(help="Pictures; picture i has seed + i.")] = None,
+    row_batch: Annotated[int | None, typer.Option(help="Views x guidance branches a forward of the network.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML or YAML file with the same words; flags win.")] = None,
+    sets: Sets = None,
+    output: Output = None,
+    force: Force = False,
+    device: Device = None,
+    dtype: Annotated[str, typer.Option(help="Of the networks: float32, bfloat16 or float16.")] = "float32",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """One sentence, one large picture."""
+    from vitrail import commands
+
+    given = {
+        "prompt": prompt,
+        "height": height,
+        "width": width,
+        "method": method,
+        "model": model,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "scheduler": scheduler,
+        "num_images": num_images,
+        "row_batch": row_batch,
+    }
+    run = commands.run_config({k: v for k, v in given.items() if v is not None}, size, config)
+    composition = commands.load_method(run.method, sets or ())
+    _configure_logging(verbose)
+    commands.sample(run, composition, output, force, device, dtype, dry_run)
+
+
+@app.command()
+def replay(
+    picture: Annotated[Path, typer.Argument(help="A PNG that vitrail wrote.")],
+    sets: Sets = None,
+    output: Output = None,
+    force: Force = False,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make a picture again from the recipe inside it."""
+    from vitrail import commands
+
+    run, composition = commands.replayed(picture, sets or [])
+    _configure_logging(verbose)
+    commands.sample(run, composition, output, force, device, "float32", False)
+
+
+@app.command()
+def methods() -> None:
+    """List methods, and the built-in and installed strategies of every slot."""
+    from vitrail import commands
+
+    commands.show_methods()
+
+
+@app.command()
+def plugins() -> None:
+    """List plugins: what each adds, or why it could not be loaded."""
+    from vitrail import commands
+
+    commands.show_plugins()
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A method or a run, as TOML or YAML.")],
+    sets: Sets = None,
+) -> None:
+    """Check a file without loading a model; lists every problem."""
+    from vitrail import commands
+
+    commands.check(file, sets or [])
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    """Sample large pictures from diffusion models that were trained on small ones."""
+    if version:
+        from importlib import metadata
+
+        typer.echo(f"vitrail {metadata.version('vitrail')}")
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Run the command line: 0 done, 1 a bug or a failed run, 2 the user's mistake, 130 interrupted."""
+    try:
+        code: Any = app(standalone_mode=False)
+    except VitrailError as error:
+        _fail(f"{type(error).__name__}: {error}", 2 if isinstance(error, ValueError) else 1)
+    except KeyboardInterrupt:
+        _fail("Interrupted; nothing was written.", 130)
+    except Exception as error:
+        _report(error)
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception) -> NoReturn:
+    """Usage errors as typer shows them; anything else is a bug and keeps its trace."""
+    show = getattr(error, "show", None)
+    if show is not None:
+        show()
+        raise SystemExit(getattr(error, "exit_code", 2))
+    if type(error).__name__ == "Abort":
+        raise SystemExit(130)
+    raise error
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise SystemExit(code)
+
+
+def _configure_logging(verbose: bool) -> None:
+    import logging
+
+    import structlog
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("vitrail").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    console = sys.stderr.isatty()
+    renderer: Any = structlog.dev.ConsoleRenderer(colors=True) if console else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            renderer,
+        ]
+    )
+
+
+__all__ = ["app", "main"]

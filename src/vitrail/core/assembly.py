@@ -1,0 +1,98 @@
+"""Between the canvas and the network: gather views, cut rows into micro-batches, undo what was permuted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vitrail.core.protocols import Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.composition import Family
+    from vitrail.core.protocols import Branch
+    from vitrail.core.step import Step
+    from vitrail.core.views import Patches, View
+
+
+def gather_views(latents: Tensor, views: Sequence[View]) -> Tensor:
+    """Read views from the canvas.
+
+    Args:
+        latents: Float32[Tensor, "batch channels height width"].
+        views: Of one shape.
+
+    Returns:
+        Float32[Tensor, "views batch channels h w"].
+    """
+    import torch
+
+    return torch.stack([latents[..., view.rows, view.cols] for view in views])
+
+
+def split_rows(
+    patches: Patches, model_input: Tensor, branches: tuple[Branch, ...], row_batch: int, capture: int | None
+) -> list[Rows]:
+    """Cut rows into micro-batches: view by view, branches side by side, ``row_batch`` rows at most.
+
+    Args:
+        patches: The views, in canonical order.
+        model_input: One entry a forward, Float32[Tensor, "views|views+1 batch channels h w"].
+        branches: CFG branches of each view.
+        row_batch: Rows a forward.
+        capture: Entry of ``model_input`` whose conditional row's attention maps are wanted, or None.
+    """
+    num_branches = len(branches)
+    rows = model_input.repeat_interleave(num_branches, dim=0)
+    views = [
+        patches.views[i] if i < len(patches.views) else patches.views[patches.key] for i in range(len(model_input))
+    ]
+    captured = None if capture is None else capture * num_branches + branches.index("cond")
+    return [
+        Rows(
+            model_input=chunk.flatten(0, 1),
+            branches=[branches[(begin + i) % num_branches] for i in range(len(chunk))],
+            views=[views[(begin + i) // num_branches] for i in range(len(chunk))],
+            capture=[captured - begin] if captured is not None and begin <= captured < begin + len(chunk) else [],
+        )
+        for begin in range(0, len(rows), row_batch)
+        for chunk in (rows[begin : begin + row_batch],)
+    ]
+
+
+def restore_order(output: Tensor, patches: Patches) -> Tensor:
+    """Undo the permutation of a prediction and put a clean key prediction in its place.
+
+    Args:
+        output: Float32[Tensor, "views|views+1 batch channels h w"].
+        patches: With the permutation the input was read through.
+
+    Returns:
+        Float32[Tensor, "views batch channels h w"].
+    """
+    restored = output[: len(patches.views)]
+    if patches.permutation is not None:
+        order = patches.permutation.expand_as(restored)
+        restored = restored.new_empty(restored.shape).scatter_(0, order, restored)
+    if patches.clean_key:
+        restored = restored.clone() if patches.permutation is None else restored
+        restored[patches.key] = output[-1]
+    return restored
+
+
+def mix_families(outputs: Sequence[Tensor], also: Sequence[Family], step: Step) -> Tensor:
+    """Mix the canvas predictions of all families; the main family has what the others leave.
+
+    Args:
+        outputs: One network output a family, Float32[Tensor, "batch channels height width"].
+        also: The further families, with their weights.
+        step: Gives the weights' ramps.
+    """
+    mixed = outputs[0]
+    if also:
+        weights = [family.weight * step.ramp(family.ramp) for family in also]
+        mixed = (1.0 - sum(weights)) * outputs[0]
+        for weight, output in zip(weights, outputs[1:], strict=True):
+            mixed = mixed + weight * output
+    return mixed

@@ -1,0 +1,18 @@
+"""Converters and validators that the fields of strategies share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from attrs import validators as v
+
+RAMPS = ("constant", "cosine", "linear")
+share = v.and_(v.ge(0.0), v.le(1.0))  # a part of the whole, both ends allowed
+share_below_one = v.and_(v.ge(0.0), v.lt(1.0))
+share_below_half = v.and_(v.ge(0.0), v.lt(0.5))
+
+
+def as_tuple(items: Iterable[Any]) -> tuple[Any, ...]:
+    """``tuple``, typed so that a checker accepts any sequence where a field holds a tuple."""
+    return tuple(items)

@@ -1,0 +1,89 @@
+"""The table of contents of a run: every hook that a plugin may implement.
+
+Registration happens once per process. The stages are called once per step (``vitrail_predict`` once per
+micro-batch, ``vitrail_guide`` once per guidance). A stage marked *exclusive* is answered by the
+composition alone; plugins may wrap it (``hookimpl(wrapper=True)``) and must hand a value of the same kind
+on. Observers return nothing. Hook arguments carry no defaults: pluggy would never fill a misspelt one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.prediction import Prediction
+    from vitrail.core.protocols import Guidance, Predicted, Rows
+    from vitrail.core.registry import Registry
+    from vitrail.core.step import Step
+    from vitrail.core.views import Canvas, Patches, View
+
+PROJECT = "vitrail"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+EXCLUSIVE = ("vitrail_patch", "vitrail_predict", "vitrail_mask", "vitrail_guide", "vitrail_fuse")
+
+
+class RegistrationSpecs:
+    """Called once per process."""
+
+    @hookspec
+    def vitrail_register(self, registry: Registry) -> None:
+        """Add named classes, methods and models. Called once for every installed plugin.
+
+        Args:
+            registry: ``registry.add(slot, name, cls)``, ``registry.add_file(slot, name, path)``.
+        """
+
+
+class StageSpecs:
+    """Called in every run, in this order in every step."""
+
+    # ------------------------------------------------------------------ the run
+
+    @hookspec
+    def vitrail_run_start(self, num_steps: int, canvas: Canvas, model_calls: int) -> None:
+        """Observer: the plan is made, nothing expensive has run. ``model_calls`` counts rows."""
+
+    # ------------------------------------------------------------------ one step
+
+    @hookspec(firstresult=True)
+    def vitrail_patch(self, step: Step, canvas: Canvas, family: int) -> Patches | None:
+        """Exclusive: the views of one family; family 0 is the stage's own patching."""
+
+    @hookspec(firstresult=True)
+    def vitrail_predict(self, step: Step, rows: Rows) -> Predicted | None:
+        """Exclusive: one forward of the network for a micro-batch of rows."""
+
+    @hookspec(firstresult=True)
+    def vitrail_mask(
+        self, step: Step, key: Prediction, predicted: Predicted, state: Any
+    ) -> tuple[Tensor | None, Any] | None:
+        """Exclusive: where guidance acts, and the masking's new state."""
+
+    @hookspec(firstresult=True)
+    def vitrail_guide(
+        self, step: Step, guidance: Guidance, subject: Any, key: int, mask: Tensor | None, state: Any
+    ) -> tuple[Any, Any] | None:
+        """Exclusive: one guidance of the stage acts on its subject; answers (subject, state)."""
+
+    @hookspec(firstresult=True)
+    def vitrail_fuse(
+        self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, family: int
+    ) -> Tensor | None:
+        """Exclusive: the network output of the canvas from that of the views."""
+
+    @hookspec
+    def vitrail_step_end(self, step: Step, latents: Tensor, prediction: Prediction) -> None:
+        """Observer: the canvas after the scheduler's step, and the prediction that led there."""
+
+    # ------------------------------------------------------------------ the end
+
+    @hookspec
+    def vitrail_run_end(self, latents: Tensor) -> None:
+        """Observer: the last latents, before decoding; not called if the run raised."""

@@ -1,0 +1,29 @@
+"""The logger and the closed list of event names.
+
+A library stays silent below warnings until the application configures logging; only the command line does.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+import structlog
+
+EVENTS = {
+    "plugin.loaded": "a plugin was imported: plugin, distribution",
+    "plugin.load_failed": "a plugin could not be imported: plugin, distribution, error",
+    "composition.resolved": "strategies are chosen and fit: digest, model, composition",
+    "run.started": "a run begins: run_id, seed, num_inference_steps, height, width, model_calls",
+    "step.finished": "one step is done: step, timestep, stage, duration_ms, rows",
+    "mask.degenerate": "a mask says nothing and is replaced by 1 everywhere: step, reason",
+    "run.interrupted": "a run was asked to stop: step",
+    "run.finished": "the one line that sums a run up: duration_s, predict_s, decode_s, steps, model_calls",
+    "run.failed": "a run raised: step, error",
+}
+
+
+def logger() -> structlog.stdlib.BoundLogger:
+    """The package's logger."""
+    wrapped: Any = structlog.wrap_logger(logging.getLogger("vitrail"), wrapper_class=structlog.stdlib.BoundLogger)
+    return cast(structlog.stdlib.BoundLogger, wrapped)

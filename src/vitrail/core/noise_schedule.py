@@ -1,0 +1,130 @@
+"""Signal and noise scale at every step, read from any diffusers-style scheduler.
+
+Three forms occur: variance preserving (``alpha^2 + sigma^2 = 1``), variance exploding (``alpha = 1``, the
+scheduler scales the model input) and flow (``alpha = 1 - sigma``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from attrs import field, frozen
+
+from vitrail.core.fields import as_tuple
+from vitrail.core.step import PredictionType
+from vitrail.errors import CapabilityError
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample", "flow_prediction")
+
+
+class Scheduler(Protocol):
+    """What the engine asks of a scheduler; diffusers' schedulers have it."""
+
+    config: Any
+    timesteps: Tensor
+
+    def set_timesteps(self, num_inference_steps: int, **kwargs: Any) -> None:
+        """Choose the timesteps of a run."""
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+        """Advance the latents by one timestep."""
+
+
+@frozen
+class NoiseSchedule:
+    """Scales of the latents, one entry a call of the scheduler."""
+
+    timesteps: tuple[float, ...] = field(converter=as_tuple)
+    alphas: tuple[float, ...] = field(converter=as_tuple)
+    sigmas: tuple[float, ...] = field(converter=as_tuple)
+    prediction_type: PredictionType
+
+    @classmethod
+    def of(cls, scheduler: Scheduler) -> NoiseSchedule:
+        """Read a scheduler whose timesteps are set.
+
+        Raises:
+            CapabilityError: If the scheduler shows neither sigmas nor cumulative alphas.
+        """
+        timesteps = [float(t) for t in scheduler.timesteps]
+        scales = _flow(scheduler) or _by_sigmas(scheduler) or _by_alphas(scheduler)
+        if scales is None:
+            raise CapabilityError(
+                f"{type(scheduler).__name__} has neither `sigmas` nor `alphas_cumprod`, so the noise level of a "
+                "step is unknown; use a scheduler whose step is a function of (model output, timestep, sample)"
+            )
+        pairs = scales[: len(timesteps)]
+        return cls(timesteps, [a for a, _ in pairs], [s for _, s in pairs], prediction_type_of(scheduler))
+
+
+def prediction_type_of(scheduler: Scheduler) -> PredictionType:
+    """The prediction type in diffusers' words; flow-match schedulers do not name theirs."""
+    if _is_flow(scheduler):
+        return "flow_prediction"
+    name = getattr(scheduler.config, "prediction_type", "epsilon")
+    if name not in PREDICTION_TYPES:
+        raise CapabilityError(f"prediction type {name!r} is unknown; known: {', '.join(PREDICTION_TYPES)}")
+    return cast(PredictionType, name)
+
+
+def _is_flow(scheduler: Scheduler) -> bool:
+    config = scheduler.config
+    named = getattr(config, "prediction_type", None) == "flow_prediction" or getattr(config, "use_flow_sigmas", False)
+    return bool(named) or not hasattr(scheduler, "alphas_cumprod")
+
+
+def _flow(scheduler: Scheduler) -> list[tuple[float, float]] | None:
+    if not _is_flow(scheduler) or not hasattr(scheduler, "sigmas"):
+        return None
+    return [(1.0 - s, s) for s in (float(s) for s in scheduler.sigmas)]
+
+
+def _by_sigmas(scheduler: Any) -> list[tuple[float, float]] | None:
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or len(sigmas) < len(scheduler.timesteps):
+        return None
+    values = [float(s) for s in sigmas]
+    if float(scheduler.init_noise_sigma) != 1.0:
+        return [(1.0, s) for s in values]
+    return [(1 / math.hypot(1, s), s / math.hypot(1, s)) for s in values]
+
+
+def _by_alphas(scheduler: Any) -> list[tuple[float, float]] | None:
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is None:
+        return None
+    cumulative = [float(table[int(t)]) for t in scheduler.timesteps]
+    return [(math.sqrt(c), math.sqrt(1 - c)) for c in cumulative]
+
+
+class Stepper:
+    """A scheduler set for one run: scaling of the input, one step on the canvas, the noise schedule."""
+
+    def __init__(self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: dict[str, Any] | None = None):
+        scheduler.set_timesteps(num_inference_steps, **(set_timesteps or {}))
+        self._scheduler: Any = scheduler
+        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        self.timesteps: Tensor = scheduler.timesteps
+        self.schedule = NoiseSchedule.of(scheduler)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the initial latents."""
+        return float(getattr(self._scheduler, "init_noise_sigma", 1.0))
+
+    def scale(self, latents: Tensor, index: int) -> Tensor:
+        """The latents as the network wants them at a step; once a step, on the whole canvas."""
+        if not hasattr(self._scheduler, "scale_model_input"):
+            return latents
+        return cast("Tensor", self._scheduler.scale_model_input(latents, self.timesteps[index]))
+
+    def step(self, model_output: Tensor, index: int, latents: Tensor, generator: Generator) -> Tensor:
+        """One scheduler step on the whole canvas; its noise, if any, comes from ``generator``."""
+        extra = {"generator": generator} if self._takes_generator else {}
+        stepped = self._scheduler.step(model_output, self.timesteps[index], latents, return_dict=False, **extra)
+        return cast("Tensor", stepped[0])

@@ -1,0 +1,83 @@
+"""Composition root: finds plugins and fills the registry. Built-ins register as any other plugin does."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Iterable
+from importlib import metadata
+
+import pluggy
+
+from vitrail.core.hookspecs import PROJECT, RegistrationSpecs
+from vitrail.core.log import logger
+from vitrail.core.registry import Failure, Registry
+from vitrail.errors import RegistrationError
+
+BUILTINS = {"builtin": "vitrail.plugins", "backbones": "vitrail.backbones"}
+GROUP = "vitrail.plugins"
+DISABLE = "VITRAIL_DISABLE_PLUGINS"  # comma-separated names, or "all" for every third-party plugin
+
+
+@functools.cache
+def registry() -> Registry:
+    """The process's registry: built-ins and every installed plugin, loaded once."""
+    disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
+    found = [] if "all" in disabled else list(metadata.entry_points(group=GROUP))
+    return build_registry(entry for entry in found if entry.name not in disabled)
+
+
+def build_registry(entry_points: Iterable[metadata.EntryPoint] = (), strict: bool = False) -> Registry:
+    """A registry of the built-ins and the given entry points.
+
+    Args:
+        entry_points: Third-party plugins. One that fails to import is kept as a failure and told to
+            whoever asks for a name that is not there.
+        strict: Raise on the first plugin that fails to import instead.
+
+    Raises:
+        RegistrationError: On a collision of names, an unfit class or a misspelt hook.
+    """
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(RegistrationSpecs)
+    result = Registry()
+    for name, module in BUILTINS.items():
+        manager.register(importlib.import_module(module), name)
+        result.plugins[name] = f"{PROJECT} (built in)"
+    sources: dict[str, str] = {}
+    for entry in entry_points:
+        _register_entry(manager, result, entry, sources, strict)
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise RegistrationError(f"plugin {manager.get_name(error.plugin)!r}: {error}") from error
+    for implementation in manager.hook.vitrail_register.get_hookimpls():
+        result.plugin = implementation.plugin_name
+        implementation.function(result)
+    return result
+
+
+def _register_entry(
+    manager: pluggy.PluginManager, result: Registry, entry: metadata.EntryPoint, sources: dict[str, str], strict: bool
+) -> None:
+    source = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
+    if entry.name in result.plugins:
+        raise RegistrationError(
+            f"plugin {entry.name!r} is offered by both {result.plugins[entry.name]} and {source} ({entry.value}); "
+            f"uninstall one or set {DISABLE}={entry.name}"
+        )
+    try:
+        plugin = entry.load()
+    except Exception as error:
+        if strict:
+            raise RegistrationError(f"plugin {entry.name!r} ({source}) failed to import: {error!r}") from error
+        result.failures.append(Failure(entry.name, source, repr(error)))
+        logger().warning("plugin.load_failed", plugin=entry.name, distribution=source, error=repr(error))
+        return
+    try:
+        manager.register(plugin, entry.name)
+    except (pluggy.PluginValidationError, ValueError) as error:
+        raise RegistrationError(f"plugin {entry.name!r} ({source}): {error}") from error
+    result.plugins[entry.name] = source
+    logger().debug("plugin.loaded", plugin=entry.name, distribution=source)

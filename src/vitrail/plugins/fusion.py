@@ -1,0 +1,129 @@
+"""How the predictions of views become the canvas's. Sums are float32, in the canonical order of views.
+
+The loops run over views, not over pixels: adding slices one after the other is what makes the sum the same
+on every device, which an atomic scatter does not promise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from vitrail.core.prediction import Prediction
+from vitrail.errors import CoverageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.step import Step
+    from vitrail.core.views import View
+
+
+@frozen
+class Average:
+    """The mean of all views that see a cell: the least-squares fusion of MultiDiffusion, sec. 4.1.
+
+    Bar-Tal et al., 2023, https://arxiv.org/abs/2302.08113, eq. 5 with weights of one.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
+        """Unweighted mean."""
+        return weighted_mean(views, prediction.model_output, latents, None)
+
+
+@frozen(kw_only=True)
+class Gaussian:
+    """A mean weighted by a Gaussian on each view: Mixture of Diffusers, sec. 3.
+
+    Jimenez, 2023, https://arxiv.org/abs/2302.02412; the middle of a view of n cells is (n - 1) / 2.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    std: float = field(default=0.1, validator=v.gt(0))  # of the Gaussian, as a share of the view's side
+
+    def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
+        """Weighted mean."""
+        height, width = views[0].shape
+        columns = latents.new_tensor(_bell(height, self.std))[:, None]
+        return weighted_mean(
+            views, prediction.model_output, latents, columns * latents.new_tensor(_bell(width, self.std))
+        )
+
+
+def _bell(count: int, std: float) -> list[float]:
+    """Gaussian weights with a maximum of one, no smaller than float32 can add up."""
+    middle = (count - 1) / 2
+    return [max(1e-8, math.exp(-(((i - middle) / (count * std)) ** 2) / 2)) for i in range(count)]
+
+
+def weighted_mean(views: Sequence[View], outputs: Tensor, latents: Tensor, weight: Tensor | None) -> Tensor:
+    """Sum of weighted views over the sum of weights.
+
+    Args:
+        views: Together they cover the canvas.
+        outputs: Float32[Tensor, "views batch channels h w"].
+        latents: The canvas, for its shape.
+        weight: Float32[Tensor, "h w"], positive, or None for one.
+
+    Raises:
+        CoverageError: If a latent cell lies in no view.
+    """
+    if len(views) == 1 and views[0].shape == latents.shape[-2:]:
+        return outputs[0]
+    total = latents.new_zeros(latents.shape)
+    weights = latents.new_zeros(latents.shape[-2:])
+    for view, output in zip(views, outputs, strict=True):
+        total[..., view.rows, view.cols] += output if weight is None else output * weight
+        weights[view.rows, view.cols] += 1.0 if weight is None else weight
+    if not bool((weights > 0).all()):
+        raise CoverageError(f"{int((weights == 0).sum())} latent cells lie in no view; use a patching that covers")
+    return total / weights
+
+
+@frozen
+class Scatter:
+    """Each view's prediction goes to its own cells; the views must be a partition of the canvas."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
+        """Interleave."""
+        height, width = views[0].shape
+        if len(views) * height * width != latents.shape[-2] * latents.shape[-1]:
+            raise CoverageError(
+                f"{len(views)} views of {height}x{width} do not part a canvas of {latents.shape[-2]}x"
+                f"{latents.shape[-1]}; `scatter` takes lattice views, `average` any that cover"
+            )
+        canvas = latents.new_empty(latents.shape)
+        for view, output in zip(views, prediction.model_output, strict=True):
+            canvas[..., view.rows, view.cols] = output
+        return canvas
+
+
+@frozen
+class Broadcast:
+    """The clean prediction of the one view the network saw stands for every lattice.
+
+    The limit of structure guidance with full weight everywhere and a clean key view: the other views'
+    predictions cancel out, so they need not be computed. Only for ``lattice`` with ``views = "key"``.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
+        """Nearest-neighbour enlargement in the clean domain, held against the canvas."""
+        (view,) = views
+        down, right = view.vertical.step, view.horizontal.step
+        clean = prediction.clean[0].repeat_interleave(down, dim=-2).repeat_interleave(right, dim=-1)
+        if clean.shape != latents.shape:
+            raise CoverageError(
+                f"`broadcast` enlarges a lattice view to the canvas; a view of {view.shape} does not fit"
+            )
+        nothing = Prediction(latents, latents.new_zeros(latents.shape), step)
+        return nothing.with_clean(clean).model_output

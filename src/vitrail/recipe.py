@@ -1,0 +1,106 @@
+"""What a picture carries to be made again: the whole recipe, and text that other tools read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+
+from vitrail.core.config import Loader
+from vitrail.core.run_config import RunConfig
+from vitrail.core.streams import SCHEME
+from vitrail.discovery import registry
+from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vitrail.core.composition import Composition
+
+KEY = "vitrail.run"
+
+
+def digest_of(text: str) -> str:
+    """Twelve hexadecimal digits that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@frozen
+class Recipe:
+    """A run and its method as plain data.
+
+    Attributes:
+        run: The fields of ``RunConfig``.
+        method: The composition with every default spelt out, or None if a strategy is not registered.
+        versions: Of Vitrail, its random streams and the libraries that shape the picture.
+    """
+
+    run: dict[str, Any]
+    method: dict[str, Any] | None
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, config: RunConfig, composition: Composition) -> Recipe:
+        """The recipe of one picture; a model's folder and a method's file are named without their path."""
+        run = attrs.asdict(config)
+        run["method"] = Path(run["method"]).stem
+        if run["model"] not in registry().names("models"):
+            run["model"] = Path(run["model"]).name
+        try:
+            method = Loader(registry()).unstructure(composition)
+        except ConfigError:
+            method = None
+        versions = {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")}
+        return cls(run, method, versions | {"streams": str(SCHEME)})
+
+    @property
+    def digest(self) -> str:
+        """Stands for everything that determines the pixels, versions aside."""
+        return digest_of(json.dumps([self.run, self.method], sort_keys=True))
+
+    def parameters(self) -> str:
+        """The text that A1111-style tools read."""
+        run = self.run
+        negative = f"Negative prompt: {run['negative_prompt']}\n" if run["negative_prompt"] else ""
+        scheduler = run["scheduler"] or "model default"
+        return (
+            f"{run['prompt']}\n{negative}Steps: {run['num_inference_steps']}, Sampler: {scheduler}, "
+            f"CFG scale: {run['guidance_scale']:g}, Seed: {run['seed']}, Size: {run['width']}x{run['height']}, "
+            f"Model: {run['model']}, Method: {run['method']}, Version: vitrail {self.versions['vitrail']}"
+        )
+
+
+def save_picture(image: Image, recipe: Recipe, path: Path) -> None:
+    """Write a PNG with its recipe inside; the file appears only when it is complete."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", recipe.parameters())
+    info.add_itxt(KEY, json.dumps(attrs.asdict(recipe), ensure_ascii=False), zip=True)
+    part = path.with_name(path.name + ".part")
+    image.save(part, format="PNG", pnginfo=info)
+    part.replace(path)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe inside a picture.
+
+    Raises:
+        ConfigError: If the file is no PNG or carries none.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = getattr(image, "text", {}).get(KEY)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ConfigError(f"{path}: cannot be read as a picture: {error}") from error
+    if text is None:
+        raise ConfigError(f"{path}: carries no recipe; only PNG files that vitrail wrote do")
+    return Recipe(**json.loads(text))

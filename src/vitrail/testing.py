@@ -1,0 +1,154 @@
+"""Contract checks for plugin authors: call the one of your slot with your class, in a test.
+
+    from vitrail.testing import check_guidance
+
+    def test_mine():
+        check_guidance(MyGuidance)
+
+A check raises AssertionError with what was expected. Classes are built with their defaults unless an
+instance is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.core.assembly import restore_order
+from vitrail.core.prediction import Prediction
+from vitrail.core.protocols import Predicted
+from vitrail.core.registry import MEMBERS, Registry
+from vitrail.core.step import Step
+from vitrail.core.streams import Streams
+from vitrail.core.views import Canvas, Span, View, check_cover
+
+CHANNELS = 4
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
+
+
+def make_step(index: int = 0, num_steps: int = 10, prediction_type: Any = "epsilon", **changes: Any) -> Step:
+    """A step in the middle of nowhere, for tests of a strategy alone."""
+    sigma = 0.9 - 0.08 * index
+    defaults: dict[str, Any] = {
+        "index": index,
+        "num_steps": num_steps,
+        "timestep": 900.0 - 80 * index,
+        "alpha": 1 - sigma if prediction_type == "flow_prediction" else (1 - sigma**2) ** 0.5,
+        "sigma": sigma,
+        "stage": 0,
+        "stage_step": index,
+        "stage_num_steps": num_steps,
+        "prediction_type": prediction_type,
+    }
+    return Step(**(defaults | changes))
+
+
+def make_prediction(shape: tuple[int, ...], step: Step, seed: int = 0) -> Prediction:
+    """A record of random latents and a random output, each Float32[Tensor, "*shape"]."""
+    streams = Streams(seed)
+    return Prediction(streams.normal(shape, "latents"), streams.normal(shape, "output"), step)
+
+
+def check_patching(patching: Any) -> None:
+    """Views lie on the canvas and cover it; a permutation is one; the same seed gives the same views.
+
+    A patching that names a ``views`` field other than "all" may leave the rest to its fusion.
+    """
+    strategy = _instance("patching", patching)
+    for height, width in ((8, 8), (16, 16), (17, 31), (40, 24), (64, 48)):
+        canvas = Canvas(height, width, 16)
+        down, right = strategy.granularity(canvas)
+        assert down >= 1 and right >= 1, f"granularity must be positive, got {(down, right)}"
+        canvas = canvas.padded(down, right)
+        for index in (0, 3):
+            step = make_step(index)
+            patches = strategy.patch(step, canvas, CHANNELS, Streams(1))
+            check_cover(patches.views, canvas.height, canvas.width)
+            for view in patches.views:
+                inside = view.rows.start >= 0 and view.rows.stop <= canvas.height
+                inside = inside and view.cols.start >= 0 and view.cols.stop <= canvas.width
+                assert inside, f"{view} leaves the canvas of {canvas.height}x{canvas.width}"
+            if patches.permutation is not None:
+                sample = Streams(2).normal((len(patches.views), 1, CHANNELS, *patches.views[0].shape), "sample")
+                permuted = sample.take_along_dim(patches.permutation.expand_as(sample), dim=0)
+                back = restore_order(torch.cat([permuted, sample[:1]][: 1 + patches.clean_key]), patches)
+                expected = sample.clone()
+                if patches.clean_key:
+                    expected[patches.key] = sample[0]
+                assert torch.equal(back, expected), "permute then un-permute must be the identity"
+            again = strategy.patch(step, canvas, CHANNELS, Streams(1))
+            assert again.views == patches.views, "the same seed must give the same views"
+
+
+def check_fusion(fusion: Any) -> None:
+    """Views cut from one canvas prediction fuse back to it: weights sum to one, no cell is left out."""
+    strategy = _instance("fusion", fusion)
+    step = make_step()
+    canvas = make_prediction((1, CHANNELS, 16, 16), step)
+    views = [View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2)]
+    flat = canvas.model_output[..., :1, :1].expand_as(canvas.model_output).contiguous()
+    cut = Prediction(_cut(canvas.latents, views), _cut(flat, views), step)
+    try:
+        fused = strategy.fuse(step, views, cut, canvas.latents)
+        expected = flat
+    except ValueError:  # a fusion of one view only
+        one = Prediction(cut.latents[:1], cut.model_output[:1], step)
+        fused = strategy.fuse(step, views[:1], one, canvas.latents)
+        clean = one.clean[0].repeat_interleave(2, -1).repeat_interleave(2, -2)
+        expected = Prediction(canvas.latents, fused, step).with_clean(clean).model_output
+    assert fused.shape == canvas.latents.shape, f"expected {tuple(canvas.latents.shape)}, got {tuple(fused.shape)}"
+    torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
+
+
+def check_guidance(guidance: Any) -> None:
+    """Returns what it receives in kind and shape, finite, and does not write into its input."""
+    strategy = _instance("guidance", guidance)
+    for prediction_type in PREDICTION_TYPES:
+        state = strategy.init()
+        for index in range(3):
+            step = make_step(index, prediction_type=prediction_type)
+            lead = (4, 1) if strategy.point == "views" else (1,)
+            subject: Any = make_prediction((*lead, CHANNELS, 8, 8), step, seed=index)
+            if strategy.point in ("before", "after"):
+                subject = subject.latents
+            before = _tensor(subject).clone()
+            mask = Streams(3).uniform((1, 1, 8, 8), "mask") if strategy.point == "views" else None
+            guided, state = strategy.guide(step, subject, 0, mask, state)
+            assert type(guided) is type(subject), f"expected a {type(subject).__name__}, got {type(guided).__name__}"
+            assert _tensor(guided).shape == before.shape, "the shape must stay"
+            assert bool(_tensor(guided).isfinite().all()), f"not finite at step {index} with {prediction_type}"
+            assert torch.equal(_tensor(subject), before), "guidance must not write into its input"
+    assert strategy.init() is None or strategy.init() is not state, "state must start anew in every run"
+
+
+def check_masking(masking: Any) -> None:
+    """A mask lies in [0, 1] and has the key view's cells, or is None for everywhere."""
+    strategy = _instance("masking", masking)
+    state = strategy.init()
+    for index in range(3):
+        step = make_step(index)
+        key = make_prediction((1, CHANNELS, 8, 8), step, seed=index)
+        attention = Streams(index).uniform((1, 1, 8, 8), "attention")
+        mask, state = strategy.mask(step, key, Predicted(key.model_output[None], attention), state)
+        if mask is not None:
+            assert mask.shape == (1, 1, 8, 8), f"expected (1, 1, 8, 8), got {tuple(mask.shape)}"
+            assert float(mask.min()) >= 0 and float(mask.max()) <= 1, "a mask lies in [0, 1]"
+
+
+def _instance(slot: str, strategy: Any) -> Any:
+    """The strategy, after the checks that registration makes."""
+    cls = strategy if isinstance(strategy, type) else type(strategy)
+    assert slot in MEMBERS
+    Registry().add(slot, cls.__name__, cls)
+    return strategy() if isinstance(strategy, type) else strategy
+
+
+def _cut(canvas: Tensor, views: list[View]) -> Tensor:
+    return torch.stack([canvas[..., view.rows, view.cols] for view in views])
+
+
+def _tensor(subject: Any) -> Tensor:
+    tensor: Tensor = subject.model_output if isinstance(subject, Prediction) else subject
+    return tensor

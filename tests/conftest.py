@@ -1,0 +1,57 @@
+"""Strictest modes on, third-party plugins off, Hypothesis profiles by VITRAIL_PROFILE (fast, ci, long)."""
+
+import os
+
+os.environ.setdefault("VITRAIL_DISABLE_PLUGINS", "all")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from tiny import tiny_pipeline
+from vitrail.discovery import build_registry
+
+PROFILE = os.environ.get("VITRAIL_PROFILE", "fast")
+for name, examples in (("fast", 25), ("ci", 50), ("long", 1000)):
+    settings.register_profile(
+        name,
+        max_examples=examples,
+        deadline=None,
+        derandomize=name != "long",
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+settings.load_profile(PROFILE)
+
+
+def pytest_collection_modifyitems(items):
+    if PROFILE != "long":
+        skip = pytest.mark.skip(reason="slow: runs in the long profile")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads():
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def names():
+    """A registry of the built-ins."""
+    return build_registry()
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    """A real Stable Diffusion pipeline, tiny and random, built from config."""
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="session")
+def folder(pipe, tmp_path_factory):
+    """The same pipeline as a diffusers folder."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    pipe.save_pretrained(path)
+    return path

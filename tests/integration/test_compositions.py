@@ -1,0 +1,83 @@
+"""Every method end to end on a tiny real network, and the identities between methods."""
+
+import pytest
+import torch
+
+from vitrail.discovery import build_registry
+from vitrail.methods import load_method
+from vitrail.sampler import Sampler
+
+METHODS = build_registry().names("methods")
+CALL = {"height": 160, "width": 128, "num_inference_steps": 6, "guidance_scale": 3.0, "output_type": "latent"}
+
+
+def latents(pipe, method, *sets, plugins=(), **call):
+    composition = load_method(method, sets)
+    return Sampler.from_pipeline(pipe, composition, plugins=plugins)("a fox", **(CALL | call)).latents
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_at_any_size_and_repeats_itself(pipe, method):
+    first = Sampler.from_pipeline(pipe, method)("a fox", height=150, width=200, num_inference_steps=4)
+    second = Sampler.from_pipeline(pipe, method)("a fox", height=150, width=200, num_inference_steps=4)
+    assert first.images[0].size == (200, 150)
+    assert torch.equal(first.latents, second.latents)
+
+
+@pytest.mark.parametrize("form", ["x0", "literal", "reversed"])
+@pytest.mark.parametrize("method", ["asg"])
+def test_asg_of_scale_zero_is_cutdiffusion(pipe, method, form):
+    sets = ["stages.0.guidance.0.scale=0", f"stages.0.guidance.0.form={form}"]
+    assert torch.equal(latents(pipe, method, *sets), latents(pipe, "cutdiffusion"))
+
+
+def test_cutdiffusion_of_no_structure_steps_is_jittered_multidiffusion(pipe):
+    jittered = latents(pipe, "multidiffusion", "stages.0.patching.jitter=true")
+    assert torch.equal(latents(pipe, "cutdiffusion", "stages.0.until=0.0"), jittered)
+
+
+@pytest.mark.parametrize("method", ["asg", "asg-plus"])
+def test_async_with_warmup_throughout_is_sync(pipe, method):
+    warm = latents(pipe, method, "stages.0.guidance.0.warmup_steps=100")
+    scale = 2.0 if method == "asg-plus" else 1.0
+    sync = latents(pipe, method, f"stages.0.guidance=[{{type='sync', scale={scale}}}]")
+    assert torch.equal(warm, sync)
+
+
+def test_async_uses_the_message_of_exactly_one_step_before(pipe):
+    assert not torch.equal(latents(pipe, "asg"), latents(pipe, "asg", "stages.0.guidance=['sync']"))
+
+
+def test_limit_is_full_guidance_by_a_clean_key_view(pipe):
+    full = latents(
+        pipe,
+        "asg-plus",
+        "stages.0.patching.key=extra",
+        "stages.0.masking=none",
+        "stages.0.guidance=['sync']",
+        "stages.0.until=1.0",
+        "stages.1.until=1.0",
+    )
+    limit = latents(pipe, "asg-limit", "stages.0.until=1.0")
+    torch.testing.assert_close(full, limit, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_row_batch_changes_nothing_beyond_rounding(pipe, method):
+    wide = latents(pipe, method, row_batch=64)
+    for row_batch in (1, 2, 5):
+        torch.testing.assert_close(latents(pipe, method, row_batch=row_batch), wide, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_counted_rows_are_the_predicted_ones(pipe, method):
+    sampler = Sampler.from_pipeline(pipe, method)
+    from vitrail.core.run_config import RunConfig
+
+    config = RunConfig(prompt="a fox", height=192, width=128, num_inference_steps=5)
+    assert sampler.run(config, output_type="latent").report.model_calls == sampler.plan(config).model_calls
+
+
+def test_seed_of_a_later_picture_is_seed_plus_index(pipe):
+    both = latents(pipe, "asg-plus", seed=3, num_images=2)
+    assert torch.equal(both[1:], latents(pipe, "asg-plus", seed=4))

@@ -1,0 +1,170 @@
+"""The table of the main job: every composition at three sizes, counted by the judge.
+
+Usage: python tools/measure_compositions.py --out docs/results/compositions.md
+
+Seeds and prompts are paired: picture i of every cell has the same prompt and seed. Each picture's line is
+appended to ``runs/compositions.jsonl`` when it is done, so that the command goes on where it was stopped;
+``--shard 0/2`` and ``--shard 1/2`` in two terminals share the work.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vitrail.backbones.demo.backgrounds import BACKGROUNDS
+from vitrail.backbones.demo.judge import Judge
+from vitrail.backbones.demo.scenes import OBJECTS
+from vitrail.methods import load_method
+from vitrail.sampler import Sampler
+
+ASG = "stages.0.guidance.0."
+NO_MASK = "stages.0.masking=none"
+VARIANTS: dict[str, tuple[str, list[str]]] = {  # row of the table: method and overrides
+    "direct": ("direct", []),
+    "multidiffusion": ("multidiffusion", []),
+    "mixture-of-diffusers": ("mixture-of-diffusers", []),
+    "cutdiffusion": ("cutdiffusion", []),
+    "asg": ("asg", []),
+    "asg, no mask": ("asg", [NO_MASK]),
+    "asg, pfsa mask": ("asg", ["stages.0.masking=pfsa"]),
+    "asg, literal": ("asg", [f"{ASG}form=literal"]),
+    "asg, reversed": ("asg", [f"{ASG}form=reversed"]),
+    "asg, cfg-like, w=2": ("asg", [f"{ASG}form=cfg-like", f"{ASG}scale=2"]),
+    "asg-plus": ("asg-plus", []),
+    "asg-plus, no mask": ("asg-plus", [NO_MASK]),
+    "asg-limit": ("asg-limit", []),
+}
+CELLS = {256: 24, 384: 16, 512: 8}  # size in pixels: pictures
+
+
+def jobs() -> list[tuple[str, int, int]]:
+    """(variant, size, picture), small sizes first."""
+    return [(name, size, i) for size, count in CELLS.items() for i in range(count) for name in VARIANTS]
+
+
+def prompt_of(picture: int) -> tuple[str, str]:
+    """The object and the prompt of a picture: objects in turn, backgrounds in another turn."""
+    name = OBJECTS[(5 * picture) % len(OBJECTS)]
+    place = list(BACKGROUNDS.values())[(3 * picture) % len(BACKGROUNDS)]
+    spoken = name.replace("-", " ")
+    return name, f"{'an' if spoken[0] in 'aeiou' else 'a'} {spoken} {place.phrase}"
+
+
+def sharpness(picture: torch.Tensor, boxes: list[tuple[float, float, float]]) -> float:
+    """Mean absolute Laplacian outside the objects' boxes, in 1/255; nan if nothing is left."""
+    gray = picture.mean(0)
+    laplacian = 4 * gray[1:-1, 1:-1] - gray[:-2, 1:-1] - gray[2:, 1:-1] - gray[1:-1, :-2] - gray[1:-1, 2:]
+    keep = torch.ones_like(laplacian, dtype=torch.bool)
+    for y, x, size in boxes:
+        reach = 0.55 * size
+        keep[max(0, int(y - reach)) : int(y + reach), max(0, int(x - reach)) : int(x + reach)] = False
+    return 255 * laplacian.abs()[keep].mean().item()
+
+
+def measure(sampler: Sampler, judge: Judge, size: int, picture: int, steps: int) -> dict[str, object]:
+    """Sample one picture and look at it."""
+    name, prompt = prompt_of(picture)
+    begin = time.perf_counter()
+    result = sampler(prompt, height=size, width=size, seed=picture, num_inference_steps=steps, output_type="pt")
+    spent = time.perf_counter() - begin
+    found = judge.detect(result.images[0])
+    boxes = [(d.center_y, d.center_x, d.size) for d in found]
+    return {
+        "size": size,
+        "picture": picture,
+        "count": len(found),
+        "named": bool(found) and max(found, key=lambda d: d.size).name == name,
+        "sharpness": sharpness(result.images[0], boxes),
+        "seconds": round(spent, 2),
+    }
+
+
+def table_of(lines: list[dict]) -> list[list[str]]:
+    """Rows of the table: share of pictures with one object, mean count, named, background sharpness."""
+    rows = []
+    for variant in VARIANTS:
+        row = [variant]
+        for size in CELLS:
+            cell = [line for line in lines if line["variant"] == variant and line["size"] == size]
+            if not cell:
+                row += ["-"] * 4
+                continue
+            sharp = [line["sharpness"] for line in cell if line["sharpness"] == line["sharpness"]]
+            row += [
+                f"{sum(line['count'] == 1 for line in cell) / len(cell):.2f}",
+                f"{sum(line['count'] for line in cell) / len(cell):.2f}",
+                f"{sum(line['named'] for line in cell) / len(cell):.2f}",
+                f"{sum(sharp) / len(sharp):.1f}" if sharp else "-",
+            ]
+        rows.append(row)
+    return rows
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="Markdown file for the finished table.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the lines.")] = Path("runs"),
+    steps: int = 20,
+    shard: Annotated[str, typer.Option(help="i/n: this process's share of the pictures.")] = "0/1",
+    threads: int = 1,
+) -> None:
+    """Measure what is missing, then show the table."""
+    torch.set_num_threads(threads)
+    console, judge = Console(width=200), Judge.load()
+    runs.mkdir(parents=True, exist_ok=True)
+    part, parts = map(int, shard.split("/"))
+    pipe = Sampler.from_pretrained("demo", "direct").backbone
+    samplers = {v: Sampler(pipe, load_method(m, sets), model="demo") for v, (m, sets) in VARIANTS.items()}
+    done = {(line["variant"], line["size"], line["picture"]) for line in read(runs)}
+    todo = [job for number, job in enumerate(jobs()) if number % parts == part and job not in done]
+    begin = time.monotonic()
+    for number, (variant, size, picture) in enumerate(todo):
+        line = {"variant": variant, **measure(samplers[variant], judge, size, picture, steps)}
+        with (runs / f"compositions-{part}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if number % 25 == 24:
+            left = (time.monotonic() - begin) / (number + 1) * (len(todo) - number - 1)
+            console.print(f"{number + 1}/{len(todo)} pictures, {size} pixels now, at least {left / 60:.0f} min left")
+    show(console, read(runs), out, steps)
+
+
+def read(runs: Path) -> list[dict]:
+    """Every line measured so far, of all shards."""
+    return [json.loads(text) for file in sorted(runs.glob("compositions-*.jsonl")) for text in file.open()]
+
+
+def show(console: Console, lines: list[dict], out: Path | None, steps: int) -> None:
+    """The table on the terminal, and as markdown if a file is given."""
+    head = ["composition"]
+    for size, count in CELLS.items():
+        head += [f"{size}: one ({count})", "mean", "named", "sharp"]
+    table = Table(*head, box=None, header_style="bold")
+    rows = table_of(lines)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        body = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
+        out.write_text(PAGE.format(steps=steps, table="\n".join(body)))
+        console.print(f"written to {out}")
+
+
+PAGE = """# Every composition on the demo model, counted by the judge
+
+Made by `python tools/measure_compositions.py --steps {steps} --out docs/results/compositions.md` on two CPU
+cores, {steps} steps, guidance scale 4, paired prompts and seeds; the number of pictures a cell is in brackets.
+`one`: share of pictures in which the judge finds exactly one object. `mean`: mean number of objects.
+`named`: share in which the largest object is the prompt's. `sharp`: mean absolute Laplacian of the
+background, in 1/255.
+
+{table}
+"""
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""Training of the demo model: data pool, three stages, one resumable loop."""

@@ -1,0 +1,56 @@
+"""A CLIP tokenizer whose vocabulary is the demo captions' words and all single bytes."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTokenizer
+
+from vitrail.backbones.demo.backgrounds import BACKGROUNDS
+from vitrail.backbones.demo.scenes import OBJECTS
+
+MAX_LENGTH = 16
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def caption_words() -> list[str]:
+    """Every word of every caption, in alphabetical order."""
+    phrases = [b.phrase + " " + b.alone for b in BACKGROUNDS.values()]
+    text = " ".join([*phrases, *(name.replace("-", " ") for name in OBJECTS), "a an the one of and photo picture"])
+    return sorted(set(text.split()))
+
+
+def pieces_of(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encoding of one word by the merges so far, CLIP style (the last piece ends in ``</w>``)."""
+    pieces = [*word[:-1], word[-1] + "</w>"]
+    while len(pieces) > 1:
+        found = min(pairwise(pieces), key=lambda pair: ranks.get(pair, len(ranks)))
+        if found not in ranks:
+            break
+        at = next(i for i in range(len(pieces) - 1) if (pieces[i], pieces[i + 1]) == found)
+        pieces[at : at + 2] = ["".join(found)]
+    return pieces
+
+
+def build_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Merges by which every one of these words becomes a single token."""
+    ranks: dict[tuple[str, str], int] = {}
+    for word in words:
+        while len(pieces := pieces_of(word, ranks)) > 1:
+            ranks[pieces[0], pieces[1]] = len(ranks)
+    return list(ranks)
+
+
+def build_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Write ``vocab.json`` and ``merges.txt`` and load them as any CLIP tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = sorted(ByteLevel.alphabet())
+    merges = build_merges(caption_words())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    options = {"model_max_length": MAX_LENGTH, "pad_token": END, "bos_token": START, "eos_token": END, "unk_token": END}
+    return CLIPTokenizer.from_pretrained(folder, **options)
