@@ -32,20 +32,18 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {  # row of the table: method and o
     "cutdiffusion": ("cutdiffusion", []),
     "asg": ("asg", []),
     "asg, no mask": ("asg", [NO_MASK]),
-    "asg, pfsa mask": ("asg", ["stages.0.masking=pfsa"]),
-    "asg, literal": ("asg", [f"{ASG}form=literal"]),
-    "asg, reversed": ("asg", [f"{ASG}form=reversed"]),
-    "asg, cfg-like, w=2": ("asg", [f"{ASG}form=cfg-like", f"{ASG}scale=2"]),
+    "asg, no mask, literal": ("asg", [NO_MASK, f"{ASG}form=literal"]),
+    "asg, no mask, reversed": ("asg", [NO_MASK, f"{ASG}form=reversed"]),
     "asg-plus": ("asg-plus", []),
-    "asg-plus, no mask": ("asg-plus", [NO_MASK]),
     "asg-limit": ("asg-limit", []),
 }
 CELLS = {256: 24, 384: 16, 512: 8}  # size in pixels: pictures
 
 
 def jobs() -> list[tuple[str, int, int]]:
-    """(variant, size, picture), small sizes first."""
-    return [(name, size, i) for size, count in CELLS.items() for i in range(count) for name in VARIANTS]
+    """(variant, size, picture): all sizes grow at the same pace, so that a table made early is balanced."""
+    pictures = sorted((i / count, size, i) for size, count in CELLS.items() for i in range(count))
+    return [(name, size, i) for _, size, i in pictures for name in VARIANTS]
 
 
 def prompt_of(picture: int) -> tuple[str, str]:
@@ -85,13 +83,20 @@ def measure(sampler: Sampler, judge: Judge, size: int, picture: int, steps: int)
     }
 
 
+def complete(lines: list[dict], size: int) -> set[int]:
+    """Pictures that every composition has at this size: only these are compared."""
+    seen = [{x["picture"] for x in lines if x["size"] == size and x["variant"] == variant} for variant in VARIANTS]
+    return set.intersection(*seen)
+
+
 def table_of(lines: list[dict]) -> list[list[str]]:
     """Rows of the table: share of pictures with one object, mean count, named, background sharpness."""
     rows = []
     for variant in VARIANTS:
         row = [variant]
         for size in CELLS:
-            cell = [line for line in lines if line["variant"] == variant and line["size"] == size]
+            whole = complete(lines, size)
+            cell = [x for x in lines if x["variant"] == variant and x["size"] == size and x["picture"] in whole]
             if not cell:
                 row += ["-"] * 4
                 continue
@@ -112,16 +117,25 @@ def main(
     steps: int = 20,
     shard: Annotated[str, typer.Option(help="i/n: this process's share of the pictures.")] = "0/1",
     threads: int = 1,
+    measuring: Annotated[bool, typer.Option("--measure/--no-measure", help="Or only show what is there.")] = True,
 ) -> None:
     """Measure what is missing, then show the table."""
     torch.set_num_threads(threads)
-    console, judge = Console(width=200), Judge.load()
+    console = Console(width=200)
+    if measuring:
+        measure_missing(console, runs, steps, shard)
+    show(console, read(runs), out, steps)
+
+
+def measure_missing(console: Console, runs: Path, steps: int, shard: str) -> None:
+    """Sample and judge this shard's pictures that no line tells of yet."""
     runs.mkdir(parents=True, exist_ok=True)
+    judge = Judge.load()
     part, parts = map(int, shard.split("/"))
     pipe = Sampler.from_pretrained("demo", "direct").backbone
     samplers = {v: Sampler(pipe, load_method(m, sets), model="demo") for v, (m, sets) in VARIANTS.items()}
     done = {(line["variant"], line["size"], line["picture"]) for line in read(runs)}
-    todo = [job for number, job in enumerate(jobs()) if number % parts == part and job not in done]
+    todo = [job for number, job in enumerate(jobs()) if number // len(VARIANTS) % parts == part and job not in done]
     begin = time.monotonic()
     for number, (variant, size, picture) in enumerate(todo):
         line = {"variant": variant, **measure(samplers[variant], judge, size, picture, steps)}
@@ -129,8 +143,7 @@ def main(
             file.write(json.dumps(line) + "\n")
         if number % 25 == 24:
             left = (time.monotonic() - begin) / (number + 1) * (len(todo) - number - 1)
-            console.print(f"{number + 1}/{len(todo)} pictures, {size} pixels now, at least {left / 60:.0f} min left")
-    show(console, read(runs), out, steps)
+            console.print(f"{number + 1}/{len(todo)} pictures, about {left / 60:.0f} min left")
 
 
 def read(runs: Path) -> list[dict]:
@@ -141,8 +154,8 @@ def read(runs: Path) -> list[dict]:
 def show(console: Console, lines: list[dict], out: Path | None, steps: int) -> None:
     """The table on the terminal, and as markdown if a file is given."""
     head = ["composition"]
-    for size, count in CELLS.items():
-        head += [f"{size}: one ({count})", "mean", "named", "sharp"]
+    for size in CELLS:
+        head += [f"{size}: one ({len(complete(lines, size))})", "mean", "named", "sharp"]
     table = Table(*head, box=None, header_style="bold")
     rows = table_of(lines)
     for row in rows:
@@ -158,7 +171,7 @@ def show(console: Console, lines: list[dict], out: Path | None, steps: int) -> N
 PAGE = """# Every composition on the demo model, counted by the judge
 
 Made by `python tools/measure_compositions.py --steps {steps} --out docs/results/compositions.md` on two CPU
-cores, {steps} steps, guidance scale 4, paired prompts and seeds; the number of pictures a cell is in brackets.
+cores, {steps} steps, guidance scale 3, paired prompts and seeds; the number of pictures a cell is in brackets.
 `one`: share of pictures in which the judge finds exactly one object. `mean`: mean number of objects.
 `named`: share in which the largest object is the prompt's. `sharp`: mean absolute Laplacian of the
 background, in 1/255.

@@ -26,7 +26,7 @@ SIDES = (128, 192, 256, 384, 512)  # pixels
 SOFT_SIDES = (128, 192, 256)  # pixels: also measured through the autoencoder
 SMALLEST = 12  # pixels: no crowd has a smaller object
 COMMAND = "PYTHONPATH=src:tools python tools/measure_judge.py"
-VAE = Path("runs/demo/vae")
+VAE = WEIGHTS.parent / "model/vae"  # of the model that ships
 Kinds = dict[str, Callable[[Generator, int], Scene]]
 
 
@@ -48,6 +48,7 @@ KINDS: Kinds = {
     "one object": lambda generator, side: draw_scene(generator, close_up=0, empty=0),
     "background": lambda generator, side: draw_scene(generator, empty=1),
 }
+SHARES = {"1-9 objects": 1.0, "one object": 0.5, "background": 0.25}  # of the number of pictures
 SOFT_KINDS: Kinds = KINDS | {"1-9 objects": soft_crowd}
 
 
@@ -133,7 +134,7 @@ class Measurement:
 
 
 def measure(judge: Judge, vae: Path, number: int, seed: int) -> Measurement:
-    """Judge ``number`` fresh pictures of every kind and size; a quarter as many of the easy kinds."""
+    """Judge ``number`` fresh crowds of every size, half as many single objects, a quarter as many backgrounds."""
     result = Measurement(judge)
     soften = load_soften(vae)
     plan = [(kind, side, None) for kind in KINDS for side in SIDES]
@@ -141,7 +142,7 @@ def measure(judge: Judge, vae: Path, number: int, seed: int) -> Measurement:
     generator = Generator().manual_seed(seed)
     for kind, side, through in plan:
         tally = Tally(kind, side, through is not None)
-        for _ in track(range(number if kind == "1-9 objects" else max(1, number // 4)), f"{kind}, {side} px"):
+        for _ in track(range(math.ceil(number * SHARES[kind])), f"{kind}, {side} px"):
             scene = (SOFT_KINDS if through else KINDS)[kind](generator, side)
             picture = render(scene, side, side, generator)
             result.add(tally, scene, through(picture, generator) if through else picture)
@@ -149,13 +150,12 @@ def measure(judge: Judge, vae: Path, number: int, seed: int) -> Measurement:
     return result
 
 
-def markdown(result: Measurement, number: int, seed: int, weights: Path) -> str:
+def markdown(result: Measurement, options: str, weights: Path) -> str:
     """The page for the docs."""
     config = result.judge.config
     digest = hashlib.sha256((weights / "judge.safetensors").read_bytes()).hexdigest()[:12]
     parameters = sum(p.numel() for p in result.judge.network.parameters())
     softened = any(t.softened for t in result.tallies)
-    options = f"--number {number} --seed {seed}" + (f" --vae {VAE}" if softened else "")
     columns = [*OBJECTS, "missed"]
     soft_note = [
         f"Rows marked *autoencoder* were encoded and decoded first; objects there have at least {SOFT_OBJECT} px."
@@ -199,7 +199,7 @@ def main(
     weights: Annotated[Path, typer.Option(help="Folder of the judge.")] = WEIGHTS,
     vae: Annotated[Path, typer.Option(help="Folder of the autoencoder; left out if there is none.")] = VAE,
     threshold: Annotated[float | None, typer.Option(help="Least score, instead of the config's.")] = None,
-    seed: int = 1000,
+    seed: int = 2000,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Measure the judge and print a table."""
@@ -214,7 +214,10 @@ def main(
     Console().print(table)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(markdown(result, number, seed, weights))
+        options = f"--number {number} --seed {seed}"
+        options += "" if threshold is None else f" --threshold {threshold}"
+        options += "" if vae == VAE else f" --vae {vae}"
+        out.write_text(markdown(result, options, weights))
 
 
 if __name__ == "__main__":

@@ -55,5 +55,17 @@ def denoiser(folder: Folder = Path("runs/demo"), steps: int = 24000, threads: Th
     train_denoiser(folder, LoopConfig(num_steps=steps, learning_rate=8e-4))
 
 
+@app.command()
+def package(
+    folder: Folder = Path("runs/demo"),
+    target: Path = Path("src/vitrail/backbones/demo/model"),
+    notes: Annotated[str, typer.Option(help="Measured results, for the model card.")] = "",
+) -> None:
+    """Stage four: write the folder that ships."""
+    from training.package import package as write
+
+    write(folder, target, notes)
+
+
 if __name__ == "__main__":
     app()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vitrail.core.composition import Stage as Stage
     from vitrail.core.run_config import RunConfig as RunConfig
     from vitrail.methods import load_method as load_method
-    from vitrail.sampler import Result as Result
+    from vitrail.result import Result as Result
     from vitrail.sampler import Sampler as Sampler
 
 _HOMES = {
@@ -22,7 +22,7 @@ _HOMES = {
     "Stage": "vitrail.core.composition",
     "RunConfig": "vitrail.core.run_config",
     "load_method": "vitrail.methods",
-    "Result": "vitrail.sampler",
+    "Result": "vitrail.result",
     "Sampler": "vitrail.sampler",
 }
 __all__ = ["VitrailError", "hookimpl", *_HOMES]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -27,6 +30,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="PNG file; n
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every event to the terminal.")]
 Device = Annotated[str | None, typer.Option(help="A torch device; the accelerator if there is one, else the CPU.")]
+Dtype = Annotated[str, typer.Option(help="Of the networks: float32, bfloat16 or float16.")]
 
 
 @app.command()
@@ -49,12 +53,12 @@ def sample(
     output: Output = None,
     force: Force = False,
     device: Device = None,
-    dtype: Annotated[str, typer.Option(help="Of the networks: float32, bfloat16 or float16.")] = "float32",
+    dtype: Dtype = "float32",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """One sentence, one large picture."""
-    from vitrail import commands
+    from vitrail import commands, rendering
 
     given = {
         "prompt": prompt,
@@ -70,32 +74,34 @@ def sample(
         "num_images": num_images,
         "row_batch": row_batch,
     }
-    run = commands.run_config({k: v for k, v in given.items() if v is not None}, size, config)
-    composition = commands.load_method(run.method, sets or ())
+    run, composition = commands.prepare({k: v for k, v in given.items() if v is not None}, size, config, sets or ())
     _configure_logging(verbose)
-    commands.sample(run, composition, output, force, device, dtype, dry_run)
+    rendering.sample(run, composition, output=output, force=force, device=device, dtype=dtype, dry_run=dry_run)
 
 
 @app.command()
 def replay(
     picture: Annotated[Path, typer.Argument(help="A PNG that vitrail wrote.")],
+    model: Annotated[str | None, typer.Option(help="Where the model is; needed if it is a folder.")] = None,
     sets: Sets = None,
     output: Output = None,
     force: Force = False,
     device: Device = None,
+    dtype: Dtype = "float32",
     verbose: Verbose = False,
 ) -> None:
     """Make a picture again from the recipe inside it."""
-    from vitrail import commands
+    from vitrail import commands, rendering
 
-    run, composition = commands.replayed(picture, sets or [])
+    run, composition, recipe = commands.replayed(picture, sets or (), model)
     _configure_logging(verbose)
-    commands.sample(run, composition, output, force, device, "float32", False)
+    notes = recipe.changes()
+    rendering.sample(run, composition, output=output, force=force, device=device, dtype=dtype, notes=notes)
 
 
 @app.command()
 def methods() -> None:
-    """List methods, and the built-in and installed strategies of every slot."""
+    """List methods and strategies, with options."""
     from vitrail import commands
 
     commands.show_methods()
@@ -103,7 +109,7 @@ def methods() -> None:
 
 @app.command()
 def plugins() -> None:
-    """List plugins: what each adds, or why it could not be loaded."""
+    """List plugins with what each adds."""
     from vitrail import commands
 
     commands.show_plugins()
@@ -114,10 +120,10 @@ def check(
     file: Annotated[Path, typer.Argument(help="A method or a run, as TOML or YAML.")],
     sets: Sets = None,
 ) -> None:
-    """Check a file without loading a model; lists every problem."""
+    """Check a method or run file; loads no model."""
     from vitrail import commands
 
-    commands.check(file, sets or [])
+    commands.check(file, sets or ())
 
 
 @app.callback(invoke_without_command=True)
@@ -132,15 +138,22 @@ def options(version: Annotated[bool, typer.Option("--version", help="Show the ve
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 a bug or a failed run, 2 the user's mistake, 130 interrupted."""
+    before = signal.signal(signal.SIGINT, _stop_now)
     try:
         code: Any = app(standalone_mode=False)
     except VitrailError as error:
-        _fail(f"{type(error).__name__}: {error}", 2 if isinstance(error, ValueError) else 1)
-    except KeyboardInterrupt:
-        _fail("Interrupted; nothing was written.", 130)
+        _fail(f"Error: {error}", 2 if isinstance(error, ValueError) else 1)
     except Exception as error:
         _report(error)
+    finally:
+        signal.signal(signal.SIGINT, before)
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _stop_now(*_: object) -> NoReturn:
+    """Ctrl-C while nothing is at stake: libraries that are being imported would turn an exception into others."""
+    os.write(2, b"Stopped; nothing was written.\n")
+    os._exit(130)
 
 
 def _report(error: Exception) -> NoReturn:
@@ -159,12 +172,18 @@ def _fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def _configure_logging(verbose: bool) -> None:
-    import logging
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to what ``sys.stderr`` is at the time, so that a progress bar can make room."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _configure_logging(verbose: bool) -> None:
     import structlog
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_Stderr()])
     logging.getLogger("vitrail").setLevel(logging.DEBUG if verbose else logging.WARNING)
     console = sys.stderr.isatty()
     renderer: Any = structlog.dev.ConsoleRenderer(colors=True) if console else structlog.processors.JSONRenderer()

@@ -10,10 +10,10 @@ from importlib import metadata
 
 import pluggy
 
-from vitrail.core.hookspecs import PROJECT, RegistrationSpecs
+from vitrail.core.hookspecs import PROJECT, RegistrationSpecs, attach
 from vitrail.core.log import logger
 from vitrail.core.registry import Failure, Registry
-from vitrail.errors import RegistrationError
+from vitrail.errors import RegistrationError, VitrailError
 
 BUILTINS = {"builtin": "vitrail.plugins", "backbones": "vitrail.backbones"}
 GROUP = "vitrail.plugins"
@@ -43,18 +43,19 @@ def build_registry(entry_points: Iterable[metadata.EntryPoint] = (), strict: boo
     manager.add_hookspecs(RegistrationSpecs)
     result = Registry()
     for name, module in BUILTINS.items():
-        manager.register(importlib.import_module(module), name)
+        attach(manager, name, importlib.import_module(module))
         result.plugins[name] = f"{PROJECT} (built in)"
-    sources: dict[str, str] = {}
+    sources = dict(result.plugins)  # of those that fail to import, too
     for entry in entry_points:
         _register_entry(manager, result, entry, sources, strict)
-    try:
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        raise RegistrationError(f"plugin {manager.get_name(error.plugin)!r}: {error}") from error
     for implementation in manager.hook.vitrail_register.get_hookimpls():
         result.plugin = implementation.plugin_name
-        implementation.function(result)
+        try:
+            implementation.function(result)
+        except VitrailError:
+            raise
+        except Exception as error:  # most often an import inside the function
+            _keep_failure(result, result.plugin, result.plugins.pop(result.plugin), error, strict)
     return result
 
 
@@ -62,22 +63,24 @@ def _register_entry(
     manager: pluggy.PluginManager, result: Registry, entry: metadata.EntryPoint, sources: dict[str, str], strict: bool
 ) -> None:
     source = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
-    if entry.name in result.plugins:
+    if entry.name in sources:
         raise RegistrationError(
-            f"plugin {entry.name!r} is offered by both {result.plugins[entry.name]} and {source} ({entry.value}); "
+            f"plugin {entry.name!r} is offered by both {sources[entry.name]} and {source} ({entry.value}); "
             f"uninstall one or set {DISABLE}={entry.name}"
         )
+    sources[entry.name] = source
     try:
         plugin = entry.load()
     except Exception as error:
-        if strict:
-            raise RegistrationError(f"plugin {entry.name!r} ({source}) failed to import: {error!r}") from error
-        result.failures.append(Failure(entry.name, source, repr(error)))
-        logger().warning("plugin.load_failed", plugin=entry.name, distribution=source, error=repr(error))
+        _keep_failure(result, entry.name, source, error, strict)
         return
-    try:
-        manager.register(plugin, entry.name)
-    except (pluggy.PluginValidationError, ValueError) as error:
-        raise RegistrationError(f"plugin {entry.name!r} ({source}): {error}") from error
+    attach(manager, entry.name, plugin)
     result.plugins[entry.name] = source
     logger().debug("plugin.loaded", plugin=entry.name, distribution=source)
+
+
+def _keep_failure(result: Registry, name: str, source: str, error: Exception, strict: bool) -> None:
+    if strict or name in BUILTINS:
+        raise RegistrationError(f"plugin {name!r} ({source}) failed to load: {error!r}") from error
+    result.failures.append(Failure(name, source, repr(error)))
+    logger().warning("plugin.load_failed", plugin=name, distribution=source, error=repr(error))

@@ -1,7 +1,8 @@
 """The errors a user can meet; every message says what, where, why and what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class VitrailError(Exception):
@@ -43,6 +44,32 @@ class PredictionError(VitrailError, ArithmeticError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Text for an unknown name: the nearest known one, if any is near, and the list of all."""
     names = sorted(known)
+    plain = {each: each.lower().replace("-", "").replace("_", "") for each in (name, *names)}
     close = difflib.get_close_matches(name, names, n=1)
+    if not close and len(plain[name]) > 2:  # a part of a name: rather its beginning, rather the shorter name
+        holding = [each for each in names if plain[name] in plain[each]]
+        close = sorted(holding, key=lambda each: (not plain[each].startswith(plain[name]), len(each)))
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"{hint}; known: {', '.join(names) or 'none'}"
+
+
+class Problems:
+    """Collects what is wrong, to be told at once."""
+
+    def __init__(self) -> None:
+        self._errors: list[VitrailError] = []
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keep an error of the block for later."""
+        try:
+            yield
+        except VitrailError as error:
+            self._errors.append(error)
+
+    def tell(self) -> None:
+        """Raise the only error as it is, several as one."""
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise ConfigError("\n".join(map(str, self._errors)))

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitrail.core.composition import Composition
-from vitrail.core.config import Loader, override, read_file
+from vitrail.core.config import Loader
+from vitrail.core.files import read_file
+from vitrail.core.overrides import override
 from vitrail.discovery import registry
 
 

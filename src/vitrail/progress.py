@@ -12,33 +12,47 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-LINE_EVERY_S = 5.0
+    from vitrail.result import Plan
+
+FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 60.0  # between plain lines; the pause grows, so that long runs stay short to read
 
 
 class Progress:
-    """Shows step, stage and time left; a context manager, since the bar owns the terminal meanwhile."""
+    """Shows step, stage and time left; a context manager, since the bar owns the terminal meanwhile.
 
-    def __init__(self, console: Console):
-        self._console = console
+    The time left counts views, since a step of one stage may cost many times a step of another. The first
+    step is left out of the estimate: it pays for what happens once.
+    """
+
+    def __init__(self, console: Console, bar: bool):
+        self._console, self._wants_bar = console, bar
         self._bar: Any = None
         self._task: Any = None
-        self._begin = self._shown = 0.0
-        self._total = 0
+        self._views: list[int] = []  # of every step of one picture
+        self._num_stages = self._num_images = 1
+        self._picture = -1
+        self._measured: tuple[float, int] | None = None  # when the first step was done, and its views
+        self._pause, self._shown = FIRST_PAUSE_S, 0.0
+
+    def expect(self, plan: Plan, num_images: int) -> None:
+        """Learn what each step will cost."""
+        self._views = [stage.num_views for stage in plan.stages for _ in range(stage.num_steps)]
+        self._num_stages, self._num_images = len(plan.stages), num_images
 
     def __enter__(self) -> Progress:
-        if self._console.is_terminal:
+        if self._wants_bar:
             from rich import progress as rich_progress
 
             self._bar = rich_progress.Progress(
-                rich_progress.TextColumn("stage {task.fields[stage]}"),
+                rich_progress.TextColumn("{task.description}", markup=False),
                 rich_progress.BarColumn(),
-                rich_progress.MofNCompleteColumn(),
                 rich_progress.TimeElapsedColumn(),
-                rich_progress.TextColumn("left"),
-                rich_progress.TimeRemainingColumn(),
+                rich_progress.TextColumn("{task.fields[left]}", markup=False),
                 console=self._console,
+                transient=True,
             )
             self._bar.start()
+            self._task = self._bar.add_task("first step", total=sum(self._views) * self._num_images, left="")
         return self
 
     def __exit__(
@@ -48,18 +62,37 @@ class Progress:
             self._bar.stop()
 
     @hookimpl
-    def vitrail_run_start(self, num_steps: int) -> None:
-        self._begin = self._shown = time.monotonic()
-        self._total = num_steps
-        if self._bar is not None:
-            self._task = self._bar.add_task("", total=num_steps, stage=1)
+    def vitrail_run_start(self) -> None:
+        self._picture += 1
 
     @hookimpl
     def vitrail_step_end(self, step: Any) -> None:
-        done, now = step.index + 1, time.monotonic()
+        now, steps = time.monotonic(), len(self._views)
+        views = self._picture * sum(self._views) + sum(self._views[: step.index + 1])
+        left = self._left(now, views)
+        last = step.index + 1 == steps and self._picture + 1 == self._num_images
+        text = f"step {step.index + 1}/{steps}, stage {step.stage + 1}/{self._num_stages}"
+        if self._num_images > 1:
+            text = f"picture {self._picture + 1}/{self._num_images}, {text}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, stage=step.stage + 1)
-        elif done == self._total or now - self._shown > LINE_EVERY_S or done == 2:
+            self._bar.update(self._task, completed=views, description="decoding" if last else text, left=left)
+        elif last or (left and (not self._shown or now - self._shown > self._pause)):
+            self._pause = FIRST_PAUSE_S if not self._shown else min(LAST_PAUSE_S, 1.5 * self._pause)
             self._shown = now
-            left = (now - self._begin) / done * (self._total - done)
-            self._console.print(f"step {done}/{self._total}, stage {step.stage + 1}, about {left:.0f} s left")
+            self._console.print(f"{text}, decoding" if last else f"{text}, {left}")
+
+    def _left(self, now: float, views: int) -> str:
+        if self._measured is None:
+            self._measured = now, views
+            return ""
+        since, first = self._measured
+        rest = sum(self._views) * self._num_images - views
+        return f"about {duration((now - since) / (views - first) * rest)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, in the unit a person would choose."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
+from attrs import validators as v
 
 from vitrail.core.config import Loader
 from vitrail.core.run_config import RunConfig
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from vitrail.core.composition import Composition
 
 KEY = "vitrail.run"
+
+
+def current_versions() -> dict[str, str]:
+    """Of Vitrail, its random streams and the libraries that shape the picture."""
+    return {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")} | {"streams": str(SCHEME)}
 
 
 def digest_of(text: str) -> str:
@@ -40,9 +46,9 @@ class Recipe:
         versions: Of Vitrail, its random streams and the libraries that shape the picture.
     """
 
-    run: dict[str, Any]
-    method: dict[str, Any] | None
-    versions: dict[str, str]
+    run: dict[str, Any] = field(validator=v.instance_of(dict))
+    method: dict[str, Any] | None = field(validator=v.optional(v.instance_of(dict)))
+    versions: dict[str, str] = field(validator=v.instance_of(dict))
 
     @classmethod
     def of(cls, config: RunConfig, composition: Composition) -> Recipe:
@@ -50,18 +56,26 @@ class Recipe:
         run = attrs.asdict(config)
         run["method"] = Path(run["method"]).stem
         if run["model"] not in registry().names("models"):
-            run["model"] = Path(run["model"]).name
+            run["model"] = Path(run["model"]).expanduser().resolve().name
         try:
             method = Loader(registry()).unstructure(composition)
         except ConfigError:
             method = None
-        versions = {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")}
-        return cls(run, method, versions | {"streams": str(SCHEME)})
+        return cls(run, method, current_versions())
 
     @property
     def digest(self) -> str:
         """Stands for everything that determines the pixels, versions aside."""
         return digest_of(json.dumps([self.run, self.method], sort_keys=True))
+
+    def changes(self) -> list[str]:
+        """What has another version here than when the picture was made, one line each."""
+        here = current_versions()
+        return [
+            f"note: made with {name} {then}, here is {here.get(name, 'none')}; pixels may differ"
+            for name, then in self.versions.items()
+            if then != here.get(name)
+        ]
 
     def parameters(self) -> str:
         """The text that A1111-style tools read."""
@@ -83,8 +97,11 @@ def save_picture(image: Image, recipe: Recipe, path: Path) -> None:
     info.add_text("parameters", recipe.parameters())
     info.add_itxt(KEY, json.dumps(attrs.asdict(recipe), ensure_ascii=False), zip=True)
     part = path.with_name(path.name + ".part")
-    image.save(part, format="PNG", pnginfo=info)
-    part.replace(path)
+    try:
+        image.save(part, format="PNG", pnginfo=info)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -93,14 +110,24 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         ConfigError: If the file is no PNG or carries none.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
             image.load()
             text = getattr(image, "text", {}).get(KEY)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ConfigError(f"{path}: cannot be read as a picture: {error}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigError(f"{path}: cannot be read as a picture: {_reason(error)}") from error
     if text is None:
-        raise ConfigError(f"{path}: carries no recipe; only PNG files that vitrail wrote do")
-    return Recipe(**json.loads(text))
+        raise ConfigError(f"{path}: carries no recipe; only PNG files that vitrail wrote do, as they left it")
+    try:
+        return Recipe(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: its recipe is broken: {error.args[0]}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a picture cannot be read, without its path."""
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "it is none, or cut off"
+    return str(getattr(error, "strerror", None) or error)

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import evolve, field, frozen
+from attrs import evolve
 
 from vitrail.backbones.source import find_model
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
-from vitrail.core.fields import as_tuple
 from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
 from vitrail.core.views import Canvas
@@ -20,6 +19,7 @@ from vitrail.discovery import registry
 from vitrail.errors import ConfigError, VitrailError
 from vitrail.methods import load_method
 from vitrail.recipe import Recipe, digest_of
+from vitrail.result import Plan, Report, Result, StagePlan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,55 +30,6 @@ if TYPE_CHECKING:
 OutputType = Literal["pil", "pt", "latent"]
 
 
-@frozen(kw_only=True)
-class StagePlan:
-    """What one stage will do."""
-
-    stage: int
-    first_step: int
-    num_steps: int
-    num_views: int  # at its first step, all families and clean key views together
-    strategies: str
-
-
-@frozen(kw_only=True)
-class Plan:
-    """What a run will do, known before any model call."""
-
-    stages: tuple[StagePlan, ...]
-    canvas: Canvas
-    model_calls: int  # rows that the network will see, for one picture
-
-
-@frozen(kw_only=True)
-class Report:
-    """What a run did; seconds and counts."""
-
-    steps: int
-    model_calls: int
-    predict_s: float
-    engine_s: float  # everything in the loop, ``predict_s`` included
-    decode_s: float
-    interrupted: bool
-
-
-@frozen(kw_only=True, eq=False)
-class Result:
-    """Pictures and what made them.
-
-    Attributes:
-        images: Pillow images, or tensors in [0, 1] Float32[Tensor, "3 Height Width"]; empty for ``latent``.
-        latents: Float32[Tensor, "images channels height width"].
-        report: Times and counts, of all pictures together.
-        recipes: One a picture; each makes it again.
-    """
-
-    images: list[Any]
-    latents: Tensor
-    report: Report
-    recipes: tuple[Recipe, ...] = field(converter=as_tuple)
-
-
 class Sampler:
     """A backbone and a method, ready to be called with a prompt."""
 
@@ -86,6 +37,9 @@ class Sampler:
         self, backbone: Any, composition: Composition, *, model: str, plugins: Iterable[tuple[str, object]] = ()
     ):
         composition.check(backbone.offers, f"model {model!r}")
+        request = composition.attention_request()
+        if request is not None:
+            backbone.check_attention(request)
         self.backbone, self.composition, self.model = backbone, composition, model
         self._plugins = tuple(plugins)
         self._interrupt = False
@@ -146,14 +100,13 @@ class Sampler:
         stages = []
         for step in (s for s in engine.steps() if s.stage_step == 0):
             stage = self.composition.stages[step.stage]
-            views = sum(len(p.views) + p.clean_key for p in engine.patches(step))
             names = " · ".join(type(strategy).__name__ for _, strategy in stage.strategies())
             stages.append(
                 StagePlan(
                     stage=step.stage,
                     first_step=step.index,
                     num_steps=step.stage_num_steps,
-                    num_views=views,
+                    num_views=engine.count_views(step),
                     strategies=names,
                 )
             )
@@ -212,7 +165,7 @@ class Sampler:
         self._interrupt = False
         config = evolve(config, model=self.model)
         log, begin = logger().bind(run_id=digest_of(repr(config))), time.perf_counter()
-        done: list[tuple[Tensor, Timings, int]] = []
+        done: list[tuple[Tensor, Timings, int, bool]] = []
         try:
             with torch.inference_mode():
                 for seed in range(config.seed, config.seed + config.num_images):
@@ -231,7 +184,7 @@ class Sampler:
             predict_s=sum(item[1].predict_s for item in done),
             engine_s=sum(item[1].total_s for item in done),
             decode_s=now - decoding,
-            interrupted=self._interrupt,
+            interrupted=len(done) < config.num_images or not done[-1][3],
         )
         log.info(
             "run.finished",
@@ -247,8 +200,8 @@ class Sampler:
 
     def _sample(
         self, config: RunConfig, seed: int, callback: Any, latents: Tensor | None, log: Any
-    ) -> tuple[Tensor, Timings, int]:
-        """One picture's latents; those predicted clean so far if the run was interrupted."""
+    ) -> tuple[Tensor, Timings, int, bool]:
+        """One picture's latents, clean as predicted so far if the run was interrupted; and whether it is complete."""
         engine = self._engine(config, seed)
         canvas, device = engine.canvas, self._device()
         shape = (1, self.backbone.latent_channels, canvas.height, canvas.width)
@@ -278,10 +231,11 @@ class Sampler:
             return replaced
 
         final, prediction, timings = engine.run(start, lambda: self._interrupt, on_step)
-        if self._interrupt and prediction is not None and count < len(engine.steps()):
-            return prediction.clean, timings, count
+        complete = count == len(engine.steps())
+        if not complete and prediction is not None:
+            return prediction.clean, timings, count, False
         engine.stages.run_end(final)
-        return final, timings, count
+        return final, timings, count, complete
 
     def _engine(self, config: RunConfig, seed: int) -> Engine:
         from vitrail.core.engine import Engine

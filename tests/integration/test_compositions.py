@@ -39,8 +39,8 @@ def test_cutdiffusion_of_no_structure_steps_is_jittered_multidiffusion(pipe):
 @pytest.mark.parametrize("method", ["asg", "asg-plus"])
 def test_async_with_warmup_throughout_is_sync(pipe, method):
     warm = latents(pipe, method, "stages.0.guidance.0.warmup_steps=100")
-    scale = 2.0 if method == "asg-plus" else 1.0
-    sync = latents(pipe, method, f"stages.0.guidance=[{{type='sync', scale={scale}}}]")
+    changed = {"asg": "scale=1.0", "asg-plus": "scale=2.0, ramp='cosine'"}[method]
+    sync = latents(pipe, method, f"stages.0.guidance=[{{type='sync', {changed}}}]")
     assert torch.equal(warm, sync)
 
 

@@ -12,7 +12,7 @@ from training.loop import LoopConfig, train
 from training.pool import PicturePool, mixed_scene
 
 CROP = 64  # pixels
-BATCH = 16
+BATCH = 8
 KL_WEIGHT = 1e-4
 KL_START = 300  # steps without it, then as many of a ramp: at once, it wins before the signal is found
 

@@ -58,8 +58,7 @@ def build_scheduler() -> EulerDiscreteScheduler:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
-        timestep_spacing="leading",
-        steps_offset=1,
+        timestep_spacing="trailing",  # starts at pure noise, so few steps suffice
     )
 
 
@@ -102,7 +101,7 @@ class LatentPool:
         return scene.caption
 
 
-def train_denoiser(folder: Path, config: LoopConfig, pool_size: int = 8000) -> None:
+def train_denoiser(folder: Path, config: LoopConfig, pool_size: int = 3000) -> None:
     """Train both networks; each checkpoint also writes an ordinary diffusers folder, ``folder/model``."""
     tokenizer = build_tokenizer(folder / "tokenizer")
     vae = AutoencoderKL.from_pretrained(folder / "vae").eval()

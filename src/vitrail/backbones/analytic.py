@@ -51,6 +51,9 @@ class AnalyticBackbone:
         """A copy of the scheduler it was given."""
         return copy.deepcopy(self.scheduler)
 
+    def check_attention(self, request: AttentionRequest) -> None:
+        """It has no attention, and does not offer any."""
+
     def encode_prompt(self, prompt: str, negative_prompt: str, request: AttentionRequest | None) -> None:
         """Text means nothing to it."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from vitrail.core.registry import Registry
-from vitrail.errors import ModelError, nearest
+from vitrail.errors import ConfigError, ModelError, nearest
 
 
 def find_model(model: str, registry: Registry) -> Any:
@@ -32,7 +35,7 @@ def find_model(model: str, registry: Registry) -> Any:
             f"model {model!r}: {index.name} is missing in {folder}; give the folder that "
             "`pipeline.save_pretrained(folder)` wrote"
         ) from error
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ModelError(f"model {model!r}: {index} is not a diffusers model index: {error!r}") from error
     known = {name: cls for cls in _adapters(registry) for name in cls.pipelines}
     if pipeline not in known:
@@ -51,3 +54,25 @@ def _folder(model: str, registry: Registry) -> Path:
     if folder.is_dir():
         return folder
     raise ModelError(f"no model or folder {model!r}{nearest(model, registry.names('models'))}, or a diffusers folder")
+
+
+def check_scheduler(name: str | None) -> None:
+    """Refuse a scheduler that diffusers does not have; None is the model's own.
+
+    Raises:
+        ConfigError: With the nearest name.
+    """
+    if name is not None and name not in _scheduler_names():
+        hint, _, every = nearest(name, _scheduler_names()).partition(";")
+        raise ConfigError(f"no scheduler named {name!r}{hint or every}")
+
+
+@functools.cache
+def _scheduler_names() -> frozenset[str]:
+    """Read from diffusers' sources, since importing it takes seconds."""
+    spec = importlib.util.find_spec("diffusers")
+    assert spec is not None
+    assert spec.origin is not None
+    files = (Path(spec.origin).parent / "schedulers").glob("scheduling_*.py")
+    found = (re.findall(r"^class (\w+Scheduler)\b", file.read_text(encoding="utf-8"), re.MULTILINE) for file in files)
+    return frozenset(name for names in found for name in names)

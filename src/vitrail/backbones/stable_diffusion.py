@@ -39,18 +39,35 @@ class StableDiffusion:
             dtype: Of the networks, e.g. ``float16``.
 
         Raises:
+            ConfigError: If the device is not there.
             ModelError: If a part of the pipeline is missing or broken.
         """
         import torch
         from diffusers import StableDiffusionPipeline
 
+        place = find_device(device)
         try:
             pipe = StableDiffusionPipeline.from_pretrained(
                 self.folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"model {self.folder.name!r} cannot be loaded: {error}") from error
-        return StableDiffusionBackbone(pipe.to(device or default_device()))
+        return StableDiffusionBackbone(pipe.to(place))
+
+
+def find_device(name: str | None) -> torch.device:
+    """The named device, or the default one, after a try to use it.
+
+    Raises:
+        ConfigError: If torch does not know it or cannot use it here.
+    """
+    import torch
+
+    try:
+        return torch.empty(0, device=name or default_device()).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"no device {name!r} here: {reason}; {default_device()!r} can be used") from error
 
 
 def default_device() -> str:
@@ -113,6 +130,12 @@ class StableDiffusionBackbone:
         _refuse_other_prediction(current, scheduler, name)
         return cast("Scheduler", scheduler)
 
+    def check_attention(self, request: AttentionRequest) -> None:
+        """Refuse up blocks that the U-Net does not have."""
+        from vitrail.backbones.attention import cross_attentions
+
+        cross_attentions(self._pipe.unet, request.layers)
+
     def encode_prompt(self, prompt: str, negative_prompt: str, request: AttentionRequest | None) -> Conditioning:
         """Embeddings of both branches, by the pipeline's own ``encode_prompt``."""
         cond, uncond = self._pipe.encode_prompt(prompt, self.device, 1, True, negative_prompt)
@@ -166,3 +189,13 @@ def _refuse_other_prediction(current: Any, other: Any, name: str) -> None:
     have, want = prediction_type_of(current), prediction_type_of(other)
     if have != want:
         raise CapabilityError(f"the model predicts {have!r}, but {name} reads {want!r}; choose another scheduler")
+
+
+def quiet_libraries() -> None:
+    """The libraries' own progress bars and advice would cover ours."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

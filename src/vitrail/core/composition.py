@@ -13,7 +13,7 @@ from vitrail.core.fields import RAMPS, as_tuple, share
 from vitrail.core.protocols import AttentionRequest, Fusion, Guidance, Masking, Patching
 from vitrail.core.step import Ramp
 from vitrail.core.views import Canvas
-from vitrail.errors import CapabilityError, CompositionError, ConfigError
+from vitrail.errors import CapabilityError, CompositionError
 
 
 @frozen(kw_only=True)
@@ -96,10 +96,3 @@ class Composition:
                 + "\n  ".join(problems)
                 + "\nChoose another strategy for the slot (`vitrail methods` lists them) or another model."
             )
-
-
-def check_guidance_scale(value: float) -> float:
-    """Classifier-free guidance scale: 1.0 is off; below is refused."""
-    if not value >= 1.0:
-        raise ConfigError(f"guidance_scale must be >= 1.0 (1.0 switches guidance off), got {value!r}")
-    return value

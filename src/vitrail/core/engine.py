@@ -104,9 +104,16 @@ class Engine:
         return [self.stages.patch(step, self.canvas, family).canonical() for family in range(families)]
 
     def count_rows(self) -> int:
-        """Rows that the network will see in the whole run: the cost, known before it starts."""
-        per_step = (sum(len(p.views) + p.clean_key for p in self.patches(step)) for step in self.steps())
-        return sum(per_step) * len(self.branches)
+        """Rows that the network will see in the whole run: the cost, known before it starts.
+
+        A patching has as many views at every step of a stage, so the first step of each tells.
+        """
+        firsts = [step for step in self.steps() if step.stage_step == 0]
+        return sum(self.count_views(step) * step.stage_num_steps for step in firsts) * len(self.branches)
+
+    def count_views(self, step: Step) -> int:
+        """Forwards of one branch at a step: the views of all families and clean key views."""
+        return sum(len(patches.views) + patches.clean_key for patches in self.patches(step))
 
     def run(
         self, latents: Tensor, should_stop: Callable[[], bool], on_step: Callable[[Step, Tensor], Tensor]

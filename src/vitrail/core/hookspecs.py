@@ -8,10 +8,13 @@ on. Observers return nothing. Hook arguments carry no defaults: pluggy would nev
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
+
+from vitrail.errors import RegistrationError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,3 +90,34 @@ class StageSpecs:
     @hookspec
     def vitrail_run_end(self, latents: Tensor) -> None:
         """Observer: the last latents, before decoding; not called if the run raised."""
+
+
+def attach(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
+    """Register a plugin, and refuse what pluggy would let pass in silence.
+
+    Raises:
+        RegistrationError: Naming the plugin, if it is a class, registered already, has no hook, or if a
+            hook's name or one of its arguments is not known.
+    """
+    if isinstance(plugin, type):
+        raise RegistrationError(
+            f"plugin {name!r} is the class {plugin.__name__}: pass an instance; have you forgotten the `()`?"
+        )
+    try:
+        manager.register(plugin, name)
+        manager.check_pending()
+    except (pluggy.PluginValidationError, ValueError) as error:
+        raise RegistrationError(f"plugin {name!r}: {error}") from error
+    callers = manager.get_hookcallers(plugin) or []
+    if not callers:
+        raise RegistrationError(f"plugin {name!r} implements no hook; decorate its functions with @vitrail.hookimpl")
+    for caller in callers:
+        known = caller.spec.argnames if caller.spec else ()
+        for implementation in (i for i in caller.get_hookimpls() if i.plugin is plugin):
+            filled = {*implementation.argnames, *(set(implementation.kwargnames) & set(known))}
+            never = [a for a in inspect.signature(implementation.function).parameters if a not in filled]
+            if never:
+                raise RegistrationError(
+                    f"plugin {name!r}: {caller.name} takes {', '.join(map(repr, never))}, which is never passed; "
+                    f"the hook passes, by position, {', '.join(known)}"
+                )

@@ -19,7 +19,7 @@ EVENTS = {
     "mask.degenerate": "a mask says nothing and is replaced by 1 everywhere: step, reason",
     "run.interrupted": "a run was asked to stop: step",
     "run.finished": "the one line that sums a run up: duration_s, predict_s, decode_s, steps, model_calls",
-    "run.failed": "a run raised: step, error",
+    "run.failed": "a run raised: error",
 }
 
 

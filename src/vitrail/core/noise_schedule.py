@@ -14,7 +14,7 @@ from attrs import field, frozen
 
 from vitrail.core.fields import as_tuple
 from vitrail.core.step import PredictionType
-from vitrail.errors import CapabilityError
+from vitrail.errors import CapabilityError, ConfigError
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -49,14 +49,18 @@ class NoiseSchedule:
         """Read a scheduler whose timesteps are set.
 
         Raises:
-            CapabilityError: If the scheduler shows neither sigmas nor cumulative alphas.
+            CapabilityError: If the scheduler shows neither sigmas nor cumulative alphas, or reads the network's
+                output through a scaling of its own (EDM, consistency models).
         """
         timesteps = [float(t) for t in scheduler.timesteps]
-        scales = _flow(scheduler) or _by_sigmas(scheduler) or _by_alphas(scheduler)
+        scales = None
+        if getattr(scheduler.config, "sigma_data", None) is None:
+            scales = _flow(scheduler) or _by_sigmas(scheduler) or _by_alphas(scheduler)
         if scales is None:
             raise CapabilityError(
-                f"{type(scheduler).__name__} has neither `sigmas` nor `alphas_cumprod`, so the noise level of a "
-                "step is unknown; use a scheduler whose step is a function of (model output, timestep, sample)"
+                f"{type(scheduler).__name__} has neither `sigmas` nor `alphas_cumprod`, or scales the network's output "
+                "itself, so what a step's latents and predictions mean is unknown; use a scheduler whose step is a "
+                "function of (model output, timestep, sample)"
             )
         pairs = scales[: len(timesteps)]
         return cls(timesteps, [a for a, _ in pairs], [s for _, s in pairs], prediction_type_of(scheduler))
@@ -89,6 +93,10 @@ def _by_sigmas(scheduler: Any) -> list[tuple[float, float]] | None:
     if sigmas is None or len(sigmas) < len(scheduler.timesteps):
         return None
     values = [float(s) for s in sigmas]
+    between = getattr(scheduler, "sigmas_interpol", None)
+    if between is not None:  # KDPM2: every second call is at a midpoint; the ancestral table lies one entry earlier
+        first = 0 if hasattr(scheduler, "sigmas_up") else 1
+        values[1::2] = [float(s) for s in between][first::2]
     if float(scheduler.init_noise_sigma) != 1.0:
         return [(1.0, s) for s in values]
     return [(1 / math.hypot(1, s), s / math.hypot(1, s)) for s in values]
@@ -102,11 +110,22 @@ def _by_alphas(scheduler: Any) -> list[tuple[float, float]] | None:
     return [(math.sqrt(c), math.sqrt(1 - c)) for c in cumulative]
 
 
+def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: dict[str, Any]) -> None:
+    """Set a scheduler; a number of steps that it cannot serve is the user's mistake."""
+    name, most = type(scheduler).__name__, getattr(scheduler.config, "num_train_timesteps", math.inf)
+    if num_inference_steps > most:
+        raise ConfigError(f"num_inference_steps must be at most {most} with {name}, got {num_inference_steps}")
+    try:
+        scheduler.set_timesteps(num_inference_steps, **options)
+    except ValueError as error:
+        raise ConfigError(f"{name} refuses {num_inference_steps} steps: {error}") from error
+
+
 class Stepper:
     """A scheduler set for one run: scaling of the input, one step on the canvas, the noise schedule."""
 
     def __init__(self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: dict[str, Any] | None = None):
-        scheduler.set_timesteps(num_inference_steps, **(set_timesteps or {}))
+        _set_timesteps(scheduler, num_inference_steps, set_timesteps or {})
         self._scheduler: Any = scheduler
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self.timesteps: Tensor = scheduler.timesteps

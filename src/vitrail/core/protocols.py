@@ -84,6 +84,9 @@ class Backbone(Protocol):
     def new_scheduler(self, name: str | None = None) -> Scheduler:
         """A fresh scheduler: the model's own, or another diffusers class with the same noise schedule."""
 
+    def check_attention(self, request: AttentionRequest) -> None:
+        """Refuse a request for attention maps that the network does not have."""
+
     def encode_prompt(self, prompt: str, negative_prompt: str, request: AttentionRequest | None) -> Any:
         """The conditioning of both branches, handed back to ``predict``."""
 
@@ -106,7 +109,7 @@ class Patching(Protocol):
         """The canvas is padded to multiples of these (height, width)."""
 
     def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
-        """The views of this step."""
+        """The views of this step; as many at every step of a stage."""
 
 
 class Masking(Protocol):

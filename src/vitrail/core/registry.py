@@ -67,8 +67,15 @@ class Registry:
         missing = [member for member in MEMBERS[slot] if not hasattr(cls, member)]
         if missing:
             raise RegistrationError(f"{where}: {cls.__name__} lacks {', '.join(missing)}")
-        if not attrs.has(cls) or cls.__setattr__ is object.__setattr__:
+        if not _is_frozen(cls):
             raise RegistrationError(f"{where}: {cls.__name__} must be a frozen attrs class (decorate with @frozen)")
+        try:
+            attrs.resolve_types(cls)
+        except NameError as error:
+            raise RegistrationError(
+                f"{where}: an annotation of {cls.__name__} cannot be read: {error}; a config file needs the types of "
+                "fields, so import them outside of `if TYPE_CHECKING:`"
+            ) from error
         if slot == "guidance" and cls.point not in POINTS:  # type: ignore[attr-defined]
             raise RegistrationError(f"{where}: {cls.__name__}.point must be one of {', '.join(POINTS)}")
         self._put(Entry(slot, name, cls, self.plugin))
@@ -117,7 +124,7 @@ class Registry:
         if (slot, name) in self._entries:
             return self._entries[slot, name]
         failed = "".join(f"; plugin {f.plugin!r} failed to load: {f.error}" for f in self.failures)
-        raise ConfigError(f"no {slot} named {name!r}{nearest(name, self.names(slot))}{failed}")
+        raise ConfigError(f"no {slot.removesuffix('s')} named {name!r}{nearest(name, self.names(slot))}{failed}")
 
     def _put(self, entry: Entry) -> None:
         known = self._entries.get((entry.slot, entry.name))
@@ -127,3 +134,16 @@ class Registry:
                 "switch one off with VITRAIL_DISABLE_PLUGINS or rename it"
             )
         self._entries[entry.slot, entry.name] = entry
+
+
+def _is_frozen(cls: type) -> bool:
+    """Whether attrs refuses any assignment; a class that is only ``@define`` validates and assigns."""
+    if not attrs.has(cls):
+        return False
+    try:
+        object.__new__(cls).frozen = True  # type: ignore[attr-defined]
+    except attrs.exceptions.FrozenInstanceError:
+        return True
+    except (AttributeError, TypeError):
+        return False
+    return False

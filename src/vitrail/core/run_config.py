@@ -19,7 +19,7 @@ class RunConfig:
     model: str = "demo"  # a registered model or a diffusers folder
     seed: int = field(default=0, validator=v.and_(v.ge(0), v.lt(2**63)))  # of all randomness
     num_inference_steps: int = field(default=30, validator=v.ge(1))  # sampling steps
-    guidance_scale: float = field(default=4.0, validator=v.ge(1.0))  # 1.0 switches classifier-free guidance off
+    guidance_scale: float = field(default=3.0, validator=v.ge(1.0))  # 1.0 switches classifier-free guidance off
     negative_prompt: str = ""  # what the picture should not show
     scheduler: str | None = None  # a diffusers class; the model's own if unset
     num_images: int = field(default=1, validator=v.ge(1))  # picture i has seed + i

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pluggy
 
-from vitrail.core.hookspecs import EXCLUSIVE, PROJECT, StageSpecs, hookimpl
-from vitrail.errors import CompositionError, RegistrationError, ShapeError, VitrailError
+from vitrail.core.hookspecs import EXCLUSIVE, PROJECT, StageSpecs, attach, hookimpl
+from vitrail.errors import CompositionError, ShapeError, VitrailError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,15 +70,7 @@ class Stages:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(StageSpecs)
         for name, plugin in (("composition", answers), *plugins):
-            _refuse_class(name, plugin)
-            try:
-                self._manager.register(plugin, name)
-            except (pluggy.PluginValidationError, ValueError) as error:
-                raise RegistrationError(f"plugin {name!r}: {error}") from error
-        try:
-            self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            raise RegistrationError(f"plugin {self._manager.get_name(error.plugin)!r}: {error}") from error
+            attach(self._manager, name, plugin)
         for hook in EXCLUSIVE:
             for implementation in getattr(self._manager.hook, hook).get_hookimpls():
                 if implementation.plugin is not answers and not (implementation.wrapper or implementation.hookwrapper):
@@ -161,10 +153,3 @@ class Stages:
     def run_end(self, latents: Tensor) -> None:
         """Tell observers that the run is done."""
         self._call("vitrail_run_end", None, latents=latents)
-
-
-def _refuse_class(name: str, plugin: object) -> None:
-    if isinstance(plugin, type):
-        raise RegistrationError(
-            f"plugin {name!r} is the class {plugin.__name__}: pass an instance; have you forgotten the `()`?"
-        )

@@ -95,7 +95,7 @@ class ParameterFreeAttention:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     sharpness: float = field(default=1.0, validator=v.gt(0))  # s, a factor on the logits
-    border: int = field(default=1, validator=v.ge(1))  # cells on each side that count as border
+    border: float = field(default=0.125, validator=share_below_half)  # share of the view on each side that counts as it
     clip: float = field(default=0.02, validator=share_below_half)  # quantile cut at both ends
     ema: float = field(default=0.0, validator=share_below_one)  # weight of the steps before
     ramp_steps: int = field(default=1, validator=v.ge(1))  # steps until the mask has its full weight
@@ -118,13 +118,13 @@ class ParameterFreeAttention:
         return _ramped(normalised(step, heat, self.clip), step, self.ramp_steps), heat
 
 
-def border_saliency(clean: Tensor, sharpness: float, border: int) -> Tensor:
+def border_saliency(clean: Tensor, sharpness: float, border: float) -> Tensor:
     """One minus the attention paid to the border, before normalisation.
 
     Args:
         clean: Float32[Tensor, "batch channels h w"].
         sharpness: Factor on the logits.
-        border: Width of the border in cells.
+        border: Width of the border as a share of the view's shorter side; at least one cell.
 
     Returns:
         Float32[Tensor, "batch 1 h w"].
@@ -133,8 +133,9 @@ def border_saliency(clean: Tensor, sharpness: float, border: int) -> Tensor:
     tokens = clean.float().flatten(2)
     tokens = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.std(-1, keepdim=True) + 1e-6)
     logits = tokens.transpose(1, 2) @ tokens * (sharpness / tokens.shape[1] ** 0.5)
-    inside = clean.new_zeros(height, width, dtype=clean.dtype)
-    inside[border : height - border, border : width - border] = 1
+    edge_width = max(1, round(border * min(height, width)))
+    inside = clean.new_zeros(height, width, dtype=tokens.dtype)
+    inside[edge_width : height - edge_width, edge_width : width - edge_width] = 1
     edge = 1 - inside.flatten()
     paid: Tensor = (logits.softmax(-1) * edge).sum(-1) / edge.sum()
     return -paid.view(-1, 1, height, width)

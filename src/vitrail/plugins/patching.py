@@ -61,7 +61,7 @@ class Windows:
         lefts = window_starts(canvas.width, width, self._stride(width), self.tail)
         shifts = self._shifts(step, streams, tops, lefts, height, width)
         return Patches(
-            View(Span(top + dy, height), Span(left + dx, width))
+            View(Span(_within(top + dy, tops[-1]), height), Span(_within(left + dx, lefts[-1]), width))
             for (top, left), (dy, dx) in zip(((t, x) for t in tops for x in lefts), shifts, strict=True)
         )
 
@@ -84,6 +84,11 @@ def _reach(starts: tuple[int, ...], window: int) -> int:
     """How far a window may move: a quarter of the smallest overlap, so that no cell is left out."""
     gaps = [b - a for a, b in pairwise(starts)]
     return (window - max(gaps)) // 4 if gaps else 0
+
+
+def _within(start: int, last: int) -> int:
+    """A start that leaves the window on the canvas; where windows lie dense, one may want to go further."""
+    return min(max(start, 0), last)
 
 
 def _inner(draws: Tensor, reach: int, axis: int) -> list[list[int]]:

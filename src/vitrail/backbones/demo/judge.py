@@ -1,8 +1,9 @@
 """The judge: a small detector that counts and names the demo model's objects in a picture of any size.
 
 The network knows objects in one band of pixel sizes; an image pyramid brings every object into that
-band at two or three levels, and non-maximum suppression across levels and classes leaves one detection
-an object. After "Objects as Points", https://arxiv.org/abs/1904.07850.
+band at two or three levels. A detection is scored by its two surest levels, since parts of an object pass
+for another one at a single level only; non-maximum suppression across levels and classes leaves one
+detection an object. After "Objects as Points", https://arxiv.org/abs/1904.07850.
 """
 
 import json
@@ -22,6 +23,7 @@ WEIGHTS = Path(__file__).parent / "judge"
 STRIDE = 8  # pixels a cell
 PAD = 32  # pixels of gray around each level, so that cut objects keep their surroundings
 STEP = math.sqrt(2)  # between two levels of the pyramid
+CANDIDATE = 0.1  # least score at one level
 OVERVIEW = 64  # pixels: shorter side at which ``features`` looks at the whole
 
 
@@ -48,7 +50,7 @@ class JudgeConfig:
     band_high: float = 48.0
     top_scale: float = 1.75  # of the finest level, so that the smallest objects reach the band
     largest: float = 1.8  # of the shorter side: the coarsest level still shows such an object in the band
-    threshold: float = 0.4  # least score
+    threshold: float = 0.4  # least score, over levels
 
 
 class Heads(NamedTuple):
@@ -146,8 +148,11 @@ class Judge:
         """
         if picture.ndim != 3 or picture.shape[0] != 3:
             raise ShapeError(f"the judge expects a picture of shape (3, Height, Width), got {tuple(picture.shape)}")
-        found = torch.cat([self._look(picture, scale) for scale in self._scales(picture)]).cpu()
-        found = found[found[:, 1].argsort(descending=True)]
+        scales = self._scales(picture)
+        found = torch.cat([self._look(picture, scale) for scale in scales]).cpu()
+        found[:, 1] = self._supported(found, scales)
+        found = found[found[:, 1] > self.config.threshold]
+        found = found[found[:, 1].argsort(descending=True), :5]
         kept = found[keep_best(*found[:, 1:].unbind(1))]
         names = self.config.classes
         return tuple(
@@ -170,15 +175,15 @@ class Judge:
 
     def _scales(self, picture: Tensor) -> list[float]:
         coarsest = self.config.band_high / (self.config.largest * min(picture.shape[-2:]))
-        count = math.ceil(math.log(self.config.top_scale / coarsest, STEP)) + 1
+        count = math.ceil(math.log(self.config.top_scale / coarsest, STEP)) + 2  # two see the largest
         return [self.config.top_scale / STEP**level for level in range(max(count, 1))]
 
     def _look(self, picture: Tensor, scale: float) -> Tensor:
-        """Detections at one level, "found 5": class, score, size, center y, center x."""
+        """Candidates at one level, "found 6": class, score, size, center y, center x, scale."""
         level = _resized(picture[None], scale)
         heat, log_size, offset, _ = self.network(_padded(level))
         score, name = heat[0].sigmoid().max(dim=0)
-        peaks = (score == F.max_pool2d(score[None], 3, 1, 1)[0]) & (score > self.config.threshold)
+        peaks = (score == F.max_pool2d(score[None], 3, 1, 1)[0]) & (score > CANDIDATE)
         row, column = peaks.nonzero(as_tuple=True)
         size = log_size[0, row, column].exp() * math.sqrt(self.config.band_low * self.config.band_high)
         ratio = picture.new_tensor(level.shape[-2:]) / picture.new_tensor(picture.shape[-2:])
@@ -186,12 +191,30 @@ class Judge:
         center = (cells * STRIDE - PAD) / ratio
         seen = (size > 0.85 * self.config.band_low) & (size < 1.2 * self.config.band_high)
         inside = ((center > 0) & (center < picture.new_tensor(picture.shape[-2:]))).all(dim=1)
-        columns = (name[row, column], score[row, column], size / ratio.prod().sqrt(), *center.T)
+        true_size = size / ratio.prod().sqrt()
+        columns = (name[row, column], score[row, column], true_size, *center.T, torch.full_like(size, scale))
         return torch.stack(columns, dim=1)[seen & inside]
+
+    def _supported(self, found: Tensor, scales: list[float]) -> Tensor:
+        """Mean of a candidate's score and the best that another level gives the same object, "found".
+
+        The smallest objects are in the band at one level only; their score stays.
+        """
+        name, score, size, y, x, level = found.unbind(1)
+        near = torch.maximum((y[:, None] - y).abs(), (x[:, None] - x).abs()) < 0.4 * size[:, None]
+        alike = (size[:, None] / size).log().abs() < 0.5
+        same = near & alike & (name[:, None] == name) & (level[:, None] != level)
+        second = (score * same).amax(dim=1) if len(found) else score
+        shown = size[:, None] * torch.tensor(scales)
+        levels = ((shown > 0.9 * self.config.band_low) & (shown < self.config.band_high)).sum(dim=1)
+        return torch.where(levels > 1, (score + second) / 2, score)
 
 
 def keep_best(score: Tensor, size: Tensor, center_y: Tensor, center_x: Tensor) -> list[int]:
     """Indices that survive non-maximum suppression, across levels and classes.
+
+    Of two detections that overlap much, or one of which has its middle in the other's square, the surer
+    stays: drawn objects never lie so, but the tip of an ear may pass for a small object.
 
     Args:
         score: Float[Tensor, "found"], falling.
@@ -204,7 +227,7 @@ def keep_best(score: Tensor, size: Tensor, center_y: Tensor, center_x: Tensor) -
     smaller, larger = torch.minimum(size[:, None], size[None]), torch.maximum(size[:, None], size[None])
     shared = torch.minimum(half - gap_y, smaller).clamp(min=0) * torch.minimum(half - gap_x, smaller).clamp(min=0)
     overlap = shared / (smaller.square() + larger.square() - shared)
-    clash = (overlap > 0.3) | (torch.maximum(gap_y, gap_x) < 0.4 * larger)
+    clash = (overlap > 0.3) | (torch.maximum(gap_y, gap_x) < 0.5 * larger)
     kept: list[int] = []
     for index in range(len(score)):
         if not clash[index, kept].any():

@@ -120,7 +120,7 @@ def choice(generator: Generator, options: tuple[str, ...]) -> str:
     return options[int(torch.randint(len(options), (), generator=generator))]
 
 
-def draw_scene(generator: Generator, close_up: float = 0.16, empty: float = 0.08) -> Scene:
+def draw_scene(generator: Generator, close_up: float = 0.09, empty: float = 0.08) -> Scene:
     """Draw a scene of the training mix: whole objects, close-ups of parts, bare backgrounds.
 
     Args:

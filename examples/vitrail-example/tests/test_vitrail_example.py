@@ -1,0 +1,48 @@
+"""What an author of a plugin tests: the contract of each slot, and one law of each class."""
+
+import torch
+from vitrail_example import Center, ClampClean, Probe
+
+from vitrail.core.prediction import Prediction
+from vitrail.core.protocols import Predicted
+from vitrail.testing import check_guidance, check_masking, make_prediction, make_step
+
+
+def test_contracts():
+    check_guidance(ClampClean)
+    check_masking(Center)
+    check_masking(Center(radius=2.0))
+
+
+def test_clamping_at_the_full_quantile_changes_no_bit():
+    subject = make_prediction((1, 4, 8, 8), make_step(3))
+    guided, _ = ClampClean(quantile=1.0).guide(subject.step, subject, 0, None, None)
+    assert torch.equal(guided.model_output, subject.model_output)
+
+
+def test_clamping_leaves_no_outlier_and_nothing_else_moved():
+    subject = make_prediction((1, 4, 16, 16), make_step(3))
+    guided, _ = ClampClean(quantile=0.9).guide(subject.step, subject, 0, None, None)
+    limit = subject.clean.abs().flatten(2).quantile(0.9, dim=2)[..., None, None]
+    inside = subject.clean.abs() <= limit
+    assert (guided.clean.abs() <= limit + 1e-5).all()
+    torch.testing.assert_close(guided.clean[inside], subject.clean[inside])
+
+
+def test_center_is_one_in_the_middle_and_falls_towards_every_border():
+    key = make_prediction((2, 4, 9, 15), make_step(0))
+    mask, _ = Center(radius=0.7).mask(key.step, key, Predicted(key.model_output), None)
+    assert mask[0, 0, 4, 7] == 1
+    assert mask[0, 0, 0, 0] == 0
+    assert torch.equal(mask, mask.flip(-1))
+    assert torch.equal(mask, mask.flip(-2))
+    assert (mask[..., 7:].diff(dim=-1) <= 0).all()
+
+
+def test_probe_counts_steps_and_tells_sharp_from_flat():
+    probe, step = Probe(), make_step(0, prediction_type="sample")
+    flat, noise = torch.ones(1, 4, 8, 8), make_prediction((1, 4, 8, 8), step).model_output
+    for output in (flat, noise):
+        probe.vitrail_step_end(Prediction(flat, output, step))
+    assert probe.steps == 2
+    assert probe.sharpness[0] == 0 < probe.sharpness[1]

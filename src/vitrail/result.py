@@ -1,0 +1,63 @@
+"""What a run will do, did, and made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from vitrail.core.fields import as_tuple
+from vitrail.core.views import Canvas
+from vitrail.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@frozen(kw_only=True)
+class StagePlan:
+    """What one stage will do."""
+
+    stage: int
+    first_step: int
+    num_steps: int
+    num_views: int  # at its first step, all families and clean key views together
+    strategies: str
+
+
+@frozen(kw_only=True)
+class Plan:
+    """What a run will do, known before any model call."""
+
+    stages: tuple[StagePlan, ...]
+    canvas: Canvas
+    model_calls: int  # rows that the network will see, for one picture
+
+
+@frozen(kw_only=True)
+class Report:
+    """What a run did; seconds and counts."""
+
+    steps: int
+    model_calls: int
+    predict_s: float
+    engine_s: float  # everything in the loop, ``predict_s`` included
+    decode_s: float
+    interrupted: bool
+
+
+@frozen(kw_only=True, eq=False)
+class Result:
+    """Pictures and what made them.
+
+    Attributes:
+        images: Pillow images, or tensors in [0, 1] Float32[Tensor, "3 Height Width"]; empty for ``latent``.
+        latents: Float32[Tensor, "images channels height width"].
+        report: Times and counts, of all pictures together.
+        recipes: One a picture; each makes it again.
+    """
+
+    images: list[Any]
+    latents: Tensor
+    report: Report
+    recipes: tuple[Recipe, ...] = field(converter=as_tuple)

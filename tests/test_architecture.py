@@ -1,0 +1,133 @@
+"""Who may import whom, and what a command that only reads must not load."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vitrail
+
+ROOT = Path(vitrail.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+WITHIN = {  # part -> the parts of vitrail that it may import
+    "core": {"core", "errors"},
+    "plugins": {"core", "errors", "plugins"},
+    "comm": {"comm", "errors"},
+    "backbones": {"backbones", "core", "errors"},
+}
+OUTSIDE = {  # part -> other packages that it may import
+    "core": {"attrs", "cattrs", "pluggy", "structlog", "torch", "yaml", "PIL"},
+    "plugins": {"attrs", "torch"},
+    "comm": {"attrs", "torch"},
+}
+HEAVY = ("torch", "diffusers", "transformers")
+
+
+def imports(path):
+    """(dotted name, line) of every import in a file, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write imports in full"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def part_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def found(parts):
+    return [
+        (path, name.split("."), f"{path.relative_to(ROOT)}:{line} imports {name}")
+        for path in MODULES
+        if part_of(path) in parts
+        for name, line in imports(path)
+    ]
+
+
+@pytest.mark.parametrize("part", WITHIN)
+def test_a_part_imports_only_what_is_below_it(part):
+    wrong = [
+        told
+        for _, names, told in found({part})
+        if names[0] == "vitrail" and (len(names) < 2 or names[1] not in WITHIN[part])
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("part", OUTSIDE)
+def test_a_part_knows_few_packages(part):
+    known = OUTSIDE[part] | {"vitrail"} | sys.stdlib_module_names
+    assert not [told for _, names, told in found({part}) if names[0] not in known]
+
+
+def test_only_backbones_know_diffusers_and_transformers():
+    others = {part_of(path) for path in MODULES} - {"backbones"}
+    assert not [told for _, names, told in found(others) if names[0] in ("diffusers", "transformers")]
+
+
+def test_the_rules_see_something():
+    """They would hold of an empty folder, too."""
+    assert any(names[0] == "diffusers" for _, names, _ in found({"backbones"}))
+    assert {part_of(path) for path in MODULES} >= set(WITHIN)
+    assert len([1 for _, names, _ in found({"core"}) if names[:2] == ["vitrail", "core"]]) > 20
+
+
+@pytest.mark.parametrize("part", ["core", "plugins"])
+def test_no_device_is_written_down(part):
+    for path in (path for path in MODULES if part_of(path) == part):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                literal = node.value.partition(":")[0]
+                assert literal not in ("cuda", "mps", "xpu"), f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+PROBE = """
+import sys
+if len(sys.argv) > 1:
+    from vitrail.cli import main
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, ended.code
+else:
+    import vitrail
+print("loaded:", *sorted({"torch", "diffusers", "transformers"} & set(sys.modules)))
+"""
+METHOD = """
+[[stages]]
+patching = { type = "windows", overlap = 0.5 }
+guidance = ["sync"]
+masking = "up-block-attention"
+fusion = "average"
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A method, and a run of it on a model of which nothing but the index is there."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "method.toml").write_text(METHOD)
+    model = folder / "model"
+    model.mkdir()
+    (model / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    run = f'prompt = "a fox"\nmethod = "{folder / "method.toml"}"\nmodel = "{model}"\nscheduler = "DDIMScheduler"\n'
+    (folder / "run.toml").write_text(run)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["--help"], ["sample", "--help"], ["methods"], ["plugins"], ["check", "method.toml"], ["check", "run.toml"]],
+    ids=lambda command: " ".join(command) or "import",
+)
+def test_reading_commands_load_nothing_heavy(command, files):
+    environment = {k: v for k, v in os.environ.items() if k != "VITRAIL_DISABLE_PLUGINS"}  # installed plugins, too
+    arguments = [sys.executable, "-c", PROBE, *command]
+    done = subprocess.run(arguments, cwd=files, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["loaded:"]

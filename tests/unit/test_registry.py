@@ -1,0 +1,178 @@
+"""Registration, once per process: names, owners, failures, and classes that do not fit."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import attrs
+import pytest
+from structlog.testing import capture_logs
+
+from vitrail import discovery, hookimpl
+from vitrail.core.registry import Registry
+from vitrail.discovery import BUILTINS, build_registry, registry
+from vitrail.errors import ConfigError, RegistrationError
+
+
+@attrs.frozen
+class Fits:
+    """A fusion that fits its slot."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def fuse(self, step, views, prediction, latents):
+        return latents
+
+
+def plugin(register):
+    """A plugin whose registration calls ``register(registry)``."""
+    return type("Plugin", (), {"vitrail_register": hookimpl(lambda self, registry: register(registry))})()
+
+
+def entry(name, load, dist="somewhere"):
+    return SimpleNamespace(name=name, value=f"{dist}:x", dist=SimpleNamespace(name=dist, version="1.0"), load=load)
+
+
+def offers(name, dist, fusion):
+    return entry(name, lambda: plugin(lambda registry: registry.add("fusion", fusion, Fits)), dist)
+
+
+def broken():
+    raise ImportError("cannot import name 'x' from 'torch'")
+
+
+def test_a_taken_name_names_both_plugins():
+    with pytest.raises(RegistrationError, match="fusion 'soft' comes from both plugin 'one' and plugin 'two'"):
+        build_registry([offers("one", "a", "soft"), offers("two", "b", "soft")])
+
+
+def test_a_built_in_name_cannot_be_taken_either():
+    with pytest.raises(RegistrationError, match="fusion 'average' comes from both plugin 'builtin' and plugin 'one'"):
+        build_registry([offers("one", "a", "average")])
+
+
+def test_one_name_in_two_slots_is_no_collision():
+    names = build_registry([offers("one", "a", "windows")])
+    assert names.get("fusion", "windows") is Fits
+    assert names.get("patching", "windows") is not Fits
+
+
+@pytest.mark.parametrize("first", [offers("twin", "a", "soft"), entry("twin", broken, "a")])
+def test_one_entry_point_name_twice_names_both_distributions(first):
+    with pytest.raises(RegistrationError, match=r"plugin 'twin' is offered by both a 1\.0 and b 1\.0"):
+        build_registry([first, offers("twin", "b", "hard")])
+
+
+@pytest.mark.parametrize("name", BUILTINS)
+def test_the_names_of_the_built_in_plugins_are_taken(name):
+    with pytest.raises(RegistrationError, match=f"plugin '{name}' is offered by both vitrail"):
+        build_registry([offers(name, "b", "hard")])
+
+
+@pytest.mark.parametrize(
+    "load", [broken, lambda: plugin(lambda registry: broken())], ids=["at import", "at registration"]
+)
+def test_a_plugin_that_cannot_be_imported_is_kept_as_a_failure(load):
+    with capture_logs() as logs:
+        names = build_registry([entry("sick", load, "sick-dist"), offers("well", "w", "soft")])
+    (failure,) = names.failures
+    assert (failure.plugin, failure.distribution) == ("sick", "sick-dist 1.0")
+    assert "cannot import name" in failure.error
+    assert "sick" not in names.plugins
+    assert names.get("fusion", "soft") is Fits  # those after it are loaded
+    assert [log["plugin"] for log in logs if log["event"] == "plugin.load_failed"] == ["sick"]
+    with pytest.raises(ConfigError, match="plugin 'sick' failed to load: ImportError"):
+        names.get("fusion", "from-the-sick-one")
+    with pytest.raises(RegistrationError, match=r"plugin 'sick' \(sick-dist 1\.0\) failed to load"):
+        build_registry([entry("sick", load, "sick-dist")], strict=True)
+
+
+def ignored(self, registry):
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("thing", "told"),
+    [
+        (type("P", (), {"vitrail_registr": hookimpl(ignored)})(), "vitrail_registr'"),
+        (type("P", (), {"vitrail_register": hookimpl(lambda self, registri: None)})(), "registri"),
+        (type("P", (), {"vitrail_register": hookimpl(lambda self, registri=None: None)})(), "registri"),
+        (type("P", (), {"vitrail_register": hookimpl(ignored)}), r"forgotten the `\(\)`"),
+        (type("P", (), {"vitrail_register": lambda self, registry: None})(), "implements no hook"),
+    ],
+    ids=["hook", "argument", "argument-with-default", "class", "undecorated"],
+)
+def test_mistakes_name_the_plugin(thing, told):
+    with pytest.raises(RegistrationError, match=f"(?s)plugin 'mine'.*{told}"):
+        build_registry([entry("mine", lambda: thing)])
+
+
+def unfit(decorate=attrs.frozen, drop=(), **members):
+    body = {"needs": frozenset(), "point": "views", "init": lambda self: None, "guide": lambda self: None}
+    body = {k: v for k, v in (body | members).items() if k not in drop}
+    return decorate(type("Unfit", (), body))
+
+
+def not_negative(instance, attribute, value):
+    assert value >= 0
+
+
+@pytest.mark.parametrize(
+    ("cls", "told"),
+    [
+        (unfit()(), r"register the class, not an instance; remove the `\(\)`"),
+        (unfit(drop=("guide", "init")), "lacks init, guide"),
+        (unfit(decorate=lambda cls: cls), "must be a frozen attrs class"),
+        (unfit(decorate=attrs.define), "must be a frozen attrs class"),
+        (unfit(decorate=attrs.define, scale=attrs.field(default=1.0, validator=not_negative)), "must be a frozen"),
+        (unfit(scale=attrs.field(default=1.0), __annotations__={"scale": "Hidden"}), "name 'Hidden' is not defined"),
+        (unfit(point="sideways"), "point must be one of views, canvas, before, after"),
+    ],
+    ids=["instance", "member", "no-attrs", "unfrozen", "unfrozen-with-validator", "annotation", "point"],
+)
+def test_unfit_classes_are_refused_with_plugin_slot_and_name(cls, told):
+    with pytest.raises(RegistrationError, match=f"plugin 'mine': guidance 'bad': .*{told}"):
+        build_registry([entry("mine", lambda: plugin(lambda registry: registry.add("guidance", "bad", cls)))])
+
+
+def test_the_same_class_frozen_fits():
+    Registry().add("guidance", "good", unfit(scale=attrs.field(default=1.0, validator=not_negative)))
+
+
+def test_unknown_slots_and_missing_files_are_refused(tmp_path):
+    with pytest.raises(RegistrationError, match=r"no such slot.*did you mean 'fusion'"):
+        Registry().add("fusoin", "soft", Fits)
+    with pytest.raises(RegistrationError, match=r"no such slot for files.*did you mean 'methods'"):
+        Registry().add_file("method", "mine", tmp_path)
+    with pytest.raises(RegistrationError, match=r"a TOML file is expected at 'gone\.toml'"):
+        Registry().add_file("methods", "mine", tmp_path / "gone.toml")
+
+
+def test_an_unknown_name_is_told_with_the_nearest_and_all(names):
+    with pytest.raises(ConfigError, match=r"'avrage' \(did you mean 'average'\?\); known: average, "):
+        names.get("fusion", "avrage")
+
+
+def test_a_class_that_is_not_registered_has_no_name(names):
+    assert names.name_of("fusion", names.get("fusion", "scatter")) == "scatter"
+    with pytest.raises(ConfigError, match="Fits is not registered as fusion"):
+        names.name_of("fusion", Fits)
+
+
+def test_everything_built_in_has_an_owner_and_files_exist(names):
+    assert set(names.plugins) == set(BUILTINS)
+    for slot in ("patching", "guidance", "masking", "fusion", "backbones", "methods", "models"):
+        entries = names.entries(slot)
+        assert entries
+        assert all(e.plugin in names.plugins for e in entries)
+        assert all(e.value.exists() for e in entries if isinstance(e.value, Path))
+
+
+@pytest.mark.parametrize(
+    ("disabled", "left"), [("", {"one", "two"}), ("one", {"two"}), (" two , three", {"one"}), ("all", set())]
+)
+def test_plugins_are_switched_off_by_name(monkeypatch, disabled, left):
+    found = [offers("one", "a", "soft"), offers("two", "b", "hard")]
+    monkeypatch.setattr(discovery.metadata, "entry_points", lambda group: found if group == discovery.GROUP else [])
+    monkeypatch.setenv("VITRAIL_DISABLE_PLUGINS", disabled)
+    assert set(registry.__wrapped__().plugins) == left | set(BUILTINS)
