@@ -170,11 +170,13 @@ def show(console: Console, lines: list[dict], out: Path | None, steps: int) -> N
 
 PAGE = """# Every composition on the demo model, counted by the judge
 
-Made by `python tools/measure_compositions.py --steps {steps} --out docs/results/compositions.md` on two CPU
-cores, {steps} steps, guidance scale 3, paired prompts and seeds; the number of pictures a cell is in brackets.
-`one`: share of pictures in which the judge finds exactly one object. `mean`: mean number of objects.
-`named`: share in which the largest object is the prompt's. `sharp`: mean absolute Laplacian of the
-background, in 1/255.
+Made by `python tools/measure_compositions.py --out docs/results/compositions.md` on two CPU cores, {steps} steps,
+guidance scale 3, paired prompts and seeds. The number of pictures behind a size is in brackets; where it is small, so
+is what the row proves: the command goes on where it was stopped and adds to it.
+
+- `one`: share of pictures in which the judge finds exactly one object; `mean`: mean number of objects.
+- `named`: share in which the largest object is the prompt's.
+- `sharp`: mean absolute Laplacian of the background, in 1/255; noise is sharp, too.
 
 {table}
 """
