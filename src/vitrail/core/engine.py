@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 class RunState:
     """What a run carries from step to step."""
 
-    index: int = 0
     stage: int = -1
     guidance: list[Any] = field(factory=list)
     masking: Any = None
@@ -174,7 +173,6 @@ class Engine:
         latents = self._guide_at("after", step, latents, 0, None, state)
         _refuse_non_finite_sync(step, latents)
         self.stages.step_end(step, latents, prediction)
-        state.index = step.index + 1
         return latents, prediction
 
     def _guide_at(self, point: str, step: Step, subject: Any, key: int, mask: Tensor | None, state: RunState) -> Any:
