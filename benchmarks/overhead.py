@@ -1,84 +1,110 @@
-"""What the engine costs beside the network: ratios within one run.
+"""What the engine costs beside the network: shares of one run, each part timed where it happens.
 
-Usage: python benchmarks/overhead.py [--size 512] [--steps 10] [--threads 2]
+Usage: python benchmarks/overhead.py [--size 512] [--steps 30] [--threads 2] [--method asg]
 
-Three ratios of a 512x512 ASG run: time outside the network's forwards over the whole loop; the cost of the
-mask's side computation; the cost of the permutation of values. The last two are the median of paired runs
-that alternate, so that a busy machine slows both alike.
+The parts of one 512x512 run: all that is outside the network's forwards; the mask's side computation,
+which lies inside them, with the reduction of the maps; the exchange of values among views, drawing the
+permutation included. The mask and the exchange are held against the same run without them, that is, the
+run's time less their own. Comparing two whole runs instead would measure how busy the machine is.
 """
 
+import functools
 import platform
-import statistics
 import subprocess
 import time
+from collections import Counter
+from contextlib import ExitStack
 from typing import Annotated
+from unittest.mock import patch
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from vitrail.core.hookspecs import hookimpl
 from vitrail.methods import load_method
 from vitrail.sampler import Sampler
 
 PROMPT = "a fox on a snow field"
+PARTS = {  # part: functions whose time it is, none of which calls another of them
+    "forwards": ["vitrail.core.stages.Stages.predict"],
+    "mask": [
+        "vitrail.backbones.attention.Maps.look",
+        "vitrail.backbones.attention.Maps.mean",
+        "vitrail.core.stages.Stages.mask",
+    ],
+    "exchange": [
+        "vitrail.core.engine.permute_views",
+        "vitrail.core.engine.restore_order",
+        "vitrail.plugins.patching.Lattice._order",
+    ],
+}
 
 
-class Stopwatch:
-    """Seconds spent in one exclusive stage, by wrapping it."""
+def timed(function, part, spent):
+    """The function, with its time added to a part."""
 
-    def __init__(self):
-        self.spent = 0.0
-
-    @hookimpl(wrapper=True)
-    def vitrail_predict(self):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
         begin = time.perf_counter()
-        answer = yield
-        self.spent += time.perf_counter() - begin
-        return answer
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[part] += time.perf_counter() - begin
+
+    return wrapper
 
 
-def loop_seconds(backbone, size, steps, *sets) -> tuple[float, float]:
-    """(whole loop, forwards) of one run, without decoding."""
-    watch = Stopwatch()
-    sampler = Sampler(backbone, load_method("asg", sets), model="demo", plugins=[("stopwatch", watch)])
-    report = sampler(PROMPT, height=size, width=size, num_inference_steps=steps, output_type="latent").report
-    return report.engine_s, watch.spent
+def resolve(path):
+    """What a dotted path names."""
+    for split in range(path.count("."), 0, -1):
+        module, names = ".".join(path.split(".")[:split]), path.split(".")[split:]
+        try:
+            found = __import__(module, fromlist=["_"])
+        except ModuleNotFoundError:
+            continue
+        return functools.reduce(getattr, names, found)
+    raise LookupError(path)
 
 
-def paired(backbone, size, steps, sets, repeats) -> tuple[float, float]:
-    """Medians over alternating runs: (share outside the network, ratio of the default to ``sets``)."""
-    outside, ratios = [], []
-    for _ in range(repeats):
-        total, forwards = loop_seconds(backbone, size, steps)
-        without, _ = loop_seconds(backbone, size, steps, *sets)
-        outside.append(1 - forwards / total)
-        ratios.append(total / without)
-    return statistics.median(outside), statistics.median(ratios)
+def run(sampler, size, steps) -> dict[str, float]:
+    """Seconds of the loop and of every part, without decoding."""
+    spent = Counter()
+    with ExitStack() as stack:
+        for part, functions in PARTS.items():
+            for path in functions:
+                stack.enter_context(patch(path, timed(resolve(path), part, spent)))
+        report = sampler(PROMPT, height=size, width=size, num_inference_steps=steps, output_type="latent").report
+    return dict(spent) | {"loop": report.engine_s}
 
 
 def main(
     size: int = 512,
-    steps: int = 10,
+    steps: int = 30,
+    method: str = "asg",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    repeats: int = 5,
 ) -> None:
     """Print the table."""
     torch.set_num_threads(threads)
-    backbone = Sampler.from_pretrained("demo", "asg").backbone
-    loop_seconds(backbone, size, 2)
-    outside, mask = paired(backbone, size, steps, ["stages.0.masking=none"], repeats)
-    _, exchange = paired(backbone, size, steps, ["stages.0.patching.interaction=none"], repeats)
-    table = Table("what", "share", "bound", box=None, header_style="bold")
-    table.add_row("time outside the network's forwards", f"{100 * outside:.1f} %", "5 %")
-    table.add_row("mask capture, against the run without it", f"{100 * (mask - 1):+.1f} %", "3 %")
-    table.add_row("permutation of values, against the run without it", f"{100 * (exchange - 1):+.1f} %", "1 %")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    console = Console(width=120)
-    console.print(
-        f"{size}x{size}, {steps} steps, {threads} threads, {platform.processor() or platform.machine()}, {commit}"
+    sampler = Sampler(Sampler.from_pretrained("demo", method).backbone, load_method(method), model="demo")
+    run(sampler, size, 2)
+    spent = run(sampler, size, steps)
+    loop = spent["loop"]
+    table = Table("what", "seconds", "share", "bound", box=None, header_style="bold")
+    outside = loop - spent["forwards"]
+    rows = (
+        ("the loop", loop, None, ""),
+        ("outside the network's forwards", outside, outside / loop, "5 %"),
+        ("mask capture", spent["mask"], spent["mask"] / (loop - spent["mask"]), "3 %"),
+        ("exchange of values", spent["exchange"], spent["exchange"] / (loop - spent["exchange"]), "1 %"),
     )
+    for name, seconds, share, bound in rows:
+        table.add_row(name, f"{seconds:.2f}", "" if share is None else f"{100 * share:.2f} %", bound)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    machine = platform.processor() or platform.machine()
+    console = Console(width=120)
+    setting = f"{method}, {size}x{size}, {steps} steps, {threads} threads"
+    console.print(f"{setting}, {machine}, torch {torch.__version__}, {commit}")
     console.print(table)
 
 

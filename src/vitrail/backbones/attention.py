@@ -16,9 +16,24 @@ from vitrail.errors import CapabilityError
 
 @define
 class Maps:
-    """Flat maps, one a layer, Float32[Tensor, "batch cells"]."""
+    """Flat maps of one forward.
 
+    Attributes:
+        rows: Entries of the batch whose maps are wanted.
+        tokens: Positions of the text tokens over which a map is averaged.
+        layers: One a layer, Float32[Tensor, "batch cells"].
+    """
+
+    rows: list[int]
+    tokens: list[int]
     layers: list[Tensor] = field(factory=list)
+
+    def look(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Compute a layer's map from what it is about to receive; a forward pre-hook."""
+        hidden, text = args[0][self.rows], kwargs["encoder_hidden_states"][self.rows]
+        query, key = _heads(attention.to_q(hidden), attention.heads), _heads(attention.to_k(text), attention.heads)
+        scores = (query.float() @ key.float().transpose(-1, -2) * attention.scale).softmax(-1)
+        self.layers.append(scores[..., self.tokens].mean((1, 3)))
 
     def mean(self, size: Sequence[int]) -> Tensor:
         """The mean of all layers at the size of a view, Float32[Tensor, "batch 1 h w"]."""
@@ -72,15 +87,10 @@ def capture_maps(unet: Any, layers: Sequence[int], rows: Sequence[int], tokens: 
         The maps, filled by each forward in the block: softmax(q k^T / sqrt(d)) in float32, the mean over
         heads and tokens.
     """
-    maps = Maps()
-
-    def look(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden, text = args[0][list(rows)], kwargs["encoder_hidden_states"][list(rows)]
-        query, key = _heads(attention.to_q(hidden), attention.heads), _heads(attention.to_k(text), attention.heads)
-        scores = (query.float() @ key.float().transpose(-1, -2) * attention.scale).softmax(-1)
-        maps.layers.append(scores[..., list(tokens)].mean((1, 3)))
-
-    handles = [module.register_forward_pre_hook(look, with_kwargs=True) for module in cross_attentions(unet, layers)]
+    maps = Maps(list(rows), list(tokens))
+    handles = [
+        module.register_forward_pre_hook(maps.look, with_kwargs=True) for module in cross_attentions(unet, layers)
+    ]
     try:
         yield maps
     finally:

@@ -61,6 +61,26 @@ def split_rows(
     ]
 
 
+def permute_views(views: Tensor, patches: Patches) -> Tensor:
+    """Exchange the views' elements as the patches say, and put a clean copy of the key view at the end if wanted.
+
+    Args:
+        views: Float32[Tensor, "views batch channels h w"].
+        patches: With the permutation, if any.
+
+    Returns:
+        One entry a forward, Float32[Tensor, "views|views+1 batch channels h w"].
+    """
+    import torch
+
+    permuted = views
+    if patches.permutation is not None:
+        permuted = views.take_along_dim(patches.permutation.expand_as(views), dim=0)
+    if patches.clean_key:
+        permuted = torch.cat([permuted, views[patches.key : patches.key + 1]])
+    return permuted
+
+
 def restore_order(output: Tensor, patches: Patches) -> Tensor:
     """Undo the permutation of a prediction and put a clean key prediction in its place.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field, frozen
 
-from vitrail.core.assembly import gather_views, mix_families, restore_order, split_rows
+from vitrail.core.assembly import gather_views, mix_families, permute_views, restore_order, split_rows
 from vitrail.core.log import logger
 from vitrail.core.noise_schedule import Stepper
 from vitrail.core.prediction import Prediction
@@ -187,19 +187,13 @@ class Engine:
         """All rows of one family: gather, permute, forward in micro-batches, undo, classifier-free guidance."""
         import torch
 
-        model_input = gather_views(scaled, patches.views)
-        if patches.permutation is not None:
-            order = patches.permutation.expand_as(model_input)
-            permuted = model_input.take_along_dim(order, dim=0)
-        else:
-            permuted = model_input
-        if patches.clean_key:
-            permuted = torch.cat([permuted, model_input[patches.key : patches.key + 1]])
+        views = gather_views(scaled, patches.views)
+        permuted = permute_views(views, patches)
         wanted = len(patches.views) if patches.clean_key else patches.key
         batches = split_rows(patches, permuted, self.branches, self.row_batch, wanted if capture else None)
         answers = [self._forward(step, rows, timings) for rows in batches]
         flat = torch.cat([answer.model_output for answer in answers])
-        branches = flat.view(len(permuted), len(self.branches), *model_input.shape[1:])
+        branches = flat.view(len(permuted), len(self.branches), *permuted.shape[1:])
         output = self._combine(branches)
         output = restore_order(output, patches)
         seen = next((answer for answer in answers if answer.attention is not None), answers[0])

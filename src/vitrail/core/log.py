@@ -6,9 +6,10 @@ A library stays silent below warnings until the application configures logging; 
 from __future__ import annotations
 
 import logging
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import structlog
+if TYPE_CHECKING:
+    import structlog
 
 EVENTS = {
     "plugin.loaded": "a plugin was imported: plugin, distribution",
@@ -24,6 +25,8 @@ EVENTS = {
 
 
 def logger() -> structlog.stdlib.BoundLogger:
-    """The package's logger."""
+    """The package's logger; structlog takes a tenth of a second to import, so only who logs does."""
+    import structlog
+
     wrapped: Any = structlog.wrap_logger(logging.getLogger("vitrail"), wrapper_class=structlog.stdlib.BoundLogger)
     return cast(structlog.stdlib.BoundLogger, wrapped)

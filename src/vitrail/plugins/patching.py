@@ -143,4 +143,4 @@ class Lattice:
         draws = streams.uniform(shape, "permutation", step.index)
         if self.key == "excluded":
             draws[0] = -1.0  # sorts first: the key view keeps its own pixels
-        return draws.argsort(dim=0)
+        return draws.argsort(dim=0, stable=True)  # ties occur; they must fall alike everywhere
