@@ -15,7 +15,7 @@ from vitrail.core.log import logger
 from vitrail.core.registry import Failure, Registry
 from vitrail.errors import RegistrationError, VitrailError
 
-BUILTINS = {"builtin": "vitrail.plugins", "backbones": "vitrail.backbones"}
+BUILTINS = {"builtin": "vitrail.plugins", "backbones": "vitrail.backbones", "comm": "vitrail.comm"}
 GROUP = "vitrail.plugins"
 DISABLE = "VITRAIL_DISABLE_PLUGINS"  # comma-separated names, or "all" for every third-party plugin
 

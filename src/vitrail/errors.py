@@ -41,6 +41,35 @@ class PredictionError(VitrailError, ArithmeticError):
     """The network or the scheduler produced values that are not finite."""
 
 
+class CommError(VitrailError, RuntimeError):
+    """Ranks cannot go on together."""
+
+
+class ProtocolError(CommError):
+    """A rank called something else than its peers, or a channel out of turn; the run is aborted."""
+
+
+class StaleVersion(CommError, LookupError):
+    """A channel no longer keeps this version."""
+
+
+class CommTimeout(CommError, TimeoutError):
+    """A rank waited too long; the run is aborted. Names who is behind."""
+
+
+class CommAborted(CommError):
+    """The run was revoked on all ranks.
+
+    Attributes:
+        culprit: The rank where it began.
+        reason: What happened there.
+    """
+
+    def __init__(self, culprit: int, reason: str):
+        super().__init__(f"rank {culprit} ended the run: {reason}")
+        self.culprit, self.reason = culprit, reason
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Text for an unknown name: the nearest known one, if any is near, and the list of all."""
     names = sorted(known)

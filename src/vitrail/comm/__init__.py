@@ -1,1 +1,23 @@
-"""Moving tensors between ranks; knows torch only. One process needs none of it."""
+"""Moving tensors between ranks: a library of its own, which knows torch and nothing else of Vitrail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pluggy
+
+from vitrail.comm.in_process import InProcess, solo
+from vitrail.comm.protocol import Channel, Communicator, Work
+from vitrail.comm.simulated import Simulated
+
+hookimpl = pluggy.HookimplMarker("vitrail")
+
+
+@hookimpl
+def vitrail_register(registry: Any) -> None:
+    """Add the backends."""
+    registry.add("comm", "in-process", InProcess)
+    registry.add("comm", "simulated", Simulated)
+
+
+__all__ = ["Channel", "Communicator", "InProcess", "Simulated", "Work", "solo"]

@@ -15,6 +15,7 @@ MEMBERS: dict[str, tuple[str, ...]] = {  # what a class of each slot must have
     "masking": ("needs", "request", "init", "mask"),
     "fusion": ("needs", "fuse"),
     "backbones": ("pipelines", "offers", "load"),
+    "comm": ("run",),
 }
 FILE_SLOTS = {"methods": "a TOML file", "models": "a diffusers folder"}
 POINTS = ("views", "canvas", "before", "after")
@@ -52,7 +53,7 @@ class Registry:
         """Register a strategy or backbone class.
 
         Args:
-            slot: One of ``patching``, ``guidance``, ``masking``, ``fusion``, ``backbones``.
+            slot: One of ``patching``, ``guidance``, ``masking``, ``fusion``, ``backbones``, ``comm``.
             name: Kebab-case, as written in a config file.
             cls: A frozen attrs class with the members of the slot's protocol.
 

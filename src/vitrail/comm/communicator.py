@@ -1,0 +1,258 @@
+"""The semantics of collectives and of a run's life, once for all backends."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vitrail.comm.channel import VersionedChannel
+from vitrail.comm.header import describe, pack_header
+from vitrail.comm.payload import from_bytes, size_of, to_bytes
+from vitrail.comm.trace import Recorder
+from vitrail.comm.transport import Abort, Part
+from vitrail.comm.work import PostedWork
+from vitrail.errors import CommAborted, ProtocolError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vitrail.comm.transport import Posting, Transport, Witness
+
+TIMEOUT_S = 300.0  # of one wait, not of a run
+
+
+class RankCommunicator:
+    """A ``Communicator`` over a transport.
+
+    Args:
+        transport: One rank's end of a backend.
+        run_id: The same on all ranks; messages of another run are refused.
+        timeout: Seconds of one wait.
+        checksums: Check the bytes of every part.
+        domain: Ordering domain; ``split`` makes others.
+        trace: Where calls and waits are recorded; shared by all splits.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        run_id: str = "run",
+        *,
+        timeout: float = TIMEOUT_S,
+        checksums: bool = False,
+        domain: str = "main",
+        trace: Recorder | None = None,
+    ):
+        self.rank, self.world_size = transport.rank, transport.world_size
+        self.backend, self.device = transport.backend, transport.device
+        self.run_id, self.timeout, self.checksums, self.domain = run_id, timeout, checksums, domain
+        self.trace = Recorder(transport.rank, transport.clock) if trace is None else trace
+        self._transport = transport
+        self._thread = threading.get_ident()
+        self._seq = 0
+        self._pending: list[PostedWork] = []
+        self._closed = False
+        self._children: list[RankCommunicator] = []
+        self._names: set[str] = set()
+        transport.open(domain)
+
+    # ------------------------------------------------------------------ collectives
+
+    def barrier(self, *, timeout: float | None = None) -> None:
+        """Wait for all ranks."""
+        self.begin("barrier()", [], {}, _release).wait(timeout)
+
+    def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> PostedWork | None:
+        """Overwrite ``tensor`` on every rank with the source's."""
+        self._check_rank(src)
+        call = f"broadcast({describe(tensor)}, src={src})"
+        mine = {0: to_bytes([tensor], self.checksums)} if src == self.rank else {}
+
+        def finish(posting: Posting) -> None:
+            if src != self.rank:
+                from_bytes(posting.part(0), [tensor], self.checksums, call)
+            posting.release()
+
+        work = self.begin(call, [Part(src, size_of([tensor], self.checksums))], mine, finish)
+        return _begun_or_done(work, async_op)
+
+    def all_gather_into(
+        self,
+        out: Mapping[Any, Tensor],
+        mine: Mapping[Any, Tensor],
+        owner: Mapping[Any, int],
+        *,
+        async_op: bool = False,
+    ) -> PostedWork | None:
+        """Fill ``out[key]`` on every rank with ``mine[key]`` of the key's owner."""
+        keys = sorted(owner)
+        for src in set(owner.values()):
+            self._check_rank(src)
+        wrong = set(mine) ^ {key for key in keys if owner[key] == self.rank} or set(out) ^ set(keys)
+        wrong |= {key for key in mine if describe(mine[key]) != describe(out[key])}
+        if wrong:
+            self.refuse(f"all_gather_into: keys {sorted(wrong)} do not fit what rank {self.rank} owns or receives")
+        what = "; ".join(f"{key!r}: {describe(out[key])} from {owner[key]}" for key in keys)
+        call = f"all_gather_into({len(keys)} keys)"
+        sources = sorted(set(owner.values()))
+        groups = [[key for key in keys if owner[key] == src] for src in sources]
+        parts = [
+            Part(src, size_of([out[k] for k in group], self.checksums))
+            for src, group in zip(sources, groups, strict=True)
+        ]
+        own = {
+            i: to_bytes([mine[k] for k in group], self.checksums)
+            for i, (src, group) in enumerate(zip(sources, groups, strict=True))
+            if src == self.rank
+        }
+
+        def finish(posting: Posting) -> None:
+            for index, group in enumerate(groups):
+                from_bytes(posting.part(index), [out[key] for key in group], self.checksums, call)
+            posting.release()
+
+        return _begun_or_done(self.begin(call, parts, own, finish, what), async_op)
+
+    def broadcast_object(self, value: Any, src: int) -> Any:
+        """The source's value on every rank: small, made of what JSON knows."""
+        import torch
+
+        body = json.dumps(value, sort_keys=True).encode() if self.rank == src else b""
+        length = torch.tensor([len(body)], dtype=torch.int64)
+        self.broadcast(length, src)
+        data = torch.zeros(int(length), dtype=torch.uint8)
+        if self.rank == src:
+            data = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        self.broadcast(data, src)
+        return json.loads(bytes(data.tolist()))
+
+    # ------------------------------------------------------------------ what hangs on a communicator
+
+    def channel(
+        self, name: str, *, src: int, shape: tuple[int, ...], dtype: torch.dtype, max_staleness: int = 1
+    ) -> VersionedChannel:
+        """Open a channel; collective, and its arguments are compared."""
+        self._check_rank(src)
+        if max_staleness < 0:
+            self.refuse(f"channel {name!r}: max_staleness must be 0 or more, got {max_staleness}")
+        domain = self._open(
+            f"channel({name!r}, src={src}, {tuple(shape)}, {dtype}, max_staleness={max_staleness})", name
+        )
+        return VersionedChannel(self, domain, name, src, tuple(shape), dtype, max_staleness)
+
+    def split(self, name: str) -> RankCommunicator:
+        """The same ranks with an ordering of their own; collective."""
+        domain = self._open(f"split({name!r})", name)
+        options: dict[str, Any] = {"timeout": self.timeout, "checksums": self.checksums, "trace": self.trace}
+        child = RankCommunicator(self._transport, self.run_id, domain=domain, **options)
+        self._children.append(child)
+        return child
+
+    def _open(self, call: str, name: str) -> str:
+        if name in self._names:
+            self.refuse(f"{call}: the name {name!r} is taken")
+        self._names.add(name)
+        self.begin(call, [], {}, _release).wait()
+        return f"{self.domain}/{name}"
+
+    # ------------------------------------------------------------------ life cycle
+
+    def note(self, text: str) -> None:
+        """Say where this rank is; others read it in error messages."""
+        self._transport.note(text)
+
+    def abort(self, reason: str) -> None:
+        """Revoke the run on all ranks; may be called from any thread."""
+        self._transport.abort(Abort(self.rank, reason))
+
+    def check(self) -> None:
+        """Raise if the run was revoked."""
+        abort = self._transport.aborted()
+        if abort is not None:
+            raise CommAborted(abort.culprit, abort.reason)
+
+    def close(self) -> tuple[str, ...]:
+        """End: wait for all ranks if nothing went wrong. Returns the works that nobody waited for."""
+        if self._closed:
+            return ()
+        leaked = [leak for child in self._children for leak in child.close()]
+        leaked += [work.call for work in self._pending if not work.was_waited and not work.is_completed()]
+        try:
+            if self._transport.aborted() is None:
+                self.barrier()
+        finally:
+            self._closed = True
+            if self.domain == "main":
+                self._transport.close()
+        return tuple(leaked)
+
+    # ------------------------------------------------------------------ postings
+
+    def begin(
+        self,
+        call: str,
+        parts: Sequence[Part],
+        mine: Mapping[int, Tensor],
+        finish: Callable[[Posting], None],
+        details: str = "",
+    ) -> PostedWork:
+        """Post the next collective of this domain; ``finish`` reads it when it is complete."""
+        self._seq += 1
+        work = self.post(self.domain, self._seq - 1, call, parts, mine, "all", finish, details)
+        self._pending = [old for old in self._pending if not old.is_completed()]
+        self._pending.append(work)
+        return work
+
+    def post(
+        self,
+        domain: str,
+        seq: int,
+        call: str,
+        parts: Sequence[Part],
+        mine: Mapping[int, Tensor],
+        witness: Witness,
+        finish: Callable[[Posting], None],
+        details: str = "",
+    ) -> PostedWork:
+        """Lay down this rank's share of an operation; ``details`` are compared, too, but not shown on the way.
+
+        Raises:
+            CommAborted: If the run was revoked.
+            ProtocolError: From another thread than the one that made the communicator, or after ``close``.
+        """
+        if threading.get_ident() != self._thread:
+            raise ProtocolError(f"{call}: called from another thread than the one that made the communicator")
+        if self._closed:
+            raise ProtocolError(f"{call}: the communicator is closed")
+        self.check()
+        header = pack_header(self.run_id, seq, f"{call} in {domain}", details)
+        with self.trace.span("comm", call, domain=domain, seq=seq, bytes=sum(part.nbytes for part in parts)):
+            posting = self._transport.post(domain, seq, header, parts, mine, witness)
+        return PostedWork(self._transport, self.trace, posting, call, finish, self.timeout)
+
+    def open_domain(self, domain: str) -> None:
+        """Prepare an ordering domain; every rank calls this in the same order."""
+        self._transport.open(domain)
+
+    def _check_rank(self, src: int) -> None:
+        if not 0 <= src < self.world_size:
+            self.refuse(f"rank {src} does not exist; there are {self.world_size}")
+
+    def refuse(self, reason: str) -> NoReturn:
+        """A call that breaks a rule: end the run and raise."""
+        self.abort(reason)
+        raise ProtocolError(reason)
+
+
+def _begun_or_done(work: PostedWork, async_op: bool) -> PostedWork | None:
+    if async_op:
+        return work
+    work.wait()
+    return None
+
+
+def _release(posting: Posting) -> None:
+    posting.release()

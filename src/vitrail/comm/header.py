@@ -1,0 +1,37 @@
+"""Headers: what a rank believes an operation to be, in a fixed number of bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SIZE = 256  # bytes of a header on the wire
+DIGEST = 16
+
+
+def pack_header(run_id: str, seq: int, call: str, details: str = "") -> bytes:
+    """A header: the digest of everything it says, then as much of the text as fits.
+
+    Args:
+        run_id: Of the run; messages of another run never match.
+        seq: Position in the ordering domain.
+        call: The operation with its arguments, e.g. ``broadcast(float32 2x3, src=0)``.
+        details: What else must agree; as long as it likes.
+    """
+    text = f"{call}, operation {seq} of run {run_id}{': ' if details else ''}{details}".encode()
+    digest = hashlib.blake2b(text, digest_size=DIGEST).digest()
+    return (digest + text)[:SIZE].ljust(SIZE, b"\0")
+
+
+def read_header(header: bytes) -> str:
+    """The text of a header, shortened if it was long."""
+    return header[DIGEST:].rstrip(b"\0").decode(errors="replace")
+
+
+def describe(tensor: Tensor) -> str:
+    """Type and shape, e.g. ``float32 2x3``."""
+    shape = "x".join(map(str, tensor.shape)) or "scalar"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {shape}"

@@ -1,0 +1,52 @@
+"""Tensors as bytes and back: any type and shape, bit for bit, with an optional checksum."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from vitrail.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKSUM = 4  # bytes behind a part
+
+
+def size_of(tensors: Iterable[Tensor], checksums: bool) -> int:
+    """Bytes of a part that holds these tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + CHECKSUM * checksums
+
+
+def to_bytes(tensors: Sequence[Tensor], checksums: bool) -> Tensor:
+    """A private copy of the tensors' bytes, one behind the other, UInt8[Tensor, "nbytes"]."""
+    import torch
+
+    flat = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
+    if checksums:
+        crc = 0
+        for piece in flat:
+            crc = zlib.crc32(piece.numpy().data, crc)
+        flat.append(torch.frombuffer(bytearray(crc.to_bytes(CHECKSUM, "little")), dtype=torch.uint8))
+    return torch.cat([torch.empty(0, dtype=torch.uint8), *flat])
+
+
+def from_bytes(part: Tensor, tensors: Sequence[Tensor], checksums: bool, where: str) -> None:
+    """Write a part into tensors of the shapes it was made of.
+
+    Raises:
+        ProtocolError: If the checksum does not fit.
+    """
+    import torch
+
+    if checksums:
+        part, crc = part[:-CHECKSUM], int.from_bytes(bytes(part[-CHECKSUM:].tolist()), "little")
+        if zlib.crc32(part.contiguous().numpy().data) != crc:
+            raise ProtocolError(f"{where}: the bytes that arrived are not those that were sent (checksum)")
+    begin = 0
+    for tensor in tensors:
+        end = begin + tensor.numel() * tensor.element_size()
+        piece = part[begin:end].clone()  # aligned for every type
+        tensor.copy_(piece.view(tensor.dtype).view(tensor.shape) if tensor.numel() else torch.empty_like(tensor))
+        begin = end

@@ -1,0 +1,145 @@
+"""What ranks may ask of each other: collectives in one order, channels with versions.
+
+``Communicator`` moves the data of a step; every rank calls the same operations in the same order, and each
+call is checked against the peers'. ``Channel`` is a register that one rank writes and all read: versions
+0, 1, 2, ..., each readable exactly, for as long as the staleness bound allows (the stale synchronous
+parallel model; Ho et al., 2013, "More Effective Distributed ML via a Stale Synchronous Parallel
+Parameter Server", sec. 3).
+
+The rules, which the test suite holds every backend to:
+
+ 1. ``publish(v)`` takes v = 0, 1, 2, ...; another version is a ``ProtocolError`` and aborts the run.
+ 2. When ``publish`` or a collective returns, the value is fixed: later writes to its source are not seen.
+ 3. Every rank calls ``publish(v)``, which posts the readers' receive. It blocks only while its own slot for
+    ``v - (max_staleness + 2)`` is still in use.
+ 4. ``fetch(v)`` returns a private tensor, bit for bit what was published as v.
+ 5. A reader at step t may use versions in [t - max_staleness, t]; ``fetch_within`` takes the newest complete.
+ 6. What the source did before ``publish`` is visible after ``fetch``; ``is_completed`` is never early.
+ 7. Versions may complete in any order; ``latest()`` is the largest v such that all up to v are complete.
+ 8. Channels, splits and runs never see each other's data; a foreign or unequal message is a ``ProtocolError``.
+ 9. After ``abort`` on any rank, every pending and later call on every rank raises ``CommAborted`` with the
+    first culprit and reason; buffers of pending calls are never handed out.
+10. ``CommTimeout`` names the operation and the rank that is behind, and aborts the run.
+11. ``close`` is collective after a clean run, local after an abort; it tells which works nobody waited for.
+12. One thread a rank calls; only ``abort`` may come from another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vitrail.comm.trace import Recorder
+
+
+class Work(Protocol):
+    """An operation that was begun."""
+
+    def is_completed(self) -> bool:
+        """Whether ``wait`` would return, or raise, at once; True means that the result can be read."""
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until the result can be read; may be called again.
+
+        Raises:
+            CommTimeout: After ``timeout`` seconds, the communicator's own if None.
+            CommAborted: If the run was revoked.
+            ProtocolError: If a peer called something else.
+        """
+
+    def exception(self) -> BaseException | None:
+        """What ``wait`` raised or would raise, as far as is known."""
+
+
+class Channel(Protocol):
+    """A register with versions, written by one rank and read by all."""
+
+    name: str
+    src: int
+    max_staleness: int
+
+    def publish(self, version: int, tensor: Tensor | None) -> Work:
+        """Post a version: the source passes the value, the others None.
+
+        Raises:
+            ProtocolError: If ``version`` is not the next one, or the value has another type or shape.
+        """
+
+    def fetch(self, version: int, *, timeout: float | None = None) -> Tensor:
+        """A private copy of exactly this version; blocks until it is here.
+
+        Raises:
+            ValueError: For a negative version.
+            ProtocolError: For a version that was not posted here, which would never complete.
+            StaleVersion: For one older than ``last posted - max_staleness``.
+        """
+
+    def latest(self) -> int:
+        """The largest version such that all up to it are complete here; -1 if none is."""
+
+    def fetch_within(self, now: int, *, timeout: float | None = None) -> tuple[int, Tensor]:
+        """The newest complete version in [now - max_staleness, now], with its number.
+
+        Depends on timing, unlike ``fetch``: what it returned is in the trace.
+        """
+
+
+class Communicator(Protocol):
+    """One rank's view of a run."""
+
+    rank: int
+    world_size: int
+    backend: str
+    device: torch.device
+    run_id: str
+    trace: Recorder
+
+    def barrier(self, *, timeout: float | None = None) -> None:
+        """Wait for all ranks."""
+
+    def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> Work | None:
+        """Overwrite ``tensor`` on every rank with the source's."""
+
+    def all_gather_into(
+        self,
+        out: Mapping[Any, Tensor],
+        mine: Mapping[Any, Tensor],
+        owner: Mapping[Any, int],
+        *,
+        async_op: bool = False,
+    ) -> Work | None:
+        """Fill ``out[key]`` on every rank with ``mine[key]`` of the key's owner.
+
+        Args:
+            out: A tensor for every key, of one type and shape on all ranks; keys can be sorted.
+            mine: The keys that this rank owns.
+            owner: The rank of every key, alike on all ranks; a rank may own none or all.
+            async_op: Return a ``Work`` at once.
+        """
+
+    def broadcast_object(self, value: Any, src: int) -> Any:
+        """The source's value on every rank: small, made of what JSON knows."""
+
+    def channel(
+        self, name: str, *, src: int, shape: tuple[int, ...], dtype: torch.dtype, max_staleness: int = 1
+    ) -> Channel:
+        """Open a channel; collective, and its arguments are compared."""
+
+    def split(self, name: str) -> Communicator:
+        """The same ranks with an ordering of their own; collective."""
+
+    def note(self, text: str) -> None:
+        """Say where this rank is, e.g. "step 12"; others read it in error messages."""
+
+    def abort(self, reason: str) -> None:
+        """Revoke the run on all ranks; may be called from any thread."""
+
+    def check(self) -> None:
+        """Raise if the run was revoked."""
+
+    def close(self) -> tuple[str, ...]:
+        """End: wait for all ranks if nothing went wrong. Returns the works that nobody waited for."""

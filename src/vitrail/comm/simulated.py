@@ -1,0 +1,55 @@
+"""The simulated backend: ranks that take turns on a virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from vitrail.comm.communicator import TIMEOUT_S, RankCommunicator
+from vitrail.comm.in_process import first_cause
+from vitrail.comm.schedule import Schedule, SeededSchedule
+from vitrail.errors import CommError
+
+if TYPE_CHECKING:
+    from vitrail.comm.world import Outcome
+
+T = TypeVar("T")
+
+
+@frozen(kw_only=True)
+class Simulated:
+    """Ranks that take turns on a virtual clock, by a schedule."""
+
+    seed: int = field(default=0, validator=v.ge(0))  # of order and delays
+    latency: float = field(default=1e-3, validator=v.ge(0))  # mean delay of a message, virtual seconds
+    timeout: float = field(default=TIMEOUT_S, validator=v.gt(0))  # virtual seconds of one wait
+    checksums: bool = False  # check the bytes of every message
+
+    def simulate(
+        self,
+        world_size: int,
+        program: Callable[[RankCommunicator], T],
+        schedule: Schedule | None = None,
+        run_id: str = "run",
+    ) -> Outcome[T]:
+        """Run a program on every rank and tell how it went, errors included."""
+        try:
+            from vitrail.comm.world import World
+        except ImportError as error:
+            raise CommError("the simulated backend needs greenlet; pip install 'vitrail[simulate]'") from error
+        chance = SeededSchedule(self.seed, self.latency) if schedule is None else schedule
+        return World[T](world_size, chance, self.timeout, self.checksums).run(program, run_id)
+
+    def run(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> list[T]:
+        """Run a program on every rank and give the results by rank.
+
+        Raises:
+            BaseException: What the culprit raised.
+        """
+        outcome = self.simulate(world_size, program, run_id=run_id)
+        if outcome.errors:
+            raise first_cause(outcome.errors, outcome.abort)
+        return [outcome.results[rank] for rank in range(world_size)]

@@ -1,0 +1,73 @@
+"""What happened on a rank, and when: spans, flows between ranks, counters.
+
+Recording is always on: a run has some thousands of events at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from attrs import define, field, frozen
+
+Lane = Literal["host", "compute", "comm", "wait"]
+LANES: tuple[Lane, ...] = ("host", "compute", "comm", "wait")
+
+
+@frozen
+class Span:
+    """Something that took time; seconds of the transport's clock."""
+
+    lane: Lane
+    name: str
+    begin: float
+    end: float
+    args: dict[str, Any] = field(factory=dict)
+
+
+@frozen
+class Flow:
+    """One end of a channel's message: published ("s") or fetched ("f")."""
+
+    end: Literal["s", "f"]
+    channel: str
+    version: int
+    time: float
+
+
+@frozen
+class Count:
+    """A counter's value at a moment."""
+
+    name: str
+    value: float
+    time: float
+
+
+@define
+class Recorder:
+    """The events of one rank, in the order in which they ended."""
+
+    rank: int
+    clock: Callable[[], float]
+    spans: list[Span] = field(factory=list)
+    flows: list[Flow] = field(factory=list)
+    counts: list[Count] = field(factory=list)
+
+    @contextmanager
+    def span(self, lane: Lane, name: str, **args: Any) -> Iterator[None]:
+        """Record the block as a span."""
+        begin = self.clock()
+        try:
+            yield
+        finally:
+            self.spans.append(Span(lane, name, begin, self.clock(), args))
+
+    def flow(self, end: Literal["s", "f"], channel: str, version: int) -> None:
+        """Record one end of a message."""
+        self.flows.append(Flow(end, channel, version, self.clock()))
+
+    def count(self, name: str, value: float) -> None:
+        """Record a counter."""
+        self.counts.append(Count(name, value, self.clock()))
