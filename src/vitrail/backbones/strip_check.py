@@ -1,0 +1,99 @@
+"""Which decoders can be cut into strips: those whose every layer is known here, as it was built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import Decoder
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, UpDecoderBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from vitrail.errors import CapabilityError
+
+Finding = tuple[str, str]  # where, what
+
+
+def check_strips(vae: Any) -> None:
+    """Refuse a decoder with a layer that strips do not know.
+
+    Raises:
+        CapabilityError: Naming the layer.
+    """
+    for where, what in _findings(vae):
+        raise CapabilityError(
+            f"{where} {what}, so the picture cannot be decoded in strips; decode it whole, on one rank"
+        )
+
+
+def _findings(vae: Any) -> Iterator[Finding]:
+    yield from _other_class("the vae", vae, AutoencoderKL)
+    if getattr(vae, "use_tiling", False):
+        yield "the vae", "is set to decode in tiles"
+    yield from _altered("the vae", vae, ("forward", "decode", "_decode"))
+    decoder = vae.decoder
+    yield from _other_class("decoder", decoder, Decoder)
+    for name, module in decoder.named_modules(prefix="decoder"):
+        yield from _altered(name, module, ("forward",))
+    yield from _other_class("decoder.mid_block", decoder.mid_block, UNetMidBlock2D)
+    for i, block in enumerate(decoder.up_blocks):
+        yield from _up_block(f"decoder.up_blocks.{i}", block)
+    yield from _norm_act_conv("decoder", decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
+
+
+def _up_block(where: str, block: Any) -> Iterator[Finding]:
+    yield from _other_class(where, block, UpDecoderBlock2D)
+    for i, resnet in enumerate(block.resnets):
+        yield from _resnet(f"{where}.resnets.{i}", resnet)
+    for i, upsampler in enumerate(block.upsamplers or ()):
+        name = f"{where}.upsamplers.{i}"
+        yield from _other_class(name, upsampler, Upsample2D)
+        usual = upsampler.use_conv and upsampler.interpolate and upsampler.name == "conv"
+        if not usual or upsampler.use_conv_transpose or upsampler.norm is not None:
+            yield name, "does not repeat cells and convolve them"
+        yield from _conv(f"{name}.conv", upsampler.conv, 3)
+
+
+def _resnet(where: str, block: Any) -> Iterator[Finding]:
+    yield from _other_class(where, block, ResnetBlock2D)
+    if block.upsample is not None or block.downsample is not None:
+        yield where, "resamples"
+    if block.time_emb_proj is not None or block.time_embedding_norm not in ("default", "group"):
+        yield where, "has a time embedding"
+    if block.training and block.dropout.p > 0:
+        yield where, "is in training mode, with dropout"
+    yield from _norm_act_conv(where, block.norm1, block.nonlinearity, block.conv1)
+    yield from _norm_act_conv(where, block.norm2, block.nonlinearity, block.conv2)
+    if block.conv_shortcut is not None:
+        yield from _conv(f"{where}.conv_shortcut", block.conv_shortcut, 1)
+
+
+def _norm_act_conv(where: str, norm: Any, act: Any, conv: Any) -> Iterator[Finding]:
+    yield from _other_class(f"a norm of {where}", norm, nn.GroupNorm)
+    yield from _other_class(f"the activation of {where}", act, nn.SiLU)
+    yield from _conv(f"a convolution of {where}", conv, 3)
+
+
+def _conv(where: str, conv: Any, size: int) -> Iterator[Finding]:
+    yield from _other_class(where, conv, nn.Conv2d)
+    padding = size // 2
+    shape = (conv.kernel_size, conv.padding, conv.stride, conv.dilation, conv.padding_mode)
+    if shape != ((size, size), (padding, padding), (1, 1), (1, 1), "zeros"):
+        yield where, f"is no plain {size}x{size} convolution"
+
+
+def _other_class(where: str, module: Any, known: type) -> Iterator[Finding]:
+    """Subclasses may compute something else, so they do not count."""
+    if type(module) is not known:
+        yield where, f"is of class {type(module).__name__}, not {known.__name__}"
+
+
+def _altered(where: str, module: Any, methods: tuple[str, ...]) -> Iterator[Finding]:
+    """Hooks and replaced methods would be passed over, and with them e.g. weights that lie elsewhere."""
+    if any(method in vars(module) for method in methods):
+        yield where, "has a replaced method"
+    if module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in vars(module):
+        yield where, "has a forward hook"

@@ -1,0 +1,206 @@
+"""The layers of a decoder over a picture that is cut into horizontal strips, exactly as over the whole.
+
+A strip is never decoded as if it were a picture. Before each layer the ranks exchange what it must know
+of the rest: the first and the last row of every strip, for the 3x3 convolutions, and the mean and variance
+of every strip, from which each rank works out the group norm's statistics of the whole picture. The sums
+are taken in the order of the strips, and each strip is computed alone, so that a picture is the same bit
+for bit however the strips are dealt out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from attrs import evolve, frozen
+from torch import Tensor, nn
+
+Key = tuple[int, str]  # a strip, and what of it
+
+
+class Exchange(Protocol):
+    """How ranks tell each other small tensors."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank."""
+
+    @property
+    def world_size(self) -> int:
+        """Of all ranks."""
+
+    def gather(
+        self, mine: Mapping[Key, Tensor], like: Mapping[Key, Tensor], owner: Mapping[Key, int]
+    ) -> Mapping[Key, Tensor]:
+        """Every rank's tensors on every rank; all ranks call it equally often, with equal ``like`` and ``owner``.
+
+        Args:
+            mine: The tensors of the keys that this rank owns.
+            like: For every key a tensor on the ``meta`` device, of the shape and type to expect.
+            owner: The rank of every key; a rank may own none or all.
+        """
+
+
+class Alone:
+    """The exchange of one rank that owns every strip."""
+
+    rank, world_size = 0, 1
+
+    def gather(
+        self, mine: Mapping[Key, Tensor], like: Mapping[Key, Tensor], owner: Mapping[Key, int]
+    ) -> Mapping[Key, Tensor]:
+        """What it was given."""
+        return mine
+
+
+@frozen(eq=False)
+class Team:
+    """Who computes which strip.
+
+    Attributes:
+        rows: Rows of each strip, in latent cells: their shares of the picture's height.
+        rank: This one.
+        world_size: Of all ranks, each of which owns a contiguous block of strips, or none.
+        exchange: Between them.
+    """
+
+    rows: tuple[int, ...]
+    rank: int
+    world_size: int
+    exchange: Exchange
+
+    def owner(self, strip: int) -> int:
+        """The rank of a strip."""
+        return strip * self.world_size // len(self.rows)
+
+    def own(self) -> tuple[int, ...]:
+        """The strips that are computed here."""
+        return tuple(strip for strip in range(len(self.rows)) if self.owner(strip) == self.rank)
+
+    def gather(self, mine: Mapping[Key, Tensor], like: Mapping[str, Tensor]) -> Mapping[Key, Tensor]:
+        """Tensors of every strip, alike in shape and type over the strips."""
+        keys = [(strip, name) for strip in range(len(self.rows)) for name in like]
+        told = {key: like[key[1]] for key in keys}
+        return self.exchange.gather(mine, told, {key: self.owner(key[0]) for key in keys})
+
+
+@frozen(eq=False)
+class Strips:
+    """One rank's share of a layer; an operation takes the strips out of ``tensors`` as it goes.
+
+    Attributes:
+        team: Who computes which strip.
+        width: Of the picture at this layer; a rank without strips must know it, too.
+        tensors: The strips that this rank owns, Float[Tensor, "1 channels rows width"].
+    """
+
+    team: Team
+    width: int
+    tensors: dict[int, Tensor]
+
+    def norm_act_conv(self, norm: nn.GroupNorm, conv: nn.Conv2d) -> Strips:
+        """Group norm with the whole picture's statistics, SiLU, and a 3x3 convolution."""
+        seen = self._look_around(norm.num_channels, conv.weight.dtype, norm.num_groups)
+        all_moments = [seen[strip, "moments"] for strip in range(len(self.team.rows))]
+        mean, variance = merge_moments(torch.stack(all_moments).cpu(), self.team.rows)
+        wide = torch.promote_types(conv.weight.dtype, torch.float32)
+        scale, shift = (each.to(conv.weight.device, wide) for each in scale_and_shift(norm, mean, variance))
+        out = {}
+        for index in tuple(self.tensors):
+            strip = self._pad(index, seen).to(wide)
+            F.silu(strip.mul_(scale).add_(shift), inplace=True)
+            self._blank_outside(index, strip)
+            out[index] = _conv_rows(strip.to(conv.weight.dtype), conv)
+        return evolve(self, tensors=out)
+
+    def upsample_conv(self, conv: nn.Conv2d) -> Strips:
+        """Twice as many rows and columns by repetition, and a 3x3 convolution."""
+        seen = self._look_around(conv.in_channels, conv.weight.dtype)
+        out = {}
+        for index in tuple(self.tensors):
+            grown = F.interpolate(self._pad(index, seen), scale_factor=2.0, mode="nearest")
+            out[index] = _conv_rows(grown[:, :, 1:-1], conv)
+        return evolve(self, width=2 * self.width, tensors=out)
+
+    def resnet(self, block: Any) -> Strips:
+        """A ``ResnetBlock2D`` without time embedding and resampling."""
+        inner = evolve(self, tensors=dict(self.tensors)).norm_act_conv(block.norm1, block.conv1)
+        inner = inner.norm_act_conv(block.norm2, block.conv2)
+        for index, strip in inner.tensors.items():
+            shortcut = self.tensors.pop(index)
+            if block.conv_shortcut is not None:
+                shortcut = block.conv_shortcut(shortcut)
+            strip.add_(shortcut)
+            if block.output_scale_factor != 1:
+                strip.div_(block.output_scale_factor)
+        return inner
+
+    def _look_around(self, channels: int, dtype: torch.dtype, groups: int = 0) -> Mapping[Key, Tensor]:
+        """Of every strip the first and the last row, and with ``groups`` its moments."""
+        mine: dict[Key, Tensor] = {}
+        like = {"rows": torch.empty(1, channels, 2, self.width, dtype=dtype, device="meta")}
+        if groups:
+            like["moments"] = torch.empty(2, groups, dtype=torch.float64, device="meta")
+        for index, strip in self.tensors.items():
+            mine[index, "rows"] = torch.cat([strip[:, :, :1], strip[:, :, -1:]], 2)
+            if groups:
+                mine[index, "moments"] = moments(strip, groups)
+        return self.team.gather(mine, like)
+
+    def _pad(self, index: int, seen: Mapping[Key, Tensor]) -> Tensor:
+        """Take a strip out, with one row of each neighbour; zeros outside the picture.
+
+        A new tensor in the strip's own memory layout, which must not depend on where the rows came from.
+        """
+        padded = F.pad(self.tensors.pop(index), (0, 0, 1, 1))
+        if index > 0:
+            padded[:, :, 0] = seen[index - 1, "rows"][:, :, 1]
+        if index < len(self.team.rows) - 1:
+            padded[:, :, -1] = seen[index + 1, "rows"][:, :, 0]
+        return padded
+
+    def _blank_outside(self, index: int, strip: Tensor) -> None:
+        """Zeros again where a padded strip leaves the picture."""
+        if index == 0:
+            strip[:, :, 0] = 0
+        if index == len(self.team.rows) - 1:
+            strip[:, :, -1] = 0
+
+
+def moments(strip: Tensor, groups: int) -> Tensor:
+    """Mean and variance of each group of channels, Float64[Tensor, "2 groups"], in two passes."""
+    flat = strip.reshape(groups, -1).to(torch.promote_types(strip.dtype, torch.float32))
+    mean = flat.mean(1)
+    variance = (flat - mean[:, None]).square_().mean(1)
+    return torch.stack([mean, variance]).cpu().double()
+
+
+def merge_moments(each: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the whole from those of its strips.
+
+    Args:
+        each: Float64[Tensor, "strips 2 groups"].
+        rows: Rows of each strip, or numbers in proportion to them.
+    """
+    share = torch.tensor(rows, dtype=torch.float64)[:, None] / sum(rows)
+    means, variances = each.unbind(1)
+    mean = (share * means).sum(0)
+    return mean, (share * (variances + (means - mean).square())).sum(0)
+
+
+def scale_and_shift(norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """A group norm with given statistics as a factor and a summand, Float64[Tensor, "1 channels 1 1"] each."""
+    size = norm.num_channels // norm.num_groups
+    scale = (variance + norm.eps).rsqrt().repeat_interleave(size)
+    shift = -mean.repeat_interleave(size) * scale
+    if norm.affine:
+        weight, bias = norm.weight.cpu().double(), norm.bias.cpu().double()
+        scale, shift = scale * weight, shift * weight + bias
+    return scale[None, :, None, None], shift[None, :, None, None]
+
+
+def _conv_rows(padded: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3x3 convolution of rows that bring their neighbours along; only the columns are padded."""
+    return F.conv2d(padded, conv.weight, conv.bias, padding=(0, 1), groups=conv.groups)
