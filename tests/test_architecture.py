@@ -13,13 +13,13 @@ import vitrail
 ROOT = Path(vitrail.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 WITHIN = {  # part -> the parts of vitrail that it may import
-    "core": {"core", "errors"},
+    "core": {"comm", "core", "errors"},
     "plugins": {"core", "errors", "plugins"},
     "comm": {"comm", "errors"},
     "backbones": {"backbones", "core", "errors"},
 }
 OUTSIDE = {  # part -> other packages that it may import
-    "core": {"attrs", "cattrs", "pluggy", "structlog", "torch", "yaml", "PIL"},
+    "core": {"attrs", "cattrs", "pluggy", "safetensors", "structlog", "torch", "yaml", "PIL"},
     "plugins": {"attrs", "torch"},
     "comm": {"attrs", "greenlet", "pluggy", "torch"},
 }

@@ -31,6 +31,13 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every event to the terminal.")]
 Device = Annotated[str | None, typer.Option(help="A torch device; the accelerator if there is one, else the CPU.")]
 Dtype = Annotated[str, typer.Option(help="Of the networks: float32, bfloat16 or float16.")]
+Ranks = Annotated[int | None, typer.Option(help="Processes that share the work; the picture stays the same.")]
+Comm = Annotated[str | None, typer.Option(help="How ranks talk: gloo, nccl, in-process; gloo or nccl by the device.")]
+Timeout = Annotated[float, typer.Option(help="Seconds that a rank waits for another before the run ends.")]
+Speeds = Annotated[str | None, typer.Option(help="Relative speeds of the ranks, e.g. 1,1,0.5.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="File to write as the run goes, and to go on from.")]
+Every = Annotated[int, typer.Option("--checkpoint-every", help="Steps between two writes of the checkpoint.")]
+Trace = Annotated[Path | None, typer.Option(help="JSON file for what every rank did when.")]
 
 
 @app.command()
@@ -55,6 +62,13 @@ def sample(
     device: Device = None,
     dtype: Dtype = "float32",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    ranks: Ranks = None,
+    comm: Comm = None,
+    timeout: Timeout = 300.0,
+    speeds: Speeds = None,
+    checkpoint: Checkpoint = None,
+    checkpoint_every: Every = 5,
+    trace: Trace = None,
     verbose: Verbose = False,
 ) -> None:
     """One sentence, one large picture."""
@@ -76,7 +90,18 @@ def sample(
     }
     run, composition = commands.prepare({k: v for k, v in given.items() if v is not None}, size, config, sets or ())
     _configure_logging(verbose)
-    rendering.sample(run, composition, output=output, force=force, device=device, dtype=dtype, dry_run=dry_run)
+    manner = rendering.Manner(
+        output=output,
+        force=force,
+        device=device,
+        dtype=dtype,
+        dry_run=dry_run,
+        ranks=commands.rank_options(ranks, comm, timeout, speeds),
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        trace=trace,
+    )
+    rendering.sample(run, composition, manner)
 
 
 @app.command()
@@ -88,6 +113,8 @@ def replay(
     force: Force = False,
     device: Device = None,
     dtype: Dtype = "float32",
+    ranks: Ranks = None,
+    comm: Comm = None,
     verbose: Verbose = False,
 ) -> None:
     """Make a picture again from the recipe inside it."""
@@ -95,8 +122,21 @@ def replay(
 
     run, composition, recipe = commands.replayed(picture, sets or (), model)
     _configure_logging(verbose)
-    notes = recipe.changes()
-    rendering.sample(run, composition, output=output, force=force, device=device, dtype=dtype, notes=notes)
+    options = commands.rank_options(ranks, comm)
+    manner = rendering.Manner(output=output, force=force, device=device, dtype=dtype, ranks=options)
+    rendering.sample(run, composition, manner, recipe.changes())
+
+
+@app.command()
+def timeline(
+    traces: Annotated[list[Path], typer.Argument(help="Files that `vitrail sample --trace` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file.")] = Path("timeline.png"),
+    label: Annotated[list[str] | None, typer.Option(help="What to call each trace; its name if not given.")] = None,
+) -> None:
+    """Draw what every rank did when, one trace above the other."""
+    from vitrail import commands
+
+    commands.draw_timeline(traces, label or [], output)
 
 
 @app.command()
@@ -142,7 +182,12 @@ def main() -> NoReturn:
     try:
         code: Any = app(standalone_mode=False)
     except VitrailError as error:
-        _fail(f"Error: {error}", 2 if isinstance(error, ValueError) else 1)
+        from vitrail.ranks import end_rank, is_told_by_launcher
+
+        if not is_told_by_launcher(error):
+            typer.echo(f"Error: {error}", err=True)
+        code = 2 if isinstance(error, ValueError) else 1
+        end_rank(code)
     except Exception as error:
         _report(error)
     finally:
@@ -165,11 +210,6 @@ def _report(error: Exception) -> NoReturn:
     if type(error).__name__ == "Abort":
         raise SystemExit(130)
     raise error
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
-    raise SystemExit(code)
 
 
 class _Stderr(logging.StreamHandler[Any]):

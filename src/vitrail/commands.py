@@ -18,6 +18,7 @@ from vitrail.core.run_config import RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems, nearest
 from vitrail.methods import load_method
+from vitrail.ranks import TIMEOUT_S, RankOptions
 from vitrail.terminal import console, say
 
 if TYPE_CHECKING:
@@ -153,3 +154,28 @@ def show_plugins() -> None:
 
     out = console()
     say(out, plugin_lines(registry(), out.width))
+
+
+def rank_options(
+    ranks: int | None = None, comm: str | None = None, timeout: float = TIMEOUT_S, speeds: str | None = None
+) -> RankOptions:
+    """What the command line says about ranks, read."""
+    try:
+        each = [float(part) for part in speeds.split(",")] if speeds else []
+    except ValueError as error:
+        raise ConfigError(f"--speeds {speeds!r}: write a number for each rank, e.g. 1,1,0.5") from error
+    if any(not 0 < speed < float("inf") for speed in each):
+        raise ConfigError(f"--speeds {speeds!r}: speeds are positive numbers")
+    if not timeout > 0:
+        raise ConfigError(f"--timeout must be more than 0 seconds, got {timeout:g}")
+    return RankOptions(ranks=ranks, comm=comm, timeout=timeout, speeds=each)
+
+
+def draw_timeline(traces: Sequence[Path], labels: Sequence[str], output: Path) -> None:
+    """Traces as one picture."""
+    from vitrail.timeline import draw
+
+    if labels and len(labels) != len(traces):
+        raise ConfigError(f"--label: {len(labels)} labels for {len(traces)} traces; give one for each, or none")
+    draw(traces, labels or [path.stem for path in traces], output)
+    say(console(), f"{output}: {len(traces)} trace{'s' * (len(traces) > 1)}")

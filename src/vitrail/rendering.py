@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import shlex
@@ -13,66 +14,140 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attrs import field, frozen
+
 from vitrail.core.composition import Composition
 from vitrail.core.run_config import RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems, nearest
+from vitrail.progress import Progress
+from vitrail.ranks import Placement, RankOptions, place, run_ranks, start_ranks
+from vitrail.recipe import digest_of
 from vitrail.terminal import console, say
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vitrail.comm.communicator import RankCommunicator
     from vitrail.result import Plan, Report, Result
     from vitrail.sampler import Sampler
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def sample(
-    run: RunConfig,
-    composition: Composition,
-    *,
-    output: Path | None,
-    force: bool,
-    device: str | None,
-    dtype: str,
-    dry_run: bool = False,
-    notes: Sequence[str] = (),
-) -> None:
-    """Plan, sample with progress, and write the pictures with their recipes."""
-    from vitrail.progress import Progress
+@frozen(kw_only=True)
+class Manner:
+    """How a run is carried out; none of it reaches the picture.
 
-    paths, out = _check_output(run, output, force, dtype), console()
+    Attributes:
+        output: PNG file, named after the prompt if None.
+        force: Overwrite it.
+        device: A torch device, or None.
+        dtype: Of the networks.
+        dry_run: Show the plan and stop.
+        ranks: How many, and how they talk.
+        checkpoint: A file to go on from and to write, or None.
+        checkpoint_every: Steps between two writes.
+        trace: File for what every rank did when, or None.
+    """
+
+    output: Path | None = None
+    force: bool = False
+    device: str | None = None
+    dtype: str = "float32"
+    dry_run: bool = False
+    ranks: RankOptions = field(factory=RankOptions)
+    checkpoint: Path | None = None
+    checkpoint_every: int = 5
+    trace: Path | None = None
+
+
+def sample(run: RunConfig, composition: Composition, manner: Manner, notes: Sequence[str] = ()) -> None:
+    """Plan, sample with progress, and write the pictures with their recipes."""
+    paths, placement = _check(run, manner)
+    if placement.kind == "start" and not manner.dry_run:
+        raise SystemExit(start_ranks(placement))
+    out = console(quiet=not placement.speaks)
     say(out, f"loading model {run.model}")
     from vitrail.backbones.stable_diffusion import quiet_libraries
-    from vitrail.sampler import Sampler
+    from vitrail.sampler import Sampler, Spread
 
     quiet_libraries()
-
-    progress = Progress(out, bar=out.is_terminal and not _is_verbose())
-    plugins = [("progress", progress)]
-    sampler = Sampler.from_pretrained(run.model, composition, device=device, dtype=dtype, plugins=plugins)
-    plan = sampler.plan(run)
-    say(out, [*notes, *plan_lines(run, plan)])
-    if dry_run:
+    device = manner.device or _rank_device(placement)
+    first = Sampler.from_pretrained(run.model, composition, device=device, dtype=manner.dtype)
+    plan = first.plan(run)
+    say(out, [*notes, *plan_lines(run, plan), *rank_lines(placement, run, plan)])
+    if manner.dry_run:
         return
-    progress.expect(plan, run.num_images)
-    with _stop_on_interrupt(sampler, out):
-        with progress:
-            result = sampler.run(run)
-        _write(out, run, plan, result, paths)
+
+    def program(communicator: RankCommunicator) -> Result:
+        progress = Progress(out, bar=out.is_terminal and not _is_verbose())
+        progress.expect(plan, run.num_images)
+        speaks = communicator.rank == 0
+        plugins = [("progress", progress)] if speaks else []
+        sampler = Sampler(first.backbone, composition, model=run.model, plugins=plugins)
+        spread = Spread(
+            communicator=communicator,
+            speeds=manner.ranks.speeds,
+            checkpoint=manner.checkpoint,
+            checkpoint_every=manner.checkpoint_every,
+        )
+        if not speaks:
+            return sampler.run(run, spread=spread)
+        with _stop_on_interrupt(sampler, out), progress:
+            return sampler.run(run, spread=spread)
+
+    on_cuda = first.backbone.device.type == "cuda"
+    result = run_ranks(placement, on_cuda, program, digest_of(repr(run)))
+    if placement.speaks:
+        _write(out, run, plan, result, paths, manner)
 
 
-def _check_output(run: RunConfig, output: Path | None, force: bool, dtype: str) -> list[Path]:
-    """One path a picture, none of which exists, unless forced; problems of dtype and path at once."""
+def rank_lines(placement: Placement, run: RunConfig, plan: Plan) -> Iterator[str]:
+    """How many ranks, if there are several, and whether all have something to do."""
+    if placement.world_size == 1:
+        return
+    yield f"  {placement.world_size} ranks, {placement.options.comm or 'as processes'}"
+    branches = 2 if run.guidance_scale > 1.0 else 1
+    for stage in plan.stages:
+        batches = math.ceil(stage.num_views * branches / run.row_batch)
+        if batches < placement.world_size:
+            yield (
+                f"  stage {stage.stage + 1} has {batches} micro-batch{'es' * (batches > 1)} a step, which is work for "
+                f"{batches} of {placement.world_size} ranks; a smaller --row-batch divides it further"
+            )
+
+
+def _rank_device(placement: Placement) -> str | None:
+    """With one process a rank on CUDA, each has a device of its own."""
+    from vitrail.backbones.stable_diffusion import default_device
+
+    if placement.environment is None or default_device() != "cuda":
+        return None
+    return f"cuda:{placement.environment.local_rank}"
+
+
+def _check(run: RunConfig, manner: Manner) -> tuple[list[Path], Placement]:
+    """What can be refused before a model is loaded, all at once."""
     problems, paths = Problems(), []
+    placement = None
     with problems.collect():
-        if dtype not in DTYPES:
-            raise ConfigError(f"--dtype: no number format named {dtype!r}{nearest(dtype, DTYPES)}")
+        placement = place(manner.ranks)
     with problems.collect():
-        paths = output_paths(run, output, force)
+        if manner.dtype not in DTYPES:
+            raise ConfigError(f"--dtype: no number format named {manner.dtype!r}{nearest(manner.dtype, DTYPES)}")
+    with problems.collect():
+        paths = output_paths(run, manner.output, manner.force)
+    for option, path in (("--checkpoint", manner.checkpoint), ("--trace", manner.trace)):
+        with problems.collect():
+            if path is not None and not path.parent.is_dir():
+                raise ConfigError(f"{option} {path}: the folder {path.parent} does not exist")
+    with problems.collect():
+        if manner.checkpoint_every < 1:
+            raise ConfigError(f"--checkpoint-every must be 1 or more, got {manner.checkpoint_every}")
     problems.tell()
-    return paths
+    assert placement is not None
+    return paths, placement
 
 
 def output_paths(run: RunConfig, output: Path | None, force: bool) -> list[Path]:
@@ -109,7 +184,7 @@ def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:
     yield f"  {plan.model_calls * run.num_images} evaluations of the network{pictures}"
 
 
-def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list[Path]) -> None:
+def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list[Path], manner: Manner) -> None:
     """Complete pictures under their names, one that was stopped in between as ``NAME.partial.png``."""
     from vitrail.recipe import save_picture
 
@@ -124,11 +199,28 @@ def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list
             save_picture(image, recipe, partial)
             say(out, f"{partial}: what was predicted after {rest} of {steps} steps, seed {recipe.run['seed']}")
     say(out, _summary(result.report))
+    _tell_ranks(out, result, manner)
     if complete < run.num_images:
+        if manner.checkpoint is not None:
+            say(out, f"{manner.checkpoint}: the same command goes on from here")
         kept = f"{complete} of {run.num_images} pictures complete" if complete else "no picture is complete"
         say(out, f"stopped early: {kept}", style="yellow")
         raise SystemExit(130)
+    if manner.checkpoint is not None:
+        manner.checkpoint.unlink(missing_ok=True)
     say(out, f"again: {_again(paths[0], run.model)}")
+
+
+def _tell_ranks(out: Console, result: Result, manner: Manner) -> None:
+    """What the ranks did, and the trace if one is wanted."""
+    from vitrail.comm.chrome import write_trace
+    from vitrail.comm.summary import lines, summarize
+
+    if len(result.traces) > 1:
+        say(out, lines(summarize(result.traces)))
+    if manner.trace is not None:
+        write_trace(manner.trace, result.traces)
+        say(out, f"{manner.trace}: what every rank did when; for https://ui.perfetto.dev or `vitrail timeline`")
 
 
 def _summary(report: Report) -> str:

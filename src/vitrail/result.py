@@ -13,6 +13,8 @@ from vitrail.recipe import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.comm.trace import Recorder
+
 
 @frozen(kw_only=True)
 class StagePlan:
@@ -55,9 +57,11 @@ class Result:
         latents: Float32[Tensor, "images channels height width"].
         report: Times and counts, of all pictures together.
         recipes: One a picture; each makes it again.
+        traces: What every rank did when, by rank.
     """
 
     images: list[Any]
     latents: Tensor
     report: Report
     recipes: tuple[Recipe, ...] = field(converter=as_tuple)
+    traces: tuple[Recorder, ...] = field(converter=as_tuple, default=())

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
 from vitrail.backbones.source import find_model
+from vitrail.comm.in_process import solo
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
+from vitrail.core.exchange import Exchange
 from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
 from vitrail.core.views import Canvas
 from vitrail.discovery import registry
-from vitrail.errors import ConfigError, VitrailError
+from vitrail.errors import ConfigError
 from vitrail.methods import load_method
-from vitrail.recipe import Recipe, digest_of
+from vitrail.recipe import digest_of
 from vitrail.result import Plan, Report, Result, StagePlan
+from vitrail.session import Callback, OutputType, Session, Spread
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine import Engine, Timings
+    from vitrail.core.engine import Engine
     from vitrail.core.step import Step
-
-OutputType = Literal["pil", "pt", "latent"]
 
 
 class Sampler:
@@ -96,7 +96,7 @@ class Sampler:
 
     def plan(self, config: RunConfig) -> Plan:
         """What a run would do; costs no model call."""
-        engine = self._engine(config, config.seed)
+        engine = self.engine(config, config.seed)
         stages = []
         for step in (s for s in engine.steps() if s.stage_step == 0):
             stage = self.composition.stages[step.stage]
@@ -119,9 +119,10 @@ class Sampler:
         height: int = 512,
         width: int = 512,
         seed: int = 0,
-        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None] | None = None,
+        callback_on_step_end: Callback | None = None,
         output_type: OutputType = "pil",
         latents: Tensor | None = None,
+        spread: Spread | None = None,
         **options: Any,
     ) -> Result:
         """Sample.
@@ -136,6 +137,7 @@ class Sampler:
             output_type: ``pil``, ``pt`` or ``latent``.
             latents: Standard normal noise to start from instead of the seed's,
                 Float32[Tensor, "1 channels height width"].
+            spread: The ranks of the run and its checkpoint; every rank makes the same call.
             options: The other fields of ``RunConfig``: ``negative_prompt``, ``num_inference_steps``,
                 ``guidance_scale``, ``scheduler``, ``num_images``, ``row_batch``.
 
@@ -148,96 +150,32 @@ class Sampler:
             raise ConfigError(f"{', '.join(sorted(unknown))} belong to from_pretrained, not to the call")
         table = {"prompt": prompt, "height": height, "width": width, "seed": seed, **options}
         config = Loader(registry()).structure(table, RunConfig, "sampler(...)")
-        return self.run(config, callback_on_step_end, output_type, latents)
+        return self.run(config, callback_on_step_end, output_type, latents, spread)
 
     def run(
         self,
         config: RunConfig,
-        callback: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None] | None = None,
+        callback: Callback | None = None,
         output_type: OutputType = "pil",
         latents: Tensor | None = None,
+        spread: Spread | None = None,
     ) -> Result:
         """Sample what a config says; see ``__call__``."""
-        import torch
-
         if output_type not in ("pil", "pt", "latent"):
             raise ConfigError(f"output_type must be pil, pt or latent, got {output_type!r}")
         self._interrupt = False
         config = evolve(config, model=self.model)
-        log, begin = logger().bind(run_id=digest_of(repr(config))), time.perf_counter()
-        done: list[tuple[Tensor, Timings, int, bool]] = []
-        try:
-            with torch.inference_mode():
-                for seed in range(config.seed, config.seed + config.num_images):
-                    if not self._interrupt:
-                        done.append(self._sample(config, seed, callback, latents, log))
-                final = torch.cat([item[0] for item in done])
-                decoding = time.perf_counter()
-                images = [] if output_type == "latent" else self._decode(final, config, output_type)
-        except VitrailError as error:
-            log.error("run.failed", error=str(error))
-            raise
-        now = time.perf_counter()
-        report = Report(
-            steps=sum(item[2] for item in done),
-            model_calls=sum(item[1].rows for item in done),
-            predict_s=sum(item[1].predict_s for item in done),
-            engine_s=sum(item[1].total_s for item in done),
-            decode_s=now - decoding,
-            interrupted=len(done) < config.num_images or not done[-1][3],
-        )
-        log.info(
-            "run.finished",
-            duration_s=round(now - begin, 3),
-            predict_s=round(report.predict_s, 3),
-            decode_s=round(report.decode_s, 3),
-            steps=report.steps,
-            model_calls=report.model_calls,
-        )
-        seeds = range(config.seed, config.seed + len(done))
-        recipes = [Recipe.of(evolve(config, seed=seed, num_images=1), self.composition) for seed in seeds]
-        return Result(images=images, latents=final, report=report, recipes=recipes)
+        return Session(self, config, callback, output_type, spread or Spread(), lambda: self._interrupt).run(latents)
 
-    def _sample(
-        self, config: RunConfig, seed: int, callback: Any, latents: Tensor | None, log: Any
-    ) -> tuple[Tensor, Timings, int, bool]:
-        """One picture's latents, clean as predicted so far if the run was interrupted; and whether it is complete."""
-        engine = self._engine(config, seed)
-        canvas, device = engine.canvas, self._device()
-        shape = (1, self.backbone.latent_channels, canvas.height, canvas.width)
-        noise = engine.streams.normal(shape, "initial-latents") if latents is None else latents
-        if tuple(noise.shape) != shape:
-            raise ConfigError(f"latents must be {shape} for this canvas, got {tuple(noise.shape)}")
-        model_calls = engine.count_rows()
-        log.info(
-            "run.started",
-            seed=seed,
-            num_inference_steps=config.num_inference_steps,
-            height=config.height,
-            width=config.width,
-            model_calls=model_calls,
-        )
-        engine.stages.run_start(len(engine.steps()), canvas, model_calls)
-        start = noise.to(device) * engine.stepper.init_noise_sigma
-        count = 0
+    def engine(self, config: RunConfig, seed: int, exchange: Exchange | None = None, watched: bool = False) -> Engine:
+        """The loop of one picture, ready to run.
 
-        def on_step(step: Step, new: Tensor) -> Tensor:
-            nonlocal count
-            count += 1
-            if callback is None:
-                return new
-            given = callback(self, step.index, engine.stepper.timesteps[step.index], {"latents": new})
-            replaced: Tensor = (given or {}).get("latents", new)
-            return replaced
-
-        final, prediction, timings = engine.run(start, lambda: self._interrupt, on_step)
-        complete = count == len(engine.steps())
-        if not complete and prediction is not None:
-            return prediction.clean, timings, count, False
-        engine.stages.run_end(final)
-        return final, timings, count, complete
-
-    def _engine(self, config: RunConfig, seed: int) -> Engine:
+        Args:
+            config: The run.
+            seed: Of this picture.
+            exchange: The ranks; None is one alone.
+            watched: Whether somebody looks at the canvas after every step.
+        """
         from vitrail.core.engine import Engine
         from vitrail.core.noise_schedule import Stepper
         from vitrail.core.stages import Answers, Stages
@@ -265,16 +203,9 @@ class Sampler:
             branches=("uncond", "cond") if config.guidance_scale > 1.0 else ("cond",),
             guidance_scale=config.guidance_scale,
             row_batch=config.row_batch,
+            exchange=exchange or Exchange.even(solo()),
+            watched=watched,
         )
 
-    def _decode(self, latents: Tensor, config: RunConfig, output_type: OutputType) -> list[Any]:
-        pictures = [self.backbone.decode(one[None])[..., : config.height, : config.width] for one in latents]
-        if output_type == "pt":
-            return [picture[0] for picture in pictures]
-        return [self.backbone.to_pil(picture)[0] for picture in pictures]
 
-    def _device(self) -> Any:
-        return getattr(self.backbone, "device", None)
-
-
-__all__: Sequence[str] = ["Plan", "Report", "Result", "Sampler"]
+__all__: Sequence[str] = ["Plan", "Report", "Result", "Sampler", "Spread"]

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 100  # columns of what is written to a pipe or file
 
 
-def console() -> Console:
-    """As wide as the terminal, or ``PIPE_WIDTH`` elsewhere."""
+def console(quiet: bool = False) -> Console:
+    """As wide as the terminal, or ``PIPE_WIDTH`` elsewhere; a quiet one prints nothing."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
 
 
 def say(out: Console, lines: Iterable[str] | str, style: str | None = None) -> None:

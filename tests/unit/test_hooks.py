@@ -126,6 +126,8 @@ def test_a_wrapper_that_returns_nothing_is_told(hook):
     [
         ("vitrail_fuse", lambda fused: fused[..., :-1], r"must return \(1, 4, 16, 16\), got \(1, 4, 16, 15\)"),
         ("vitrail_guide", lambda pair: (pair[0].clean, pair[1]), "received a Prediction and returned a Tensor"),
+        ("vitrail_guide", lambda pair: (*pair, None), r"must give \(subject, state\), got a tuple of 3"),
+        ("vitrail_mask", lambda pair: pair[:1], r"must give \(mask, state\), got a tuple of 1"),
     ],
 )
 def test_another_shape_or_kind_is_told(hook, change, told):

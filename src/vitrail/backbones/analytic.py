@@ -51,6 +51,10 @@ class AnalyticBackbone:
         """A copy of the scheduler it was given."""
         return copy.deepcopy(self.scheduler)
 
+    def fingerprint(self) -> str:
+        """The prior."""
+        return f"{self.prior.templates.double().sum().item()!r} {self.prior.variance!r}"
+
     def check_attention(self, request: AttentionRequest) -> None:
         """It has no attention, and does not offer any."""
 
@@ -66,7 +70,7 @@ class AnalyticBackbone:
         latents = noisy * scale
         return Predicted(Prediction(latents, latents * 0, step).with_clean(clean).model_output)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, exchange: Any = None) -> Tensor:
         """The first three channels, enlarged."""
         factor = self.vae_scale_factor
         picture = latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)

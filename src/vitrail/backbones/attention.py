@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,14 +23,18 @@ class Maps:
         rows: Entries of the batch whose maps are wanted.
         tokens: Positions of the text tokens over which a map is averaged.
         layers: One a layer, Float32[Tensor, "batch cells"].
+        thread: Whose forward it is; ranks that are threads may share a network.
     """
 
     rows: list[int]
     tokens: list[int]
     layers: list[Tensor] = field(factory=list)
+    thread: int = field(factory=threading.get_ident)
 
-    def look(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def look(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Compute a layer's map from what it is about to receive; a forward pre-hook."""
+        if kwargs is None or threading.get_ident() != self.thread:
+            return  # the forward of another thread, which may see this hook while it is being removed
         hidden, text = args[0][self.rows], kwargs["encoder_hidden_states"][self.rows]
         query, key = _heads(attention.to_q(hidden), attention.heads), _heads(attention.to_k(text), attention.heads)
         scores = (query.float() @ key.float().transpose(-1, -2) * attention.scale).softmax(-1)

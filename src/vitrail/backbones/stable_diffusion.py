@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from attrs import frozen
 
+from vitrail.core.log import logger
 from vitrail.core.protocols import AttentionRequest, Predicted, Rows
 from vitrail.errors import CapabilityError, ConfigError, ModelError, nearest
 
@@ -17,9 +20,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from vitrail.backbones.strip_ops import Exchange
     from vitrail.core.noise_schedule import Scheduler
     from vitrail.core.step import Step
 
+SAMPLED = 16  # values of a parameter in a fingerprint
 OFFERS = frozenset({"attention-maps", "convolutions", "cross-attention", "vae"})
 
 
@@ -100,6 +105,7 @@ class StableDiffusionBackbone:
 
     def __init__(self, pipe: Any):
         self._pipe = pipe
+        self._lock = threading.Lock()  # ranks that are threads may share a backbone
         self.latent_channels: int = pipe.unet.config.in_channels
         self.vae_scale_factor: int = pipe.vae_scale_factor
         self.native_size: int = pipe.unet.config.sample_size
@@ -130,6 +136,15 @@ class StableDiffusionBackbone:
         _refuse_other_prediction(current, scheduler, name)
         return cast("Scheduler", scheduler)
 
+    def fingerprint(self) -> str:
+        """A digest of some values of every parameter, so that it costs little."""
+        digest = hashlib.sha256()
+        for name, part in (("unet", self._pipe.unet), ("vae", self._pipe.vae), ("text", self._pipe.text_encoder)):
+            for key, value in part.state_dict().items():
+                some = value.flatten()[:: max(1, value.numel() // SAMPLED)][:SAMPLED].double().tolist()
+                digest.update(f"{name} {key} {tuple(value.shape)} {value.dtype} {some}".encode())
+        return digest.hexdigest()
+
     def check_attention(self, request: AttentionRequest) -> None:
         """Refuse up blocks that the U-Net does not have."""
         from vitrail.backbones.attention import cross_attentions
@@ -138,9 +153,11 @@ class StableDiffusionBackbone:
 
     def encode_prompt(self, prompt: str, negative_prompt: str, request: AttentionRequest | None) -> Conditioning:
         """Embeddings of both branches, by the pipeline's own ``encode_prompt``."""
-        cond, uncond = self._pipe.encode_prompt(prompt, self.device, 1, True, negative_prompt)
         skip = frozenset[str]() if request is None else request.skip_words
-        return Conditioning({"cond": cond, "uncond": uncond}, self._content(prompt, skip), request)
+        with self._lock:  # a tokenizer keeps its padding as state
+            cond, uncond = self._pipe.encode_prompt(prompt, self.device, 1, True, negative_prompt)
+            content = self._content(prompt, skip)
+        return Conditioning({"cond": cond, "uncond": uncond}, content, request)
 
     def _content(self, prompt: str, skip: frozenset[str]) -> tuple[int, ...]:
         tokenizer = self._pipe.tokenizer
@@ -171,11 +188,23 @@ class StableDiffusionBackbone:
             output = unet(*arguments, return_dict=False)[0]
         return Predicted(output.to(latents.dtype), maps.mean(latents.shape[-2:]))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"]."""
-        vae = self._pipe.vae
-        decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
-        return cast("Tensor", (decoded.float() / 2 + 0.5).clamp(0, 1))
+    def decode(self, latents: Tensor, exchange: Exchange | None = None) -> Tensor:
+        """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"]; ranks share a large one by strips.
+
+        A decoder with layers that cannot be cut decodes the whole picture on every rank.
+        """
+        from vitrail.backbones.strip_check import check_strips
+        from vitrail.backbones.strip_ops import Alone
+        from vitrail.backbones.strips import decode_strips, decode_whole, gather_picture
+
+        vae, team = self._pipe.vae, exchange or Alone()
+        try:
+            check_strips(vae)
+        except CapabilityError as error:
+            logger().info("decode.replicated", reason=str(error))
+            return decode_whole(vae, latents)
+        own = decode_strips(vae, latents, self.native_size, team, team.rank, team.world_size)
+        return gather_picture(vae, own, latents, self.native_size, team, team.world_size)
 
     def to_pil(self, pictures: Tensor) -> list[Image]:
         """Pictures as Pillow images, by the pipeline's own image processor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vitrail.comm.header import describe
@@ -33,7 +34,7 @@ class VersionedChannel:
     ):
         import torch
 
-        self._owner, self._domain = owner, domain
+        self._owner, self.domain = owner, domain
         self.name, self.src, self.max_staleness = name, src, max_staleness
         self._like = torch.empty(shape, dtype=dtype)
         self._slots: dict[int, tuple[PostedWork, Tensor]] = {}
@@ -48,6 +49,7 @@ class VersionedChannel:
     def publish(self, version: int, tensor: Tensor | None) -> PostedWork:
         """Post a version: the source passes the value, the others None."""
         where = f"channel {self.name!r}: publish({version})"
+        self._owner.enter(where)
         is_source = self._owner.rank == self.src
         if version != self._last + 1:
             self._owner.refuse(f"{where} after version {self._last}; versions follow each other")
@@ -57,15 +59,13 @@ class VersionedChannel:
             self._owner.refuse(f"{where}: the channel carries {describe(self._like)}, got {describe(tensor)}")
         self._make_room(version)
         checksums = self._owner.checksums
-        mine = {} if tensor is None else {0: to_bytes([tensor], checksums)}
         kept = self._like.clone()
 
         def finish(posting: Posting) -> None:
             from_bytes(posting.part(0), [kept], checksums, where)
 
-        part = Part(self.src, size_of([self._like], checksums))
         call = f"channel {self.name!r} version {version} ({describe(self._like)}, src={self.src})"
-        work = self._owner.post(self._domain, version, call, [part], mine, "sources", finish)
+        work = self._post(version, call, tensor, finish)
         if is_source:
             self._owner.trace.flow("s", self.name, version)
         self._slots[version] = work, kept
@@ -76,15 +76,12 @@ class VersionedChannel:
         """A private copy of exactly this version; blocks until it is here."""
         if version < 0:
             raise ValueError(f"channel {self.name!r}: there is no version {version}")
-        self._owner.check()
+        self._owner.enter(f"channel {self.name!r}: fetch({version})")
         if version > self._last:
             self._owner.refuse(
                 f"channel {self.name!r}: fetch({version}) before it was posted; the last is {self._last}"
             )
-        if version < self._last - self.max_staleness:
-            raise StaleVersion(
-                f"channel {self.name!r}: version {version} is older than {self._last} - {self.max_staleness}"
-            )
+        self._refuse_stale(version)
         work, kept = self._slots[version]
         work.wait(timeout)
         self._owner.trace.flow("f", self.name, version)
@@ -93,12 +90,17 @@ class VersionedChannel:
 
     def latest(self) -> int:
         """The largest version such that all up to it are complete here; -1 if none is."""
+        self._owner.enter(f"channel {self.name!r}: latest()")
         while self._complete < self._last and self._is_here(self._complete + 1):
             self._complete += 1
         return self._complete
 
     def fetch_within(self, now: int, *, timeout: float | None = None) -> tuple[int, Tensor]:
         """The newest complete version in [now - max_staleness, now], with its number."""
+        if now < 0:
+            raise ValueError(f"channel {self.name!r}: there is no version {now}")
+        self._owner.enter(f"channel {self.name!r}: fetch_within({now})")
+        self._refuse_stale(now)
         oldest = max(0, now - self.max_staleness, self._last - self.max_staleness)
         newest = min(now, self._last)
         if newest < oldest:
@@ -112,7 +114,36 @@ class VersionedChannel:
         if version not in self._slots:
             return True
         work, _ = self._slots[version]
-        return work.is_completed() and work.exception() is None
+        return work.poll() and work.exception() is None
+
+    # ------------------------------------------------------------------ for the communicator
+
+    def progress(self) -> str:
+        """What all ranks must have posted at the end."""
+        return f"channel {self.name!r} up to version {self._last}"
+
+    def begin_close(self) -> PostedWork:
+        """Say in this ordering domain that no version follows: on the wire it looks like the next one."""
+        like = self._like.clone() if self._owner.rank == self.src else None
+        call = f"close() of channel {self.name!r} after version {self._last}"
+        return self._post(self._last + 1, call, like, lambda posting: posting.release())
+
+    def drain(self) -> None:
+        """Take what is still under way and give all slots back, when every rank has posted everything."""
+        for work, _ in self._slots.values():
+            work.finish()
+        self._slots.clear()
+
+    def _post(self, version: int, call: str, tensor: Tensor | None, finish: Callable[[Posting], None]) -> PostedWork:
+        checksums = self._owner.checksums
+        part = Part(self.src, size_of([self._like], checksums))
+        mine = {} if tensor is None else {0: to_bytes([tensor], checksums)}
+        return self._owner.post(self.domain, version, call, [part], mine, "sources", finish)
+
+    def _refuse_stale(self, version: int) -> None:
+        oldest = self._last - self.max_staleness
+        if version < oldest:
+            raise StaleVersion(f"channel {self.name!r}: version {version} is gone; the oldest kept is {oldest}")
 
     def _make_room(self, version: int) -> None:
         """Wait until every rank has posted the version whose slot this one takes."""

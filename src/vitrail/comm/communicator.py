@@ -11,8 +11,8 @@ from vitrail.comm.channel import VersionedChannel
 from vitrail.comm.header import describe, pack_header
 from vitrail.comm.payload import from_bytes, size_of, to_bytes
 from vitrail.comm.trace import Recorder
-from vitrail.comm.transport import Abort, Part
-from vitrail.comm.work import PostedWork
+from vitrail.comm.transport import Abort, Part, describe_error
+from vitrail.comm.work import PostedWork, Ticket
 from vitrail.errors import CommAborted, ProtocolError
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ class RankCommunicator:
         self._thread = threading.get_ident()
         self._seq = 0
         self._pending: list[PostedWork] = []
-        self._closed = False
+        self._tickets: list[Ticket] = []  # of works that the caller was given
+        self._closed = self._is_ended = False
         self._children: list[RankCommunicator] = []
+        self._channels: list[VersionedChannel] = []
         self._names: set[str] = set()
         transport.open(domain)
 
@@ -63,12 +65,14 @@ class RankCommunicator:
 
     def barrier(self, *, timeout: float | None = None) -> None:
         """Wait for all ranks."""
+        self.enter("barrier()")
         self.begin("barrier()", [], {}, _release).wait(timeout)
 
     def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> PostedWork | None:
         """Overwrite ``tensor`` on every rank with the source's."""
-        self._check_rank(src)
         call = f"broadcast({describe(tensor)}, src={src})"
+        self.enter(call)
+        self._check_rank(src)
         mine = {0: to_bytes([tensor], self.checksums)} if src == self.rank else {}
 
         def finish(posting: Posting) -> None:
@@ -77,7 +81,7 @@ class RankCommunicator:
             posting.release()
 
         work = self.begin(call, [Part(src, size_of([tensor], self.checksums))], mine, finish)
-        return _begun_or_done(work, async_op)
+        return self._begun_or_done(work, async_op)
 
     def all_gather_into(
         self,
@@ -89,14 +93,16 @@ class RankCommunicator:
     ) -> PostedWork | None:
         """Fill ``out[key]`` on every rank with ``mine[key]`` of the key's owner."""
         keys = sorted(owner)
-        for src in set(owner.values()):
+        call = f"all_gather_into({len(keys)} keys)"
+        self.enter(call)
+        for src in sorted(set(owner.values())):
             self._check_rank(src)
         wrong = set(mine) ^ {key for key in keys if owner[key] == self.rank} or set(out) ^ set(keys)
-        wrong |= {key for key in mine if describe(mine[key]) != describe(out[key])}
+        wrong |= {key for key in mine if key in out and describe(mine[key]) != describe(out[key])}
         if wrong:
-            self.refuse(f"all_gather_into: keys {sorted(wrong)} do not fit what rank {self.rank} owns or receives")
+            named = ", ".join(sorted(map(repr, wrong)))
+            self.refuse(f"all_gather_into: keys {named} do not fit what rank {self.rank} owns or receives")
         what = "; ".join(f"{key!r}: {describe(out[key])} from {owner[key]}" for key in keys)
-        call = f"all_gather_into({len(keys)} keys)"
         sources = sorted(set(owner.values()))
         groups = [[key for key in keys if owner[key] == src] for src in sources]
         parts = [
@@ -114,7 +120,7 @@ class RankCommunicator:
                 from_bytes(posting.part(index), [out[key] for key in group], self.checksums, call)
             posting.release()
 
-        return _begun_or_done(self.begin(call, parts, own, finish, what), async_op)
+        return self._begun_or_done(self.begin(call, parts, own, finish, what), async_op)
 
     def broadcast_object(self, value: Any, src: int) -> Any:
         """The source's value on every rank: small, made of what JSON knows."""
@@ -135,16 +141,18 @@ class RankCommunicator:
         self, name: str, *, src: int, shape: tuple[int, ...], dtype: torch.dtype, max_staleness: int = 1
     ) -> VersionedChannel:
         """Open a channel; collective, and its arguments are compared."""
+        call = f"channel({name!r}, src={src}, {tuple(shape)}, {dtype}, max_staleness={max_staleness})"
+        self.enter(call)
         self._check_rank(src)
         if max_staleness < 0:
             self.refuse(f"channel {name!r}: max_staleness must be 0 or more, got {max_staleness}")
-        domain = self._open(
-            f"channel({name!r}, src={src}, {tuple(shape)}, {dtype}, max_staleness={max_staleness})", name
-        )
-        return VersionedChannel(self, domain, name, src, tuple(shape), dtype, max_staleness)
+        channel = VersionedChannel(self, self._open(call, name), name, src, tuple(shape), dtype, max_staleness)
+        self._channels.append(channel)
+        return channel
 
     def split(self, name: str) -> RankCommunicator:
         """The same ranks with an ordering of their own; collective."""
+        self.enter(f"split({name!r})")
         domain = self._open(f"split({name!r})", name)
         options: dict[str, Any] = {"timeout": self.timeout, "checksums": self.checksums, "trace": self.trace}
         child = RankCommunicator(self._transport, self.run_id, domain=domain, **options)
@@ -156,7 +164,7 @@ class RankCommunicator:
             self.refuse(f"{call}: the name {name!r} is taken")
         self._names.add(name)
         self.begin(call, [], {}, _release).wait()
-        return f"{self.domain}/{name}"
+        return f"{self.domain}/{name.replace('%', '%25').replace('/', '%2F')}"
 
     # ------------------------------------------------------------------ life cycle
 
@@ -166,7 +174,8 @@ class RankCommunicator:
 
     def abort(self, reason: str) -> None:
         """Revoke the run on all ranks; may be called from any thread."""
-        self._transport.abort(Abort(self.rank, reason))
+        if not self._is_ended:
+            self._transport.abort(Abort(self.rank, reason))
 
     def check(self) -> None:
         """Raise if the run was revoked."""
@@ -178,16 +187,42 @@ class RankCommunicator:
         """End: wait for all ranks if nothing went wrong. Returns the works that nobody waited for."""
         if self._closed:
             return ()
-        leaked = [leak for child in self._children for leak in child.close()]
-        leaked += [work.call for work in self._pending if not work.was_waited and not work.is_completed()]
+        self._check_thread("close()")
+        family = self._family()
+        leaked = tuple(ticket.call for member in family for ticket in member._tickets if not ticket.was_seen)
         try:
             if self._transport.aborted() is None:
-                self.barrier()
+                self._end_together(family)
+        except BaseException as error:  # before the way to tell the others is closed
+            self.abort(describe_error(error))
+            raise
         finally:
-            self._closed = True
+            for member in family:
+                member._closed, member._is_ended, member._pending = True, self.domain == "main", []
             if self.domain == "main":
                 self._transport.close()
-        return tuple(leaked)
+        if self.domain != "main":
+            channels = [channel.domain for member in family for channel in member._channels]
+            self._transport.shut([*(member.domain for member in family), *channels])
+        return leaked
+
+    def _family(self) -> list[RankCommunicator]:
+        """Itself and the splits below that are open."""
+        return [self, *(member for child in self._children if not child._closed for member in child._family())]
+
+    def _end_together(self, family: list[RankCommunicator]) -> None:
+        """Say in every ordering domain at once that this rank is done, so that no peer awaits it in vain anywhere."""
+        said = []
+        for member in family:
+            versions = "; ".join(channel.progress() for channel in member._channels)
+            said.append(member.begin("close()", [], {}, _release, versions))
+            said += [channel.begin_close() for channel in member._channels]
+        for member in family:
+            said += member._pending
+        for work in said:
+            work.settle()
+        for channel in (channel for member in family for channel in member._channels):
+            channel.drain()  # all ranks have posted all of it: what is under way arrives
 
     # ------------------------------------------------------------------ postings
 
@@ -200,11 +235,35 @@ class RankCommunicator:
         details: str = "",
     ) -> PostedWork:
         """Post the next collective of this domain; ``finish`` reads it when it is complete."""
+        work = self.post(self.domain, self._seq, call, parts, mine, "all", finish, details)
         self._seq += 1
-        work = self.post(self.domain, self._seq - 1, call, parts, mine, "all", finish, details)
-        self._pending = [old for old in self._pending if not old.is_completed()]
+        self._pending = [old for old in self._pending if not old.poll()]
         self._pending.append(work)
         return work
+
+    def _begun_or_done(self, work: PostedWork, async_op: bool) -> PostedWork | None:
+        if async_op:
+            self._tickets = [old for old in self._tickets if not old.was_seen]
+            self._tickets.append(work.ticket)
+            return work
+        work.wait()
+        return None
+
+    def enter(self, call: str) -> None:
+        """What every call begins with.
+
+        Raises:
+            CommAborted: If the run was revoked.
+            ProtocolError: From another thread than the one that made the communicator, or after ``close``.
+        """
+        self._check_thread(call)
+        if self._closed:
+            raise ProtocolError(f"{call}: the communicator is closed")
+        self.check()
+
+    def _check_thread(self, call: str) -> None:
+        if threading.get_ident() != self._thread:
+            raise ProtocolError(f"{call}: called from another thread than the one that made the communicator")
 
     def post(
         self,
@@ -217,21 +276,11 @@ class RankCommunicator:
         finish: Callable[[Posting], None],
         details: str = "",
     ) -> PostedWork:
-        """Lay down this rank's share of an operation; ``details`` are compared, too, but not shown on the way.
-
-        Raises:
-            CommAborted: If the run was revoked.
-            ProtocolError: From another thread than the one that made the communicator, or after ``close``.
-        """
-        if threading.get_ident() != self._thread:
-            raise ProtocolError(f"{call}: called from another thread than the one that made the communicator")
-        if self._closed:
-            raise ProtocolError(f"{call}: the communicator is closed")
-        self.check()
+        """Lay down this rank's share of an operation; ``details`` are compared, too, but not shown on the way."""
         header = pack_header(self.run_id, seq, f"{call} in {domain}", details)
         with self.trace.span("comm", call, domain=domain, seq=seq, bytes=sum(part.nbytes for part in parts)):
             posting = self._transport.post(domain, seq, header, parts, mine, witness)
-        return PostedWork(self._transport, self.trace, posting, call, finish, self.timeout)
+        return PostedWork(self._transport, self.trace, posting, call, finish, self.timeout, header)
 
     def open_domain(self, domain: str) -> None:
         """Prepare an ordering domain; every rank calls this in the same order."""
@@ -245,13 +294,6 @@ class RankCommunicator:
         """A call that breaks a rule: end the run and raise."""
         self.abort(reason)
         raise ProtocolError(reason)
-
-
-def _begun_or_done(work: PostedWork, async_op: bool) -> PostedWork | None:
-    if async_op:
-        return work
-    work.wait()
-    return None
 
 
 def _release(posting: Posting) -> None:

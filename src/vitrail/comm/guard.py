@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from vitrail.comm.communicator import RankCommunicator
+from vitrail.comm.schedule import SimulatedCrash
+from vitrail.comm.transport import describe_error
 from vitrail.errors import CommAborted
 
 T = TypeVar("T")
@@ -19,10 +21,11 @@ def guarded(communicator: RankCommunicator, program: Callable[[RankCommunicator]
     """
     try:
         result = program(communicator)
+        communicator.check()
         communicator.close()
-    except CommAborted:
+    except (CommAborted, SimulatedCrash):  # the others know, or must find out
         raise
-    except (Exception, KeyboardInterrupt, SystemExit) as error:
-        communicator.abort(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    except BaseException as error:
+        communicator.abort(describe_error(error))
         raise
     return result

@@ -6,7 +6,8 @@ model says when.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
@@ -73,10 +74,13 @@ class Hub:
         if self.abort is None:
             self.abort = abort
 
-    def behind(self) -> tuple[int, str]:
-        """The rank that has posted least, and where it was last."""
-        rank = min(range(self.world_size), key=lambda r: self.posted[r])
-        return rank, self.notes[rank]
+    def behind(self, rank: int) -> tuple[int, str]:
+        """The rank that has posted least, and where it was last; ``rank`` unless another has posted less.
+
+        Every rank posts the same operations, whatever their domains, so the least is the one behind.
+        """
+        last = min(range(self.world_size), key=lambda other: (self.posted[other], other != rank))
+        return last, self.notes[last]
 
 
 class HubPosting:
@@ -99,20 +103,34 @@ class HubPosting:
         arrivals = self._slot.arrivals.get(source)
         return arrivals is not None and arrivals[self._rank] <= self._hub.clock()
 
+    def _have_reached(self, sources: Iterable[int]) -> bool:
+        arrivals, rank, now = self._slot.arrivals, self._rank, self._hub.clock()
+        for source in sources:  # a simulation spends its time here
+            times = arrivals.get(source)
+            if times is None or times[rank] > now:
+                return False
+        return True
+
     def is_complete(self) -> bool:
         """Whether all that this rank needs has arrived."""
-        return all(self._has_reached(source) for source in self._needed)
+        return self._have_reached(self._needed)
 
     def is_taken(self) -> bool:
         """Whether word has come that every rank posted its share."""
-        return all(self._has_reached(source) for source in range(self._hub.world_size))
+        return self._have_reached(range(self._hub.world_size))
 
     def conflict(self) -> tuple[int, bytes] | None:
-        """A rank whose header differs, among those whose header counts and has arrived."""
-        for source in self._needed:
-            if self._has_reached(source) and self._slot.headers[source] != self._header:
-                return source, self._slot.headers[source]
-        return None
+        """Who disagrees, by a vote over the headers that have arrived; in a tie not this rank."""
+        headers = self._slot.headers.copy()
+        if len(set(headers.values())) < 2:
+            return None
+        known = {source: header for source, header in headers.items() if self._has_reached(source)}
+        others = [source for source in sorted(known) if known[source] != self._header]
+        if not others:
+            return None
+        votes = Counter(known.values())
+        odd = min(others, key=lambda source: votes[known[source]])
+        return (self._rank if votes[self._header] < votes[known[odd]] else odd), known[odd]
 
     def missing(self) -> list[int]:
         """Ranks of which something is awaited."""

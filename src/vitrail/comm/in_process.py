@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -13,8 +13,9 @@ from attrs import validators as v
 from vitrail.comm.communicator import TIMEOUT_S, RankCommunicator
 from vitrail.comm.guard import guarded
 from vitrail.comm.hub import Hub, HubPosting
+from vitrail.comm.outcome import Outcome
+from vitrail.comm.trace import Recorder
 from vitrail.comm.transport import Abort, Part, Witness
-from vitrail.errors import CommAborted
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +77,11 @@ class ThreadTransport:
         self._hub.notes[self.rank] = text
 
     def behind(self) -> tuple[int, str]:
-        """The rank that has posted least."""
-        return self._hub.behind()
+        """The rank that has posted least, this one if none has posted less."""
+        return self._hub.behind(self.rank)
+
+    def shut(self, domains: Sequence[str]) -> None:
+        """Nothing to give back."""
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -96,14 +100,20 @@ class InProcess:
         Raises:
             BaseException: What the culprit raised, after every rank has ended.
         """
-        hub, condition = Hub(world_size, time.monotonic), threading.Condition()
+        return self.attempt(world_size, program, run_id).values()
+
+    def attempt(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> Outcome[T]:
+        """Run a program on every rank and tell how it went, errors included."""
+        hub, condition, begin = Hub(world_size, time.monotonic), threading.Condition(), time.monotonic()
+        traces = [Recorder(rank, time.monotonic) for rank in range(world_size)]
         results: dict[int, T] = {}
         errors: dict[int, BaseException] = {}
 
         def rank_main(rank: int) -> None:
             try:
                 transport = ThreadTransport(hub, condition, rank)
-                communicator = RankCommunicator(transport, run_id, timeout=self.timeout, checksums=self.checksums)
+                options: dict[str, Any] = {"timeout": self.timeout, "checksums": self.checksums}
+                communicator = RankCommunicator(transport, run_id, trace=traces[rank], **options)
                 results[rank] = guarded(communicator, program)
             except BaseException as error:
                 errors[rank] = error
@@ -114,19 +124,15 @@ class InProcess:
         for thread in threads:
             thread.start()
         rank_main(0)
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise first_cause(errors, hub.abort)
-        return [results[rank] for rank in range(world_size)]
-
-
-def first_cause(errors: dict[int, BaseException], abort: Abort | None) -> BaseException:
-    """The error that began it: the culprit's own, if it has one that is more than the echo of an abort."""
-    own = {rank: error for rank, error in errors.items() if not isinstance(error, CommAborted)}
-    if abort is not None and abort.culprit in own:
-        return own[abort.culprit]
-    return own[min(own)] if own else errors[min(errors)]
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            with condition:
+                hub.revoke(Abort(0, "KeyboardInterrupt"))
+                condition.notify_all()
+            raise
+        return Outcome(results, errors, traces, time.monotonic() - begin, hub.abort, tuple(hub.slots))
 
 
 def solo(run_id: str = "run") -> RankCommunicator:

@@ -23,13 +23,19 @@ def to_bytes(tensors: Sequence[Tensor], checksums: bool) -> Tensor:
     """A private copy of the tensors' bytes, one behind the other, UInt8[Tensor, "nbytes"]."""
     import torch
 
-    flat = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
+    flat = [_dense(tensor).view(torch.uint8) for tensor in tensors]
     if checksums:
         crc = 0
         for piece in flat:
             crc = zlib.crc32(piece.numpy().data, crc)
         flat.append(torch.frombuffer(bytearray(crc.to_bytes(CHECKSUM, "little")), dtype=torch.uint8))
     return torch.cat([torch.empty(0, dtype=torch.uint8), *flat])
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Its values one behind the other; ``contiguous`` alone keeps strides where there is one value or none."""
+    values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return values if values.numel() > 1 else values.as_strided(values.shape, (1,))
 
 
 def from_bytes(part: Tensor, tensors: Sequence[Tensor], checksums: bool, where: str) -> None:
@@ -45,8 +51,9 @@ def from_bytes(part: Tensor, tensors: Sequence[Tensor], checksums: bool, where: 
         if zlib.crc32(part.contiguous().numpy().data) != crc:
             raise ProtocolError(f"{where}: the bytes that arrived are not those that were sent (checksum)")
     begin = 0
-    for tensor in tensors:
-        end = begin + tensor.numel() * tensor.element_size()
-        piece = part[begin:end].clone()  # aligned for every type
-        tensor.copy_(piece.view(tensor.dtype).view(tensor.shape) if tensor.numel() else torch.empty_like(tensor))
-        begin = end
+    with torch.inference_mode():  # the only mode that may write to tensors of either mode
+        for tensor in tensors:
+            end = begin + tensor.numel() * tensor.element_size()
+            piece = part[begin:end].clone()  # aligned for every type
+            tensor.copy_(piece.view(tensor.dtype).view(tensor.shape) if tensor.numel() else torch.empty_like(tensor))
+            begin = end

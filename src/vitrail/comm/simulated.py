@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.comm.communicator import TIMEOUT_S, RankCommunicator
-from vitrail.comm.in_process import first_cause
+from vitrail.comm.outcome import Outcome
 from vitrail.comm.schedule import Schedule, SeededSchedule
-from vitrail.errors import CommError
-
-if TYPE_CHECKING:
-    from vitrail.comm.world import Outcome
+from vitrail.comm.world import World
 
 T = TypeVar("T")
 
@@ -36,10 +33,6 @@ class Simulated:
         run_id: str = "run",
     ) -> Outcome[T]:
         """Run a program on every rank and tell how it went, errors included."""
-        try:
-            from vitrail.comm.world import World
-        except ImportError as error:
-            raise CommError("the simulated backend needs greenlet; pip install 'vitrail[simulate]'") from error
         chance = SeededSchedule(self.seed, self.latency) if schedule is None else schedule
         return World[T](world_size, chance, self.timeout, self.checksums).run(program, run_id)
 
@@ -49,7 +42,4 @@ class Simulated:
         Raises:
             BaseException: What the culprit raised.
         """
-        outcome = self.simulate(world_size, program, run_id=run_id)
-        if outcome.errors:
-            raise first_cause(outcome.errors, outcome.abort)
-        return [outcome.results[rank] for rank in range(world_size)]
+        return self.simulate(world_size, program, run_id=run_id).values()

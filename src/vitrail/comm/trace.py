@@ -71,3 +71,9 @@ class Recorder:
     def count(self, name: str, value: float) -> None:
         """Record a counter."""
         self.counts.append(Count(name, value, self.clock()))
+
+    def since(self, moment: float) -> Recorder:
+        """What began at a moment or later."""
+        spans = [span for span in self.spans if span.begin >= moment]
+        flows = [flow for flow in self.flows if flow.time >= moment]
+        return Recorder(self.rank, self.clock, spans, flows, [count for count in self.counts if count.time >= moment])

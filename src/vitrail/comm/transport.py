@@ -35,6 +35,11 @@ class Abort:
     reason: str
 
 
+def describe_error(error: BaseException) -> str:
+    """An error as the reason of an abort."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 class Posting(Protocol):
     """One operation as one rank sees it."""
 
@@ -42,7 +47,11 @@ class Posting(Protocol):
         """Whether all that this rank needs has arrived; never blocks."""
 
     def conflict(self) -> tuple[int, bytes] | None:
-        """A rank whose header differs from this rank's, and that header; None as long as none is known."""
+        """Who disagrees, and a header that differs from this rank's; None as long as none is known.
+
+        With the headers of three ranks or more at hand it is the odd one out, which may be this rank itself;
+        else the other one.
+        """
 
     def missing(self) -> list[int]:
         """Ranks of which something is awaited."""
@@ -86,7 +95,10 @@ class Transport(Protocol):
         """
 
     def wait(self, ready: Callable[[], bool], deadline: float | None) -> None:
-        """Block until ``ready()``, an abort, or the clock's deadline, whichever is first."""
+        """Block until ``ready()``, an abort, or the clock's deadline, whichever is first.
+
+        ``str(ready)`` says what is awaited.
+        """
 
     def abort(self, abort: Abort) -> None:
         """Revoke the run on every rank, from any thread; the first call counts."""
@@ -98,7 +110,10 @@ class Transport(Protocol):
         """Where this rank is, for the messages of others."""
 
     def behind(self) -> tuple[int, str]:
-        """The rank that has posted least, and where it was last."""
+        """The rank that has posted least, and where it was last; this rank unless another has posted less."""
+
+    def shut(self, domains: Sequence[str]) -> None:
+        """Give back what domains hold that every rank has closed."""
 
     def close(self) -> None:
         """Give resources back; nothing is awaited."""

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from attrs import frozen
+
 from vitrail.comm.header import read_header
 from vitrail.comm.transport import Abort
-from vitrail.errors import CommAborted, CommError, CommTimeout, ProtocolError
+from vitrail.errors import CommAborted, CommTimeout, ProtocolError
 
 if TYPE_CHECKING:
     from vitrail.comm.trace import Recorder
     from vitrail.comm.transport import Posting, Transport
+
+
+class Ticket:
+    """What remains to be told of a work: its call, and whether its maker ever looked at its end."""
+
+    __slots__ = ("call", "was_seen")
+
+    def __init__(self, call: str):
+        self.call, self.was_seen = call, False
+
+
+@frozen(eq=False)
+class Awaited:
+    """A condition or a conflict, and in words what is awaited of whom."""
+
+    condition: Callable[[], bool]
+    posting: Posting
+    call: str
+
+    def __call__(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self.condition() or self.posting.conflict() is not None
+
+    def __str__(self) -> str:
+        return f"{self.call} of rank(s) {', '.join(map(str, self.posting.missing())) or 'any'}"
 
 
 class PostedWork:
@@ -25,13 +53,15 @@ class PostedWork:
         call: str,
         finish: Callable[[Posting], None],
         timeout: float,
+        header: bytes = b"",
     ):
         self._transport, self._trace, self._posting = transport, trace, posting
-        self._finish, self._timeout = finish, timeout
+        self._finish: Callable[[Posting], None] | None = finish
+        self._timeout, self._header = timeout, header
+        self._thread = threading.get_ident()
         self._error: BaseException | None = None
         self._done = False
-        self.call = call
-        self.was_waited = False
+        self.call, self.ticket = call, Ticket(call)
 
     def __repr__(self) -> str:
         state = "failed" if self._error else "done" if self._done else "pending"
@@ -39,74 +69,106 @@ class PostedWork:
 
     def is_completed(self) -> bool:
         """Whether ``wait`` would end at once."""
-        if not self._done and self._error is None:
-            self._advance()
-        return self._done or self._error is not None
+        if not self.poll():
+            return False
+        self.ticket.was_seen = True
+        return True
 
     def exception(self) -> BaseException | None:
         """What ``wait`` would raise, as far as is known."""
+        self.poll()
         return self._error
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the result can be read."""
-        self.was_waited = True
-        if not self.is_completed():
+        self.ticket.was_seen = True
+        self.settle(timeout)
+
+    def poll(self) -> bool:
+        """Take what has arrived, unseen by the work's maker; whether the work has ended."""
+        if not self._done and self._error is None:
+            if threading.get_ident() != self._thread:
+                raise ProtocolError(f"{self.call}: looked at from another thread than the one that began it")
+            self._advance()
+        return self._done or self._error is not None
+
+    def settle(self, timeout: float | None = None) -> None:
+        """Wait, unseen by the work's maker."""
+        if not self.poll():
             limit = self._timeout if timeout is None else timeout
             self._block(self._posting.is_complete, limit)
-            self._advance()
-            if not self._done and self._error is None:
+            if not self.poll():
                 self._give_up(limit)
         if self._error is not None:
             raise self._error
 
     def retire(self) -> None:
         """Wait until every rank has posted this operation, then give its buffers back; raises as ``wait`` does."""
-        self.wait()
+        self.settle()
         if not self._posting.is_taken():
             self._block(self._posting.is_taken, self._timeout)
             abort = self._transport.aborted()
             if abort is not None:
                 raise CommAborted(abort.culprit, abort.reason)
-            if not self._posting.is_taken():
+            self._refuse_conflict()
+            if self._error is None and not self._posting.is_taken():
                 self._give_up(self._timeout)
-                assert self._error is not None
+            if self._error is not None:
                 raise self._error
+        self._posting.release()
+
+    def finish(self) -> None:
+        """Wait for an operation that every rank is known to have posted, then give its buffers back."""
+        self.settle()
         self._posting.release()
 
     def _block(self, condition: Callable[[], bool], limit: float) -> None:
         """Wait for a condition, a conflict or an abort, up to a limit in seconds."""
         with self._trace.span("wait", self.call):
             deadline = self._transport.clock() + limit
-            self._transport.wait(lambda: condition() or self._posting.conflict() is not None, deadline)
+            self._transport.wait(Awaited(condition, self._posting, self.call), deadline)
 
     def _advance(self) -> None:
         """Take what has arrived; an abort comes before data, a conflict before data, too."""
-        abort, conflict = self._transport.aborted(), self._posting.conflict()
+        abort = self._transport.aborted()
         if abort is not None:
             self._fail(CommAborted(abort.culprit, abort.reason))
-        elif conflict is not None:
-            rank, header = conflict
-            reason = f"rank {self._transport.rank} calls {self.call}, rank {rank} calls {read_header(header)}"
-            self._fail(ProtocolError(f"ranks disagree: {reason}"), rank)
-        elif self._posting.is_complete():
+            return
+        is_complete = self._posting.is_complete()  # first: what completes it may also be what disagrees
+        self._refuse_conflict()
+        if self._error is None and is_complete:
+            assert self._finish is not None
             try:
                 self._finish(self._posting)
-            except CommError as error:
+            except Exception as error:
                 self._fail(error, self._transport.rank)
                 return
             self._done = True
+            self._finish = None  # it holds the caller's tensors
+
+    def _refuse_conflict(self) -> None:
+        conflict = self._posting.conflict()
+        if conflict is not None:
+            (culprit, header), rank = conflict, self._transport.rank
+            other = "another rank" if culprit == rank else f"rank {culprit}"
+            own, theirs = read_header(self._header), read_header(header)
+            hidden = " (they differ in what is too long to be shown)" if own == theirs else ""
+            reason = f"rank {rank} calls {own}, {other} calls {theirs}{hidden}"
+            self._fail(ProtocolError(f"ranks disagree: {reason}"), culprit)
 
     def _give_up(self, limit: float) -> None:
-        """A timeout: name who is behind, not who waits."""
+        """A timeout: name who is behind, not who waits; if nobody is, whose message did not come."""
+        missing = self._posting.missing()
         culprit, where = self._transport.behind()
-        missing = ", ".join(map(str, self._posting.missing())) or "none"
-        text = (
-            f"{self.call} waited {limit:g} s on rank {self._transport.rank} for rank(s) {missing}; rank {culprit} is "
-            f"behind, last seen {where or 'before its first operation'}"
-        )
+        state = f"is behind, last seen {where or 'before its first operation'}"
+        if culprit == self._transport.rank and missing:
+            culprit, state = missing[0], "has posted it, but its message did not arrive"
+        waited = f"for rank(s) {', '.join(map(str, missing))}" if missing else "to be posted by all"
+        text = f"{self.call} waited {limit:g} s on rank {self._transport.rank} {waited}; rank {culprit} {state}"
         self._fail(CommTimeout(text), culprit)
 
     def _fail(self, error: BaseException, culprit: int | None = None) -> None:
         self._error = error
+        self._finish = None
         if culprit is not None:
             self._transport.abort(Abort(culprit, str(error)))

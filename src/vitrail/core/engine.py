@@ -10,45 +10,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field, frozen
 
+from vitrail.comm.in_process import solo
 from vitrail.core.assembly import gather_views, mix_families, permute_views, restore_order, split_rows
+from vitrail.core.exchange import Control, Exchange
 from vitrail.core.log import logger
 from vitrail.core.noise_schedule import Stepper
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted, Rows
+from vitrail.core.relay import Relay, can_relay, message_guidance
+from vitrail.core.run_state import RunState, Sampled, Timings
 from vitrail.core.step import Step
 from vitrail.errors import PredictionError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.core.checkpoint import Checkpoints
     from vitrail.core.composition import Composition
-    from vitrail.core.protocols import Branch
+    from vitrail.core.protocols import Branch, MessageGuidance
     from vitrail.core.stages import Stages
     from vitrail.core.streams import Streams
     from vitrail.core.views import Canvas, Patches
-
-
-@define
-class RunState:
-    """What a run carries from step to step."""
-
-    stage: int = -1
-    guidance: list[Any] = field(factory=list)
-    masking: Any = None
-
-
-@define
-class Timings:
-    """Seconds of a run, by what they went into, and counted rows."""
-
-    predict_s: float = 0.0
-    total_s: float = 0.0
-    rows: int = 0
 
 
 @frozen(kw_only=True)
@@ -64,6 +52,8 @@ class Engine:
         branches: ``("uncond", "cond")``, or only ``("cond",)`` with guidance off.
         guidance_scale: Classifier-free guidance scale.
         row_batch: Rows a forward, at most.
+        exchange: The ranks of the run.
+        watched: Whether somebody looks at the canvas after every step, so that it must be whole.
     """
 
     composition: Composition
@@ -74,6 +64,8 @@ class Engine:
     branches: tuple[Branch, ...]
     guidance_scale: float
     row_batch: int
+    exchange: Exchange = field(factory=lambda: Exchange.even(solo()))
+    watched: bool = False
 
     def steps(self) -> list[Step]:
         """Every step of the run, with the stage it belongs to."""
@@ -115,56 +107,88 @@ class Engine:
         return sum(len(patches.views) + patches.clean_key for patches in self.patches(step))
 
     def run(
-        self, latents: Tensor, should_stop: Callable[[], bool], on_step: Callable[[Step, Tensor], Tensor]
-    ) -> tuple[Tensor, Prediction | None, Timings]:
+        self,
+        latents: Tensor,
+        should_stop: Callable[[], bool],
+        on_step: Callable[[Step, Tensor], Tensor],
+        checkpoints: Checkpoints | None = None,
+    ) -> Sampled:
         """Sample.
 
         Args:
             latents: Noise at the first step's scale, Float32[Tensor, "batch channels height width"].
-            should_stop: Asked before every step.
-            on_step: May replace the latents after a step.
+            should_stop: Asked before every step; with several ranks, rank 0's answer of the step before counts.
+            on_step: May replace the latents after a step, alike on all ranks.
+            checkpoints: Where to go on from and what to keep, if anything.
 
         Returns:
-            The latents after the last step, the last prediction, and the timings.
+            How far it came: all steps, unless it was stopped.
         """
-        timings, state, prediction = Timings(), RunState(), None
-        begin = time.perf_counter()
-        for step in self.steps():
-            if should_stop():
+        done = Sampled(latents) if checkpoints is None else checkpoints.resume(self, latents)
+        begin, steps, control = time.perf_counter(), self.steps(), Control(self.exchange)
+        for step in steps[done.steps :]:
+            if control.decide(should_stop()):
                 logger().info("run.interrupted", step=step.index)
+                self._gather(done)
+                if checkpoints is not None and done.steps and done.entered:
+                    checkpoints.keep(self, steps[done.steps - 1], done)
                 break
-            started, rows = time.perf_counter(), timings.rows
-            latents, prediction = self.step(step, latents, state, timings)
-            latents = on_step(step, latents)
-            timings.total_s = time.perf_counter() - begin
-            logger().debug(
-                "step.finished",
-                step=step.index,
-                timestep=step.timestep,
-                stage=step.stage,
-                duration_ms=round(1000 * (time.perf_counter() - started), 3),
-                rows=timings.rows - rows,
-            )
-        return latents, prediction, timings
+            self.exchange.communicator.note(f"step {step.index + 1} of {len(steps)}")
+            self._enter(step, done)
+            with _logged(step, done.timings):
+                done.latents, done.prediction = self.step(step, done)
+            done.latents, done.steps = on_step(step, done.latents), step.index + 1
+            due = checkpoints is not None and checkpoints.is_due(step)
+            if due or step.stage_step + 1 == step.stage_num_steps:
+                self._gather(done)
+            if due and checkpoints is not None:
+                checkpoints.keep(self, step, done)
+            done.timings.total_s = time.perf_counter() - begin
+        return done
 
-    def step(self, step: Step, latents: Tensor, state: RunState, timings: Timings) -> tuple[Tensor, Prediction]:
-        """One step of the run; reads and renews ``state``."""
-        stage = self.composition.stages[step.stage]
-        if state.stage != step.stage:
-            state.stage = step.stage
-            state.guidance = [g.init() for g in stage.guidance]
-            state.masking = stage.masking.init()
-        latents = self._guide_at("before", step, latents, 0, None, state)
+    def _enter(self, step: Step, done: Sampled) -> None:
+        """Before the first step of a stage, or of a run that goes on: strategies' state, and the relay if it fits."""
+        stage, state = self.composition.stages[step.stage], done.state
+        fresh = state.stage != step.stage
+        if not fresh and done.entered:
+            return
+        done.entered = True
+        if fresh:
+            state.stage, state.masking = step.stage, stage.masking.init()
+            state.guidance = [guidance.init() for guidance in stage.guidance]
+        state.relay = None
+        if self.can_relay(step.stage):
+            guidance = message_guidance(stage)
+            told = state.guidance[0] if guidance and not fresh else None
+            first = self.patches(step)[0]
+            state.relay = Relay(
+                self.exchange, first, guidance[0] if guidance else None, self.branches, step.index, told
+            )
+
+    def can_relay(self, stage: int) -> bool:
+        """Whether ranks do a stage without collectives, each on its own views."""
+        if self.exchange.is_alone or self.watched or not self.stepper.works_by_cell or self.stages.watches_canvas:
+            return False
+        steps = [step for step in self.steps() if step.stage == stage]
+        return can_relay(self.composition.stages[stage], self.canvas, (self.patches(step)[0] for step in steps))
+
+    def _gather(self, done: Sampled) -> None:
+        """Make the canvas whole on every rank, if each had only its own cells."""
+        if done.state.relay is None or done.prediction is None:
+            return
+        prediction = done.prediction
+        whole = [done.latents, prediction.latents, prediction.model_output, *self.stepper.canvases(done.latents)]
+        done.state.relay.gather(list({id(tensor): tensor for tensor in whole}.values()))
+
+    def step(self, step: Step, done: Sampled) -> tuple[Tensor, Prediction]:
+        """One step of the run: the new latents and the prediction that led there; renews the strategies' state."""
+        stage, state = self.composition.stages[step.stage], done.state
+        latents = self._guide_at("before", step, done.latents, 0, None, state)
         scaled = self.stepper.scale(latents, step.index)
         outputs = []
         for family, patches in enumerate(self.patches(step)):
-            capture = family == 0 and stage.masking.request is not None
-            predicted = self._predict(step, scaled, patches, timings, capture)
-            views = Prediction(gather_views(latents, patches.views), predicted.model_output, step)
-            if family == 0:
-                key = evolve(views, latents=views.latents[patches.key], model_output=views.model_output[patches.key])
-                mask, state.masking = self.stages.mask(step, key, predicted, state.masking)
-                views = self._guide_at("views", step, views, patches.key, mask, state)
+            predict = self._predict if state.relay is None else self._predict_own
+            views = predict(step, latents, scaled, patches, family, done)
             outputs.append(self.stages.fuse(step, patches.views, views, latents, family))
         prediction = Prediction(latents, mix_families(outputs, stage.also, step), step)
         prediction = self._guide_at("canvas", step, prediction, 0, None, state)
@@ -183,35 +207,88 @@ class Engine:
                 )
         return subject
 
-    def _predict(self, step: Step, scaled: Tensor, patches: Patches, timings: Timings, capture: bool) -> Predicted:
-        """All rows of one family: gather, permute, forward in micro-batches, undo, classifier-free guidance."""
-        import torch
+    def _predict(
+        self, step: Step, latents: Tensor, scaled: Tensor, patches: Patches, family: int, done: Sampled
+    ) -> Prediction:
+        """All views of one family, predicted by all ranks together; those of the main family guided."""
+        batches = self._batches(step, scaled, patches, family, done.timings)
+        answers = self.exchange.share(batches, lambda rows: self._forward(step, rows, done.timings))
+        output = restore_order(self._combine(answers, len(latents)), patches)
+        views = Prediction(gather_views(latents, patches.views), output, step)
+        if family == 0:
+            key = evolve(views, latents=views.latents[patches.key], model_output=output[patches.key])
+            mask = self._mask(step, key, next((a for a in answers if a.attention is not None), answers[0]), done.state)
+            views = self._guide_at("views", step, views, patches.key, mask, done.state)
+        return views
 
-        views = gather_views(scaled, patches.views)
-        permuted = permute_views(views, patches)
+    def _predict_own(
+        self, step: Step, latents: Tensor, scaled: Tensor, patches: Patches, family: int, done: Sampled
+    ) -> Prediction:
+        """The views of this rank, predicted and guided; what stands for the others' is of no consequence."""
+        relay = done.state.relay
+        assert relay is not None
+
+        def tell(guidance: MessageGuidance, key: Prediction, seen: Predicted) -> Tensor:
+            mask = self._mask(step, key, seen, done.state)
+            return guidance.tell(
+                step, evolve(key, latents=key.latents[None], model_output=key.model_output[None]), 0, mask
+            )
+
+        return relay.predict(
+            step,
+            latents,
+            self._batches(step, scaled, patches, family, done.timings),
+            lambda rows: self._forward(step, rows, done.timings),
+            lambda answers: self._combine(answers, len(latents)),
+            tell,
+        )
+
+    def _batches(self, step: Step, scaled: Tensor, patches: Patches, family: int, timings: Timings) -> list[Rows]:
+        """One family's rows in micro-batches: gathered, permuted, cut in canonical order."""
+        model_input = permute_views(gather_views(scaled, patches.views), patches)
+        timings.rows += len(model_input) * len(self.branches)
+        capture = family == 0 and self.composition.stages[step.stage].masking.request is not None
         wanted = len(patches.views) if patches.clean_key else patches.key
-        batches = split_rows(patches, permuted, self.branches, self.row_batch, wanted if capture else None)
-        answers = [self._forward(step, rows, timings) for rows in batches]
-        flat = torch.cat([answer.model_output for answer in answers])
-        branches = flat.view(len(permuted), len(self.branches), *permuted.shape[1:])
-        output = self._combine(branches)
-        output = restore_order(output, patches)
-        seen = next((answer for answer in answers if answer.attention is not None), answers[0])
-        return Predicted(output, seen.attention, seen.has_content)
+        return split_rows(patches, model_input, self.branches, self.row_batch, wanted if capture else None)
+
+    def _mask(self, step: Step, key: Prediction, seen: Predicted, state: RunState) -> Tensor | None:
+        """Where guidance acts, from the key view's prediction and attention."""
+        seen = evolve(seen, model_output=key.model_output)
+        mask, state.masking = self.stages.mask(step, key, seen, state.masking)
+        return mask
 
     def _forward(self, step: Step, rows: Rows, timings: Timings) -> Predicted:
-        started = time.perf_counter()
-        answer = self.stages.predict(step, rows)
+        started, count = time.perf_counter(), len(rows.views)
+        trace = self.exchange.communicator.trace
+        with trace.span("compute", f"step {step.index}", step=step.index, stage=step.stage, rows=count):
+            answer = self.stages.predict(step, rows)
         timings.predict_s += time.perf_counter() - started
-        timings.rows += len(rows.views)
         return answer
 
-    def _combine(self, branches: Tensor) -> Tensor:
+    def _combine(self, answers: Sequence[Predicted], batch: int) -> Tensor:
         """Classifier-free guidance, ``uncond + scale (cond - uncond)``; Ho and Salimans, 2022, eq. 6."""
+        import torch
+
+        flat = torch.cat([answer.model_output for answer in answers])
+        branches = flat.view(-1, len(self.branches), batch, *flat.shape[1:])
         if len(self.branches) == 1:
             return branches[:, 0]
         uncond, cond = branches[:, 0], branches[:, 1]
         return uncond + self.guidance_scale * (cond - uncond)
+
+
+@contextmanager
+def _logged(step: Step, timings: Timings) -> Iterator[None]:
+    started, rows = time.perf_counter(), timings.rows
+    yield
+    logger().debug(
+        "step.finished",
+        step=step.index,
+        timestep=step.timestep,
+        stage=step.stage,
+        duration_ms=round(1000 * (time.perf_counter() - started), 3),
+        rows=timings.rows - rows,
+    )
 
 
 def _refuse_non_finite_sync(step: Step, latents: Tensor) -> None:

@@ -18,6 +18,7 @@ EVENTS = {
     "run.started": "a run begins: run_id, seed, num_inference_steps, height, width, model_calls",
     "step.finished": "one step is done: step, timestep, stage, duration_ms, rows",
     "mask.degenerate": "a mask says nothing and is replaced by 1 everywhere: step, reason",
+    "decode.replicated": "every rank decodes the whole picture: reason",
     "run.interrupted": "a run was asked to stop: step",
     "run.finished": "the one line that sums a run up: duration_s, predict_s, decode_s, steps, model_calls",
     "run.failed": "a run raised: error",

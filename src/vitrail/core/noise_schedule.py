@@ -147,3 +147,33 @@ class Stepper:
         extra = {"generator": generator} if self._takes_generator else {}
         stepped = self._scheduler.step(model_output, self.timesteps[index], latents, return_dict=False, **extra)
         return cast("Tensor", stepped[0])
+
+    @property
+    def works_by_cell(self) -> bool:
+        """Whether a cell of the new latents depends on that cell alone; thresholding looks at the whole picture."""
+        return not getattr(self._scheduler.config, "thresholding", False)
+
+    def state(self) -> dict[str, Any]:
+        """What the scheduler carries from step to step, and whatever else of it is plain data."""
+        return {name: value for name, value in vars(self._scheduler).items() if _is_state(value)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state that ``state`` gave."""
+        for name, value in state.items():
+            setattr(self._scheduler, name, value)
+
+    def canvases(self, latents: Tensor) -> list[Tensor]:
+        """The tensors of the canvas's shape that the scheduler carries, e.g. the outputs of earlier steps."""
+        found = []
+        for value in vars(self._scheduler).values():
+            items = value if isinstance(value, (list, tuple)) else [value]
+            found += [item for item in items if getattr(item, "shape", None) == latents.shape]
+        return found
+
+
+def _is_state(value: Any) -> bool:
+    import torch
+
+    if isinstance(value, (list, tuple)):
+        return all(_is_state(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str, torch.Tensor))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from vitrail.core.exchange import Exchange
     from vitrail.core.noise_schedule import Scheduler
     from vitrail.core.prediction import Prediction
     from vitrail.core.step import Step
@@ -84,6 +85,9 @@ class Backbone(Protocol):
     def new_scheduler(self, name: str | None = None) -> Scheduler:
         """A fresh scheduler: the model's own, or another diffusers class with the same noise schedule."""
 
+    def fingerprint(self) -> str:
+        """Stands for the weights; alike on all ranks of a run."""
+
     def check_attention(self, request: AttentionRequest) -> None:
         """Refuse a request for attention maps that the network does not have."""
 
@@ -93,8 +97,8 @@ class Backbone(Protocol):
     def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Any) -> Predicted:
         """One forward of the network. The only expensive line of a run."""
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"]."""
+    def decode(self, latents: Tensor, exchange: Exchange) -> Tensor:
+        """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"], on every rank; they may share the work."""
 
     def to_pil(self, pictures: Tensor) -> list[Image]:
         """The same as Pillow images."""
@@ -144,6 +148,22 @@ class Guidance(Protocol):
 
     def guide(self, step: Step, subject: Any, key: int, mask: Tensor | None, state: Any) -> tuple[Any, Any]:
         """The corrected subject and the new state."""
+
+
+class MessageGuidance(Guidance, Protocol):
+    """Guidance at "views" that reads the key view through one message, so that ranks need not gather views.
+
+    ``guide`` must equal ``follow`` with the message of ``lag(step)`` steps before, which ``tell`` made.
+    """
+
+    def lag(self, step: Step) -> int | None:
+        """Which message this step follows: 0 its own, 1 that of the step before; None if it follows none."""
+
+    def tell(self, step: Step, subject: Prediction, key: int, mask: Tensor | None) -> Tensor:
+        """The key view's message, Float32[Tensor, "batch channels+1 h w"]."""
+
+    def follow(self, step: Step, subject: Prediction, key: int, message: Tensor | None) -> Prediction:
+        """All views but the key view, corrected; None before the first message."""
 
 
 class Fusion(Protocol):

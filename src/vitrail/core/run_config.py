@@ -23,4 +23,4 @@ class RunConfig:
     negative_prompt: str = ""  # what the picture should not show
     scheduler: str | None = None  # a diffusers class; the model's own if unset
     num_images: int = field(default=1, validator=v.ge(1))  # picture i has seed + i
-    row_batch: int = field(default=8, validator=v.ge(1))  # rows (view x CFG branch) a forward
+    row_batch: int = field(default=4, validator=v.ge(1))  # rows (view x CFG branch) a forward; what ranks share

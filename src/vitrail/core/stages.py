@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -67,6 +67,7 @@ class Stages:
     """One run's hooks: the composition's answers, wrapped and observed by the given plugins."""
 
     def __init__(self, answers: Answers, plugins: Iterable[tuple[str, object]] = ()):
+        self._answers = answers
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(StageSpecs)
         for name, plugin in (("composition", answers), *plugins):
@@ -79,6 +80,18 @@ class Stages:
                         "already: register a strategy and choose it in the config, or make the hook a wrapper "
                         "(@hookimpl(wrapper=True))"
                     )
+
+    @property
+    def watches_canvas(self) -> bool:
+        """Whether a plugin sees tensors of the whole canvas at every step."""
+        if any(self._others(hook) for hook in ("vitrail_mask", "vitrail_guide", "vitrail_fuse")):
+            return True
+        seen = (set(i.argnames) | set(i.kwargnames) for i in self._others("vitrail_step_end"))
+        return any({"latents", "prediction"} & names for names in seen)
+
+    def _others(self, hook: str) -> list[pluggy.HookImpl]:
+        """Implementations of a hook that are not the composition's."""
+        return [i for i in getattr(self._manager.hook, hook).get_hookimpls() if i.plugin is not self._answers]
 
     def _call(self, hook: str, step: Step | None, **arguments: Any) -> Any:
         try:
@@ -100,6 +113,12 @@ class Stages:
             )
         return result
 
+    def _pair(self, hook: str, step: Step, meaning: str, **arguments: Any) -> tuple[Any, Any]:
+        pair = self._answer(hook, step, tuple, **arguments)
+        if len(pair) != 2:
+            raise ShapeError(f"{hook} at step {step.index} must give {meaning}, got a tuple of {len(pair)}")
+        return pair
+
     def run_start(self, num_steps: int, canvas: Canvas, model_calls: int) -> None:
         """Tell observers the plan."""
         self._call("vitrail_run_start", None, num_steps=num_steps, canvas=canvas, model_calls=model_calls)
@@ -118,15 +137,14 @@ class Stages:
 
     def mask(self, step: Step, key: Prediction, predicted: Predicted, state: Any) -> tuple[Tensor | None, Any]:
         """The mask and the masking's new state."""
-        pair = self._answer("vitrail_mask", step, tuple, key=key, predicted=predicted, state=state)
-        return cast("tuple[Tensor | None, Any]", pair)
+        return self._pair("vitrail_mask", step, "(mask, state)", key=key, predicted=predicted, state=state)
 
     def guide(
         self, step: Step, guidance: Guidance, subject: T, key: int, mask: Tensor | None, state: Any
     ) -> tuple[T, Any]:
         """The corrected subject and the guidance's new state."""
         arguments = {"guidance": guidance, "subject": subject, "key": key, "mask": mask, "state": state}
-        guided, state = self._answer("vitrail_guide", step, tuple, **arguments)
+        guided, state = self._pair("vitrail_guide", step, "(subject, state)", **arguments)
         if type(guided) is not type(subject):
             raise ShapeError(
                 f"{type(guidance).__name__} at step {step.index} received a {type(subject).__name__} and returned a "

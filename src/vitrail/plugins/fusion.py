@@ -91,6 +91,7 @@ class Scatter:
     """Each view's prediction goes to its own cells; the views must be a partition of the canvas."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    is_local: ClassVar[bool] = True  # a cell depends on its own view alone
 
     def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
         """Interleave."""

@@ -8,6 +8,9 @@ prediction n_0, clean prediction x0_0, a weight w and a mask M in [0, 1], a view
     reversed  n_i - w M (n_0 - n_i)
     cfg-like  n_0 + w M (n_i - n_0)                       w = 1 is off
 
+What the key view tells the others is one tensor, its clean or noise prediction with the mask as a last channel,
+Float32[Tensor, "batch channels+1 h w"]; in the ``x0`` form it is free of the noise level.
+
 ``literal`` takes out a view's own noise estimate and so leaves its noise in the picture; ``x0`` moves what
 is shown and leaves the noise alone, which is why it is the default.
 """
@@ -33,19 +36,6 @@ Form = Literal["x0", "literal", "reversed", "cfg-like"]
 FORMS = ("x0", "literal", "reversed", "cfg-like")
 
 
-@frozen(eq=False)
-class Message:
-    """What the key view tells the others: free of the noise level in the ``x0`` form.
-
-    Attributes:
-        key: Clean or noise prediction of the key view, by form, Float32[Tensor, "batch channels h w"].
-        mask: Float32[Tensor, "batch 1 h w"], or None for everywhere.
-    """
-
-    key: Tensor
-    mask: Tensor | None
-
-
 @frozen
 class NoGuidance:
     """Corrects nothing."""
@@ -61,6 +51,18 @@ class NoGuidance:
     ) -> tuple[Prediction, None]:
         """The subject as it is."""
         return subject, None
+
+    def lag(self, step: Step) -> None:
+        """No message is needed."""
+        return
+
+    def tell(self, step: Step, subject: Prediction, key: int, mask: Tensor | None) -> Tensor:
+        """Not asked for."""
+        raise NotImplementedError
+
+    def follow(self, step: Step, subject: Prediction, key: int, message: Tensor | None) -> Prediction:
+        """The subject as it is."""
+        return subject
 
 
 @frozen(kw_only=True)
@@ -80,8 +82,19 @@ class SyncGuidance:
         self, step: Step, subject: Prediction, key: int, mask: Tensor | None, state: None
     ) -> tuple[Prediction, None]:
         """All views but the key view, corrected."""
-        message = tell(subject, key, mask, self.form)
-        return follow(subject, key, message, self.scale * step.ramp(self.ramp), self.form), None
+        return self.follow(step, subject, key, self.tell(step, subject, key, mask)), None
+
+    def lag(self, step: Step) -> int:
+        """The message of the same step."""
+        return 0
+
+    def tell(self, step: Step, subject: Prediction, key: int, mask: Tensor | None) -> Tensor:
+        """The key view's message."""
+        return message_of(subject, key, mask, self.form)
+
+    def follow(self, step: Step, subject: Prediction, key: int, message: Tensor | None) -> Prediction:
+        """All views but the key view, corrected by a message."""
+        return corrected(subject, key, message, self.scale * step.ramp(self.ramp), self.form)
 
 
 @frozen(kw_only=True)
@@ -98,44 +111,59 @@ class AsyncGuidance:
     ramp: Ramp = field(default="constant", validator=v.in_(RAMPS))  # of the scale over the stage
     warmup_steps: int = field(default=1, validator=v.ge(0))  # synchronous steps; 0 leaves the first unguided
 
-    def init(self) -> Message | None:
+    def init(self) -> Tensor | None:
         """No message yet."""
         return None
 
     def guide(
-        self, step: Step, subject: Prediction, key: int, mask: Tensor | None, state: Message | None
-    ) -> tuple[Prediction, Message]:
+        self, step: Step, subject: Prediction, key: int, mask: Tensor | None, state: Tensor | None
+    ) -> tuple[Prediction, Tensor]:
         """All views but the key view, corrected by the message of the step before."""
-        fresh = tell(subject, key, mask, self.form)
-        message = fresh if step.stage_step < self.warmup_steps else state
-        if message is None:
-            return subject, fresh
-        return follow(subject, key, message, self.scale * step.ramp(self.ramp), self.form), fresh
+        fresh = self.tell(step, subject, key, mask)
+        return self.follow(step, subject, key, state if self.lag(step) else fresh), fresh
+
+    def lag(self, step: Step) -> int:
+        """The message of the step before, after the warm-up."""
+        return 0 if step.stage_step < self.warmup_steps else 1
+
+    def tell(self, step: Step, subject: Prediction, key: int, mask: Tensor | None) -> Tensor:
+        """The key view's message."""
+        return message_of(subject, key, mask, self.form)
+
+    def follow(self, step: Step, subject: Prediction, key: int, message: Tensor | None) -> Prediction:
+        """All views but the key view, corrected by a message."""
+        return corrected(subject, key, message, self.scale * step.ramp(self.ramp), self.form)
 
 
-def tell(subject: Prediction, key: int, mask: Tensor | None, form: Form) -> Message:
-    """The key view's message at this step."""
-    return Message((subject.clean if form == "x0" else subject.noise)[key], mask)
+def message_of(subject: Prediction, key: int, mask: Tensor | None, form: Form) -> Tensor:
+    """The key view's message; without a mask its weight is 1 everywhere."""
+    import torch
+
+    told = (subject.clean if form == "x0" else subject.noise)[key]
+    weight = told.new_ones(told.shape[0], 1, *told.shape[2:]) if mask is None else mask.to(told.dtype)
+    return torch.cat([told, weight.expand(told.shape[0], -1, -1, -1)], dim=1)
 
 
-def follow(subject: Prediction, key: int, message: Message, scale: float, form: Form) -> Prediction:
+def corrected(subject: Prediction, key: int, message: Tensor | None, scale: float, form: Form) -> Prediction:
     """Correct every view but the key view; a scale of 0 (1 for ``cfg-like``) changes no bit.
 
     Args:
         subject: All views, Float32[Tensor, "views batch channels h w"].
         key: Index of the key view.
-        message: Of this step or an earlier one.
+        message: Of this step or the one before; None leaves the subject as it is.
         scale: w, the ramp included.
         form: See the module.
     """
+    if message is None:
+        return subject
+    told, weight = message[:, :-1], scale * message[:, -1:]
     own = subject.clean if form == "x0" else subject.noise
-    weight = own.new_full((1, 1, 1, 1), scale) if message.mask is None else scale * message.mask
     if form == "x0":
         weight = weight.clamp(0, 1)
     elif form == "reversed":
         weight = -weight
     elif form == "cfg-like":
         weight = 1 - weight
-    delta = weight * (message.key - own)
+    delta = weight * (told - own)
     delta[key] = 0
     return subject.move_clean(delta) if form == "x0" else subject.move_noise(delta)

@@ -105,7 +105,8 @@ class Lattice:
     """Strided views of the canvas, each a small picture of the whole.
 
     CutDiffusion (Lin et al., 2024, https://arxiv.org/abs/2404.15141), stage 1, with its pixel interaction:
-    at each position the views' values are exchanged by a random permutation, drawn anew at each step.
+    at each position the views' values are exchanged by a random permutation, drawn anew at each step, or at
+    every so many.
 
     The stride of an axis is its length over the training size, rounded half up; the canvas is padded to a
     multiple of it.
@@ -115,6 +116,7 @@ class Lattice:
     interaction: Literal["none", "pixel", "element"] = field(
         default="element", validator=v.in_(("none", "pixel", "element"))
     )  # exchange whole pixels, or each channel on its own
+    interaction_every: int = field(default=1, validator=v.ge(1))  # steps of the stage between two exchanges
     key: Literal["among", "extra", "excluded", "auto"] = field(
         default="among", validator=v.in_(("among", "extra", "excluded", "auto"))
     )  # extra: a clean forward besides; excluded: out of the exchange; auto: extra above 4 views
@@ -135,10 +137,11 @@ class Lattice:
         clean = self.key == "extra" or (self.key == "auto" and len(views) > 4)
         depth = channels if self.interaction == "element" else 1
         order = self._order(step, streams, (len(views), 1, depth, height, width))
-        return Patches(views, order, key=0, clean_key=clean and order is not None)
+        exchanges = self.interaction != "none" and len(views) > 1
+        return Patches(views, order, key=0, clean_key=clean and exchanges)
 
     def _order(self, step: Step, streams: Streams, shape: tuple[int, ...]) -> Tensor | None:
-        if self.interaction == "none" or shape[0] == 1:
+        if self.interaction == "none" or shape[0] == 1 or step.stage_step % self.interaction_every:
             return None
         draws = streams.uniform(shape, "permutation", step.index)
         if self.key == "excluded":

@@ -1,0 +1,52 @@
+"""How a run of all ranks in one process ended."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from attrs import frozen
+
+from vitrail.comm.trace import Recorder
+from vitrail.comm.transport import Abort
+from vitrail.errors import CommAborted
+
+T = TypeVar("T")
+
+
+@frozen(eq=False)
+class Outcome(Generic[T]):
+    """How a run ended on every rank.
+
+    Attributes:
+        results: Of the ranks that finished.
+        errors: Of those that raised; a simulated crash is a ``SimulatedCrash``.
+        traces: By rank.
+        makespan: Seconds of the backend's clock.
+        abort: The first abort, if any.
+        left_over: Operations, as (domain, number), whose buffers some rank still holds; none after a clean run.
+    """
+
+    results: dict[int, T]
+    errors: dict[int, BaseException]
+    traces: list[Recorder]
+    makespan: float
+    abort: Abort | None
+    left_over: tuple[tuple[str, int], ...] = ()
+
+    def values(self) -> list[T]:
+        """The results by rank.
+
+        Raises:
+            BaseException: What the culprit raised.
+        """
+        if self.errors:
+            raise first_cause(self.errors, self.abort)
+        return [self.results[rank] for rank in sorted(self.results)]
+
+
+def first_cause(errors: dict[int, BaseException], abort: Abort | None) -> BaseException:
+    """The error that began it: the culprit's own, if it has one that is more than the echo of an abort."""
+    own = {rank: error for rank, error in errors.items() if not isinstance(error, CommAborted)}
+    if abort is not None and abort.culprit in own:
+        return own[abort.culprit]
+    return own[min(own)] if own else errors[min(errors)]

@@ -1,0 +1,144 @@
+"""A run's checkpoint: written by rank 0 while it runs, read when it starts again, on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from vitrail.core.prediction import Prediction
+from vitrail.core.run_state import Sampled
+from vitrail.core.state_file import load_state, pack, save_state, unpack
+from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.comm.protocol import Communicator
+    from vitrail.core.engine import Engine
+    from vitrail.core.step import Step
+
+
+@define(eq=False)
+class Checkpoints:
+    """The checkpoint of a run of one or more pictures.
+
+    Attributes:
+        path: Of the file.
+        every: Steps between two writes.
+        recipe: All that determines the pixels; a file of another recipe is refused.
+        communicator: Of this rank; rank 0 reads and writes.
+        finished: Final latents of the pictures that are done.
+        current: The picture in work as it was read, or None.
+    """
+
+    path: Path
+    every: int
+    recipe: dict[str, Any]
+    communicator: Communicator
+    finished: list[Tensor] = field(factory=list)
+    current: dict[str, Any] | None = None
+
+    def open(self, device: Any) -> None:
+        """Read the file if there is one; collective.
+
+        Raises:
+            ConfigError: If it belongs to another run, or cannot be read or written.
+        """
+        content = None
+        if self.communicator.rank == 0:
+            if self.path.exists():
+                content = load_state(self.path)
+                self._check(content)
+            elif not self.path.parent.is_dir():
+                raise ConfigError(f"--checkpoint {self.path}: the folder {self.path.parent} does not exist")
+        content = broadcast_state(self.communicator, content, 0, device)
+        if content is not None:
+            self.finished, self.current = content["finished"], content["current"]
+
+    def _check(self, content: Any) -> None:
+        there, here = _flat(json.loads(content["recipe"])), _flat(self.recipe)
+        changed = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+        if changed:
+            told = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:4])
+            raise ConfigError(
+                f"--checkpoint {self.path}: belongs to another run ({told}); run that one again, or name another file"
+            )
+
+    def resume(self, engine: Engine, latents: Tensor) -> Sampled:
+        """The picture in work as the file has it, or its beginning."""
+        done = Sampled(latents)
+        if self.current is not None:
+            kept, self.current = self.current, None
+            done.latents, done.steps = kept["latents"], kept["steps"]
+            done.state.stage, done.state.guidance, done.state.masking = kept["stage"], kept["guidance"], kept["masking"]
+            done.timings.rows = kept["rows"]
+            step = engine.steps()[done.steps - 1]
+            done.prediction = Prediction(kept["predicted_from"], kept["model_output"], step)
+            engine.stepper.load(kept["scheduler"])
+        return done
+
+    def is_due(self, step: Step) -> bool:
+        """Whether a step is one after which the run is written."""
+        return (step.index + 1) % self.every == 0 and step.index + 1 < step.num_steps
+
+    def keep(self, engine: Engine, step: Step, done: Sampled) -> None:
+        """Write the picture in work, whose canvas is whole on every rank; collective."""
+        state = done.state
+        guidance, masking = state.guidance, state.masking
+        if state.relay is not None:  # the key view's rank alone knows these
+            guidance = [state.relay.last_message(step)] if state.guidance else []
+            owner = state.relay.view_owners()[state.relay.patches.key]
+            masking = broadcast_state(self.communicator, masking, owner, done.latents.device)
+        assert done.prediction is not None
+        self._write(
+            {
+                "latents": done.latents,
+                "steps": done.steps,
+                "rows": done.timings.rows,
+                "stage": state.stage,
+                "guidance": guidance,
+                "masking": masking,
+                "predicted_from": done.prediction.latents,
+                "model_output": done.prediction.model_output,
+                "scheduler": engine.stepper.state(),
+            }
+        )
+
+    def finish(self, latents: Tensor) -> None:
+        """A picture is done."""
+        self.finished.append(latents)
+        self._write(None)
+
+    def _write(self, current: dict[str, Any] | None) -> None:
+        if self.communicator.rank == 0:
+            content = {"recipe": json.dumps(self.recipe), "finished": self.finished, "current": current}
+            save_state(self.path, content)
+
+
+def broadcast_state(communicator: Communicator, value: Any, src: int, device: Any) -> Any:
+    """A value made of plain data, tensors and attrs classes, on every rank; collective."""
+    import torch
+
+    tensors: list[Tensor] = []
+    told: Any = None
+    if communicator.rank == src:
+        skeleton = pack(value, tensors)
+        told = [skeleton, [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors]]
+    skeleton, shapes = communicator.broadcast_object(told, src)
+    if communicator.rank != src:
+        tensors = [torch.empty(shape, dtype=getattr(torch, dtype)) for shape, dtype in shapes]
+    tensors = [tensor.detach().cpu().contiguous() for tensor in tensors]
+    for tensor in tensors:
+        communicator.broadcast(tensor, src)
+    return unpack(skeleton, tensors, device)
+
+
+def _flat(recipe: Any, path: str = "") -> dict[str, Any]:
+    """Nested data with one key a leaf."""
+    if not isinstance(recipe, (dict, list)):
+        return {path: recipe}
+    items = recipe.items() if isinstance(recipe, dict) else enumerate(recipe)
+    return {k: v for key, item in items for k, v in _flat(item, f"{path}.{key}" if path else str(key)).items()}

@@ -1,0 +1,139 @@
+"""How a command's ranks come about: alone, as threads, as processes it starts itself, or in a group that exists."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from attrs import field, frozen
+
+from vitrail.comm.environment import HOSTED, RankEnvironment, from_environment
+from vitrail.core.fields import as_tuple
+from vitrail.discovery import registry
+from vitrail.errors import CommAborted, CommError, ConfigError
+
+if TYPE_CHECKING:
+    from vitrail.comm.communicator import RankCommunicator
+
+T = TypeVar("T")
+TIMEOUT_S = 300.0
+Kind = Literal["alone", "here", "start", "join"]
+
+
+@frozen(kw_only=True)
+class RankOptions:
+    """What the command line says about ranks; none of it reaches the picture.
+
+    Attributes:
+        ranks: How many; None is as many as the launcher started, or one.
+        comm: Backend; None is gloo, or nccl where the model runs on CUDA.
+        timeout: Seconds that a rank waits for another.
+        speeds: Relative speeds of the ranks; () for equal ones.
+    """
+
+    ranks: int | None = None
+    comm: str | None = None
+    timeout: float = TIMEOUT_S
+    speeds: tuple[float, ...] = field(default=(), converter=as_tuple)
+
+
+@frozen
+class Placement:
+    """Where this process's rank or ranks are.
+
+    Attributes:
+        kind: One rank alone; threads of this process; processes to be started; or one of a group.
+        world_size: Number of ranks.
+        options: As given.
+        environment: Of a group that exists.
+    """
+
+    kind: Kind
+    world_size: int
+    options: RankOptions
+    environment: RankEnvironment | None = None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process tells the user what happens: rank 0 does."""
+        return self.environment is None or self.environment.rank == 0
+
+
+def place(options: RankOptions) -> Placement:
+    """Decide how the ranks come about.
+
+    Raises:
+        ConfigError: If what was asked for cannot be had, or a launcher's variables are half set; never fewer
+            ranks than asked for.
+    """
+    if options.comm is not None:
+        registry().get("comm", options.comm)
+    if options.ranks is not None and options.ranks < 1:
+        raise ConfigError(f"--ranks must be 1 or more, got {options.ranks}")
+    try:
+        environment = from_environment()
+    except CommError as error:
+        raise ConfigError(str(error)) from error
+    ranks = options.ranks or (environment.world_size if environment else 1)
+    if options.speeds and len(options.speeds) != ranks:
+        raise ConfigError(f"--speeds gives {len(options.speeds)} numbers for {ranks} rank{'s' * (ranks > 1)}")
+    local = options.comm in ("in-process", "simulated")
+    if environment is not None:
+        if ranks != environment.world_size:
+            raise ConfigError(f"--ranks {ranks}, but the launcher started {environment.world_size}; leave --ranks out")
+        if local:
+            raise ConfigError(
+                f"--comm {options.comm} cannot join the processes that a launcher started; use gloo or nccl"
+            )
+        return Placement("join", ranks, options, environment)
+    if local:
+        return Placement("here", ranks, options)
+    if ranks == 1:
+        return Placement("alone", 1, options)
+    return Placement("start", ranks, options)
+
+
+def start_ranks(placement: Placement) -> int:
+    """Run this very command once for each rank; the exit code to end with."""
+    from vitrail.comm.launch import launch
+
+    return launch([sys.executable, "-m", "vitrail", *sys.argv[1:]], placement.world_size)
+
+
+def run_ranks(placement: Placement, on_cuda: bool, program: Callable[[RankCommunicator], T], run_id: str) -> T:
+    """Run a program on this process's ranks, which may be one; gives rank 0's result, or that of the own rank.
+
+    Args:
+        placement: Not of kind "start".
+        on_cuda: Whether the model runs on CUDA, which decides the backend if none was chosen.
+        program: Called with each rank's communicator.
+        run_id: Alike on all ranks.
+    """
+    from vitrail.comm.guard import guarded
+    from vitrail.comm.in_process import solo
+
+    options = placement.options
+    if placement.kind == "alone":
+        return guarded(solo(run_id), program)
+    backend = registry().get("comm", options.comm or ("nccl" if on_cuda else "gloo"))(timeout=options.timeout)
+    if placement.environment is None:
+        results: Sequence[T] = backend.run(placement.world_size, program, run_id)
+        return results[0]
+    if not hasattr(backend, "join"):
+        raise CommError(f"the backend {options.comm!r} cannot join processes that a launcher started")
+    return guarded(backend.join(placement.environment, run_id), program)
+
+
+def is_told_by_launcher(error: Exception) -> bool:
+    """Whether the process that started the ranks says what happened, so that this one need not."""
+    return isinstance(error, CommAborted) and HOSTED in os.environ
+
+
+def end_rank(code: int) -> None:
+    """End a rank that failed at once: its open transfers would keep the interpreter from ending."""
+    if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,12 @@
+"""Tells how many schedules were explored."""
+
+import time
+
+import schedules
+
+
+def pytest_terminal_summary(terminalreporter):
+    total, seconds = sum(schedules.explored.values()), time.monotonic() - schedules.begun
+    if total:
+        by = ", ".join(f"{count:,} {name}" for name, count in schedules.explored.items())
+        terminalreporter.write_line(f"schedules explored: {total:,} ({by}), {total / seconds:.0f} a second")

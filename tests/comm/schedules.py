@@ -1,0 +1,81 @@
+"""Schedules that Hypothesis draws, so that a failure shrinks to few events; how many were explored."""
+
+import math
+import random
+import time
+
+from attrs import define, evolve, field
+from hypothesis import strategies as st
+
+from vitrail.comm.schedule import Fault
+
+UNIT_S = 1e-3  # of drawn delays, in virtual seconds
+explored = {"simulated": 0, "in-process": 0}
+begun = time.monotonic()
+
+
+@define
+class DrawnSchedule:
+    """Chance as a list of small numbers; once they are used up: the first rank, at once, no fault.
+
+    Attributes:
+        order: Which of the ranks that can run does so.
+        delays: How long a message travels, in units.
+        faults: What befalls a rank at a point.
+    """
+
+    order: bytes = b""
+    delays: bytes = b""
+    faults: dict = field(factory=dict)
+    unit: float = UNIT_S
+    turns: int = field(default=0, init=False)
+    messages: int = field(default=0, init=False)
+    struck: list = field(factory=list, init=False)  # the faults that came about
+
+    def choose(self, ready):
+        self.turns += 1
+        return ready[self.order[self.turns - 1] % len(ready)] if self.turns <= len(self.order) else ready[0]
+
+    def delay(self, source, destination, nbytes):
+        self.messages += 1
+        return self.delays[self.messages - 1] * self.unit if self.messages <= len(self.delays) else 0.0
+
+    def fault(self, rank, point):
+        fault = self.faults.get((rank, point))
+        if fault is not None:
+            self.struck.append((rank, point, fault))
+        return fault
+
+    @property
+    def longest(self):
+        """The longest delay, in virtual seconds."""
+        return max(self.delays, default=0) * self.unit
+
+    def again(self):
+        """The same schedule from its beginning."""
+        return evolve(self)
+
+    def stirred(self, number):
+        """The same faults in another order and with other delays, longer than Hypothesis likes to draw them."""
+        chance = random.Random(repr((number, self.order, self.delays)))
+        return evolve(self, order=chance.randbytes(200), delays=chance.randbytes(200))
+
+    def healed(self):
+        """The same schedule from its beginning, without faults."""
+        return evolve(self, faults={})
+
+
+STALLS = st.sampled_from([0.5, 3.0, 50.0, math.inf])
+
+
+def faults(kinds=("crash", "raise", "stall"), seconds=STALLS):
+    """What befalls a rank; stalls up to half of a runner's timeout, or for ever."""
+    stall = st.builds(Fault, st.just("stall"), seconds)
+    return st.one_of(*(stall if kind == "stall" else st.just(Fault(kind)) for kind in kinds))
+
+
+def schedules(fault=None, max_faults=2, max_rank=3, max_point=24):
+    """Any order and any delays; with faults at some points if they are given."""
+    points = st.tuples(st.integers(0, max_rank), st.integers(1, max_point))
+    struck = st.just({}) if fault is None else st.dictionaries(points, fault, max_size=max_faults)
+    return st.builds(DrawnSchedule, st.binary(max_size=48), st.binary(max_size=32), struck)

@@ -1,0 +1,136 @@
+"""Isolation: channels, runs and what came too late never meet (I1 to I4)."""
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from payloads import PAYLOADS, Payload, bits
+from runners import clean, law, simulate
+from schedules import DrawnSchedule, schedules
+from test_comm_safety import opened
+
+from vitrail.comm.communicator import RankCommunicator
+from vitrail.comm.guard import guarded
+from vitrail.comm.world import SimulatedTransport, World
+from vitrail.errors import CommAborted, CommTimeout, ProtocolError
+
+SMALL = Payload(torch.int32, (2,))
+BOUNDS = st.integers(0, 3)
+
+
+@law(world=st.integers(1, 3), bound=BOUNDS, schedule=schedules())
+def test_i1_channels_of_one_shape_never_cross(run, world, bound, schedule):
+    """Whatever their names: also where a split's and a channel's name read alike when put together."""
+
+    def program(communicator):
+        split = communicator.split("a")
+        channels = [(communicator, "a/b"), (split, "b"), (communicator, "b"), (split, "a"), (split, "%2F")]
+        opened_ = [opened(owner, SMALL, name, world - 1, bound) for owner, name in channels]
+        read = []
+        for version in range(3):
+            for number, channel in enumerate(opened_):
+                channel.publish(version, SMALL.make(number, version) if communicator.rank == world - 1 else None)
+            read += [bits(channel.fetch(version)) for channel in reversed(opened_)]
+        return read
+
+    wanted = [bits(SMALL.make(number, version)) for version in range(3) for number in reversed(range(5))]
+    assert clean(run(world, program, schedule)) == [wanted] * world
+
+
+@law(world=st.integers(1, 4), first=st.integers(0, 3), schedule=schedules())
+def test_i2_a_run_never_sees_what_the_one_before_left_unread(run, world, first, schedule):
+    def program(tag, unread):
+        def body(communicator):
+            channel = opened(communicator, SMALL, bound=3)
+            for version in range(1 + unread):
+                channel.publish(version, SMALL.make(tag, version) if communicator.rank == 0 else None)
+            return bits(channel.fetch(0)), channel.latest() <= unread
+
+        return body
+
+    assert clean(run(world, program("one", first), schedule.again())) == [(bits(SMALL.make("one", 0)), True)] * world
+    assert clean(run(world, program("two", 0), schedule)) == [(bits(SMALL.make("two", 0)), True)] * world
+
+
+@law(simulate, odd=st.integers(0, 2), schedule=schedules())
+def test_i2_a_message_of_another_run_is_refused(run, odd, schedule):
+    """Three ranks on one table, of which one believes to be in another run."""
+    world, errors = World(3, schedule, 100.0), {}
+
+    def rank_main(rank):
+        communicator = RankCommunicator(SimulatedTransport(world, rank), f"run {rank == odd}", timeout=100.0)
+        target = torch.full((2,), -1.0)
+        try:
+            guarded(communicator, lambda c: c.broadcast(target if c.rank else torch.ones(2), 0))
+        except (ProtocolError, CommAborted) as error:
+            errors[rank] = error
+        assert target.tolist() == [-1.0, -1.0]
+
+    world._take_turns(rank_main)
+    assert set(errors) == {0, 1, 2}
+    assert "run True" in world.hub.abort.reason and "run False" in world.hub.abort.reason
+
+
+@law(world=st.integers(2, 4), culprit=st.integers(0, 3), schedule=schedules())
+def test_i3_after_an_aborted_run_the_next_one_starts_clean(run, world, culprit, schedule):
+    culprit %= world
+
+    def failing(communicator):
+        channel = opened(communicator, SMALL)
+        channel.publish(0, SMALL.make("old") if communicator.rank == 0 else None)
+        communicator.broadcast(SMALL.blank(), culprit, async_op=True)
+        if communicator.rank == culprit:
+            raise ValueError("on purpose")
+        communicator.barrier()
+
+    outcome = run(world, failing, schedule.again())
+    assert outcome.abort.culprit == culprit
+    assert isinstance(outcome.errors[culprit], ValueError)
+
+    def program(communicator):
+        communicator.check()
+        channel = opened(communicator, SMALL)
+        channel.publish(0, SMALL.make("new") if communicator.rank == 0 else None)
+        communicator.barrier()
+        return bits(channel.fetch(0))
+
+    assert clean(run(world, program, schedule)) == [bits(SMALL.make("new"))] * world
+
+
+@law(simulate, payload=PAYLOADS, kind=st.sampled_from(["broadcast", "gather", "channel"]), late=st.integers(101, 250))
+def test_i4_what_comes_after_the_timeout_is_never_seen(run, payload, kind, late):
+    """The message arrives while the program still runs; the tensors stay as they were."""
+    schedule = DrawnSchedule(delays=bytes([0, 0, late, late] if kind == "channel" else [late] * 2))
+
+    def program(communicator):
+        source = payload.make(0)
+        held, work = [payload.blank()], None
+        try:
+            if kind == "broadcast":
+                work = communicator.broadcast(source if communicator.rank == 0 else held[0], 0, async_op=True)
+            elif kind == "gather":
+                held = [payload.blank(), payload.blank()]
+                mine = {communicator.rank: source}
+                work = communicator.all_gather_into(dict(enumerate(held)), mine, {0: 0, 1: 1}, async_op=True)
+            else:
+                channel = opened(communicator, payload)
+                work = channel.publish(0, source if communicator.rank == 0 else None)
+            work.wait(0.1)
+            communicator.barrier()
+        except (CommTimeout, CommAborted) as error:
+            communicator._transport.spend(1.0)
+            assert [bits(tensor) for tensor in held] == [bits(payload.blank())] * len(held)
+            if kind == "channel":
+                with pytest.raises(CommAborted):
+                    channel.fetch(0)
+            assert work.is_completed()
+            with pytest.raises((CommTimeout, CommAborted)):
+                work.wait()
+            assert [bits(tensor) for tensor in held] == [bits(payload.blank())] * len(held)
+            return type(error)
+        return None
+
+    outcome = run(2, program, schedule)
+    ends = [type(error) for error in outcome.errors.values()] + list(outcome.results.values())
+    assert CommAborted in ends or CommTimeout in ends
+    assert outcome.abort is not None
+    assert "waited 0.1 s" in outcome.abort.reason

@@ -1,0 +1,107 @@
+"""A program that computes and communicates like the engine, but computes nothing: for the simulator.
+
+``vitrail.comm.predict`` foretells its makespan, and its traces are what ``vitrail.timeline`` draws as an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vitrail.comm.communicator import RankCommunicator
+from vitrail.comm.cost import CostModel, CostSchedule, spend
+from vitrail.comm.outcome import Outcome
+from vitrail.comm.plan import assign
+from vitrail.comm.predict import Batch, RunLoad, StageLoad, share_out
+from vitrail.comm.protocol import Channel
+from vitrail.comm.simulated import Simulated
+
+
+def simulate(load: RunLoad, cost: CostModel, world_size: int) -> Outcome[None]:
+    """Run a load on the simulator, as the cost model says."""
+    schedule = CostSchedule(cost, world_size)
+    return Simulated(timeout=1e9).simulate(world_size, lambda comm: Program(load, cost, comm).run(), schedule)
+
+
+class Program:
+    """What one rank does."""
+
+    def __init__(self, load: RunLoad, cost: CostModel, communicator: RankCommunicator):
+        self.load, self.cost, self.communicator = load, cost, communicator
+        self.rank, self.size, self.step = communicator.rank, communicator.world_size, 0
+
+    def run(self) -> None:
+        """The whole run; the time in which ranks say goodbye is not of it."""
+        for number, stage in enumerate(self.load.stages):
+            shares = share_out(stage, self.load.row_batch, self.cost, self.size)
+            relayed = stage.exchange == "channel"
+            (self.relayed_stage if relayed else self.gathered_stage)(number, stage, shares)
+        self.decode()
+        self.compute("serial", self.cost.serial_s)
+
+    def gathered_stage(self, number: int, stage: StageLoad, shares: Sequence[Sequence[Batch]]) -> None:
+        """Compute, post each micro-batch when it is done, wait for all at the end of the step."""
+        for _ in range(stage.steps):
+            works = []
+            for turn in range(max(map(len, shares))):
+                if turn < len(shares[self.rank]):
+                    self.forward(number, stage, shares[self.rank][turn], turn)
+                sizes = {r: share[turn].rows * stage.row_bytes for r, share in enumerate(shares) if turn < len(share)}
+                works.append(self.begin_gather(sizes))
+            for finish in works:
+                finish()
+            self.step += 1
+
+    def relayed_stage(self, number: int, stage: StageLoad, shares: Sequence[Sequence[Batch]]) -> None:
+        """Own views alone; guidance by channel; a gather at the end."""
+        if not stage.steps:
+            return
+        source = next(r for r, share in enumerate(shares) if any(batch.with_key for batch in share))
+        shape = (stage.message_bytes // 4,)
+        channel: Channel = self.communicator.channel(
+            f"stage {number}", src=source, shape=shape, dtype=torch.float32, max_staleness=stage.max_staleness
+        )
+        mine = list(enumerate(shares[self.rank]))
+        for step in range(stage.steps):
+            for nth, batch in (item for item in mine if item[1].with_key):
+                self.forward(number, stage, batch, nth)
+            channel.publish(step, torch.zeros(shape) if self.rank == source else None)
+            for nth, batch in (item for item in mine if not item[1].with_key):
+                self.forward(number, stage, batch, nth)
+            version = step - (0 if step < stage.warmup_steps else stage.lag)
+            if version >= 0:
+                channel.fetch(version)
+            self.step += 1
+        rows = {rank: sum(batch.rows for batch in share) for rank, share in enumerate(shares)}
+        self.begin_gather({rank: n * stage.row_bytes // stage.branches for rank, n in rows.items()})()
+
+    def decode(self) -> None:
+        """Own tiles, then a gather."""
+        owners = assign([1.0] * self.load.tiles, [self.cost.speed(rank) for rank in range(self.size)])
+        for nth in range(owners.count(self.rank)):
+            self.compute("decode tile", self.cost.spent_s(self.cost.tile_s, self.rank, self.step, nth))
+        if owners:
+            self.begin_gather({rank: owners.count(rank) * self.load.tile_bytes for rank in range(self.size)})()
+
+    def forward(self, number: int, stage: StageLoad, batch: Batch, nth: int) -> None:
+        """Spend what a micro-batch costs."""
+        masked = stage.masked == "all" or (stage.masked == "key" and batch.with_key)
+        seconds = self.cost.forward_s(batch.rows, stage.cells, masked)
+        seconds = self.cost.spent_s(seconds, self.rank, self.step, nth)
+        self.compute("forward", seconds, step=self.step, stage=number, rows=batch.rows)
+
+    def compute(self, name: str, seconds: float, **args: int) -> None:
+        """A span in which virtual time passes."""
+        if seconds:
+            with self.communicator.trace.span("compute", name, **args):
+                spend(self.communicator, seconds)
+
+    def begin_gather(self, sizes: dict[int, int]) -> Callable[[], None]:
+        """Post an all-gather of one part of so many bytes from each of some ranks; the answer waits for it."""
+        out: dict[int, Tensor] = {rank: torch.zeros(nbytes, dtype=torch.uint8) for rank, nbytes in sizes.items()}
+        mine = {self.rank: out[self.rank]} if self.rank in sizes else {}
+        work = self.communicator.all_gather_into(out, mine, {rank: rank for rank in sizes}, async_op=True)
+        assert work is not None
+        return work.wait
