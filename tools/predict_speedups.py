@@ -1,0 +1,242 @@
+"""What ranks buy, by a cost model: speed-ups beside their ideals, and where asynchronous guidance pays.
+
+Usage: python tools/predict_speedups.py --out docs/results/speedups.md
+
+Nothing here was measured on a GPU; the page says which numbers went in. It is made in well under a minute.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import attrs
+import typer
+from rich.console import Console
+
+from simulated_load import simulate
+from speedup_plots import draw_async, draw_speedups
+from speedups_page import PAGE
+from vitrail.comm.chrome import write_trace
+from vitrail.comm.cost import CostModel
+from vitrail.comm.predict import RunLoad, StageLoad, predict
+from vitrail.timeline import draw
+
+STEPS = 25  # of each stage
+PAIR_S = 0.0985  # a forward of two rows: CutDiffusion's whole 2048x2048 time on a 4090 over its 325 pairs
+LAUNCH = 0.1  # share of it that a forward of no row would take: between 0 and 0.34, the A100's
+TILE_S, SERIAL_S = 0.15, 1.0  # decoding a tile; prompt, start and saving: assumed
+TILE_BYTES = 3 * 1024 * 1024  # of 8-bit colour
+RANKS = (2, 4, 8)
+SIZES = {"1024x2048": (2, 3, 6), "2048x2048": (4, 9, 9), "3072x3072": (9, 25, 16), "4096x4096": (16, 49, 36)}
+PAPER = {"1024x2048": (18, 10), "2048x2048": (40, 14), "3072x3072": (132, 59.4), "4096x4096": (294, 105)}
+DATAFLOW = {  # communication model, list scheduling of windows that wait for their neighbours alone
+    "1024x2048": (2.00, 3.97, 5.00),
+    "2048x2048": (2.00, 3.99, 7.93),
+    "3072x3072": (2.00, 3.88, 7.33),
+    "4096x4096": (2.00, 4.00, 7.99),
+}
+LINKS = {  # seconds, bytes a second
+    "PCIe": (5e-5, 12e9),
+    "10 Gbit Ethernet": (1e-4, 1.1e9),
+    "1 Gbit Ethernet": (2e-4, 1.1e8),
+    "slow, 100 Mbit": (3e-2, 1.1e7),
+}
+MODES = {"gather": ("gather", 1), "channel, lag 0": ("channel", 0), "channel, lag 1": ("channel", 1)}
+LATENCIES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+JITTERS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+SEEDS = range(20)
+ASYNC_CASES = (("2048x2048", 4), ("4096x4096", 4), ("4096x4096", 8))
+
+
+def model(link: str = "PCIe", **changes: float) -> CostModel:
+    """The cost model of the page."""
+    latency, bandwidth = LINKS[link]
+    settings = {"mask_share": 0.05, "tile_s": TILE_S, "serial_s": SERIAL_S, "latency_s": latency}
+    return CostModel.of_pair(PAIR_S, LAUNCH, bandwidth=bandwidth, **(settings | changes))
+
+
+def load(size: str, row_batch: int = 2, mode: str = "gather") -> RunLoad:
+    """The whole run at a size, its first stage with a way of exchange."""
+    structure, windows, tiles = SIZES[size]
+    exchange, lag = MODES[mode]
+    first = StageLoad(steps=STEPS, views=structure, masked="key", exchange=exchange, lag=lag)
+    stages = (first, StageLoad(steps=STEPS, views=windows))
+    return RunLoad(stages=stages, row_batch=row_batch, tiles=tiles, tile_bytes=TILE_BYTES)
+
+
+def ideal(size: str, ranks: int, parts: int) -> float:
+    """Speed-up with a barrier at each step and nothing but equal units: whole views (1) or branches (2)."""
+    structure, windows, _ = SIZES[size]
+    turns = sum(math.ceil(parts * views / ranks) for views in (structure, windows)) / parts
+    return (structure + windows) / turns
+
+
+def speedup_rows() -> list[dict[str, float | str]]:
+    """One row for each size and number of ranks."""
+    rows: list[dict[str, float | str]] = []
+    cost = model()
+    for size in SIZES:
+        alone = predict(load(size), cost, 1).makespan_s
+        for number, ranks in enumerate(RANKS):
+            by_batch = {batch: predict(load(size, batch), cost, ranks).makespan_s for batch in (2, 1)}
+            paper = PAPER[size][0] / PAPER[size][1] if ranks == 4 else math.nan
+            rows.append(
+                {
+                    "size": size,
+                    "ranks": ranks,
+                    "ideal view": ideal(size, ranks, 1),
+                    "ideal branch": ideal(size, ranks, 2),
+                    "ideal dataflow": DATAFLOW[size][number],
+                    "views": alone / by_batch[2],
+                    "branches": alone / by_batch[1],
+                    "seconds": min(by_batch.values()),
+                    "paper": paper,
+                    "paper seconds": PAPER[size][1] if ranks == 4 else math.nan,
+                }
+            )
+    return rows
+
+
+def many_rows() -> list[list[str]]:
+    """4096x4096 on more ranks than it has work for."""
+    cost, rows = model(), []
+    alone = predict(load("4096x4096"), cost, 1).makespan_s
+    for ranks in (1, 8, 16, 32, 64, 128, 1024):
+        best = min((predict(load("4096x4096", b), cost, ranks) for b in (1, 2)), key=lambda f: f.makespan_s)
+        rows.append([str(ranks), f"{best.makespan_s:.1f}", f"{alone / best.makespan_s:.2f}", f"{best.busy_share:.0%}"])
+    return rows
+
+
+def structure_s(size: str, ranks: int, mode: str, cost: CostModel, max_staleness: int = 1) -> float:
+    """Seconds of the structure stage alone, the mean over seeds if ranks jitter."""
+    only = RunLoad(stages=(attrs.evolve(load(size, mode=mode).stages[0], max_staleness=max_staleness),))
+    models = [attrs.evolve(cost, seed=seed, serial_s=0.0) for seed in SEEDS] if cost.jitter else [cost]
+    return sum(predict(only, each, ranks).makespan_s - each.serial_s for each in models) / len(models)
+
+
+def sweep(size: str, ranks: int, option: str) -> dict[str, list[float]]:
+    """The structure stage's seconds by way of exchange, over latencies or jitters."""
+    values = LATENCIES if option == "latency_s" else JITTERS
+    return {mode: [structure_s(size, ranks, mode, model(**{option: x})) for x in values] for mode in MODES}
+
+
+def whole_runs() -> list[dict[str, float | str]]:
+    """Seconds of whole runs by link and jitter, and what each way saves against gathering."""
+    runs: list[dict[str, float | str]] = []
+    for size, ranks in ASYNC_CASES:
+        for link in LINKS:
+            for jitter in (0.0, 0.2):
+                models = [model(link, jitter=jitter, seed=seed) for seed in (SEEDS if jitter else (0,))]
+                run: dict[str, float | str] = {"size": size, "ranks": ranks, "link": link, "jitter": jitter}
+                for mode in MODES:
+                    spent = [predict(load(size, mode=mode), each, ranks).makespan_s for each in models]
+                    run[mode] = sum(spent) / len(spent)
+                runs.append(run | {f"saves {m}": round(1 - run[m] / run["gather"], 3) + 0.0 for m in MODES})
+    return runs
+
+
+def whole_rows(runs: list[dict]) -> list[list[str]]:
+    """The runs as rows of a table."""
+    names = [f"saves {mode}" for mode in MODES if mode != "gather"]
+    return [
+        [run["size"], str(run["ranks"]), run["link"], f"{run['jitter']:.0%}"]
+        + [f"{run[mode]:.2f}" for mode in MODES]
+        + [f"{run[name]:.1%}" for name in names]
+        for run in runs
+    ]
+
+
+def findings(runs: list[dict], sweeps: dict) -> dict[str, str]:
+    """The numbers that the page's sentences quote."""
+    one, zero = "saves channel, lag 1", "saves channel, lag 0"
+    calm = [run for run in runs if run["link"] in ("PCIe", "10 Gbit Ethernet") and not run["jitter"]]
+    rough = [run for run in runs if run["link"] == "PCIe" and run["jitter"]]
+    slow = [run for run in runs if run["link"] == "slow, 100 Mbit"]
+    small = sweeps[ASYNC_CASES[0]]
+    late = {mode: small["latency_s"][mode][LATENCIES.index(0.3)] for mode in MODES}
+    shaky = {mode: small["jitter"][mode][JITTERS.index(0.3)] for mode in MODES}
+    deep = structure_s(*ASYNC_CASES[0], "channel, lag 0", model(latency_s=0.3), max_staleness=4)
+    return {
+        "deep": f"{1 - deep / late['channel, lag 0']:.0%}",
+        "calm": f"{max(run[one] for run in calm):.1%}",
+        "rough": f"{min(run[one] for run in rough):.1%} to {max(run[one] for run in rough):.1%}",
+        "slow": f"{min(run[one] for run in slow):.0%} to {max(run[one] for run in slow):.0%}",
+        "lag": f"{max(run[one] - run[zero] for run in runs):.1%}",
+        "late": f"{1 - late['channel, lag 1'] / late['channel, lag 0']:.0%}",
+        "shaky": f"{1 - shaky['channel, lag 1'] / shaky['channel, lag 0']:.1%}",
+        "shaky_channel": f"{1 - shaky['channel, lag 0'] / shaky['gather']:.0%}",
+    }
+
+
+def example(folder: Path, out: Path) -> None:
+    """A timeline of two simulated runs, the one that waits and the one that does not."""
+    cost = model(latency_s=0.02, jitter=0.2, tile_s=0.0, serial_s=0.0)
+    paths = []
+    for mode in ("gather", "channel, lag 1"):
+        structure, windows = load("2048x2048", mode=mode).stages
+        stages = (attrs.evolve(structure, steps=8), attrs.evolve(windows, steps=3))
+        outcome = simulate(RunLoad(stages=stages), cost, 4)
+        paths.append(folder / f"{mode[:6]}.json")
+        write_trace(paths[-1], outcome.traces)
+    titles = ("synchronous: predictions gathered at every step", "asynchronous: the key view's message of step t - 1")
+    draw(paths, titles, out)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
+
+
+def main(out: Annotated[Path, typer.Option(help="Markdown file.")] = Path("docs/results/speedups.md")) -> None:
+    """Predict, draw, write."""
+    console = Console(width=200)
+    rows = speedup_rows()
+    head = ["size", "ranks", *(f"ideal, {x}" for x in ("views", "branches", "dataflow")), "predicted, views"]
+    head += ["predicted, branches", "predicted, s", "paper", "paper, s"]
+    body = [[cell(row[name]) for name in row] for row in rows]
+    sweeps = {(size, n): {o: sweep(size, n, o) for o in ("latency_s", "jitter")} for size, n in ASYNC_CASES}
+    runs = whole_runs()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_speedups(rows, out.with_name("speedups.png"))
+    draw_async(sweeps, LATENCIES, JITTERS, out.with_name("speedups-async.png"))
+    with tempfile.TemporaryDirectory() as folder:
+        example(Path(folder), out.with_name("speedups-timeline.png"))
+    whole_head = ["size", "ranks", "link", "jitter", *(f"{mode}, s" for mode in MODES), "lag 0 saves", "lag 1 saves"]
+    page = PAGE.format(
+        speedups=table(head, body),
+        many=table(["ranks", "s", "speed-up", "computing"], many_rows()),
+        structure=table(["size", "ranks", "case", *(f"{mode}, s" for mode in MODES)], structure_rows(sweeps)),
+        whole=table(whole_head, whole_rows(runs)),
+        links=",\n  ".join(f"{name} ({1000 * lat:g} ms, {rate / 1e9:g} GB/s)" for name, (lat, rate) in LINKS.items()),
+        seeds=len(SEEDS),
+        **{"q": f"{1000 * PAIR_S:g}", "launch": f"{LAUNCH:.0%}", "tile": TILE_S, "serial": SERIAL_S},
+        **findings(runs, sweeps),
+    )
+    out.write_text(page)
+    console.print(page, markup=False)
+
+
+def cell(value: float | str) -> str:
+    """A number as the table shows it."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.2f}"
+    return str(value)
+
+
+def structure_rows(sweeps: dict) -> list[list[str]]:
+    """The structure stage at a few points of the sweeps."""
+    rows = []
+    for (size, ranks), by_option in sweeps.items():
+        for option, values, shown in (("latency_s", LATENCIES, (0.0, 0.01, 0.1)), ("jitter", JITTERS, (0.1, 0.3))):
+            for value in shown:
+                at = values.index(value)
+                what = f"latency {1000 * value:g} ms" if option == "latency_s" else f"jitter {value:.0%}"
+                rows.append([size, str(ranks), what, *(f"{by_option[option][mode][at]:.2f}" for mode in MODES)])
+    return rows
+
+
+if __name__ == "__main__":
+    typer.run(main)
