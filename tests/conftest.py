@@ -4,9 +4,9 @@ import os
 
 os.environ.setdefault("VITRAIL_DISABLE_PLUGINS", "all")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks, and ranks that would take the cores from each other
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
 from tiny import tiny_pipeline
@@ -30,11 +30,6 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def two_threads():
-    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")
