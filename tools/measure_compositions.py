@@ -210,7 +210,16 @@ What it says, with eight to twenty-four pictures a cell (0.62 of 8 is 5 pictures
   the pictures that were looked at the additional objects are small ones, drawn by the window stage. With so few
   pictures the four are not told apart at 9x and 16x.
 """,
-    "communication": "",
+    "communication": """
+What it says, with few pictures a cell:
+
+- A message that is one step old costs nothing that can be seen: `asg` and `asg, sync` differ by one picture a cell at
+  most, with the exchange and without.
+- The exchange of values is worth its barrier: without it, or with one exchange in four steps, there are more objects at
+  4x and at 9x (0.81 against 1.00 and 0.33 against 0.67 with exactly one).
+- So the composition that needs no collective, where asynchronous guidance saves most, is not the one to choose on this
+  model.
+""",
 }
 
 if __name__ == "__main__":
