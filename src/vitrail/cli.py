@@ -72,7 +72,7 @@ def sample(
     verbose: Verbose = False,
 ) -> None:
     """One sentence, one large picture."""
-    from vitrail import commands, rendering
+    from vitrail import commands, rendering  # the function is long because every option is a parameter
 
     given = {
         "prompt": prompt,
@@ -90,7 +90,7 @@ def sample(
     }
     run, composition = commands.prepare({k: v for k, v in given.items() if v is not None}, size, config, sets or ())
     _configure_logging(verbose)
-    manner = rendering.Manner(
+    options = rendering.RenderOptions(
         output=output,
         force=force,
         device=device,
@@ -101,7 +101,7 @@ def sample(
         checkpoint_every=checkpoint_every,
         trace=trace,
     )
-    rendering.sample(run, composition, manner)
+    rendering.sample(run, composition, options)
 
 
 @app.command()
@@ -122,9 +122,9 @@ def replay(
 
     run, composition, recipe = commands.replayed(picture, sets or (), model)
     _configure_logging(verbose)
-    options = commands.rank_options(ranks, comm)
-    manner = rendering.Manner(output=output, force=force, device=device, dtype=dtype, ranks=options)
-    rendering.sample(run, composition, manner, recipe.changes())
+    rank_options = commands.rank_options(ranks, comm)
+    options = rendering.RenderOptions(output=output, force=force, device=device, dtype=dtype, ranks=rank_options)
+    rendering.sample(run, composition, options, recipe.changes())
 
 
 @app.command()

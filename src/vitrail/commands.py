@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from vitrail.backbones.source import check_scheduler, find_model
+from vitrail.comm.communicator import TIMEOUT_S
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
 from vitrail.core.files import read_file
@@ -18,7 +19,7 @@ from vitrail.core.run_config import RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems, nearest
 from vitrail.methods import load_method
-from vitrail.ranks import TIMEOUT_S, RankOptions
+from vitrail.ranks import RankOptions
 from vitrail.terminal import console, say
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attrs import field, frozen
 
+from vitrail.comm.communicator import TIMEOUT_S
 from vitrail.comm.environment import HOSTED, RankEnvironment, from_environment
 from vitrail.core.fields import as_tuple
 from vitrail.discovery import registry
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from vitrail.comm.communicator import RankCommunicator
 
 T = TypeVar("T")
-TIMEOUT_S = 300.0
 Kind = Literal["alone", "here", "start", "join"]
 
 
@@ -68,8 +68,7 @@ def place(options: RankOptions) -> Placement:
         ConfigError: If what was asked for cannot be had, or a launcher's variables are half set; never fewer
             ranks than asked for.
     """
-    if options.comm is not None:
-        registry().get("comm", options.comm)
+    backend = None if options.comm is None else registry().get("comm", options.comm)
     if options.ranks is not None and options.ranks < 1:
         raise ConfigError(f"--ranks must be 1 or more, got {options.ranks}")
     try:
@@ -79,7 +78,7 @@ def place(options: RankOptions) -> Placement:
     ranks = options.ranks or (environment.world_size if environment else 1)
     if options.speeds and len(options.speeds) != ranks:
         raise ConfigError(f"--speeds gives {len(options.speeds)} numbers for {ranks} rank{'s' * (ranks > 1)}")
-    local = options.comm in ("in-process", "simulated")
+    local = backend is not None and not hasattr(backend, "join")  # its ranks are not processes
     if environment is not None:
         if ranks != environment.world_size:
             raise ConfigError(f"--ranks {ranks}, but the launcher started {environment.world_size}; leave --ranks out")
@@ -121,8 +120,6 @@ def run_ranks(placement: Placement, on_cuda: bool, program: Callable[[RankCommun
     if placement.environment is None:
         results: Sequence[T] = backend.run(placement.world_size, program, run_id)
         return results[0]
-    if not hasattr(backend, "join"):
-        raise CommError(f"the backend {options.comm!r} cannot join processes that a launcher started")
     return guarded(backend.join(placement.environment, run_id), program)
 
 

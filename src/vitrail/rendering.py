@@ -36,7 +36,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @frozen(kw_only=True)
-class Manner:
+class RenderOptions:
     """How a run is carried out; none of it reaches the picture.
 
     Attributes:
@@ -62,10 +62,10 @@ class Manner:
     trace: Path | None = None
 
 
-def sample(run: RunConfig, composition: Composition, manner: Manner, notes: Sequence[str] = ()) -> None:
+def sample(run: RunConfig, composition: Composition, options: RenderOptions, notes: Sequence[str] = ()) -> None:
     """Plan, sample with progress, and write the pictures with their recipes."""
-    paths, placement = _check(run, manner)
-    if placement.kind == "start" and not manner.dry_run:
+    paths, placement = _check(run, options)
+    if placement.kind == "start" and not options.dry_run:
         raise SystemExit(start_ranks(placement))
     out = console(quiet=not placement.speaks)
     say(out, f"loading model {run.model}")
@@ -73,34 +73,32 @@ def sample(run: RunConfig, composition: Composition, manner: Manner, notes: Sequ
     from vitrail.sampler import Sampler, Spread
 
     quiet_libraries()
-    device = manner.device or _rank_device(placement)
-    first = Sampler.from_pretrained(run.model, composition, device=device, dtype=manner.dtype)
+    device = options.device or _rank_device(placement)
+    first = Sampler.from_pretrained(run.model, composition, device=device, dtype=options.dtype)
     plan = first.plan(run)
     say(out, [*notes, *plan_lines(run, plan), *rank_lines(placement, run, plan)])
-    if manner.dry_run:
+    if options.dry_run:
         return
 
     def program(communicator: RankCommunicator) -> Result:
-        progress = Progress(out, bar=out.is_terminal and not _is_verbose())
-        progress.expect(plan, run.num_images)
-        speaks = communicator.rank == 0
-        plugins = [("progress", progress)] if speaks else []
-        sampler = Sampler(first.backbone, composition, model=run.model, plugins=plugins)
         spread = Spread(
             communicator=communicator,
-            speeds=manner.ranks.speeds,
-            checkpoint=manner.checkpoint,
-            checkpoint_every=manner.checkpoint_every,
+            speeds=options.ranks.speeds,
+            checkpoint=options.checkpoint,
+            checkpoint_every=options.checkpoint_every,
         )
-        if not speaks:
-            return sampler.run(run, spread=spread)
+        if communicator.rank > 0:
+            return Sampler(first.backbone, composition, model=run.model).run(run, spread=spread)
+        progress = Progress(out, bar=out.is_terminal and not _is_verbose())
+        progress.expect(plan, run.num_images)
+        sampler = Sampler(first.backbone, composition, model=run.model, plugins=[("progress", progress)])
         with _stop_on_interrupt(sampler, out), progress:
             return sampler.run(run, spread=spread)
 
     on_cuda = first.backbone.device.type == "cuda"
     result = run_ranks(placement, on_cuda, program, digest_of(repr(run)))
     if placement.speaks:
-        _write(out, run, plan, result, paths, manner)
+        _write(out, run, plan, result, paths, options)
 
 
 def rank_lines(placement: Placement, run: RunConfig, plan: Plan) -> Iterator[str]:
@@ -127,24 +125,24 @@ def _rank_device(placement: Placement) -> str | None:
     return f"cuda:{placement.environment.local_rank}"
 
 
-def _check(run: RunConfig, manner: Manner) -> tuple[list[Path], Placement]:
+def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], Placement]:
     """What can be refused before a model is loaded, all at once."""
     problems, paths = Problems(), []
     placement = None
     with problems.collect():
-        placement = place(manner.ranks)
+        placement = place(options.ranks)
     with problems.collect():
-        if manner.dtype not in DTYPES:
-            raise ConfigError(f"--dtype: no number format named {manner.dtype!r}{nearest(manner.dtype, DTYPES)}")
+        if options.dtype not in DTYPES:
+            raise ConfigError(f"--dtype: no number format named {options.dtype!r}{nearest(options.dtype, DTYPES)}")
     with problems.collect():
-        paths = output_paths(run, manner.output, manner.force)
-    for option, path in (("--checkpoint", manner.checkpoint), ("--trace", manner.trace)):
+        paths = output_paths(run, options.output, options.force)
+    for option, path in (("--checkpoint", options.checkpoint), ("--trace", options.trace)):
         with problems.collect():
             if path is not None and not path.parent.is_dir():
                 raise ConfigError(f"{option} {path}: the folder {path.parent} does not exist")
     with problems.collect():
-        if manner.checkpoint_every < 1:
-            raise ConfigError(f"--checkpoint-every must be 1 or more, got {manner.checkpoint_every}")
+        if options.checkpoint_every < 1:
+            raise ConfigError(f"--checkpoint-every must be 1 or more, got {options.checkpoint_every}")
     problems.tell()
     assert placement is not None
     return paths, placement
@@ -184,7 +182,7 @@ def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:
     yield f"  {plan.model_calls * run.num_images} evaluations of the network{pictures}"
 
 
-def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list[Path], manner: Manner) -> None:
+def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list[Path], options: RenderOptions) -> None:
     """Complete pictures under their names, one that was stopped in between as ``NAME.partial.png``."""
     from vitrail.recipe import save_picture
 
@@ -199,28 +197,28 @@ def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list
             save_picture(image, recipe, partial)
             say(out, f"{partial}: what was predicted after {rest} of {steps} steps, seed {recipe.run['seed']}")
     say(out, _summary(result.report))
-    _tell_ranks(out, result, manner)
+    _tell_ranks(out, result, options)
     if complete < run.num_images:
-        if manner.checkpoint is not None:
-            say(out, f"{manner.checkpoint}: the same command goes on from here")
+        if options.checkpoint is not None:
+            say(out, f"{options.checkpoint}: the same command goes on from here")
         kept = f"{complete} of {run.num_images} pictures complete" if complete else "no picture is complete"
         say(out, f"stopped early: {kept}", style="yellow")
         raise SystemExit(130)
-    if manner.checkpoint is not None:
-        manner.checkpoint.unlink(missing_ok=True)
+    if options.checkpoint is not None:
+        options.checkpoint.unlink(missing_ok=True)
     say(out, f"again: {_again(paths[0], run.model)}")
 
 
-def _tell_ranks(out: Console, result: Result, manner: Manner) -> None:
+def _tell_ranks(out: Console, result: Result, options: RenderOptions) -> None:
     """What the ranks did, and the trace if one is wanted."""
     from vitrail.comm.chrome import write_trace
     from vitrail.comm.summary import lines, summarize
 
     if len(result.traces) > 1:
         say(out, lines(summarize(result.traces)))
-    if manner.trace is not None:
-        write_trace(manner.trace, result.traces)
-        say(out, f"{manner.trace}: what every rank did when; for https://ui.perfetto.dev or `vitrail timeline`")
+    if options.trace is not None:
+        write_trace(options.trace, result.traces)
+        say(out, f"{options.trace}: what every rank did when; for https://ui.perfetto.dev or `vitrail timeline`")
 
 
 def _summary(report: Report) -> str:

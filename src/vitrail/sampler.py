@@ -203,7 +203,7 @@ class Sampler:
             branches=("uncond", "cond") if config.guidance_scale > 1.0 else ("cond",),
             guidance_scale=config.guidance_scale,
             row_batch=config.row_batch,
-            exchange=exchange or Exchange.even(solo()),
+            exchange=exchange or Exchange.among(solo()),
             watched=watched,
         )
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 import attrs
 from attrs import evolve, frozen
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from vitrail.core.step import Step
     from vitrail.sampler import Sampler
 
-_calls: WeakKeyDictionary[Communicator, int] = WeakKeyDictionary()  # runs that a communicator has seen
 OutputType = Literal["pil", "pt", "latent"]
 Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 
@@ -71,7 +69,6 @@ class Session:
         self._spread, self._stop = spread, stop
         self._communicator = spread.communicator or solo()
         self._began = self._communicator.trace.clock()
-        self._number = _calls[self._communicator] = _calls.get(self._communicator, 0) + 1
         self._log = logger().bind(run_id=digest_of(repr(config)), rank=self._communicator.rank)
         self._stopped = False
 
@@ -124,8 +121,11 @@ class Session:
 
     def _traces(self) -> list[Recorder]:
         """What every rank did, on every rank."""
-        own = as_data(self._communicator.trace.since(self._began))
-        return [from_data(self._communicator.broadcast_object(own, r)) for r in range(self._communicator.world_size)]
+        communicator, own = self._communicator, self._communicator.trace.since(self._began)
+        if communicator.world_size == 1:
+            return [own]
+        data = as_data(own)
+        return [from_data(communicator.broadcast_object(data, rank)) for rank in range(communicator.world_size)]
 
     def _recipe(self, seed: int) -> Recipe:
         return Recipe.of(evolve(self._config, seed=seed, num_images=1), self._sampler.composition)
@@ -160,7 +160,7 @@ class Session:
     def _sample(self, seed: int, latents: Tensor | None, checkpoints: Checkpoints | None) -> Sampled:
         """One picture's latents, clean as predicted so far if the run was stopped."""
         number = seed - self._config.seed
-        communicator = self._communicator.split(f"run {self._number}, picture {number}")
+        communicator = self._communicator.split(f"picture {number}")
         done = self._sample_on(communicator, number, seed, latents, checkpoints)
         communicator.close()
         return done
@@ -213,12 +213,12 @@ class Session:
         return replaced
 
     def _engine(self, seed: int, communicator: Communicator) -> Engine:
-        exchange = Exchange.even(communicator, self._spread.speeds)
+        exchange = Exchange.among(communicator, self._spread.speeds)
         return self._sampler.engine(self._config, seed, exchange, watched=self._callback is not None)
 
     def _decode(self, latents: Tensor) -> list[Any]:
         backbone, config = self._sampler.backbone, self._config
-        exchange = Exchange.even(self._communicator, self._spread.speeds)
+        exchange = Exchange.among(self._communicator, self._spread.speeds)
         with self._communicator.trace.span("compute", "decode"):
             pictures = [backbone.decode(one[None], exchange)[..., : config.height, : config.width] for one in latents]
         if self._output_type == "pt":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -58,7 +59,9 @@ class RankCommunicator:
         self._closed = self._is_ended = False
         self._children: list[RankCommunicator] = []
         self._channels: list[VersionedChannel] = []
-        self._names: set[str] = set()
+        self._opened: Counter[str] = Counter()  # how often each name was
+        self._parent: RankCommunicator | None = None
+        self._name = domain  # as its parent knows it
         transport.open(domain)
 
     # ------------------------------------------------------------------ collectives
@@ -95,7 +98,8 @@ class RankCommunicator:
         keys = sorted(owner)
         call = f"all_gather_into({len(keys)} keys)"
         self.enter(call)
-        for src in sorted(set(owner.values())):
+        sources = sorted(set(owner.values()))
+        for src in sources:
             self._check_rank(src)
         wrong = set(mine) ^ {key for key in keys if owner[key] == self.rank} or set(out) ^ set(keys)
         wrong |= {key for key in mine if key in out and describe(mine[key]) != describe(out[key])}
@@ -103,24 +107,19 @@ class RankCommunicator:
             named = ", ".join(sorted(map(repr, wrong)))
             self.refuse(f"all_gather_into: keys {named} do not fit what rank {self.rank} owns or receives")
         what = "; ".join(f"{key!r}: {describe(out[key])} from {owner[key]}" for key in keys)
-        sources = sorted(set(owner.values()))
         groups = [[key for key in keys if owner[key] == src] for src in sources]
-        parts = [
-            Part(src, size_of([out[k] for k in group], self.checksums))
-            for src, group in zip(sources, groups, strict=True)
-        ]
-        own = {
-            i: to_bytes([mine[k] for k in group], self.checksums)
-            for i, (src, group) in enumerate(zip(sources, groups, strict=True))
-            if src == self.rank
-        }
+        sizes = [size_of([out[key] for key in group], self.checksums) for group in groups]
+        own = {}
+        if self.rank in sources:
+            number = sources.index(self.rank)
+            own[number] = to_bytes([mine[key] for key in groups[number]], self.checksums)
 
         def finish(posting: Posting) -> None:
             for index, group in enumerate(groups):
                 from_bytes(posting.part(index), [out[key] for key in group], self.checksums, call)
             posting.release()
 
-        return self._begun_or_done(self.begin(call, parts, own, finish, what), async_op)
+        return self._begun_or_done(self.begin(call, list(map(Part, sources, sizes)), own, finish, what), async_op)
 
     def broadcast_object(self, value: Any, src: int) -> Any:
         """The source's value on every rank: small, made of what JSON knows."""
@@ -129,9 +128,7 @@ class RankCommunicator:
         body = json.dumps(value, sort_keys=True).encode() if self.rank == src else b""
         length = torch.tensor([len(body)], dtype=torch.int64)
         self.broadcast(length, src)
-        data = torch.zeros(int(length), dtype=torch.uint8)
-        if self.rank == src:
-            data = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray(body or int(length)), dtype=torch.uint8)
         self.broadcast(data, src)
         return json.loads(bytes(data.tolist()))
 
@@ -156,15 +153,17 @@ class RankCommunicator:
         domain = self._open(f"split({name!r})", name)
         options: dict[str, Any] = {"timeout": self.timeout, "checksums": self.checksums, "trace": self.trace}
         child = RankCommunicator(self._transport, self.run_id, domain=domain, **options)
+        child._parent, child._name = self, name
         self._children.append(child)
         return child
 
     def _open(self, call: str, name: str) -> str:
-        if name in self._names:
+        if name in {*(channel.name for channel in self._channels), *(child._name for child in self._children)}:
             self.refuse(f"{call}: the name {name!r} is taken")
-        self._names.add(name)
+        self._opened[name] += 1
         self.begin(call, [], {}, _release).wait()
-        return f"{self.domain}/{name.replace('%', '%25').replace('/', '%2F')}"
+        again = f"#{self._opened[name]}" if self._opened[name] > 1 else ""
+        return f"{self.domain}/{name.replace('%', '%25').replace('/', '%2F').replace('#', '%23')}{again}"
 
     # ------------------------------------------------------------------ life cycle
 
@@ -201,14 +200,15 @@ class RankCommunicator:
                 member._closed, member._is_ended, member._pending = True, self.domain == "main", []
             if self.domain == "main":
                 self._transport.close()
-        if self.domain != "main":
+        if self._parent is not None:  # the name is free again, for a domain of its own
+            self._parent._children.remove(self)
             channels = [channel.domain for member in family for channel in member._channels]
             self._transport.shut([*(member.domain for member in family), *channels])
         return leaked
 
     def _family(self) -> list[RankCommunicator]:
-        """Itself and the splits below that are open."""
-        return [self, *(member for child in self._children if not child._closed for member in child._family())]
+        """Itself and the splits below, all of which are open."""
+        return [self, *(member for child in self._children for member in child._family())]
 
     def _end_together(self, family: list[RankCommunicator]) -> None:
         """Say in every ordering domain at once that this rank is done, so that no peer awaits it in vain anywhere."""

@@ -130,7 +130,7 @@ class Communicator(Protocol):
         """Open a channel; collective, and its arguments are compared."""
 
     def split(self, name: str) -> Communicator:
-        """The same ranks with an ordering of their own; collective."""
+        """The same ranks with an ordering of their own; collective. The name is free again when it is closed."""
 
     def note(self, text: str) -> None:
         """Say where this rank is, e.g. "step 12"; others read it in error messages."""

@@ -2,8 +2,8 @@
 
     noise prediction of the canvas = fuse(guide(predict(views of the latents), mask))
 
-Everything but ``predict`` is cheap and the same on every rank; which rows are predicted where is a plan
-over ``rows_of`` and does not reach the picture.
+Everything but ``predict`` is cheap and the same on every rank; which micro-batches are predicted where is a
+plan and does not reach the picture.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Engine:
     branches: tuple[Branch, ...]
     guidance_scale: float
     row_batch: int
-    exchange: Exchange = field(factory=lambda: Exchange.even(solo()))
+    exchange: Exchange = field(factory=lambda: Exchange.among(solo()))
     watched: bool = False
 
     def steps(self) -> list[Step]:

@@ -34,7 +34,7 @@ class Exchange:
     speeds: tuple[float, ...] = field(converter=as_tuple)
 
     @classmethod
-    def even(cls, communicator: Communicator, speeds: Sequence[float] = ()) -> Exchange:
+    def among(cls, communicator: Communicator, speeds: Sequence[float] = ()) -> Exchange:
         """Ranks of the given speeds, of one speed if none are given."""
         return cls(communicator, speeds or [1.0] * communicator.world_size)
 
@@ -109,14 +109,12 @@ def _captured(batches: Sequence[Rows]) -> int | None:
 
 def _wire(unit: int, rows: Rows, answer: Predicted | None) -> dict[tuple[int, str], Tensor]:
     """An answer as tensors to send, or tensors of that shape to receive into if there is none."""
-    batch = len(rows.model_input) // len(rows.views)
-    keys = {(unit, "output"): rows.model_input if answer is None else answer.model_output}
-    if answer is None:
-        keys[unit, "output"] = rows.model_input.new_empty(rows.model_input.shape)
+    output = rows.model_input.new_empty(rows.model_input.shape) if answer is None else answer.model_output
+    keys = {(unit, "output"): output}
     if rows.capture:
-        shape = (batch, 1, *rows.model_input.shape[-2:])
+        batch = len(rows.model_input) // len(rows.views)
         flags = rows.model_input.new_zeros(2)
-        maps = rows.model_input.new_zeros(shape)
+        maps = rows.model_input.new_zeros(batch, 1, *rows.model_input.shape[-2:])
         if answer is not None:
             flags = flags.new_tensor([answer.attention is not None, answer.has_content])
             maps = maps if answer.attention is None else answer.attention.to(maps.dtype)
