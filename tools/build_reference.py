@@ -23,13 +23,12 @@ PAGE = Path(__file__).parents[1] / "docs/reference.md"
 
 
 def comments(cls: type) -> dict[str, str]:
-    """The comment behind each field of a class."""
+    """The comment behind each field of a class, its own or inherited."""
     found: dict[str, str] = {}
+    text = "\n".join(inspect.getsource(base) for base in cls.__mro__[:-1])
     for field in attrs.fields(cls):
-        match = re.search(rf"^    {field.name}: .*?#\s*(.+?)$", inspect.getsource(cls), re.M)
-        several = re.search(
-            rf"^    {field.name}: [^\n]*\(\n(?:        .*\n)+    \)\s*# (.+)$", inspect.getsource(cls), re.M
-        )
+        match = re.search(rf"^    {field.name}: .*?#\s*(.+?)$", text, re.M)
+        several = re.search(rf"^    {field.name}: [^\n]*\(\n(?:        .*\n)+    \)\s*# (.+)$", text, re.M)
         chosen = several or match
         found[field.name] = chosen[1] if chosen else ""
     return found

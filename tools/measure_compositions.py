@@ -215,9 +215,9 @@ What it says, with eight to twenty-four pictures a cell (a share of 16 is uncert
 
 - A message that is one step old costs nothing that can be seen: `asg` and `asg, sync` differ by one picture a cell at
   most with the exchange of values, and by two of sixteen without it.
-- The exchange of values is worth its barrier: without it there are more objects at every size, with exactly one in 0.83
-  against 0.96, 0.25 against 0.69 and 0.12 against 0.62 of the pictures; with one exchange in four steps it is 0.79, 0.69
-  and 0.25.
+- The exchange of values is worth its barrier: without it there are more objects at every size, with exactly one in
+  0.83 against 0.96, 0.25 against 0.69 and 0.12 against 0.62 of the pictures; with one exchange in four steps it is
+  0.79, 0.69 and 0.25.
 - So the composition that needs no collective, where asynchronous guidance saves most, is not the one to choose on this
   model.
 """,

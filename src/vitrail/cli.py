@@ -30,7 +30,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="PNG file; n
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every event to the terminal.")]
 Device = Annotated[str | None, typer.Option(help="A torch device; the accelerator if there is one, else the CPU.")]
-Dtype = Annotated[str, typer.Option(help="Of the networks: float32, bfloat16 or float16.")]
+Dtype = Annotated[str | None, typer.Option(help="Of the networks: float32, bfloat16 or float16.")]
+Image = Annotated[str | None, typer.Option(help="A picture to start from, enlarged to the size.")]
+ModelConfig = Annotated[str | None, typer.Option(help="What a single file is read as: a family or a diffusers folder.")]
 Ranks = Annotated[int | None, typer.Option(help="Processes that share the work; the picture stays the same.")]
 Comm = Annotated[str | None, typer.Option(help="How ranks talk: gloo, nccl, in-process; gloo or nccl by the device.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that a rank waits for another before the run ends.")]
@@ -47,20 +49,34 @@ def sample(
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     method: Method = None,
-    model: Annotated[str | None, typer.Option(help="`demo`, or a folder in diffusers' layout.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="`demo`, a diffusers folder, a .safetensors file or a hub id.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of all randomness; -1 draws one and shows it.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Sampling steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the picture should not show.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="A diffusers scheduler class.")] = None,
     num_images: Annotated[int | None, typer.Option(help="Pictures; picture i has seed + i.")] = None,
-    row_batch: Annotated[int | None, typer.Option(help="Views x guidance branches a forward of the network.")] = None,
+    row_batch: Annotated[
+        int | None, typer.Option(help="Views x guidance branches a forward; chosen by the memory if not given.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="A forward that does not fit: auto cuts it, fixed refuses.")
+    ] = None,
+    guidance_rescale: Annotated[float | None, typer.Option(help="Share of the guided contrast that is undone.")] = None,
+    image: Image = None,
+    strength: Annotated[float | None, typer.Option(help="With --image: share of the steps that change it.")] = None,
+    wrap: Annotated[str | None, typer.Option(help="Axes on which the edges meet: none, x, y or xy.")] = None,
+    model_config: ModelConfig = None,
+    variant: Annotated[str | None, typer.Option(help="Of the weight files, e.g. fp16.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or YAML file with the same words; flags win.")] = None,
     sets: Sets = None,
     output: Output = None,
     force: Force = False,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     ranks: Ranks = None,
     comm: Comm = None,
@@ -87,6 +103,15 @@ def sample(
         "scheduler": scheduler,
         "num_images": num_images,
         "row_batch": row_batch,
+        "memory": memory,
+        "dtype": dtype,
+        "variant": variant,
+        "revision": revision,
+        "model_config": model_config,
+        "guidance_rescale": guidance_rescale,
+        "image": image,
+        "strength": strength,
+        "wrap": wrap,
     }
     run, composition = commands.prepare({k: v for k, v in given.items() if v is not None}, size, config, sets or ())
     _configure_logging(verbose)
@@ -94,7 +119,6 @@ def sample(
         output=output,
         force=force,
         device=device,
-        dtype=dtype,
         dry_run=dry_run,
         ranks=commands.rank_options(ranks, comm, timeout, speeds),
         checkpoint=checkpoint,
@@ -107,12 +131,14 @@ def sample(
 @app.command()
 def replay(
     picture: Annotated[Path, typer.Argument(help="A PNG that vitrail wrote.")],
-    model: Annotated[str | None, typer.Option(help="Where the model is; needed if it is a folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the model is; needed if it is a file or folder.")] = None,
+    model_config: ModelConfig = None,
+    image: Image = None,
     sets: Sets = None,
     output: Output = None,
     force: Force = False,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     ranks: Ranks = None,
     comm: Comm = None,
     verbose: Verbose = False,
@@ -120,11 +146,78 @@ def replay(
     """Make a picture again from the recipe inside it."""
     from vitrail import commands, rendering
 
-    run, composition, recipe = commands.replayed(picture, sets or (), model)
+    changes = {"model": model, "model_config": model_config, "image": image, "dtype": dtype}
+    given = {name: value for name, value in changes.items() if value is not None}
+    run, composition, recipe = commands.replayed(picture, sets or (), given)
     _configure_logging(verbose)
     rank_options = commands.rank_options(ranks, comm)
-    options = rendering.RenderOptions(output=output, force=force, device=device, dtype=dtype, ranks=rank_options)
+    options = rendering.RenderOptions(output=output, force=force, device=device, ranks=rank_options)
     rendering.sample(run, composition, options, recipe.changes())
+
+
+@app.command()
+def decode(
+    file: Annotated[Path, typer.Argument(help="Latents that vitrail kept: NAME.latents.safetensors.")],
+    model: Annotated[str | None, typer.Option(help="Where the model is; needed if it is a file or folder.")] = None,
+    model_config: ModelConfig = None,
+    output: Output = None,
+    force: Force = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make the picture of latents that could not be decoded when they were sampled."""
+    from vitrail import kept_latents
+
+    changes = {"model": model, "model_config": model_config, "dtype": dtype}
+    _configure_logging(verbose)
+    kept_latents.decode(file, output, force, device, {k: v for k, v in changes.items() if v is not None})
+
+
+@app.command()
+def heatmap(
+    prompt: Annotated[str, typer.Argument(help="One sentence.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, SVG or PDF file.")] = Path("heatmap.png"),
+    masking: Annotated[str | None, typer.Option(help="A mask source; what suits the model if not given.")] = None,
+    words: Annotated[list[str] | None, typer.Option(help="Of the prompt, that alone count. Repeatable.")] = None,
+    at: Annotated[str, typer.Option(help="Shares of the steps after which to look.")] = "0.25,0.5,1.0",
+    size: Annotated[str | None, typer.Option(help="Pixels; the size of the model's training if not given.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="`demo`, a diffusers folder, a .safetensors file or a hub id.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all randomness; -1 draws one.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Sampling steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off.")] = None,
+    model_config: ModelConfig = None,
+    sets: Sets = None,
+    force: Force = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    verbose: Verbose = False,
+) -> None:
+    """Draw where a mask source looks, over the steps of one small picture."""
+    from vitrail import heatmap
+
+    given = {
+        "prompt": prompt,
+        "model": model,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "model_config": model_config,
+        "dtype": dtype,
+    }
+    _configure_logging(verbose)
+    wanted = heatmap.Wanted(
+        masking=masking,
+        words=words or (),
+        at=heatmap.read_shares(at),
+        sets=sets or (),
+        output=output,
+        force=force,
+        device=device,
+    )
+    heatmap.heatmap({name: value for name, value in given.items() if value is not None}, size, wanted)
 
 
 @app.command()

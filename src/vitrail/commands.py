@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from vitrail.backbones.source import check_scheduler, find_model
+from vitrail.backbones.source import ModelOptions, check_scheduler, find_model
 from vitrail.comm.communicator import TIMEOUT_S
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
@@ -19,6 +19,7 @@ from vitrail.core.run_config import RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems, nearest
 from vitrail.methods import load_method
+from vitrail.picture import open_picture
 from vitrail.ranks import RankOptions
 from vitrail.terminal import console, say
 
@@ -29,7 +30,11 @@ FIELDS = attrs.fields_dict(RunConfig)
 
 
 def prepare(
-    given: dict[str, Any], size: str | None = None, file: Path | None = None, sets: Sequence[str] = ()
+    given: dict[str, Any],
+    size: str | None = None,
+    file: Path | None = None,
+    sets: Sequence[str] = (),
+    command: str = "vitrail sample",
 ) -> tuple[RunConfig, Composition]:
     """A run and its method from a file and flags; flags win.
 
@@ -49,17 +54,23 @@ def prepare(
         table["seed"] = secrets.randbits(32)
     if "prompt" not in table:
         with problems.collect():
-            raise ConfigError(f'{file or "vitrail sample"}: no prompt; write one, e.g. "a fox on a snow field"')
+            raise ConfigError(f'{file or command}: no prompt; write one, e.g. "a fox on a snow field"')
     run = composition = None
     with problems.collect():
-        run = _structure(table, given, file)
+        run = _structure(table, given, str(file or command))
     method, model, scheduler = (table.get(name, FIELDS[name].default) for name in ("method", "model", "scheduler"))
     with problems.collect():
         composition = load_method(method, sets) if isinstance(method, str) else None
     with problems.collect():
-        spec = find_model(model, registry()) if isinstance(model, str) else None
+        options = None if run is None else ModelOptions.of(run)
+        spec = find_model(model, registry(), options) if isinstance(model, str) else None
+        if spec and run and model not in registry().names("models"):
+            run = _structure({**spec.defaults, **table}, given, str(file or command))
         if spec and composition:
-            composition.check(spec.offers, f"model {model!r}")
+            composition.check(spec.offers, f"model {model!r}", registry())
+    with problems.collect():
+        if run is not None and run.image is not None:
+            open_picture(run.image)
     with problems.collect():
         check_scheduler(scheduler if isinstance(scheduler, str) else None)
     problems.tell()
@@ -68,10 +79,10 @@ def prepare(
     return run, composition
 
 
-def _structure(table: dict[str, Any], given: dict[str, Any], file: Path | None) -> RunConfig:
+def _structure(table: dict[str, Any], given: dict[str, Any], where: str) -> RunConfig:
     """The run of a table; problems of flags are told in the words of the command line."""
     try:
-        return Loader(registry()).structure({"prompt": ""} | table, RunConfig, str(file or "vitrail sample"))
+        return Loader(registry()).structure({"prompt": ""} | table, RunConfig, where)
     except ConfigError as error:
         text = str(error)
         for name in given:
@@ -91,35 +102,39 @@ def _with_sides(table: dict[str, Any], size: object, where: str) -> dict[str, An
     return table | {"width": int(found[1]), "height": int(found[2] or found[1])}
 
 
-def replayed(picture: Path, sets: Sequence[str], model: str | None) -> tuple[RunConfig, Composition, Recipe]:
-    """The run and method inside a picture."""
+def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tuple[RunConfig, Composition, Recipe]:
+    """The run and method inside a picture, some fields of the run replaced: where its model is, for one."""
     from vitrail.recipe import read_recipe
 
     recipe = read_recipe(picture)
     if recipe.method is None:
         raise ConfigError(f"{picture}: its method used a strategy that no plugin registers, so it cannot be replayed")
+    if recipe.given:
+        raise ConfigError(
+            f"{picture}: made with {', '.join(recipe.given)}, which a recipe cannot carry; make it again in Python"
+        )
     loader, problems = Loader(registry()), Problems()
     run = composition = None
     with problems.collect():
         tables = override(recipe.method, sets)
         composition = loader.structure(tables, Composition, f"method in {picture}")
     with problems.collect():
-        run = loader.structure(recipe.run | ({"model": model} if model else {}), RunConfig, f"run in {picture}")
-        if not model and not _is_model(run.model):
-            raise ConfigError(
-                f"{picture}: made with the model {run.model!r}, which is not here; give its --model FOLDER"
-            )
-        spec = find_model(run.model, registry())
+        elsewhere = dict.fromkeys(("model_config", "variant", "revision")) if "model" in changes else {}
+        run = loader.structure(recipe.run | elsewhere | changes, RunConfig, f"run in {picture}")
+        for name, value in (("model", run.model), ("image", run.image)):
+            if value is not None and name not in changes and not _is_here(value):
+                raise ConfigError(f"{picture}: made with the {name} {value!r}, which is not here; give its --{name}")
+        spec = find_model(run.model, registry(), ModelOptions.of(run))
         if composition is not None:
-            composition.check(spec.offers, f"model {run.model!r}")
+            composition.check(spec.offers, f"model {run.model!r}", registry())
     problems.tell()
     assert run is not None
     assert composition is not None
     return run, composition, recipe
 
 
-def _is_model(name: str) -> bool:
-    return name in registry().names("models") or Path(name).is_dir()
+def _is_here(name: str) -> bool:
+    return name in registry().names("models") or Path(name).exists() or name.count("/") == 1
 
 
 def check(file: Path, sets: Sequence[str]) -> None:

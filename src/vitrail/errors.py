@@ -1,8 +1,9 @@
 """The errors a user can meet; every message says what, where, why and what to do."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 
 class VitrailError(Exception):
@@ -41,6 +42,23 @@ class PredictionError(VitrailError, ArithmeticError):
     """The network or the scheduler produced values that are not finite."""
 
 
+class OutOfMemory(VitrailError, MemoryError):
+    """A forward does not fit in memory, and cutting it into smaller ones is forbidden or no longer possible."""
+
+
+class DecodeError(VitrailError, RuntimeError):
+    """Latents could not be turned into pictures.
+
+    Attributes:
+        latents: Of all pictures, as they were sampled, Float32[Tensor, "images channels height width"].
+        recipes: One a picture.
+    """
+
+    def __init__(self, reason: str, latents: Any, recipes: Sequence[Any]):
+        super().__init__(reason)
+        self.latents, self.recipes = latents, tuple(recipes)
+
+
 class CommError(VitrailError, RuntimeError):
     """Ranks cannot go on together."""
 
@@ -63,11 +81,13 @@ class CommAborted(CommError):
     Attributes:
         culprit: The rank where it began.
         reason: What happened there.
+        kept: If all was sampled here by then, what a failed decode would have raised; else None.
     """
 
     def __init__(self, culprit: int, reason: str):
         super().__init__(f"rank {culprit} ended the run: {reason}")
         self.culprit, self.reason = culprit, reason
+        self.kept: DecodeError | None = None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

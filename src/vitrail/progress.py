@@ -30,6 +30,7 @@ class Progress:
         self._task: Any = None
         self._views: list[int] = []  # of every step of one picture
         self._num_stages = self._num_images = 1
+        self._first = 0
         self._picture = -1
         self._measured: tuple[float, int] | None = None  # when the first step was done, and its views
         self._pause, self._shown = FIRST_PAUSE_S, 0.0
@@ -38,6 +39,7 @@ class Progress:
         """Learn what each step will cost."""
         self._views = [stage.num_views for stage in plan.stages for _ in range(stage.num_steps)]
         self._num_stages, self._num_images = len(plan.stages), num_images
+        self._first = plan.first_step
 
     def __enter__(self) -> Progress:
         if self._wants_bar:
@@ -67,11 +69,11 @@ class Progress:
 
     @hookimpl
     def vitrail_step_end(self, step: Any) -> None:
-        now, steps = time.monotonic(), len(self._views)
-        views = self._picture * sum(self._views) + sum(self._views[: step.index + 1])
+        now, steps, done = time.monotonic(), len(self._views), step.index + 1 - self._first
+        views = self._picture * sum(self._views) + sum(self._views[:done])
         left = self._left(now, views)
-        last = step.index + 1 == steps and self._picture + 1 == self._num_images
-        text = f"step {step.index + 1}/{steps}, stage {step.stage + 1}/{self._num_stages}"
+        last = done == steps and self._picture + 1 == self._num_images
+        text = f"step {done}/{steps}, stage {step.stage + 1}/{self._num_stages}"
         if self._num_images > 1:
             text = f"picture {self._picture + 1}/{self._num_images}, {text}"
         if self._bar is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,24 +45,29 @@ class Recipe:
         run: The fields of ``RunConfig``.
         method: The composition with every default spelt out, or None if a strategy is not registered.
         versions: Of Vitrail, its random streams and the libraries that shape the picture.
+        given: Names of inputs that shaped the picture and are not in here, such as a ControlNet's hint.
     """
 
     run: dict[str, Any] = field(validator=v.instance_of(dict))
     method: dict[str, Any] | None = field(validator=v.optional(v.instance_of(dict)))
     versions: dict[str, str] = field(validator=v.instance_of(dict))
+    given: list[str] = field(factory=list, validator=v.instance_of(list))
 
     @classmethod
-    def of(cls, config: RunConfig, composition: Composition) -> Recipe:
+    def of(cls, config: RunConfig, composition: Composition, given: Sequence[str] = ()) -> Recipe:
         """The recipe of one picture; a model's folder and a method's file are named without their path."""
         run = attrs.asdict(config)
         run["method"] = Path(run["method"]).stem
-        if run["model"] not in registry().names("models"):
+        if run["model"] not in registry().names("models") and Path(run["model"]).expanduser().exists():
             run["model"] = Path(run["model"]).expanduser().resolve().name
+        for name in ("image", "model_config"):
+            if run[name] is not None:
+                run[name] = Path(run[name]).name
         try:
             method = Loader(registry()).unstructure(composition)
         except ConfigError:
             method = None
-        return cls(run, method, current_versions())
+        return cls(run, method, current_versions(), list(given))
 
     @property
     def digest(self) -> str:

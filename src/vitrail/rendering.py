@@ -19,7 +19,8 @@ from attrs import field, frozen
 from vitrail.core.composition import Composition
 from vitrail.core.run_config import RunConfig
 from vitrail.discovery import registry
-from vitrail.errors import ConfigError, Problems, nearest
+from vitrail.errors import ConfigError, Problems
+from vitrail.kept_latents import latents_written
 from vitrail.progress import Progress
 from vitrail.ranks import Placement, RankOptions, place, run_ranks, start_ranks
 from vitrail.recipe import digest_of
@@ -28,11 +29,10 @@ from vitrail.terminal import console, say
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vitrail.backbones.memory import Forecast
     from vitrail.comm.communicator import RankCommunicator
     from vitrail.result import Plan, Report, Result
     from vitrail.sampler import Sampler
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @frozen(kw_only=True)
@@ -43,7 +43,6 @@ class RenderOptions:
         output: PNG file, named after the prompt if None.
         force: Overwrite it.
         device: A torch device, or None.
-        dtype: Of the networks.
         dry_run: Show the plan and stop.
         ranks: How many, and how they talk.
         checkpoint: A file to go on from and to write, or None.
@@ -54,7 +53,6 @@ class RenderOptions:
     output: Path | None = None
     force: bool = False
     device: str | None = None
-    dtype: str = "float32"
     dry_run: bool = False
     ranks: RankOptions = field(factory=RankOptions)
     checkpoint: Path | None = None
@@ -69,14 +67,16 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
         raise SystemExit(start_ranks(placement))
     out = console(quiet=not placement.speaks)
     say(out, f"loading model {run.model}")
-    from vitrail.backbones.stable_diffusion import quiet_libraries
+    from vitrail.backbones.memory import forecast
+    from vitrail.backbones.pipeline_backbone import quiet_libraries
     from vitrail.sampler import Sampler, Spread
 
     quiet_libraries()
     device = options.device or _rank_device(placement)
-    first = Sampler.from_pretrained(run.model, composition, device=device, dtype=options.dtype)
+    first = Sampler.of(run, composition, device)
     plan = first.plan(run)
-    say(out, [*notes, *plan_lines(run, plan), *rank_lines(placement, run, plan)])
+    outlook = forecast(first.engine(run, run.seed), first.backbone, placement.world_size, run.row_batch)
+    say(out, [*notes, *plan_lines(run, plan), *memory_lines(outlook), *rank_lines(placement, run, plan, outlook.rows)])
     if options.dry_run:
         return
 
@@ -88,11 +88,11 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
             checkpoint_every=options.checkpoint_every,
         )
         if communicator.rank > 0:
-            return Sampler(first.backbone, composition, model=run.model).run(run, spread=spread)
+            return first.again().run(run, spread=spread)
         progress = Progress(out, bar=out.is_terminal and not _is_verbose())
         progress.expect(plan, run.num_images)
-        sampler = Sampler(first.backbone, composition, model=run.model, plugins=[("progress", progress)])
-        with _stop_on_interrupt(sampler, out), progress:
+        sampler = first.again([("progress", progress)])
+        with _stop_on_interrupt(sampler, out), progress, latents_written(out, paths, run.model):
             return sampler.run(run, spread=spread)
 
     on_cuda = first.backbone.device.type == "cuda"
@@ -101,14 +101,24 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
         _write(out, run, plan, result, paths, options)
 
 
-def rank_lines(placement: Placement, run: RunConfig, plan: Plan) -> Iterator[str]:
+def memory_lines(outlook: Forecast) -> Iterator[str]:
+    """What a forward takes, as far as it is known."""
+    rows = f"  {outlook.rows} row{'s' * (outlook.rows > 1)} a forward"
+    if outlook.need_bytes is None or outlook.free_bytes is None:
+        yield rows
+        return
+    need, free = (f"{count / 1e9:.2f} GB" for count in (outlook.need_bytes, outlook.free_bytes))
+    yield f"{rows}: about {need} beside the weights, of {free} that are free"
+
+
+def rank_lines(placement: Placement, run: RunConfig, plan: Plan, row_batch: int) -> Iterator[str]:
     """How many ranks, if there are several, and whether all have something to do."""
     if placement.world_size == 1:
         return
     yield f"  {placement.world_size} ranks, {placement.options.comm or 'as processes'}"
     branches = 2 if run.guidance_scale > 1.0 else 1
     for stage in plan.stages:
-        batches = math.ceil(stage.num_views * branches / run.row_batch)
+        batches = math.ceil(stage.num_views * branches / row_batch)
         if batches < placement.world_size:
             yield (
                 f"  stage {stage.stage + 1} has {batches} micro-batch{'es' * (batches > 1)} a step, which is work for "
@@ -118,7 +128,7 @@ def rank_lines(placement: Placement, run: RunConfig, plan: Plan) -> Iterator[str
 
 def _rank_device(placement: Placement) -> str | None:
     """With one process a rank on CUDA, each has a device of its own."""
-    from vitrail.backbones.stable_diffusion import default_device
+    from vitrail.backbones.loading import default_device
 
     if placement.environment is None or default_device() != "cuda":
         return None
@@ -131,9 +141,6 @@ def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], Placemen
     placement = None
     with problems.collect():
         placement = place(options.ranks)
-    with problems.collect():
-        if options.dtype not in DTYPES:
-            raise ConfigError(f"--dtype: no number format named {options.dtype!r}{nearest(options.dtype, DTYPES)}")
     with problems.collect():
         paths = output_paths(run, options.output, options.force)
     for option, path in (("--checkpoint", options.checkpoint), ("--trace", options.trace)):
@@ -197,6 +204,7 @@ def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list
             save_picture(image, recipe, partial)
             say(out, f"{partial}: what was predicted after {rest} of {steps} steps, seed {recipe.run['seed']}")
     say(out, _summary(result.report))
+    say(out, result.report.notes, style="yellow")
     _tell_ranks(out, result, options)
     if complete < run.num_images:
         if options.checkpoint is not None:

@@ -34,6 +34,7 @@ class Plan:
     stages: tuple[StagePlan, ...]
     canvas: Canvas
     model_calls: int  # rows that the network will see, for one picture
+    first_step: int = 0  # where it begins; more than 0 if it starts from a picture
 
 
 @frozen(kw_only=True)
@@ -46,6 +47,7 @@ class Report:
     engine_s: float  # everything in the loop, ``predict_s`` included
     decode_s: float
     interrupted: bool
+    notes: tuple[str, ...] = field(converter=as_tuple, default=())  # what was done for want of memory, by rank
 
 
 @frozen(kw_only=True, eq=False)

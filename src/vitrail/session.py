@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
-from attrs import evolve, frozen
+from attrs import evolve
 
+from vitrail.call import Call
 from vitrail.comm.agreement import agree
 from vitrail.comm.chrome import as_data, from_data
 from vitrail.comm.in_process import solo
-from vitrail.core.checkpoint import Checkpoints
+from vitrail.core.checkpoint import Checkpoints, kept_row_batch
 from vitrail.core.exchange import Exchange
 from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
 from vitrail.core.run_state import Sampled
 from vitrail.errors import CommAborted, ConfigError, VitrailError
+from vitrail.kept_latents import latents_kept
 from vitrail.recipe import Recipe, digest_of
 from vitrail.result import Report, Result
 
@@ -29,55 +29,32 @@ if TYPE_CHECKING:
     from vitrail.comm.protocol import Communicator
     from vitrail.comm.trace import Recorder
     from vitrail.core.engine import Engine
+    from vitrail.core.forwarding import Forwarding
     from vitrail.core.step import Step
     from vitrail.sampler import Sampler
-
-OutputType = Literal["pil", "pt", "latent"]
-Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
-
-
-@frozen(kw_only=True)
-class Spread:
-    """How a run is spread over ranks and kept; none of it reaches the picture.
-
-    Attributes:
-        communicator: Of this rank; None is one rank alone.
-        speeds: Relative speeds of the ranks, alike on all; () for equal ones.
-        checkpoint: A file to go on from and to write, or None.
-        checkpoint_every: Steps between two writes.
-    """
-
-    communicator: Communicator | None = None
-    speeds: Sequence[float] = ()
-    checkpoint: Path | None = None
-    checkpoint_every: int = 5
 
 
 class Session:
     """A run in work."""
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        config: RunConfig,
-        callback: Callback | None,
-        output_type: OutputType,
-        spread: Spread,
-        stop: Callable[[], bool],
-    ):
-        self._sampler, self._config, self._callback, self._output_type = sampler, config, callback, output_type
-        self._spread, self._stop = spread, stop
-        self._communicator = spread.communicator or solo()
+    def __init__(self, sampler: Sampler, call: Call):
+        self._sampler, self._call, self._config, self._spread = sampler, call, call.config, call.spread
+        self._communicator = call.spread.communicator or solo()
         self._began = self._communicator.trace.clock()
-        self._log = logger().bind(run_id=digest_of(repr(config)), rank=self._communicator.rank)
+        self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
         self._stopped = False
+        self._first = 0
+        self._split: Communicator | None = None
+        self._forwarding: Forwarding | None = None  # one for all pictures, so that what was learnt stays
 
-    def run(self, latents: Tensor | None) -> Result:
-        """Sample and decode all pictures.
+    def run(self) -> Result:
+        """Sample and decode all pictures; the backbone is released afterwards, however it ends."""
+        try:
+            return self._run()
+        finally:
+            self._sampler.backbone.release()
 
-        Args:
-            latents: Standard normal noise to start from, or None for the seed's.
-        """
+    def _run(self) -> Result:
         import torch
 
         config, begin = self._config, time.perf_counter()
@@ -85,28 +62,35 @@ class Session:
         try:
             with torch.inference_mode():
                 self._check_alike()
+                self._config = self._resolved()
                 checkpoints = self._open_checkpoints()
                 done = []
                 for seed in seeds:
                     if not self._stopped:
-                        done.append(self._sample(seed, latents, checkpoints))
-                done = [one for one in done if one.steps] or done[:1]  # one that was stopped at once shows nothing
+                        done.append(self._sample(seed, checkpoints))
+                begun = [one for one in done if one.steps > self._first]  # one that was stopped at once shows nothing
+                done = begun or done[:1]
                 final = torch.cat([one.latents for one in done])
                 decoding = time.perf_counter()
-                images = [] if self._output_type == "latent" else self._decode(final)
+                recipes = [self._recipe(seed) for seed in seeds[: len(done)]]
+                with latents_kept(final, recipes):  # as long as another rank may still fail
+                    self._close_split()
+                    images = [] if self._call.output_type == "latent" else self._decode(final)
+                    now = time.perf_counter()
+                    notes, traces = self._notes(), self._traces()
         except CommAborted:
             raise  # told by the rank where it began
         except VitrailError as error:
             self._log.error("run.failed", error=str(error))
             raise
-        now = time.perf_counter()
         report = Report(
-            steps=sum(one.steps for one in done),
+            steps=sum(one.steps - self._first for one in done),
             model_calls=sum(one.timings.rows for one in done),
             predict_s=sum(one.timings.predict_s for one in done),
             engine_s=sum(one.timings.total_s for one in done),
             decode_s=now - decoding,
             interrupted=self._stopped,
+            notes=notes,
         )
         self._log.info(
             "run.finished",
@@ -116,8 +100,7 @@ class Session:
             steps=report.steps,
             model_calls=report.model_calls,
         )
-        recipes = [self._recipe(seed) for seed in seeds[: len(done)]]
-        return Result(images=images, latents=final, report=report, recipes=recipes, traces=self._traces())
+        return Result(images=images, latents=final, report=report, recipes=recipes, traces=traces)
 
     def _traces(self) -> list[Recorder]:
         """What every rank did, on every rank."""
@@ -127,8 +110,26 @@ class Session:
         data = as_data(own)
         return [from_data(communicator.broadcast_object(data, rank)) for rank in range(communicator.world_size)]
 
+    def _notes(self) -> list[str]:
+        """What every rank did for want of memory, on every rank."""
+        communicator, own = self._communicator, list(self._forwarding.notes if self._forwarding else ())
+        if communicator.world_size == 1:
+            return own
+        every = [communicator.broadcast_object(own, rank) for rank in range(communicator.world_size)]
+        return [f"rank {rank}: {note}" for rank, notes in enumerate(every) for note in notes]
+
     def _recipe(self, seed: int) -> Recipe:
-        return Recipe.of(evolve(self._config, seed=seed, num_images=1), self._sampler.composition)
+        config = evolve(self._config, seed=seed, num_images=1)
+        return Recipe.of(config, self._sampler.composition, self._call.extras.given())
+
+    def _resolved(self) -> RunConfig:
+        """The run with what is left to this machine decided; the same on every rank."""
+        from vitrail.backbones.memory import resolve
+
+        config = self._config
+        if config.row_batch is None:
+            config = evolve(config, row_batch=kept_row_batch(self._spread.checkpoint, self._communicator))
+        return resolve(config, self._engine(config.seed, self._communicator), self._sampler.backbone)
 
     def _check_alike(self) -> None:
         """Whether all ranks mean the same run; costs one exchange."""
@@ -140,6 +141,7 @@ class Session:
             "run": json.dumps(attrs.asdict(self._config), sort_keys=True),
             "composition": repr(self._sampler.composition),
             "versions": json.dumps(recipe.versions, sort_keys=True),
+            "extras": ", ".join(self._call.extras.given()) or "none",
             "weights": self._sampler.backbone.fingerprint(),
             "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, relays {relays}",
             "checkpoint": f"every {self._spread.checkpoint_every}" if self._spread.checkpoint else "none",
@@ -157,23 +159,28 @@ class Session:
         checkpoints.open(self._device())
         return checkpoints
 
-    def _sample(self, seed: int, latents: Tensor | None, checkpoints: Checkpoints | None) -> Sampled:
+    def _sample(self, seed: int, checkpoints: Checkpoints | None) -> Sampled:
         """One picture's latents, clean as predicted so far if the run was stopped."""
+        self._close_split()
         number = seed - self._config.seed
-        communicator = self._communicator.split(f"picture {number}")
-        done = self._sample_on(communicator, number, seed, latents, checkpoints)
-        communicator.close()
-        return done
+        self._split = self._communicator.split(f"picture {number}")
+        return self._sample_on(self._split, number, seed, checkpoints)
+
+    def _close_split(self) -> None:
+        """Close the last picture's communicator; late, since a rank that failed meanwhile raises here."""
+        if self._split is not None:
+            self._split.close()
+            self._split = None
 
     def _sample_on(
         self,
         communicator: Communicator,
         number: int,
         seed: int,
-        latents: Tensor | None,
         checkpoints: Checkpoints | None,
     ) -> Sampled:
         engine = self._engine(seed, communicator)
+        self._first = engine.first
         if checkpoints is not None and number < len(checkpoints.finished):
             return Sampled(checkpoints.finished[number].to(self._device()), len(engine.steps()))
         model_calls = engine.count_rows()
@@ -186,8 +193,8 @@ class Session:
             model_calls=model_calls,
         )
         engine.stages.run_start(len(engine.steps()), engine.canvas, model_calls)
-        start = self._noise(engine, latents).to(self._device()) * engine.stepper.init_noise_sigma
-        done = engine.run(start, self._stop, lambda step, new: self._call_back(engine, step, new), checkpoints)
+        start, stop = self._start(engine), self._call.stop
+        done = engine.run(start, stop, lambda step, new: self._call_back(engine, step, new), checkpoints)
         if done.steps < len(engine.steps()):
             self._stopped = True
             if done.prediction is not None:
@@ -198,30 +205,62 @@ class Session:
             checkpoints.finish(done.latents)
         return done
 
-    def _noise(self, engine: Engine, latents: Tensor | None) -> Tensor:
-        shape = (1, self._sampler.backbone.latent_channels, engine.canvas.height, engine.canvas.width)
-        noise = engine.streams.normal(shape, "initial-latents") if latents is None else latents
+    def _start(self, engine: Engine) -> Tensor:
+        """The first latents: noise, or a picture with the noise of the step to begin at."""
+        noise = self._noise(engine).to(self._device())
+        picture = self._picture(engine)
+        if picture is None:
+            return noise * engine.stepper.init_noise_sigma
+        return engine.stepper.noised(picture, noise, engine.first)
+
+    def _noise(self, engine: Engine) -> Tensor:
+        shape, latents = self._shape(engine), self._call.extras.latents
+        noise: Tensor = engine.streams.normal(shape, "initial-latents") if latents is None else latents
         if tuple(noise.shape) != shape:
             raise ConfigError(f"latents must be {shape} for this canvas, got {tuple(noise.shape)}")
         return noise
 
+    def _shape(self, engine: Engine) -> tuple[int, int, int, int]:
+        return (1, self._sampler.backbone.latent_channels, engine.canvas.height, engine.canvas.width)
+
+    def _picture(self, engine: Engine) -> Tensor | None:
+        """Latents of the picture to start from, if there is one."""
+        from vitrail.picture import open_picture, pad_picture
+
+        config, shape, picture = self._config, self._shape(engine), self._call.extras.image
+        if picture is None and config.image is None:
+            return None
+        backbone = self._sampler.backbone
+        if tuple(getattr(picture, "shape", ())) == shape:
+            return cast("Tensor", picture).to(self._device())
+        picture = open_picture(config.image) if picture is None else picture
+        read = backbone.read_picture(picture, config.height, config.width)
+        factor = backbone.vae_scale_factor
+        read = pad_picture(read, factor * engine.canvas.height, factor * engine.canvas.width)
+        noise = engine.streams.normal(shape, "image-latents").to(read.device)
+        return cast("Tensor", backbone.encode(read, noise))
+
     def _call_back(self, engine: Engine, step: Step, new: Tensor) -> Tensor:
-        if self._callback is None:
+        if self._call.callback is None:
             return new
-        given = self._callback(self._sampler, step.index, engine.stepper.timesteps[step.index], {"latents": new})
+        given = self._call.callback(self._sampler, step.index, engine.stepper.timesteps[step.index], {"latents": new})
         replaced: Tensor = (given or {}).get("latents", new)
         return replaced
 
     def _engine(self, seed: int, communicator: Communicator) -> Engine:
         exchange = Exchange.among(communicator, self._spread.speeds)
-        return self._sampler.engine(self._config, seed, exchange, watched=self._callback is not None)
+        watched = self._call.callback is not None
+        engine = self._sampler.engine(self._config, seed, exchange, watched, self._call.extras)
+        self._forwarding = self._forwarding or engine.forwarding
+        return evolve(engine, forwarding=self._forwarding)
 
     def _decode(self, latents: Tensor) -> list[Any]:
         backbone, config = self._sampler.backbone, self._config
         exchange = Exchange.among(self._communicator, self._spread.speeds)
         with self._communicator.trace.span("compute", "decode"):
-            pictures = [backbone.decode(one[None], exchange)[..., : config.height, : config.width] for one in latents]
-        if self._output_type == "pt":
+            decoded = [backbone.decode(one[None], exchange, config.wrap, config.memory == "auto") for one in latents]
+        pictures = [picture[..., : config.height, : config.width] for picture in decoded]
+        if self._call.output_type == "pt":
             return [picture[0] for picture in pictures]
         return [backbone.to_pil(picture)[0] for picture in pictures]
 

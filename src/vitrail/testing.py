@@ -14,17 +14,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from vitrail.core.assembly import permute_views, restore_order
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 from vitrail.core.registry import MEMBERS, Registry
+from vitrail.core.run_config import Wrap
 from vitrail.core.step import Step
 from vitrail.core.streams import Streams
 from vitrail.core.views import Canvas, Span, View, check_cover
 
 CHANNELS = 4
+WRAPS: tuple[Wrap, ...] = ("none", "x", "y", "xy")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
@@ -52,30 +55,58 @@ def make_prediction(shape: tuple[int, ...], step: Step, seed: int = 0) -> Predic
 
 
 def check_patching(patching: Any) -> None:
-    """Views lie on the canvas and cover it; a permutation is one; the same seed gives the same views.
+    """Views lie on the canvas and cover it, whether or not its ends meet.
+
+    What is read from a canvas and put back is the canvas; a permutation is one; the same seed gives the same views.
 
     A patching that names a ``views`` field other than "all" may leave the rest to its fusion.
     """
     strategy = _instance("patching", patching)
     for height, width in ((8, 8), (16, 16), (17, 31), (40, 24), (64, 48)):
-        canvas = Canvas(height, width, 16)
-        down, right = strategy.granularity(canvas)
-        assert down >= 1 and right >= 1, f"granularity must be positive, got {(down, right)}"
-        canvas = canvas.padded(down, right)
-        for index in (0, 3):
-            step = make_step(index)
-            patches = strategy.patch(step, canvas, CHANNELS, Streams(1))
-            check_cover(patches.views, canvas.height, canvas.width)
-            for view in patches.views:
-                inside = view.rows.start >= 0 and view.rows.stop <= canvas.height
-                inside = inside and view.cols.start >= 0 and view.cols.stop <= canvas.width
-                assert inside, f"{view} leaves the canvas of {canvas.height}x{canvas.width}"
-            if patches.permutation is not None:
-                sample = Streams(2).normal((len(patches.views), 1, CHANNELS, *patches.views[0].shape), "sample")
-                back = restore_order(permute_views(sample, patches), patches)
-                assert torch.equal(back, sample), "permute then un-permute must be the identity"
-            again = strategy.patch(step, canvas, CHANNELS, Streams(1))
-            assert again.views == patches.views, "the same seed must give the same views"
+        for wrap in WRAPS:
+            canvas = _fitting(strategy, Canvas(height, width, 16, wrap=wrap))
+            for index in (0, 3):
+                _check_patches(strategy, make_step(index), canvas)
+
+
+def _fitting(strategy: Any, canvas: Canvas) -> Canvas:
+    """The canvas with sides that the patching can live with: padded, or another picture where its ends meet."""
+    down, right = strategy.granularity(canvas)
+    assert down >= 1 and right >= 1, f"granularity must be positive, got {(down, right)}"
+    if canvas.wraps("y"):
+        canvas = evolve(canvas, height=canvas.height + -canvas.height % down)
+    if canvas.wraps("x"):
+        canvas = evolve(canvas, width=canvas.width + -canvas.width % right)
+    return canvas.padded(down, right)
+
+
+def _check_patches(strategy: Any, step: Step, canvas: Canvas) -> None:
+    patches = strategy.patch(step, canvas, CHANNELS, Streams(1))
+    check_cover(patches.views, canvas.height, canvas.width)
+    for view in patches.views:
+        inside = _lies_on(view.vertical, canvas.height, canvas.wraps("y"))
+        inside = inside and _lies_on(view.horizontal, canvas.width, canvas.wraps("x"))
+        assert inside, f"{view} leaves the canvas of {canvas.height}x{canvas.width} with wrap {canvas.wrap!r}"
+        assert view.turned.shape == view.shape, "a turned view has the same cells"
+    picture = Streams(3).normal((1, CHANNELS, canvas.height, canvas.width), "canvas")
+    total, seen = torch.zeros_like(picture), torch.zeros_like(picture)
+    for view in patches.views:
+        view.add_to(total, view.read(picture))
+        view.add_to(seen, torch.ones(1, CHANNELS, *view.shape))
+    torch.testing.assert_close(total / seen, picture, rtol=1e-5, atol=1e-5)
+    if patches.permutation is not None:
+        sample = Streams(2).normal((len(patches.views), 1, CHANNELS, *patches.views[0].shape), "sample")
+        back = restore_order(permute_views(sample, patches), patches)
+        assert torch.equal(back, sample), "permute then un-permute must be the identity"
+    again = strategy.patch(step, canvas, CHANNELS, Streams(1))
+    turns = [(view, view.turn) for view in patches.views]
+    assert [(view, view.turn) for view in again.views] == turns, "the same seed must give the same views"
+
+
+def _lies_on(span: Span, length: int, wraps: bool) -> bool:
+    """Whether a span keeps to an axis, or goes across its ends where they meet."""
+    last = span.start + (span.count - 1) * span.step
+    return span.start >= 0 and (last < length or (wraps and span.length == length))
 
 
 def check_fusion(fusion: Any) -> None:
@@ -83,19 +114,22 @@ def check_fusion(fusion: Any) -> None:
     strategy = _instance("fusion", fusion)
     step = make_step()
     canvas = make_prediction((1, CHANNELS, 16, 16), step)
-    views = [View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2)]
     flat = canvas.model_output[..., :1, :1].expand_as(canvas.model_output).contiguous()
-    cut = Prediction(_cut(canvas.latents, views), _cut(flat, views), step)
-    try:
-        fused = strategy.fuse(step, views, cut, canvas.latents)
-        expected = flat
-    except ValueError:  # a fusion of one view only
-        one = Prediction(cut.latents[:1], cut.model_output[:1], step)
-        fused = strategy.fuse(step, views[:1], one, canvas.latents)
-        clean = one.clean[0].repeat_interleave(2, -1).repeat_interleave(2, -2)
-        expected = Prediction(canvas.latents, fused, step).with_clean(clean).model_output
-    assert fused.shape == canvas.latents.shape, f"expected {tuple(canvas.latents.shape)}, got {tuple(fused.shape)}"
-    torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
+    plain = [View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2)]
+    moved = [View(Span(y, 8, 2, 16), Span(x, 8, 2, 16)) for y in (6, 7) for x in (10, 11)]  # across the ends
+    for views in (plain, moved):
+        cut = Prediction(_cut(canvas.latents, views), _cut(flat, views), step)
+        try:
+            fused = strategy.fuse(step, views, cut, canvas.latents)
+            expected = flat
+        except ValueError:  # a fusion of one view only
+            one = Prediction(cut.latents[:1], cut.model_output[:1], step)
+            fused = strategy.fuse(step, views[:1], one, canvas.latents)
+            clean = one.clean[0].repeat_interleave(2, -1).repeat_interleave(2, -2)
+            clean = clean.roll((views[0].vertical.start, views[0].horizontal.start), (-2, -1))
+            expected = Prediction(canvas.latents, fused, step).with_clean(clean).model_output
+        assert fused.shape == canvas.latents.shape, f"expected {tuple(canvas.latents.shape)}, got {tuple(fused.shape)}"
+        torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
 
 
 def check_guidance(guidance: Any) -> None:
@@ -142,7 +176,7 @@ def _instance(slot: str, strategy: Any) -> Any:
 
 
 def _cut(canvas: Tensor, views: list[View]) -> Tensor:
-    return torch.stack([canvas[..., view.rows, view.cols] for view in views])
+    return torch.stack([view.read(canvas) for view in views])
 
 
 def _tensor(subject: Any) -> Tensor:

@@ -61,6 +61,13 @@ def pids(tmp_path, count, patience=30.0):
     raise AssertionError(f"only {found} of {count} ranks started")
 
 
+def wait_until(happened, patience=30.0):
+    limit = time.monotonic() + patience
+    while not happened():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
 # ---------------------------------------------------------------------- ranks that never join
 
 
@@ -136,8 +143,9 @@ def test_ctrl_c_is_passed_on_to_rank_0_alone(tmp_path):
 def test_a_second_ctrl_c_or_sigterm_ends_all_ranks(tmp_path, signals, code):
     parent = started(tmp_path, WAITS, 2, "stay")
     ranks = pids(tmp_path, 2)
-    for name in signals.split():
-        time.sleep(0.3)
+    for number, name in enumerate(signals.split()):
+        if number:  # two of a kind that are not yet heard are one
+            wait_until((tmp_path / "heard-0").exists)
         parent.send_signal(getattr(signal, f"SIG{name}"))
     parent.communicate(timeout=20)
     assert parent.returncode == code

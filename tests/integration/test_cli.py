@@ -71,7 +71,7 @@ BAD = {
         ["$.stages[0].guidance[0]: guidance 'async' has no key 'scal' (did you mean 'scale'?)"],
     ),
     "--set without a value": ([*FOX, "--set", "scale"], ["--set 'scale': write path=value, e.g. stages.0"]),
-    "unknown dtype": ([*FOX, "--dtype", "float63"], ["no number format named 'float63'", "float16"]),
+    "unknown dtype": ([*FOX, "--dtype", "float63"], ["--dtype: got the text 'float63' (did you mean 'float32'?)"]),
     "output exists": ([*FOX, "-o", "taken.png"], ["taken.png: exists; give another name, or --force"]),
     "output is no PNG": ([*FOX, "-o", "fox.jpg"], ["--output fox.jpg: only .png files are written"]),
     "output in no folder": ([*FOX, "-o", "no/fox.png"], ["--output no/fox.png: the folder no does not exist"]),
@@ -184,7 +184,8 @@ def test_broken_weights_are_the_models_fault(run, folder, tmp_path):
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 64)
     answer = run("sample", "a fox", "--model", broken)
-    assert answer.code == 2 and "Error: model 'broken' cannot be loaded: " in answer.err
+    assert answer.code == 2 and "loading" not in answer.out
+    assert f"Error: model '{broken}' cannot be loaded: unet: " in answer.err
 
 
 def test_sample_and_replay(run, folder, tmp_path):
@@ -210,7 +211,7 @@ def test_replay_without_the_model_says_what_to_give(run, folder):
     assert run("sample", "a", "--model", folder, "--size", 64, "--steps", 1, "-m", "direct", "-o", "a.png").code == 0
     answer = run("replay", "a.png")
     assert answer.code == 2
-    assert "a.png: made with the model 'tiny', which is not here; give its --model FOLDER" in answer.err
+    assert "a.png: made with the model 'tiny', which is not here; give its --model" in answer.err
 
 
 def test_config_file_and_flags(run, folder, tmp_path):
@@ -249,7 +250,7 @@ def test_dry_run_costs_no_model_call(run, folder, tmp_path, monkeypatch):
     monkeypatch.delattr(Sampler, "run")
     answer = run("sample", "a fox", "--model", folder, "--size", 256, "--dry-run", "--num-images", 3)
     assert answer.code == 0
-    assert answer.out.splitlines()[-1].endswith(" evaluations of the network for 3 pictures")
+    assert any(line.endswith(" evaluations of the network for 3 pictures") for line in answer.out.splitlines())
     assert list(tmp_path.iterdir()) == []
 
 

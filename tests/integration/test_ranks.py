@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from rank_programs import everything
 from schedulers import new_scheduler
+from tiny_families import FAMILIES
 from toy import ASG, DETAIL, STRUCTURE, sample, toy_sampler
 from vitrail.comm import Gloo, InProcess, Simulated
 from vitrail.comm.schedule import Fault, SeededSchedule
@@ -21,6 +23,7 @@ from vitrail.sampler import Sampler, Spread
 
 RUN = RunConfig(prompt="", height=128, width=128, num_inference_steps=6)
 RANKS = (2, 3, 4, 5, 8)
+FEW = RANKS if os.environ.get("VITRAIL_PROFILE") == "long" else (2, 3, 5)  # of real networks
 BACKENDS = {"in-process": InProcess(timeout=60), "simulated": Simulated(timeout=60)}
 APART = {**STRUCTURE, "patching": {"type": "lattice", "interaction": "none"}}  # needs no collective
 SYNC = {**APART, "guidance": [{"type": "sync", "scale": 0.7, "form": "literal"}]}
@@ -82,7 +85,7 @@ def test_e2_every_method_gives_the_same_picture_on_any_number_of_ranks(name, pip
     call = {"height": 136, "width": 200, "num_inference_steps": 2, "output_type": "pt", "row_batch": 2, "seed": 3}
     alone = sampler("a fox", **call).images[0]
     for backend in BACKENDS.values():
-        for world_size in (2, 3, 5):
+        for world_size in FEW:
 
             def program(communicator):
                 own = Sampler(sampler.backbone, sampler.composition, model="pipeline")
@@ -230,3 +233,17 @@ def test_f1_a_crash_anywhere_ends_every_rank_and_names_it(rank, point, stages):
     assert set(others) == {0, 1, 2} - {rank} - set(outcome.results)
     assert all(isinstance(error, CommAborted) and error.culprit == rank for error in others.values())
     assert math.isfinite(outcome.makespan)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_e2_every_family_gives_the_same_picture_on_three_ranks(family):
+    sampler = Sampler.from_pipeline(FAMILIES[family](), "cutdiffusion" if family == "sd3" else "asg")
+    call = {"height": 128, "width": 136, "num_inference_steps": 2, "output_type": "pt", "row_batch": 2, "seed": 3}
+    alone = sampler("a fox", **call).images[0]
+
+    def program(communicator):
+        return sampler.again()("a fox", spread=Spread(communicator=communicator), **call).images[0]
+
+    with torch.inference_mode():
+        for image in BACKENDS["in-process"].run(3, program):
+            assert torch.equal(image, alone)

@@ -151,7 +151,7 @@ def test_recipe_with_wrong_values_tells_all(tmp_path):
     method = {"stages": [{"patching": "windos", "fusion": "average"}]}
     path = saved_with(tmp_path, json.dumps({"run": run, "method": method, "versions": {}}))
     with pytest.raises(ConfigError) as caught:
-        replayed(path, (), None)
+        replayed(path, (), {})
     for part in ("$.seed: must be >= 0", "no key 'siez'", "$.stages[0].patching: no patching named 'windos'"):
         assert part in str(caught.value)
 
@@ -159,7 +159,7 @@ def test_recipe_with_wrong_values_tells_all(tmp_path):
 def test_method_that_cannot_be_written_is_said_on_replay(tmp_path):
     save_picture(GREY, attrs.evolve(recipe_of(), method=None), tmp_path / "a.png")
     with pytest.raises(ConfigError, match="used a strategy that no plugin registers"):
-        replayed(tmp_path / "a.png", (), None)
+        replayed(tmp_path / "a.png", (), {})
 
 
 def test_other_versions_are_told():

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 from toy import toy_sampler
 from vitrail.core.log import EVENTS
 from vitrail.core.run_config import RunConfig
-from vitrail.errors import CapabilityError, ConfigError
+from vitrail.errors import CapabilityError, ConfigError, ModelError
 from vitrail.methods import load_method
 from vitrail.sampler import Sampler
 
@@ -167,12 +167,12 @@ def test_wrong_options_are_refused_before_the_first_step(sampler, option, expect
 
 
 def test_only_pipelines_that_are_known_are_taken(pipe):
-    class StableDiffusionXLPipeline:
+    class KandinskyPipeline:
         """Another class."""
 
-    with pytest.raises(ConfigError, match="takes StableDiffusionPipeline, got StableDiffusionXLPipeline"):
-        Sampler.from_pipeline(StableDiffusionXLPipeline(), "direct")
-    with pytest.raises(ConfigError, match="takes StableDiffusionPipeline, got str"):
+    with pytest.raises(ModelError, match=r"no adapter for 'KandinskyPipeline'.*StableDiffusionPipeline"):
+        Sampler.from_pipeline(KandinskyPipeline(), "direct")
+    with pytest.raises(ModelError, match="no adapter for 'str'"):
         Sampler.from_pipeline("a/folder", "direct")
     with pytest.raises(ConfigError, match="no method named 'dirct' \\(did you mean 'direct'\\?\\)"):
         Sampler.from_pipeline(pipe, "dirct")

@@ -2,23 +2,23 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from attrs import evolve
+from attrs import evolve, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from tiny import NATIVE
-from vitrail.backbones.attention import capture_maps, cross_attentions, layer_shape
-from vitrail.backbones.stable_diffusion import StableDiffusionBackbone
+from vitrail.core.composition import Composition, Stage
 from vitrail.core.protocols import AttentionRequest, Predicted
 from vitrail.core.streams import Streams
-from vitrail.errors import CapabilityError
-from vitrail.plugins.masking import STOP_WORDS, NoMask, ParameterFreeAttention, UpBlockAttention
+from vitrail.errors import CapabilityError, CompositionError
+from vitrail.plugins.fusion import Average
+from vitrail.plugins.masking import STOP_WORDS, JointAttention, NoMask, ParameterFreeAttention, UpBlockAttention
+from vitrail.plugins.patching import Whole
 from vitrail.testing import make_prediction, make_step
 
 SEEDS = st.integers(0, 2**32)
-SOURCES = [UpBlockAttention, ParameterFreeAttention]
+FOLLOWERS = [UpBlockAttention, JointAttention]
+SOURCES = [*FOLLOWERS, ParameterFreeAttention]
 SIDE = 8
 
 
@@ -132,108 +132,63 @@ def test_what_differs_from_the_border_is_the_object():
     assert mask[0, 0][inside].min() > mask[0, 0][~inside].max()
 
 
+@pytest.mark.parametrize("cls", FOLLOWERS)
+@given(seed=SEEDS)
+def test_a_map_can_keep_its_floor(cls, seed):
+    heat = heat_of(seed) + 0.05
+    mask, _ = ask(cls(normalise="max", clip=0.0), heat=heat)
+    torch.testing.assert_close(mask, heat / heat.max())
+
+
+def test_up_blocks_and_joint_attention_make_the_same_of_a_map():
+    options = {"words": ("fox",), "tokens": "max", "clip": 0.1, "ema": 0.3, "ramp_steps": 3}
+    masks = [ask(cls(**options), 1, state=heat_of(9))[0] for cls in FOLLOWERS]
+    assert torch.equal(*masks)
+    requests = [cls(layers=(0, -1), **options).request for cls in FOLLOWERS]
+    assert [request.kind for request in requests] == ["cross", "joint"]
+    assert evolve(requests[0], kind="joint") == requests[1]
+    assert requests[0] == AttentionRequest((0, -1), STOP_WORDS, "cross", ("fox",), "max")
+
+
+def test_a_lone_word_is_no_list_of_letters():
+    assert UpBlockAttention(words="fox") == UpBlockAttention(words=["fox"])
+
+
+def composed(masking):
+    return Composition(stages=[Stage(patching=Whole(), fusion=Average(), masking=masking)])
+
+
 @pytest.mark.parametrize(
-    ("prompt", "skip", "content"),
+    ("masking", "adapter", "instead"),
     [
-        ("a fox", STOP_WORDS, (2,)),
-        ("a fox", frozenset(), (1, 2)),
-        ("of a", STOP_WORDS, (1, 2)),  # this vocabulary has no word "of": "o" and "f" are letters, "a" is a stop word
-        ("a", STOP_WORDS, ()),
-        ("", frozenset(), ()),
-        (", !", frozenset(), ()),
+        (UpBlockAttention, "sd3", "joint-attention, none or pfsa"),
+        (JointAttention, "sd", "none, pfsa or up-block-attention"),
+        (JointAttention, "sdxl", "none, pfsa or up-block-attention"),
     ],
 )
-def test_markers_stop_words_and_signs_are_no_content(pipe, prompt, skip, content):
-    conditioning = StableDiffusionBackbone(pipe).encode_prompt(prompt, "", AttentionRequest(skip_words=skip))
-    assert conditioning.content == content
+def test_a_model_without_the_maps_is_refused_with_what_would_do(masking, adapter, instead, names):
+    offers, need = names.get("backbones", adapter).offers, next(iter(masking.needs))
+    told = rf"stages\.0\.masking: {masking.__name__} needs '{need}'; {instead} would do\n"
+    with pytest.raises(CapabilityError, match=told):
+        composed(masking()).check(offers, "model 'x'", names)
+    with pytest.raises(CapabilityError, match=rf"needs '{need}'\n"):
+        composed(masking()).check(offers, "model 'x'")
 
 
-@pytest.fixture
-def inputs():
-    streams = Streams(0)
-    rows = 3
-    return (
-        streams.normal((rows, 4, NATIVE, NATIVE), "latents"),
-        torch.tensor(500),
-        streams.normal((rows, 16, 32), "text"),
-    )
+@frozen
+class Elsewhere:
+    """A strategy of a slot that no registry knows."""
+
+    needs = frozenset({"magic"})
 
 
-def forward(unet, inputs):
-    with torch.inference_mode():
-        return unet(*inputs, return_dict=False)[0]
+def test_a_slot_that_nothing_is_registered_in_is_told_without_names(names, monkeypatch):
+    monkeypatch.setattr(Stage, "strategies", lambda _: iter([("wand", Elsewhere())]))
+    with pytest.raises(CapabilityError, match=r"stages\.0\.wand: Elsewhere needs 'magic'\n"):
+        composed(NoMask()).check(frozenset(), "model 'x'", names)
 
 
-def explicit_map(unet, inputs, layers, rows, tokens):
-    """softmax(q k^T / sqrt(d)), averaged, from what the network's own to_q and to_k gave."""
-    seen, handles = {}, []
-    modules = cross_attentions(unet, layers)
-    for module in modules:
-        for part in ("to_q", "to_k"):
-            hook = lambda _, __, output, at=(module, part): seen.update({at: output})  # noqa: E731
-            handles.append(getattr(module, part).register_forward_hook(hook))
-    forward(unet, inputs)
-    for handle in handles:
-        handle.remove()
-    maps = []
-    for module in modules:
-        query, key = seen[module, "to_q"][rows], seen[module, "to_k"][rows]
-        total = 0
-        for head in range(module.heads):
-            width = query.shape[-1] // module.heads
-            part = slice(head * width, (head + 1) * width)
-            scores = (query[..., part] @ key[..., part].transpose(1, 2) / width**0.5).softmax(-1)
-            total = total + scores[..., tokens].mean(-1)
-        flat = total / module.heads
-        side = int(flat.shape[-1] ** 0.5)
-        flat = flat.view(-1, 1, side, side)
-        maps.append(F.interpolate(flat, (NATIVE, NATIVE), mode="bilinear", align_corners=False))
-    return torch.stack(maps).mean(0)
-
-
-@pytest.mark.parametrize(("layers", "rows", "tokens"), [((), [1], [2]), ((0,), [0, 2], [1, 2, 5])])
-def test_captured_maps_are_the_explicit_softmax(pipe, inputs, layers, rows, tokens):
-    expected = explicit_map(pipe.unet, inputs, layers, rows, tokens)
-    with capture_maps(pipe.unet, layers, rows, tokens) as maps:
-        forward(pipe.unet, inputs)
-    torch.testing.assert_close(maps.mean((NATIVE, NATIVE)), expected, rtol=1e-5, atol=1e-6)
-    assert expected.std() > 0
-
-
-def hooks(unet):
-    return [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in unet.modules()]
-
-
-def test_capturing_changes_no_bit_and_leaves_nothing_behind(pipe, inputs):
-    plain, processors, before = forward(pipe.unet, inputs), dict(pipe.unet.attn_processors), hooks(pipe.unet)
-    with capture_maps(pipe.unet, (), [0], [1]):
-        assert torch.equal(forward(pipe.unet, inputs), plain)
-        assert pipe.unet.attn_processors == processors
-    assert hooks(pipe.unet) == before
-
-    def fail():
-        with capture_maps(pipe.unet, (), [0], [1]):
-            forward(pipe.unet, inputs)
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert hooks(pipe.unet) == before
-    assert pipe.unet.attn_processors == processors
-
-
-@pytest.mark.parametrize("layers", [(1,), (-2,), (0, 7)])
-def test_layers_that_do_not_exist_are_refused(pipe, layers):
-    with pytest.raises(CapabilityError, match="this network has 1 up blocks"):
-        cross_attentions(pipe.unet, layers)
-
-
-@given(height=st.integers(1, 60), width=st.integers(1, 60), halvings=st.integers(0, 4))
-def test_a_layers_shape_is_told_by_its_cells(height, width, halvings):
-    small = height, width
-    for _ in range(halvings):
-        small = (small[0] + 1) // 2, (small[1] + 1) // 2
-    if small[0] * small[1] > 1:
-        assert layer_shape(height, width, small[0] * small[1]) == small
-    with pytest.raises(CapabilityError, match="no halving"):
-        layer_shape(height, width, height * width + 1)
+def test_stages_must_want_the_same_maps():
+    stages = [evolve(composed(UpBlockAttention(words=word)).stages[0], until=u) for word, u in (("a", 0.5), ("b", 1.0))]
+    with pytest.raises(CompositionError, match="stages want different attention maps"):
+        Composition(stages=stages).attention_request()

@@ -9,7 +9,9 @@ from rich.console import Console
 from vitrail import progress
 
 PLAN = SimpleNamespace(
-    stages=(SimpleNamespace(num_steps=2, num_views=1), SimpleNamespace(num_steps=8, num_views=5)), canvas=None
+    stages=(SimpleNamespace(num_steps=2, num_views=1), SimpleNamespace(num_steps=8, num_views=5)),
+    canvas=None,
+    first_step=0,
 )
 
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tiny import NATIVE
-from vitrail.backbones.stable_diffusion import StableDiffusionBackbone
-from vitrail.backbones.strip_check import check_strips
+from vitrail.backbones.families import StableDiffusion
+from vitrail.backbones.strip_check import check_strips, check_wrap
 from vitrail.backbones.strip_ops import Alone, Strips, Team, merge_moments, moments
-from vitrail.backbones.strips import cut_rows, decode_strips, gather_picture
+from vitrail.backbones.strips import LEAST_ROWS, cut_rows, decode_strips, gather_picture, scaled
 from vitrail.comm import InProcess
 from vitrail.errors import CapabilityError, ShapeError
 
+WRAPS = ("x", "y", "xy")
 SIZES = {"height": st.integers(1, 4 * NATIVE), "width": st.integers(1, 2 * NATIVE), "seed": st.integers(0, 2**32)}
 
 
@@ -60,20 +61,20 @@ def vae():
     return small_vae()
 
 
-def on_ranks(vae, latents, count, native_size=NATIVE):
+def on_ranks(vae, latents, count, native_size=NATIVE, wrap="none"):
     """The picture as each of several ranks puts it together."""
 
     def program(communicator):
         exchange = RankExchange(communicator)
         place = (communicator.rank, communicator.world_size)
-        mine = decode_strips(vae, latents, native_size, exchange, *place)
+        mine = decode_strips(vae, latents, native_size, exchange, *place, wrap=wrap)
         return gather_picture(vae, mine, latents, native_size, exchange, communicator.world_size)
 
     return InProcess().run(count, program)
 
 
-def in_strips(vae, latents, native_size=NATIVE):
-    mine = decode_strips(vae, latents, native_size, Alone())
+def in_strips(vae, latents, native_size=NATIVE, wrap="none"):
+    mine = decode_strips(vae, latents, native_size, Alone(), wrap=wrap)
     return gather_picture(vae, mine, latents, native_size, Alone())
 
 
@@ -84,10 +85,17 @@ def whole(vae, latents):
         return (vae.decode(z, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
 
 
-def cut(picture, rows, factor=1):
+def cut(picture, rows, wrap="none"):
     """A tensor as the strips of one rank."""
-    parts = picture.split([factor * each for each in rows], 2)
-    return Strips(Team(tuple(rows), 0, 1, Alone()), picture.shape[3], dict(enumerate(parts)))
+    return Strips(Team(tuple(rows), 0, 1, Alone()), picture.shape[3], dict(enumerate(picture.split(rows, 2))), wrap)
+
+
+def around(module):
+    """The same with every padded convolution going round both axes, by torch's own means."""
+    module = copy.deepcopy(module)
+    for conv in (each for each in module.modules() if isinstance(each, nn.Conv2d) and each.padding != (0, 0)):
+        conv.padding_mode = "circular"
+    return module
 
 
 def joined(strips):
@@ -104,13 +112,13 @@ def test_strips_add_up_to_the_whole_decode(vae, height, width, seed):
 @pytest.mark.parametrize("size", [(16, 16), (27, 9)])
 def test_a_pipelines_own_decoder(pipe, size):
     latents = noise(1, 4, *size)
-    expected = StableDiffusionBackbone(pipe).decode(latents).detach()
+    expected = StableDiffusion.adopt(pipe).decode(latents).detach()
     torch.testing.assert_close(in_strips(pipe.vae, latents), expected, rtol=0, atol=1e-5)
 
 
 def test_one_strip_is_the_vae_itself(pipe):
     latents = noise(1, 4, NATIVE, 3 * NATIVE)
-    expected = StableDiffusionBackbone(pipe).decode(latents)
+    expected = StableDiffusion.adopt(pipe).decode(latents)
     assert all(torch.equal(picture, expected) for picture in on_ranks(pipe.vae, latents, 2))
 
 
@@ -136,6 +144,9 @@ def test_the_cut_and_who_owns_what(height, native_size, world_size):
     rows = cut_rows(height, native_size)
     assert sum(rows) == height and min(rows) >= 1 and max(rows) - min(rows) <= 1
     assert (len(rows) == 1) == (height <= native_size) or height == 1
+    least = cut_rows(height, native_size, 20)
+    assert max(least) - min(least) <= 1 and (min(least) >= LEAST_ROWS or least == rows)
+    assert len(cut_rows(height, native_size, 1)) in (2 * len(rows), len(least))
     team = Team(rows, 0, world_size, Alone())
     owners = [team.owner(strip) for strip in range(len(rows))]
     assert owners == sorted(owners) and owners[0] == 0 and owners[-1] < world_size
@@ -195,6 +206,88 @@ def test_latents_are_scaled_and_shifted_as_the_model_says():
     vae = small_vae(scaling_factor=0.4, shift_factor=0.7, use_post_quant_conv=False, mid_block_add_attention=False)
     latents = noise(1, 4, 20, 9)
     torch.testing.assert_close(in_strips(vae, latents), whole(vae, latents), rtol=0, atol=1e-5)
+
+
+def test_latents_with_a_mean_and_a_deviation_of_their_own():
+    statistics = {"latents_mean": (0.1, -0.2, 0.3, 0.4), "latents_std": (0.5, 1.5, 2.0, 1.0)}
+    vae, latents = small_vae(scaling_factor=0.4, **statistics), noise(1, 4, 20, 9)
+    mean, std = (torch.tensor(each).view(1, 4, 1, 1) for each in statistics.values())
+    expected = latents * std / 0.4 + mean
+    assert torch.equal(scaled(vae, latents), expected)
+    with torch.no_grad():
+        whole_picture = (vae.decode(expected).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(in_strips(vae, latents), whole_picture, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@settings(max_examples=8)
+@given(**SIZES, down=st.integers(0, 40), right=st.integers(0, 40))
+def test_rolled_latents_are_decoded_to_the_rolled_picture(vae, wrap, height, width, seed, down, right):
+    latents = noise(1, 4, height, width, seed=seed)
+    down, right = (down if "y" in wrap else 0), (right if "x" in wrap else 0)
+    expected = in_strips(vae, latents, wrap=wrap).roll((4 * down, 4 * right), (2, 3))
+    found = in_strips(vae, latents.roll((down, right), (2, 3)), wrap=wrap)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("height", [NATIVE, 27])
+@pytest.mark.parametrize("options", [{}, {"use_post_quant_conv": False, "shift_factor": 0.3, "scaling_factor": 1.5}])
+def test_a_picture_that_goes_round_both_axes_is_that_of_circular_convolutions(height, options):
+    vae, latents = small_vae(**options), noise(1, 4, height, 9)
+    found = in_strips(vae, latents, wrap="xy")
+    torch.testing.assert_close(found, whole(around(vae), latents), rtol=0, atol=1e-5)
+    assert (found - whole(vae, latents)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_the_axis_that_does_not_wrap_keeps_its_edges(vae, axis):
+    """With latents and kernels mirrored about the diagonal the axes change places, and so does what wraps."""
+    latents, other = noise(1, 4, 20, 20), {"x": "y", "y": "x"}[axis]
+    mirrored = copy.deepcopy(vae)
+    for conv in (each for each in mirrored.modules() if isinstance(each, nn.Conv2d)):
+        conv.weight.data = conv.weight.data.mT.contiguous()
+    found = in_strips(vae, latents, wrap=axis)
+    torch.testing.assert_close(in_strips(mirrored, latents.mT, wrap=other).mT, found, rtol=0, atol=1e-5)
+    for wrap in {"none", "x", "y", "xy"} - {axis}:
+        assert (in_strips(vae, latents, wrap=wrap) - found).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("height", [NATIVE, 2 * NATIVE + 3])
+def test_around_the_edges_it_is_bit_for_bit_the_same_on_any_number_of_ranks(vae, wrap, height):
+    latents = noise(1, 4, height, 11)
+    alone = in_strips(vae, latents, wrap=wrap)
+    for count in (1, 2, 3, 6):
+        assert all(torch.equal(picture, alone) for picture in on_ranks(vae, latents, count, wrap=wrap))
+
+
+@settings(max_examples=15)
+@given(rows=st.lists(st.integers(1, 9), min_size=1, max_size=5), width=st.integers(1, 9), seed=st.integers(0, 99))
+def test_layers_around_the_edges_are_circular_ones(rows, width, seed):
+    picture = 3 * noise(1, 6, sum(rows), width, seed=seed, dtype=torch.float64) + 5
+    norm, conv = nn.GroupNorm(2, 6).double(), nn.Conv2d(6, 6, 3, padding=1, bias=False).double()
+    plain = around(conv)
+    with torch.no_grad():
+        pairs = [
+            (cut(picture, rows, "xy").conv(conv), plain(picture)),
+            (cut(picture, rows, "xy").norm_act_conv(norm, conv), plain(F.silu(norm(picture)))),
+            (cut(picture, rows, "xy").upsample_conv(conv), plain(F.interpolate(picture, scale_factor=2.0))),
+        ]
+    for found, expected in pairs:
+        torch.testing.assert_close(joined(found), expected, rtol=0, atol=1e-11)
+
+
+def test_half_precision_around_the_edges(vae):
+    half, latents = copy.deepcopy(vae).to(torch.bfloat16), noise(1, 4, 20, 12)
+    error = (in_strips(half, latents, wrap="xy") - in_strips(vae, latents, wrap="xy")).abs().mean()
+    assert 0 < error < 1.5 * (whole(half, latents) - whole(vae, latents)).abs().mean()
+
+
+@pytest.mark.parametrize("height", [NATIVE, 2 * NATIVE])
+def test_what_is_infinite_is_not_taken_for_white(vae, height):
+    broken = copy.deepcopy(vae)
+    broken.decoder.conv_out.bias.data.fill_(torch.inf)
+    assert in_strips(broken, noise(1, 4, height, 4)).isnan().all()
 
 
 def test_half_precision_is_as_near_to_full_as_the_whole_decode_is(vae):
@@ -274,3 +367,23 @@ def test_attention_between_the_up_blocks_is_refused():
 def test_several_pictures_are_refused(vae):
     with pytest.raises(ShapeError, match="one picture"):
         decode_strips(vae, noise(2, 4, 8, 8), NATIVE, Alone())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (replace("decoder.conv_in", OwnConv(4, 12, 3, padding=1)), "decoder.conv_in is of class OwnConv, not Conv2d"),
+        (replace("post_quant_conv", nn.Conv2d(4, 4, 3, padding=1)), "post_quant_conv is no plain 1x1"),
+        (replace("decoder.mid_block.resnets.1.nonlinearity", nn.GELU()), "mid_block.resnets.1 is of class GELU"),
+        (replace("decoder.mid_block.attentions.0", nn.Identity()), "mid_block.attentions.0 is of class Identity"),
+        (with_hook, r"decoder.up_blocks.0.resnets.0 has a forward hook"),
+        (lambda vae: vae.enable_tiling(), "the vae is set to decode in tiles"),
+    ],
+)
+def test_layers_that_may_not_go_round_are_refused_by_name(vae, change, told):
+    other = copy.deepcopy(vae)
+    change(other)
+    for call in (lambda: check_wrap(other), lambda: decode_strips(other, noise(1, 4, 4, 4), 8, Alone(), wrap="x")):
+        with pytest.raises(CapabilityError, match=rf"{told}.*use wrap 'none'"):
+            call()
+    check_wrap(vae)

@@ -5,18 +5,22 @@ from itertools import pairwise
 
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from vitrail.core.assembly import gather_views, permute_views
 from vitrail.core.prediction import Prediction
+from vitrail.core.protocols import Predicted, Rows
 from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas, Patches, Span, View, check_cover, window_starts
+from vitrail.core.turning import predict_turned
+from vitrail.core.views import Canvas, Patches, Span, View, check_cover
 from vitrail.discovery import build_registry
-from vitrail.errors import CoverageError, ShapeError
+from vitrail.errors import ConfigError, CoverageError, ShapeError
 from vitrail.methods import load_method
-from vitrail.plugins.patching import Lattice, Windows
-from vitrail.testing import make_step
+from vitrail.plugins.fusion import Average, Gaussian
+from vitrail.plugins.patching import Lattice, Whole, Windows, window_starts
+from vitrail.testing import WRAPS, make_step
 
 METHODS = build_registry().names("methods")
 TAILS = ("spread", "shift")
@@ -28,8 +32,20 @@ def counts(views, height, width):
     """How many views see each cell."""
     total = torch.zeros(height, width, dtype=torch.int)
     for view in views:
-        total[view.rows, view.cols] += 1
+        view.add_to(total, torch.ones(view.shape, dtype=torch.int))
     return total
+
+
+@st.composite
+def spans(draw, length):
+    """Any span on an axis of some cells whose ends meet."""
+    step = draw(st.integers(1, length))
+    return Span(draw(st.integers(0, length - 1)), draw(st.integers(1, (length - 1) // step + 1)), step, length)
+
+
+def cells(span, length):
+    """A span, cell by cell."""
+    return [(span.start + i * span.step) % length for i in range(span.count)]
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -180,3 +196,186 @@ def test_views_of_several_shapes_and_keys_out_of_range_are_refused():
         Patches([small, large])
     with pytest.raises(ShapeError, match="key view 1 of 1"):
         Patches([small], key=1)
+
+
+@given(height=st.integers(1, 12), width=st.integers(1, 12), data=st.data())
+def test_a_view_across_the_ends_is_read_written_and_added_cell_by_cell(height, width, data):
+    view = View(data.draw(spans(height)), data.draw(spans(width)))
+    canvas = Streams(0).normal((2, height, width), "canvas")
+    rows, cols = (torch.tensor(cells(span, n)) for span, n in ((view.vertical, height), (view.horizontal, width)))
+    expected = canvas.index_select(1, rows).index_select(2, cols)
+    assert torch.equal(view.read(canvas), expected)
+    written = torch.zeros_like(canvas)
+    view.write(written, expected)
+    seen = torch.zeros(height, width).index_put((rows[:, None], cols[None]), torch.ones(()))
+    assert torch.equal(written, canvas * seen)
+    view.add_to(written, expected)
+    assert torch.equal(written, canvas * (2 * seen))
+    assert int(counts([view], height, width).sum()) == rows.numel() * cols.numel()
+
+
+@given(start=st.integers(0, 9), count=st.integers(1, 9), step=st.integers(1, 5))
+def test_a_view_that_goes_across_no_end_is_a_slice_of_the_canvas(start, count, step):
+    canvas, span = torch.zeros(60, 60), Span(start, count, step, 60)
+    view = View(span, Span(start, count, step))
+    assert view.read(canvas).data_ptr() == canvas[view.rows, view.cols].data_ptr()
+    assert len(view.pieces) == 1
+
+
+def test_a_span_across_the_ends_is_no_slice():
+    view = View(Span(6, 4, 1, 8), Span(0, 4))
+    with pytest.raises(ShapeError, match=r"Span\(start=6.* goes across the ends"):
+        _ = view.rows
+    with pytest.raises(ShapeError, match="sees a cell twice"):
+        Span(0, 9, 1, 8)
+    with pytest.raises(ShapeError, match="does not begin on its axis"):
+        Span(8, 1, 1, 8)
+    with pytest.raises(ShapeError, match="cannot be turned"):
+        Span(0, 7, 1, 8).turned(1)
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@given(window=st.integers(1, 200), length=st.integers(1, 600), data=st.data())
+def test_windows_lie_evenly_on_a_ring(tail, window, length, data):
+    stride = data.draw(st.integers(1, window))
+    starts = window_starts(length, window, stride, tail, wraps=True)
+    gaps = [b - a for a, b in pairwise((*starts, length))]
+    assert starts[0] == 0
+    assert len(starts) == (1 if length <= window else math.ceil(length / stride))  # no more than are needed
+    if len(starts) > 1:
+        assert all(0 < gap <= stride for gap in gaps)
+        assert max(gaps) - min(gaps) <= 1 if tail == "spread" else set(gaps[:-1]) <= {stride}
+        if length % stride == 0:
+            assert set(gaps) == {stride}
+
+
+@pytest.mark.parametrize("wrap", ["x", "y", "xy"])
+@given(
+    height=LENGTHS,
+    width=LENGTHS,
+    native=st.integers(1, 24),
+    overlap=st.floats(0, 0.95),
+    tail=st.sampled_from(TAILS),
+    index=st.integers(0, 50),
+    seed=SEEDS,
+)
+def test_jittered_windows_cover_a_canvas_whose_ends_meet(wrap, height, width, native, overlap, tail, index, seed):
+    strategy, canvas = Windows(overlap=overlap, jitter=True, tail=tail), Canvas(height, width, native, wrap=wrap)
+    patches = strategy.patch(make_step(index), canvas, 4, Streams(seed))
+    check_cover(patches.views, height, width)
+    assert {view.shape for view in patches.views} == {(min(native, height), min(native, width))}
+    for span, length, axis in ((v.vertical, height, "y") for v in patches.views):
+        assert span.length == (length if axis in wrap else None)
+        assert axis in wrap or 0 <= span.start <= length - span.count
+
+
+def test_on_a_ring_every_window_moves():
+    canvas = Canvas(16, 64, 16, wrap="x")
+    still = Windows().patch(make_step(0), canvas, 4, Streams(0)).views
+    moved = [Windows(jitter=True).patch(make_step(i), canvas, 4, Streams(0)).views for i in range(20)]
+    assert len(still) == 8
+    assert all(any(views[i] != still[i] for views in moved) for i in range(8))
+    assert {view.vertical for views in moved for view in views} == {Span(0, 16)}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "cells_of_a_turn"), [(Whole(), (48, 32)), (Lattice(interaction="none"), (0, 0)), (Windows(), (0, 0))]
+)
+def test_a_place_is_an_edge_once_before_all_others_were(strategy, cells_of_a_turn):
+    canvas = Canvas(48, 32, 16, wrap="xy")
+    turns = []
+    for index in range(48):
+        patches = strategy.patch(make_step(index, num_steps=48), canvas, 4, Streams(3))
+        assert patches.views == strategy.patch(make_step(0), canvas, 4, Streams(3)).views  # the views stay
+        turns.append(patches.views[-1].turn)
+    for axis, count in enumerate(cells_of_a_turn):
+        assert len({turn[axis] for turn in turns[:count]}) == count
+    assert any(cells_of_a_turn) or set(turns) == {(0, 0)}
+    other = [strategy.patch(make_step(i), canvas, 4, Streams(4)).views[0].turn for i in range(16)]
+    assert not any(cells_of_a_turn) or other != turns[:16]
+
+
+@pytest.mark.parametrize("wrap", ["x", "y"])
+def test_only_an_axis_whose_ends_meet_is_turned(wrap):
+    views = [Whole().patch(make_step(i), Canvas(24, 24, 16, wrap=wrap), 4, Streams(0)).views[0] for i in range(9)]
+    still, moved = (0, 1) if wrap == "x" else (1, 0)
+    assert {view.turn[still] for view in views} == {0}
+    assert len({view.turn[moved] for view in views}) == 9
+
+
+@given(
+    height=st.integers(1, 6), width=st.integers(1, 6), down=st.integers(1, 3), right=st.integers(1, 3), data=st.data()
+)
+def test_the_network_sees_what_a_turned_view_reads_and_its_answer_is_turned_back(height, width, down, right, data):
+    canvas = Streams(0).normal((1, 3, height * down, width * right), "canvas")
+    turn = data.draw(st.tuples(st.integers(0, height - 1), st.integers(0, width - 1)))
+    plain = [
+        View(Span(y, height, down, height * down), Span(x, width, right, width * right), turn)
+        for y in range(down)
+        for x in range(right)
+    ]
+    rows = Rows(gather_views(canvas, plain).flatten(0, 1), ["cond"] * len(plain), plain)
+
+    def forward(shown):
+        assert torch.equal(shown.model_input, gather_views(canvas, shown.views).flatten(0, 1))
+        return Predicted(shown.model_input * 2, shown.model_input[:, :1] + 1)
+
+    said = predict_turned(rows, forward)
+    assert torch.equal(said.model_output, rows.model_input * 2)
+    assert torch.equal(said.attention, rows.model_input[:, :1] + 1)
+
+
+def test_views_of_one_family_are_turned_alike():
+    views = [View(Span(y, 4, 2, 8), Span(0, 4), (y, 0)) for y in range(2)]
+    with pytest.raises(ShapeError, match="turned alike"):
+        Patches(views)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@given(height=st.integers(64, 999), width=st.integers(64, 999), factor=st.integers(1, 5), native=st.integers(4, 32))
+def test_an_axis_whose_ends_meet_is_never_padded_and_the_sizes_told_fit(wrap, height, width, factor, native):
+    def fit(height, width):
+        canvas = Canvas.of_picture(height, width, 8, native, wrap)
+        return canvas.padded(*(factor * canvas.scale(axis) for axis in ("height", "width")))
+
+    try:
+        canvas = fit(height, width)
+    except ConfigError as error:
+        told = {}
+        for line in str(error).splitlines():
+            assert line.startswith(f"wrap {wrap!r}: a ")
+            told[line.split()[3]] = int(line.rpartition("try ")[2].split()[0])
+        assert told
+        assume(8 * factor * (max(height, width) / 8 / native + 1) < native * 8)  # some size of this scale fits
+        assert fit(**({"height": height, "width": width} | told)).wrap == wrap
+    else:
+        for axis, pixels, cells_there in (("y", height, canvas.height), ("x", width, canvas.width)):
+            assert axis not in wrap.replace("none", "") or cells_there * 8 == pixels
+        assert canvas.cell == 8
+
+
+def test_a_size_that_cannot_wrap_is_refused_with_the_sizes_that_can():
+    composition = load_method("asg-plus")
+    with pytest.raises(ConfigError) as told:
+        composition.pad(Canvas.of_picture(300, 520, 8, 32, "xy"), 10)
+    assert str(told.value).splitlines() == [
+        "wrap 'xy': a height of 300 pixels must be a multiple of 8 (8 to a latent cell); try 296 or 304",
+        "wrap 'xy': a width of 520 pixels must be a multiple of 16 (8 to a latent cell, and 2 strided views side by "
+        "side); try 512 or 528",
+    ]
+    assert composition.pad(Canvas.of_picture(300, 520, 8, 32), 10).width == 66
+    assert composition.pad(Canvas.of_picture(300, 528, 8, 32, "x"), 10).height == 38
+
+
+def test_a_canvas_keeps_what_it_is_when_padded():
+    canvas = Canvas.of_picture(300, 512, 8, 16, "x")
+    assert canvas.padded(5, 4) == evolve(canvas, height=40, pad_height=2)
+    assert (canvas.wraps("x"), canvas.wraps("y"), Canvas(8, 8, 8).wraps("x")) == (True, False, False)
+
+
+@pytest.mark.parametrize("fusion", [Average(), Gaussian()])
+def test_one_view_that_begins_elsewhere_is_put_where_it_lies(fusion):
+    view, step = View(Span(3, 6, 1, 6), Span(5, 8, 1, 8)), make_step()
+    latents, output = (Streams(0).normal((1, 4, 6, 8), name) for name in ("x", "noise"))
+    cut = Prediction(view.read(latents)[None], view.read(output)[None], step)
+    torch.testing.assert_close(fusion.fuse(step, [view], cut, latents), output)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitrail.backbones.stable_diffusion import StableDiffusion
+from vitrail.backbones.families import StableDiffusion, StableDiffusion3, StableDiffusionXL
+from vitrail.backbones.rectification.attention_scale import AttentionScale
+from vitrail.backbones.rectification.freeu import FreeU
 from vitrail.core.hookspecs import hookimpl
 from vitrail.core.registry import Registry
 
@@ -15,4 +17,8 @@ DEMO = Path(__file__).parent / "demo" / "model"
 def vitrail_register(registry: Registry) -> None:
     """Add the adapters and the model that ships inside."""
     registry.add("backbones", "sd", StableDiffusion)
+    registry.add("backbones", "sdxl", StableDiffusionXL)
+    registry.add("backbones", "sd3", StableDiffusion3)
+    registry.add("rectification", "attention-scale", AttentionScale)
+    registry.add("rectification", "freeu", FreeU)
     registry.add_file("models", "demo", DEMO)

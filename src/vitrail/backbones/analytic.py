@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from attrs import field, frozen
 from torch import Tensor
 
+from vitrail.core.inputs import Inputs
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import AttentionRequest, Predicted, Rows
 from vitrail.core.step import Step
@@ -46,10 +49,21 @@ class AnalyticBackbone:
     vae_scale_factor: int = 8
     native_size: int = 16
     offers: frozenset[str] = field(default=frozenset())
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    max_view: ClassVar[None] = None
+    network: ClassVar[None] = None
 
     def new_scheduler(self, name: str | None = None) -> Any:
         """A copy of the scheduler it was given."""
         return copy.deepcopy(self.scheduler)
+
+    def timestep_options(self, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def first_step(self, num_steps: int, strength: float) -> int:
+        """The steps that the share ``strength`` of them leaves, rounded up."""
+        return num_steps - int(num_steps * strength)
 
     def fingerprint(self) -> str:
         """The prior."""
@@ -58,8 +72,14 @@ class AnalyticBackbone:
     def check_attention(self, request: AttentionRequest) -> None:
         """It has no attention, and does not offer any."""
 
-    def encode_prompt(self, prompt: str, negative_prompt: str, request: AttentionRequest | None) -> None:
-        """Text means nothing to it."""
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Any will do."""
+
+    def check_wrap(self) -> None:
+        """It draws cell by cell."""
+
+    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> None:
+        """Words and pictures mean nothing to it."""
 
     def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Any) -> Predicted:
         """The network output that states the posterior mean."""
@@ -70,7 +90,19 @@ class AnalyticBackbone:
         latents = noisy * scale
         return Predicted(Prediction(latents, latents * 0, step).with_clean(clean).model_output)
 
-    def decode(self, latents: Tensor, exchange: Any = None) -> Tensor:
+    def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
+        """A picture that is a tensor already, enlarged."""
+        return F.interpolate(picture, (height, width), mode="bilinear", align_corners=False)
+
+    def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
+        """One latent cell for each block of pixels."""
+        small = F.avg_pool2d(picture, self.vae_scale_factor)
+        return F.pad(small, (0, 0, 0, 0, 0, self.latent_channels - 3))
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+    def decode(self, latents: Tensor, exchange: Any = None, wrap: Any = "none", backs_off: bool = True) -> Tensor:
         """The first three channels, enlarged."""
         factor = self.vae_scale_factor
         picture = latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)

@@ -4,56 +4,160 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from attrs import frozen
+
+from vitrail.backbones.folder import PICKLED, PICKLES, check_folder, read_index
+from vitrail.backbones.header import read_header
+from vitrail.backbones.hub import HUB_ID, fetch_index, is_offline, remedy
+from vitrail.backbones.single_file import config_of
 from vitrail.core.registry import Registry
+from vitrail.core.run_config import Dtype, RunConfig
 from vitrail.errors import ConfigError, ModelError, nearest
 
+Kind = Literal["folder", "file", "hub"]
 
-def find_model(model: str, registry: Registry) -> Any:
-    """The spec of a model.
+
+@frozen(kw_only=True)
+class ModelOptions:
+    """How to read a model's files.
+
+    Attributes:
+        dtype: Of the networks.
+        variant: Of the weight files, e.g. ``fp16``.
+        revision: Of a hub id.
+        config: What a single file is read as: a shipped family or a diffusers folder.
+    """
+
+    dtype: Dtype = "float32"
+    variant: str | None = None
+    revision: str | None = None
+    config: str | None = None
+
+    @classmethod
+    def of(cls, run: RunConfig) -> ModelOptions:
+        """What a run says of them."""
+        return cls(dtype=run.dtype, variant=run.variant, revision=run.revision, config=run.model_config)
+
+    def as_fields(self) -> dict[str, Any]:
+        """The same in the words of a run."""
+        return {"dtype": self.dtype, "variant": self.variant, "revision": self.revision, "model_config": self.config}
+
+
+@frozen(kw_only=True)
+class ModelSource:
+    """Where a model's weights lie; found, not loaded.
+
+    Attributes:
+        name: As the user said it.
+        kind: A diffusers folder, one ``.safetensors`` file, or a hub id.
+        location: The folder, the file or the id.
+        pipeline: The diffusers class that loads it.
+        options: How to read its files.
+        config: For a single file, the folder with the configuration of its parts.
+    """
+
+    name: str
+    kind: Kind
+    location: str
+    pipeline: str
+    options: ModelOptions = ModelOptions()
+    config: Path | None = None
+
+
+def find_model(model: str, registry: Registry, options: ModelOptions | None = None) -> Any:
+    """The spec of a model, found but not loaded.
 
     Args:
-        model: A registered name such as ``demo``, or a folder in diffusers' layout.
+        model: A registered name such as ``demo``, a folder in diffusers' layout, a ``.safetensors`` file or a hub id.
         registry: Knows names and adapters.
+        options: How to read its files.
 
     Returns:
-        An instance of the adapter class, with the folder; ``load`` makes a backbone of it.
+        An instance of the adapter class that serves its pipeline, with the source; ``load`` makes a backbone of it.
 
     Raises:
-        ModelError: If nothing is there, it is no diffusers folder, or no adapter fits its pipeline.
+        ModelError: If nothing is there, files are missing or unfit, or no adapter fits its pipeline.
     """
-    folder = _folder(model, registry)
-    index = folder / "model_index.json"
-    try:
-        pipeline = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"model {model!r}: {index.name} is missing in {folder}; give the folder that "
-            "`pipeline.save_pretrained(folder)` wrote"
-        ) from error
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ModelError(f"model {model!r}: {index} is not a diffusers model index: {error!r}") from error
-    known = {name: cls for cls in _adapters(registry) for name in cls.pipelines}
+    where = f"model {model!r}: "
+    kind, location = _place(model, registry)
+    options = options or ModelOptions()
+    _refuse_useless(kind, options, where)
+    config = None
+    if kind == "file":
+        pipeline, config = config_of(read_header(Path(location)), options.config, where)
+    else:
+        folder = fetch_index(location, options.revision, where) if kind == "hub" else Path(location)
+        index = read_index(folder, where)
+        pipeline = index["_class_name"]
+    adapter = adapter_of(pipeline, registry, where)
+    if kind == "folder":
+        check_folder(folder, index, options.variant, model)
+    elif kind == "hub" and is_offline():
+        check_folder(folder, index, options.variant, model, remedy(location, options.revision))
+    source = ModelSource(name=model, kind=kind, location=location, pipeline=pipeline, options=options, config=config)
+    return adapter(source=source)
+
+
+def _place(model: str, registry: Registry) -> tuple[Kind, str]:
+    """What a name stands for: a registered one first, then what is there, then the hub."""
+    names = registry.names("models")
+    if model in names:
+        return "folder", str(registry.path("models", model))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return "folder", str(path)
+    if path.suffix in PICKLES:
+        raise ModelError(f"model {model!r}: {PICKLED}; convert it, see docs/how-to/models.md")
+    if path.is_file() and path.suffix == ".safetensors":
+        return "file", str(path)
+    if path.is_file():
+        raise ModelError(f"model {model!r} is a file, but no .safetensors file; give one, or a diffusers folder")
+    if path.suffix == ".safetensors":
+        raise ModelError(f"model {model!r}: no such file in {Path.cwd()}")
+    if HUB_ID.fullmatch(model):
+        return "hub", model
+    raise ModelError(
+        f"no model or folder {model!r}{nearest(model, names)}, a diffusers folder, a .safetensors file, "
+        "or a hub id `org/name`"
+    )
+
+
+def _refuse_useless(kind: Kind, options: ModelOptions, where: str) -> None:
+    """Options that would do nothing."""
+    useless = {
+        "revision": (options.revision, kind != "hub", "is of a hub id"),
+        "variant": (options.variant, kind == "file", "names files of a folder or of a hub id"),
+        "model_config": (options.config, kind != "file", "tells what a single file is read as"),
+    }
+    wrong = [
+        f"{name} {what}" for name, (value, is_useless, what) in useless.items() if value is not None and is_useless
+    ]
+    if wrong:
+        what = {"folder": "a folder", "file": "a single file", "hub": "a hub id"}[kind]
+        raise ModelError(f"{where}{'; '.join(wrong)}, and this is {what}; leave it out")
+
+
+def adapter_of(pipeline: str, registry: Registry, where: str = "") -> Any:
+    """The adapter class that serves a diffusers pipeline class.
+
+    Raises:
+        ModelError: With the nearest name, if there is none.
+    """
+    adapters = _adapters(registry)
+    known = {name: cls for cls in adapters for name in cls.pipelines}
     if pipeline not in known:
-        raise ModelError(f"model {model!r}: no adapter for {pipeline!r}{nearest(pipeline, known)}")
-    return known[pipeline](folder=folder)
+        hint = nearest(pipeline, known).partition(";")[0]
+        first = ", ".join(sorted(cls.pipelines[0] for cls in adapters if cls.pipelines))
+        raise ModelError(f"{where}no adapter for {pipeline!r}{hint}; known: {first}")
+    return known[pipeline]
 
 
 def _adapters(registry: Registry) -> list[Any]:
     return [entry.value for entry in registry.entries("backbones")]
-
-
-def _folder(model: str, registry: Registry) -> Path:
-    if model in registry.names("models"):
-        return registry.path("models", model)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    raise ModelError(f"no model or folder {model!r}{nearest(model, registry.names('models'))}, or a diffusers folder")
 
 
 def check_scheduler(name: str | None) -> None:

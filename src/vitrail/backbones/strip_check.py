@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, UpDecoderBlock2D
@@ -29,6 +31,19 @@ def check_strips(vae: Any) -> None:
         )
 
 
+def check_wrap(vae: Any) -> None:
+    """Refuse a decoder that cannot go on from one edge of the picture to the other.
+
+    Raises:
+        CapabilityError: Naming the layer.
+    """
+    for where, what in chain(_findings(vae), _before_up_blocks(vae)):
+        raise CapabilityError(
+            f"wrap needs a decoder whose every layer is known, but {where} {what}; use wrap 'none', or a plain "
+            "AutoencoderKL without offload hooks and tiling"
+        )
+
+
 def _findings(vae: Any) -> Iterator[Finding]:
     yield from _other_class("the vae", vae, AutoencoderKL)
     if getattr(vae, "use_tiling", False):
@@ -42,6 +57,20 @@ def _findings(vae: Any) -> Iterator[Finding]:
     for i, block in enumerate(decoder.up_blocks):
         yield from _up_block(f"decoder.up_blocks.{i}", block)
     yield from _norm_act_conv("decoder", decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
+
+
+def _before_up_blocks(vae: Any) -> Iterator[Finding]:
+    """What runs as the VAE has it unless the edges meet."""
+    if vae.post_quant_conv is not None:
+        yield from _conv("post_quant_conv", vae.post_quant_conv, 1)
+        yield from _altered("post_quant_conv", vae.post_quant_conv, ("forward",))
+    yield from _conv("decoder.conv_in", vae.decoder.conv_in, 3)
+    for i, resnet in enumerate(vae.decoder.mid_block.resnets):
+        yield from _resnet(f"decoder.mid_block.resnets.{i}", resnet)
+    for i, attention in enumerate(vae.decoder.mid_block.attentions):
+        where = f"decoder.mid_block.attentions.{i}"
+        if attention is not None:
+            yield from _other_class(where, attention, Attention)
 
 
 def _up_block(where: str, block: Any) -> Iterator[Finding]:

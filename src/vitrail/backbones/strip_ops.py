@@ -5,17 +5,24 @@ of the rest: the first and the last row of every strip, for the 3x3 convolutions
 of every strip, from which each rank works out the group norm's statistics of the whole picture. The sums
 are taken in the order of the strips, and each strip is computed alone, so that a picture is the same bit
 for bit however the strips are dealt out.
+
+Where the edges of the picture meet, its last column lies before its first, and its last row, of the last strip,
+above its first; nothing else differs, since norms, activations and repetition know no place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from attrs import evolve, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor, nn
+
+from vitrail.core.forwarding import is_out_of_memory, let_go
+from vitrail.core.run_config import Wrap
 
 Key = tuple[int, str]  # a strip, and what of it
 
@@ -86,6 +93,31 @@ class Team:
         return self.exchange.gather(mine, told, {key: self.owner(key[0]) for key in keys})
 
 
+@define
+class Shortage:
+    """What a rank remembers that has run out of memory; it goes on with the exchanges, so that no other waits for it.
+
+    Attributes:
+        reason: In the allocator's words; "" as long as there was none.
+    """
+
+    reason: str = ""
+
+    @contextmanager
+    def noted(self, *held: dict[int, Tensor]) -> Iterator[None]:
+        """End a block that runs out of memory, and let go of the strips it held."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.reason = str(error).partition("\n")[0] or type(error).__name__
+            let_go(error)
+        if self.reason:
+            for tensors in held:
+                tensors.clear()
+
+
 @frozen(eq=False)
 class Strips:
     """One rank's share of a layer; an operation takes the strips out of ``tensors`` as it goes.
@@ -93,12 +125,25 @@ class Strips:
     Attributes:
         team: Who computes which strip.
         width: Of the picture at this layer; a rank without strips must know it, too.
-        tensors: The strips that this rank owns, Float[Tensor, "1 channels rows width"].
+        tensors: The strips that this rank owns, Float[Tensor, "1 channels rows width"]; none after a shortage.
+        wrap: Axes on which the edges of the picture meet.
+        shortage: Of this rank, over all layers.
     """
 
     team: Team
     width: int
     tensors: dict[int, Tensor]
+    wrap: Wrap = "none"
+    shortage: Shortage = field(factory=Shortage)
+
+    def conv(self, conv: nn.Conv2d) -> Strips:
+        """A 3x3 convolution."""
+        seen = self._look_around(conv.in_channels, conv.weight.dtype)
+        out: dict[int, Tensor] = {}
+        with self.shortage.noted(self.tensors, out):
+            for index in tuple(self.tensors):
+                out[index] = _conv_rows(self._pad(index, seen), conv, self._wraps("x"))
+        return evolve(self, tensors=out)
 
     def norm_act_conv(self, norm: nn.GroupNorm, conv: nn.Conv2d) -> Strips:
         """Group norm with the whole picture's statistics, SiLU, and a 3x3 convolution."""
@@ -106,47 +151,57 @@ class Strips:
         all_moments = [seen[strip, "moments"] for strip in range(len(self.team.rows))]
         mean, variance = merge_moments(torch.stack(all_moments).cpu(), self.team.rows)
         wide = torch.promote_types(conv.weight.dtype, torch.float32)
-        scale, shift = (each.to(conv.weight.device, wide) for each in scale_and_shift(norm, mean, variance))
-        out = {}
-        for index in tuple(self.tensors):
-            strip = self._pad(index, seen).to(wide)
-            F.silu(strip.mul_(scale).add_(shift), inplace=True)
-            self._blank_outside(index, strip)
-            out[index] = _conv_rows(strip.to(conv.weight.dtype), conv)
+        out: dict[int, Tensor] = {}
+        with self.shortage.noted(self.tensors, out):
+            scale, shift = (each.to(conv.weight.device, wide) for each in scale_and_shift(norm, mean, variance))
+            for index in tuple(self.tensors):
+                strip = self._pad(index, seen).to(wide)
+                F.silu(strip.mul_(scale).add_(shift), inplace=True)
+                self._blank_outside(index, strip)
+                out[index] = _conv_rows(strip.to(conv.weight.dtype), conv, self._wraps("x"))
         return evolve(self, tensors=out)
 
     def upsample_conv(self, conv: nn.Conv2d) -> Strips:
         """Twice as many rows and columns by repetition, and a 3x3 convolution."""
         seen = self._look_around(conv.in_channels, conv.weight.dtype)
-        out = {}
-        for index in tuple(self.tensors):
-            grown = F.interpolate(self._pad(index, seen), scale_factor=2.0, mode="nearest")
-            out[index] = _conv_rows(grown[:, :, 1:-1], conv)
+        out: dict[int, Tensor] = {}
+        with self.shortage.noted(self.tensors, out):
+            for index in tuple(self.tensors):
+                grown = F.interpolate(self._pad(index, seen), scale_factor=2.0, mode="nearest")
+                out[index] = _conv_rows(grown[:, :, 1:-1], conv, self._wraps("x"))
         return evolve(self, width=2 * self.width, tensors=out)
 
     def resnet(self, block: Any) -> Strips:
         """A ``ResnetBlock2D`` without time embedding and resampling."""
         inner = evolve(self, tensors=dict(self.tensors)).norm_act_conv(block.norm1, block.conv1)
         inner = inner.norm_act_conv(block.norm2, block.conv2)
-        for index, strip in inner.tensors.items():
-            shortcut = self.tensors.pop(index)
-            if block.conv_shortcut is not None:
-                shortcut = block.conv_shortcut(shortcut)
-            strip.add_(shortcut)
-            if block.output_scale_factor != 1:
-                strip.div_(block.output_scale_factor)
+        with self.shortage.noted(self.tensors, inner.tensors):
+            for index, strip in inner.tensors.items():
+                shortcut = self.tensors.pop(index)
+                if block.conv_shortcut is not None:
+                    shortcut = block.conv_shortcut(shortcut)
+                strip.add_(shortcut)
+                if block.output_scale_factor != 1:
+                    strip.div_(block.output_scale_factor)
         return inner
 
+    def _wraps(self, axis: str) -> bool:
+        return self.wrap != "none" and axis in self.wrap
+
     def _look_around(self, channels: int, dtype: torch.dtype, groups: int = 0) -> Mapping[Key, Tensor]:
-        """Of every strip the first and the last row, and with ``groups`` its moments."""
+        """Of every strip the first and the last row, and with ``groups`` its moments; zeros of one that is lost."""
         mine: dict[Key, Tensor] = {}
         like = {"rows": torch.empty(1, channels, 2, self.width, dtype=dtype, device="meta")}
         if groups:
             like["moments"] = torch.empty(2, groups, dtype=torch.float64, device="meta")
-        for index, strip in self.tensors.items():
-            mine[index, "rows"] = torch.cat([strip[:, :, :1], strip[:, :, -1:]], 2)
-            if groups:
-                mine[index, "moments"] = moments(strip, groups)
+        with self.shortage.noted(self.tensors):
+            for index, strip in self.tensors.items():
+                mine[index, "rows"] = torch.cat([strip[:, :, :1], strip[:, :, -1:]], 2)
+                if groups:
+                    mine[index, "moments"] = moments(strip, groups)
+        if self.shortage.reason:
+            keys = ((index, name) for index in self.team.own() for name in like)
+            mine = {key: torch.zeros(like[key[1]].shape, dtype=like[key[1]].dtype) for key in keys}
         return self.team.gather(mine, like)
 
     def _pad(self, index: int, seen: Mapping[Key, Tensor]) -> Tensor:
@@ -154,15 +209,18 @@ class Strips:
 
         A new tensor in the strip's own memory layout, which must not depend on where the rows came from.
         """
+        count, around = len(self.team.rows), self._wraps("y")
         padded = F.pad(self.tensors.pop(index), (0, 0, 1, 1))
-        if index > 0:
-            padded[:, :, 0] = seen[index - 1, "rows"][:, :, 1]
-        if index < len(self.team.rows) - 1:
-            padded[:, :, -1] = seen[index + 1, "rows"][:, :, 0]
+        if index > 0 or around:
+            padded[:, :, 0] = seen[(index - 1) % count, "rows"][:, :, 1]
+        if index < count - 1 or around:
+            padded[:, :, -1] = seen[(index + 1) % count, "rows"][:, :, 0]
         return padded
 
     def _blank_outside(self, index: int, strip: Tensor) -> None:
         """Zeros again where a padded strip leaves the picture."""
+        if self._wraps("y"):
+            return
         if index == 0:
             strip[:, :, 0] = 0
         if index == len(self.team.rows) - 1:
@@ -201,6 +259,8 @@ def scale_and_shift(norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> tuple
     return scale[None, :, None, None], shift[None, :, None, None]
 
 
-def _conv_rows(padded: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A 3x3 convolution of rows that bring their neighbours along; only the columns are padded."""
-    return F.conv2d(padded, conv.weight, conv.bias, padding=(0, 1), groups=conv.groups)
+def _conv_rows(padded: Tensor, conv: nn.Conv2d, around: bool) -> Tensor:
+    """A 3x3 convolution of rows that bring their neighbours along; columns get zeros, or the other side's if around."""
+    if around:
+        padded = F.pad(padded, (1, 1, 0, 0), mode="circular")
+    return F.conv2d(padded, conv.weight, conv.bias, padding=(0, 0 if around else 1), groups=conv.groups)

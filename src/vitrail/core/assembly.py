@@ -28,7 +28,7 @@ def gather_views(latents: Tensor, views: Sequence[View]) -> Tensor:
     """
     import torch
 
-    return torch.stack([latents[..., view.rows, view.cols] for view in views])
+    return torch.stack([view.read(latents) for view in views])
 
 
 def split_rows(
@@ -99,6 +99,29 @@ def restore_order(output: Tensor, patches: Patches) -> Tensor:
         restored = restored.clone() if patches.permutation is None else restored
         restored[patches.key] = output[-1]
     return restored
+
+
+def combine_branches(rows: Tensor, guidance_scale: float, guidance_rescale: float = 0.0) -> Tensor:
+    """Classifier-free guidance, ``uncond + scale (cond - uncond)``; Ho and Salimans, 2022, eq. 6.
+
+    Args:
+        rows: Of one branch, or of uncond and cond, Float32[Tensor, "views branches batch channels h w"].
+        guidance_scale: Of the difference.
+        guidance_rescale: Share of the contrast that it adds which is undone; Lin et al., 2023,
+            https://arxiv.org/abs/2305.08891, sec. 3.4.
+
+    Returns:
+        Float32[Tensor, "views batch channels h w"].
+    """
+    if rows.shape[1] == 1:
+        return rows[:, 0]
+    uncond, cond = rows[:, 0], rows[:, 1]
+    guided = uncond + guidance_scale * (cond - uncond)
+    if guidance_rescale == 0:
+        return guided
+    axes = tuple(range(2, cond.ndim))
+    rescaled = guided * (cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
+    return guidance_rescale * rescaled + (1 - guidance_rescale) * guided
 
 
 def mix_families(outputs: Sequence[Tensor], also: Sequence[Family], step: Step) -> Tensor:

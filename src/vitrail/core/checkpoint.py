@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from vitrail.core.step import Step
 
 
+MANNER = {"run.memory"}  # what of a recipe does not reach the picture
+
+
 @define(eq=False)
 class Checkpoints:
     """The checkpoint of a run of one or more pictures.
@@ -60,7 +63,7 @@ class Checkpoints:
 
     def _check(self, content: Any) -> None:
         there, here = _flat(json.loads(content["recipe"])), _flat(self.recipe)
-        changed = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+        changed = sorted(key for key in (there.keys() | here.keys()) - MANNER if there.get(key) != here.get(key))
         if changed:
             told = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:4])
             raise ConfigError(
@@ -69,7 +72,7 @@ class Checkpoints:
 
     def resume(self, engine: Engine, latents: Tensor) -> Sampled:
         """The picture in work as the file has it, or its beginning."""
-        done = Sampled(latents)
+        done = Sampled(latents, engine.first)
         if self.current is not None:
             kept, self.current = self.current, None
             done.latents, done.steps = kept["latents"], kept["steps"]
@@ -116,6 +119,20 @@ class Checkpoints:
         if self.communicator.rank == 0:
             content = {"recipe": json.dumps(self.recipe), "finished": self.finished, "current": current}
             save_state(self.path, content)
+
+
+def kept_row_batch(path: Path | None, communicator: Communicator) -> int | None:
+    """The rows a forward of the run that a file belongs to; None if there is no file. Collective.
+
+    A run that goes on must not choose anew: memory may be another now, and the picture's last bits with it.
+    """
+    if path is None:
+        return None
+    own = None
+    if communicator.rank == 0 and path.exists():
+        own = json.loads(load_state(path)["recipe"])["run"].get("row_batch")
+    rows: int | None = communicator.broadcast_object(own, 0)
+    return rows
 
 
 def broadcast_state(communicator: Communicator, value: Any, src: int, device: Any) -> Any:

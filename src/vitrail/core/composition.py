@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.fields import RAMPS, as_tuple, share
-from vitrail.core.protocols import AttentionRequest, Fusion, Guidance, Masking, Patching
+from vitrail.core.protocols import AttentionRequest, Fusion, Guidance, Masking, Patching, Rectification
+from vitrail.core.sizes import SizeConditioning
 from vitrail.core.step import Ramp
 from vitrail.core.views import Canvas
 from vitrail.errors import CapabilityError, CompositionError
+
+if TYPE_CHECKING:
+    from vitrail.core.registry import Registry
 
 
 @frozen(kw_only=True)
@@ -35,6 +39,8 @@ class Stage:
     masking: Masking
     guidance: tuple[Guidance, ...] = field(default=(), converter=as_tuple)
     also: tuple[Family, ...] = field(default=(), converter=as_tuple)  # further view families
+    rectification: tuple[Rectification, ...] = field(default=(), converter=as_tuple)  # changes inside the network
+    sizes: SizeConditioning = field(factory=SizeConditioning)  # what a network is told about sizes
     until: float = field(default=1.0, validator=share)  # fraction of the run's steps
 
     def __attrs_post_init__(self) -> None:
@@ -46,6 +52,8 @@ class Stage:
         yield from (("patching", self.patching), ("fusion", self.fusion), ("masking", self.masking))
         for guidance in self.guidance:
             yield "guidance", guidance
+        for rectification in self.rectification:
+            yield "rectification", rectification
         for family in self.also:
             yield from (("patching", family.patching), ("fusion", family.fusion))
 
@@ -79,8 +87,13 @@ class Composition:
             raise CompositionError(f"stages want different attention maps: {sorted(map(str, requests))}; use one")
         return next(iter(requests), None)
 
-    def check(self, offers: frozenset[str], backbone: str) -> None:
+    def check(self, offers: frozenset[str], backbone: str, known: Registry | None = None) -> None:
         """Refuse a backbone that cannot serve a strategy.
+
+        Args:
+            offers: Of the backbone.
+            backbone: What to call it.
+            known: Whose strategies to name instead.
 
         Raises:
             CapabilityError: Naming every strategy in need, what it needs and what would do.
@@ -89,10 +102,18 @@ class Composition:
         for index, stage in enumerate(self.stages):
             for slot, strategy in stage.strategies():
                 for need in sorted(strategy.needs - offers):
-                    problems.append(f"stages.{index}.{slot}: {type(strategy).__name__} needs {need!r}")
+                    instead = _served(slot, offers, known)
+                    problems.append(f"stages.{index}.{slot}: {type(strategy).__name__} needs {need!r}{instead}")
         if problems:
             raise CapabilityError(
                 f"{backbone} offers {', '.join(sorted(offers)) or 'nothing'}, but\n  "
                 + "\n  ".join(problems)
                 + "\nChoose another strategy for the slot (`vitrail methods` lists them) or another model."
             )
+
+
+def _served(slot: str, offers: frozenset[str], known: Registry | None) -> str:
+    """Which registered strategies of a slot a backbone with these offers can serve, to be added to a message."""
+    entries: list[Any] = known.entries(slot) if known is not None else []
+    names = [entry.name for entry in entries if entry.value.needs <= offers]
+    return f"; {' or '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)} would do" if names else ""

@@ -17,14 +17,27 @@ from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
 from vitrail.core.composition import Composition, Family, Stage
-from vitrail.core.protocols import Fusion, Guidance, Masking, Patching
+from vitrail.core.protocols import Fusion, Guidance, Masking, Patching, Rectification
 from vitrail.core.registry import MEMBERS, Registry
 from vitrail.core.run_config import RunConfig
+from vitrail.core.sizes import SizeConditioning
 from vitrail.errors import ConfigError, nearest
 
 T = TypeVar("T")
-SLOTS: dict[type, str] = {Patching: "patching", Guidance: "guidance", Masking: "masking", Fusion: "fusion"}
-TITLES = {Composition: "a method", Stage: "a stage", Family: "a view family", RunConfig: "a run"}
+SLOTS: dict[type, str] = {
+    Patching: "patching",
+    Guidance: "guidance",
+    Masking: "masking",
+    Fusion: "fusion",
+    Rectification: "rectification",
+}
+TITLES = {
+    Composition: "a method",
+    Stage: "a stage",
+    Family: "a view family",
+    SizeConditioning: "'sizes'",
+    RunConfig: "a run",
+}
 
 
 class Loader:
@@ -63,7 +76,7 @@ class Loader:
 
     def unstructure(self, value: Any) -> Any:
         """The way back: every default spelt out, strategies as tables with their registered ``type``."""
-        if isinstance(value, (Composition, Stage, Family)) or type(value) in self._strategies():
+        if isinstance(value, (Composition, Stage, Family, SizeConditioning)) or type(value) in self._strategies():
             table = {f.name: self.unstructure(getattr(value, f.name)) for f in attrs.fields(type(value))}
             name = self._strategies().get(type(value))
             return {"type": name[1], **table} if name else table

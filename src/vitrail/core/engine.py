@@ -8,7 +8,6 @@ plan and does not reach the picture.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve, field, frozen
 
 from vitrail.comm.in_process import solo
-from vitrail.core.assembly import gather_views, mix_families, permute_views, restore_order, split_rows
+from vitrail.core.assembly import combine_branches, gather_views, mix_families, permute_views, restore_order, split_rows
 from vitrail.core.exchange import Control, Exchange
+from vitrail.core.forwarding import Forwarding
 from vitrail.core.log import logger
 from vitrail.core.noise_schedule import Stepper
 from vitrail.core.prediction import Prediction
@@ -26,7 +26,7 @@ from vitrail.core.protocols import Predicted, Rows
 from vitrail.core.relay import Relay, can_relay, message_guidance
 from vitrail.core.run_state import RunState, Sampled, Timings
 from vitrail.core.step import Step
-from vitrail.errors import PredictionError
+from vitrail.core.trail import SCHEDULER, Trail
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,8 +52,12 @@ class Engine:
         branches: ``("uncond", "cond")``, or only ``("cond",)`` with guidance off.
         guidance_scale: Classifier-free guidance scale.
         row_batch: Rows a forward, at most.
+        guidance_rescale: Share of the guided contrast that is set back to the conditional's.
+        first: The step to begin at; more than 0 if the run starts from a picture.
         exchange: The ranks of the run.
         watched: Whether somebody looks at the canvas after every step, so that it must be whole.
+        forwarding: This rank's forwards, and what was learnt of its memory.
+        cell: Pixels of a latent cell's side, for messages.
     """
 
     composition: Composition
@@ -64,30 +68,17 @@ class Engine:
     branches: tuple[Branch, ...]
     guidance_scale: float
     row_batch: int
+    guidance_rescale: float = 0.0
+    first: int = 0
     exchange: Exchange = field(factory=lambda: Exchange.among(solo()))
     watched: bool = False
+    forwarding: Forwarding = field(factory=Forwarding)
+    cell: int = 1
 
     def steps(self) -> list[Step]:
         """Every step of the run, with the stage it belongs to."""
-        schedule, result, begin = self.stepper.schedule, [], 0
-        total = len(schedule.timesteps)
-        for stage, end in enumerate(self.composition.boundaries(total)):
-            for index in range(begin, end):
-                result.append(
-                    Step(
-                        index=index,
-                        num_steps=total,
-                        timestep=schedule.timesteps[index],
-                        alpha=schedule.alphas[index],
-                        sigma=schedule.sigmas[index],
-                        stage=stage,
-                        stage_step=index - begin,
-                        stage_num_steps=end - begin,
-                        prediction_type=schedule.prediction_type,
-                    )
-                )
-            begin = end
-        return result
+        schedule = self.stepper.schedule
+        return schedule.steps(self.composition.boundaries(len(schedule.timesteps)))
 
     def patches(self, step: Step) -> list[Patches]:
         """The views of every family at a step, in canonical order."""
@@ -99,8 +90,14 @@ class Engine:
 
         A patching has as many views at every step of a stage, so the first step of each tells.
         """
-        firsts = [step for step in self.steps() if step.stage_step == 0]
-        return sum(self.count_views(step) * step.stage_num_steps for step in firsts) * len(self.branches)
+        counts = (self.count_views(first) * number for first, number in self.stage_starts())
+        return sum(counts) * len(self.branches)
+
+    def stage_starts(self) -> list[tuple[Step, int]]:
+        """The first step that is done of every stage, and how many are."""
+        ahead = [step for step in self.steps() if step.index >= self.first]
+        firsts = [step for step in ahead if step.stage_step == 0 or step.index == self.first]
+        return [(step, step.stage_num_steps - step.stage_step) for step in firsts]
 
     def count_views(self, step: Step) -> int:
         """Forwards of one branch at a step: the views of all families and clean key views."""
@@ -124,13 +121,13 @@ class Engine:
         Returns:
             How far it came: all steps, unless it was stopped.
         """
-        done = Sampled(latents) if checkpoints is None else checkpoints.resume(self, latents)
+        done = Sampled(latents, self.first) if checkpoints is None else checkpoints.resume(self, latents)
         begin, steps, control = time.perf_counter(), self.steps(), Control(self.exchange)
         for step in steps[done.steps :]:
             if control.decide(should_stop()):
                 logger().info("run.interrupted", step=step.index)
                 self._gather(done)
-                if checkpoints is not None and done.steps and done.entered:
+                if checkpoints is not None and done.steps > self.first and done.entered:
                     checkpoints.keep(self, steps[done.steps - 1], done)
                 break
             self.exchange.communicator.note(f"step {step.index + 1} of {len(steps)}")
@@ -183,28 +180,36 @@ class Engine:
     def step(self, step: Step, done: Sampled) -> tuple[Tensor, Prediction]:
         """One step of the run: the new latents and the prediction that led there; renews the strategies' state."""
         stage, state = self.composition.stages[step.stage], done.state
-        latents = self._guide_at("before", step, done.latents, 0, None, state)
+        state.trail = Trail(self.cell)
+        state.trail.add("what it began with", done.latents, "look at the callback, or at the latents that were given")
+        latents = self._guide_at("before", step, done.latents, None, None, state)
         scaled = self.stepper.scale(latents, step.index)
         outputs = []
         for family, patches in enumerate(self.patches(step)):
             predict = self._predict if state.relay is None else self._predict_own
             views = predict(step, latents, scaled, patches, family, done)
             outputs.append(self.stages.fuse(step, patches.views, views, latents, family))
+            state.trail.add(f"fusion of family {family}", outputs[-1], "look at its weights")
         prediction = Prediction(latents, mix_families(outputs, stage.also, step), step)
-        prediction = self._guide_at("canvas", step, prediction, 0, None, state)
+        prediction = self._guide_at("canvas", step, prediction, None, None, state)
         noise = self.streams.generator("step-noise", step.index)
         latents = self.stepper.step(prediction.model_output, step.index, latents, noise)
-        latents = self._guide_at("after", step, latents, 0, None, state)
-        _refuse_non_finite_sync(step, latents)
+        state.trail.add("the scheduler's step", latents, SCHEDULER)
+        latents = self._guide_at("after", step, latents, None, None, state)
+        state.trail.check_sync(step, latents)
         self.stages.step_end(step, latents, prediction)
         return latents, prediction
 
-    def _guide_at(self, point: str, step: Step, subject: Any, key: int, mask: Tensor | None, state: RunState) -> Any:
+    def _guide_at(
+        self, point: str, step: Step, subject: Any, patches: Patches | None, mask: Tensor | None, state: RunState
+    ) -> Any:
+        key = 0 if patches is None else patches.key
         for number, guidance in enumerate(self.composition.stages[step.stage].guidance):
             if guidance.point == point:
                 subject, state.guidance[number] = self.stages.guide(
                     step, guidance, subject, key, mask, state.guidance[number]
                 )
+                state.trail.add_guided(guidance, subject, patches)
         return subject
 
     def _predict(
@@ -213,20 +218,28 @@ class Engine:
         """All views of one family, predicted by all ranks together; those of the main family guided."""
         batches = self._batches(step, scaled, patches, family, done.timings)
         answers = self.exchange.share(batches, lambda rows: self._forward(step, rows, done.timings))
+        trail = done.state.trail
+        trail.add_rows(patches, family, batches, answers)
         output = restore_order(self._combine(answers, len(latents)), patches)
+        trail.add_views("classifier-free guidance", patches, family, output)
         views = Prediction(gather_views(latents, patches.views), output, step)
         if family == 0:
             key = evolve(views, latents=views.latents[patches.key], model_output=output[patches.key])
             mask = self._mask(step, key, next((a for a in answers if a.attention is not None), answers[0]), done.state)
-            views = self._guide_at("views", step, views, patches.key, mask, done.state)
+            views = self._guide_at("views", step, views, patches, mask, done.state)
         return views
 
     def _predict_own(
         self, step: Step, latents: Tensor, scaled: Tensor, patches: Patches, family: int, done: Sampled
     ) -> Prediction:
         """The views of this rank, predicted and guided; what stands for the others' is of no consequence."""
-        relay = done.state.relay
+        relay, trail = done.state.relay, done.state.trail
         assert relay is not None
+        batches = self._batches(step, scaled, patches, family, done.timings)
+
+        def combine(answers: Sequence[Predicted]) -> Tensor:
+            trail.add_rows(patches, family, batches, answers)
+            return self._combine(answers, len(latents))
 
         def tell(guidance: MessageGuidance, key: Prediction, seen: Predicted) -> Tensor:
             mask = self._mask(step, key, seen, done.state)
@@ -234,14 +247,13 @@ class Engine:
                 step, evolve(key, latents=key.latents[None], model_output=key.model_output[None]), 0, mask
             )
 
-        return relay.predict(
-            step,
-            latents,
-            self._batches(step, scaled, patches, family, done.timings),
-            lambda rows: self._forward(step, rows, done.timings),
-            lambda answers: self._combine(answers, len(latents)),
-            tell,
+        views = relay.predict(
+            step, latents, batches, lambda rows: self._forward(step, rows, done.timings), combine, tell
         )
+        if relay.guidance is not None:
+            trail.add_message(lambda: relay.message(step))
+            trail.add_guided(relay.guidance, views, patches)
+        return views
 
     def _batches(self, step: Step, scaled: Tensor, patches: Patches, family: int, timings: Timings) -> list[Rows]:
         """One family's rows in micro-batches: gathered, permuted, cut in canonical order."""
@@ -261,20 +273,17 @@ class Engine:
         started, count = time.perf_counter(), len(rows.views)
         trace = self.exchange.communicator.trace
         with trace.span("compute", f"step {step.index}", step=step.index, stage=step.stage, rows=count):
-            answer = self.stages.predict(step, rows)
+            answer = self.forwarding.forward(step, rows, lambda part: self.stages.predict(step, part))
         timings.predict_s += time.perf_counter() - started
         return answer
 
     def _combine(self, answers: Sequence[Predicted], batch: int) -> Tensor:
-        """Classifier-free guidance, ``uncond + scale (cond - uncond)``; Ho and Salimans, 2022, eq. 6."""
+        """The views' predictions of all answers, Float32[Tensor, "views batch channels h w"]."""
         import torch
 
         flat = torch.cat([answer.model_output for answer in answers])
-        branches = flat.view(-1, len(self.branches), batch, *flat.shape[1:])
-        if len(self.branches) == 1:
-            return branches[:, 0]
-        uncond, cond = branches[:, 0], branches[:, 1]
-        return uncond + self.guidance_scale * (cond - uncond)
+        rows = flat.view(-1, len(self.branches), batch, *flat.shape[1:])
+        return combine_branches(rows, self.guidance_scale, self.guidance_rescale)
 
 
 @contextmanager
@@ -289,12 +298,3 @@ def _logged(step: Step, timings: Timings) -> Iterator[None]:
         duration_ms=round(1000 * (time.perf_counter() - started), 3),
         rows=timings.rows - rows,
     )
-
-
-def _refuse_non_finite_sync(step: Step, latents: Tensor) -> None:
-    """Stop at the first step that is not finite; waits for the device."""
-    if not math.isfinite(latents.sum().item()):
-        raise PredictionError(
-            f"the latents are not finite after step {step.index} (stage {step.stage}, timestep {step.timestep:g}); "
-            "try float32, a lower guidance scale or a weaker guidance"
-        )

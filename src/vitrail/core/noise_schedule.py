@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from attrs import field, frozen
 
 from vitrail.core.fields import as_tuple
-from vitrail.core.step import PredictionType
+from vitrail.core.step import PredictionType, Step
 from vitrail.errors import CapabilityError, ConfigError
 
 if TYPE_CHECKING:
@@ -64,6 +66,26 @@ class NoiseSchedule:
             )
         pairs = scales[: len(timesteps)]
         return cls(timesteps, [a for a, _ in pairs], [s for _, s in pairs], prediction_type_of(scheduler))
+
+    def steps(self, ends: Sequence[int]) -> list[Step]:
+        """Every step, with the stage it belongs to; ``ends`` has the first step after each stage."""
+        result: list[Step] = []
+        for stage, (begin, end) in enumerate(pairwise((0, *ends))):
+            result += [
+                Step(
+                    index=index,
+                    num_steps=len(self.timesteps),
+                    timestep=self.timesteps[index],
+                    alpha=self.alphas[index],
+                    sigma=self.sigmas[index],
+                    stage=stage,
+                    stage_step=index - begin,
+                    stage_num_steps=end - begin,
+                    prediction_type=self.prediction_type,
+                )
+                for index in range(begin, end)
+            ]
+        return result
 
 
 def prediction_type_of(scheduler: Scheduler) -> PredictionType:
@@ -136,6 +158,23 @@ class Stepper:
         """Standard deviation of the initial latents."""
         return float(getattr(self._scheduler, "init_noise_sigma", 1.0))
 
+    def begin_at(self, first: int) -> None:
+        """Start at a later step, as img2img does; before the first call of anything else."""
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(first)
+
+    def noised(self, latents: Tensor, noise: Tensor, index: int) -> Tensor:
+        """Clean latents with the noise of a step, Float32[Tensor, "batch channels height width"]."""
+        add = self._scheduler.scale_noise if _is_flow_match(self._scheduler) else self._scheduler.add_noise
+        timestep = self.timesteps[index : index + 1]
+        mixed = add(latents, timestep, noise) if _is_flow_match(self._scheduler) else add(latents, noise, timestep)
+        return cast("Tensor", mixed)
+
+    @property
+    def order(self) -> int:
+        """Calls of the scheduler for one inference step, nearly; 2 for Heun."""
+        return int(getattr(self._scheduler, "order", 1))
+
     def scale(self, latents: Tensor, index: int) -> Tensor:
         """The latents as the network wants them at a step; once a step, on the whole canvas."""
         if not hasattr(self._scheduler, "scale_model_input"):
@@ -169,6 +208,11 @@ class Stepper:
             items = value if isinstance(value, (list, tuple)) else [value]
             found += [item for item in items if getattr(item, "shape", None) == latents.shape]
         return found
+
+
+def _is_flow_match(scheduler: Any) -> bool:
+    """Whether it is one of the classes that mix by ``scale_noise(sample, timestep, noise)``."""
+    return hasattr(scheduler, "scale_noise")
 
 
 def _is_state(value: Any) -> bool:

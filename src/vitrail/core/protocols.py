@@ -6,10 +6,11 @@ Shape legend: ``views`` views of one family, ``rows`` pairs of (view, CFG branch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from vitrail.core.fields import as_tuple
 
@@ -18,27 +19,40 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.exchange import Exchange
+    from vitrail.core.inputs import Inputs
     from vitrail.core.noise_schedule import Scheduler
     from vitrail.core.prediction import Prediction
+    from vitrail.core.run_config import Wrap
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
     from vitrail.core.views import Canvas, Patches, View
 
 Point = Literal["views", "canvas", "before", "after"]
 Branch = Literal["uncond", "cond"]
+Over = Literal["mean", "max"]
 
 
 @frozen
 class AttentionRequest:
-    """Which cross-attention maps a mask source wants; the backbone reduces them to one map a view.
+    """Which attention maps a mask source wants; the backbone reduces them to one map a view.
 
     Attributes:
-        layers: Indices of up blocks that have cross-attention, counted from the deepest; empty for all.
+        layers: Blocks of the network. ``cross``: up blocks that have cross-attention, counted from the deepest,
+            empty for all; ``joint``: blocks of a transformer, empty for the late half. Negative ones count from
+            the last.
         skip_words: Words that never count as content.
+        kind: Attention to text only, or of picture and text to each other.
+        words: Words and phrases of the prompt; if there are any, no others count as content.
+        over: Whether the mean of the content tokens counts, or at each cell the largest.
+        t5: With ``joint``: whether the tokens of the T5 encoder count beside those of the CLIP encoders.
     """
 
     layers: tuple[int, ...] = ()
     skip_words: frozenset[str] = frozenset()
+    kind: Literal["cross", "joint"] = "cross"
+    words: tuple[str, ...] = ()
+    over: Over = "mean"
+    t5: bool = False
 
 
 @frozen(eq=False)
@@ -57,6 +71,20 @@ class Rows:
     views: tuple[View, ...] = field(converter=as_tuple)
     capture: tuple[int, ...] = field(converter=as_tuple, default=())
 
+    def cut(self, size: int) -> list[Rows]:
+        """The same rows in parts of at most ``size``, each with its share of ``capture``."""
+        batch = len(self.model_input) // len(self.views)
+        return [
+            evolve(
+                self,
+                model_input=self.model_input[begin * batch : (begin + size) * batch],
+                branches=self.branches[begin : begin + size],
+                views=self.views[begin : begin + size],
+                capture=[row - begin for row in self.capture if begin <= row < begin + size],
+            )
+            for begin in range(0, len(self.views), size)
+        ]
+
 
 @frozen(eq=False)
 class Predicted:
@@ -67,23 +95,50 @@ class Predicted:
         attention: Mean map of the content tokens for each captured row, at most 1,
             Float32[Tensor, "batch 1 h w"], or None if no row was captured.
         has_content: False if the prompt has no content token to look at.
+        layers: The same map by block, for whoever looks at them; on the rank that captured.
     """
 
     model_output: Tensor
     attention: Tensor | None = None
     has_content: bool = True
+    layers: Mapping[int, Tensor] = field(factory=dict)
+
+    @classmethod
+    def join(cls, parts: Sequence[Predicted]) -> Predicted:
+        """What the parts of one micro-batch say together, in the order of ``Rows.cut``."""
+        import torch
+
+        maps = [part.attention for part in parts if part.attention is not None]
+        return cls(
+            torch.cat([part.model_output for part in parts]),
+            torch.cat(maps) if maps else None,
+            all(part.has_content for part in parts),
+            next((part.layers for part in parts if part.layers), {}),
+        )
 
 
 class Backbone(Protocol):
-    """A model: predicts rows at a timestep, encodes text, decodes latents. Loaded from a spec."""
+    """A model: predicts rows at a timestep, encodes what they are conditioned on, decodes. Loaded from a spec."""
 
     latent_channels: int
     vae_scale_factor: int
     native_size: int  # latent cells of the side it was trained at
+    max_view: int | None  # latent cells of the longest side it takes
     offers: frozenset[str]
+    defaults: Mapping[str, Any]  # fields of a run that suit it
+
+    @property
+    def network(self) -> Any:
+        """The denoiser, for temporary changes inside it; None if there is none to change."""
 
     def new_scheduler(self, name: str | None = None) -> Scheduler:
         """A fresh scheduler: the model's own, or another diffusers class with the same noise schedule."""
+
+    def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, Any]:
+        """What ``set_timesteps`` wants besides the number of steps, for latents of a size in cells."""
+
+    def first_step(self, num_steps: int, strength: float) -> int:
+        """How many steps are left out when a run starts from a picture."""
 
     def fingerprint(self) -> str:
         """Stands for the weights; alike on all ranks of a run."""
@@ -91,17 +146,65 @@ class Backbone(Protocol):
     def check_attention(self, request: AttentionRequest) -> None:
         """Refuse a request for attention maps that the network does not have."""
 
-    def encode_prompt(self, prompt: str, negative_prompt: str, request: AttentionRequest | None) -> Any:
-        """The conditioning of both branches, handed back to ``predict``."""
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Refuse conditioning that the model cannot use."""
+
+    def check_wrap(self) -> None:
+        """Refuse edges that meet, if the decoder cannot draw them."""
+
+    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Any:
+        """Encode what a picture is conditioned on; handed back to ``predict``."""
 
     def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Any) -> Predicted:
         """One forward of the network. The only expensive line of a run."""
 
-    def decode(self, latents: Tensor, exchange: Exchange) -> Tensor:
+    def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
+        """A picture of any size in [-1, 1] at the wanted size, Float32[Tensor, "1 3 Height Width"]."""
+
+    def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
+        """Latents of a picture in [-1, 1]; ``noise`` draws from the encoder's posterior."""
+
+    def decode(self, latents: Tensor, exchange: Exchange, wrap: Wrap, backs_off: bool) -> Tensor:
         """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"], on every rank; they may share the work."""
 
     def to_pil(self, pictures: Tensor) -> list[Image]:
         """The same as Pillow images."""
+
+    def release(self) -> None:
+        """The run is over: networks may go back to where they wait."""
+
+
+@frozen(eq=False, kw_only=True)
+class Forward:
+    """One call of the network, as a rectification sees it.
+
+    Attributes:
+        network: The module that predicts.
+        step: Where the run stands.
+        rows: The micro-batch.
+        native_size: Latent cells of the side that the network was trained at.
+    """
+
+    network: Any
+    step: Step
+    rows: Rows
+    native_size: int
+
+
+class Rectification(Protocol):
+    """A temporary change inside the network, for a range of steps.
+
+    It works by hooks on modules and is undone when the call is over, also if that raised. Ranks may be threads that
+    share the network, so it must not act in the forward of another thread.
+    """
+
+    needs: ClassVar[frozenset[str]]
+
+    def check(self, network: Any) -> None:
+        """Refuse a network without the places that it changes, by CapabilityError; asked before any call."""
+
+    def apply(self, forward: Forward) -> AbstractContextManager[object]:
+        """A context in which the change is in force; in a step out of its range, one that does nothing."""
 
 
 class Patching(Protocol):

@@ -14,7 +14,8 @@ MEMBERS: dict[str, tuple[str, ...]] = {  # what a class of each slot must have
     "guidance": ("needs", "point", "init", "guide"),
     "masking": ("needs", "request", "init", "mask"),
     "fusion": ("needs", "fuse"),
-    "backbones": ("pipelines", "offers", "load"),
+    "rectification": ("needs", "check", "apply"),
+    "backbones": ("pipelines", "offers", "defaults", "load", "adopt"),
     "comm": ("run",),
 }
 FILE_SLOTS = {"methods": "a TOML file", "models": "a diffusers folder"}
@@ -53,7 +54,8 @@ class Registry:
         """Register a strategy or backbone class.
 
         Args:
-            slot: One of ``patching``, ``guidance``, ``masking``, ``fusion``, ``backbones``, ``comm``.
+            slot: One of ``patching``, ``guidance``, ``masking``, ``fusion``, ``rectification``, ``backbones``,
+                ``comm``.
             name: Kebab-case, as written in a config file.
             cls: A frozen attrs class with the members of the slot's protocol.
 

@@ -155,7 +155,12 @@ class Relay:
         """
         views, communicator = self.patches.views, self.exchange.communicator
         owners = self.view_owners()
-        cut = {(i, v): t[..., view.rows, view.cols] for i, t in enumerate(tensors) for v, view in enumerate(views)}
+        cut = {
+            (i, v, p): tensor[..., piece.rows, piece.cols]
+            for i, tensor in enumerate(tensors)
+            for v, view in enumerate(views)
+            for p, piece in enumerate(view.pieces)
+        }
         owner = {key: owners[key[1]] for key in cut}
         mine = {key: part for key, part in cut.items() if owner[key] == communicator.rank}
         communicator.all_gather_into(cut, mine, owner)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
+from vitrail.core.trail import Trail
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -15,12 +17,13 @@ if TYPE_CHECKING:
 
 @define
 class RunState:
-    """What strategies carry from step to step, and the relay of a stage that has one."""
+    """What strategies carry from step to step, the relay of a stage that has one, and the trail of the step in work."""
 
     stage: int = -1
     guidance: list[Any] = field(factory=list)
     masking: Any = None
     relay: Relay | None = None
+    trail: Trail = field(factory=Trail)
 
 
 @define

@@ -8,7 +8,7 @@ from vitrail.core.hookspecs import hookimpl
 from vitrail.core.registry import Registry
 from vitrail.plugins.fusion import Average, Broadcast, Gaussian, Scatter
 from vitrail.plugins.guidance import AsyncGuidance, NoGuidance, SyncGuidance
-from vitrail.plugins.masking import NoMask, ParameterFreeAttention, UpBlockAttention
+from vitrail.plugins.masking import JointAttention, NoMask, ParameterFreeAttention, UpBlockAttention
 from vitrail.plugins.patching import Lattice, Whole, Windows
 
 METHODS = Path(__file__).parent / "methods"
@@ -25,6 +25,7 @@ def vitrail_register(registry: Registry) -> None:
     registry.add("guidance", "async", AsyncGuidance)
     registry.add("masking", "none", NoMask)
     registry.add("masking", "up-block-attention", UpBlockAttention)
+    registry.add("masking", "joint-attention", JointAttention)
     registry.add("masking", "pfsa", ParameterFreeAttention)
     registry.add("fusion", "average", Average)
     registry.add("fusion", "gaussian", Gaussian)

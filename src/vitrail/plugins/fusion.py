@@ -74,16 +74,24 @@ def weighted_mean(views: Sequence[View], outputs: Tensor, latents: Tensor, weigh
     Raises:
         CoverageError: If a latent cell lies in no view.
     """
-    if len(views) == 1 and views[0].shape == latents.shape[-2:]:
+    if _is_canvas(views, latents):
         return outputs[0]
     total = latents.new_zeros(latents.shape)
     weights = latents.new_zeros(latents.shape[-2:])
+    counted = latents.new_ones(views[0].shape) if weight is None else weight
     for view, output in zip(views, outputs, strict=True):
-        total[..., view.rows, view.cols] += output if weight is None else output * weight
-        weights[view.rows, view.cols] += 1.0 if weight is None else weight
+        view.add_to(total, output if weight is None else output * weight)
+        view.add_to(weights, counted)
     if not bool((weights > 0).all()):
         raise CoverageError(f"{int((weights == 0).sum())} latent cells lie in no view; use a patching that covers")
     return total / weights
+
+
+def _is_canvas(views: Sequence[View], latents: Tensor) -> bool:
+    """Whether one view is the canvas, cell by cell."""
+    first = views[0]
+    whole = first.shape == latents.shape[-2:]
+    return len(views) == 1 and whole and first.vertical.start == first.horizontal.start == 0
 
 
 @frozen
@@ -103,7 +111,7 @@ class Scatter:
             )
         canvas = latents.new_empty(latents.shape)
         for view, output in zip(views, prediction.model_output, strict=True):
-            canvas[..., view.rows, view.cols] = output
+            view.write(canvas, output)
         return canvas
 
 
@@ -126,5 +134,6 @@ class Broadcast:
             raise CoverageError(
                 f"`broadcast` enlarges a lattice view to the canvas; a view of {view.shape} does not fit"
             )
+        clean = clean.roll((view.vertical.start, view.horizontal.start), (-2, -1))  # of a view that has moved round
         nothing = Prediction(latents, latents.new_zeros(latents.shape), step)
         return nothing.with_clean(clean).model_output

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.fields import as_tuple, share_below_half, share_below_one
-from vitrail.core.log import logger
-from vitrail.core.protocols import AttentionRequest
+from vitrail.core.protocols import AttentionRequest, Over
+from vitrail.plugins.heat import Normalisation, follow, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,10 +19,15 @@ if TYPE_CHECKING:
     from vitrail.core.protocols import Predicted
     from vitrail.core.step import Step
 
-FLAT = 1e-4  # a map whose values differ by less says nothing
 STOP_WORDS = frozenset(
     ["a", "an", "the", "of", "in", "on", "at", "under", "with", "and", "or", "to", "for", "from", "by", "its", "front"]
 )
+OVERS, NORMALISATIONS = ("mean", "max"), ("range", "max")
+
+
+def as_words(words: str | Iterable[str]) -> tuple[str, ...]:
+    """A tuple of words; a lone one is not taken apart into letters."""
+    return (words,) if isinstance(words, str) else tuple(words)
 
 
 @frozen
@@ -55,7 +61,10 @@ class UpBlockAttention:
 
     needs: ClassVar[frozenset[str]] = frozenset({"attention-maps"})
     layers: tuple[int, ...] = field(default=(), converter=as_tuple)  # up blocks with cross-attention; () for all
+    words: tuple[str, ...] = field(default=(), converter=as_words)  # of the prompt, that alone count; () for all
     skip_stop_words: bool = True  # "a", "on" and their like are no content
+    tokens: Over = field(default="mean", validator=v.in_(OVERS))  # of the content tokens; "max" is that of any
+    normalise: Normalisation = field(default="range", validator=v.in_(NORMALISATIONS))  # or "max": keeps the floor
     clip: float = field(default=0.02, validator=share_below_half)  # quantile cut at both ends
     ema: float = field(default=0.0, validator=share_below_one)  # weight of the steps before
     ramp_steps: int = field(default=1, validator=v.ge(1))  # steps until the mask has its full weight
@@ -63,7 +72,8 @@ class UpBlockAttention:
     @property
     def request(self) -> AttentionRequest:
         """What the backbone is asked for."""
-        return AttentionRequest(self.layers, STOP_WORDS if self.skip_stop_words else frozenset())
+        skip = STOP_WORDS if self.skip_stop_words else frozenset()
+        return AttentionRequest(self.layers, skip, "cross", self.words, self.tokens)
 
     def init(self) -> None:
         """No map yet."""
@@ -72,13 +82,43 @@ class UpBlockAttention:
         self, step: Step, key: Prediction, predicted: Predicted, state: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """The normalised map; everywhere, with a warning, where there is none to speak of."""
-        if predicted.attention is None or not predicted.has_content:
-            _warn(step, "the prompt has no content word")
-            return None, state
-        heat = predicted.attention.float()
-        if state is not None and self.ema > 0:
-            heat = self.ema * state + (1 - self.ema) * heat
-        return _ramped(normalised(step, heat, self.clip), step, self.ramp_steps), heat
+        return follow_attention(self, step, predicted, state)
+
+
+@frozen(kw_only=True)
+class JointAttention:
+    """The prompt's heat map in a transformer's joint attention, for the key view's conditional half.
+
+    As ``up-block-attention``, for networks without cross-attention such as Stable Diffusion 3 (Esser et al.,
+    2024, https://arxiv.org/abs/2403.03206): the share of its attention that each cell of the picture pays to
+    the content tokens, among all cells and all tokens, in the late blocks.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"joint-attention-maps"})
+    layers: tuple[int, ...] = field(default=(), converter=as_tuple)  # blocks, -1 is the last; () for the late half
+    words: tuple[str, ...] = field(default=(), converter=as_words)  # of the prompt, that alone count; () for all
+    t5: bool = False  # the tokens of the T5 encoder count, too
+    skip_stop_words: bool = True  # "a", "on" and their like are no content
+    tokens: Over = field(default="mean", validator=v.in_(OVERS))  # of the content tokens; "max" is that of any
+    normalise: Normalisation = field(default="range", validator=v.in_(NORMALISATIONS))  # or "max": keeps the floor
+    clip: float = field(default=0.02, validator=share_below_half)  # quantile cut at both ends
+    ema: float = field(default=0.0, validator=share_below_one)  # weight of the steps before
+    ramp_steps: int = field(default=1, validator=v.ge(1))  # steps until the mask has its full weight
+
+    @property
+    def request(self) -> AttentionRequest:
+        """What the backbone is asked for."""
+        skip = STOP_WORDS if self.skip_stop_words else frozenset()
+        return AttentionRequest(self.layers, skip, "joint", self.words, self.tokens, self.t5)
+
+    def init(self) -> None:
+        """No map yet."""
+
+    def mask(
+        self, step: Step, key: Prediction, predicted: Predicted, state: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The normalised map; everywhere, with a warning, where there is none to speak of."""
+        return follow_attention(self, step, predicted, state)
 
 
 @frozen(kw_only=True)
@@ -112,10 +152,17 @@ class ParameterFreeAttention:
         self, step: Step, key: Prediction, predicted: Predicted, state: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """The normalised saliency."""
-        heat = border_saliency(key.clean, self.sharpness, self.border)
-        if state is not None and self.ema > 0:
-            heat = self.ema * state + (1 - self.ema) * heat
-        return _ramped(normalised(step, heat, self.clip), step, self.ramp_steps), heat
+        return follow(self, step, border_saliency(key.clean, self.sharpness, self.border), state)
+
+
+def follow_attention(
+    options: UpBlockAttention | JointAttention, step: Step, predicted: Predicted, state: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """A mask that follows the captured map, and the new state; see ``follow``."""
+    if predicted.attention is None or not predicted.has_content:
+        warn(step, "the prompt has no content word")
+        return None, state
+    return follow(options, step, predicted.attention.float(), state, options.normalise)
 
 
 def border_saliency(clean: Tensor, sharpness: float, border: float) -> Tensor:
@@ -139,35 +186,3 @@ def border_saliency(clean: Tensor, sharpness: float, border: float) -> Tensor:
     edge = 1 - inside.flatten()
     paid: Tensor = (logits.softmax(-1) * edge).sum(-1) / edge.sum()
     return -paid.view(-1, 1, height, width)
-
-
-def normalised(step: Step, heat: Tensor, clip: float) -> Tensor | None:
-    """Stretch each map to [0, 1] between two quantiles; None, with a warning, if it is flat.
-
-    Args:
-        step: For the warning.
-        heat: Float32[Tensor, "batch 1 h w"].
-        clip: Share of cells cut at each end.
-    """
-    flat = heat.flatten(1)
-    low = flat.quantile(clip, dim=1).view(-1, 1, 1, 1)
-    high = flat.quantile(1 - clip, dim=1).view(-1, 1, 1, 1)
-    if is_flat_sync(heat):
-        _warn(step, "the map is flat")
-        return None
-    return ((heat - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-
-
-def is_flat_sync(heat: Tensor) -> bool:
-    """Whether a map varies by less than ``FLAT`` of its size; waits for the device."""
-    spread = (heat.amax() - heat.amin()).item()
-    return not spread > FLAT * heat.abs().amax().item()
-
-
-def _ramped(mask: Tensor | None, step: Step, ramp_steps: int) -> Tensor | None:
-    """Let the first steps count less; early maps are noise."""
-    return mask if mask is None or ramp_steps == 1 else mask * min(1.0, (step.stage_step + 1) / ramp_steps)
-
-
-def _warn(step: Step, reason: str) -> None:
-    logger().warning("mask.degenerate", step=step.index, reason=f"{reason}; guidance acts everywhere")

@@ -1,15 +1,21 @@
-"""Which views of the canvas the network sees."""
+"""Which views of the canvas the network sees.
+
+Where the ends of an axis meet (``Canvas.wrap``), windows lie evenly on a ring. A view that takes such an axis
+whole has no edge on the canvas, but the network pads it with zeros as if it had: so the network sees it turned,
+at each step by another number of cells, and no place is an edge twice before each was one.
+"""
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs import validators as v
 
 from vitrail.core.fields import share_below_one
-from vitrail.core.views import Patches, Span, Tail, View, window_starts
+from vitrail.core.views import Patches, Span, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +23,8 @@ if TYPE_CHECKING:
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
     from vitrail.core.views import Canvas
+
+Tail = Literal["spread", "shift"]
 
 
 @frozen
@@ -31,7 +39,8 @@ class Whole:
 
     def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
         """One view."""
-        return Patches([View(Span(0, canvas.height), Span(0, canvas.width))])
+        down, right = _lengths(canvas)
+        return Patches(_turned([View(Span(0, canvas.height, 1, down), Span(0, canvas.width, 1, right))], step, streams))
 
 
 @frozen(kw_only=True)
@@ -40,7 +49,8 @@ class Windows:
 
     MultiDiffusion (Bar-Tal et al., 2023, https://arxiv.org/abs/2302.08113), sec. 4; jitter as in the code
     of DemoFusion (Du et al., 2023, https://arxiv.org/abs/2311.16973). A jittered window never leaves the
-    canvas: those on the border stay, so that no window looks at padding.
+    canvas: those on the border stay, so that no window looks at padding. On an axis whose ends meet no window
+    is on the border, and all move.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -56,48 +66,99 @@ class Windows:
     def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
         """Windows in row-major order; the first is the key view."""
         size = self.size or canvas.native
-        height, width = min(size, canvas.height), min(size, canvas.width)
-        tops = window_starts(canvas.height, height, self._stride(height), self.tail)
-        lefts = window_starts(canvas.width, width, self._stride(width), self.tail)
-        shifts = self._shifts(step, streams, tops, lefts, height, width)
-        return Patches(
-            View(Span(_within(top + dy, tops[-1]), height), Span(_within(left + dx, lefts[-1]), width))
-            for (top, left), (dy, dx) in zip(((t, x) for t in tops for x in lefts), shifts, strict=True)
-        )
+        rows = self._axis(canvas.height, size, canvas.wraps("y"))
+        cols = self._axis(canvas.width, size, canvas.wraps("x"))
+        shifts = self._shifts(step, streams, rows, cols)
+        starts = ((top, left) for top in rows.starts for left in cols.starts)
+        views = [View(rows.span(y, dy), cols.span(x, dx)) for (y, x), (dy, dx) in zip(starts, shifts, strict=True)]
+        return Patches(_turned(views, step, streams))
 
-    def _stride(self, length: int) -> int:
-        return max(1, round(length * (1 - self.overlap)))
+    def _axis(self, length: int, size: int, wraps: bool) -> _Axis:
+        window = min(size, length)
+        stride = max(1, round(window * (1 - self.overlap)))
+        return _Axis(length, window, window_starts(length, window, stride, self.tail, wraps), wraps)
 
-    def _shifts(
-        self, step: Step, streams: Streams, tops: tuple[int, ...], lefts: tuple[int, ...], height: int, width: int
-    ) -> list[tuple[int, int]]:
+    def _shifts(self, step: Step, streams: Streams, rows: _Axis, cols: _Axis) -> list[tuple[int, int]]:
         if not self.jitter:
-            return [(0, 0)] * (len(tops) * len(lefts))
-        reach = [_reach(starts, length) for starts, length in ((tops, height), (lefts, width))]
-        draws = streams.uniform((2, len(tops), len(lefts)), "jitter", step.index)
-        vertical = _inner(draws[0], reach[0], axis=0)
-        horizontal = _inner(draws[1], reach[1], axis=1)
+            return [(0, 0)] * (len(rows.starts) * len(cols.starts))
+        draws = streams.uniform((2, len(rows.starts), len(cols.starts)), "jitter", step.index)
+        vertical, horizontal = rows.shifts(draws[0], 0), cols.shifts(draws[1], 1)
         return [(dy, dx) for ys, xs in zip(vertical, horizontal, strict=True) for dy, dx in zip(ys, xs, strict=True)]
 
 
-def _reach(starts: tuple[int, ...], window: int) -> int:
-    """How far a window may move: a quarter of the smallest overlap, so that no cell is left out."""
-    gaps = [b - a for a, b in pairwise(starts)]
-    return (window - max(gaps)) // 4 if gaps else 0
+@frozen
+class _Axis:
+    """One axis of a canvas under windows, and whether its ends meet."""
+
+    length: int
+    window: int
+    starts: tuple[int, ...]
+    wraps: bool
+
+    def span(self, start: int, shift: int) -> Span:
+        """A window that has moved; where windows lie dense, one may want to leave the canvas, and must not."""
+        if self.wraps:
+            return Span((start + shift) % self.length, self.window, 1, self.length)
+        return Span(min(max(start + shift, 0), self.starts[-1]), self.window)
+
+    @property
+    def reach(self) -> int:
+        """How far a window may move: a quarter of the smallest overlap, so that no cell is left out."""
+        if len(self.starts) == 1:
+            return 0
+        ends = (*self.starts, self.length) if self.wraps else self.starts
+        return (self.window - max(b - a for a, b in pairwise(ends))) // 4
+
+    def shifts(self, draws: Tensor, axis: int) -> list[list[int]]:
+        """Whole numbers in [-reach, reach] from uniform draws; 0 for the first and last window, if there are such."""
+        moved = (draws * (2 * self.reach + 1)).long() - self.reach
+        for border in () if self.wraps else (0, -1):
+            moved.select(axis, border).zero_()
+        result: list[list[int]] = moved.tolist()
+        return result
 
 
-def _within(start: int, last: int) -> int:
-    """A start that leaves the window on the canvas; where windows lie dense, one may want to go further."""
-    return min(max(start, 0), last)
+def window_starts(length: int, window: int, stride: int, tail: Tail = "spread", wraps: bool = False) -> tuple[int, ...]:
+    """Starts of windows that cover an axis without slivers.
+
+    Args:
+        length: Cells of the axis.
+        window: Cells of a window; the whole axis if it is longer.
+        stride: Largest distance between neighbours.
+        tail: ``spread`` shares the remainder among all gaps; ``shift`` keeps the stride and moves the
+            last window back, as the DemoFusion family does.
+        wraps: Whether the ends of the axis meet. Then no window is the last and has to be moved back: the one that
+            goes across the ends comes the closer to the first with ``shift``.
+
+    Returns:
+        Sorted starts; the first is 0, and the last window ends at the end of the axis unless that wraps.
+    """
+    if length <= window:
+        return (0,)
+    room = length if wraps else length - window
+    gaps = math.ceil(room / stride)
+    count = gaps if wraps else gaps + 1
+    if tail == "shift":
+        return tuple(min(i * stride, room) for i in range(count))
+    return tuple((2 * i * room + gaps) // (2 * gaps) for i in range(count))
 
 
-def _inner(draws: Tensor, reach: int, axis: int) -> list[list[int]]:
-    """Whole numbers in [-reach, reach] from uniform draws; 0 for the first and last along ``axis``."""
-    moved = (draws * (2 * reach + 1)).long() - reach
-    for border in (0, -1):
-        moved.select(axis, border).zero_()
-    result: list[list[int]] = moved.tolist()
-    return result
+def _lengths(canvas: Canvas) -> tuple[int | None, int | None]:
+    """Lengths of the axes whose ends meet."""
+    return canvas.height if canvas.wraps("y") else None, canvas.width if canvas.wraps("x") else None
+
+
+def _turned(views: list[View], step: Step, streams: Streams) -> list[View]:
+    """The same views as the network is to see them: from another cell on along axes that they take whole."""
+
+    def cells(span: Span, axis: int) -> int:
+        if not span.is_round:
+            return 0
+        every = streams.uniform((span.count,), "turn", axis).argsort(stable=True)
+        return int(every[step.index % span.count])
+
+    turn = (cells(views[0].vertical, 0), cells(views[0].horizontal, 1))
+    return views if turn == (0, 0) else [evolve(view, turn=turn) for view in views]
 
 
 @frozen(kw_only=True)
@@ -109,7 +170,7 @@ class Lattice:
     every so many.
 
     The stride of an axis is its length over the training size, rounded half up; the canvas is padded to a
-    multiple of it.
+    multiple of it, or must be one where the ends of the axis meet.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -130,10 +191,12 @@ class Lattice:
         """One view for each offset of the lattice, row-major; the key view is the one at (0, 0)."""
         down, right = self.granularity(canvas)
         height, width = canvas.height // down, canvas.width // right
-        views = [View(Span(y, height, down), Span(x, width, right)) for y in range(down) for x in range(right)]
+        tall, wide = _lengths(canvas)
+        rows = [Span(y, height, down, tall) for y in range(down)]
+        cols = [Span(x, width, right, wide) for x in range(right)]
+        views = [View(row, col) for row in rows for col in cols]
         if self.views == "key":
             return Patches(views[:1])
-        views = sorted(views)
         clean = self.key == "extra" or (self.key == "auto" and len(views) > 4)
         depth = channels if self.interaction == "element" else 1
         order = self._order(step, streams, (len(views), 1, depth, height, width))

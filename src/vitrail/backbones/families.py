@@ -1,0 +1,102 @@
+"""The families of models and what each offers; imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import frozen
+
+from vitrail.backbones.loading import load_pipeline
+from vitrail.backbones.source import ModelSource
+
+if TYPE_CHECKING:
+    from vitrail.backbones.pipeline_backbone import Family, PipelineBackbone
+
+UNET = frozenset({"attention-maps", "convolutions", "cross-attention", "self-attention", "unet-skips", "vae"})
+TEXT = ("prompt_embeds", "negative_prompt_embeds", "clip_skip")
+POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
+
+@frozen(kw_only=True)
+class Adapter:
+    """What can be said of a family before its weights are loaded."""
+
+    pipelines: ClassVar[tuple[str, ...]]
+    offers: ClassVar[frozenset[str]]
+    defaults: ClassVar[Mapping[str, Any]]
+    source: ModelSource  # where its weights lie; found by the model's name, not written in a file
+
+    def load(self, device: str | None = None) -> PipelineBackbone:
+        """Load the weights; raises as ``load_pipeline`` does."""
+        return self.adopt(load_pipeline(self.source, device))
+
+    @classmethod
+    def adopt(cls, pipe: Any) -> PipelineBackbone:
+        """A backbone of a pipeline that is loaded."""
+        from vitrail.backbones.pipeline_backbone import PipelineBackbone
+
+        return PipelineBackbone(pipe, cls.family(), cls.offers, cls.defaults)
+
+    @classmethod
+    def family(cls) -> Family:
+        """What its pipelines have of their own."""
+        raise NotImplementedError
+
+
+@frozen(kw_only=True)
+class StableDiffusion(Adapter):
+    """Stable Diffusion 1.x and 2.x: epsilon and velocity."""
+
+    pipelines: ClassVar[tuple[str, ...]] = (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+    )
+    offers: ClassVar[frozenset[str]] = UNET
+    defaults: ClassVar[Mapping[str, Any]] = {"height": 1024, "width": 1024, "guidance_scale": 7.5}
+
+    @classmethod
+    def family(cls) -> Family:
+        """The one that its architecture makes."""
+        from vitrail.backbones.unet_family import UNetFamily
+
+        return UNetFamily(is_xl=False)
+
+
+@frozen(kw_only=True)
+class StableDiffusionXL(Adapter):
+    """Stable Diffusion XL: two text encoders, pooled text, sizes."""
+
+    pipelines: ClassVar[tuple[str, ...]] = (
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+    )
+    offers: ClassVar[frozenset[str]] = UNET
+    defaults: ClassVar[Mapping[str, Any]] = {"height": 2048, "width": 2048, "guidance_scale": 7.5}
+
+    @classmethod
+    def family(cls) -> Family:
+        """The one that its architecture makes."""
+        from vitrail.backbones.unet_family import UNetFamily
+
+        return UNetFamily(is_xl=True)
+
+
+@frozen(kw_only=True)
+class StableDiffusion3(Adapter):
+    """Stable Diffusion 3: a transformer with joint attention, flow matching, 16 latent channels."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
+    offers: ClassVar[frozenset[str]] = frozenset({"joint-attention-maps", "vae"})
+    defaults: ClassVar[Mapping[str, Any]] = {"height": 2048, "width": 2048, "guidance_scale": 7.0}
+
+    @classmethod
+    def family(cls) -> Family:
+        """The one that its architecture makes."""
+        from vitrail.backbones.sd3_family import SD3Family
+
+        return SD3Family()

@@ -1,0 +1,256 @@
+"""A diffusers pipeline behind the ``Backbone`` protocol; nothing of the pipeline is changed."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from attrs import evolve
+
+from vitrail.backbones.brought import check_brought
+from vitrail.backbones.turns import attributes_kept, lasting, moves, scales_kept, weights_of_adapters
+from vitrail.core.protocols import Predicted
+from vitrail.errors import CapabilityError, ConfigError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from vitrail.backbones.conditioning import Conditioning
+    from vitrail.backbones.strip_ops import Exchange
+    from vitrail.core.inputs import Inputs
+    from vitrail.core.noise_schedule import Scheduler
+    from vitrail.core.protocols import AttentionRequest, Rows
+    from vitrail.core.run_config import Wrap
+    from vitrail.core.step import Step
+
+SAMPLED = 16  # values of a parameter in a fingerprint
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
+
+
+class Family(Protocol):
+    """What pipelines of one architecture have of their own."""
+
+    def network(self, pipe: Any) -> Any:
+        """The denoiser."""
+
+    def check(self, pipe: Any) -> None:
+        """Refuse a pipeline that only looks like one of the family."""
+
+    def serves(self, pipe: Any) -> frozenset[str]:
+        """The ``Extras`` that this pipeline can use."""
+
+    def check_attention(self, pipe: Any, request: AttentionRequest) -> None:
+        """Refuse a request for maps that the network does not have."""
+
+    def max_view(self, pipe: Any) -> int | None:
+        """Latent cells of the longest side that the network takes; None for any."""
+
+    def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+        """What ``set_timesteps`` wants besides the number of steps, for latents of a size."""
+
+    def first_step(self, num_steps: int, strength: float) -> int:
+        """How many steps are left out when a run starts from a picture."""
+
+    def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
+        """Encode what a picture is conditioned on."""
+
+    def forward(self, pipe: Any, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
+        """One forward of the network."""
+
+
+class PipelineBackbone:
+    """A loaded pipeline and its family.
+
+    Attributes:
+        offers: What strategies may need.
+        defaults: Values of a run that suit the family.
+        latent_channels: Of the VAE.
+        vae_scale_factor: Pixels for one latent cell.
+        native_size: Latent cells of the side that it was trained at.
+        max_view: Latent cells of the longest side that the network takes; None for any.
+    """
+
+    def __init__(self, pipe: Any, family: Family, offers: frozenset[str], defaults: Mapping[str, Any]):
+        family.check(pipe)
+        self._pipe, self._family = pipe, family
+        self._lock = threading.Lock()  # ranks that are threads may share a backbone; tokenizers and weights change
+        self._users: set[int] = set()  # threads that are at work with it
+        self.offers, self.defaults = offers, defaults
+        self.latent_channels: int = pipe.vae.config.latent_channels
+        self.vae_scale_factor: int = pipe.vae_scale_factor
+        size = self.network.config.sample_size
+        self.native_size: int = size if isinstance(size, int) else min(size)
+        self.max_view = family.max_view(pipe)
+
+    @property
+    def network(self) -> Any:
+        """The denoiser, as the pipeline has it now."""
+        return self._family.network(self._pipe)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run, also when they wait elsewhere."""
+        return cast("torch.device", self._pipe._execution_device)
+
+    def new_scheduler(self, name: str | None = None) -> Scheduler:
+        """A copy of the pipeline's scheduler, or another class with the same noise schedule."""
+        import diffusers
+
+        current = self._pipe.scheduler
+        if name is None:
+            return cast("Scheduler", copy.deepcopy(current))
+        known = [n for n in dir(diffusers) if n.endswith("Scheduler")]
+        if name not in known:
+            raise ConfigError(f"no scheduler named {name!r}{nearest(name, known)}")
+        cls = getattr(diffusers, name)
+        options = {}
+        if "clip_sample" in inspect.signature(cls.__init__).parameters and "clip_sample" not in current.config:
+            options["clip_sample"] = False  # a default for pixels that would ruin latents
+        try:
+            scheduler = cls.from_config(current.config, **options)
+        except ImportError as error:
+            raise ConfigError(f"scheduler {name!r} needs a package that is not installed: {error}") from error
+        _refuse_other_prediction(current, scheduler, name)
+        return cast("Scheduler", scheduler)
+
+    def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, Any]:
+        """What ``set_timesteps`` wants besides the number of steps, for latents of a size in cells."""
+        return self._family.timestep_options(self._pipe, scheduler, height, width)
+
+    def first_step(self, num_steps: int, strength: float) -> int:
+        """How many steps are left out when a run starts from a picture, as the family's img2img pipeline counts."""
+        return self._family.first_step(num_steps, strength)
+
+    def fingerprint(self) -> str:
+        """A digest of some values of every parameter, so that it costs little, and of the weights of adapters."""
+        self._users.add(threading.get_ident())  # ranks begin with it
+        digest = hashlib.sha256()
+        for name, part in sorted(self._pipe.components.items()):
+            if not hasattr(part, "state_dict") or not hasattr(part, "parameters"):
+                continue
+            for key, value in part.state_dict().items():
+                some = [] if value.is_meta else _sampled(value)
+                digest.update(f"{name} {key} {tuple(value.shape)} {value.dtype} {some}".encode())
+            digest.update(f"{name} {weights_of_adapters(part)}".encode())
+        return digest.hexdigest()
+
+    def check_attention(self, request: AttentionRequest) -> None:
+        """Refuse layers that the network does not have."""
+        self._family.check_attention(self._pipe, request)
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Refuse conditioning that this pipeline cannot use, as it is now."""
+        self._family.check(self._pipe)
+        check_brought(self._pipe, inputs, self._family.serves(self._pipe))
+
+    def check_wrap(self) -> None:
+        """Refuse edges that meet, if the VAE cannot draw them."""
+        from vitrail.backbones.decoding import check_wrap
+
+        check_wrap(self._pipe.vae)
+
+    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Conditioning:
+        """Encode what a picture is conditioned on."""
+        encoders = [getattr(self._pipe, name, None) for name in ENCODERS]
+        with self._lock, attributes_kept(self._pipe), scales_kept(*encoders), lasting(*encoders):
+            self._users.add(threading.get_ident())
+            made = self._family.condition(self._pipe, inputs, self.device, request)
+        scaled = inputs.extras.lora_scale not in (None, 1.0)
+        return evolve(made, in_turn=scaled or moves(*self._denoising()))
+
+    def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
+        """One forward of the network, with the wanted attention maps computed beside it."""
+        with self._turn(conditioning):
+            return self._family.forward(self._pipe, rows, step, timestep, conditioning)
+
+    def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
+        """Latents of a picture in [-1, 1], Float32[Tensor, "1 3 Height Width"]; ``noise`` draws from the posterior."""
+        from vitrail.backbones.decoding import encode
+
+        with lasting(self._pipe.vae):
+            return encode(self._pipe.vae, picture, noise)
+
+    def decode(
+        self, latents: Tensor, exchange: Exchange | None = None, wrap: Wrap = "none", backs_off: bool = True
+    ) -> Tensor:
+        """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"]; ranks share a large one by strips."""
+        from vitrail.backbones.decoding import decode
+        from vitrail.backbones.strip_ops import Alone
+
+        with lasting(self._pipe.vae):
+            return decode(self._pipe.vae, latents, self.native_size, exchange or Alone(), wrap, backs_off)
+
+    def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
+        """A picture of any size in [-1, 1] at the wanted size, by the pipeline's own image processor."""
+        return read_picture(self._pipe.image_processor, picture, height, width).to(self.device)
+
+    def to_pil(self, pictures: Tensor) -> list[Image]:
+        """Pictures as Pillow images, by the pipeline's own image processor."""
+        processor = self._pipe.image_processor
+        return cast("list[Image]", processor.numpy_to_pil(processor.pt_to_numpy(pictures)))
+
+    def release(self) -> None:
+        """Send networks back to where the pipeline keeps them between calls, when the last thread is done."""
+        with self._lock:
+            self._users.discard(threading.get_ident())
+            if not self._users:
+                self._pipe.maybe_free_model_hooks()
+
+    def _denoising(self) -> tuple[Any, ...]:
+        return self.network, getattr(self._pipe, "controlnet", None)
+
+    @contextmanager
+    def _turn(self, conditioning: Conditioning) -> Iterator[None]:
+        """One thread at a time, if a forward changes the networks."""
+        if not conditioning.in_turn:
+            yield
+            return
+        with self._lock, scales_kept(*self._denoising()), lasting(*self._denoising()):
+            yield
+
+
+def read_picture(processor: Any, picture: Any, height: int, width: int) -> Tensor:
+    """A picture at exactly the wanted size, by a pipeline's processor, which would round it to whole cells.
+
+    Args:
+        processor: diffusers' ``VaeImageProcessor``.
+        picture: As Pillow, numpy or torch have it.
+        height: Pixels.
+        width: Pixels.
+
+    Returns:
+        Float32[Tensor, "1 channels height width"], in the processor's range.
+    """
+    exact = type(processor).from_config(processor.config, vae_scale_factor=1)
+    read: Tensor = exact.preprocess(picture, height=height, width=width)
+    return read
+
+
+def quiet_libraries() -> None:
+    """The libraries' own progress bars and advice would cover ours."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def _sampled(value: Tensor) -> Sequence[float]:
+    some: Sequence[float] = value.flatten()[:: max(1, value.numel() // SAMPLED)][:SAMPLED].double().tolist()
+    return some
+
+
+def _refuse_other_prediction(current: Any, other: Any, name: str) -> None:
+    from vitrail.core.noise_schedule import prediction_type_of
+
+    have, want = prediction_type_of(current), prediction_type_of(other)
+    if have != want:
+        raise CapabilityError(f"the model predicts {have!r}, but {name} reads {want!r}; choose another scheduler")

@@ -1,0 +1,137 @@
+"""Self-attention whose sharpness follows the number of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import field, frozen
+
+from vitrail.backbones.rectification.hooks import Hook, attached, refuse_compiled
+from vitrail.backbones.rectification.sites import BLOCKS, choose, sites_in
+from vitrail.backbones.rectification.steps import after_start, within
+from vitrail.core.fields import as_tuple, share_below_one
+from vitrail.errors import CapabilityError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.protocols import Forward
+
+NAME = "attention-scale"
+
+
+@frozen(kw_only=True)
+class AttentionScale:
+    """Scale self-attention's logits by sqrt(log N / log N_train), so that its entropy stays that of training.
+
+    Attn-SF (Jin et al., Training-free Diffusion Model Adaptation for Variable-Sized Text-to-Image Synthesis, 2023,
+    https://arxiv.org/abs/2306.08645), eq. 9: N is the number of tokens that a layer sees, N_train its number at the
+    training size. Tokens are counted, not sides, so a view of another shape but as many tokens is left as it is.
+    Cross-attention has a fixed number of keys and is not touched. Nothing happens in views of the training size:
+    it is for views that are larger (``whole``).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"self-attention"})
+    sites: tuple[str, ...] = field(default=(), converter=as_tuple, validator=sites_in(*BLOCKS))  # () for all layers
+    start: float = field(default=0.0, validator=share_below_one)  # share of the run's steps before it acts
+    until: float = field(default=1.0, validator=after_start)  # share of the run's steps after which it rests
+
+    def check(self, network: Any) -> None:
+        """Refuse sites that have no self-attention, and layers that hide their queries."""
+        refuse_compiled(network, (layer.name for layer in self._layers(network)), NAME)
+
+    def apply(self, forward: Forward) -> AbstractContextManager[None]:
+        """Queries times the factor of their layer, in the steps of the range."""
+        if not within(forward.step, self.start, self.until):
+            return nullcontext()
+        return attached(
+            forward.network,
+            [
+                Hook(f"{layer.name}.to_q", layer.attention.to_q, after=_scale_by(layer.tokens(forward.native_size)))
+                for layer in self._layers(forward.network)
+            ],
+            NAME,
+        )
+
+    def _layers(self, network: Any) -> list[Layer]:
+        layers = {layer.name: layer for layer in self_attentions(network)}
+        groups = choose(layers, self.sites or ("*",), "self-attention")
+        chosen = [layers[name] for name in dict.fromkeys(name for group in groups.values() for name in group)]
+        fused = [layer.name for layer in chosen if type(layer.attention.processor).__name__.startswith("Fused")]
+        if fused:
+            raise CapabilityError(
+                f"{NAME} scales queries, but the projections of {fused[0]} are fused; undo it with "
+                f"`pipe.unfuse_qkv_projections()`, or leave {NAME} out"
+            )
+        return chosen
+
+
+@frozen(eq=False)
+class Layer:
+    """A self-attention layer and how deep it lies.
+
+    Attributes:
+        name: Dotted name in the network.
+        attention: The attention module.
+        halvings: How often the features were halved on the way to it.
+    """
+
+    name: str
+    attention: Any
+    halvings: int
+
+    def tokens(self, side: int) -> int:
+        """How many tokens it sees in a square view, from the view's side in latent cells."""
+        for _ in range(self.halvings):
+            side = (side + 1) // 2
+        return side * side
+
+
+def self_attentions(network: Any) -> Iterator[Layer]:
+    """Every self-attention layer of a U-Net's transformers, in the order of the forward."""
+    halvings = 0
+    for name, block in _blocks(network):
+        for i, transformer in enumerate(getattr(block, "attentions", None) or ()):
+            for j, inner in enumerate(getattr(transformer, "transformer_blocks", ())):
+                for each in ("attn1", "attn2"):
+                    attention = getattr(inner, each)
+                    if attention is not None and not attention.is_cross_attention:
+                        where = f"{name}.attentions.{i}.transformer_blocks.{j}.{each}"
+                        yield Layer(where, attention, halvings)
+        halvings += getattr(block, "downsamplers", None) is not None
+        halvings -= getattr(block, "upsamplers", None) is not None
+
+
+def factor(tokens: int, native_tokens: int) -> float:
+    """What logits are multiplied by; exactly 1 for as many tokens as in training.
+
+    Raises:
+        CapabilityError: If a layer sees a single token at the training size, whose entropy is always 0.
+    """
+    if tokens == native_tokens:
+        return 1.0
+    if native_tokens < 2:
+        raise CapabilityError(
+            f"{NAME}: a layer of one token at the training size has no entropy to keep; choose other sites"
+        )
+    return math.sqrt(math.log(tokens) / math.log(native_tokens))
+
+
+def _blocks(network: Any) -> Iterator[tuple[str, Any]]:
+    yield from ((f"down_blocks.{i}", block) for i, block in enumerate(network.down_blocks))
+    if network.mid_block is not None:
+        yield "mid_block", network.mid_block
+    yield from ((f"up_blocks.{i}", block) for i, block in enumerate(network.up_blocks))
+
+
+def _scale_by(native_tokens: int) -> Any:
+    """A hook on the queries, Float[Tensor, "batch tokens width"]."""
+
+    def scale(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], queries: Tensor) -> Tensor | None:
+        by = factor(queries.shape[1], native_tokens)
+        return None if by == 1.0 else queries * by
+
+    return scale

@@ -1,0 +1,111 @@
+"""Hooks on the modules of a network for as long as a forward lasts; nothing else of the network is touched."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import frozen
+
+from vitrail.errors import CapabilityError
+
+SHOWN = 3  # names in a message
+Before = Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]] | None]
+After = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], Any]
+
+
+@frozen(eq=False)
+class Hook:
+    """A change of what goes into a module, or of what comes out; None, as an answer, changes nothing.
+
+    Attributes:
+        name: Dotted name of the module in the network.
+        module: The module itself.
+        before: From (module, positional, keyword arguments) to the new arguments.
+        after: From (module, positional, keyword arguments, output) to the new output.
+    """
+
+    name: str
+    module: Any
+    before: Before | None = None
+    after: After | None = None
+
+
+@contextmanager
+def attached(network: Any, hooks: Sequence[Hook], strategy: str) -> Iterator[None]:
+    """Change the forwards that this thread makes while the context is open.
+
+    Ranks may be threads that share a network and stand at different steps, so that a hook does nothing in the
+    forward of another thread. Hooks are removed on exit, also if the forward raised.
+
+    Args:
+        network: The module that is called.
+        hooks: On modules inside it, or on itself.
+        strategy: Who asks, for messages.
+
+    Raises:
+        CapabilityError: On entry if a module is inside a compiled one; on exit if one was not called.
+    """
+    refuse_compiled(network, (hook.name for hook in hooks), strategy)
+    thread, called, handles = threading.get_ident(), set[str](), []
+
+    def own(hook: Hook, change: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            if threading.get_ident() != thread:
+                return None  # it may see this hook while it is being removed, and so with fewer arguments
+            called.add(hook.name)
+            return change(*arguments)
+
+        return run
+
+    try:
+        for hook in hooks:
+            if hook.before is not None:
+                handles.append(hook.module.register_forward_pre_hook(own(hook, hook.before), with_kwargs=True))
+            if hook.after is not None:
+                handles.append(hook.module.register_forward_hook(own(hook, hook.after), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    _refuse_uncalled([hook.name for hook in hooks if hook.name not in called], strategy)
+
+
+def refuse_compiled(network: Any, names: Iterable[str], strategy: str) -> None:
+    """Refuse modules inside a compiled one: its code is made once, with or without hooks, and does not see them.
+
+    Raises:
+        CapabilityError: Naming the compiled module.
+    """
+    for path, module in _on_the_way(network, names):
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+            raise CapabilityError(
+                f"{strategy} changes modules inside {path or 'a network'} that torch.compile has compiled, and such "
+                f"code sees no temporary change; use it uncompiled, or leave {strategy} out"
+            )
+
+
+def _on_the_way(network: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """The network and every module from it down to the named ones, each once, with their names."""
+    found = {"": network}
+    yield "", network
+    for name in names:
+        path = ""
+        for part in filter(None, name.split(".")):
+            above, path = found[path], f"{path}.{part}" if path else part
+            if path not in found:
+                found[path] = getattr(above, part)
+                yield path, found[path]
+
+
+def _refuse_uncalled(missing: Sequence[str], strategy: str) -> None:
+    """A change that did not take place must not pass for one that did."""
+    if missing:
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise CapabilityError(
+            f"{strategy} did not take place: the forward did not call {', '.join(missing[:SHOWN])}{more}; something "
+            "skips or replaces these modules (fused or compiled layers, a cache, a processor of one's own): switch it "
+            f"off, or choose other sites, or leave {strategy} out"
+        )

@@ -1,0 +1,135 @@
+"""Stable Diffusion 3: a transformer with joint attention of picture and text, trained by flow matching."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from attrs import frozen
+
+from vitrail.backbones.attention import eager
+from vitrail.backbones.conditioning import Conditioning, Given, branches_of
+from vitrail.backbones.families import POOLED, TEXT
+from vitrail.backbones.joint_attention import capture_joint_maps, check_blocks
+from vitrail.backbones.words import content_tokens
+from vitrail.core.protocols import Predicted
+from vitrail.errors import CapabilityError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.inputs import Inputs
+    from vitrail.core.protocols import AttentionRequest, Rows
+    from vitrail.core.step import Step
+
+
+@frozen
+class SD3Family:
+    """Medium and large, with and without T5."""
+
+    def network(self, pipe: Any) -> Any:
+        """The transformer."""
+        return pipe.transformer
+
+    def check(self, pipe: Any) -> None:
+        """Refuse a transformer of another latent space."""
+        config, latent = pipe.transformer.config, pipe.vae.config.latent_channels
+        if config.in_channels != latent:
+            raise CapabilityError(
+                f"the transformer takes {config.in_channels} channels, the VAE has {latent}: not served"
+            )
+
+    def serves(self, pipe: Any) -> frozenset[str]:
+        """Text."""
+        return frozenset((*TEXT, *POOLED, "joint_attention_kwargs"))
+
+    def check_attention(self, pipe: Any, request: AttentionRequest) -> None:
+        """Refuse blocks that the transformer does not have."""
+        check_blocks(pipe.transformer, request.layers)
+
+    def max_view(self, pipe: Any) -> int:
+        """As far as the table of positions goes."""
+        config = pipe.transformer.config
+        return int(config.pos_embed_max_size * config.patch_size)
+
+    def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+        """The shift of a scheduler that moves it with the size, for the whole canvas.
+
+        A line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift); Esser et al., 2024,
+        https://arxiv.org/abs/2403.03206, sec. 5.3.2, as diffusers' schedulers are configured.
+        """
+        config = scheduler.config
+        if not config.get("use_dynamic_shifting", False):
+            return {}
+        patch = pipe.transformer.config.patch_size
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        first, last = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
+        slope = (last - first) / (high - low)
+        return {"mu": (height // patch) * (width // patch) * slope + first - slope * low}
+
+    def first_step(self, num_steps: int, strength: float) -> int:
+        """The steps that the share ``strength`` of them leaves, rounded down."""
+        return int(num_steps - min(num_steps * strength, num_steps))
+
+    def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
+        """Text by the pipeline's own ``encode_prompt``."""
+        content = content_tokens(pipe, inputs.prompt, request)
+        given = self._text(pipe, inputs, device)
+        return Conditioning(given=given, content=content, request=request, inputs=inputs)
+
+    def _text(self, pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
+        extras = inputs.extras
+        prompt = inputs.prompt if extras.prompt_embeds is None else None
+        negative = (inputs.negative_prompt or None) if extras.negative_prompt_embeds is None else None
+        words = {name: getattr(extras, name) for name in (*TEXT, *POOLED)}
+        cond, uncond, pooled, negative_pooled = pipe.encode_prompt(
+            prompt=prompt,
+            prompt_2=None,
+            prompt_3=None,
+            negative_prompt=negative,
+            device=device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=inputs.guided,
+            lora_scale=extras.lora_scale,
+            **words,
+        )
+        if not inputs.guided:
+            uncond = negative_pooled = None
+        return [
+            branches_of("encoder_hidden_states", uncond, cond),
+            branches_of("pooled_projections", negative_pooled, pooled),
+        ]
+
+    def forward(self, pipe: Any, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
+        """One forward of the transformer; a view of odd size is padded for it and cropped again."""
+        transformer, dtype = pipe.transformer, rows.model_input.dtype
+        given = {name: value.to(transformer.dtype) for name, value in conditioning.rows(rows).items()}
+        latents = pad_to(rows.model_input.to(transformer.dtype), transformer.config.patch_size)
+        arguments: dict[str, Any] = {"timestep": timestep.to(latents.device).expand(len(latents)), **given}
+        extra = conditioning.inputs.extras.joint_attention_kwargs
+        if extra is not None:
+            arguments["joint_attention_kwargs"] = extra
+        height, width = rows.model_input.shape[-2:]
+        request = conditioning.request
+        if not rows.capture or request is None or not conditioning.content:
+            output = transformer(latents, return_dict=False, **arguments)[0]
+            return Predicted(output[..., :height, :width].to(dtype), None, bool(conditioning.content))
+        batch = len(latents) // len(rows.branches)
+        wanted = [row * batch + i for row in rows.capture for i in range(batch)]
+        plain = eager(transformer)
+        with capture_joint_maps(plain, request.layers, wanted, conditioning.content, request.over) as maps:
+            output = plain(latents, return_dict=False, **arguments)[0]
+        mean, each = maps.mean(latents.shape[-2:]), maps.each(latents.shape[-2:])
+        layers = {number: one[..., :height, :width] for number, one in each.items()}
+        return Predicted(output[..., :height, :width].to(dtype), mean[..., :height, :width], layers=layers)
+
+
+def pad_to(latents: Tensor, multiple: int) -> Tensor:
+    """Latents whose sides are multiples of a number, the last row and column repeated.
+
+    Args:
+        latents: Float32[Tensor, "rows channels h w"].
+        multiple: E.g. the patch size of a transformer.
+    """
+    down, right = -latents.shape[-2] % multiple, -latents.shape[-1] % multiple
+    return F.pad(latents, (0, right, 0, down), mode="replicate") if down or right else latents

@@ -1,0 +1,78 @@
+"""Networks that change while they run, so that threads which share one must take turns.
+
+Offloaded weights come and go with a forward. A LoRA that a call scales is scaled in its layers, for the time of a
+forward and by one after another: two at once would scale it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+HOOKS = ("_hf_hook", "_diffusers_hook")  # where accelerate and diffusers keep what they do around a forward
+
+
+def moves(*networks: Any) -> bool:
+    """Whether hooks move or cast the weights of networks, or keep state between forwards."""
+    return any(name in vars(module) for module in _modules(networks) for name in HOOKS)
+
+
+@contextmanager
+def lasting(*networks: Any) -> Iterator[None]:
+    """Leave inference mode for networks whose weights move: what hooks make of them there could not be trained."""
+    if not moves(*networks):
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def scales_kept(*networks: Any) -> Iterator[None]:
+    """Leave the scales of LoRA layers as they were.
+
+    What is multiplied by a number and divided by it again may come out another in the last bit, and what is
+    multiplied by 0 is set to 1 by diffusers, whatever it was.
+    """
+    kept = [(module, dict(module.scaling)) for module in _modules(networks) if _is_lora(module)]
+    try:
+        yield
+    finally:
+        for module, scaling in kept:
+            module.scaling.update(scaling)
+
+
+@contextmanager
+def attributes_kept(pipe: Any) -> Iterator[None]:
+    """Leave the attributes of a pipeline as they were, which e.g. remembers the scale of a LoRA."""
+    kept = dict(vars(pipe))
+    try:
+        yield
+    finally:
+        for name in [name for name, value in vars(pipe).items() if name not in kept or kept[name] is not value]:
+            if name in kept:
+                vars(pipe)[name] = kept[name]
+            else:
+                del vars(pipe)[name]
+
+
+def weights_of_adapters(network: Any) -> list[str]:
+    """How much LoRA and IP-Adapters count in a network; no part of its parameters."""
+    found = [
+        f"{name} {sorted(module.scaling.items())} {list(module.active_adapters)} {module.disable_adapters}"
+        for name, module in network.named_modules()
+        if _is_lora(module)
+    ]
+    processors = getattr(network, "attn_processors", {})
+    return found + [f"{name} {one.scale}" for name, one in processors.items() if hasattr(one, "scale")]
+
+
+def _modules(networks: Sequence[Any]) -> list[Any]:
+    return [module for network in networks if network is not None for module in network.modules()]
+
+
+def _is_lora(module: Any) -> bool:
+    return hasattr(module, "scale_layer") and isinstance(getattr(module, "scaling", None), dict)

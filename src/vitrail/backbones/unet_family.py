@@ -1,0 +1,205 @@
+"""Stable Diffusion 1.x, 2.x and XL: a U-Net with cross-attention to text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import frozen
+
+from vitrail.backbones.attention import capture_maps, cross_attentions, eager
+from vitrail.backbones.brought import adapters_of, nets_of
+from vitrail.backbones.conditioning import Conditioning, Given, branches_of
+from vitrail.backbones.control import Control, control_of
+from vitrail.backbones.families import POOLED, TEXT
+from vitrail.backbones.words import content_tokens
+from vitrail.core.protocols import Predicted
+from vitrail.errors import CapabilityError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.inputs import Inputs
+    from vitrail.core.protocols import AttentionRequest, Rows
+    from vitrail.core.sizes import SizeConditioning
+    from vitrail.core.step import Step
+    from vitrail.core.views import View
+
+IMAGES = ("ip_adapter_image", "ip_adapter_image_embeds")
+CONTROL = ("control_image", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
+
+
+@frozen
+class UNetFamily:
+    """One question to U-Nets with and without pooled text and sizes (``is_xl``)."""
+
+    is_xl: bool
+
+    def network(self, pipe: Any) -> Any:
+        """The U-Net."""
+        return pipe.unet
+
+    def check(self, pipe: Any) -> None:
+        """Refuse networks that want what nobody here gives: a mask, a guidance embedding, another latent space."""
+        config = pipe.unet.config
+        latent = pipe.vae.config.latent_channels
+        if config.in_channels != latent or config.out_channels != latent:
+            raise CapabilityError(
+                f"the U-Net takes {config.in_channels} channels and gives {config.out_channels}, the VAE has {latent}: "
+                "an inpainting, upscaling or depth model, which is not served"
+            )
+        if config.time_cond_proj_dim is not None:
+            raise CapabilityError("the U-Net is distilled for an embedded guidance scale (LCM), which is not served")
+        if self.is_xl != (config.addition_embed_type == "text_time"):
+            raise CapabilityError(f"the U-Net's additional embedding {config.addition_embed_type!r} is not served")
+        if config.encoder_hid_dim_type not in (None, "ip_image_proj"):
+            raise CapabilityError(f"the U-Net's projection {config.encoder_hid_dim_type!r} is not served")
+        controlnet = getattr(pipe, "controlnet", None)
+        if controlnet is not None and any(net.config.global_pool_conditions for net in nets_of(controlnet)):
+            raise CapabilityError("a control network that takes the mean over its hint is not served: views see parts")
+
+    def serves(self, pipe: Any) -> frozenset[str]:
+        """Text always, pictures if an IP-Adapter is loaded, a hint if there is a ControlNet."""
+        served = [*TEXT, "cross_attention_kwargs", *(POOLED if self.is_xl else ())]
+        if adapters_of(pipe.unet):
+            served += IMAGES
+        if getattr(pipe, "controlnet", None) is not None:
+            served += CONTROL
+        return frozenset(served)
+
+    def check_attention(self, pipe: Any, request: AttentionRequest) -> None:
+        """Refuse up blocks that the U-Net does not have."""
+        cross_attentions(pipe.unet, request.layers)
+
+    def max_view(self, pipe: Any) -> None:
+        """Any size."""
+        return
+
+    def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def first_step(self, num_steps: int, strength: float) -> int:
+        """The steps that the share ``strength`` of them leaves, rounded up."""
+        return num_steps - int(num_steps * strength)
+
+    def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
+        """Text by the pipeline's own ``encode_prompt``, IP-Adapter pictures, the ControlNet's hint."""
+        control, hints = control_of(pipe, inputs, device)
+        given = [*self._text(pipe, inputs, device), *_images(pipe, inputs, device), *hints]
+        content = content_tokens(pipe, inputs.prompt, request)
+        return Conditioning(given=given, content=content, request=request, inputs=inputs, pack=control)
+
+    def _text(self, pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
+        extras = inputs.extras
+        words: dict[str, Any] = {
+            "prompt": inputs.prompt if extras.prompt_embeds is None else None,
+            "negative_prompt": (inputs.negative_prompt or None) if extras.negative_prompt_embeds is None else None,
+            "device": device,
+            "num_images_per_prompt": 1,
+            "do_classifier_free_guidance": inputs.guided,
+            "lora_scale": extras.lora_scale,
+        }
+        words |= {name: getattr(extras, name) for name in TEXT}
+        if not self.is_xl:
+            cond, uncond = pipe.encode_prompt(**words)
+            return [branches_of("encoder_hidden_states", uncond if inputs.guided else None, cond)]
+        words |= {name: getattr(extras, name) for name in POOLED}
+        cond, uncond, pooled, negative_pooled = pipe.encode_prompt(**words)
+        if not inputs.guided:
+            uncond = negative_pooled = None
+        return [
+            branches_of("encoder_hidden_states", uncond, cond),
+            branches_of("text_embeds", negative_pooled, pooled),
+        ]
+
+    def forward(self, pipe: Any, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
+        """One forward of the U-Net; captured rows run uncompiled, so that their layers can be looked at."""
+        unet, dtype = pipe.unet, rows.model_input.dtype
+        cut = conditioning.rows(rows)
+        given = {name: _cast(value, unet.dtype) for name, value in cut.items()}
+        latents = rows.model_input.to(unet.dtype)
+        arguments: dict[str, Any] = {"encoder_hidden_states": given["encoder_hidden_states"]}
+        added = self._added(pipe, rows, step, conditioning, given)
+        if added:
+            arguments["added_cond_kwargs"] = added
+        control: Control | None = conditioning.pack
+        residuals = {}
+        if control is not None and control.acts(step):
+            known = {k: v for k, v in added.items() if k != "image_embeds"}
+            beside = arguments | ({"added_cond_kwargs": known} if known else {})
+            residuals = control.residuals(pipe.controlnet, latents, step, timestep, cut, **beside)
+        arguments |= residuals
+        extra = conditioning.inputs.extras.cross_attention_kwargs
+        if extra is not None:
+            arguments["cross_attention_kwargs"] = extra
+        request = conditioning.request
+        if not rows.capture or request is None or not conditioning.content:
+            output = unet(latents, timestep, return_dict=False, **arguments)[0]
+            return Predicted(output.to(dtype), None, bool(conditioning.content))
+        batch = len(latents) // len(rows.branches)
+        wanted = [row * batch + i for row in rows.capture for i in range(batch)]
+        plain = eager(unet)
+        with capture_maps(plain, request.layers, wanted, conditioning.content, request.over) as maps:
+            output = plain(latents, timestep, return_dict=False, **arguments)[0]
+        size = latents.shape[-2:]
+        return Predicted(output.to(dtype), maps.mean(size), layers=maps.each(size))
+
+    def _added(
+        self, pipe: Any, rows: Rows, step: Step, conditioning: Conditioning, given: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """What goes in beside text: pooled text and sizes, IP-Adapter pictures."""
+        added: dict[str, Any] = {}
+        images = [value for name, value in given.items() if name.startswith("image_embeds.")]
+        if images:
+            added["image_embeds"] = images
+        if self.is_xl:
+            sizes = conditioning.inputs.sizes[step.stage]
+            factor = pipe.vae_scale_factor
+            native = pipe.unet.config.sample_size * factor
+            batch = len(rows.model_input) // len(rows.branches)
+            picture = (conditioning.inputs.height, conditioning.inputs.width)
+            ids = [time_ids(sizes, view, picture, native, factor) for view in rows.views for _ in range(batch)]
+            text = given["text_embeds"]
+            added |= {"text_embeds": text, "time_ids": torch.tensor(ids, dtype=text.dtype, device=text.device)}
+        return added
+
+
+def time_ids(
+    sizes: SizeConditioning, view: View, picture: tuple[int, int], native: int, factor: int
+) -> tuple[int, int, int, int, int, int]:
+    """Original size, crop and target size of a view; pixels, height first.
+
+    Args:
+        sizes: What the method wants to be told.
+        view: A window says where it lies; a strided view shows the whole picture, from its corner.
+        picture: Height and width of the whole.
+        native: Side of the training pictures.
+        factor: Pixels for one latent cell.
+    """
+    original = picture if sizes.original == "canvas" else (native, native)
+    target = picture if sizes.target == "canvas" else (native, native)
+    is_window = view.vertical.step == view.horizontal.step == 1
+    if sizes.crop == "none" or not is_window:
+        return (*original, 0, 0, *target)
+    top, left = (0 if span.is_round else span.start * factor for span in (view.vertical, view.horizontal))
+    return (*original, top, left, *target)
+
+
+def _images(pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
+    """What an IP-Adapter sees, by the pipeline's own encoder; one tensor an adapter."""
+    extras = inputs.extras
+    if extras.ip_adapter_image is None and extras.ip_adapter_image_embeds is None:
+        return []
+    embeds = pipe.prepare_ip_adapter_image_embeds(
+        extras.ip_adapter_image, extras.ip_adapter_image_embeds, device, 1, inputs.guided
+    )
+    found = []
+    for number, pair in enumerate(embeds):
+        uncond, cond = pair.chunk(2) if inputs.guided else (None, pair)
+        found.append(branches_of(f"image_embeds.{number}", uncond, cond))
+    return found
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value

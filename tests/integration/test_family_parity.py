@@ -1,0 +1,60 @@
+"""``direct`` is diffusers' own pipeline of every family, and ``multidiffusion`` its panorama pipeline."""
+
+import functools
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPanoramaPipeline
+
+import measure_parity
+from tiny import tiny_pipeline
+from tiny_families import FAMILIES, SCALED
+from vitrail.core.composition import Composition
+from vitrail.core.config import Loader
+from vitrail.discovery import registry
+from vitrail.sampler import Sampler
+
+CASES = [
+    (family, name, path)
+    for family in FAMILIES
+    for name in measure_parity.names_for(family)
+    for path in measure_parity.paths_for(family)
+]
+NATIVE = 64  # latent cells of a window of the panorama pipeline
+STRIDE = 8
+
+
+@functools.cache
+def pipeline(family):
+    return measure_parity.quiet(FAMILIES[family]())
+
+
+@pytest.mark.parametrize(("family", "name", "path"), CASES)
+def test_direct_is_the_plain_pipeline_bit_for_bit(family, name, path):
+    assert measure_parity.difference(pipeline(family), name, path) == 0
+
+
+@pytest.fixture(scope="module")
+def panorama():
+    pipe = tiny_pipeline(DDIMScheduler(**SCALED, clip_sample=False, set_alpha_to_one=False, steps_offset=1))
+    components = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    theirs = measure_parity.quiet(StableDiffusionPanoramaPipeline(**components, requires_safety_checker=False))
+    pipe.unet.register_to_config(sample_size=NATIVE)
+    return pipe, theirs
+
+
+@pytest.mark.parametrize(("wrap", "row_batch"), [("none", 2), ("none", 5), ("x", 4)])
+def test_multidiffusion_is_the_panorama_pipeline(panorama, wrap, row_batch):
+    """They step every window and average the results, which for DDIM is the same up to rounding."""
+    pipe, theirs = panorama
+    shape = (1, 4, NATIVE, NATIVE + 3 * STRIDE)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    call = {"height": 8 * shape[2], "width": 8 * shape[3], "num_inference_steps": 4, "guidance_scale": 5.0}
+    there = theirs("a fox", latents=noise, circular_padding=wrap == "x", output_type="latent", **call).images
+    patching = {"type": "windows", "overlap": 1 - STRIDE / NATIVE}
+    tables = {"stages": [{"patching": patching, "fusion": "average"}]}
+    method = Loader(registry()).structure(tables, Composition, "test")
+    options = {"wrap": wrap, "row_batch": row_batch, "output_type": "latent"}
+    here = Sampler.from_pipeline(pipe, method)("a fox", latents=noise, **options, **call).latents
+    assert here.shape == there.shape
+    torch.testing.assert_close(here, there, rtol=0, atol=2e-5)

@@ -1,0 +1,107 @@
+"""A decoder that fails: what was sampled is kept, in the error and in a file, and becomes the same picture later."""
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from attrs import evolve
+
+from command_line import vitrail
+from vitrail.backbones.pipeline_backbone import PipelineBackbone
+from vitrail.errors import ConfigError, DecodeError
+from vitrail.kept_latents import load_latents, save_latents
+from vitrail.recipe import read_recipe
+from vitrail.sampler import Sampler
+
+CALL = {"height": 128, "width": 96, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
+FOX = ("sample", "a fox", "--size", "96x80", "--steps", "2", "-m", "multidiffusion")
+
+
+class NoRoom:
+    """Fails in the decoder, after all that is expensive."""
+
+    def __init__(self, monkeypatch, backbone=PipelineBackbone, only=None):
+        self.calls, self.only, whole = 0, only, backbone.decode
+
+        @functools.wraps(whole)
+        def decode(backbone, latents, exchange=None, wrap="none"):
+            self.calls += 1
+            if only is None or (exchange is not None and exchange.rank == only):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 30.00 GiB.")
+            return whole(backbone, latents, exchange, wrap)
+
+        monkeypatch.setattr(backbone, "decode", decode)
+
+
+def test_the_error_of_a_failed_decode_has_the_latents_and_recipes(pipe, monkeypatch, tmp_path):
+    sampler = Sampler.from_pipeline(pipe, "multidiffusion")
+    call = CALL | {"output_type": "pt", "num_images": 2}
+    expected = sampler("a fox", **call)
+    with monkeypatch.context() as patch:
+        NoRoom(patch)
+        with pytest.raises(DecodeError, match=r"OutOfMemoryError: CUDA out.*not lost") as caught:
+            sampler("a fox", **call)
+    error = caught.value
+    assert torch.equal(error.latents, expected.latents)
+    assert list(error.recipes) == list(expected.recipes)
+    assert isinstance(error.__cause__, torch.OutOfMemoryError)
+    save_latents(error.latents[1:], error.recipes[1], tmp_path / "fox.latents.safetensors")
+    latents, recipe = load_latents(tmp_path / "fox.latents.safetensors")
+    assert torch.equal(latents[0], expected.latents[1]) and recipe == expected.recipes[1]
+    assert not sorted(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("ranks", [(), ("--ranks", "2", "--comm", "in-process")], ids=["alone", "two ranks"])
+def test_the_command_line_keeps_latents_and_decodes_them_later(folder, tmp_path, monkeypatch, capsys, ranks):
+    monkeypatch.chdir(tmp_path)
+    told = vitrail(monkeypatch, capsys, *FOX, "--model", folder, "-o", "whole.png")
+    assert told.code == 0, told.err
+    with monkeypatch.context() as patch:
+        NoRoom(patch, only=1 if ranks else None)
+        told = vitrail(monkeypatch, capsys, *FOX, "--model", folder, "-o", "fox.png", *ranks)
+    assert told.code == 1 and "the picture could not be decoded: " in told.err
+    assert not Path("fox.png").exists()
+    again = re.search(r"fox.latents.safetensors: the latents are kept; go on with `vitrail (.+)`", told.out)
+    assert again, told.out
+    told = vitrail(monkeypatch, capsys, *again[1].split())
+    assert told.code == 0, told.err
+    assert "fox.png: 96x80, seed 0" in told.out
+    assert read_recipe(Path("fox.png")) == read_recipe(Path("whole.png"))
+    assert pixels("fox.png") == pixels("whole.png")
+
+
+def pixels(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def test_every_picture_of_several_is_kept_under_its_name(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    NoRoom(monkeypatch)
+    told = vitrail(monkeypatch, capsys, *FOX, "--model", folder, "--num-images", "2", "-o", "fox.png")
+    assert told.code == 1
+    names = ["fox-0.latents.safetensors", "fox-1.latents.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert [load_latents(Path(name))[1].run["seed"] for name in names] == [0, 1]
+
+
+def test_files_that_hold_no_latents_are_refused(tmp_path, monkeypatch, capsys, folder):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.latents.safetensors").write_text("hello")
+    for name in ("notes.latents.safetensors", "missing.latents.safetensors"):
+        with pytest.raises(ConfigError, match="holds no latents that vitrail kept, or is broken"):
+            load_latents(Path(name))
+        assert vitrail(monkeypatch, capsys, "decode", name).code == 2
+
+
+def test_decode_says_if_the_model_is_not_here(pipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    result = Sampler.from_pipeline(pipe, "multidiffusion")("a fox", **CALL)
+    recipe = evolve(result.recipes[0], run=result.recipes[0].run | {"model": "away"})
+    save_latents(result.latents, recipe, Path("fox.latents.safetensors"))
+    told = vitrail(monkeypatch, capsys, "decode", "fox.latents.safetensors")
+    assert told.code == 2 and "'away'" in told.err and "--model" in told.err

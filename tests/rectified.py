@@ -1,0 +1,76 @@
+"""U-Nets that are asked with and without a change inside, and all that a change could leave behind."""
+
+import functools
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from tiny import NATIVE
+from tiny_families import FAMILIES
+from vitrail.backbones.rectification.attention_scale import AttentionScale
+from vitrail.backbones.rectification.freeu import FreeU
+from vitrail.core.protocols import Forward
+from vitrail.core.streams import Streams
+from vitrail.testing import make_step
+
+
+def deep_unet():
+    """Three levels as in SDXL: attention below the first, several layers a block."""
+    torch.manual_seed(5)
+    return UNet2DConditionModel(
+        sample_size=NATIVE,
+        block_out_channels=(32, 32, 64),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(2, 4, 8),
+        cross_attention_dim=32,
+    ).eval()
+
+
+BUILD = {name: lambda name=name: FAMILIES[name]().unet for name in ("sd", "sd2", "sdxl")} | {"deep": deep_unet}
+TWO = {"sites": ["up_blocks.0", "up_blocks.1"], "b": [1.3, 1.4], "s": [0.9, 0.2]}
+STRATEGIES = [AttentionScale(), FreeU(), FreeU(version="v2", **TWO)]
+
+
+@functools.cache
+def built(name):
+    """A real U-Net, built once."""
+    return BUILD[name]()
+
+
+@torch.inference_mode()
+def ask(network, height=2 * NATIVE, width=2 * NATIVE, width_of_text=None, **added):
+    """The output for random latents and text."""
+    streams, config = Streams(0), network.config
+    text = streams.normal((1, 3, width_of_text or config.cross_attention_dim), "text")
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        added |= {"text_embeds": streams.normal((1, pooled), "pooled"), "time_ids": torch.full((1, 6), 64.0)}
+    return network(streams.normal((1, 4, height, width), "latents"), torch.tensor(5), text, added_cond_kwargs=added)[0]
+
+
+def forward(network, index=0):
+    return Forward(network=network, step=make_step(index), rows=None, native_size=NATIVE)
+
+
+def changed(network, strategy, index=0, **question):
+    with strategy.apply(forward(network, index)):
+        return ask(network, **question)
+
+
+def traces(network):
+    """Everything that a change could leave behind."""
+    dicts = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+    kept = [
+        (name, module, *(dict(getattr(module, each)) for each in dicts)) for name, module in network.named_modules()
+    ]
+    own = [{k: v for k, v in vars(module).items() if k not in dicts} for module in network.modules()]
+    values = {name: value.clone() for name, value in network.state_dict().items()}
+    return kept, [list(each) for each in own], [module.forward for module in network.modules()], values
+
+
+def assert_alike(before, after):
+    assert before[:3] == after[:3]
+    assert all(torch.equal(value, after[3][name]) for name, value in before[3].items())
