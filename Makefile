@@ -7,7 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types long gallery clean
+OLD := .venv-oldest
+OLD_TESTS := tests/integration/test_family_parity.py tests/integration/test_loading.py
+
+.PHONY: demo test lint types long oldest gallery clean
 
 demo: $(READY)
 	$(BIN)/vitrail sample "a fox on a snow field" --size 512 --method asg-plus --seed 7 -o fox.png
@@ -17,6 +20,10 @@ test: $(READY) $(VENV)/.example
 
 long: $(READY) $(VENV)/.example
 	VITRAIL_PROFILE=long $(BIN)/python -m pytest
+
+# The oldest diffusers that is served, on the tests that touch it most.
+oldest: $(OLD)/.ready
+	$(OLD)/bin/python -m pytest $(OLD_TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,9 +42,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,lint]"
 	touch $@
 
+$(OLD)/.ready: pyproject.toml constraints-oldest.txt
+	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install -q -c constraints-oldest.txt torch
+	$(OLD)/bin/python -m pip install -q -c constraints-oldest.txt -e ".[test]"
+	touch $@
+
 $(VENV)/.example: $(READY) examples/vitrail-example/pyproject.toml
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps -e examples/vitrail-example
 	touch $@
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info
+	rm -rf $(VENV) $(OLD) build src/*.egg-info
