@@ -1,5 +1,7 @@
 """Every method end to end on a tiny real network, and the identities between methods."""
 
+import copy
+
 import pytest
 import torch
 
@@ -81,3 +83,25 @@ def test_counted_rows_are_the_predicted_ones(pipe, method):
 def test_seed_of_a_later_picture_is_seed_plus_index(pipe):
     both = latents(pipe, "asg-plus", seed=3, num_images=2)
     assert torch.equal(both[1:], latents(pipe, "asg-plus", seed=4))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_from_a_picture_does_the_last_steps_and_no_others(pipe, method):
+    picture = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(1))
+    sampler, seen = Sampler.from_pipeline(pipe, method), []
+    call = {"height": 136, "width": 192, "num_inference_steps": 10, "strength": 0.7, "output_type": "latent"}
+    result = sampler("a fox", image=picture, callback_on_step_end=lambda *given: seen.append(given[1]), **call)
+    assert seen == list(range(3, 10)) and result.report.steps == 7
+    assert result.latents.isfinite().all() and "image" in result.recipes[0].given
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_steps_from_a_picture_are_a_run_from_its_noised_latents(pipe, method):
+    generator = torch.Generator().manual_seed(2)
+    image, noise = (torch.randn(1, 4, 16, 24, generator=generator) for _ in range(2))
+    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(4)
+    start = (image + noise * scheduler.sigmas[0]) / scheduler.init_noise_sigma
+    call = {"height": 128, "width": 192, "num_inference_steps": 4}
+    from_picture = latents(pipe, method, **call, image=image, latents=noise, strength=1.0)
+    torch.testing.assert_close(from_picture, latents(pipe, method, **call, latents=start), rtol=1e-4, atol=1e-3)
