@@ -33,6 +33,8 @@ Device = Annotated[str | None, typer.Option(help="A torch device; the accelerato
 Dtype = Annotated[str | None, typer.Option(help="Of the networks: float32, bfloat16 or float16.")]
 Image = Annotated[str | None, typer.Option(help="A picture to start from, enlarged to the size.")]
 ModelConfig = Annotated[str | None, typer.Option(help="What a single file is read as: a family or a diffusers folder.")]
+Variant = Annotated[str | None, typer.Option(help="Of the weight files, e.g. fp16.")]
+Revision = Annotated[str | None, typer.Option(help="Of a model on the hub.")]
 Ranks = Annotated[int | None, typer.Option(help="Processes that share the work; the picture stays the same.")]
 Comm = Annotated[str | None, typer.Option(help="How ranks talk: gloo, nccl, in-process; gloo or nccl by the device.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that a rank waits for another before the run ends.")]
@@ -69,8 +71,8 @@ def sample(
     strength: Annotated[float | None, typer.Option(help="With --image: share of the steps that change it.")] = None,
     wrap: Annotated[str | None, typer.Option(help="Axes on which the edges meet: none, x, y or xy.")] = None,
     model_config: ModelConfig = None,
-    variant: Annotated[str | None, typer.Option(help="Of the weight files, e.g. fp16.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
+    variant: Variant = None,
+    revision: Revision = None,
     config: Annotated[Path | None, typer.Option(help="TOML or YAML file with the same words; flags win.")] = None,
     sets: Sets = None,
     output: Output = None,
@@ -133,6 +135,8 @@ def replay(
     picture: Annotated[Path, typer.Argument(help="A PNG that vitrail wrote.")],
     model: Annotated[str | None, typer.Option(help="Where the model is; needed if it is a file or folder.")] = None,
     model_config: ModelConfig = None,
+    variant: Variant = None,
+    revision: Revision = None,
     image: Image = None,
     sets: Sets = None,
     output: Output = None,
@@ -147,6 +151,7 @@ def replay(
     from vitrail import commands, rendering
 
     changes = {"model": model, "model_config": model_config, "image": image, "dtype": dtype}
+    changes |= {"variant": variant, "revision": revision}
     given = {name: value for name, value in changes.items() if value is not None}
     run, composition, recipe = commands.replayed(picture, sets or (), given)
     _configure_logging(verbose)
@@ -160,6 +165,8 @@ def decode(
     file: Annotated[Path, typer.Argument(help="Latents that vitrail kept: NAME.latents.safetensors.")],
     model: Annotated[str | None, typer.Option(help="Where the model is; needed if it is a file or folder.")] = None,
     model_config: ModelConfig = None,
+    variant: Variant = None,
+    revision: Revision = None,
     output: Output = None,
     force: Force = False,
     device: Device = None,
@@ -170,6 +177,7 @@ def decode(
     from vitrail import kept_latents
 
     changes = {"model": model, "model_config": model_config, "dtype": dtype}
+    changes |= {"variant": variant, "revision": revision}
     _configure_logging(verbose)
     kept_latents.decode(file, output, force, device, {k: v for k, v in changes.items() if v is not None})
 

@@ -64,8 +64,8 @@ def prepare(
     with problems.collect():
         options = None if run is None else ModelOptions.of(run)
         spec = find_model(model, registry(), options) if isinstance(model, str) else None
-        if spec and run and model not in registry().names("models"):
-            run = _structure({**spec.defaults, **table}, given, str(file or command))
+        if spec and run:
+            run = _structure({**spec.defaults, **spec.source.suits, **table}, given, str(file or command))
         if spec and composition:
             composition.check(spec.offers, f"model {model!r}", registry())
     with problems.collect():
@@ -105,25 +105,25 @@ def _with_sides(table: dict[str, Any], size: object, where: str) -> dict[str, An
 def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tuple[RunConfig, Composition, Recipe]:
     """The run and method inside a picture, some fields of the run replaced: where its model is, for one."""
     from vitrail.recipe import read_recipe
+    from vitrail.replaying import check_image, relocated
 
     recipe = read_recipe(picture)
     if recipe.method is None:
         raise ConfigError(f"{picture}: its method used a strategy that no plugin registers, so it cannot be replayed")
-    if recipe.given:
-        raise ConfigError(
-            f"{picture}: made with {', '.join(recipe.given)}, which a recipe cannot carry; make it again in Python"
-        )
+    lost = [name for name in recipe.given if name != "image" or recipe.run.get("image") is None]
+    if lost:
+        raise ConfigError(f"{picture}: made with {', '.join(lost)}, which a recipe cannot carry; make it in Python")
     loader, problems = Loader(registry()), Problems()
     run = composition = None
     with problems.collect():
         tables = override(recipe.method, sets)
         composition = loader.structure(tables, Composition, f"method in {picture}")
     with problems.collect():
-        elsewhere = dict.fromkeys(("model_config", "variant", "revision")) if "model" in changes else {}
-        run = loader.structure(recipe.run | elsewhere | changes, RunConfig, f"run in {picture}")
+        run = loader.structure(relocated(recipe, changes), RunConfig, f"run in {picture}")
         for name, value in (("model", run.model), ("image", run.image)):
             if value is not None and name not in changes and not _is_here(value):
                 raise ConfigError(f"{picture}: made with the {name} {value!r}, which is not here; give its --{name}")
+        check_image(recipe, run, str(picture))
         spec = find_model(run.model, registry(), ModelOptions.of(run))
         if composition is not None:
             composition.check(spec.offers, f"model {run.model!r}", registry())

@@ -18,6 +18,7 @@ from vitrail.core.run_config import RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import CommAborted, ConfigError, DecodeError, ModelError
 from vitrail.recipe import KEY, Recipe, save_picture
+from vitrail.replaying import located, relocated
 from vitrail.terminal import console, say
 
 if TYPE_CHECKING:
@@ -92,29 +93,28 @@ def load_latents(path: Path) -> tuple[Tensor, Recipe]:
 
 
 @contextmanager
-def latents_written(out: Console, paths: Sequence[Path], model: str) -> Iterator[None]:
+def latents_written(out: Console, paths: Sequence[Path], run: RunConfig) -> Iterator[None]:
     """Write the latents of pictures that the block could not decode beside where these would be.
 
     Args:
         out: Where to say how to go on.
         paths: Of the pictures.
-        model: As the command line named it.
+        run: As the command line gave it.
     """
     try:
         yield
     except (CommAborted, DecodeError) as error:
         kept = error if isinstance(error, DecodeError) else error.kept
         if kept is not None:
-            _write(out, kept, paths, model)
+            _write(out, kept, paths, run)
         raise
 
 
-def _write(out: Console, error: DecodeError, paths: Sequence[Path], model: str) -> None:
-    named = "" if model in registry().names("models") else f" --model {shlex.quote(model)}"
+def _write(out: Console, error: DecodeError, paths: Sequence[Path], run: RunConfig) -> None:
     for path, latents, recipe in zip(paths, error.latents, error.recipes, strict=False):
         kept = path.with_suffix(SUFFIX)
         save_latents(latents[None], recipe, kept)
-        again = f"vitrail decode {shlex.quote(str(kept))} -o {shlex.quote(str(path))}{named}"
+        again = f"vitrail decode {shlex.quote(str(kept))} -o {shlex.quote(str(path))}{located(run)}"
         say(out, f"{kept}: the latents are kept; go on with `{again}`", style="yellow")
 
 
@@ -132,7 +132,7 @@ def decode(file: Path, output: Path | None, force: bool, device: str | None, cha
     from vitrail.rendering import output_paths
 
     latents, recipe = load_latents(file)
-    run = Loader(registry()).structure(recipe.run | changes, RunConfig, f"run in {file}")
+    run = Loader(registry()).structure(relocated(recipe, changes), RunConfig, f"run in {file}")
     try:
         spec = find_model(run.model, registry(), ModelOptions.of(run))
     except ModelError as error:

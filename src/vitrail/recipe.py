@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,16 +45,16 @@ class Recipe:
         run: The fields of ``RunConfig``.
         method: The composition with every default spelt out, or None if a strategy is not registered.
         versions: Of Vitrail, its random streams and the libraries that shape the picture.
-        given: Names of inputs that shaped the picture and are not in here, such as a ControlNet's hint.
+        given: Digests of inputs that shaped the picture and are not in here, such as a ControlNet's hint, by name.
     """
 
     run: dict[str, Any] = field(validator=v.instance_of(dict))
     method: dict[str, Any] | None = field(validator=v.optional(v.instance_of(dict)))
     versions: dict[str, str] = field(validator=v.instance_of(dict))
-    given: list[str] = field(factory=list, validator=v.instance_of(list))
+    given: dict[str, str] = field(factory=dict, validator=v.instance_of(dict))
 
     @classmethod
-    def of(cls, config: RunConfig, composition: Composition, given: Sequence[str] = ()) -> Recipe:
+    def of(cls, config: RunConfig, composition: Composition, given: Mapping[str, str] | None = None) -> Recipe:
         """The recipe of one picture; a model's folder and a method's file are named without their path."""
         run = attrs.asdict(config)
         run["method"] = Path(run["method"]).stem
@@ -67,12 +67,12 @@ class Recipe:
             method = Loader(registry()).unstructure(composition)
         except ConfigError:
             method = None
-        return cls(run, method, current_versions(), list(given))
+        return cls(run, method, current_versions(), dict(given or {}))
 
     @property
     def digest(self) -> str:
         """Stands for everything that determines the pixels, versions aside."""
-        return digest_of(json.dumps([self.run, self.method], sort_keys=True))
+        return digest_of(json.dumps([self.run, self.method, self.given], sort_keys=True))
 
     def changes(self) -> list[str]:
         """What has another version here than when the picture was made, one line each."""

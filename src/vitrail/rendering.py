@@ -18,12 +18,12 @@ from attrs import field, frozen
 
 from vitrail.core.composition import Composition
 from vitrail.core.run_config import RunConfig
-from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems
 from vitrail.kept_latents import latents_written
 from vitrail.progress import Progress
 from vitrail.ranks import Placement, RankOptions, place, run_ranks, start_ranks
 from vitrail.recipe import digest_of
+from vitrail.replaying import located
 from vitrail.terminal import console, say
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
         progress = Progress(out, bar=out.is_terminal and not _is_verbose())
         progress.expect(plan, run.num_images)
         sampler = first.again([("progress", progress)])
-        with _stop_on_interrupt(sampler, out), progress, latents_written(out, paths, run.model):
+        with _stop_on_interrupt(sampler, out), progress, latents_written(out, paths, run):
             return sampler.run(run, spread=spread)
 
     on_cuda = first.backbone.device.type == "cuda"
@@ -214,7 +214,7 @@ def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list
         raise SystemExit(130)
     if options.checkpoint is not None:
         options.checkpoint.unlink(missing_ok=True)
-    say(out, f"again: {_again(paths[0], run.model)}")
+    say(out, f"again: {_again(paths[0], run)}")
 
 
 def _tell_ranks(out: Console, result: Result, options: RenderOptions) -> None:
@@ -256,10 +256,9 @@ def _stop_on_interrupt(sampler: Sampler, out: Console) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _again(path: Path, model: str) -> str:
+def _again(path: Path, run: RunConfig) -> str:
     """The command that makes a picture again."""
-    named = "" if model in registry().names("models") else f" --model {shlex.quote(model)}"
-    return f"vitrail replay {shlex.quote(str(path))}{named}"
+    return f"vitrail replay {shlex.quote(str(path))}{located(run)}"
 
 
 def _is_verbose() -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
 
@@ -40,6 +40,7 @@ class Sampler:
         *,
         model: str,
         options: ModelOptions | None = None,
+        defaults: Mapping[str, Any] | None = None,
         plugins: Iterable[tuple[str, object]] = (),
     ):
         composition.check(backbone.offers, f"model {model!r}", registry())
@@ -49,7 +50,7 @@ class Sampler:
         check_rectifications(composition, backbone)
         self.backbone, self.composition, self.model = backbone, composition, model
         self._options = options or ModelOptions()
-        self._defaults = {} if model in registry().names("models") else backbone.defaults
+        self._defaults = backbone.defaults if defaults is None else defaults
         self._plugins = tuple(plugins)
         self._interrupt = False
         logger().info(
@@ -88,7 +89,9 @@ class Sampler:
         options = ModelOptions(dtype=dtype, variant=variant, revision=revision, config=model_config)
         spec = find_model(model, registry(), options)
         composition.check(spec.offers, f"model {model!r}", registry())
-        return cls(spec.load(device), composition, model=model, options=options, plugins=plugins)
+        defaults = {**spec.defaults, **spec.source.suits}
+        backbone = spec.load(device)
+        return cls(backbone, composition, model=model, options=options, defaults=defaults, plugins=plugins)
 
     @classmethod
     def from_pipeline(
@@ -110,7 +113,8 @@ class Sampler:
         """
         composition = method if isinstance(method, Composition) else load_method(method)
         backbone = adapter_of(type(pipe).__name__, registry()).adopt(pipe)
-        return cls(backbone, composition, model="pipeline", plugins=plugins)
+        options = ModelOptions(dtype=cast(Dtype, str(backbone.network.dtype).removeprefix("torch.")))
+        return cls(backbone, composition, model="pipeline", options=options, plugins=plugins)
 
     @classmethod
     def of(cls, run: RunConfig, composition: Composition, device: str | None = None) -> Sampler:
@@ -119,15 +123,16 @@ class Sampler:
 
     def again(self, plugins: Iterable[tuple[str, object]] = ()) -> Sampler:
         """The same model and method with other plugins."""
-        return Sampler(self.backbone, self.composition, model=self.model, options=self._options, plugins=plugins)
+        same: dict[str, Any] = {"model": self.model, "options": self._options, "defaults": self._defaults}
+        return Sampler(self.backbone, self.composition, plugins=plugins, **same)
 
     def interrupt(self) -> None:
         """Stop at the next step; may be called from a callback, a signal handler or another thread."""
         self._interrupt = True
 
-    def plan(self, config: RunConfig) -> Plan:
+    def plan(self, config: RunConfig, extras: Extras | None = None) -> Plan:
         """What a run would do; costs no model call."""
-        engine = self.engine(config, config.seed)
+        engine = self.engine(config, config.seed, extras=extras)
         stages = []
         for step, num_steps in engine.stage_starts():
             stage = self.composition.stages[step.stage]
@@ -175,7 +180,7 @@ class Sampler:
             ConfigError: For an unknown option, a value out of range, or an input that the model cannot use.
             PredictionError: If a step gives values that are not finite.
         """
-        unknown = set(options) & {"method", "model"}
+        unknown = set(options) & {"method", *ModelOptions().as_fields(), "model"}
         if unknown:
             raise ConfigError(f"{', '.join(sorted(unknown))} belong to from_pretrained, not to the call")
         named = {"image": str(options.pop("image"))} if isinstance(options.get("image"), (str, Path)) else {}

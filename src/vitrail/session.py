@@ -18,6 +18,7 @@ from vitrail.core.exchange import Exchange
 from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
 from vitrail.core.run_state import Sampled
+from vitrail.digests import given_digests
 from vitrail.errors import CommAborted, ConfigError, VitrailError
 from vitrail.kept_latents import latents_kept
 from vitrail.recipe import Recipe, digest_of
@@ -43,6 +44,7 @@ class Session:
         self._began = self._communicator.trace.clock()
         self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
         self._stopped = False
+        self._given: dict[str, str] = {}
         self._first = 0
         self._split: Communicator | None = None
         self._forwarding: Forwarding | None = None  # one for all pictures, so that what was learnt stays
@@ -58,6 +60,7 @@ class Session:
         import torch
 
         config, begin = self._config, time.perf_counter()
+        self._given = given_digests(self._call.extras, config.image)
         seeds = range(config.seed, config.seed + config.num_images)
         try:
             with torch.inference_mode():
@@ -120,7 +123,7 @@ class Session:
 
     def _recipe(self, seed: int) -> Recipe:
         config = evolve(self._config, seed=seed, num_images=1)
-        return Recipe.of(config, self._sampler.composition, self._call.extras.given())
+        return Recipe.of(config, self._sampler.composition, self._given)
 
     def _resolved(self) -> RunConfig:
         """The run with what is left to this machine decided; the same on every rank."""
@@ -141,7 +144,8 @@ class Session:
             "run": json.dumps(attrs.asdict(self._config), sort_keys=True),
             "composition": repr(self._sampler.composition),
             "versions": json.dumps(recipe.versions, sort_keys=True),
-            "extras": ", ".join(self._call.extras.given()) or "none",
+            "given": json.dumps(recipe.given, sort_keys=True),
+            "output": self._call.output_type,
             "weights": self._sampler.backbone.fingerprint(),
             "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, relays {relays}",
             "checkpoint": f"every {self._spread.checkpoint_every}" if self._spread.checkpoint else "none",
@@ -154,7 +158,7 @@ class Session:
             return None
         recipe = self._recipe(self._config.seed)
         kept: dict[str, Any] = {"run": {**recipe.run, "num_images": self._config.num_images}}
-        kept |= {"method": recipe.method, "versions": recipe.versions}
+        kept |= {"method": recipe.method, "versions": recipe.versions, "given": recipe.given}
         checkpoints = Checkpoints(spread.checkpoint, spread.checkpoint_every, kept, self._communicator)
         checkpoints.open(self._device())
         return checkpoints
@@ -225,7 +229,7 @@ class Session:
 
     def _picture(self, engine: Engine) -> Tensor | None:
         """Latents of the picture to start from, if there is one."""
-        from vitrail.picture import open_picture, pad_picture
+        from vitrail.picture import open_picture, pad_picture, upright
 
         config, shape, picture = self._config, self._shape(engine), self._call.extras.image
         if picture is None and config.image is None:
@@ -233,7 +237,7 @@ class Session:
         backbone = self._sampler.backbone
         if tuple(getattr(picture, "shape", ())) == shape:
             return cast("Tensor", picture).to(self._device())
-        picture = open_picture(config.image) if picture is None else picture
+        picture = open_picture(config.image) if picture is None else upright(picture, shape)
         read = backbone.read_picture(picture, config.height, config.width)
         factor = backbone.vae_scale_factor
         read = pad_picture(read, factor * engine.canvas.height, factor * engine.canvas.width)

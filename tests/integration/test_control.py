@@ -14,6 +14,8 @@ from tiny_families import FAMILIES
 from toy import composition
 from vitrail import hookimpl
 from vitrail.backbones.control import Control
+from vitrail.core.inputs import Extras
+from vitrail.core.run_config import RunConfig
 from vitrail.core.step import Step
 from vitrail.errors import CapabilityError, ConfigError, ModelError
 from vitrail.sampler import Sampler
@@ -294,3 +296,9 @@ def test_a_pipeline_of_stable_diffusion_3_with_control_is_refused():
     pipe = diffusers.StableDiffusion3ControlNetPipeline(**pipe.components, controlnet=network)
     with pytest.raises(ModelError, match="no adapter for 'StableDiffusion3ControlNetPipeline'"):
         Sampler.from_pipeline(pipe, "direct")
+
+
+def test_the_plan_of_a_pipeline_that_needs_a_hint():
+    sampler = Sampler.from_pipeline(control_pipe("sd"), "multidiffusion")
+    config = RunConfig(prompt="a fox", height=128, width=128, num_inference_steps=2)
+    assert sampler.plan(config, Extras(control_image=torch.zeros(1, 3, 128, 128))).model_calls == 2 * 2 * 9

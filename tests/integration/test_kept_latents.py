@@ -26,11 +26,11 @@ class NoRoom:
         self.calls, self.only, whole = 0, only, backbone.decode
 
         @functools.wraps(whole)
-        def decode(backbone, latents, exchange=None, wrap="none"):
+        def decode(backbone, latents, exchange=None, *rest):
             self.calls += 1
             if only is None or (exchange is not None and exchange.rank == only):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 30.00 GiB.")
-            return whole(backbone, latents, exchange, wrap)
+            return whole(backbone, latents, exchange, *rest)
 
         monkeypatch.setattr(backbone, "decode", decode)
 

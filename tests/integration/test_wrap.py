@@ -1,5 +1,7 @@
 """Pictures whose edges meet: nothing knows where the canvas begins, and ranks agree on it."""
 
+import functools
+
 import pytest
 import torch
 from attrs import evolve
@@ -141,3 +143,15 @@ def test_sizes_that_cannot_wrap_are_refused_before_anything_is_computed(pipe, op
     assert len(str(told.value).splitlines()) == (2 if "height" in options else 1)
     assert not calls
     sampler("a fox", **RUN | options | {"wrap": "none"})
+
+
+def test_a_replaced_encoder_is_no_matter_for_the_decoder_of_several_ranks(pipe, monkeypatch):
+    monkeypatch.setattr(pipe.vae, "encode", functools.partial(pipe.vae.encode))
+    sampler = Sampler.from_pipeline(pipe, "multidiffusion")
+    call = RUN | {"height": 128, "width": 128, "num_inference_steps": 1, "wrap": "x", "output_type": "pt"}
+    alone = sampler("a fox", **call).images[0]
+
+    def program(communicator):
+        return sampler.again()("a fox", spread=Spread(communicator=communicator), **call).images[0]
+
+    assert all(torch.equal(image, alone) for image in InProcess(timeout=20).run(2, program))

@@ -1,6 +1,7 @@
 """A VAE runs in the type it needs and stays as it was; what does not fit in memory is cut finer, on all ranks alike."""
 
 import copy
+import functools
 import threading
 
 import pytest
@@ -310,3 +311,12 @@ def test_other_errors_are_not_taken_for_a_shortage(vae, monkeypatch):
     monkeypatch.setattr(strip_ops, "_conv_rows", Allocator(8, RuntimeError("no kernel image is available")))
     with pytest.raises(RuntimeError, match="no kernel image"):
         decode(vae, latents_of(vae, 4 * NATIVE), NATIVE, Alone())
+
+
+def test_a_vae_that_was_cast_for_a_while_can_still_be_trained(monkeypatch):
+    vae = tiny_vae(force_upcast=True).half()
+    monkeypatch.setattr(vae, "decode", functools.partial(vae.decode))
+    with torch.inference_mode():
+        decode(vae, torch.zeros(1, 4, 8, 8), 8, Alone())
+    assert {parameter.dtype for parameter in vae.parameters()} == {torch.float16}
+    assert not any(parameter.is_inference() for parameter in vae.parameters())

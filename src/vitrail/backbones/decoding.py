@@ -28,14 +28,20 @@ from vitrail.errors import CapabilityError, OutOfMemory, PredictionError, ShapeE
 
 HALVES = (torch.float16, torch.bfloat16)
 ENCODER, DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")
-METHODS = ("forward", "encode", "_encode", "decode", "_decode")
+METHODS = {ENCODER: ("decode", "_decode"), DECODER: ("encode", "_encode")}  # that do without those parts
 HOOKED = ("_hf_hook", "_old_forward", "forward")  # what model offload puts on a module
 REMEDIES = "a smaller picture, another --dtype, or a VAE without hooks and tiling, which can be cut into strips"
 _ONE_BY_ONE = threading.Lock()  # ranks that are threads, with a VAE that cannot be copied
 
 
 def decode(
-    vae: Any, latents: Tensor, native_size: int, exchange: Exchange, wrap: Wrap = "none", backs_off: bool = True
+    vae: Any,
+    latents: Tensor,
+    native_size: int,
+    exchange: Exchange,
+    wrap: Wrap = "none",
+    backs_off: bool = True,
+    upcasts: bool = True,
 ) -> Tensor:
     """A picture from latents, on every rank; collective, since ranks share a large one by strips.
 
@@ -48,6 +54,7 @@ def decode(
         exchange: Between the ranks; ``Alone()`` for one.
         wrap: Axes on which the edges of the picture meet.
         backs_off: Whether strips that do not fit in memory are halved.
+        upcasts: Whether ``force_upcast`` counts; most VAEs say it by default, and only XL's pipelines mind.
 
     Returns:
         In [0, 1], Float32[Tensor, "1 3 Height Width"].
@@ -65,16 +72,17 @@ def decode(
             return _whole(used, latents)
         return _in_strips(used, latents, native_size, exchange, wrap, backs_off)
 
-    return _finite(vae, ENCODER, latents.device, once, "the decoded picture")
+    return _finite(vae, ENCODER, latents.device, once, "the decoded picture", upcasts)
 
 
-def encode(vae: Any, picture: Tensor, noise: Tensor | None = None) -> Tensor:
+def encode(vae: Any, picture: Tensor, noise: Tensor | None = None, upcasts: bool = True) -> Tensor:
     """Latents of a picture, drawn from the encoder's posterior: its mean and ``noise`` times its deviation.
 
     Args:
         vae: Of a diffusers pipeline; it is left as it was.
         picture: In [-1, 1], Float32[Tensor, "1 3 Height Width"].
         noise: Standard normal, of the latents' shape, Float32[Tensor, "1 channels height width"]; None for the mean.
+        upcasts: As in ``decode``.
 
     Returns:
         As the sampler has them, Float32[Tensor, "1 channels height width"].
@@ -95,7 +103,7 @@ def encode(vae: Any, picture: Tensor, noise: Tensor | None = None) -> Tensor:
         drawn = mean if noise is None else mean + posterior.std * noise.to(mean)
         return _normalised(vae.config, drawn.float())
 
-    return _finite(vae, DECODER, picture.device, once, "the encoded picture")
+    return _finite(vae, DECODER, picture.device, once, "the encoded picture", upcasts)
 
 
 def _normalised(config: Any, latents: Tensor) -> Tensor:
@@ -111,7 +119,12 @@ def _normalised(config: Any, latents: Tensor) -> Tensor:
 
 
 def _finite(
-    vae: Any, unused: tuple[str, ...], device: torch.device, once: Callable[[Any, bool], Tensor], what: str
+    vae: Any,
+    unused: tuple[str, str],
+    device: torch.device,
+    once: Callable[[Any, bool], Tensor],
+    what: str,
+    upcasts: bool,
 ) -> Tensor:
     """The answer in the type that the VAE needs.
 
@@ -121,11 +134,12 @@ def _finite(
         device: Where it is worked out.
         once: Works it out with a VAE, knowing whether that can be copied; NaN or infinite if it overflows.
         what: For messages.
+        upcasts: Whether ``force_upcast`` counts.
     """
     copyable = _is_copyable(vae, unused)
     with torch.no_grad(), nullcontext() if copyable else _ONE_BY_ONE:
         is_half = vae.dtype in HALVES
-        if vae.dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
+        if vae.dtype != torch.float16 or not (upcasts and getattr(vae.config, "force_upcast", False)):
             answer = once(vae, copyable)
             if bool(answer.isfinite().all()):
                 return answer
@@ -139,18 +153,18 @@ def _finite(
     return answer
 
 
-def _is_copyable(vae: Any, unused: tuple[str, ...]) -> bool:
+def _is_copyable(vae: Any, unused: tuple[str, str]) -> bool:
     """Whether all that computes is in the VAE's own modules, as it was built."""
     parts = [part for name, part in vae.named_children() if name not in unused]
     modules = [module for part in parts for module in part.modules()]
-    if any(method in vars(vae) for method in METHODS[1:]) or any(p.is_meta for p in vae.parameters()):
+    if any(method in vars(vae) for method in METHODS[unused]) or any(p.is_meta for p in vae.parameters()):
         return False
     changed = {"_hf_hook", "forward"}
     return not any(m._forward_hooks or m._forward_pre_hooks or changed & vars(m).keys() for m in modules)
 
 
 @contextmanager
-def _in_float32(vae: Any, unused: tuple[str, ...], device: torch.device, copyable: bool) -> Iterator[Any]:
+def _in_float32(vae: Any, unused: tuple[str, str], device: torch.device, copyable: bool) -> Iterator[Any]:
     """A copy in float32 without some parts; or the VAE itself, for the time being."""
     if copyable:
         shell = copy.copy(vae)
@@ -159,12 +173,14 @@ def _in_float32(vae: Any, unused: tuple[str, ...], device: torch.device, copyabl
         yield copy.deepcopy(shell).float().to(device)
         return
     kinds = {name: tensor.dtype for name, tensor in (*vae.named_parameters(), *vae.named_buffers())}
-    vae.float()
+    with torch.inference_mode(False), torch.no_grad():  # weights cast in inference mode could not be trained again
+        vae.float()
     try:
         yield vae
     finally:
-        for name, tensor in (*vae.named_parameters(), *vae.named_buffers()):
-            tensor.data = tensor.data.to(kinds[name])
+        with torch.inference_mode(False), torch.no_grad():
+            for name, tensor in (*vae.named_parameters(), *vae.named_buffers()):
+                tensor.data = tensor.data.to(kinds[name])
 
 
 def _can_cut(vae: Any) -> bool:

@@ -37,6 +37,10 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
 class Family(Protocol):
     """What pipelines of one architecture have of their own."""
 
+    @property
+    def upcasts(self) -> bool:
+        """Whether a VAE in float16 that says ``force_upcast`` runs in float32."""
+
     def network(self, pipe: Any) -> Any:
         """The denoiser."""
 
@@ -175,7 +179,7 @@ class PipelineBackbone:
         from vitrail.backbones.decoding import encode
 
         with lasting(self._pipe.vae):
-            return encode(self._pipe.vae, picture, noise)
+            return encode(self._pipe.vae, picture, noise, self._family.upcasts)
 
     def decode(
         self, latents: Tensor, exchange: Exchange | None = None, wrap: Wrap = "none", backs_off: bool = True
@@ -185,7 +189,9 @@ class PipelineBackbone:
         from vitrail.backbones.strip_ops import Alone
 
         with lasting(self._pipe.vae):
-            return decode(self._pipe.vae, latents, self.native_size, exchange or Alone(), wrap, backs_off)
+            return decode(
+                self._pipe.vae, latents, self.native_size, exchange or Alone(), wrap, backs_off, self._family.upcasts
+            )
 
     def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
         """A picture of any size in [-1, 1] at the wanted size, by the pipeline's own image processor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch.nn.functional as F
 from attrs import frozen
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 @frozen
 class SD3Family:
     """Medium and large, with and without T5."""
+
+    upcasts: ClassVar[bool] = False
 
     def network(self, pipe: Any) -> Any:
         """The transformer."""

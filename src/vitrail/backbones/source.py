@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,8 @@ from vitrail.core.registry import Registry
 from vitrail.core.run_config import Dtype, RunConfig
 from vitrail.errors import ConfigError, ModelError, nearest
 
+SUITS = "vitrail.json"  # in a model's folder
+SUITABLE = {"height", "width", "guidance_scale", "num_inference_steps", "scheduler"}
 Kind = Literal["folder", "file", "hub"]
 
 
@@ -58,6 +62,7 @@ class ModelSource:
         pipeline: The diffusers class that loads it.
         options: How to read its files.
         config: For a single file, the folder with the configuration of its parts.
+        suits: Fields of a run that the model's folder says suit it.
     """
 
     name: str
@@ -66,6 +71,7 @@ class ModelSource:
     pipeline: str
     options: ModelOptions = ModelOptions()
     config: Path | None = None
+    suits: Mapping[str, Any] = {}
 
 
 def find_model(model: str, registry: Registry, options: ModelOptions | None = None) -> Any:
@@ -98,8 +104,26 @@ def find_model(model: str, registry: Registry, options: ModelOptions | None = No
         check_folder(folder, index, options.variant, model)
     elif kind == "hub" and is_offline():
         check_folder(folder, index, options.variant, model, remedy(location, options.revision))
-    source = ModelSource(name=model, kind=kind, location=location, pipeline=pipeline, options=options, config=config)
+    suits = _suits(Path(location), where) if kind == "folder" else {}
+    source = ModelSource(
+        name=model, kind=kind, location=location, pipeline=pipeline, options=options, config=config, suits=suits
+    )
     return adapter(source=source)
+
+
+def _suits(folder: Path, where: str) -> dict[str, Any]:
+    """What a folder says suits its model: fields of a run in ``vitrail.json``."""
+    file = folder / SUITS
+    if not file.is_file():
+        return {}
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{where}{file} is no JSON: {error}") from error
+    unknown = sorted(set(table) - SUITABLE) if isinstance(table, dict) else ["a list"]
+    if unknown:
+        raise ModelError(f"{where}{file} has {', '.join(unknown)}; it may have {', '.join(sorted(SUITABLE))}")
+    return dict(table)
 
 
 def _place(model: str, registry: Registry) -> tuple[Kind, str]:
@@ -124,6 +148,11 @@ def _place(model: str, registry: Registry) -> tuple[Kind, str]:
         f"no model or folder {model!r}{nearest(model, names)}, a diffusers folder, a .safetensors file, "
         "or a hub id `org/name`"
     )
+
+
+def kind_of(model: str, registry: Registry) -> Kind:
+    """Whether a name is of a folder, a single file or a model on the hub; raises as ``find_model`` does."""
+    return _place(model, registry)[0]
 
 
 def _refuse_useless(kind: Kind, options: ModelOptions, where: str) -> None:

@@ -35,6 +35,11 @@ class UNetFamily:
 
     is_xl: bool
 
+    @property
+    def upcasts(self) -> bool:
+        """As the pipelines of XL do."""
+        return self.is_xl
+
     def network(self, pipe: Any) -> Any:
         """The U-Net."""
         return pipe.unet

@@ -26,8 +26,10 @@ def predict_turned(rows: Rows, forward: Callable[[Rows], Predicted]) -> Predicte
     shown = rows.model_input.roll((-down, -right), (-2, -1))
     answer = forward(evolve(rows, model_input=shown, views=[view.turned for view in rows.views]))
     attention = answer.attention
+    layers = {block: each.roll((down, right), (-2, -1)) for block, each in answer.layers.items()}
     return evolve(
         answer,
         model_output=answer.model_output.roll((down, right), (-2, -1)),
         attention=None if attention is None else attention.roll((down, right), (-2, -1)),
+        layers=layers,
     )

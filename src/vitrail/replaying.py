@@ -1,0 +1,57 @@
+"""A recipe's model and picture found again, which may lie elsewhere now; and the words that name them."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from vitrail.backbones.source import kind_of
+from vitrail.core.run_config import RunConfig
+from vitrail.digests import content_digest
+from vitrail.discovery import registry
+from vitrail.errors import ConfigError
+from vitrail.picture import open_picture
+from vitrail.recipe import Recipe
+
+USEFUL = {"folder": ("variant",), "file": ("model_config",), "hub": ("variant", "revision")}
+
+
+def relocated(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
+    """The run of a recipe with some fields replaced; what another kind of model has no use for is left out.
+
+    Args:
+        recipe: As a picture carries it.
+        changes: Fields that are different here, such as where the model is.
+    """
+    run = recipe.run | changes
+    if "model" not in changes:
+        return run
+    useful = USEFUL[kind_of(changes["model"], registry())]
+    options = ("model_config", "variant", "revision")
+    return run | {name: None for name in options if name not in useful and name not in changes}
+
+
+def check_image(recipe: Recipe, run: RunConfig, where: str) -> None:
+    """Refuse another picture than the one that the recipe started from.
+
+    Raises:
+        ConfigError: If it is not there, no picture, or another.
+    """
+    if run.image is None:
+        return
+    there = recipe.given.get("image")
+    if there is not None and content_digest(open_picture(run.image)) != there:
+        raise ConfigError(f"{where}: {run.image!r} is not the picture it started from; give that one's --image")
+
+
+def located(run: RunConfig) -> str:
+    """Options of a command line that name the model and the picture of a run, "" if nothing must be named."""
+    words = []
+    if run.model not in registry().names("models"):
+        words += ["--model", run.model]
+        if run.model_config is not None and Path(run.model_config).is_dir():
+            words += ["--model-config", run.model_config]
+    if run.image is not None:
+        words += ["--image", run.image]
+    return "".join(f" {shlex.quote(word)}" for word in words)
