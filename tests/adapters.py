@@ -11,6 +11,7 @@ import accelerate
 import diffusers
 import torch
 from diffusers import ControlNetModel
+from diffusers.image_processor import VaeImageProcessor
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -88,7 +89,7 @@ def with_inversion(pipe, vectors=2):
 def picture(size=24, seed=1):
     """A random picture, Pillow."""
     values = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(seed))
-    processor = diffusers.image_processor.VaeImageProcessor()
+    processor = VaeImageProcessor()
     return processor.numpy_to_pil(processor.pt_to_numpy(values))[0]
 
 

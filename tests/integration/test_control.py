@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import MultiControlNetModel, SD3ControlNetModel
+from diffusers.image_processor import VaeImageProcessor
 
 from adapters import build, control_network, controlled, hint, picture
 from tiny import NATIVE
@@ -234,7 +235,7 @@ def test_where_edges_meet_the_hint_goes_on():
 def test_a_hint_of_any_size_lies_on_the_picture_pixel_by_pixel(kind):
     height, width = 101, 67
     values = (255 * hint(height, width)).round() / 255
-    processor = diffusers.image_processor.VaeImageProcessor()
+    processor = VaeImageProcessor()
     given = values if kind == "tensor" else processor.numpy_to_pil(processor.pt_to_numpy(values))[0]
     cuts = watched(control_pipe("sd"), given, "multidiffusion", height=height, width=width, row_batch=2)
     grown = F.pad(values, (0, -width % 8, 0, -height % 8), mode="replicate")

@@ -5,6 +5,7 @@ import functools
 import diffusers
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 
 from adapters import (
     build,
@@ -125,7 +126,7 @@ def test_several_pictures_are_several_runs():
 @pytest.mark.parametrize("family", TEXTS)
 def test_a_picture_to_start_from_may_have_any_size_and_kind(family):
     sampler, values = wrap(plain(family)), (255 * hint(101, 67)).round() / 255
-    processor = diffusers.image_processor.VaeImageProcessor()
+    processor = VaeImageProcessor()
     drawn = processor.numpy_to_pil(processor.pt_to_numpy(values))[0]
     for given in (values, drawn):
         assert torch.allclose(sampler.backbone.read_picture(given, 101, 67), 2 * values - 1, atol=1e-6)
