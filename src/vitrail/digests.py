@@ -6,23 +6,23 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vitrail.picture import open_picture
-
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from vitrail.core.inputs import Extras
 
 DIGITS = 12
 
 
-def given_digests(extras: Extras, image: str | None) -> dict[str, str]:
+def given_digests(extras: Extras, image: Image | None) -> dict[str, str]:
     """A digest of every input that a recipe cannot carry, by name.
 
     Args:
         extras: What the caller brought.
-        image: File of the picture to start from, if it is one.
+        image: The picture to start from, if it is a file's.
     """
     found = {name: content_digest(getattr(extras, name)) for name in extras.given()}
-    return found if image is None else {**found, "image": content_digest(open_picture(image))}
+    return found if image is None else {**found, "image": content_digest(image)}
 
 
 def content_digest(value: Any) -> str:

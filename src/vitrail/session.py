@@ -21,10 +21,12 @@ from vitrail.core.run_state import Sampled
 from vitrail.digests import given_digests
 from vitrail.errors import CommAborted, ConfigError, VitrailError
 from vitrail.kept_latents import latents_kept
+from vitrail.picture import open_picture
 from vitrail.recipe import Recipe, digest_of
 from vitrail.result import Report, Result
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from vitrail.comm.protocol import Communicator
@@ -44,6 +46,7 @@ class Session:
         self._began = self._communicator.trace.clock()
         self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
         self._stopped = False
+        self._image: Image | None = None  # the file's, read once
         self._given: dict[str, str] = {}
         self._first = 0
         self._split: Communicator | None = None
@@ -60,7 +63,8 @@ class Session:
         import torch
 
         config, begin = self._config, time.perf_counter()
-        self._given = given_digests(self._call.extras, config.image)
+        self._image = None if config.image is None else open_picture(config.image)
+        self._given = given_digests(self._call.extras, self._image)
         seeds = range(config.seed, config.seed + config.num_images)
         try:
             with torch.inference_mode():
@@ -229,15 +233,15 @@ class Session:
 
     def _picture(self, engine: Engine) -> Tensor | None:
         """Latents of the picture to start from, if there is one."""
-        from vitrail.picture import open_picture, pad_picture, upright
+        from vitrail.picture import pad_picture, upright
 
         config, shape, picture = self._config, self._shape(engine), self._call.extras.image
-        if picture is None and config.image is None:
+        if picture is None and self._image is None:
             return None
         backbone = self._sampler.backbone
         if tuple(getattr(picture, "shape", ())) == shape:
             return cast("Tensor", picture).to(self._device())
-        picture = open_picture(config.image) if picture is None else upright(picture, shape)
+        picture = self._image if picture is None else upright(picture, shape)
         read = backbone.read_picture(picture, config.height, config.width)
         factor = backbone.vae_scale_factor
         read = pad_picture(read, factor * engine.canvas.height, factor * engine.canvas.width)
