@@ -8,7 +8,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -42,7 +42,10 @@ class Joins(Protocol):
 
 @define
 class SpawnedRank:
-    """A rank's process and the pipe through which its result comes: (whether it went well, result or error)."""
+    """A rank's process and the pipe through which its result comes: (whether it went well, result or error).
+
+    It comes as bytes: a tensor sent as multiprocessing does it lies in memory that ends with the rank.
+    """
 
     process: BaseProcess
     pipe: Connection
@@ -51,10 +54,15 @@ class SpawnedRank:
     def poll(self) -> int | None:
         """The exit code, once what the rank sent has been read."""
         code = self.process.exitcode
+        for content in self._received():
+            self.answer = pickle.loads(content)  # noqa: S301 - from our own child
+        return code
+
+    def _received(self) -> Iterator[bytes]:
+        """What has come through the pipe, until it is empty or closed."""
         with suppress(EOFError, OSError):
             while self.pipe.poll():
-                self.answer = self.pipe.recv()
-        return code
+                yield self.pipe.recv_bytes()
 
     @property
     def pid(self) -> int | None:
@@ -118,7 +126,13 @@ def run_spawned(
         del store, server
     if ending is not None:
         raise _cause(children, ending)
-    return [child.answer[1] for child in children if child.answer is not None]
+    return [_result(rank, child.answer) for rank, child in enumerate(children)]
+
+
+def _result(rank: int, answer: tuple[bool, Any] | None) -> Any:
+    if answer is None:
+        raise CommAborted(rank, "its process ended well and gave no result")
+    return answer[1]
 
 
 def _start(method: str, arguments: tuple[Any, ...]) -> SpawnedRank:
@@ -145,10 +159,10 @@ def _rank_main(
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // environment.world_size))
         communicator = backend.join(environment, run_id)
-        pipe.send((True, guarded(communicator, program)))
+        pipe.send_bytes(pickle.dumps((True, guarded(communicator, program))))
     except BaseException as error:
         with suppress(OSError):
-            pipe.send((False, portable(error)))
+            pipe.send_bytes(pickle.dumps((False, portable(error))))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
