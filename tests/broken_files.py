@@ -5,7 +5,7 @@ ALSO = '{ patching = "whole", fusion = "average", weight = 0.7 }'
 
 BAD_TOML = {
     "unknown key": (STAGE + 'guidence = ["sync"]', ["$.stages[0]: a stage has no key 'guidence'", "'guidance'?"]),
-    "unknown key at the top": ("seed = 3\n" + STAGE, ["$: a method has no key 'seed'; known: stages"]),
+    "unknown key at the top": ("seed = 3\n" + STAGE, ["$: a method has no key 'seed'; known: cascade, stages"]),
     "misspelt option": (
         '[[stages]]\npatching = { type = "windows", overlp = 0.5 }\nfusion = "average"\n'
         'guidance = [{ type = "async", scal = 1 }]',
@@ -17,7 +17,7 @@ BAD_TOML = {
     "misspelt strategies": (
         '[[stages]]\npatching = "window"\nfusion = "averge"\nmasking = "upblock"\nguidance = ["asynk"]',
         [
-            "$.stages[0].patching: no patching named 'window' (did you mean 'windows'?); known: lattice",
+            "$.stages[0].patching: no patching named 'window' (did you mean 'windows'?); known: dilated, lattice",
             "$.stages[0].fusion: no fusion named 'averge' (did you mean 'average'?)",
             "$.stages[0].masking: no masking named 'upblock' (did you mean 'up-block-attention'?)",
             "$.stages[0].guidance[0]: no guidance named 'asynk' (did you mean 'async'?)",
@@ -53,7 +53,7 @@ BAD_TOML = {
     ),
     "type missing": (
         '[[stages]]\npatching = { overlap = 0.5 }\nfusion = "average"',
-        ["$.stages[0].patching: 'type' is missing, the name of the patching; known: lattice, whole, windows"],
+        ["$.stages[0].patching: 'type' is missing, the name of the patching; known: dilated, lattice, whole, windows"],
     ),
     "type is a number": (
         "[[stages]]\npatching = { type = 3 }\nfusion = 3",
@@ -83,7 +83,7 @@ BAD_TOML = {
         STAGE + "until = 0.8\n" + STAGE + "until = 0.5\n" + STAGE,
         ["$: 'until' must not fall from stage to stage", "got [0.8, 0.5, 1.0]"],
     ),
-    "last until is not 1": (STAGE + "until = 0.8", ["the last must be 1.0, got [0.8]"]),
+    "last until is not 1": (STAGE + "until = 0.8", ["the last of a size must be 1.0, got [0.8]"]),
     "layers of other types": (
         STAGE + 'masking = { type = "up-block-attention", layers = [0, "x", 1.5] }',
         ["$.stages[0].masking.layers[1]: expected a whole number, got the text 'x'", "layers[2]: expected a whole"],
@@ -123,7 +123,7 @@ BAD_TOML = {
     "run: unknown names": (
         'prompt = "a"\nmethod = "asgg"\nmodel = "dem"\nscheduler = "EulerDiscrete"',
         [
-            "no method named 'asgg' (did you mean 'asg'?); known: asg, ",
+            "no method named 'asgg' (did you mean 'asg'?); known: accdiffusion, ",
             "no model or folder 'dem' (did you mean 'demo'?)",
             "no scheduler named 'EulerDiscrete' (did you mean 'EulerDiscreteScheduler'?)",
         ],

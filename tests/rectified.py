@@ -8,9 +8,13 @@ from diffusers import UNet2DConditionModel
 from tiny import NATIVE
 from tiny_families import FAMILIES
 from vitrail.backbones.rectification.attention_scale import AttentionScale
+from vitrail.backbones.rectification.dilated_convolution import DilatedConvolution
 from vitrail.backbones.rectification.freeu import FreeU
-from vitrail.core.protocols import Forward
+from vitrail.backbones.rectification.raunet import RAUNet
+from vitrail.backbones.rectification.window_attention import WindowAttention
+from vitrail.core.protocols import Forward, Rows
 from vitrail.core.streams import Streams
+from vitrail.core.views import Span, View
 from vitrail.testing import make_step
 
 
@@ -31,7 +35,15 @@ def deep_unet():
 
 BUILD = {name: lambda name=name: FAMILIES[name]().unet for name in ("sd", "sd2", "sdxl")} | {"deep": deep_unet}
 TWO = {"sites": ["up_blocks.0", "up_blocks.1"], "b": [1.3, 1.4], "s": [0.9, 0.2]}
-STRATEGIES = [AttentionScale(), FreeU(), FreeU(version="v2", **TWO)]
+STRATEGIES = [
+    AttentionScale(),
+    FreeU(),
+    FreeU(version="v2", **TWO),
+    DilatedConvolution(),
+    RAUNet(),
+    RAUNet(form="pool"),
+    WindowAttention(),
+]
 
 
 @functools.cache
@@ -51,13 +63,15 @@ def ask(network, height=2 * NATIVE, width=2 * NATIVE, width_of_text=None, **adde
     return network(streams.normal((1, 4, height, width), "latents"), torch.tensor(5), text, added_cond_kwargs=added)[0]
 
 
-def forward(network, index=0):
-    return Forward(network=network, step=make_step(index), rows=None, native_size=NATIVE)
+def forward(network, index=0, height=2 * NATIVE, width=2 * NATIVE):
+    view = View(Span(0, height), Span(0, width))
+    rows = Rows(torch.zeros(1, 4, height, width), branches=["cond"], views=[view])
+    return Forward(network=network, step=make_step(index), rows=rows, native_size=NATIVE, streams=Streams(0))
 
 
-def changed(network, strategy, index=0, **question):
-    with strategy.apply(forward(network, index)):
-        return ask(network, **question)
+def changed(network, strategy, index=0, height=2 * NATIVE, width=2 * NATIVE, **question):
+    with strategy.apply(forward(network, index, height, width)):
+        return ask(network, height, width, **question)
 
 
 def traces(network):

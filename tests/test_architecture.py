@@ -20,7 +20,7 @@ WITHIN = {  # part -> the parts of vitrail that it may import
 }
 OUTSIDE = {  # part -> other packages that it may import
     "core": {"attrs", "cattrs", "pluggy", "safetensors", "structlog", "torch", "yaml", "PIL"},
-    "plugins": {"attrs", "torch"},
+    "plugins": {"attrs", "pywt", "torch"},
     "comm": {"attrs", "pluggy", "torch"},
 }
 HEAVY = ("torch", "diffusers", "transformers")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from vitrail.backbones.rectification.surround import rectified
+from vitrail.backbones.rectification.surround import predict_rectified
+from vitrail.conditions import Conditions
 from vitrail.core.composition import Composition
 from vitrail.core.fields import as_tuple
 from vitrail.core.inputs import Extras, Inputs
@@ -14,12 +16,18 @@ from vitrail.core.run_config import ROW_BATCH, RunConfig
 from vitrail.core.turning import predict_turned
 from vitrail.core.views import Canvas
 from vitrail.errors import CapabilityError, ConfigError
+from vitrail.gradients import check_gradients, gradients_of
+from vitrail.pixels import Pixels
 
 if TYPE_CHECKING:
     from vitrail.core.engine import Engine
     from vitrail.core.exchange import Exchange
+    from vitrail.core.forwarding import Forwarding
     from vitrail.core.noise_schedule import Stepper
+    from vitrail.core.phase import Phase
+    from vitrail.core.protocols import AttentionRequest, Branch, Predicted, Rows
     from vitrail.core.step import Step
+    from vitrail.core.streams import Streams
 
 
 @frozen(eq=False)
@@ -38,70 +46,156 @@ class Builder:
     plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple)
     config: RunConfig
 
-    def engine(self, seed: int, extras: Extras, exchange: Exchange, watched: bool) -> Engine:
+    def engine(
+        self, seed: int, extras: Extras, exchange: Exchange, watched: bool, forwarding: Forwarding | None = None
+    ) -> Engine:
         """The loop of one picture, ready to run; see ``Sampler.engine``."""
         from vitrail.core.engine import Engine
         from vitrail.core.forwarding import Forwarding
-        from vitrail.core.noise_schedule import Stepper
+        from vitrail.core.guiding import Guiding
+        from vitrail.core.layout import Layout
+        from vitrail.core.predictor import Predictor
         from vitrail.core.stages import Answers, Stages
         from vitrail.core.streams import Streams
+        from vitrail.core.viewing import Viewing
 
         config, backbone, streams = self.config, self.backbone, Streams(seed)
-        factor = backbone.vae_scale_factor
-        canvas = Canvas.of_picture(config.height, config.width, factor, backbone.native_size, config.wrap)
-        scheduler = backbone.new_scheduler(config.scheduler)
-        timestep_options = backbone.timestep_options(scheduler, canvas.height, canvas.width)
-        stepper = Stepper(scheduler, config.num_inference_steps, timestep_options)
-        first = self._first_step(extras, stepper)
-        inputs = self._inputs(extras, len(stepper.schedule.timesteps), first)
-        backbone.check_inputs(inputs)
-        if config.wrap != "none":
-            backbone.check_wrap()
+        phases = self._phases(extras)
+        pictures = [phase.picture for phase in phases]
+        inputs = [self._inputs(extras, phase, pictures) for phase in phases]
+        for each in inputs:
+            backbone.check_inputs(each)
+        self._check(inputs[0])
         request = self.composition.attention_request()
-        conditioning: list[Any] = []
-
-        def predict(step: Step, rows: Any) -> Any:
-            if not conditioning:  # text is encoded at the first model call, so that a plan costs none
-                conditioning.append(backbone.condition(inputs, request))
-            with rectified(self.composition.stages[step.stage].rectification, backbone, step, rows):
-                return predict_turned(
-                    rows, lambda shown: backbone.predict(shown, step, stepper.timesteps[step.index], conditioning[0])
-                )
-
-        answers = Answers(self.composition, predict, backbone.latent_channels, streams)
-        engine = Engine(
-            composition=self.composition,
-            stages=Stages(answers, self.plugins),
-            stepper=stepper,
-            canvas=self.composition.pad(canvas, len(stepper.schedule.timesteps)),
-            streams=streams,
-            branches=("uncond", "cond") if inputs.guided else ("cond",),
+        answers = Answers(
+            self.composition, self._predict(phases, inputs, request, streams), backbone.latent_channels, streams
+        )
+        made: dict[str, Any] = {"composition": self.composition, "stages": Stages(answers, self.plugins)}
+        branches: tuple[Branch, ...] = ("uncond", "cond") if inputs[0].guided else ("cond",)
+        layout = Layout(**made, phases=phases, branches=branches)
+        predictor = Predictor(
+            **made,
+            exchange=exchange,
+            forwarding=forwarding or Forwarding(backs_off=config.memory == "auto"),
+            branches=branches,
             guidance_scale=config.guidance_scale,
             guidance_rescale=config.guidance_rescale,
             row_batch=config.row_batch or ROW_BATCH,
-            first=first,
-            forwarding=Forwarding(backs_off=config.memory == "auto"),
-            cell=factor,
+            words=backbone.words(inputs[0]) if request is not None and request.each else (),
+            prompt=config.prompt,
+        )
+        vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto")
+        gradients = gradients_of(layout, predictor, backbone)
+        guiding = Guiding(layout=layout, predictor=predictor, streams=streams, vae=vae, gradients=gradients)
+        engine = Engine(
+            **made,
+            phases=phases,
+            branches=branches,
+            streams=streams,
+            viewing=Viewing(layout=layout, predictor=predictor, guiding=guiding),
             exchange=exchange,
             watched=watched,
+            cell=backbone.vae_scale_factor,
         )
         self._refuse_large_views(engine)
         return engine
 
-    def _inputs(self, extras: Extras, num_steps: int, first: int) -> Inputs:
-        """What a picture is conditioned on."""
+    def _phases(self, extras: Extras) -> list[Phase]:
+        """The sizes of the run, each with a scheduler of its own."""
+        from vitrail.core.phase import Phase, first_of
+
+        config, groups = self.config, self.composition.groups()
+        factor, native = self.backbone.vae_scale_factor, self.backbone.native_size
+        sizes: Sequence[tuple[int, int]] = [(config.height, config.width)]
+        if self.composition.cascade is not None:
+            sizes = self.composition.cascade.sizes(config.height, config.width, native * factor, factor, config.wrap)
+        phases = []
+        for number, (height, width) in enumerate(sizes):
+            group = min(number, len(groups) - 1)
+            canvas = Canvas.of_picture(height, width, factor, native, config.wrap)
+            stepper = self._stepper(canvas)
+            enter = self.composition.stages[groups[group][0]].enter
+            if enter is None:
+                first = self._first_step(extras, stepper)
+            else:
+                share = enter.share(number - 1, len(sizes) - 1)
+                first = first_of(share, config.num_inference_steps, stepper.order)
+                stepper.begin_at(first)
+            calls, skipped = len(stepper.schedule.timesteps), 0 if enter is None else first
+            phase = Phase(
+                number=number,
+                canvas=self.composition.pad(canvas, calls - skipped, group),
+                stepper=stepper,
+                stages=groups[group],
+                ends=[skipped + end for end in self.composition.boundaries(calls - skipped, group)],
+                first=first,
+                enter=enter,
+            )
+            phases.append(phase)
+        return phases
+
+    def _stepper(self, canvas: Canvas) -> Stepper:
+        """A fresh scheduler, set for a canvas."""
+        from vitrail.core.noise_schedule import Stepper
+
+        scheduler = self.backbone.new_scheduler(self.config.scheduler)
+        options = self.backbone.timestep_options(scheduler, canvas.height, canvas.width)
+        return Stepper(scheduler, self.config.num_inference_steps, options)
+
+    def _predict(
+        self, phases: Sequence[Phase], inputs: Sequence[Inputs], request: AttentionRequest | None, streams: Streams
+    ) -> Callable[[Step, Rows], Predicted]:
+        """The composition's answer to ``vitrail_predict``."""
+        conditions = Conditions(self.backbone, inputs, request)
+
+        def predict(step: Step, rows: Rows) -> Predicted:
+            conditioning = conditions.of(step, rows)  # encoded at the first model call, so that a plan costs none
+            timestep = phases[step.phase].stepper.timestep(step)
+
+            def forward(shown: Rows) -> Predicted:
+                answer: Predicted = self.backbone.predict(shown, step, timestep, conditioning)
+                return answer
+
+            rectification = self.composition.stages[step.stage].rectification
+            return predict_rectified(
+                rectification, self.backbone, step, rows, streams, lambda part: predict_turned(part, forward)
+            )
+
+        return predict
+
+    def _inputs(self, extras: Extras, phase: Phase, pictures: Sequence[tuple[int, int]]) -> Inputs:
+        """What a picture is conditioned on, at one size."""
         config = self.config
+        height, width = phase.picture
         return Inputs(
             prompt=config.prompt,
             negative_prompt=config.negative_prompt,
             guided=config.guidance_scale > 1.0,
-            height=config.height,
-            width=config.width,
-            num_steps=num_steps,
-            first=first,
+            height=height,
+            width=width,
+            num_steps=len(phase.stepper.schedule.timesteps),
+            first=phase.first,
             sizes=[stage.sizes for stage in self.composition.stages],
             extras=extras,
+            pictures=pictures,
         )
+
+    def _check(self, inputs: Inputs) -> None:
+        """Refuse what the method or the model cannot do with these inputs."""
+        if self.config.wrap != "none":
+            self.backbone.check_wrap()
+        check_gradients(self.composition, self.backbone)
+        own_texts = [s for s in self.composition.stages if getattr(s.prompting, "recalls", False)]
+        if own_texts and inputs.extras.prompt_embeds is not None:
+            name = type(own_texts[0].prompting).__name__
+            raise ConfigError(f"{name} gives views texts of their own, which needs a prompt and not prompt_embeds")
+        for index, stage in enumerate(self.composition.stages):
+            names = [type(g).__name__ for g in stage.guidance if g.point == "branches"]
+            if names and not inputs.guided:
+                raise ConfigError(
+                    f"stages.{index}.guidance: {names[0]} combines both branches of classifier-free guidance, which a "
+                    "guidance_scale of 1 switches off; raise it, or leave this guidance out"
+                )
 
     def _first_step(self, extras: Extras, stepper: Stepper) -> int:
         """Where to begin: at the start, or later if there is a picture to start from."""

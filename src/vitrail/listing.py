@@ -18,6 +18,7 @@ LABELS = {  # a slot's heading, and how it is written in a method file
     "guidance": "guidance: how predictions are corrected (a list)",
     "masking": "masking: where guidance acts",
     "fusion": "fusion: how the views' predictions become the canvas's",
+    "prompting": "prompting: which text each view gets",
     "rectification": "rectification: changes inside the network, for a range of steps (a list)",
 }
 

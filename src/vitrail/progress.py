@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect
 from typing import TYPE_CHECKING, Any
 
 from vitrail.core.hookspecs import hookimpl
@@ -20,7 +21,7 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 60.0  # between plain lines; the pause grows,
 class Progress:
     """Shows step, stage and time left; a context manager, since the bar owns the terminal meanwhile.
 
-    The time left counts views, since a step of one stage may cost many times a step of another. The first
+    The time left counts work, since a step of one stage may cost many times a step of another. The first
     step is left out of the estimate: it pays for what happens once.
     """
 
@@ -28,16 +29,18 @@ class Progress:
         self._console, self._wants_bar = console, bar
         self._bar: Any = None
         self._task: Any = None
-        self._views: list[int] = []  # of every step of one picture
+        self._work: list[float] = []  # work of every step of one picture
+        self._begins = [0]  # first steps of the stages
         self._num_stages = self._num_images = 1
         self._first = 0
         self._picture = -1
-        self._measured: tuple[float, int] | None = None  # when the first step was done, and its views
+        self._measured: tuple[float, float] | None = None  # when the first step was done, and its work
         self._pause, self._shown = FIRST_PAUSE_S, 0.0
 
     def expect(self, plan: Plan, num_images: int) -> None:
         """Learn what each step will cost."""
-        self._views = [stage.num_views for stage in plan.stages for _ in range(stage.num_steps)]
+        self._work = [stage.work for stage in plan.stages for _ in range(stage.num_steps)]
+        self._begins = [stage.first_step for stage in plan.stages]
         self._num_stages, self._num_images = len(plan.stages), num_images
         self._first = plan.first_step
 
@@ -54,7 +57,7 @@ class Progress:
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task("first step", total=sum(self._views) * self._num_images, left="")
+            self._task = self._bar.add_task("first step", total=sum(self._work) * self._num_images, left="")
         return self
 
     def __exit__(
@@ -69,27 +72,27 @@ class Progress:
 
     @hookimpl
     def vitrail_step_end(self, step: Any) -> None:
-        now, steps, done = time.monotonic(), len(self._views), step.index + 1 - self._first
-        views = self._picture * sum(self._views) + sum(self._views[:done])
-        left = self._left(now, views)
+        now, steps, done = time.monotonic(), len(self._work), step.index + 1 - self._first
+        work = self._picture * sum(self._work) + sum(self._work[:done])
+        left = self._left(now, work)
         last = done == steps and self._picture + 1 == self._num_images
-        text = f"step {done}/{steps}, stage {step.stage + 1}/{self._num_stages}"
+        text = f"step {done}/{steps}, stage {bisect(self._begins, step.index)}/{self._num_stages}"
         if self._num_images > 1:
             text = f"picture {self._picture + 1}/{self._num_images}, {text}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=views, description="decoding" if last else text, left=left)
+            self._bar.update(self._task, completed=work, description="decoding" if last else text, left=left)
         elif last or (left and (not self._shown or now - self._shown > self._pause)):
             self._pause = FIRST_PAUSE_S if not self._shown else min(LAST_PAUSE_S, 1.5 * self._pause)
             self._shown = now
             self._console.print(f"{text}, decoding" if last else f"{text}, {left}")
 
-    def _left(self, now: float, views: int) -> str:
+    def _left(self, now: float, work: float) -> str:
         if self._measured is None:
-            self._measured = now, views
+            self._measured = now, work
             return ""
         since, first = self._measured
-        rest = sum(self._views) * self._num_images - views
-        return f"about {duration((now - since) / (views - first) * rest)} left"
+        rest = sum(self._work) * self._num_images - work
+        return f"about {duration((now - since) / (work - first) * rest)} left"
 
 
 def duration(seconds: float) -> str:

@@ -182,11 +182,20 @@ def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:
         f"{run.width}x{run.height} pixels, {plan.canvas.width}x{plan.canvas.height} latent cells, "
         f"model {run.model}, method {Path(run.method).stem}, seed {run.seed}"
     )
+    sizes = {stage.size for stage in plan.stages}
     for stage in plan.stages:
         steps = f"steps {stage.first_step + 1} to {stage.first_step + stage.num_steps}"
-        yield f"  stage {stage.stage + 1}: {steps}, {stage.num_views} views a step, {stage.strategies}"
+        size = f" at {stage.size[1]}x{stage.size[0]}" if len(sizes) > 1 else ""
+        views = f"{stage.num_views} view{'s' * (stage.num_views > 1)} a step"
+        yield f"  stage {stage.stage + 1}{size}: {steps}, {views}, {stage.strategies}"
     pictures = f" for {run.num_images} pictures" if run.num_images > 1 else ""
-    yield f"  {plan.model_calls * run.num_images} evaluations of the network{pictures}"
+    yield f"  {plan.model_calls * run.num_images} evaluations of the network{pictures}{_vae(plan, run.num_images)}"
+
+
+def _vae(plan: Plan, num_images: int) -> str:
+    """What the VAE does besides decoding at the end."""
+    decodes, encodes = (plan.cost.decodes - 1) * num_images, plan.cost.encodes * num_images
+    return f"; on the way the VAE decodes {decodes} and encodes {encodes} pictures" if decodes or encodes else ""
 
 
 def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list[Path], options: RenderOptions) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from vitrail.core.cost import Cost
 from vitrail.core.fields import as_tuple
 from vitrail.core.views import Canvas
 from vitrail.recipe import Recipe
@@ -21,9 +22,11 @@ class StagePlan:
     """What one stage will do."""
 
     stage: int
+    size: tuple[int, int]  # height and width in pixels
     first_step: int
     num_steps: int
     num_views: int  # at its first step, all families and clean key views together
+    work: float  # of that step, in forwards of a view of the training size with its branches
     strategies: str
 
 
@@ -33,8 +36,13 @@ class Plan:
 
     stages: tuple[StagePlan, ...]
     canvas: Canvas
-    model_calls: int  # rows that the network will see, for one picture
+    cost: Cost  # of one picture
     first_step: int = 0  # where it begins; more than 0 if it starts from a picture
+
+    @property
+    def model_calls(self) -> int:
+        """Rows that the network will see, for one picture."""
+        return self.cost.model_calls
 
 
 @frozen(kw_only=True)
@@ -43,6 +51,8 @@ class Report:
 
     steps: int
     model_calls: int
+    vae_decodes: int
+    vae_encodes: int
     predict_s: float
     engine_s: float  # everything in the loop, ``predict_s`` included
     decode_s: float

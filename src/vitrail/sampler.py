@@ -28,6 +28,7 @@ from vitrail.session import Session
 
 if TYPE_CHECKING:
     from vitrail.core.engine import Engine
+    from vitrail.core.forwarding import Forwarding
 
 
 class Sampler:
@@ -140,14 +141,15 @@ class Sampler:
             stages.append(
                 StagePlan(
                     stage=step.stage,
+                    size=engine.phases[step.phase].picture,
                     first_step=step.index,
                     num_steps=num_steps,
                     num_views=engine.count_views(step),
+                    work=engine.cost_of_step(step).evaluations(self.backbone.native_size**2, len(engine.branches)),
                     strategies=names,
                 )
             )
-        calls = engine.count_rows()
-        return Plan(stages=tuple(stages), canvas=engine.canvas, model_calls=calls, first_step=engine.first)
+        return Plan(stages=tuple(stages), canvas=engine.canvas, cost=engine.cost(), first_step=engine.first)
 
     def __call__(
         self,
@@ -213,6 +215,7 @@ class Sampler:
         exchange: Exchange | None = None,
         watched: bool = False,
         extras: Extras | None = None,
+        forwarding: Forwarding | None = None,
     ) -> Engine:
         """The loop of one picture, ready to run.
 
@@ -222,12 +225,13 @@ class Sampler:
             exchange: The ranks; None is one alone.
             watched: Whether somebody looks at the canvas after every step.
             extras: What else the picture is conditioned on.
+            forwarding: This rank's forwards so far, with what was learnt of its memory.
 
         Raises:
             VitrailError: If the model cannot use the inputs, or a view is too large for it.
         """
         builder = Builder(self.backbone, self.composition, self._plugins, evolve(config, model=self.model))
-        return builder.engine(seed, extras or Extras(), exchange or Exchange.among(solo()), watched)
+        return builder.engine(seed, extras or Extras(), exchange or Exchange.among(solo()), watched, forwarding)
 
 
 __all__: Sequence[str] = ["Plan", "Report", "Result", "Sampler", "Spread"]

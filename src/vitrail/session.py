@@ -20,6 +20,7 @@ from vitrail.core.run_config import RunConfig
 from vitrail.core.run_state import Sampled
 from vitrail.digests import given_digests
 from vitrail.errors import CommAborted, ConfigError, VitrailError
+from vitrail.gradients import without_graph
 from vitrail.kept_latents import latents_kept
 from vitrail.picture import open_picture
 from vitrail.recipe import Recipe, digest_of
@@ -67,7 +68,7 @@ class Session:
         self._given = given_digests(self._call.extras, self._image)
         seeds = range(config.seed, config.seed + config.num_images)
         try:
-            with torch.inference_mode():
+            with without_graph(self._sampler.composition):
                 self._check_alike()
                 self._config = self._resolved()
                 checkpoints = self._open_checkpoints()
@@ -93,6 +94,8 @@ class Session:
         report = Report(
             steps=sum(one.steps - self._first for one in done),
             model_calls=sum(one.timings.rows for one in done),
+            vae_decodes=sum(one.timings.cost.decodes for one in done) + len(images),
+            vae_encodes=sum(one.timings.cost.encodes for one in done),
             predict_s=sum(one.timings.predict_s for one in done),
             engine_s=sum(one.timings.total_s for one in done),
             decode_s=now - decoding,
@@ -143,7 +146,7 @@ class Session:
         if self._communicator.world_size == 1:
             return
         engine, recipe = self._engine(self._config.seed, self._communicator), self._recipe(self._config.seed)
-        relays = [engine.can_relay(stage) for stage in range(len(self._sampler.composition.stages))]
+        relays = [engine.can_relay(step) for step, _ in engine.stage_starts()]
         facts = {
             "run": json.dumps(attrs.asdict(self._config), sort_keys=True),
             "composition": repr(self._sampler.composition),
@@ -191,7 +194,7 @@ class Session:
         self._first = engine.first
         if checkpoints is not None and number < len(checkpoints.finished):
             return Sampled(checkpoints.finished[number].to(self._device()), len(engine.steps()))
-        model_calls = engine.count_rows()
+        model_calls = engine.cost().model_calls
         self._log.info(
             "run.started",
             seed=seed,
@@ -205,8 +208,7 @@ class Session:
         done = engine.run(start, stop, lambda step, new: self._call_back(engine, step, new), checkpoints)
         if done.steps < len(engine.steps()):
             self._stopped = True
-            if done.prediction is not None:
-                done.latents = done.prediction.clean
+            done.latents = engine.shown(done)
             return done
         engine.stages.run_end(done.latents)
         if checkpoints is not None:
@@ -215,11 +217,11 @@ class Session:
 
     def _start(self, engine: Engine) -> Tensor:
         """The first latents: noise, or a picture with the noise of the step to begin at."""
-        noise = self._noise(engine).to(self._device())
+        noise, stepper = self._noise(engine).to(self._device()), engine.phases[0].stepper
         picture = self._picture(engine)
         if picture is None:
-            return noise * engine.stepper.init_noise_sigma
-        return engine.stepper.noised(picture, noise, engine.first)
+            return noise * stepper.init_noise_sigma
+        return stepper.noised(picture, noise, engine.first)
 
     def _noise(self, engine: Engine) -> Tensor:
         shape, latents = self._shape(engine), self._call.extras.latents
@@ -229,38 +231,40 @@ class Session:
         return noise
 
     def _shape(self, engine: Engine) -> tuple[int, int, int, int]:
-        return (1, self._sampler.backbone.latent_channels, engine.canvas.height, engine.canvas.width)
+        canvas = engine.phases[0].canvas
+        return (1, self._sampler.backbone.latent_channels, canvas.height, canvas.width)
 
     def _picture(self, engine: Engine) -> Tensor | None:
         """Latents of the picture to start from, if there is one."""
         from vitrail.picture import pad_picture, upright
 
-        config, shape, picture = self._config, self._shape(engine), self._call.extras.image
+        shape, picture, phase = self._shape(engine), self._call.extras.image, engine.phases[0]
         if picture is None and self._image is None:
             return None
         backbone = self._sampler.backbone
         if tuple(getattr(picture, "shape", ())) == shape:
             return cast("Tensor", picture).to(self._device())
         picture = self._image if picture is None else upright(picture, shape)
-        read = backbone.read_picture(picture, config.height, config.width)
+        read = backbone.read_picture(picture, *phase.picture)
         factor = backbone.vae_scale_factor
-        read = pad_picture(read, factor * engine.canvas.height, factor * engine.canvas.width)
+        read = pad_picture(read, factor * phase.canvas.height, factor * phase.canvas.width)
         noise = engine.streams.normal(shape, "image-latents").to(read.device)
         return cast("Tensor", backbone.encode(read, noise))
 
     def _call_back(self, engine: Engine, step: Step, new: Tensor) -> Tensor:
         if self._call.callback is None:
             return new
-        given = self._call.callback(self._sampler, step.index, engine.stepper.timesteps[step.index], {"latents": new})
+        timestep = engine.phases[step.phase].stepper.timestep(step)
+        given = self._call.callback(self._sampler, step.index, timestep, {"latents": new})
         replaced: Tensor = (given or {}).get("latents", new)
         return replaced
 
     def _engine(self, seed: int, communicator: Communicator) -> Engine:
         exchange = Exchange.among(communicator, self._spread.speeds)
         watched = self._call.callback is not None
-        engine = self._sampler.engine(self._config, seed, exchange, watched, self._call.extras)
-        self._forwarding = self._forwarding or engine.forwarding
-        return evolve(engine, forwarding=self._forwarding)
+        engine = self._sampler.engine(self._config, seed, exchange, watched, self._call.extras, self._forwarding)
+        self._forwarding = engine.viewing.predictor.forwarding
+        return engine
 
     def _decode(self, latents: Tensor) -> list[Any]:
         backbone, config = self._sampler.backbone, self._config

@@ -11,6 +11,7 @@ instance is given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 from vitrail.core.registry import MEMBERS, Registry
 from vitrail.core.run_config import Wrap
+from vitrail.core.scene import Branches, Memory, Scene, subject_tensor
 from vitrail.core.step import Step
 from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas, Span, View, check_cover
+from vitrail.core.views import Canvas, Patches, Span, View, check_cover
 
 CHANNELS = 4
 WRAPS: tuple[Wrap, ...] = ("none", "x", "y", "xy")
@@ -33,13 +35,16 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 def make_step(index: int = 0, num_steps: int = 10, prediction_type: Any = "epsilon", **changes: Any) -> Step:
     """A step in the middle of nowhere, for tests of a strategy alone."""
-    sigma = 0.9 - 0.08 * index
+    sigma, after = 0.9 - 0.08 * index, max(0.0, 0.82 - 0.08 * index)
+    is_flow = prediction_type == "flow_prediction"
     defaults: dict[str, Any] = {
         "index": index,
         "num_steps": num_steps,
         "timestep": 900.0 - 80 * index,
-        "alpha": 1 - sigma if prediction_type == "flow_prediction" else (1 - sigma**2) ** 0.5,
+        "alpha": 1 - sigma if is_flow else (1 - sigma**2) ** 0.5,
         "sigma": sigma,
+        "next_alpha": 1 - after if is_flow else (1 - after**2) ** 0.5,
+        "next_sigma": after,
         "stage": 0,
         "stage_step": index,
         "stage_num_steps": num_steps,
@@ -132,6 +137,34 @@ def check_fusion(fusion: Any) -> None:
         torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
 
 
+class _Cells:
+    """Views that show their own cells, so that the way to another picture is their difference."""
+
+    def picture(self, step: Step, latents: Tensor, view: View) -> Tensor:
+        """The cells."""
+        return latents
+
+    def of_distance(
+        self, step: Step, latents: Tensor, views: Sequence[View], picture: Tensor, weights: str | None
+    ) -> Tensor:
+        """Of half the square distance."""
+        return latents - picture
+
+
+def _scene(step: Step, point: str) -> Scene:
+    """Of a canvas of twice the training size; what is asked of the network is answered with the question."""
+    of_views = point in ("inputs", "branches", "views")
+    return Scene(
+        mask=Streams(3).uniform((1, 1, 8, 8), "mask") if point == "views" else None,
+        patches=Patches([View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2)]) if of_views else None,
+        canvas=Canvas(16, 16, 8) if of_views else Canvas(8, 8, 4),
+        streams=Streams(4),
+        ask=lambda asked, model_input, view, sizes=None: model_input,
+        step_at=lambda alpha, sigma: evolve(step, alpha=alpha, sigma=sigma),
+        gradients=_Cells(),
+    )
+
+
 def check_guidance(guidance: Any) -> None:
     """Returns what it receives in kind and shape, finite, and does not write into its input."""
     strategy = _instance("guidance", guidance)
@@ -139,17 +172,13 @@ def check_guidance(guidance: Any) -> None:
         state = strategy.init()
         for index in range(3):
             step = make_step(index, prediction_type=prediction_type)
-            lead = (4, 1) if strategy.point == "views" else (1,)
-            subject: Any = make_prediction((*lead, CHANNELS, 8, 8), step, seed=index)
-            if strategy.point in ("before", "after"):
-                subject = subject.latents
-            before = _tensor(subject).clone()
-            mask = Streams(3).uniform((1, 1, 8, 8), "mask") if strategy.point == "views" else None
-            guided, state = strategy.guide(step, subject, 0, mask, state)
+            subject = _subject(strategy, step, seed=index)
+            before = subject_tensor(subject).clone()
+            guided, state = strategy.guide(step, subject, _scene(step, strategy.point), state)
             assert type(guided) is type(subject), f"expected a {type(subject).__name__}, got {type(guided).__name__}"
-            assert _tensor(guided).shape == before.shape, "the shape must stay"
-            assert bool(_tensor(guided).isfinite().all()), f"not finite at step {index} with {prediction_type}"
-            assert torch.equal(_tensor(subject), before), "guidance must not write into its input"
+            assert subject_tensor(guided).shape == before.shape, "the shape must stay"
+            assert bool(subject_tensor(guided).isfinite().all()), f"not finite at step {index} with {prediction_type}"
+            assert torch.equal(subject_tensor(subject), before), "guidance must not write into its input"
     assert strategy.init() is None or strategy.init() is not state, "state must start anew in every run"
 
 
@@ -167,6 +196,20 @@ def check_masking(masking: Any) -> None:
             assert float(mask.min()) >= 0 and float(mask.max()) <= 1, "a mask lies in [0, 1]"
 
 
+def check_prompting(prompting: Any) -> None:
+    """A text for each view or for none, with and without remembered maps, and the same again for the same maps."""
+    strategy = _instance("prompting", prompting)
+    canvas = Canvas(24, 32, 16)
+    views = [View(Span(y, 16), Span(x, 16)) for y in (0, 8) for x in (0, 16)]
+    memory = Memory(("fox", "snow"), Streams(0).uniform((1, 2, 16, 16), "maps"))
+    for known in (None, memory):
+        texts = strategy.texts("a fox in the snow", views, canvas, known)
+        assert texts == strategy.texts("a fox in the snow", views, canvas, known), "texts must not change by themselves"
+        assert len(texts) in (0, len(views)), f"expected a text for each of {len(views)} views or none, got {texts}"
+        assert all(text is None or isinstance(text, str) for text in texts)
+    assert strategy.request is None or strategy.request.each, "what is remembered is kept word by word"
+
+
 def _instance(slot: str, strategy: Any) -> Any:
     """The strategy, after the checks that registration makes."""
     cls = strategy if isinstance(strategy, type) else type(strategy)
@@ -179,6 +222,13 @@ def _cut(canvas: Tensor, views: list[View]) -> Tensor:
     return torch.stack([view.read(canvas) for view in views])
 
 
-def _tensor(subject: Any) -> Tensor:
-    tensor: Tensor = subject.model_output if isinstance(subject, Prediction) else subject
-    return tensor
+def _subject(guidance: Any, step: Step, seed: int) -> Any:
+    """What a guidance at its point receives, of four views where it is about views."""
+    lead = (4, 1) if guidance.point in ("inputs", "branches", "views") else (1,)
+    made = make_prediction((*lead, CHANNELS, 8, 8), step, seed)
+    if guidance.point == "branches":
+        wanted = guidance.branches(step) if hasattr(guidance, "branches") else ()
+        shape, streams = made.latents.shape, Streams(seed)
+        rows = {branch: streams.normal(shape, branch) for branch in ("uncond", "cond", *wanted)}
+        return Branches(rows, 2.0, made.model_output, made.latents)
+    return made.latents if guidance.point in ("before", "inputs", "after") else made

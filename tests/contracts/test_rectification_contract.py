@@ -4,10 +4,9 @@ import attrs
 import pytest
 import torch
 
-from tiny import NATIVE, tiny_unet
-from vitrail.core.protocols import Forward
+from rectified import forward
+from tiny import tiny_unet
 from vitrail.discovery import build_registry
-from vitrail.testing import make_step
 
 ENTRIES = [pytest.param(entry.value, id=entry.name) for entry in build_registry().entries("rectification")]
 
@@ -24,7 +23,7 @@ def ask(unet):
 
 
 def apply(strategy, unet, index=0):
-    return strategy.apply(Forward(network=unet, step=make_step(index), rows=None, native_size=NATIVE))
+    return strategy.apply(forward(unet, index))
 
 
 @pytest.mark.parametrize("cls", ENTRIES)

@@ -60,11 +60,16 @@ def test_masking(cls):
     testing.check_masking(cls)
 
 
+@pytest.mark.parametrize("cls", strategies("prompting"))
+def test_prompting(cls):
+    testing.check_prompting(cls)
+
+
 @pytest.mark.parametrize(
     "entry",
     [
         pytest.param(e, id=f"{s}-{e.name}")
-        for s in ("patching", "guidance", "masking", "fusion")
+        for s in ("patching", "guidance", "masking", "fusion", "prompting")
         for e in REGISTRY.entries(s)
     ],
 )

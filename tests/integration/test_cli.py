@@ -52,7 +52,7 @@ BAD = {
     "trace of nothing": (["timeline", "no.json"], ["no.json"]),
     "too few labels": (["timeline", "a.json", "b.json", "--label", "sync"], ["1 labels for 2 traces"]),
     "no images": ([*FOX, "--num-images", "0"], ["--num-images: must be >= 1, got 0"]),
-    "unknown method": ([*FOX, "--method", "asgg"], ["no method named 'asgg' (did you mean 'asg'?); known: asg, "]),
+    "unknown method": ([*FOX, "--method", "asgg"], ["no method named 'asgg' (did you mean 'asg'?); known: acc"]),
     "method file missing": ([*FOX, "-m", "no.toml"], ["no.toml: cannot be read: No such file or directory"]),
     "method file is wrong": (
         [*FOX, "-m", "bad.toml"],
@@ -96,7 +96,7 @@ BAD = {
     "check a missing file": (["check", "no.toml"], ["no.toml: cannot be read"]),
     "check a picture": (["check", "notes.png"], ["notes.png: a .toml, .yaml or .yml file is expected"]),
     "check neither method nor run": (["check", "neither.toml"], ["it has 'stage' (did you mean 'stages'?)"]),
-    "check with --set": (["check", "mine.toml", "--set", "stages.0.until=0.5"], ["the last must be 1.0, got [0.5]"]),
+    "check with --set": (["check", "mine.toml", "--set", "stages.0.until=0.5"], ["of a size must be 1.0, got [0.5]"]),
     "replay a missing file": (["replay", "no.png"], ["no.png: cannot be read as a picture: No such file"]),
     "replay no picture": (["replay", "notes.png"], ["notes.png: cannot be read as a picture: it is none, or cut off"]),
 }

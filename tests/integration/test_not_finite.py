@@ -138,7 +138,7 @@ class Exploding:
     def init(self):
         return None
 
-    def guide(self, step, subject, key, mask, state):
+    def guide(self, step, subject, scene, state):
         if self.point in ("before", "after"):
             return subject / 0, state
         return evolve(subject, model_output=subject.model_output / 0), state

@@ -88,7 +88,7 @@ def test_a_network_that_pads_with_zeros_sees_another_edge_at_every_step(pipe):
     engine = sampler.engine(RunConfig(prompt="", height=64, width=192, num_inference_steps=6, wrap="x"), 0)
     turns = [engine.patches(step)[0].views[0].turn for step in engine.steps() if step.stage == 0]
     assert len(set(turns)) == len(turns) > 2 and {down for down, _ in turns} == {0}
-    scaled = engine.stepper.scale(noise_of(engine) * engine.stepper.init_noise_sigma, 0)
+    scaled = engine.phases[0].stepper.scale(noise_of(engine) * engine.phases[0].stepper.init_noise_sigma, 0)
     patches = engine.patches(engine.steps()[0])[0]
     if patches.permutation is None:
         expected = patches.views[0].turned.read(scaled)

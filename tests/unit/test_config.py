@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 
 from broken_files import BAD_TOML, BAD_YAML
 from vitrail.commands import check
+from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.composition import Composition, Family, Stage
 from vitrail.core.config import Loader
 from vitrail.core.files import read_file
 from vitrail.core.overrides import override
 from vitrail.core.run_config import RunConfig
+from vitrail.core.shared import Shared
 from vitrail.discovery import build_registry
 from vitrail.errors import ConfigError, VitrailError, nearest
 from vitrail.methods import load_method
+from vitrail.plugins.masking import NoMask
 
 REGISTRY = build_registry()
 LOADER = Loader(REGISTRY)
@@ -79,7 +82,7 @@ def test_unreadable_files(tmp_path):
         ("stages.0.fusion=gausian", "$.stages[0].fusion: no fusion named 'gausian' (did you mean 'gaussian'?)"),
         ("stages.1.patching.jitter=True", "$.stages[1].patching.jitter: expected true or false, got the text"),
         ("stages.0.until=0.2\nx = 3", "$.stages[0].until: expected a number, got the text"),
-        ("seed=3", "$: a method has no key 'seed'; known: stages"),
+        ("seed=3", "$: a method has no key 'seed'; known: cascade, stages"),
     ],
 )
 def test_broken_assignment(assignment, expected):
@@ -164,16 +167,35 @@ stages = st.builds(
     patching=strategies_of("patching"),
     fusion=strategies_of("fusion"),
     masking=strategies_of("masking"),
-    guidance=st.lists(strategies_of("guidance"), max_size=3),
+    guidance=st.lists(strategies_of("guidance"), max_size=3).filter(
+        lambda drawn: sum(guidance.point == "branches" for guidance in drawn) < 2
+    ),
+    prompting=strategies_of("prompting"),
+    remember=st.booleans(),
     also=st.lists(families, max_size=2),
     until=st.floats(0, 1),
 )
 
 
+cascades = st.builds(Cascade, spacing=st.sampled_from(["side", "area", "ratio"]), count=st.none() | st.integers(1, 4))
+enters = st.builds(Enter, resize=st.just("pixels"), strength=st.lists(st.floats(0.1, 1), min_size=1, max_size=3))
+
+
+@st.composite
+def groups(draw):
+    """Stages that are done at one size."""
+    drawn = sorted(draw(st.lists(stages, min_size=1, max_size=3)), key=lambda stage: stage.until)
+    return [*drawn[:-1], attrs.evolve(drawn[-1], until=1.0)]
+
+
 @st.composite
 def compositions(draw):
-    drawn = sorted(draw(st.lists(stages, min_size=1, max_size=3)), key=lambda stage: stage.until)
-    return Composition(stages=[*drawn[:-1], attrs.evolve(drawn[-1], until=1.0)])
+    first, *others = draw(groups())
+    drawn, cascade = [attrs.evolve(first, remember=True, masking=NoMask(), prompting=Shared()), *others], None
+    if draw(st.booleans()):
+        begin, *further = draw(groups())
+        cascade, drawn = draw(cascades), [*drawn, attrs.evolve(begin, enter=draw(enters)), *further]
+    return Composition(stages=drawn, cascade=cascade)
 
 
 @given(compositions())

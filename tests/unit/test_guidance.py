@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from schedulers import new_scheduler
 from vitrail.core.noise_schedule import Stepper
 from vitrail.core.prediction import Prediction
+from vitrail.core.scene import Scene
 from vitrail.core.streams import Streams
 from vitrail.plugins.guidance import FORMS, AsyncGuidance, NoGuidance, SyncGuidance
 from vitrail.testing import PREDICTION_TYPES, make_prediction, make_step
@@ -33,7 +34,7 @@ def mask_of(seed):
 
 
 def sync(subject, key=0, mask=None, **options):
-    guided, state = SyncGuidance(**options).guide(subject.step, subject, key, mask, None)
+    guided, state = SyncGuidance(**options).guide(subject.step, subject, Scene(key=key, mask=mask), None)
     assert state is None
     return guided
 
@@ -48,8 +49,8 @@ def test_the_key_view_is_never_moved(form, kind, key, scale, seed, masked):
     guided = sync(subject, key, mask, form=form, scale=scale)
     assert torch.equal(guided.model_output[key], subject.model_output[key])
     late = AsyncGuidance(form=form, scale=scale, warmup_steps=0)
-    _, message = late.guide(subject.step, subject_at(2, kind, seed + 1), key, mask, late.init())
-    guided, _ = late.guide(subject.step, subject, key, mask, message)
+    _, message = late.guide(subject.step, subject_at(2, kind, seed + 1), Scene(key=key, mask=mask), late.init())
+    guided, _ = late.guide(subject.step, subject, Scene(key=key, mask=mask), message)
     assert torch.equal(guided.model_output[key], subject.model_output[key])
 
 
@@ -117,7 +118,7 @@ def test_full_guidance_has_a_closed_form_under_euler(guidance):
         step = make_step(index, alpha=1.0, sigma=sigmas[index])
         stepper.scale(latents, index)
         subject = Prediction(latents, network(latents / math.hypot(1, sigmas[index])), step)
-        guided, _ = guidance.guide(step, subject, key, None, guidance.init())
+        guided, _ = guidance.guide(step, subject, Scene(key=key, mask=None), guidance.init())
         latents = stepper.step(guided.model_output, index, latents, Streams(0).generator("none"))
     close(latents, latents[key] + sigmas[10] / sigmas[0] * (start - start[key]), 1e-3)
 
@@ -125,7 +126,7 @@ def test_full_guidance_has_a_closed_form_under_euler(guidance):
 def run(guidance, subjects, key=0, masks=None):
     state, guided = guidance.init(), []
     for index, subject in enumerate(subjects):
-        result, state = guidance.guide(subject.step, subject, key, masks and masks[index], state)
+        result, state = guidance.guide(subject.step, subject, Scene(key=key, mask=masks and masks[index]), state)
         guided.append(result)
     return guided
 
@@ -169,18 +170,18 @@ def test_async_with_warmup_throughout_is_sync(form):
 def test_the_ramp_scales_over_the_stage(cls):
     for ramp, factor in (("constant", 1.0), ("linear", 0.7), ("cosine", 0.5 * (1 + math.cos(0.3 * math.pi)))):
         subject = subject_at(3, stage_step=3, stage_num_steps=10)
-        guided, _ = cls(scale=0.8, ramp=ramp).guide(subject.step, subject, 0, None, None)
+        guided, _ = cls(scale=0.8, ramp=ramp).guide(subject.step, subject, Scene(key=0, mask=None), None)
         if cls is SyncGuidance:
             close(guided.clean, subject.clean + 0.8 * factor * (subject.clean[0] - subject.clean))
         warm = evolve(subject, step=evolve(subject.step, stage_step=0))
-        guided, _ = cls(scale=0.8, ramp=ramp).guide(warm.step, warm, 0, None, None)
+        guided, _ = cls(scale=0.8, ramp=ramp).guide(warm.step, warm, Scene(key=0, mask=None), None)
         close(guided.clean, warm.clean + 0.8 * (warm.clean[0] - warm.clean))
 
 
 def test_no_guidance_hands_on_what_it_receives():
     subject = subject_at(3)
-    assert NoGuidance().guide(subject.step, subject, 0, None, None) == (subject, None)
-    assert NoGuidance().guide(subject.step, subject, 0, None, None)[0] is subject
+    assert NoGuidance().guide(subject.step, subject, Scene(key=0, mask=None), None) == (subject, None)
+    assert NoGuidance().guide(subject.step, subject, Scene(key=0, mask=None), None)[0] is subject
 
 
 @pytest.mark.parametrize("options", [{"scale": -1.0}, {"form": "eps"}, {"ramp": "steep"}])

@@ -9,7 +9,7 @@ from rich.console import Console
 from vitrail import progress
 
 PLAN = SimpleNamespace(
-    stages=(SimpleNamespace(num_steps=2, num_views=1), SimpleNamespace(num_steps=8, num_views=5)),
+    stages=(SimpleNamespace(first_step=0, num_steps=2, work=1.0), SimpleNamespace(first_step=2, num_steps=8, work=5.0)),
     canvas=None,
     first_step=0,
 )

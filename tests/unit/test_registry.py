@@ -126,7 +126,7 @@ def not_negative(instance, attribute, value):
         (unfit(decorate=attrs.define), "must be a frozen attrs class"),
         (unfit(decorate=attrs.define, scale=attrs.field(default=1.0, validator=not_negative)), "must be a frozen"),
         (unfit(scale=attrs.field(default=1.0), __annotations__={"scale": "Hidden"}), "name 'Hidden' is not defined"),
-        (unfit(point="sideways"), "point must be one of views, canvas, before, after"),
+        (unfit(point="sideways"), "point must be one of before, inputs, branches, views, canvas, after"),
     ],
     ids=["instance", "member", "no-attrs", "unfrozen", "unfrozen-with-validator", "annotation", "point"],
 )

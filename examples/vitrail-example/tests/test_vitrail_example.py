@@ -5,6 +5,7 @@ from vitrail_example import Center, ClampClean, Probe
 
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
+from vitrail.core.scene import Scene
 from vitrail.testing import check_guidance, check_masking, make_prediction, make_step
 
 
@@ -16,13 +17,13 @@ def test_contracts():
 
 def test_clamping_at_the_full_quantile_changes_no_bit():
     subject = make_prediction((1, 4, 8, 8), make_step(3))
-    guided, _ = ClampClean(quantile=1.0).guide(subject.step, subject, 0, None, None)
+    guided, _ = ClampClean(quantile=1.0).guide(subject.step, subject, Scene(), None)
     assert torch.equal(guided.model_output, subject.model_output)
 
 
 def test_clamping_leaves_no_outlier_and_nothing_else_moved():
     subject = make_prediction((1, 4, 16, 16), make_step(3))
-    guided, _ = ClampClean(quantile=0.9).guide(subject.step, subject, 0, None, None)
+    guided, _ = ClampClean(quantile=0.9).guide(subject.step, subject, Scene(), None)
     limit = subject.clean.abs().flatten(2).quantile(0.9, dim=2)[..., None, None]
     inside = subject.clean.abs() <= limit
     assert (guided.clean.abs() <= limit + 1e-5).all()

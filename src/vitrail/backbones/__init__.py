@@ -6,7 +6,10 @@ from pathlib import Path
 
 from vitrail.backbones.families import StableDiffusion, StableDiffusion3, StableDiffusionXL
 from vitrail.backbones.rectification.attention_scale import AttentionScale
+from vitrail.backbones.rectification.dilated_convolution import DilatedConvolution
 from vitrail.backbones.rectification.freeu import FreeU
+from vitrail.backbones.rectification.raunet import RAUNet
+from vitrail.backbones.rectification.window_attention import WindowAttention
 from vitrail.core.hookspecs import hookimpl
 from vitrail.core.registry import Registry
 
@@ -21,4 +24,7 @@ def vitrail_register(registry: Registry) -> None:
     registry.add("backbones", "sd3", StableDiffusion3)
     registry.add("rectification", "attention-scale", AttentionScale)
     registry.add("rectification", "freeu", FreeU)
+    registry.add("rectification", "dilated-convolution", DilatedConvolution)
+    registry.add("rectification", "raunet", RAUNet)
+    registry.add("rectification", "window-attention", WindowAttention)
     registry.add_file("models", "demo", DEMO)

@@ -78,6 +78,13 @@ class AnalyticBackbone:
     def check_wrap(self) -> None:
         """It draws cell by cell."""
 
+    def words(self, inputs: Inputs) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def also(self, conditioning: None, inputs: Inputs) -> None:
+        """Words mean nothing to it."""
+
     def condition(self, inputs: Inputs, request: AttentionRequest | None) -> None:
         """Words and pictures mean nothing to it."""
 
@@ -94,7 +101,7 @@ class AnalyticBackbone:
         """A picture that is a tensor already, enlarged."""
         return F.interpolate(picture, (height, width), mode="bilinear", align_corners=False)
 
-    def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
+    def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
         """One latent cell for each block of pixels."""
         small = F.avg_pool2d(picture, self.vae_scale_factor)
         return F.pad(small, (0, 0, 0, 0, 0, self.latent_channels - 3))

@@ -50,14 +50,18 @@ class Maps:
         rows: Entries of the batch whose maps are wanted.
         tokens: Positions of the text tokens over which a map is taken.
         over: Whether the mean of the tokens counts, or at each cell the largest.
+        words: Positions of the tokens of every word whose own map is wanted.
         layers: The number of the block and the map of each attention layer, Float32[Tensor, "batch cells"].
+        each_word: The maps of the words in each layer, Float32[Tensor, "batch words cells"].
         thread: Whose forward it is; ranks that are threads may share a network.
     """
 
     rows: list[int]
     tokens: list[int]
     over: Over = "mean"
+    words: Sequence[Sequence[int]] = ()
     layers: list[tuple[int, Tensor]] = field(factory=list)
+    each_word: list[Tensor] = field(factory=list)
     thread: int = field(factory=threading.get_ident)
 
     def look(
@@ -75,6 +79,11 @@ class Maps:
                 f"{heads.key.shape[-2] - heads.first_token} tokens of text"
             )
         self.layers.append((number, attention_to(heads, columns, self.over)))
+        if self.words:
+            flat = [heads.first_token + token for word in self.words for token in word]
+            shares = shares_of(heads, flat)
+            parts = torch.split(shares, [len(word) for word in self.words], -1)
+            self.each_word.append(torch.stack([part.mean(-1) for part in parts], 1))
 
     def mean(self, size: Sequence[int]) -> Tensor:
         """The mean of all layers at the size of a view, Float32[Tensor, "batch 1 h w"].
@@ -83,6 +92,20 @@ class Maps:
             PredictionError: If no layer was seen.
         """
         return torch.stack([grown for _, grown in self._grown(size)]).mean(0)
+
+    def by_word(self, size: Sequence[int]) -> Tensor:
+        """The mean of all layers for every word at the size of a view, Float32[Tensor, "batch words h w"]."""
+        height, width = size
+        grown = [
+            F.interpolate(
+                one.view(*one.shape[:-1], *layer_shape(height, width, one.shape[-1])),
+                (height, width),
+                mode="bilinear",
+                align_corners=False,
+            )
+            for one in self.each_word
+        ]
+        return torch.stack(grown).mean(0)
 
     def each(self, size: Sequence[int]) -> dict[int, Tensor]:
         """The mean of each block's layers by its number, Float32[Tensor, "batch 1 h w"]; raises as ``mean`` does."""
@@ -116,6 +139,15 @@ def attention_to(heads: Heads, columns: Sequence[int], over: Over = "mean", most
     Returns:
         Float32[Tensor, "batch cells"].
     """
+    shares = shares_of(heads, columns, most)
+    return shares.mean(-1) if over == "mean" else shares.amax(-1)
+
+
+def shares_of(heads: Heads, columns: Sequence[int], most: int = MOST_SCORES) -> Tensor:
+    """The shares of attention that cells pay to each of some keys, Float32[Tensor, "batch cells columns"].
+
+    See ``attention_to``.
+    """
     batch, count, cells, _ = heads.query.shape
     chunk = max(1, most // (batch * count * heads.key.shape[-2]))
     chosen = torch.as_tensor(list(columns), device=heads.key.device)
@@ -127,8 +159,7 @@ def attention_to(heads: Heads, columns: Sequence[int], over: Over = "mean", most
             if heads.bias is not None:
                 each = heads.bias.shape[-2] > 1
                 scores += heads.bias[:, :, begin : begin + chunk] if each else heads.bias
-            shares = scores.softmax(-1).index_select(-1, chosen).mean(1)
-            parts.append(shares.mean(-1) if over == "mean" else shares.amax(-1))
+            parts.append(scores.softmax(-1).index_select(-1, chosen).mean(1))
     return torch.cat(parts, 1)
 
 
@@ -175,7 +206,12 @@ def _layers_of(block: Any) -> list[Any]:
 
 @contextmanager
 def capture_maps(
-    unet: Any, layers: Sequence[int], rows: Sequence[int], tokens: Sequence[int], over: Over = "mean"
+    unet: Any,
+    layers: Sequence[int],
+    rows: Sequence[int],
+    tokens: Sequence[int],
+    over: Over = "mean",
+    words: Sequence[Sequence[int]] = (),
 ) -> Iterator[Maps]:
     """Collect attention maps during a forward, which runs uncompiled.
 
@@ -185,11 +221,12 @@ def capture_maps(
         rows: Entries of the batch whose maps are wanted.
         tokens: Positions of the text tokens over which a map is taken.
         over: Take their mean, or at each cell the largest.
+        words: Positions of the tokens of every word whose own map is wanted besides.
 
     Yields:
         The maps, filled by each forward in the block.
     """
-    maps = Maps(list(rows), list(tokens), over)
+    maps = Maps(list(rows), list(tokens), over, words)
     with watched(unet, cross_attentions(unet, layers), read_cross, maps):
         yield maps
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from vitrail.core.fields import as_tuple
 from vitrail.errors import ConfigError
@@ -31,19 +31,23 @@ class Given:
         layout: ``spatial`` if it lies on the picture, ``global`` if it does not.
         values: By branch; global Float32[Tensor, "1 *shape"], spatial Float32[Tensor, "1 channels Height Width"].
         scale: Cells of a spatial tensor for one latent cell, e.g. 8 for a picture.
+        texts: Values for rows with a text of their own, by text and branch; where there are none, ``values`` stand.
     """
 
     name: str
     layout: Layout = "global"
     values: Mapping[Branch, Tensor]
     scale: int = 1
+    texts: Mapping[str, Mapping[Branch, Tensor]] = field(factory=dict)
 
     def rows(self, rows: Rows) -> Tensor:
         """One entry a row and picture, in the order of the micro-batch."""
         batch = len(rows.model_input) // len(rows.branches)
         parts = []
-        for branch, view in zip(rows.branches, rows.views, strict=True):
-            value = self.values[branch]
+        texts = rows.texts or [None] * len(rows.views)
+        for branch, view, text in zip(rows.branches, rows.views, texts, strict=True):
+            values = self.values if text is None else self.texts.get(text, self.values)
+            value = values["uncond" if branch == "damped" else branch]
             one = crop(value, view, self.scale) if self.layout == "spatial" else value
             parts.append(one.expand(batch, *one.shape[1:]))
         return torch.cat(parts)
@@ -56,6 +60,7 @@ class Conditioning:
     Attributes:
         given: The tensors.
         content: Positions of the prompt's content tokens.
+        words: Positions of every word's tokens, if maps of each are wanted.
         request: The attention maps wanted, if any.
         inputs: What it was made from.
         pack: What else the family wants to keep, e.g. a control network's weights over the steps.
@@ -68,6 +73,21 @@ class Conditioning:
     inputs: Inputs
     pack: Any = None
     in_turn: bool = False
+    words: tuple[tuple[int, ...], ...] = field(converter=as_tuple, default=())
+
+    def also(self, text: str, other: Conditioning) -> Conditioning:
+        """With the text of another one for rows that have it.
+
+        Raises:
+            ConfigError: If its tensors have other shapes.
+        """
+        given, told = [], {each.name: each.values for each in other.given if each.layout == "global"}
+        for own in self.given:
+            values = told.get(own.name)
+            if values is not None and any(own.values[b].shape != values[b].shape for b in own.values):
+                raise ConfigError(f"{own.name} of the text {text!r} have another shape than those of the prompt")
+            given.append(own if values is None else evolve(own, texts={**own.texts, text: values}))
+        return evolve(self, given=given)
 
     def rows(self, rows: Rows) -> dict[str, Tensor]:
         """Every tensor for a micro-batch, by name."""

@@ -40,7 +40,7 @@ class Control:
 
     def weights(self, step: Step) -> list[float]:
         """What the hints count at a step, by the rule of diffusers' pipelines."""
-        done, steps = step.index - self.first, step.num_steps - self.first
+        done, steps = step.phase_step - self.first, step.phase_num_steps - self.first
         shares = zip(self.scales, self.starts, self.ends, strict=True)
         return [scale * float(done / steps >= start and (done + 1) / steps <= end) for scale, start, end in shares]
 

@@ -136,7 +136,7 @@ def _finite(
         what: For messages.
         upcasts: Whether ``force_upcast`` counts.
     """
-    copyable = _is_copyable(vae, unused)
+    copyable = is_copyable(vae, unused)
     with torch.no_grad(), nullcontext() if copyable else _ONE_BY_ONE:
         is_half = vae.dtype in HALVES
         if vae.dtype != torch.float16 or not (upcasts and getattr(vae.config, "force_upcast", False)):
@@ -153,8 +153,8 @@ def _finite(
     return answer
 
 
-def _is_copyable(vae: Any, unused: tuple[str, str]) -> bool:
-    """Whether all that computes is in the VAE's own modules, as it was built."""
+def is_copyable(vae: Any, unused: tuple[str, str]) -> bool:
+    """Whether all that computes is in the VAE's own modules, as it was built; some parts are not looked at."""
     parts = [part for name, part in vae.named_children() if name not in unused]
     modules = [module for part in parts for module in part.modules()]
     if any(method in vars(vae) for method in METHODS[unused]) or any(p.is_meta for p in vae.parameters()):
@@ -163,14 +163,19 @@ def _is_copyable(vae: Any, unused: tuple[str, str]) -> bool:
     return not any(m._forward_hooks or m._forward_pre_hooks or changed & vars(m).keys() for m in modules)
 
 
+def float32_copy(vae: Any, unused: tuple[str, str], device: torch.device) -> Any:
+    """A copy in float32 without some parts, of a VAE that ``is_copyable``."""
+    shell = copy.copy(vae)
+    shell.__dict__ = {name: value for name, value in vars(vae).items() if name not in HOOKED}
+    shell._modules = {name: part for name, part in vae._modules.items() if name not in unused}
+    return copy.deepcopy(shell).float().to(device)
+
+
 @contextmanager
 def _in_float32(vae: Any, unused: tuple[str, str], device: torch.device, copyable: bool) -> Iterator[Any]:
     """A copy in float32 without some parts; or the VAE itself, for the time being."""
     if copyable:
-        shell = copy.copy(vae)
-        shell.__dict__ = {name: value for name, value in vars(vae).items() if name not in HOOKED}
-        shell._modules = {name: part for name, part in vae._modules.items() if name not in unused}
-        yield copy.deepcopy(shell).float().to(device)
+        yield float32_copy(vae, unused, device)
         return
     kinds = {name: tensor.dtype for name, tensor in (*vae.named_parameters(), *vae.named_buffers())}
     with torch.inference_mode(False), torch.no_grad():  # weights cast in inference mode could not be trained again

@@ -13,7 +13,9 @@ from vitrail.backbones.source import ModelSource
 if TYPE_CHECKING:
     from vitrail.backbones.pipeline_backbone import Family, PipelineBackbone
 
-UNET = frozenset({"attention-maps", "convolutions", "cross-attention", "self-attention", "unet-skips", "vae"})
+UNET = frozenset(
+    {"attention-maps", "convolutions", "cross-attention", "gradients", "self-attention", "unet-skips", "vae"}
+)
 TEXT = ("prompt_embeds", "negative_prompt_embeds", "clip_skip")
 POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
@@ -91,7 +93,7 @@ class StableDiffusion3(Adapter):
     """Stable Diffusion 3: a transformer with joint attention, flow matching, 16 latent channels."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
-    offers: ClassVar[frozenset[str]] = frozenset({"joint-attention-maps", "vae"})
+    offers: ClassVar[frozenset[str]] = frozenset({"gradients", "joint-attention-maps", "vae"})
     defaults: ClassVar[Mapping[str, Any]] = {"height": 2048, "width": 2048, "guidance_scale": 7.0}
 
     @classmethod

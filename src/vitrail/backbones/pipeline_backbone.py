@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -14,6 +14,7 @@ from attrs import evolve
 
 from vitrail.backbones.brought import check_brought
 from vitrail.backbones.turns import attributes_kept, lasting, moves, scales_kept, weights_of_adapters
+from vitrail.core.inputs import Extras
 from vitrail.core.protocols import Predicted
 from vitrail.errors import CapabilityError, ConfigError, nearest
 
@@ -169,12 +170,23 @@ class PipelineBackbone:
         scaled = inputs.extras.lora_scale not in (None, 1.0)
         return evolve(made, in_turn=scaled or moves(*self._denoising()))
 
+    def words(self, inputs: Inputs) -> tuple[str, ...]:
+        """The words of the prompt that the network reads, in their order."""
+        from vitrail.backbones.words import words_of
+
+        with self._lock:
+            return tuple(word.text for word in words_of(self._pipe, inputs.prompt))
+
+    def also(self, conditioning: Conditioning, inputs: Inputs) -> Conditioning:
+        """The same conditioning with one more text that rows may have."""
+        return conditioning.also(inputs.prompt, self.condition(evolve(inputs, extras=_text_only(inputs.extras)), None))
+
     def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
         """One forward of the network, with the wanted attention maps computed beside it."""
         with self._turn(conditioning):
             return self._family.forward(self._pipe, rows, step, timestep, conditioning)
 
-    def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
+    def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
         """Latents of a picture in [-1, 1], Float32[Tensor, "1 3 Height Width"]; ``noise`` draws from the posterior."""
         from vitrail.backbones.decoding import encode
 
@@ -192,6 +204,18 @@ class PipelineBackbone:
             return decode(
                 self._pipe.vae, latents, self.native_size, exchange or Alone(), wrap, backs_off, self._family.upcasts
             )
+
+    def check_gradients(self) -> None:
+        """Refuse networks through which there is no way back, as they are now."""
+        from vitrail.backbones.differentiable import check_differentiable
+
+        check_differentiable(self._pipe.vae, *self._denoising())
+
+    def decoder(self) -> Callable[[Tensor], Tensor]:
+        """From clean latents to pictures about in [-1, 1], Float32[Tensor, "batch 3 Height Width"], differentiably."""
+        from vitrail.backbones.differentiable import decoder_of
+
+        return decoder_of(self._pipe.vae, self.device)
 
     def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
         """A picture of any size in [-1, 1] at the wanted size, by the pipeline's own image processor."""
@@ -237,6 +261,15 @@ def read_picture(processor: Any, picture: Any, height: int, width: int) -> Tenso
     exact = type(processor).from_config(processor.config, vae_scale_factor=1)
     read: Tensor = exact.preprocess(picture, height=height, width=width)
     return read
+
+
+def _text_only(extras: Extras) -> Extras:
+    """What counts for how a text is encoded."""
+    return Extras(
+        clip_skip=extras.clip_skip,
+        cross_attention_kwargs=extras.cross_attention_kwargs,
+        joint_attention_kwargs=extras.joint_attention_kwargs,
+    )
 
 
 def quiet_libraries() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from vitrail.backbones.brought import adapters_of, nets_of
 from vitrail.backbones.conditioning import Conditioning, Given, branches_of
 from vitrail.backbones.control import Control, control_of
 from vitrail.backbones.families import POOLED, TEXT
-from vitrail.backbones.words import content_tokens
+from vitrail.backbones.words import content_tokens, words_of
 from vitrail.core.protocols import Predicted
 from vitrail.errors import CapabilityError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from vitrail.core.inputs import Inputs
     from vitrail.core.protocols import AttentionRequest, Rows
-    from vitrail.core.sizes import SizeConditioning
+    from vitrail.core.sizes import Size, SizeConditioning
     from vitrail.core.step import Step
     from vitrail.core.views import View
 
@@ -93,7 +94,8 @@ class UNetFamily:
         control, hints = control_of(pipe, inputs, device)
         given = [*self._text(pipe, inputs, device), *_images(pipe, inputs, device), *hints]
         content = content_tokens(pipe, inputs.prompt, request)
-        return Conditioning(given=given, content=content, request=request, inputs=inputs, pack=control)
+        words = [w.positions for w in words_of(pipe, inputs.prompt)] if request is not None and request.each else ()
+        return Conditioning(given=given, content=content, words=words, request=request, inputs=inputs, pack=control)
 
     def _text(self, pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
         extras = inputs.extras
@@ -145,10 +147,12 @@ class UNetFamily:
         batch = len(latents) // len(rows.branches)
         wanted = [row * batch + i for row in rows.capture for i in range(batch)]
         plain = eager(unet)
-        with capture_maps(plain, request.layers, wanted, conditioning.content, request.over) as maps:
+        words = conditioning.words if rows.words else ()
+        with capture_maps(plain, request.layers, wanted, conditioning.content, request.over, words) as maps:
             output = plain(latents, timestep, return_dict=False, **arguments)[0]
         size = latents.shape[-2:]
-        return Predicted(output.to(dtype), maps.mean(size), layers=maps.each(size))
+        by_word = maps.by_word(size) if rows.words else None
+        return Predicted(output.to(dtype), maps.mean(size), layers=maps.each(size), words=by_word)
 
     def _added(
         self, pipe: Any, rows: Rows, step: Step, conditioning: Conditioning, given: dict[str, Tensor]
@@ -159,35 +163,38 @@ class UNetFamily:
         if images:
             added["image_embeds"] = images
         if self.is_xl:
-            sizes = conditioning.inputs.sizes[step.stage]
+            sizes = rows.sizes or conditioning.inputs.sizes[step.stage]
             factor = pipe.vae_scale_factor
             native = pipe.unet.config.sample_size * factor
             batch = len(rows.model_input) // len(rows.branches)
-            picture = (conditioning.inputs.height, conditioning.inputs.width)
-            ids = [time_ids(sizes, view, picture, native, factor) for view in rows.views for _ in range(batch)]
+            known: dict[Size, tuple[int, int]] = {
+                "canvas": conditioning.inputs.picture(-1),
+                "phase": conditioning.inputs.picture(step.phase),
+                "native": (native, native),
+            }
+            ids = [time_ids(sizes, view, known, factor) for view in rows.views for _ in range(batch)]
             text = given["text_embeds"]
             added |= {"text_embeds": text, "time_ids": torch.tensor(ids, dtype=text.dtype, device=text.device)}
         return added
 
 
 def time_ids(
-    sizes: SizeConditioning, view: View, picture: tuple[int, int], native: int, factor: int
+    sizes: SizeConditioning, view: View, known: Mapping[Size, tuple[int, int]], factor: int
 ) -> tuple[int, int, int, int, int, int]:
     """Original size, crop and target size of a view; pixels, height first.
 
     Args:
         sizes: What the method wants to be told.
         view: A window says where it lies; a strided view shows the whole picture, from its corner.
-        picture: Height and width of the whole.
-        native: Side of the training pictures.
+        known: Height and width of each kind.
         factor: Pixels for one latent cell.
     """
-    original = picture if sizes.original == "canvas" else (native, native)
-    target = picture if sizes.target == "canvas" else (native, native)
+    original, target = known[sizes.original], known[sizes.target]
     is_window = view.vertical.step == view.horizontal.step == 1
     if sizes.crop == "none" or not is_window:
         return (*original, 0, 0, *target)
-    top, left = (0 if span.is_round else span.start * factor for span in (view.vertical, view.horizontal))
+    border = min(view.shape) // 8 if sizes.crop == "padded" else 0
+    top, left = (0 if span.is_round else (span.start + border) * factor for span in (view.vertical, view.horizontal))
     return (*original, top, left, *target)
 
 

@@ -33,6 +33,14 @@ class Word:
         return _is_sign(self.text)
 
 
+def words_of(pipe: Any, prompt: str) -> list[Word]:
+    """The words of a prompt that a pipeline's first text encoder reads, signs left out; repeated ones each time."""
+    tokenizer = pipe.tokenizer
+    converted = pipe.maybe_convert_prompt(prompt, tokenizer) if hasattr(pipe, "maybe_convert_prompt") else prompt
+    tokens = tokenizer(converted, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    return [word for word in read_words(tokenizer, tokens) if not word.is_sign]
+
+
 def content_tokens(pipe: Any, prompt: str, request: AttentionRequest | None) -> tuple[int, ...]:
     """Positions of the content tokens in the text that a pipeline's denoiser is given.
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from vitrail.core.composition import Family
     from vitrail.core.protocols import Branch
+    from vitrail.core.sizes import SizeConditioning
     from vitrail.core.step import Step
     from vitrail.core.views import Patches, View
 
@@ -32,7 +33,14 @@ def gather_views(latents: Tensor, views: Sequence[View]) -> Tensor:
 
 
 def split_rows(
-    patches: Patches, model_input: Tensor, branches: tuple[Branch, ...], row_batch: int, capture: int | None
+    patches: Patches,
+    model_input: Tensor,
+    branches: tuple[Branch, ...],
+    row_batch: int,
+    capture: int | None,
+    texts: Sequence[str | None] = (),
+    words: int = 0,
+    sizes: SizeConditioning | None = None,
 ) -> list[Rows]:
     """Cut rows into micro-batches: view by view, branches side by side, ``row_batch`` rows at most.
 
@@ -42,22 +50,27 @@ def split_rows(
         branches: CFG branches of each view.
         row_batch: Rows a forward.
         capture: Entry of ``model_input`` whose conditional row's attention maps are wanted, or None.
+        texts: Of the views; () for the run's prompt.
+        words: How many words' maps the captured row gives.
+        sizes: What the network is told about sizes; the stage's if None.
     """
     num_branches = len(branches)
     rows = model_input.repeat_interleave(num_branches, dim=0)
-    views = [
-        patches.views[i] if i < len(patches.views) else patches.views[patches.key] for i in range(len(model_input))
-    ]
+    numbers = [i if i < len(patches.views) else patches.key for i in range(len(model_input))]
     captured = None if capture is None else capture * num_branches + branches.index("cond")
     return [
         Rows(
             model_input=chunk.flatten(0, 1),
             branches=[branches[(begin + i) % num_branches] for i in range(len(chunk))],
-            views=[views[(begin + i) // num_branches] for i in range(len(chunk))],
+            views=[patches.views[number] for number in chosen],
             capture=[captured - begin] if captured is not None and begin <= captured < begin + len(chunk) else [],
+            texts=[texts[number] for number in chosen] if texts else [],
+            words=words,
+            sizes=sizes,
         )
         for begin in range(0, len(rows), row_batch)
         for chunk in (rows[begin : begin + row_batch],)
+        for chosen in ([numbers[(begin + i) // num_branches] for i in range(len(chunk))],)
     ]
 
 
@@ -116,12 +129,22 @@ def combine_branches(rows: Tensor, guidance_scale: float, guidance_rescale: floa
     if rows.shape[1] == 1:
         return rows[:, 0]
     uncond, cond = rows[:, 0], rows[:, 1]
-    guided = uncond + guidance_scale * (cond - uncond)
+    return rescaled(uncond + guidance_scale * (cond - uncond), cond, guidance_rescale)
+
+
+def rescaled(guided: Tensor, cond: Tensor, guidance_rescale: float) -> Tensor:
+    """A guided answer with part of the contrast that guidance adds undone; a rescale of 0 changes no bit.
+
+    Args:
+        guided: Float32[Tensor, "views batch channels h w"].
+        cond: The conditional answer, of the same shape.
+        guidance_rescale: See ``combine_branches``.
+    """
     if guidance_rescale == 0:
         return guided
     axes = tuple(range(2, cond.ndim))
-    rescaled = guided * (cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
-    return guidance_rescale * rescaled + (1 - guidance_rescale) * guided
+    flat = guided * (cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
+    return guidance_rescale * flat + (1 - guidance_rescale) * guided
 
 
 def mix_families(outputs: Sequence[Tensor], also: Sequence[Family], step: Step) -> Tensor:
@@ -134,7 +157,7 @@ def mix_families(outputs: Sequence[Tensor], also: Sequence[Family], step: Step) 
     """
     mixed = outputs[0]
     if also:
-        weights = [family.weight * step.ramp(family.ramp) for family in also]
+        weights = [family.weight * step.ramp(family.ramp) ** family.power for family in also]
         mixed = (1.0 - sum(weights)) * outputs[0]
         for weight, output in zip(weights, outputs[1:], strict=True):
             mixed = mixed + weight * output

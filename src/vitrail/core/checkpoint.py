@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
+from vitrail.core.growing import phase_noise
 from vitrail.core.prediction import Prediction
 from vitrail.core.run_state import Sampled
+from vitrail.core.scene import Start
 from vitrail.core.state_file import load_state, pack, save_state, unpack
 from vitrail.errors import ConfigError
 
@@ -76,11 +78,16 @@ class Checkpoints:
         if self.current is not None:
             kept, self.current = self.current, None
             done.latents, done.steps = kept["latents"], kept["steps"]
-            done.state.stage, done.state.guidance, done.state.masking = kept["stage"], kept["guidance"], kept["masking"]
-            done.timings.rows = kept["rows"]
-            step = engine.steps()[done.steps - 1]
+            state, step = done.state, engine.steps()[done.steps - 1]
+            state.phase, state.stage = step.phase, step.stage
+            state.guidance, state.masking = kept["guidance"], kept["masking"]
+            state.memory, state.base = kept["memory"], kept["base"]
+            if kept["grown"] is not None:
+                phase = engine.phases[step.phase]
+                state.start = Start(kept["grown"], phase_noise(kept["grown"], phase, engine.streams), kept["picture"])
+            done.timings.add(kept["cost"])
             done.prediction = Prediction(kept["predicted_from"], kept["model_output"], step)
-            engine.stepper.load(kept["scheduler"])
+            engine.phases[step.phase].stepper.load(kept["scheduler"])
         return done
 
     def is_due(self, step: Step) -> bool:
@@ -100,13 +107,16 @@ class Checkpoints:
             {
                 "latents": done.latents,
                 "steps": done.steps,
-                "rows": done.timings.rows,
-                "stage": state.stage,
+                "cost": done.timings.cost,
+                "memory": state.memory,
+                "base": state.base,
+                "grown": None if state.start is None else state.start.clean,
+                "picture": None if state.start is None else state.start.picture,
                 "guidance": guidance,
                 "masking": masking,
                 "predicted_from": done.prediction.latents,
                 "model_output": done.prediction.model_output,
-                "scheduler": engine.stepper.state(),
+                "scheduler": engine.phases[step.phase].stepper.state(),
             }
         )
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs import validators as v
 
+from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.fields import RAMPS, as_tuple, share
-from vitrail.core.protocols import AttentionRequest, Fusion, Guidance, Masking, Patching, Rectification
+from vitrail.core.protocols import AttentionRequest, Fusion, Guidance, Masking, Patching, Prompting, Rectification
+from vitrail.core.shared import Shared
 from vitrail.core.sizes import SizeConditioning
 from vitrail.core.step import Ramp
 from vitrail.core.views import Canvas
@@ -27,7 +30,8 @@ class Family:
     patching: Patching
     fusion: Fusion
     weight: float = field(default=0.5, validator=share)  # share of this family
-    ramp: Ramp = field(default="constant", validator=v.in_(RAMPS))
+    ramp: Ramp = field(default="constant", validator=v.in_(RAMPS))  # of the weight
+    power: float = field(default=1.0, validator=v.ge(0))  # of the ramp
 
 
 @frozen(kw_only=True)
@@ -37,11 +41,18 @@ class Stage:
     patching: Patching
     fusion: Fusion
     masking: Masking
+    prompting: Prompting = field(factory=Shared)
+    enter: Enter | None = None  # begins on the picture so far, at the next size
     guidance: tuple[Guidance, ...] = field(default=(), converter=as_tuple)
     also: tuple[Family, ...] = field(default=(), converter=as_tuple)  # further view families
     rectification: tuple[Rectification, ...] = field(default=(), converter=as_tuple)  # changes inside the network
     sizes: SizeConditioning = field(factory=SizeConditioning)  # what a network is told about sizes
-    until: float = field(default=1.0, validator=share)  # fraction of the run's steps
+    guidance_factor: float = field(default=1.0, validator=v.gt(0))  # times the run's guidance scale
+    remember: bool = False  # keep the mean of its attention maps, word by word, for later stages
+    scale_batch: int | None = field(
+        default=None, validator=v.optional(v.ge(1))
+    )  # authors' bug, off if unset: views after so many, and all further families, are scaled for the next step
+    until: float = field(default=1.0, validator=share)  # fraction of the steps that are done at its size
 
     def __attrs_post_init__(self) -> None:
         if sum(family.weight for family in self.also) > 1:
@@ -50,6 +61,7 @@ class Stage:
     def strategies(self) -> Iterator[tuple[str, Any]]:
         """Every strategy with the slot it fills."""
         yield from (("patching", self.patching), ("fusion", self.fusion), ("masking", self.masking))
+        yield "prompting", self.prompting
         for guidance in self.guidance:
             yield "guidance", guidance
         for rectification in self.rectification:
@@ -64,28 +76,58 @@ class Composition:
 
     stages: tuple[Stage, ...] = field(converter=as_tuple, validator=v.min_len(1))
 
+    cascade: Cascade | None = None  # the sizes before the wanted one
+
     def __attrs_post_init__(self) -> None:
-        ends = [stage.until for stage in self.stages]
-        if ends != sorted(ends) or ends[-1] != 1.0:
-            raise ValueError(f"'until' must not fall from stage to stage and the last must be 1.0, got {ends}")
+        if self.stages[0].enter is not None:
+            raise ValueError("the first stage begins with noise, so it cannot have 'enter'")
+        if (self.cascade is None) != (len(self.groups()) == 1):
+            raise ValueError("a 'cascade' and stages with 'enter' need each other: one says the sizes, one how to grow")
+        for group in self.groups():
+            ends = [self.stages[number].until for number in group]
+            if ends != sorted(ends) or ends[-1] != 1.0:
+                raise ValueError(
+                    f"'until' must not fall from stage to stage and the last of a size must be 1.0, got {ends}"
+                )
+        _refuse_exclusive(self.stages)
+        _refuse_without_picture(self.stages, self.groups())
+        _refuse_forgotten(self.stages)
 
-    def boundaries(self, num_steps: int) -> tuple[int, ...]:
-        """First step after each stage; a stage of no steps is skipped. Half steps round up."""
-        return tuple(math.floor(stage.until * num_steps + 0.5) for stage in self.stages)
+    def groups(self) -> list[tuple[int, ...]]:
+        """Numbers of the stages that are done at one size; each further group begins with an ``enter``."""
+        begins = [number for number, stage in enumerate(self.stages) if number == 0 or stage.enter is not None]
+        return [tuple(range(*ends)) for ends in pairwise((*begins, len(self.stages)))]
 
-    def pad(self, canvas: Canvas, num_steps: int) -> Canvas:
-        """The canvas padded to multiples that every patching of the run can live with."""
-        ends = (0, *self.boundaries(num_steps))
-        used = [stage for stage, begin, end in zip(self.stages, ends, ends[1:], strict=False) if end > begin]
+    def boundaries(self, num_steps: int, group: int = 0) -> tuple[int, ...]:
+        """First step after each stage of a group; a stage of no steps is skipped. Half steps round up."""
+        return tuple(math.floor(self.stages[number].until * num_steps + 0.5) for number in self.groups()[group])
+
+    def pad(self, canvas: Canvas, num_steps: int, group: int = 0) -> Canvas:
+        """The canvas padded to multiples that every patching of a group can live with."""
+        ends = (0, *self.boundaries(num_steps, group))
+        stages = [self.stages[number] for number in self.groups()[group]]
+        used = [stage for stage, begin, end in zip(stages, ends, ends[1:], strict=False) if end > begin]
         pairs = [s.granularity(canvas) for stage in used for slot, s in stage.strategies() if slot == "patching"]
         return canvas.padded(math.lcm(*(h for h, _ in pairs)), math.lcm(*(w for _, w in pairs)))
 
     def attention_request(self) -> AttentionRequest | None:
         """The attention maps that any stage wants; all stages must agree."""
-        requests = {stage.masking.request for stage in self.stages} - {None}
+        wanted = [each.request for stage in self.stages for each in (stage.masking, stage.prompting)]
+        requests = {evolve(request, each=False) for request in wanted if request is not None}
         if len(requests) > 1:
             raise CompositionError(f"stages want different attention maps: {sorted(map(str, requests))}; use one")
-        return next(iter(requests), None)
+        request = next(iter(requests), None)
+        remembers = any(stage.remember for stage in self.stages)
+        if request is None:
+            return AttentionRequest(each=True) if remembers else None
+        return evolve(request, each=remembers)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What all strategies together need of a backbone."""
+        own = {"vae"} if any(s.enter is not None and s.enter.resize == "pixels" for s in self.stages) else set()
+        maps = {"attention-maps"} if any(s.remember for s in self.stages) else set()
+        return frozenset().union(own, maps, *(s.needs for stage in self.stages for _, s in stage.strategies()))
 
     def check(self, offers: frozenset[str], backbone: str, known: Registry | None = None) -> None:
         """Refuse a backbone that cannot serve a strategy.
@@ -104,6 +146,10 @@ class Composition:
                 for need in sorted(strategy.needs - offers):
                     instead = _served(slot, offers, known)
                     problems.append(f"stages.{index}.{slot}: {type(strategy).__name__} needs {need!r}{instead}")
+            if stage.enter is not None and stage.enter.resize == "pixels" and "vae" not in offers:
+                problems.append(f"stages.{index}.enter: resize = 'pixels' needs 'vae'; 'latents' would do")
+            if stage.remember and "attention-maps" not in offers:
+                problems.append(f"stages.{index}.remember: needs 'attention-maps'")
         if problems:
             raise CapabilityError(
                 f"{backbone} offers {', '.join(sorted(offers)) or 'nothing'}, but\n  "
@@ -115,5 +161,37 @@ class Composition:
 def _served(slot: str, offers: frozenset[str], known: Registry | None) -> str:
     """Which registered strategies of a slot a backbone with these offers can serve, to be added to a message."""
     entries: list[Any] = known.entries(slot) if known is not None else []
-    names = [entry.name for entry in entries if entry.value.needs <= offers]
+    alone = [entry for entry in entries if not getattr(entry.value, "recalls", False)]  # others need an earlier stage
+    names = [entry.name for entry in alone if entry.value.needs <= offers]
     return f"; {' or '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)} would do" if names else ""
+
+
+def _refuse_exclusive(stages: Sequence[Stage]) -> None:
+    """Only one guidance of a stage can say how the CFG branches are combined."""
+    for index, stage in enumerate(stages):
+        names = [type(guidance).__name__ for guidance in stage.guidance if guidance.point == "branches"]
+        if len(names) > 1:
+            raise ValueError(f"stages.{index}: {' and '.join(names)} both say how branches are combined; keep one")
+
+
+def _refuse_without_picture(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:
+    """What compares with the grown picture needs one."""
+    for group in groups:
+        enter = stages[group[0]].enter
+        for index in group if enter is not None and enter.resize != "pixels" else ():
+            names = [type(g).__name__ for g in stages[index].guidance if getattr(g, "compares_pictures", False)]
+            if names:
+                raise ValueError(
+                    f"stages.{index}: {names[0]} compares with the grown picture, but latents grow to this size; "
+                    'set enter.resize = "pixels"'
+                )
+
+
+def _refuse_forgotten(stages: Sequence[Stage]) -> None:
+    """What looks at remembered maps needs an earlier stage that remembers."""
+    remembers = False
+    for index, stage in enumerate(stages):
+        for slot, strategy in (("masking", stage.masking), ("prompting", stage.prompting)):
+            if getattr(strategy, "recalls", False) and not remembers:
+                raise ValueError(f"stages.{index}.{slot}: no earlier stage has 'remember = true'; the first one could")
+        remembers = remembers or stage.remember

@@ -16,8 +16,9 @@ from cattrs import override as cattrs_override
 from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.composition import Composition, Family, Stage
-from vitrail.core.protocols import Fusion, Guidance, Masking, Patching, Rectification
+from vitrail.core.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
 from vitrail.core.registry import MEMBERS, Registry
 from vitrail.core.run_config import RunConfig
 from vitrail.core.sizes import SizeConditioning
@@ -29,12 +30,15 @@ SLOTS: dict[type, str] = {
     Guidance: "guidance",
     Masking: "masking",
     Fusion: "fusion",
+    Prompting: "prompting",
     Rectification: "rectification",
 }
 TITLES = {
     Composition: "a method",
     Stage: "a stage",
     Family: "a view family",
+    Cascade: "'cascade'",
+    Enter: "'enter'",
     SizeConditioning: "'sizes'",
     RunConfig: "a run",
 }
@@ -76,7 +80,7 @@ class Loader:
 
     def unstructure(self, value: Any) -> Any:
         """The way back: every default spelt out, strategies as tables with their registered ``type``."""
-        if isinstance(value, (Composition, Stage, Family, SizeConditioning)) or type(value) in self._strategies():
+        if type(value) in {Composition, Stage, Family, Cascade, Enter, SizeConditioning, *self._strategies()}:
             table = {f.name: self.unstructure(getattr(value, f.name)) for f in attrs.fields(type(value))}
             name = self._strategies().get(type(value))
             return {"type": name[1], **table} if name else table

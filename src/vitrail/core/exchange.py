@@ -119,6 +119,10 @@ def _wire(unit: int, rows: Rows, answer: Predicted | None) -> dict[tuple[int, st
             flags = flags.new_tensor([answer.attention is not None, answer.has_content])
             maps = maps if answer.attention is None else answer.attention.to(maps.dtype)
         keys |= {(unit, "flags"): flags, (unit, "maps"): maps}
+        if rows.words:
+            told = None if answer is None else answer.words
+            empty = rows.model_input.new_zeros(batch, rows.words, *rows.model_input.shape[-2:])
+            keys[unit, "words"] = empty if told is None else told.to(empty.dtype)
     return keys
 
 
@@ -128,7 +132,8 @@ def _unwire(unit: int, rows: Rows, answers: dict[Any, Tensor]) -> Predicted:
     if rows.capture:
         has_attention, has_content = (bool(flag) for flag in answers[unit, "flags"].tolist())
         maps = answers[unit, "maps"] if has_attention else None
-        predicted = evolve(predicted, attention=maps, has_content=has_content)
+        words = answers.get((unit, "words")) if has_attention else None
+        predicted = evolve(predicted, attention=maps, has_content=has_content, words=words)
     return predicted
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import validators as v
 
-RAMPS = ("constant", "cosine", "linear")
+RAMPS = ("constant", "cosine", "linear", "timestep")
 share = v.and_(v.ge(0.0), v.le(1.0))  # a part of the whole, both ends allowed
 share_below_one = v.and_(v.ge(0.0), v.lt(1.0))
 share_below_half = v.and_(v.ge(0.0), v.lt(0.5))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vitrail.core.prediction import Prediction
     from vitrail.core.protocols import Guidance, Predicted, Rows
     from vitrail.core.registry import Registry
+    from vitrail.core.scene import Scene
     from vitrail.core.step import Step
     from vitrail.core.views import Canvas, Patches, View
 
@@ -71,7 +72,7 @@ class StageSpecs:
 
     @hookspec(firstresult=True)
     def vitrail_guide(
-        self, step: Step, guidance: Guidance, subject: Any, key: int, mask: Tensor | None, state: Any
+        self, step: Step, guidance: Guidance, subject: Any, scene: Scene, state: Any
     ) -> tuple[Any, Any] | None:
         """Exclusive: one guidance of the stage acts on its subject; answers (subject, state)."""
 

@@ -92,12 +92,13 @@ class Inputs:
         prompt: One sentence.
         negative_prompt: "" for none.
         guided: Whether classifier-free guidance is on, so that both branches are needed.
-        height: Of the picture, pixels.
-        width: Of the picture, pixels.
-        num_steps: Scheduler calls of the run.
+        height: Of the picture at this size of the run, pixels.
+        width: Of the picture at this size of the run, pixels.
+        num_steps: Scheduler calls of the schedule at this size.
         first: The step to begin at; more than 0 if the run starts from a picture.
         sizes: What the network is told about sizes, by stage.
         extras: Conditioning that is no plain data.
+        pictures: Height and width at every size of the run, the wanted one last; () if this is the only one.
     """
 
     prompt: str
@@ -109,6 +110,11 @@ class Inputs:
     sizes: tuple[SizeConditioning, ...] = field(converter=as_tuple)
     extras: Extras = Extras()
     first: int = 0
+    pictures: tuple[tuple[int, int], ...] = field(converter=as_tuple, default=())
+
+    def picture(self, phase: int) -> tuple[int, int]:
+        """Height and width in pixels at a size of the run, -1 for the wanted one."""
+        return self.pictures[phase] if self.pictures else (self.height, self.width)
 
 
 def _same_number(value: Any, default: Any) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from vitrail.core.fields import as_tuple
 from vitrail.core.step import PredictionType, Step
@@ -39,12 +40,18 @@ class Scheduler(Protocol):
 
 @frozen
 class NoiseSchedule:
-    """Scales of the latents, one entry a call of the scheduler."""
+    """Scales of the latents, one entry a call of the scheduler.
+
+    ``trained`` has noise over signal at every timestep that the network was trained at; for a flow it is empty, since
+    there the noise is the timestep.
+    """
 
     timesteps: tuple[float, ...] = field(converter=as_tuple)
     alphas: tuple[float, ...] = field(converter=as_tuple)
     sigmas: tuple[float, ...] = field(converter=as_tuple)
     prediction_type: PredictionType
+    train_timesteps: int = 1000
+    trained: tuple[float, ...] = field(converter=as_tuple, default=())
 
     @classmethod
     def of(cls, scheduler: Scheduler) -> NoiseSchedule:
@@ -65,12 +72,45 @@ class NoiseSchedule:
                 "function of (model output, timestep, sample)"
             )
         pairs = scales[: len(timesteps)]
-        return cls(timesteps, [a for a, _ in pairs], [s for _, s in pairs], prediction_type_of(scheduler))
+        count = int(getattr(scheduler.config, "num_train_timesteps", 1000))
+        kind = prediction_type_of(scheduler)
+        return cls(timesteps, [a for a, _ in pairs], [s for _, s in pairs], kind, count, _trained(scheduler))
 
-    def steps(self, ends: Sequence[int]) -> list[Step]:
-        """Every step, with the stage it belongs to; ``ends`` has the first step after each stage."""
+    def step_at(self, step: Step, alpha: float, sigma: float) -> Step:
+        """A step as the network knows it where latents have other scales: in its own form, at its nearest timestep.
+
+        Args:
+            step: Gives all but the noise.
+            alpha: Signal scale, in any form.
+            sigma: Noise scale, in the same.
+        """
+        norm = evolve(step, alpha=alpha, sigma=sigma).norm
+        timestep = self._timestep_at(alpha, sigma)
+        return evolve(step, timestep=timestep, alpha=alpha / norm, sigma=sigma / norm)
+
+    def _timestep_at(self, alpha: float, sigma: float) -> float:
+        """The training timestep whose signal-to-noise ratio is nearest by its logarithm; of a flow, between them."""
+        if not self.trained:
+            return self.train_timesteps * sigma / (alpha + sigma)
+        ratio = sigma / alpha if alpha > 0 else math.inf
+        above = bisect_left(self.trained, ratio)
+        if above in (0, len(self.trained)):
+            return float(min(above, len(self.trained) - 1))
+        below = above - 1
+        return float(above if self.trained[above] / ratio < ratio / self.trained[below] else below)
+
+    def steps(self, ends: Sequence[int], stages: Sequence[int] | None = None, begin: int = 0) -> list[Step]:
+        """Every step from ``begin`` on, with the stage it belongs to; ``ends`` has the first step after each stage.
+
+        Args:
+            ends: One a stage.
+            stages: Their numbers, 0 and up if not given.
+            begin: The first step of the first stage.
+        """
         result: list[Step] = []
-        for stage, (begin, end) in enumerate(pairwise((0, *ends))):
+        numbers = range(len(ends)) if stages is None else stages
+        following = [*zip(self.alphas[1:], self.sigmas[1:], strict=True), (1.0, 0.0)]
+        for stage, (first, end) in zip(numbers, pairwise((begin, *ends)), strict=True):
             result += [
                 Step(
                     index=index,
@@ -79,13 +119,26 @@ class NoiseSchedule:
                     alpha=self.alphas[index],
                     sigma=self.sigmas[index],
                     stage=stage,
-                    stage_step=index - begin,
-                    stage_num_steps=end - begin,
+                    stage_step=index - first,
+                    stage_num_steps=end - first,
                     prediction_type=self.prediction_type,
+                    phase_step=index,
+                    phase_num_steps=len(self.timesteps),
+                    train_timesteps=self.train_timesteps,
+                    next_alpha=following[index][0],
+                    next_sigma=following[index][1],
                 )
-                for index in range(begin, end)
+                for index in range(first, end)
             ]
         return result
+
+
+def _trained(scheduler: Any) -> list[float]:
+    """Noise over signal at every training timestep; none of a flow."""
+    if _is_flow(scheduler):
+        return []
+    cumulative = [float(c) for c in scheduler.alphas_cumprod]
+    return [math.sqrt((1 - c) / c) if c > 0 else math.inf for c in cumulative]
 
 
 def prediction_type_of(scheduler: Scheduler) -> PredictionType:
@@ -169,6 +222,25 @@ class Stepper:
         timestep = self.timesteps[index : index + 1]
         mixed = add(latents, timestep, noise) if _is_flow_match(self._scheduler) else add(latents, noise, timestep)
         return cast("Tensor", mixed)
+
+    def scale_ratio(self, index: int) -> float:
+        """How much larger the input is that another step's scale would make, that of the next one."""
+        if index + 1 >= len(self.schedule.sigmas) or not self._scales_input:
+            return 1.0
+        own, following = self.schedule.sigmas[index], self.schedule.sigmas[index + 1]
+        return math.hypot(1, own) / math.hypot(1, following)
+
+    @property
+    def _scales_input(self) -> bool:
+        """Whether latents explode in variance, so that the network sees them scaled."""
+        return self.schedule.prediction_type != "flow_prediction" and self.schedule.alphas[0] == 1.0
+
+    def timestep(self, step: Step) -> Tensor:
+        """A step's timestep as the network wants it; also one that the schedule does not have."""
+        own = self.timesteps[step.phase_step]
+        if step.timestep == self.schedule.timesteps[step.phase_step]:
+            return own
+        return own.new_tensor(step.timestep)
 
     @property
     def order(self) -> int:

@@ -15,20 +15,17 @@ from attrs import evolve, field, frozen
 from vitrail.core.fields import as_tuple
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
-    from vitrail.core.exchange import Exchange
-    from vitrail.core.inputs import Inputs
-    from vitrail.core.noise_schedule import Scheduler
     from vitrail.core.prediction import Prediction
-    from vitrail.core.run_config import Wrap
+    from vitrail.core.scene import Memory, Scene
+    from vitrail.core.sizes import SizeConditioning
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
     from vitrail.core.views import Canvas, Patches, View
 
-Point = Literal["views", "canvas", "before", "after"]
-Branch = Literal["uncond", "cond"]
+Point = Literal["before", "inputs", "branches", "views", "canvas", "after"]
+Branch = Literal["uncond", "cond", "damped"]  # damped: as uncond, in a network that is rectified less
 Over = Literal["mean", "max"]
 
 
@@ -45,6 +42,7 @@ class AttentionRequest:
         words: Words and phrases of the prompt; if there are any, no others count as content.
         over: Whether the mean of the content tokens counts, or at each cell the largest.
         t5: With ``joint``: whether the tokens of the T5 encoder count beside those of the CLIP encoders.
+        each: Whether a map of every word of the prompt is wanted besides; ``cross`` only.
     """
 
     layers: tuple[int, ...] = ()
@@ -53,6 +51,7 @@ class AttentionRequest:
     words: tuple[str, ...] = ()
     over: Over = "mean"
     t5: bool = False
+    each: bool = False
 
 
 @frozen(eq=False)
@@ -64,12 +63,31 @@ class Rows:
         branches: The CFG branch of each row.
         views: The view of each row.
         capture: Indices of the rows whose attention maps are wanted.
+        texts: The prompt of each row; None for the run's, () for the run's in all.
+        words: How many words' maps a captured row gives besides the mean of the content's.
+        sizes: What the network is told about sizes; the stage's if None.
     """
 
     model_input: Tensor
     branches: tuple[Branch, ...] = field(converter=as_tuple)
     views: tuple[View, ...] = field(converter=as_tuple)
     capture: tuple[int, ...] = field(converter=as_tuple, default=())
+    texts: tuple[str | None, ...] = field(converter=as_tuple, default=())
+    words: int = 0
+    sizes: SizeConditioning | None = None
+
+    def pick(self, rows: Sequence[int]) -> Rows:
+        """Some of the rows, in the order given."""
+        batch = len(self.model_input) // len(self.views)
+        entries = self.model_input.view(-1, batch, *self.model_input.shape[1:])
+        return evolve(
+            self,
+            model_input=entries[list(rows)].flatten(0, 1),
+            branches=[self.branches[row] for row in rows],
+            views=[self.views[row] for row in rows],
+            capture=[number for number, row in enumerate(rows) if row in self.capture],
+            texts=[self.texts[row] for row in rows] if self.texts else (),
+        )
 
     def cut(self, size: int) -> list[Rows]:
         """The same rows in parts of at most ``size``, each with its share of ``capture``."""
@@ -81,6 +99,7 @@ class Rows:
                 branches=self.branches[begin : begin + size],
                 views=self.views[begin : begin + size],
                 capture=[row - begin for row in self.capture if begin <= row < begin + size],
+                texts=self.texts[begin : begin + size],
             )
             for begin in range(0, len(self.views), size)
         ]
@@ -96,12 +115,16 @@ class Predicted:
             Float32[Tensor, "batch 1 h w"], or None if no row was captured.
         has_content: False if the prompt has no content token to look at.
         layers: The same map by block, for whoever looks at them; on the rank that captured.
+        words: Maps of every word, Float32[Tensor, "batch words h w"], if they were wanted.
+        memory: What earlier stages saw, for a mask.
     """
 
     model_output: Tensor
     attention: Tensor | None = None
     has_content: bool = True
     layers: Mapping[int, Tensor] = field(factory=dict)
+    words: Tensor | None = None
+    memory: Memory | None = None
 
     @classmethod
     def join(cls, parts: Sequence[Predicted]) -> Predicted:
@@ -114,64 +137,8 @@ class Predicted:
             torch.cat(maps) if maps else None,
             all(part.has_content for part in parts),
             next((part.layers for part in parts if part.layers), {}),
+            next((part.words for part in parts if part.words is not None), None),
         )
-
-
-class Backbone(Protocol):
-    """A model: predicts rows at a timestep, encodes what they are conditioned on, decodes. Loaded from a spec."""
-
-    latent_channels: int
-    vae_scale_factor: int
-    native_size: int  # latent cells of the side it was trained at
-    max_view: int | None  # latent cells of the longest side it takes
-    offers: frozenset[str]
-    defaults: Mapping[str, Any]  # fields of a run that suit it
-
-    @property
-    def network(self) -> Any:
-        """The denoiser, for temporary changes inside it; None if there is none to change."""
-
-    def new_scheduler(self, name: str | None = None) -> Scheduler:
-        """A fresh scheduler: the model's own, or another diffusers class with the same noise schedule."""
-
-    def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, Any]:
-        """What ``set_timesteps`` wants besides the number of steps, for latents of a size in cells."""
-
-    def first_step(self, num_steps: int, strength: float) -> int:
-        """How many steps are left out when a run starts from a picture."""
-
-    def fingerprint(self) -> str:
-        """Stands for the weights; alike on all ranks of a run."""
-
-    def check_attention(self, request: AttentionRequest) -> None:
-        """Refuse a request for attention maps that the network does not have."""
-
-    def check_inputs(self, inputs: Inputs) -> None:
-        """Refuse conditioning that the model cannot use."""
-
-    def check_wrap(self) -> None:
-        """Refuse edges that meet, if the decoder cannot draw them."""
-
-    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Any:
-        """Encode what a picture is conditioned on; handed back to ``predict``."""
-
-    def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Any) -> Predicted:
-        """One forward of the network. The only expensive line of a run."""
-
-    def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
-        """A picture of any size in [-1, 1] at the wanted size, Float32[Tensor, "1 3 Height Width"]."""
-
-    def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
-        """Latents of a picture in [-1, 1]; ``noise`` draws from the encoder's posterior."""
-
-    def decode(self, latents: Tensor, exchange: Exchange, wrap: Wrap, backs_off: bool) -> Tensor:
-        """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"], on every rank; they may share the work."""
-
-    def to_pil(self, pictures: Tensor) -> list[Image]:
-        """The same as Pillow images."""
-
-    def release(self) -> None:
-        """The run is over: networks may go back to where they wait."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -183,19 +150,22 @@ class Forward:
         step: Where the run stands.
         rows: The micro-batch.
         native_size: Latent cells of the side that the network was trained at.
+        streams: The run's randomness, which does not depend on how rows are shared.
     """
 
     network: Any
     step: Step
     rows: Rows
     native_size: int
+    streams: Streams
 
 
 class Rectification(Protocol):
     """A temporary change inside the network, for a range of steps.
 
     It works by hooks on modules and is undone when the call is over, also if that raised. Ranks may be threads that
-    share the network, so it must not act in the forward of another thread.
+    share the network, so it must not act in the forward of another thread. With a field ``branches`` it acts on rows
+    of these CFG branches alone, if there are any in it; a micro-batch is then parted.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -216,7 +186,26 @@ class Patching(Protocol):
         """The canvas is padded to multiples of these (height, width)."""
 
     def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
-        """The views of this step; as many at every step of a stage."""
+        """The views of this step; as many at every step of a stage.
+
+        With a method ``prepare(step, model_input, canvas) -> Tensor`` it also changes what its views are read from,
+        Float32[Tensor, "batch channels height width"]. What they predict is held against the canvas as it is.
+        """
+
+
+class Prompting(Protocol):
+    """Which text does each view of the main family get. With ``recalls = True`` it wants remembered maps."""
+
+    needs: ClassVar[frozenset[str]]
+
+    @property
+    def request(self) -> AttentionRequest | None:
+        """The attention maps it wants remembered, if any."""
+
+    def texts(
+        self, prompt: str, views: Sequence[View], canvas: Canvas, memory: Memory | None
+    ) -> tuple[str | None, ...]:
+        """A text for each view, None for the prompt; or () if all have the prompt."""
 
 
 class Masking(Protocol):
@@ -236,20 +225,30 @@ class Masking(Protocol):
 
 
 class Guidance(Protocol):
-    """How predictions, or the latents before and after the step, are corrected.
+    """How predictions, or the latents around them, are corrected.
 
-    ``point`` says what ``guide`` receives and returns: the stacked ``Prediction`` of all views of the main
-    family, Float32["views batch channels h w"] ("views"), the canvas's ``Prediction`` ("canvas"), or the
-    latents ("before", "after"). ``key`` is the index of the key view; at the other points it is 0.
+    ``point`` says what ``guide`` receives and returns, in the order of a step:
+
+    - ``before``: the latents, Float32[Tensor, "batch channels height width"];
+    - ``inputs``: the latents of the main family's views, Float32[Tensor, "views batch channels h w"]; the canvas is
+      then fused from them;
+    - ``branches``: a ``Branches``, the CFG branches of the main family's views; one guidance a stage. It may have a
+      method ``branches(step) -> tuple[Branch, ...]`` for those it wants besides;
+    - ``views``: the ``Prediction`` of the main family's views;
+    - ``canvas``: the ``Prediction`` of the canvas;
+    - ``after``: the latents after the scheduler's step.
+
+    With a method ``cost(step, canvas, branches) -> Cost`` it says what it asks of networks besides the views, or with
+    ``cost_of_views(step, patches, branches) -> Cost`` if that depends on the main family's views.
     """
 
     needs: ClassVar[frozenset[str]]
     point: ClassVar[Point]
 
     def init(self) -> Any:
-        """State before the first step of a stage."""
+        """State before the first step of a stage, at each size."""
 
-    def guide(self, step: Step, subject: Any, key: int, mask: Tensor | None, state: Any) -> tuple[Any, Any]:
+    def guide(self, step: Step, subject: Any, scene: Scene, state: Any) -> tuple[Any, Any]:
         """The corrected subject and the new state."""
 
 

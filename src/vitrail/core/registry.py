@@ -14,12 +14,13 @@ MEMBERS: dict[str, tuple[str, ...]] = {  # what a class of each slot must have
     "guidance": ("needs", "point", "init", "guide"),
     "masking": ("needs", "request", "init", "mask"),
     "fusion": ("needs", "fuse"),
+    "prompting": ("needs", "request", "texts"),
     "rectification": ("needs", "check", "apply"),
     "backbones": ("pipelines", "offers", "defaults", "load", "adopt"),
     "comm": ("run",),
 }
 FILE_SLOTS = {"methods": "a TOML file", "models": "a diffusers folder"}
-POINTS = ("views", "canvas", "before", "after")
+POINTS = ("before", "inputs", "branches", "views", "canvas", "after")
 
 
 @frozen
@@ -54,8 +55,8 @@ class Registry:
         """Register a strategy or backbone class.
 
         Args:
-            slot: One of ``patching``, ``guidance``, ``masking``, ``fusion``, ``rectification``, ``backbones``,
-                ``comm``.
+            slot: One of ``patching``, ``guidance``, ``masking``, ``fusion``, ``prompting``, ``rectification``,
+                ``backbones``, ``comm``.
             name: Kebab-case, as written in a config file.
             cls: A frozen attrs class with the members of the slot's protocol.
 

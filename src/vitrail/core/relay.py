@@ -50,6 +50,8 @@ def can_relay(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
     """
     if stage.also or message_guidance(stage) is None or not getattr(stage.fusion, "is_local", False):
         return False
+    if stage.remember or hasattr(stage.patching, "prepare"):
+        return False
     views: tuple[View, ...] | None = None
     for patches in every:
         cells = len(patches.views) * math.prod(patches.views[0].shape)
@@ -173,7 +175,7 @@ class Relay:
         """Open the channel before anything is computed, since that is collective; the owner may be steps ahead."""
         batch, channels, height, width = views.shape[1:]
         self.channel = self.exchange.communicator.channel(
-            f"stage {step.stage}",
+            f"phase {step.phase} stage {step.stage}",
             src=self.view_owners()[self.patches.key],
             shape=(batch, channels + 1, height, width),
             dtype=views.dtype,

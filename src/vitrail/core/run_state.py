@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
+from vitrail.core.cost import Cost
 from vitrail.core.trail import Trail
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.prediction import Prediction
+    from vitrail.core.protocols import Rows
     from vitrail.core.relay import Relay
+    from vitrail.core.scene import Memory, Start
 
 
 @define
 class RunState:
     """What strategies carry from step to step, the relay of a stage that has one, and the trail of the step in work."""
 
+    phase: int = -1
     stage: int = -1
     guidance: list[Any] = field(factory=list)
     masking: Any = None
+    memory: Memory | None = None
+    start: Start | None = None
+    base: Tensor | None = None  # mean and deviation of the first size's result
     relay: Relay | None = None
     trail: Trail = field(factory=Trail)
 
 
 @define
 class Timings:
-    """Seconds of a run on this rank, by what they went into, and rows counted over all ranks."""
+    """Seconds of a run on this rank, by what they went into, and what all ranks together asked of the networks."""
 
     predict_s: float = 0.0
     total_s: float = 0.0
-    rows: int = 0
+    cost: Cost = field(factory=Cost)
+
+    @property
+    def rows(self) -> int:
+        """That the network saw."""
+        return self.cost.model_calls
+
+    def count(self, batches: Iterable[Rows]) -> None:
+        """Add the rows of micro-batches."""
+        for rows in batches:
+            cells = math.prod(rows.model_input.shape[-2:])
+            self.add(Cost(rows={cells: len(rows.views)}))
+
+    def add(self, cost: Cost) -> None:
+        """Add what was asked."""
+        self.cost = Cost.total([self.cost, cost])
 
 
 @define(eq=False)

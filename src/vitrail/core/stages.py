@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitrail.core.composition import Composition, Stage
     from vitrail.core.prediction import Prediction
     from vitrail.core.protocols import Guidance, Patching, Predicted, Rows
+    from vitrail.core.scene import Scene
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
     from vitrail.core.views import Canvas, Patches, View
@@ -49,10 +50,8 @@ class Answers:
         return self._stages[step.stage].masking.mask(step, key, predicted, state)
 
     @hookimpl
-    def vitrail_guide(
-        self, step: Step, guidance: Guidance, subject: Any, key: int, mask: Tensor | None, state: Any
-    ) -> tuple[Any, Any]:
-        return guidance.guide(step, subject, key, mask, state)
+    def vitrail_guide(self, step: Step, guidance: Guidance, subject: Any, scene: Scene, state: Any) -> tuple[Any, Any]:
+        return guidance.guide(step, subject, scene, state)
 
     @hookimpl
     def vitrail_fuse(
@@ -139,11 +138,9 @@ class Stages:
         """The mask and the masking's new state."""
         return self._pair("vitrail_mask", step, "(mask, state)", key=key, predicted=predicted, state=state)
 
-    def guide(
-        self, step: Step, guidance: Guidance, subject: T, key: int, mask: Tensor | None, state: Any
-    ) -> tuple[T, Any]:
+    def guide(self, step: Step, guidance: Guidance, subject: T, scene: Scene, state: Any) -> tuple[T, Any]:
         """The corrected subject and the guidance's new state."""
-        arguments = {"guidance": guidance, "subject": subject, "key": key, "mask": mask, "state": state}
+        arguments = {"guidance": guidance, "subject": subject, "scene": scene, "state": state}
         guided, state = self._pair("vitrail_guide", step, "(subject, state)", **arguments)
         if type(guided) is not type(subject):
             raise ShapeError(

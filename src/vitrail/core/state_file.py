@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ def pack(value: Any, tensors: list[Tensor]) -> Any:
         return {"kind": kind, "value": [pack(item, tensors) for item in value]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"kind": "dict", "value": {key: pack(item, tensors) for key, item in value.items()}}
+    if isinstance(value, Mapping):
+        return {"kind": "pairs", "value": [[pack(k, tensors), pack(item, tensors)] for k, item in value.items()]}
     if attrs.has(type(value)):
         cls = type(value)
         fields = {field.alias: getattr(value, field.name) for field in attrs.fields(cls) if field.init}
@@ -59,6 +61,8 @@ def unpack(data: Any, tensors: Sequence[Tensor], device: Any = None) -> Any:
     if kind in ("list", "tuple"):
         items = [unpack(item, tensors, device) for item in content]
         return items if kind == "list" else tuple(items)
+    if kind == "pairs":
+        return {unpack(key, tensors, device): unpack(item, tensors, device) for key, item in content}
     if kind == "dict":
         return {key: unpack(item, tensors, device) for key, item in content.items()}
     module, _, name = content.partition(":")

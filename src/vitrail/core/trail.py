@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from vitrail.core.prediction import Prediction
+from vitrail.core.scene import subject_tensor
 from vitrail.errors import PredictionError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.core.prediction import Prediction
     from vitrail.core.protocols import Guidance, Predicted, Rows
+    from vitrail.core.scene import Branches
     from vitrail.core.step import Step
     from vitrail.core.views import Patches, Span
 
@@ -90,10 +92,10 @@ class Trail:
 
         self._note(what, WEAKER, [_sums(views, len(views))], name)
 
-    def add_guided(self, guidance: Guidance, subject: Tensor | Prediction, patches: Patches | None) -> None:
+    def add_guided(self, guidance: Guidance, subject: Tensor | Prediction | Branches, patches: Patches | None) -> None:
         """Note what guidance returned, for every view if there are ``patches``."""
         what = f"guidance {type(guidance).__name__}"
-        tensor = subject.model_output if isinstance(subject, Prediction) else subject
+        tensor = subject_tensor(subject)
         if patches is None:
             self.add(what, tensor, WEAKER)
         else:

@@ -32,4 +32,5 @@ def predict_turned(rows: Rows, forward: Callable[[Rows], Predicted]) -> Predicte
         model_output=answer.model_output.roll((down, right), (-2, -1)),
         attention=None if attention is None else attention.roll((down, right), (-2, -1)),
         layers=layers,
+        words=None if answer.words is None else answer.words.roll((down, right), (-2, -1)),
     )

@@ -199,6 +199,11 @@ class Patches:
         if not 0 <= self.key < len(self.views):
             raise ShapeError(f"key view {self.key} of {len(self.views)} views")
 
+    @property
+    def cells(self) -> int:
+        """Latent cells of a view."""
+        return math.prod(self.views[0].shape)
+
     def canonical(self) -> Patches:
         """The same patches with their views sorted by position, so that no result depends on their order."""
         order = sorted(range(len(self.views)), key=lambda i: self.views[i])

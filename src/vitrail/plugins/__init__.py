@@ -6,10 +6,21 @@ from pathlib import Path
 
 from vitrail.core.hookspecs import hookimpl
 from vitrail.core.registry import Registry
+from vitrail.core.shared import Shared
+from vitrail.plugins.anchored import Anchored
+from vitrail.plugins.attentive import Attentive
+from vitrail.plugins.dilated import Dilated
 from vitrail.plugins.fusion import Average, Broadcast, Gaussian, Scatter
 from vitrail.plugins.guidance import AsyncGuidance, NoGuidance, SyncGuidance
 from vitrail.plugins.masking import JointAttention, NoMask, ParameterFreeAttention, UpBlockAttention
+from vitrail.plugins.noise_damped import NoiseDamped
 from vitrail.plugins.patching import Lattice, Whole, Windows
+from vitrail.plugins.prompting import PatchContentAware
+from vitrail.plugins.remembered import RememberedAttention
+from vitrail.plugins.residual import SkipResidual
+from vitrail.plugins.synchronized import Synchronized
+from vitrail.plugins.upsample import UpsampleGuidance
+from vitrail.plugins.wavelet import Wavelet
 
 METHODS = Path(__file__).parent / "methods"
 
@@ -20,16 +31,27 @@ def vitrail_register(registry: Registry) -> None:
     registry.add("patching", "whole", Whole)
     registry.add("patching", "windows", Windows)
     registry.add("patching", "lattice", Lattice)
+    registry.add("patching", "dilated", Dilated)
     registry.add("guidance", "none", NoGuidance)
     registry.add("guidance", "sync", SyncGuidance)
     registry.add("guidance", "async", AsyncGuidance)
+    registry.add("guidance", "anchored", Anchored)
+    registry.add("guidance", "skip-residual", SkipResidual)
+    registry.add("guidance", "attentive", Attentive)
+    registry.add("guidance", "wavelet", Wavelet)
+    registry.add("guidance", "noise-damped", NoiseDamped)
+    registry.add("guidance", "upsample", UpsampleGuidance)
+    registry.add("guidance", "synchronized", Synchronized)
     registry.add("masking", "none", NoMask)
     registry.add("masking", "up-block-attention", UpBlockAttention)
     registry.add("masking", "joint-attention", JointAttention)
     registry.add("masking", "pfsa", ParameterFreeAttention)
+    registry.add("masking", "remembered-attention", RememberedAttention)
     registry.add("fusion", "average", Average)
     registry.add("fusion", "gaussian", Gaussian)
     registry.add("fusion", "scatter", Scatter)
     registry.add("fusion", "broadcast", Broadcast)
+    registry.add("prompting", "shared", Shared)
+    registry.add("prompting", "patch-content-aware", PatchContentAware)
     for path in sorted(METHODS.glob("*.toml")):
         registry.add_file("methods", path.stem, path)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.prediction import Prediction
+    from vitrail.core.scene import Scene
     from vitrail.core.step import Step
 
 Form = Literal["x0", "literal", "reversed", "cfg-like"]
@@ -46,9 +47,7 @@ class NoGuidance:
     def init(self) -> None:
         """No state."""
 
-    def guide(
-        self, step: Step, subject: Prediction, key: int, mask: Tensor | None, state: None
-    ) -> tuple[Prediction, None]:
+    def guide(self, step: Step, subject: Prediction, scene: Scene, state: None) -> tuple[Prediction, None]:
         """The subject as it is."""
         return subject, None
 
@@ -78,11 +77,9 @@ class SyncGuidance:
     def init(self) -> None:
         """No state."""
 
-    def guide(
-        self, step: Step, subject: Prediction, key: int, mask: Tensor | None, state: None
-    ) -> tuple[Prediction, None]:
+    def guide(self, step: Step, subject: Prediction, scene: Scene, state: None) -> tuple[Prediction, None]:
         """All views but the key view, corrected."""
-        return self.follow(step, subject, key, self.tell(step, subject, key, mask)), None
+        return self.follow(step, subject, scene.key, self.tell(step, subject, scene.key, scene.mask)), None
 
     def lag(self, step: Step) -> int:
         """The message of the same step."""
@@ -115,12 +112,10 @@ class AsyncGuidance:
         """No message yet."""
         return None
 
-    def guide(
-        self, step: Step, subject: Prediction, key: int, mask: Tensor | None, state: Tensor | None
-    ) -> tuple[Prediction, Tensor]:
+    def guide(self, step: Step, subject: Prediction, scene: Scene, state: Tensor | None) -> tuple[Prediction, Tensor]:
         """All views but the key view, corrected by the message of the step before."""
-        fresh = self.tell(step, subject, key, mask)
-        return self.follow(step, subject, key, state if self.lag(step) else fresh), fresh
+        fresh = self.tell(step, subject, scene.key, scene.mask)
+        return self.follow(step, subject, scene.key, state if self.lag(step) else fresh), fresh
 
     def lag(self, step: Step) -> int:
         """The message of the step before, after the warm-up."""

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from vitrail.core.views import Canvas
 
 Tail = Literal["spread", "shift"]
+Redraw = Literal["step", "size"]
+Interaction = Literal["none", "pixel", "element"]
+INTERACTIONS = ("none", "pixel", "element")
 
 
 @frozen
@@ -40,7 +43,8 @@ class Whole:
     def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
         """One view."""
         down, right = _lengths(canvas)
-        return Patches(_turned([View(Span(0, canvas.height, 1, down), Span(0, canvas.width, 1, right))], step, streams))
+        whole = View(Span(0, canvas.height, 1, down), Span(0, canvas.width, 1, right))
+        return Patches(turned_views([whole], step, streams))
 
 
 @frozen(kw_only=True)
@@ -50,12 +54,14 @@ class Windows:
     MultiDiffusion (Bar-Tal et al., 2023, https://arxiv.org/abs/2302.08113), sec. 4; jitter as in the code
     of DemoFusion (Du et al., 2023, https://arxiv.org/abs/2311.16973). A jittered window never leaves the
     canvas: those on the border stay, so that no window looks at padding. On an axis whose ends meet no window
-    is on the border, and all move.
+    is on the border, and all move. AccDiffusion (Lin et al., 2024, https://arxiv.org/abs/2407.10738) draws the
+    jitter once a size, so that its windows keep their texts.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     overlap: float = field(default=0.5, validator=share_below_one)  # share of a window
     jitter: bool = False  # move inner windows at random at each step, by up to a quarter of the overlap
+    redraw: Redraw = field(default="step", validator=v.in_(("step", "size")))  # jitter anew at each step or once a size
     size: int | None = field(default=None, validator=v.optional(v.ge(1)))  # latent cells; the training size if unset
     tail: Tail = field(default="spread", validator=v.in_(("spread", "shift")))  # what the last gap does
 
@@ -71,7 +77,7 @@ class Windows:
         shifts = self._shifts(step, streams, rows, cols)
         starts = ((top, left) for top in rows.starts for left in cols.starts)
         views = [View(rows.span(y, dy), cols.span(x, dx)) for (y, x), (dy, dx) in zip(starts, shifts, strict=True)]
-        return Patches(_turned(views, step, streams))
+        return Patches(turned_views(views, step, streams))
 
     def _axis(self, length: int, size: int, wraps: bool) -> _Axis:
         window = min(size, length)
@@ -81,7 +87,8 @@ class Windows:
     def _shifts(self, step: Step, streams: Streams, rows: _Axis, cols: _Axis) -> list[tuple[int, int]]:
         if not self.jitter:
             return [(0, 0)] * (len(rows.starts) * len(cols.starts))
-        draws = streams.uniform((2, len(rows.starts), len(cols.starts)), "jitter", step.index)
+        once = ("jitter of a size", step.phase) if self.redraw == "size" else ("jitter", step.index)
+        draws = streams.uniform((2, len(rows.starts), len(cols.starts)), *once)
         vertical, horizontal = rows.shifts(draws[0], 0), cols.shifts(draws[1], 1)
         return [(dy, dx) for ys, xs in zip(vertical, horizontal, strict=True) for dy, dx in zip(ys, xs, strict=True)]
 
@@ -148,7 +155,7 @@ def _lengths(canvas: Canvas) -> tuple[int | None, int | None]:
     return canvas.height if canvas.wraps("y") else None, canvas.width if canvas.wraps("x") else None
 
 
-def _turned(views: list[View], step: Step, streams: Streams) -> list[View]:
+def turned_views(views: list[View], step: Step, streams: Streams) -> list[View]:
     """The same views as the network is to see them: from another cell on along axes that they take whole."""
 
     def cells(span: Span, axis: int) -> int:
@@ -159,6 +166,30 @@ def _turned(views: list[View], step: Step, streams: Streams) -> list[View]:
 
     turn = (cells(views[0].vertical, 0), cells(views[0].horizontal, 1))
     return views if turn == (0, 0) else [evolve(view, turn=turn) for view in views]
+
+
+def lattice_views(canvas: Canvas, down: int, right: int) -> list[View]:
+    """One strided view for each offset, row-major.
+
+    Args:
+        canvas: Whose sides are multiples of the strides.
+        down: Stride of the rows.
+        right: Stride of the columns.
+    """
+    height, width = canvas.height // down, canvas.width // right
+    tall, wide = _lengths(canvas)
+    rows = [Span(y, height, down, tall) for y in range(down)]
+    cols = [Span(x, width, right, wide) for x in range(right)]
+    return [View(row, col) for row in rows for col in cols]
+
+
+def exchange_order(draws: Tensor) -> Tensor:
+    """A random permutation of the views at each position, Int64[Tensor, "views #batch #channels h w"].
+
+    Args:
+        draws: Uniform, of that shape.
+    """
+    return draws.argsort(dim=0, stable=True)  # ties occur; they must fall alike everywhere
 
 
 @frozen(kw_only=True)
@@ -174,8 +205,8 @@ class Lattice:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    interaction: Literal["none", "pixel", "element"] = field(
-        default="element", validator=v.in_(("none", "pixel", "element"))
+    interaction: Interaction = field(
+        default="element", validator=v.in_(INTERACTIONS)
     )  # exchange whole pixels, or each channel on its own
     interaction_every: int = field(default=1, validator=v.ge(1))  # steps of the stage between two exchanges
     key: Literal["among", "extra", "excluded", "auto"] = field(
@@ -189,17 +220,12 @@ class Lattice:
 
     def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
         """One view for each offset of the lattice, row-major; the key view is the one at (0, 0)."""
-        down, right = self.granularity(canvas)
-        height, width = canvas.height // down, canvas.width // right
-        tall, wide = _lengths(canvas)
-        rows = [Span(y, height, down, tall) for y in range(down)]
-        cols = [Span(x, width, right, wide) for x in range(right)]
-        views = [View(row, col) for row in rows for col in cols]
+        views = lattice_views(canvas, *self.granularity(canvas))
         if self.views == "key":
             return Patches(views[:1])
         clean = self.key == "extra" or (self.key == "auto" and len(views) > 4)
         depth = channels if self.interaction == "element" else 1
-        order = self._order(step, streams, (len(views), 1, depth, height, width))
+        order = self._order(step, streams, (len(views), 1, depth, *views[0].shape))
         exchanges = self.interaction != "none" and len(views) > 1
         return Patches(views, order, key=0, clean_key=clean and exchanges)
 
@@ -209,4 +235,4 @@ class Lattice:
         draws = streams.uniform(shape, "permutation", step.index)
         if self.key == "excluded":
             draws[0] = -1.0  # sorts first: the key view keeps its own pixels
-        return draws.argsort(dim=0, stable=True)  # ties occur; they must fall alike everywhere
+        return exchange_order(draws)

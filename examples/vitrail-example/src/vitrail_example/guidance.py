@@ -10,9 +10,8 @@ from attrs import validators as v
 from vitrail.core.protocols import Point
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vitrail.core.prediction import Prediction
+    from vitrail.core.scene import Scene
     from vitrail.core.step import Step
 
 
@@ -31,9 +30,7 @@ class ClampClean:
     def init(self) -> None:
         """No state."""
 
-    def guide(
-        self, step: Step, subject: Prediction, key: int, mask: Tensor | None, state: None
-    ) -> tuple[Prediction, None]:
+    def guide(self, step: Step, subject: Prediction, scene: Scene, state: None) -> tuple[Prediction, None]:
         """The canvas's prediction without outliers."""
         clean = subject.clean
         limit = clean.abs().flatten(2).quantile(self.quantile, dim=2)[..., None, None]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import field, frozen
 
 from vitrail.backbones.rectification.hooks import Hook, attached, refuse_compiled
+from vitrail.backbones.rectification.levels import blocks
 from vitrail.backbones.rectification.sites import BLOCKS, choose, sites_in
 from vitrail.backbones.rectification.steps import after_start, within
 from vitrail.core.fields import as_tuple, share_below_one
@@ -92,17 +93,14 @@ class Layer:
 
 def self_attentions(network: Any) -> Iterator[Layer]:
     """Every self-attention layer of a U-Net's transformers, in the order of the forward."""
-    halvings = 0
-    for name, block in _blocks(network):
-        for i, transformer in enumerate(getattr(block, "attentions", None) or ()):
+    for block in blocks(network):
+        for i, transformer in enumerate(getattr(block.module, "attentions", None) or ()):
             for j, inner in enumerate(getattr(transformer, "transformer_blocks", ())):
                 for each in ("attn1", "attn2"):
                     attention = getattr(inner, each)
                     if attention is not None and not attention.is_cross_attention:
-                        where = f"{name}.attentions.{i}.transformer_blocks.{j}.{each}"
-                        yield Layer(where, attention, halvings)
-        halvings += getattr(block, "downsamplers", None) is not None
-        halvings -= getattr(block, "upsamplers", None) is not None
+                        where = f"{block.name}.attentions.{i}.transformer_blocks.{j}.{each}"
+                        yield Layer(where, attention, block.halvings)
 
 
 def factor(tokens: int, native_tokens: int) -> float:
@@ -118,13 +116,6 @@ def factor(tokens: int, native_tokens: int) -> float:
             f"{NAME}: a layer of one token at the training size has no entropy to keep; choose other sites"
         )
     return math.sqrt(math.log(tokens) / math.log(native_tokens))
-
-
-def _blocks(network: Any) -> Iterator[tuple[str, Any]]:
-    yield from ((f"down_blocks.{i}", block) for i, block in enumerate(network.down_blocks))
-    if network.mid_block is not None:
-        yield "mid_block", network.mid_block
-    yield from ((f"up_blocks.{i}", block) for i, block in enumerate(network.up_blocks))
 
 
 def _scale_by(native_tokens: int) -> Any:

@@ -9,10 +9,9 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.backbones.rectification.hooks import Hook, attached, refuse_compiled
-from vitrail.backbones.rectification.sites import choose, sites_in
+from vitrail.backbones.rectification.sites import choose, each_once, sites_in
 from vitrail.backbones.rectification.steps import after_start, within
 from vitrail.core.fields import as_tuple, share_below_one
-from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,16 +67,12 @@ class FreeU:
         """Residual blocks with their b and s."""
         entries = decoder_entries(network)
         groups = choose(entries, self.sites, "residual block with a skip")
-        chosen = [
+        each_once([name for site in self.sites for name in groups[site]], NAME)
+        return [
             (entries[name], b, s)
             for site, b, s in zip(self.sites, self.b, self.s, strict=True)
             for name in groups[site]
         ]
-        names = [entry.name for entry, _, _ in chosen]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise CapabilityError(f"{NAME}: more than one site stands for {', '.join(twice)}; name each block once")
-        return chosen
 
     def _change(self, entry: Entry, b: float, s: float) -> Any:
         def change(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

@@ -37,7 +37,8 @@ class Hook:
 def attached(network: Any, hooks: Sequence[Hook], strategy: str) -> Iterator[None]:
     """Change the forwards that this thread makes while the context is open.
 
-    Ranks may be threads that share a network and stand at different steps, so that a hook does nothing in the
+    Changes of one module lie inside each other: of those that ``before`` made, the last is the first that ``after``
+    undoes. Ranks may be threads that share a network and stand at different steps, so that a hook does nothing in the
     forward of another thread. Hooks are removed on exit, also if the forward raised.
 
     Args:
@@ -65,7 +66,8 @@ def attached(network: Any, hooks: Sequence[Hook], strategy: str) -> Iterator[Non
             if hook.before is not None:
                 handles.append(hook.module.register_forward_pre_hook(own(hook, hook.before), with_kwargs=True))
             if hook.after is not None:
-                handles.append(hook.module.register_forward_hook(own(hook, hook.after), with_kwargs=True))
+                run = own(hook, hook.after)
+                handles.append(hook.module.register_forward_hook(run, with_kwargs=True, prepend=True))
         yield
     finally:
         for handle in handles:

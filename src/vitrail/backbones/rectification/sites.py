@@ -51,6 +51,23 @@ def choose(places: Iterable[str], sites: Sequence[str], what: str) -> dict[str, 
     return chosen
 
 
+def present(places: Iterable[str], sites: Sequence[str]) -> list[str]:
+    """The sites that stand for something."""
+    known = list(places)
+    return [site for site in sites if any(_stands_for(site, name) for name in known)]
+
+
+def each_once(names: Sequence[str], strategy: str) -> None:
+    """Refuse places that more than one site stands for, where each site has values of its own.
+
+    Raises:
+        CapabilityError: Naming the places.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CapabilityError(f"{strategy}: more than one site stands for {', '.join(twice)}; name each block once")
+
+
 def _stands_for(site: str, name: str) -> bool:
     parts, pattern = name.split("."), site.split(".")
     return len(pattern) <= len(parts) and all(map(fnmatchcase, parts, pattern))

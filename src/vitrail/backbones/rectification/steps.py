@@ -1,18 +1,29 @@
-"""In which steps of a run a rectification acts."""
+"""In which steps of a schedule, and on which CFG branches, a rectification acts."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+from attrs import validators as v
+
+from vitrail.core.protocols import Branch
 
 if TYPE_CHECKING:
     from vitrail.core.step import Step
 
+known_branches = v.deep_iterable(v.in_(get_args(Branch)))  # validator of ``branches``
+
+
+def steps_between(step: Step, start: float, until: float) -> range:
+    """The steps of a schedule that lie in a share of it; half steps round up, as a stage's ``until`` does."""
+    begin, end = (math.floor(share * step.phase_num_steps + 0.5) for share in (start, until))
+    return range(begin, end)
+
 
 def within(step: Step, start: float, until: float) -> bool:
-    """Whether a step lies in a share of the run's steps; half steps round up, as a stage's ``until`` does."""
-    begin, end = (math.floor(share * step.num_steps + 0.5) for share in (start, until))
-    return begin <= step.index < end
+    """Whether a step lies in a share of its schedule's steps."""
+    return step.phase_step in steps_between(step, start, until)
 
 
 def after_start(instance: Any, attribute: Any, value: float) -> None:

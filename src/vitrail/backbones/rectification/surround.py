@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from vitrail.core.protocols import Forward
+from attrs import evolve
+
+from vitrail.core.protocols import Forward, Predicted
 from vitrail.errors import CapabilityError, Problems
 
 if TYPE_CHECKING:
     from vitrail.core.composition import Composition
-    from vitrail.core.protocols import Rectification, Rows
+    from vitrail.core.protocols import Branch, Rectification, Rows
     from vitrail.core.step import Step
+    from vitrail.core.streams import Streams
 
 
 def check_rectifications(composition: Composition, backbone: Any) -> None:
@@ -32,11 +35,54 @@ def check_rectifications(composition: Composition, backbone: Any) -> None:
     problems.tell()
 
 
-@contextmanager
-def rectified(rectifications: Sequence[Rectification], backbone: Any, step: Step, rows: Rows) -> Iterator[None]:
-    """All of them in force, entered in their order; without any, the network is not even looked at."""
-    with ExitStack() as stack:
-        for rectification in rectifications:
-            forward = Forward(network=backbone.network, step=step, rows=rows, native_size=backbone.native_size)
-            stack.enter_context(rectification.apply(forward))
-        yield
+def predict_rectified(
+    rectifications: Sequence[Rectification],
+    backbone: Any,
+    step: Step,
+    rows: Rows,
+    streams: Streams,
+    predict: Callable[[Rows], Predicted],
+) -> Predicted:
+    """A micro-batch through the rectified network, in parts if not all rows see the same changes.
+
+    Args:
+        rectifications: Of the stage.
+        backbone: The model; without rectifications its network is not even looked at.
+        step: Where the run stands.
+        rows: The micro-batch.
+        streams: The run's randomness.
+        predict: The forward.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, branch in enumerate(rows.branches):
+        groups.setdefault(_acting(rectifications, branch), []).append(row)
+    answers = []
+    for numbers, chosen in groups.items():
+        part = rows if len(groups) == 1 else rows.pick(chosen)
+        with ExitStack() as stack:
+            for number in numbers:
+                forward = Forward(
+                    network=backbone.network,
+                    step=step,
+                    rows=part,
+                    native_size=backbone.native_size,
+                    streams=streams,
+                )
+                stack.enter_context(rectifications[number].apply(forward))
+            answers.append(predict(part))
+    return answers[0] if len(groups) == 1 else _rejoined(answers, list(groups.values()))
+
+
+def _acting(rectifications: Sequence[Rectification], branch: Branch) -> tuple[int, ...]:
+    """Numbers of those that act on rows of a branch."""
+    chosen = (getattr(rectification, "branches", ()) for rectification in rectifications)
+    return tuple(number for number, branches in enumerate(chosen) if not branches or branch in branches)
+
+
+def _rejoined(answers: Sequence[Predicted], groups: Sequence[Sequence[int]]) -> Predicted:
+    """What the parts say, in the order of the rows."""
+    joined = Predicted.join(answers)
+    order = [row for rows in groups for row in rows]
+    entries = joined.model_output.view(len(order), -1, *joined.model_output.shape[1:])
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return evolve(joined, model_output=entries[back].flatten(0, 1))

@@ -1,0 +1,102 @@
+"""Convolutions with holes, for features that are larger than in training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from vitrail.backbones.rectification.convolutions import OUTER, Convolution, convolutions, dilated
+from vitrail.backbones.rectification.hooks import attached, refuse_compiled
+from vitrail.backbones.rectification.levels import blocks
+from vitrail.backbones.rectification.scale import scale_of
+from vitrail.backbones.rectification.sites import BLOCKS, choose, each_once, present, sites_in
+from vitrail.backbones.rectification.steps import after_start, known_branches, steps_between, within
+from vitrail.core.fields import as_tuple, share_below_one
+from vitrail.core.protocols import Branch
+
+if TYPE_CHECKING:
+    from vitrail.core.protocols import Forward
+
+NAME = "dilated-convolution"
+
+
+@frozen(kw_only=True)
+class DilatedConvolution:
+    """Widen 3x3 convolutions, so that they see as much of a large picture as they saw of a training picture.
+
+    ScaleCrafter (He et al., 2023, https://arxiv.org/abs/2310.07702), sec. 3: with a dilation d the taps of a
+    convolution lie d cells apart; one that is no whole number is reached by resizing the features by ceil(d) / d,
+    dilating by ceil(d) and resizing the answer back, bilinearly. 1 is off. Without ``dilations`` d is the longer side
+    of a view over the side of a training picture, in halves, less ``fall`` for each level that a block lies above the
+    deepest. ``progressive``, as in the authors' code, lets d fall over the steps, in whole numbers, to 2.
+
+    Shortcuts of 1x1 are not touched, and the first and last convolution only if named.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"convolutions"})
+    sites: tuple[str, ...] = field(
+        default=(), converter=as_tuple, validator=sites_in(*BLOCKS, *OUTER)
+    )  # () for all blocks below the highest resolution
+    dilations: tuple[float, ...] = field(
+        default=(), converter=as_tuple, validator=v.deep_iterable(v.ge(1))
+    )  # a site each; () to follow the size of the views
+    fall: float = field(default=0.0, validator=v.ge(0))  # dilation less at every level above the deepest
+    progressive: bool = False  # whether it falls over the steps
+    skip_missing: bool = False  # leave out sites that the network lacks: published lists for SDXL name some
+    start: float = field(default=0.0, validator=share_below_one)  # share of the run's steps before it acts
+    until: float = field(default=1.0, validator=after_start)  # share of the run's steps after which it rests
+    branches: tuple[Branch, ...] = field(
+        default=(), converter=as_tuple, validator=known_branches
+    )  # CFG branches that it acts on; () for all
+
+    def __attrs_post_init__(self) -> None:
+        if self.dilations and len(self.dilations) != len(self.sites):
+            raise ValueError(
+                f"'dilations' needs a value for each of the {len(self.sites)} sites, got {len(self.dilations)}"
+            )
+        if self.dilations and self.fall:
+            raise ValueError("'fall' is for dilations that follow the size of the views; leave it or 'dilations' out")
+
+    def check(self, network: Any) -> None:
+        """Refuse sites without a 3x3 convolution, or that share one."""
+        refuse_compiled(network, (), NAME)
+        refuse_compiled(network, (conv.name for conv, _ in self._chosen(network)), NAME)
+
+    def apply(self, forward: Forward) -> AbstractContextManager[None]:
+        """The sites' convolutions, dilated, in the steps of the range."""
+        if not within(forward.step, self.start, self.until):
+            return nullcontext()
+        chosen = self._chosen(forward.network)
+        deepest = max(block.halvings for block in blocks(forward.network))
+        scale = 1.0 if self.dilations else max(1.0, math.floor(2 * scale_of(forward) + 0.5) / 2)
+        steps = steps_between(forward.step, self.start, self.until)
+        hooks = []
+        for conv, given in chosen:
+            full = max(1.0, scale - self.fall * (deepest - conv.halvings)) if given is None else given
+            now = shrunk(full, steps, forward.step.phase_step) if self.progressive else full
+            hooks += [dilated(conv, now)] if now > 1 else []
+        return attached(forward.network, hooks, NAME)
+
+    def _chosen(self, network: Any) -> list[tuple[Convolution, float | None]]:
+        """Convolutions with the dilation that was given for them."""
+        places = convolutions(network, also=[name for name in OUTER if name in self.sites])
+        if not self.sites:
+            below = [conv for conv in places.values() if conv.halvings > 0]
+            return [(conv, None) for conv in below or places.values()]
+        known = (present(places, self.sites) if self.skip_missing else ()) or self.sites
+        groups = choose(places, known, "3x3 convolution with a border of one zero")
+        each_once([name for site in known for name in groups[site]], NAME)
+        given: Sequence[float | None] = self.dilations or [None] * len(self.sites)
+        pairs = zip(self.sites, given, strict=True)
+        return [(places[name], dilation) for site, dilation in pairs for name in groups.get(site, ())]
+
+
+def shrunk(dilation: float, steps: range, step: int) -> float:
+    """A dilation that falls over a range of steps, in whole numbers, from itself to 2 at least."""
+    left = (steps.stop - step) / len(steps)
+    return min(dilation, max(math.ceil(dilation * left), 2))

@@ -1,0 +1,39 @@
+"""The blocks of a U-Net and how deep they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from attrs import frozen
+
+
+@frozen(eq=False)
+class Block:
+    """A block of the encoder, the middle or the decoder.
+
+    Attributes:
+        name: Dotted name in the network.
+        module: The block itself.
+        halvings: How often the features were halved on the way to it.
+    """
+
+    name: str
+    module: Any
+    halvings: int
+
+
+def blocks(network: Any) -> Iterator[Block]:
+    """Every block, in the order of the forward."""
+    halvings = 0
+    for name, module in _named(network):
+        yield Block(name, module, halvings)
+        halvings += getattr(module, "downsamplers", None) is not None
+        halvings -= getattr(module, "upsamplers", None) is not None
+
+
+def _named(network: Any) -> Iterator[tuple[str, Any]]:
+    yield from ((f"down_blocks.{i}", module) for i, module in enumerate(network.down_blocks))
+    if network.mid_block is not None:
+        yield "mid_block", network.mid_block
+    yield from ((f"up_blocks.{i}", module) for i, module in enumerate(network.up_blocks))

@@ -1,0 +1,166 @@
+"""Self-attention in a few large windows that lie elsewhere at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from vitrail.backbones.rectification.attention_scale import Layer, self_attentions
+from vitrail.backbones.rectification.hooks import Hook, attached, refuse_compiled
+from vitrail.backbones.rectification.scale import is_larger
+from vitrail.backbones.rectification.sites import BLOCKS, choose, sites_in
+from vitrail.backbones.rectification.steps import after_start, known_branches, within
+from vitrail.core.fields import as_tuple, share_below_one
+from vitrail.core.protocols import Branch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.protocols import Forward
+
+NAME = "window-attention"
+SHIFTS = 4  # places that windows may have, a quarter of a window apart
+
+
+@frozen(kw_only=True)
+class WindowAttention:
+    """Self-attention within windows, where there are the most tokens and they look least far.
+
+    HiDiffusion's modified shifted window attention (Zhang et al., 2023, https://arxiv.org/abs/2311.17528), sec. 4. The
+    features are rolled by none to three quarters of a window on both axes, drawn for each layer and step, parted into
+    ``windows`` by ``windows``, and rolled back after. Windows are of one size: where they do not part a side evenly
+    they overlap by the cells that are too many, whose answers are averaged, so nothing is padded or resized. 1 is off.
+    Nothing happens in views with no more cells than a training picture: it is for views that are larger (``whole``).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"self-attention"})
+    sites: tuple[str, ...] = field(
+        default=(), converter=as_tuple, validator=sites_in(*BLOCKS)
+    )  # () for all layers of the highest resolution that has any
+    windows: int = field(default=2, validator=v.ge(1))  # along each axis
+    start: float = field(default=0.0, validator=share_below_one)  # share of the run's steps before it acts
+    until: float = field(default=1.0, validator=after_start)  # share of the run's steps after which it rests
+    branches: tuple[Branch, ...] = field(
+        default=(), converter=as_tuple, validator=known_branches
+    )  # CFG branches that it acts on; () for all
+
+    def check(self, network: Any) -> None:
+        """Refuse sites that have no self-attention."""
+        refuse_compiled(network, (layer.name for _, layer in self._layers(network)), NAME)
+
+    def apply(self, forward: Forward) -> AbstractContextManager[None]:
+        """Windows in the sites' layers, in the steps of the range."""
+        if self.windows == 1 or not (within(forward.step, self.start, self.until) and is_larger(forward)):
+            return nullcontext()
+        sizes: dict[str, list[int]] = {}
+        hooks = []
+        for number, layer in self._layers(forward.network):
+            above = layer.name.partition(".transformer_blocks")[0]
+            if above not in sizes:
+                sizes[above] = []
+                hooks.append(Hook(above, forward.network.get_submodule(above), before=_remember(sizes[above])))
+            generator = forward.streams.generator("window-shift", forward.step.index, number)
+            hooks.append(_windowed(layer, sizes[above], self.windows, _drawn(generator)))
+        return attached(forward.network, hooks, NAME)
+
+    def _layers(self, network: Any) -> list[tuple[int, Layer]]:
+        """The chosen layers and their numbers in the whole network."""
+        layers = list(self_attentions(network))
+        top = min((layer.halvings for layer in layers), default=0)
+        sites = self.sites or [layer.name for layer in layers if layer.halvings == top]
+        groups = choose([layer.name for layer in layers], sites, "self-attention")
+        chosen = {name for group in groups.values() for name in group}
+        return [(number, layer) for number, layer in enumerate(layers) if layer.name in chosen]
+
+
+def parted(features: Tensor, windows: int, shift: int) -> Tensor:
+    """The windows of rolled features.
+
+    Args:
+        features: Float[Tensor, "batch h w channels"].
+        windows: Along each axis.
+        shift: Quarters of a window, by which the windows lie further down and right.
+
+    Returns:
+        Float[Tensor, "windows*windows*batch u v channels"].
+    """
+    import torch
+
+    rolled = features.roll(_rolls(features.shape[1:3], windows, shift), (1, 2))
+    return torch.cat([rolled[:, rows, cols] for rows, cols in _spans(features.shape[1:3], windows)])
+
+
+def rejoined(parts: Tensor, height: int, width: int, windows: int, shift: int) -> Tensor:
+    """The features from their windows; cells that lie in several have the mean.
+
+    Args:
+        parts: As ``parted`` gives them, Float[Tensor, "windows*windows*batch u v channels"].
+        height: Of the features.
+        width: Of the features.
+        windows: Along each axis.
+        shift: As in ``parted``.
+
+    Returns:
+        Float[Tensor, "batch height width channels"].
+    """
+    each = parts.reshape(windows * windows, -1, *parts.shape[1:])
+    whole, counts = each.new_zeros(each.shape[1], height, width, each.shape[-1]), each.new_zeros(height, width, 1)
+    for part, (rows, cols) in zip(each, _spans((height, width), windows), strict=True):
+        whole[:, rows, cols] += part
+        counts[rows, cols] += 1
+    down, right = _rolls((height, width), windows, shift)
+    mean: Tensor = whole / counts
+    return mean.roll((-down, -right), (1, 2))
+
+
+def _side(length: int, windows: int) -> int:
+    return -(-length // windows)
+
+
+def _rolls(sides: Any, windows: int, shift: int) -> tuple[int, int]:
+    down, right = (-shift * (_side(length, windows) // SHIFTS) for length in sides)
+    return down, right
+
+
+def _spans(sides: Any, windows: int) -> Iterator[tuple[slice, slice]]:
+    """The windows of a picture, row-major; they reach from end to end."""
+    along = []
+    for length in sides:
+        side = _side(length, windows)
+        begins = [i * (length - side) // max(1, windows - 1) for i in range(windows)]
+        along.append([slice(begin, begin + side) for begin in begins])
+    yield from ((rows, cols) for rows in along[0] for cols in along[1])
+
+
+def _drawn(generator: Any) -> int:
+    import torch
+
+    return int(torch.randint(SHIFTS, (), generator=generator))
+
+
+def _remember(size: list[int]) -> Any:
+    def remember(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        size[:] = args[0].shape[-2:]
+
+    return remember
+
+
+def _windowed(layer: Layer, size: list[int], windows: int, shift: int) -> Hook:
+    """Parts the tokens, Float[Tensor, "batch tokens width"], that come from features of a size."""
+
+    def part(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        batch, _, width = args[0].shape
+        parts = parted(args[0].reshape(batch, *size, width), windows, shift)
+        return (parts.flatten(1, 2), *args[1:]), kwargs
+
+    def join(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        height, width = size
+        sides = (_side(length, windows) for length in size)
+        parts = output.reshape(len(output), *sides, output.shape[-1])
+        return rejoined(parts, height, width, windows, shift).flatten(1, 2)
+
+    return Hook(layer.name, layer.attention, part, join)

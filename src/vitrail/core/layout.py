@@ -1,0 +1,120 @@
+"""What a run will do, step by step, and what it will cost; known before any model call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from vitrail.core.cost import Cost
+from vitrail.core.fields import as_tuple
+from vitrail.core.phase import steps_of
+
+if TYPE_CHECKING:
+    from vitrail.core.composition import Composition, Stage
+    from vitrail.core.phase import Phase
+    from vitrail.core.protocols import Branch
+    from vitrail.core.stages import Stages
+    from vitrail.core.step import Step
+    from vitrail.core.views import Canvas, Patches
+
+
+@frozen(kw_only=True, eq=False)
+class Layout:
+    """A run as laid out.
+
+    Attributes:
+        composition: Stages with strategies.
+        stages: The run's hooks.
+        phases: The sizes of the run, each with a canvas and a scheduler; the last is the wanted one.
+        branches: ``("uncond", "cond")``, or only ``("cond",)`` with classifier-free guidance off.
+    """
+
+    composition: Composition
+    stages: Stages
+    phases: tuple[Phase, ...] = field(converter=as_tuple)
+    branches: tuple[Branch, ...] = field(converter=as_tuple)
+
+    @property
+    def canvas(self) -> Canvas:
+        """Of the wanted picture."""
+        return self.phases[-1].canvas
+
+    @property
+    def first(self) -> int:
+        """The step to begin at; more than 0 if the run starts from a picture."""
+        return self.phases[0].first
+
+    def steps(self) -> list[Step]:
+        """Every step of the run, with the stage it belongs to; ``steps()[i].index`` is i."""
+        return steps_of(self.phases)
+
+    def patches(self, step: Step) -> list[Patches]:
+        """The views of every family at a step, in canonical order."""
+        families = 1 + len(self.composition.stages[step.stage].also)
+        canvas = self.phases[step.phase].canvas
+        return [self.stages.patch(step, canvas, family).canonical() for family in range(families)]
+
+    def cost(self) -> Cost:
+        """What the run will ask of its networks for one picture, decoding it at the end included.
+
+        A patching has as many views at every step of a stage, so the first step of each tells.
+        """
+        costs = [Cost(decodes=1)]
+        costs += [Cost(decodes=1, encodes=1) for p in self.phases if p.enter is not None and p.enter.resize == "pixels"]
+        views: dict[tuple[int, int], Cost] = {}
+        for step in self.steps()[self.first :]:
+            place = (step.phase, step.stage)
+            views[place] = views.get(place) or self.cost_of_views(step)
+            costs += [views[place], *self._cost_of_guidance(step)]
+        return Cost.total(costs)
+
+    def cost_of_step(self, step: Step) -> Cost:
+        """What one step asks of the networks."""
+        return Cost.total([self.cost_of_views(step), *self._cost_of_guidance(step)])
+
+    def cost_of_views(self, step: Step) -> Cost:
+        """Rows of all families at a step, with the run's own branches."""
+        rows = [
+            Cost(rows={patches.cells: (len(patches.views) + patches.clean_key) * len(self.branches)})
+            for patches in self.patches(step)
+        ]
+        return Cost.total(rows)
+
+    def _cost_of_guidance(self, step: Step) -> list[Cost]:
+        """What guidance asks for besides: branches of the main family, and what it does on its own."""
+        costs, branches = [], len(self.branches)
+        more = len(branches_of(self.composition.stages[step.stage], step, self.branches)) - branches
+        if more:
+            main = self.patches(step)[0]
+            costs.append(Cost(rows={main.cells: more * (len(main.views) + main.clean_key)}))
+        for guidance in self.composition.stages[step.stage].guidance:
+            if hasattr(guidance, "cost"):
+                costs.append(guidance.cost(step, self.phases[step.phase].canvas, branches))
+            if hasattr(guidance, "cost_of_views"):
+                costs.append(guidance.cost_of_views(step, self.patches(step)[0], branches))
+        return costs
+
+    def stage_starts(self) -> list[tuple[Step, int]]:
+        """The first step that is done of every stage at every size, and how many are."""
+        ahead = self.steps()[self.first :]
+        firsts = [step for step in ahead if step.stage_step == 0 or step.index == self.first]
+        return [(step, step.stage_num_steps - step.stage_step) for step in firsts]
+
+    def count_views(self, step: Step) -> int:
+        """Forwards of one branch at a step: the views of all families and clean key views."""
+        return sum(len(patches.views) + patches.clean_key for patches in self.patches(step))
+
+
+def branches_of(stage: Stage, step: Step, branches: Sequence[Branch], family: int = 0) -> tuple[Branch, ...]:
+    """The CFG branches of a step; a guidance may want further ones for the main family.
+
+    Args:
+        stage: Its strategies.
+        step: Where the run stands.
+        branches: Of the run.
+        family: 0 is the main one.
+    """
+    wanted = [] if family else [getattr(g, "branches", None) for g in stage.guidance if g.point == "branches"]
+    return (*branches, *(branch for wants in wanted if wants is not None for branch in wants(step)))

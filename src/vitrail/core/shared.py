@@ -1,0 +1,28 @@
+"""The prompting of a stage that says nothing about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from vitrail.core.scene import Memory
+    from vitrail.core.views import Canvas, View
+
+
+@frozen
+class Shared:
+    """The prompt, for every view."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def request(self) -> None:
+        """No maps."""
+        return None
+
+    def texts(self, prompt: str, views: Sequence[View], canvas: Canvas, memory: Memory | None) -> tuple[()]:
+        """None of their own."""
+        return ()

@@ -1,0 +1,186 @@
+"""The views of a step: read, prompted, predicted, masked and guided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from attrs import evolve, frozen
+
+from vitrail.core.assembly import gather_views, restore_order
+from vitrail.core.prediction import Prediction
+from vitrail.core.protocols import Predicted
+from vitrail.core.scene import Memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.composition import Stage
+    from vitrail.core.guiding import Guiding
+    from vitrail.core.layout import Layout
+    from vitrail.core.predictor import Predictor
+    from vitrail.core.protocols import MessageGuidance, Rows
+    from vitrail.core.run_state import RunState, Sampled
+    from vitrail.core.step import Step
+    from vitrail.core.views import Patches
+
+
+@frozen(eq=False)
+class Reading:
+    """What one family sees at a step.
+
+    Attributes:
+        family: 0 is the main one.
+        patches: Its views, in canonical order.
+        views: Their latents, Float32[Tensor, "views batch channels h w"].
+        batches: What the network is shown, in micro-batches.
+    """
+
+    family: int
+    patches: Patches
+    views: Tensor
+    batches: list[Rows]
+
+
+@frozen(kw_only=True, eq=False)
+class Viewing:
+    """From the canvas to predictions of views.
+
+    Attributes:
+        layout: The run.
+        predictor: Forwards.
+        guiding: The stages' guidance.
+    """
+
+    layout: Layout
+    predictor: Predictor
+    guiding: Guiding
+
+    def predictions(
+        self, step: Step, latents: Tensor, done: Sampled
+    ) -> tuple[Tensor, list[tuple[Patches, Prediction]]]:
+        """The canvas as the step starts from it, and every family's views with what was predicted of them.
+
+        Args:
+            step: Where the run stands.
+            latents: Float32[Tensor, "batch channels height width"].
+            done: How far the run has come; its state is renewed.
+        """
+        every = self.layout.patches(step)
+        latents, inputs = self._inputs(step, latents, every[0], done)
+        scaled = self.layout.phases[step.phase].stepper.scale(latents, step.phase_step)
+        found = []
+        for family, patches in enumerate(every):
+            reading = self._read(step, latents, scaled, inputs if family == 0 else None, patches, family, done)
+            predict = self._together if done.state.relay is None else self._own
+            found.append((patches, predict(step, latents, reading, done)))
+        return latents, found
+
+    def mask_of_canvas(self, step: Step, prediction: Prediction, state: RunState) -> Tensor | None:
+        """Where guidance of the canvas acts, if the stage's mask is one that knows the whole picture.
+
+        Args:
+            step: Where the run stands.
+            prediction: Of the canvas.
+            state: Of the strategies.
+        """
+        recalls = getattr(self._stage(step).masking, "recalls", False)
+        if not recalls or not self.guiding.acts_at("canvas", step):
+            return None
+        return self._mask(step, prediction, Predicted(prediction.model_output), state)
+
+    def _stage(self, step: Step) -> Stage:
+        return self.layout.composition.stages[step.stage]
+
+    def _inputs(self, step: Step, latents: Tensor, patches: Patches, done: Sampled) -> tuple[Tensor, Tensor | None]:
+        """The canvas and its views where a guidance changes each view's own latents; None if none does."""
+        if not self.guiding.acts_at("inputs", step):
+            return latents, None
+        own = gather_views(latents, patches.views)
+        views = self.guiding.at("inputs", step, own, done, patches)
+        if views is own:
+            return latents, None
+        canvas = self.layout.stages.fuse(step, patches.views, Prediction(views, views, step), latents, 0)
+        return canvas, views
+
+    def _read(
+        self,
+        step: Step,
+        latents: Tensor,
+        scaled: Tensor,
+        inputs: Tensor | None,
+        patches: Patches,
+        family: int,
+        done: Sampled,
+    ) -> Reading:
+        """What a family's views see, as the network is shown it."""
+        phase = self.layout.phases[step.phase]
+        if inputs is None:
+            ratio = phase.stepper.scale_ratio(step.phase_step)
+            shown = self.predictor.gather(step, scaled, patches, family, phase.canvas, ratio)
+        else:
+            shown = phase.stepper.scale(inputs, step.phase_step)
+        texts: Sequence[str | None] = ()
+        if family == 0:
+            prompting = self._stage(step).prompting
+            texts = prompting.texts(self.predictor.prompt, patches.views, phase.canvas, done.state.memory)
+        batches = self.predictor.batches(step, shown, patches, family, texts)
+        done.timings.count(batches)
+        views = gather_views(latents, patches.views) if inputs is None else inputs
+        return Reading(family, patches, views, batches)
+
+    def _together(self, step: Step, latents: Tensor, reading: Reading, done: Sampled) -> Prediction:
+        """All views of a family, predicted by all ranks together; those of the main family guided."""
+        state, patches, family = done.state, reading.patches, reading.family
+        answers = self.predictor.share(step, reading.batches, done.timings)
+        state.trail.add_rows(patches, family, reading.batches, answers)
+        if family == 0 and self.guiding.acts_at("branches", step):
+            branched = self.predictor.branched(step, answers, reading.views, patches)
+            output = self.guiding.at("branches", step, branched, done, patches).combined
+        else:
+            output = restore_order(self.predictor.combine(step, answers, len(latents), family), patches)
+        state.trail.add_views("classifier-free guidance", patches, family, output)
+        views = Prediction(reading.views, output, step)
+        if family == 0:
+            key = evolve(views, latents=views.latents[patches.key], model_output=output[patches.key])
+            seen = next((a for a in answers if a.attention is not None), answers[0])
+            self._remember(step, seen, state)
+            mask = self._mask(step, key, seen, state)
+            views = self.guiding.at("views", step, views, done, patches, mask)
+        return views
+
+    def _own(self, step: Step, latents: Tensor, reading: Reading, done: Sampled) -> Prediction:
+        """The views of this rank, predicted and guided; what stands for the others' is of no consequence."""
+        relay, trail = done.state.relay, done.state.trail
+        assert relay is not None
+
+        def combine(answers: Sequence[Predicted]) -> Tensor:
+            trail.add_rows(reading.patches, reading.family, reading.batches, answers)
+            return self.predictor.combine(step, answers, len(latents))
+
+        def tell(guidance: MessageGuidance, key: Prediction, seen: Predicted) -> Tensor:
+            mask = self._mask(step, key, seen, done.state)
+            return guidance.tell(
+                step, evolve(key, latents=key.latents[None], model_output=key.model_output[None]), 0, mask
+            )
+
+        def forward(rows: Rows) -> Predicted:
+            return self.predictor.forward(step, rows, done.timings)
+
+        views = relay.predict(step, latents, reading.batches, forward, combine, tell)
+        if relay.guidance is not None:
+            trail.add_message(lambda: relay.message(step))
+            trail.add_guided(relay.guidance, views, reading.patches)
+        return views
+
+    def _remember(self, step: Step, seen: Predicted, state: RunState) -> None:
+        """Keep the maps of every word, if the stage does."""
+        if self._stage(step).remember and seen.words is not None:
+            known, words = state.memory, self.predictor.words
+            state.memory = Memory(words, seen.words) if known is None else known.seen(seen.words)
+
+    def _mask(self, step: Step, key: Prediction, seen: Predicted, state: RunState) -> Tensor | None:
+        """Where guidance acts, from the key view's prediction and attention."""
+        seen = evolve(seen, model_output=key.model_output, memory=state.memory)
+        mask, state.masking = self.layout.stages.mask(step, key, seen, state.masking)
+        return mask

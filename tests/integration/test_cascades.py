@@ -1,0 +1,107 @@
+"""Runs that grow through several sizes: what enters a size, what is counted, what ranks and checkpoints keep."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from vitrail.core.cascade import Cascade
+from vitrail.core.composition import Composition
+from vitrail.core.config import Loader
+from vitrail.core.growing import grown_latents
+from vitrail.core.run_config import RunConfig
+from vitrail.discovery import build_registry
+from vitrail.errors import ConfigError
+from vitrail.sampler import Sampler
+
+WHOLE = {"patching": "whole", "fusion": "average"}
+CALL = {"height": 128, "width": 192, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+
+
+def cascade(*stages, **options):
+    table = {"cascade": options, "stages": [WHOLE, *stages]}
+    return Loader(build_registry()).structure(table, Composition, "test")
+
+
+def sampled(pipe, composition, **call):
+    return Sampler.from_pipeline(pipe, composition)("a fox", **(CALL | call))
+
+
+@pytest.mark.parametrize("resize", ["latents", "pixels"])
+def test_a_last_size_of_one_step_starts_from_the_grown_picture(pipe, resize):
+    """At the last timestep hardly any noise is left, so what was grown comes out nearly as it went in."""
+    composition = cascade(WHOLE | {"enter": {"resize": resize, "strength": [0.01]}})
+    seen = {}
+    call = CALL | {"num_inference_steps": 50, "guidance_scale": 1.0, "height": 192}
+    sampler = Sampler.from_pipeline(pipe, composition)
+    engine = sampler.engine(RunConfig(prompt="", height=192, width=192, num_inference_steps=50), 0)
+    steps = engine.steps()
+    assert [phase.picture for phase in engine.phases] == [(64, 64), (112, 112), (192, 192)]
+    result = sampler("a fox", callback_on_step_end=lambda s, i, t, k: seen.update({i: k["latents"].clone()}), **call)
+    ends = [s.index for s, t in pairwise(steps) if s.phase != t.phase]
+    assert [steps[end].phase for end in ends] == [0, 1] and len(steps) == 52
+    if resize == "latents":
+        grown = grown_latents(seen[ends[1]], engine.phases[1].canvas, engine.phases[2].canvas)
+        assert (result.latents - grown).abs().mean() < 0.1 * grown.std()
+
+
+def test_counted_calls_are_those_that_were_made(pipe):
+    composition = cascade(
+        {"enter": {"resize": "pixels", "strength": [0.5]}, "patching": "windows", "fusion": "average", "until": 0.5},
+        WHOLE,
+        spacing="side",
+    )
+    sampler = Sampler.from_pipeline(pipe, composition)
+    config = RunConfig(prompt="a fox", height=200, width=136, num_inference_steps=6)
+    cost, report = sampler.plan(config).cost, sampler.run(config).report
+    assert (report.model_calls, report.vae_decodes, report.vae_encodes) == (
+        cost.model_calls,
+        cost.decodes,
+        cost.encodes,
+    )
+    assert cost.decodes == 1 + cost.encodes > 1
+
+
+def test_a_picture_no_larger_than_a_training_picture_has_one_size(pipe):
+    alone = Loader(build_registry()).structure({"stages": [WHOLE]}, Composition, "test")
+    composition = cascade(WHOLE | {"enter": {}})
+    small = {"height": 64, "width": 64}
+    assert torch.equal(sampled(pipe, composition, **small).latents, sampled(pipe, alone, **small).latents)
+
+
+@pytest.mark.parametrize(("base", "spacing"), [("area", "ratio"), ("side", "side"), ("area", "area")])
+@pytest.mark.parametrize("wanted", [(4096, 4096), (2048, 4096), (1536, 1000), (1024, 1025), (5000, 600)])
+def test_sizes_grow_to_the_wanted_one_and_keep_its_proportions(base, spacing, wanted):
+    sizes = Cascade(base=base, spacing=spacing).sizes(*wanted, 1024, 8)
+    assert sizes[-1] == wanted and len(sizes) >= 2
+    first = max(sizes[0]) if base == "side" else (sizes[0][0] * sizes[0][1]) ** 0.5
+    assert abs(first - 1024) <= 64
+    for (h, w), (height, width) in pairwise(sizes):
+        assert h <= height and w <= width
+        assert h % 8 == w % 8 == 0
+
+
+def test_published_sizes():
+    sides = Cascade(base="side", spacing="side")
+    assert sides.sizes(4096, 4096, 1024, 8) == tuple((n, n) for n in range(1024, 4097, 1024))
+    areas = Cascade(spacing="area", count=2).sizes(4096, 4096, 1024, 8)
+    assert areas[0] == (1024, 1024) and abs(areas[1][0] - 2984) <= 24
+    assert Cascade(spacing="side", count=2).sizes(2048, 2048, 1024, 8)[1] in {(1536, 1536)}
+    assert Cascade().sizes(4096, 4096, 1024, 8) == ((1024, 1024), (2048, 2048), (4096, 4096))
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"stages": [WHOLE | {"enter": {}}]}, "begins with noise"),
+        ({"stages": [WHOLE, WHOLE | {"enter": {}}]}, "need each other"),
+        ({"cascade": {}, "stages": [WHOLE]}, "need each other"),
+        ({"cascade": {}, "stages": [WHOLE | {"until": 0.5}, WHOLE | {"enter": {}}]}, "must be 1.0"),
+        ({"cascade": {}, "stages": [WHOLE, WHOLE | {"enter": {"sharpen": 1.0}}]}, "works on pixels"),
+        ({"cascade": {}, "stages": [WHOLE, WHOLE | {"enter": {"strength": [0.0]}}]}, "shares of the steps"),
+        ({"cascade": {}, "stages": [WHOLE, WHOLE | {"enter": {"strenght": [0.5]}}]}, "strength"),
+    ],
+)
+def test_plans_that_mean_nothing_are_refused(table, told):
+    with pytest.raises(ConfigError, match=told):
+        Loader(build_registry()).structure(table, Composition, "test")
