@@ -11,13 +11,12 @@ import typer
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
+from measure_compositions import METHODS
 from vitrail.core.hookspecs import hookimpl
-from vitrail.discovery import registry
 from vitrail.sampler import Sampler
 
 SIZES = (256, 384, 512)  # pixels: 4, 9 and 16 times the training area
-SHOWN = 256  # pixels of a cell on the sheet
-ORDER = ("direct", "multidiffusion", "mixture-of-diffusers", "cutdiffusion", "asg", "asg-plus", "asg-limit")
+SHOWN = 192  # pixels of a cell on the sheet
 
 
 class MaskRecorder:
@@ -74,9 +73,8 @@ def main(
     torch.set_num_threads(threads)
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
-    methods = [m for m in ORDER if m in registry().names("methods")]
     rows = []
-    for method in methods:
+    for method in METHODS:
         sampler = Sampler.from_pretrained("demo", method)
         row = []
         for size in SIZES:
@@ -85,8 +83,8 @@ def main(
             console.print(f"{method} {size}: {result.report.model_calls} calls, {result.report.engine_s:.1f} s")
         rows.append(row)
     heads = [f"{size}x{size}" for size in SIZES]
-    sheet(rows, methods, heads, SHOWN).save(out / "compositions.webp", quality=88)
-    rows[methods.index("asg-plus")][-1].save(out / "fox.png", optimize=True)
+    sheet(rows, list(METHODS), heads, SHOWN).save(out / "compositions.webp", quality=88)
+    rows[METHODS.index("asg-plus")][-1].save(out / "fox.png", optimize=True)
     heat_maps(prompt, seed, steps, "asg-plus").save(out / "heat-maps.webp", quality=88)
     (out / "index.md").write_text(PAGE.format(prompt=prompt, seed=seed, steps=steps))
     console.print(f"written to {out}")
@@ -96,7 +94,8 @@ PAGE = """# Gallery
 
 One prompt ("{prompt}"), one seed ({seed}), {steps} steps, the demo model, which was trained at 128x128.
 Made by `make gallery`. The demo model is small and soft; what to compare is how often the object appears, and where.
-Plain sampling and the methods of windows repeat the fox; those that settle the structure first draw one.
+Plain sampling and the methods of windows repeat the fox; those that settle the structure first draw one. From the top:
+the whole canvas at once, with and without changes inside the network; windows; pictures that grow; strided views.
 
 ![every composition at 4x, 9x and 16x area](compositions.webp)
 

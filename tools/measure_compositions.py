@@ -26,17 +26,30 @@ from vitrail.sampler import Sampler
 ASG = "stages.0.guidance.0."
 NO_MASK = "stages.0.masking=none"
 APART = "stages.0.patching.interaction=none"
-VARIANTS: dict[str, tuple[str, list[str]]] = {  # row of the table: method and overrides
-    "direct": ("direct", []),
-    "multidiffusion": ("multidiffusion", []),
-    "mixture-of-diffusers": ("mixture-of-diffusers", []),
-    "cutdiffusion": ("cutdiffusion", []),
+METHODS = (
+    "direct",
+    "upsample-guidance",
+    "scalecrafter",
+    "hidiffusion",
+    "multidiffusion",
+    "mixture-of-diffusers",
+    "syncdiffusion",
+    "demofusion",
+    "accdiffusion",
+    "ap-ldm",
+    "diffusehigh",
+    "cutdiffusion",
+    "asg",
+    "asg-plus",
+    "asg-limit",
+    "asg-cascade",
+)
+VARIANTS: dict[str, tuple[str, list[str]]] = {name: (name, []) for name in METHODS}  # row: method and overrides
+FORMS: dict[str, tuple[str, list[str]]] = {  # what structure guidance could be
     "asg": ("asg", []),
     "asg, no mask": ("asg", [NO_MASK]),
     "asg, no mask, literal": ("asg", [NO_MASK, f"{ASG}form=literal"]),
     "asg, no mask, reversed": ("asg", [NO_MASK, f"{ASG}form=reversed"]),
-    "asg-plus": ("asg-plus", []),
-    "asg-limit": ("asg-limit", []),
 }
 COMMUNICATION: dict[str, tuple[str, list[str]]] = {  # what ranks may leave out
     "asg": ("asg", []),
@@ -45,13 +58,47 @@ COMMUNICATION: dict[str, tuple[str, list[str]]] = {  # what ranks may leave out
     "asg, no exchange": ("asg", [APART]),
     "asg, no exchange, sync": ("asg", [APART, f"{ASG}type=sync"]),
 }
-TABLES = {"compositions": VARIANTS, "communication": COMMUNICATION}
-CELLS = {256: 24, 384: 16, 512: 8}  # size in pixels: pictures
+PARTS: dict[str, tuple[str, list[str]]] = {  # what each part of a method does
+    "demofusion": ("demofusion", []),
+    "demofusion, one further size": ("demofusion", ["cascade.count=1"]),
+    "demofusion, no skip residual": ("demofusion", ["stages.1.guidance=[]"]),
+    "demofusion, no dilated views": ("demofusion", ["stages.1.also=[]"]),
+    "accdiffusion": ("accdiffusion", []),
+    "accdiffusion, one text": ("accdiffusion", ["stages.1.prompting=shared"]),
+    "accdiffusion, no interaction": ("accdiffusion", ["stages.1.also.0.patching.interaction=none"]),
+    "ap-ldm, scale 0": ("ap-ldm", ["stages.0.guidance.0.scale=0.0"]),
+    "ap-ldm, scale 0.004": ("ap-ldm", []),
+    "ap-ldm, scale 0.016": ("ap-ldm", ["stages.0.guidance.0.scale=0.016"]),
+    "ap-ldm, scale 0.064": ("ap-ldm", ["stages.0.guidance.0.scale=0.064"]),
+}
+ANCHOR, TEXT = "stages.1.guidance.0.", "stages.1.prompting=shared"
+CASCADE: dict[str, tuple[str, list[str]]] = {  # what asg-cascade could be
+    "asg-cascade": ("asg-cascade", []),
+    "asg-cascade, no mask": ("asg-cascade", ["stages.1.masking=none"]),
+    "asg-cascade, binary mask": ("asg-cascade", ["stages.1.masking.edge=binary"]),
+    "asg-cascade, one text": ("asg-cascade", [TEXT]),
+    "asg-cascade, no guidance": ("asg-cascade", ["stages.1.guidance=[]"]),
+    "asg-cascade, twice the noise": ("asg-cascade", ["stages.1.enter.strength=[0.6,0.4]"]),
+}
+TABLES = {
+    "compositions": VARIANTS,
+    "forms": FORMS,
+    "communication": COMMUNICATION,
+    "parts": PARTS,
+    "cascade": CASCADE,
+}
+CELLS = {  # table: size in pixels: pictures
+    "compositions": {256: 24, 384: 12, 512: 6},
+    "forms": {256: 24, 384: 16, 512: 8},
+    "communication": {256: 24, 384: 16, 512: 8},
+    "parts": {256: 8},
+    "cascade": {512: 6},
+}
 
 
-def jobs(variants: dict) -> list[tuple[str, int, int]]:
+def jobs(variants: dict, cells: dict[int, int]) -> list[tuple[str, int, int]]:
     """(variant, size, picture): all sizes grow at the same pace, so that a table made early is balanced."""
-    pictures = sorted((i / count, size, i) for size, count in CELLS.items() for i in range(count))
+    pictures = sorted((i / count, size, i) for size, count in cells.items() for i in range(count))
     return [(name, size, i) for _, size, i in pictures for name in variants]
 
 
@@ -98,12 +145,12 @@ def complete(lines: list[dict], size: int, variants: dict) -> set[int]:
     return set.intersection(*seen)
 
 
-def table_of(lines: list[dict], variants: dict) -> list[list[str]]:
+def table_of(lines: list[dict], variants: dict, cells: dict[int, int]) -> list[list[str]]:
     """Rows of the table: share of pictures with one object, mean count, named, background sharpness."""
     rows = []
     for variant in variants:
         row = [variant]
-        for size in CELLS:
+        for size in cells:
             whole = complete(lines, size, variants)
             cell = [x for x in lines if x["variant"] == variant and x["size"] == size and x["picture"] in whole]
             if not cell:
@@ -133,20 +180,21 @@ def main(
     torch.set_num_threads(threads)
     console = Console(width=200)
     if measuring:
-        measure_missing(console, runs, steps, shard, TABLES[table])
+        measure_missing(console, runs, steps, shard, table)
     show(console, read(runs), out, steps, table)
 
 
-def measure_missing(console: Console, runs: Path, steps: int, shard: str, variants: dict) -> None:
+def measure_missing(console: Console, runs: Path, steps: int, shard: str, table: str) -> None:
     """Sample and judge this shard's pictures that no line tells of yet."""
+    variants = TABLES[table]
     runs.mkdir(parents=True, exist_ok=True)
     judge = Judge.load()
     part, parts = map(int, shard.split("/"))
     pipe = Sampler.from_pretrained("demo", "direct").backbone
     samplers = {v: Sampler(pipe, load_method(m, sets), model="demo") for v, (m, sets) in variants.items()}
     done = {(line["variant"], line["size"], line["picture"]) for line in read(runs)}
-    numbered = enumerate(jobs(variants))
-    todo = [job for number, job in numbered if number // len(variants) % parts == part and job not in done]
+    missing = [job for job in jobs(variants, CELLS[table]) if job not in done]
+    todo = [job for job in missing if (job[1] + job[2]) % parts == part]
     begin = time.monotonic()
     for number, (variant, size, picture) in enumerate(todo):
         line = {"variant": variant, **measure(samplers[variant], judge, size, picture, steps)}
@@ -164,11 +212,11 @@ def read(runs: Path) -> list[dict]:
 
 def show(console: Console, lines: list[dict], out: Path | None, steps: int, name: str) -> None:
     """The table on the terminal, and as markdown if a file is given."""
-    variants, head = TABLES[name], ["composition"]
-    for size in CELLS:
+    variants, cells, head = TABLES[name], CELLS[name], ["composition"]
+    for size in cells:
         head += [f"{size}: one ({len(complete(lines, size, variants))})", "mean", "named", "sharp"]
     table = Table(*head, box=None, header_style="bold")
-    rows = table_of(lines, variants)
+    rows = table_of(lines, variants, cells)
     for row in rows:
         table.add_row(*row)
     console.print(table)
