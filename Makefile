@@ -15,8 +15,10 @@ OLD_TESTS := $(addprefix tests/integration/test_,family_parity.py loading.py use
 demo: $(READY)
 	$(BIN)/vitrail sample "a fox on a snow field" --size 512 --method asg-plus --seed 7 -o fox.png
 
+# Ranks first and alone, since their laws are about time; then the rest on two cores.
 test: $(READY) $(VENV)/.example
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/comm
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/comm
 
 long: $(READY) $(VENV)/.example
 	VITRAIL_PROFILE=long $(BIN)/python -m pytest
