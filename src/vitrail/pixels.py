@@ -40,8 +40,7 @@ class Pixels:
         import torch
 
         decoded = [self.backbone.decode(one[None], self.exchange, self.wrap, self.backs_off) for one in latents]
-        height = canvas.cell * (canvas.height - canvas.pad_height) - canvas.cut[0]
-        width = canvas.cell * (canvas.width - canvas.pad_width) - canvas.cut[1]
+        height, width = canvas.picture
         return torch.cat(decoded)[..., :height, :width]
 
     def encode(self, picture: Tensor, canvas: Canvas) -> Tensor:

@@ -26,7 +26,8 @@ from vitrail.core.run_config import Wrap
 from vitrail.core.scene import Branches, Memory, Scene, subject_tensor
 from vitrail.core.step import Step
 from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas, Patches, Span, View, check_cover
+from vitrail.core.views import Canvas, Patches, Span, View
+from vitrail.errors import CoverageError
 
 CHANNELS = 4
 WRAPS: tuple[Wrap, ...] = ("none", "x", "y", "xy")
@@ -208,6 +209,22 @@ def check_prompting(prompting: Any) -> None:
         assert len(texts) in (0, len(views)), f"expected a text for each of {len(views)} views or none, got {texts}"
         assert all(text is None or isinstance(text, str) for text in texts)
     assert strategy.request is None or strategy.request.each, "what is remembered is kept word by word"
+
+
+def check_cover(views: Sequence[View], height: int, width: int) -> None:
+    """Refuse a set of views that leaves a cell of the canvas out.
+
+    Raises:
+        CoverageError: With the first uncovered cell.
+    """
+    covered = [bytearray(width) for _ in range(height)]
+    for piece in (piece for view in views for piece in view.pieces):
+        mark = bytes([1]) * len(range(width)[piece.cols])
+        for y in range(height)[piece.rows]:
+            covered[y][piece.cols] = mark
+    for y, row in enumerate(covered):
+        if 0 in row:
+            raise CoverageError(f"latent cell ({y}, {row.index(0)}) of {height}x{width} lies in no view")
 
 
 def _instance(slot: str, strategy: Any) -> Any:

@@ -14,13 +14,13 @@ from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted, Rows
 from vitrail.core.streams import Streams
 from vitrail.core.turning import predict_turned
-from vitrail.core.views import Canvas, Patches, Span, View, check_cover
+from vitrail.core.views import Canvas, Patches, Span, View
 from vitrail.discovery import build_registry
 from vitrail.errors import ConfigError, CoverageError, ShapeError
 from vitrail.methods import load_method
 from vitrail.plugins.fusion import Average, Gaussian
 from vitrail.plugins.patching import Lattice, Whole, Windows, window_starts
-from vitrail.testing import WRAPS, make_step
+from vitrail.testing import WRAPS, check_cover, make_step
 
 METHODS = build_registry().names("methods")
 TAILS = ("spread", "shift")

@@ -47,16 +47,6 @@ class Cost:
         areas = ((cells / native_cells, number) for cells, number in self.rows.items())
         return sum(number * ((1 - attention) * a + attention * a * a) for a, number in areas) / branches
 
-    def times(self, number: int) -> Cost:
-        """The same so many times."""
-        rows = {cells: number * count for cells, count in self.rows.items()}
-        return Cost(
-            rows=rows,
-            decodes=number * self.decodes,
-            encodes=number * self.encodes,
-            gradients=number * self.gradients,
-        )
-
     @classmethod
     def total(cls, costs: Iterable[Cost]) -> Cost:
         """Of several."""

@@ -96,10 +96,9 @@ class Engine(Layout):
 
     def shown(self, done: Sampled) -> Tensor:
         """What a run that was stopped has to show: its clean prediction, grown to the wanted size."""
-        if done.prediction is None:
-            return grown_latents(done.latents, self.phases[0].canvas, self.canvas)
-        phase = self.phases[done.prediction.step.phase]
-        clean = done.prediction.clean
+        prediction = done.prediction
+        phase = self.phases[0 if prediction is None else prediction.step.phase]
+        clean = done.latents if prediction is None else prediction.clean
         return clean if phase is self.phases[-1] else grown_latents(clean, phase.canvas, self.canvas)
 
     def _enter(self, step: Step, done: Sampled) -> None:

@@ -21,7 +21,8 @@ REACH = 3  # cells on one side that bicubic interpolation looks at, and one more
 
 def without_padding(latents: Tensor, canvas: Canvas) -> Tensor:
     """The cells of the picture, Float32[Tensor, "batch channels height width"]."""
-    return latents[..., : canvas.height - canvas.pad_height, : canvas.width - canvas.pad_width]
+    height, width = canvas.inner
+    return latents[..., :height, :width]
 
 
 def grown_latents(latents: Tensor, before: Canvas, canvas: Canvas) -> Tensor:
@@ -34,8 +35,7 @@ def grown_latents(latents: Tensor, before: Canvas, canvas: Canvas) -> Tensor:
     """
     import torch.nn.functional as F
 
-    inner = (canvas.height - canvas.pad_height, canvas.width - canvas.pad_width)
-    grown = bicubic(without_padding(latents, before), inner, canvas)
+    grown = bicubic(without_padding(latents, before), canvas.inner, canvas)
     return F.pad(grown, (0, canvas.pad_width, 0, canvas.pad_height), mode="replicate")
 
 

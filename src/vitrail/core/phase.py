@@ -42,9 +42,7 @@ class Phase:
     @property
     def picture(self) -> tuple[int, int]:
         """Height and width in pixels, without padding."""
-        canvas = self.canvas
-        height, width = canvas.height - canvas.pad_height, canvas.width - canvas.pad_width
-        return height * canvas.cell - canvas.cut[0], width * canvas.cell - canvas.cut[1]
+        return self.canvas.picture
 
 
 def first_of(strength: float, num_steps: int, order: int) -> int:

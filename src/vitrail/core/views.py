@@ -6,13 +6,12 @@ Lengths are latent cells. A window is contiguous, a lattice view is strided; bot
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from attrs import evolve, field, frozen
 
 from vitrail.core.fields import as_tuple
-from vitrail.errors import ConfigError, CoverageError, ShapeError
+from vitrail.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -252,9 +251,19 @@ class Canvas:
         """Whether the ends of an axis meet: left and right for ``x``, top and bottom for ``y``."""
         return self.wrap != "none" and axis in self.wrap
 
+    @property
+    def inner(self) -> tuple[int, int]:
+        """Height and width in cells, without padding."""
+        return self.height - self.pad_height, self.width - self.pad_width
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Height and width in pixels, without padding."""
+        return self.inner[0] * self.cell - self.cut[0], self.inner[1] * self.cell - self.cut[1]
+
     def scale(self, axis: Literal["height", "width"]) -> int:
         """How many training sizes the picture takes along an axis, rounded half up, at least 1."""
-        length = self.height - self.pad_height if axis == "height" else self.width - self.pad_width
+        length = self.inner[0] if axis == "height" else self.inner[1]
         return max(1, math.floor(length / self.native + 0.5))
 
     def padded(self, down: int, right: int) -> Canvas:
@@ -287,19 +296,3 @@ class Canvas:
         fit = [p for p in (below, below + unit) if p and math.floor(p / self.cell / self.native + 0.5) == rounded]
         sizes = " or ".join(map(str, fit or [below + unit]))
         return f"wrap {self.wrap!r}: a {name} of {pixels} pixels must be a multiple of {unit} ({why}); try {sizes}"
-
-
-def check_cover(views: Sequence[View], height: int, width: int) -> None:
-    """Refuse a set of views that leaves a cell of the canvas out.
-
-    Raises:
-        CoverageError: With the first uncovered cell.
-    """
-    covered = [bytearray(width) for _ in range(height)]
-    for piece in (piece for view in views for piece in view.pieces):
-        mark = bytes([1]) * len(range(width)[piece.cols])
-        for y in range(height)[piece.rows]:
-            covered[y][piece.cols] = mark
-    for y, row in enumerate(covered):
-        if 0 in row:
-            raise CoverageError(f"latent cell ({y}, {row.index(0)}) of {height}x{width} lies in no view")

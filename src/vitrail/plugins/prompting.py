@@ -92,6 +92,5 @@ def on_canvas(masks: Tensor, canvas: Canvas) -> Tensor:
     """
     import torch.nn.functional as F
 
-    inner = (canvas.height - canvas.pad_height, canvas.width - canvas.pad_width)
-    grown = F.interpolate(masks[None], inner, mode="nearest-exact")
+    grown = F.interpolate(masks[None], canvas.inner, mode="nearest-exact")
     return F.pad(grown, (0, canvas.pad_width, 0, canvas.pad_height), mode="replicate")[0]

@@ -81,8 +81,7 @@ class UpsampleGuidance:
             return 1
         if self.factor is not None:
             return self.factor
-        area = (canvas.height - canvas.pad_height) * (canvas.width - canvas.pad_width)
-        return max(1, math.floor(math.sqrt(area) / canvas.native + 0.5))
+        return max(1, math.floor(math.sqrt(math.prod(canvas.inner)) / canvas.native + 0.5))
 
     def _small(self, step: Step, latents: Tensor, scene: Scene, m: int) -> Prediction:
         """What the network says of the small copy, held against what it saw."""
