@@ -15,7 +15,12 @@ from vitrail.core.log import logger
 from vitrail.core.registry import Failure, Registry
 from vitrail.errors import RegistrationError, VitrailError
 
-BUILTINS = {"builtin": "vitrail.plugins", "backbones": "vitrail.backbones", "comm": "vitrail.comm"}
+BUILTINS = {
+    "builtin": "vitrail.plugins",
+    "backbones": "vitrail.backbones",
+    "comm": "vitrail.comm",
+    "metrics": "vitrail.metrics",
+}
 GROUP = "vitrail.plugins"
 DISABLE = "VITRAIL_DISABLE_PLUGINS"  # comma-separated names, or "all" for every third-party plugin
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -21,6 +21,11 @@ LABELS = {  # a slot's heading, and how it is written in a method file
     "prompting": "prompting: which text each view gets",
     "rectification": "rectification: changes inside the network, for a range of steps (a list)",
 }
+EXPERIMENT_LABELS = {
+    "metrics": "metrics: what is measured of pictures (a list)",
+    "features": "features: what metrics of sets look with",
+    "references": "reference: true pictures that metrics compare with",
+}
 
 
 def method_lines(names: Registry, width: int) -> Iterator[str]:
@@ -34,8 +39,16 @@ def method_lines(names: Registry, width: int) -> Iterator[str]:
         yield from _hanging(name, column, text.removeprefix(f"{name}: "), width)
     yield ""
     yield 'Strategies, for a method file: "NAME", or { type = "NAME", OPTION = ... }'
-    column = max(len(entry.name) for slot in LABELS for entry in names.entries(slot))
-    for slot, label in LABELS.items():
+    yield from _slots(names, LABELS, width)
+    yield ""
+    yield "Metrics, for an experiment's file, written in the same way"
+    yield from _slots(names, EXPERIMENT_LABELS, width)
+
+
+def _slots(names: Registry, labels: Mapping[str, str], width: int) -> Iterator[str]:
+    """Everything in some slots with its options."""
+    column = max(len(entry.name) for slot in labels for entry in names.entries(slot))
+    for slot, label in labels.items():
         yield from ("", f"  {label}")
         for entry in names.entries(slot):
             yield from _hanging(entry.name, column, _first_line(entry.value), width, indent=4)

@@ -18,6 +18,7 @@ from cattrs.gen import make_dict_structure_fn
 
 from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.composition import Composition, Family, Stage
+from vitrail.core.measuring import Features, Metric, References
 from vitrail.core.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
 from vitrail.core.registry import MEMBERS, Registry
 from vitrail.core.run_config import RunConfig
@@ -32,6 +33,9 @@ SLOTS: dict[type, str] = {
     Fusion: "fusion",
     Prompting: "prompting",
     Rectification: "rectification",
+    Metric: "metrics",
+    Features: "features",
+    References: "references",
 }
 TITLES = {
     Composition: "a method",
@@ -138,7 +142,8 @@ class Loader:
         """One line for one problem, in the words of a file rather than of Python."""
         if isinstance(error, ForbiddenExtraKeysError):
             slot_name = self._strategies().get(error.cl)
-            title = TITLES.get(error.cl, error.cl.__name__) if slot_name is None else "{} {!r}".format(*slot_name)
+            spoken = TITLES.get(error.cl) or getattr(error.cl, "spoken", error.cl.__name__)
+            title = spoken if slot_name is None else "{} {!r}".format(*slot_name)
             known = [f.name for f in attrs.fields(error.cl)]
             extra = sorted(map(str, error.extra_fields))
             return "; ".join(f"{title} has no key {key!r}{nearest(key, known)}" for key in extra)

@@ -18,6 +18,9 @@ MEMBERS: dict[str, tuple[str, ...]] = {  # what a class of each slot must have
     "rectification": ("needs", "check", "apply"),
     "backbones": ("pipelines", "offers", "defaults", "load", "adopt"),
     "comm": ("run",),
+    "metrics": ("columns", "eye", "needs_reference", "gather"),
+    "features": ("extract", "probabilities"),
+    "references": ("pictures", "digest"),
 }
 FILE_SLOTS = {"methods": "a TOML file", "models": "a diffusers folder"}
 POINTS = ("before", "inputs", "branches", "views", "canvas", "after")
@@ -56,7 +59,7 @@ class Registry:
 
         Args:
             slot: One of ``patching``, ``guidance``, ``masking``, ``fusion``, ``prompting``, ``rectification``,
-                ``backbones``, ``comm``.
+                ``backbones``, ``comm``, ``metrics``, ``features``, ``references``.
             name: Kebab-case, as written in a config file.
             cls: A frozen attrs class with the members of the slot's protocol.
 

@@ -1,0 +1,39 @@
+"""Metrics of finished pictures, what they look with, and what they compare with. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from vitrail.core.hookspecs import hookimpl
+from vitrail.core.registry import Registry
+from vitrail.metrics.clip import Clip
+from vitrail.metrics.clip_score import ClipScore
+from vitrail.metrics.colour_shift import ColourShift
+from vitrail.metrics.demo_judge import DemoJudge
+from vitrail.metrics.fid import Fid
+from vitrail.metrics.inception import Inception
+from vitrail.metrics.inception_score import InceptionScore
+from vitrail.metrics.kid import Kid
+from vitrail.metrics.objects import Objects
+from vitrail.metrics.picture_folder import PictureFolder
+from vitrail.metrics.renders import DemoRenders
+from vitrail.metrics.repetition import Repetition
+from vitrail.metrics.seams import Seams
+from vitrail.metrics.sharpness import Sharpness
+
+
+@hookimpl
+def vitrail_register(registry: Registry) -> None:
+    """Add the built-ins."""
+    registry.add("metrics", "objects", Objects)
+    registry.add("metrics", "sharpness", Sharpness)
+    registry.add("metrics", "colour-shift", ColourShift)
+    registry.add("metrics", "seams", Seams)
+    registry.add("metrics", "repetition", Repetition)
+    registry.add("metrics", "fid", Fid)
+    registry.add("metrics", "kid", Kid)
+    registry.add("metrics", "inception-score", InceptionScore)
+    registry.add("metrics", "clip-score", ClipScore)
+    registry.add("features", "demo-judge", DemoJudge)
+    registry.add("features", "inception", Inception)
+    registry.add("features", "clip", Clip)
+    registry.add("references", "demo-renders", DemoRenders)
+    registry.add("references", "folder", PictureFolder)

@@ -1,0 +1,64 @@
+"""How many objects of the demo model a picture shows, and whether they are those it was to show."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from attrs import frozen
+
+from vitrail.core.measuring import Column, Eye, Shown
+from vitrail.metrics.demo_judge import load_judge
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@frozen(kw_only=True)
+class Objects:
+    """What the demo model's judge counts: pictures with exactly one object, objects, and the right object.
+
+    Knows the demo model's drawn objects and nothing else; see ``repetition`` for other models.
+    """
+
+    needs_reference: ClassVar[bool] = False
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column(name="one", better="up"),
+        Column(name="count"),
+        Column(name="named", better="up"),
+    )
+
+    @property
+    def eye(self) -> Eye:
+        """Itself."""
+        return self
+
+    def look(self, shown: Shown) -> Tensor:
+        """How many objects there are, and whether the largest is the prompt's; Float32[Tensor, "2"]."""
+        import torch
+
+        judge = load_judge(str(shown.picture.device))
+        found = judge.detect(shown.picture.float())
+        subject = subject_of(shown.prompt, judge.config.classes)
+        largest = max(found, key=lambda each: each.size).name if found else None
+        return torch.tensor([float(len(found)), math.nan if subject is None else float(largest == subject)])
+
+    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+        """Share with exactly one object, mean count, and the share named right of those that have a subject."""
+        count, named = looked.unbind(1)
+        return (count == 1).float().mean().item(), count.mean().item(), named.nanmean().item()
+
+
+def subject_of(prompt: str, names: Sequence[str]) -> str | None:
+    """The first of the objects that a prompt speaks of, by whole words; None if it speaks of none.
+
+    Args:
+        prompt: As given to the model.
+        names: As the judge writes them, with "-" between words.
+    """
+    longest_first = sorted(names, key=len, reverse=True)
+    pattern = r"\b(" + "|".join(re.escape(name.replace("-", " ")) for name in longest_first) + r")\b"
+    found = re.search(pattern, " ".join(prompt.lower().split()))
+    return found[1].replace(" ", "-") if found else None

@@ -1,0 +1,108 @@
+"""A folder of true pictures to compare with."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from vitrail.core.measuring import Shown
+from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@frozen(kw_only=True)
+class PictureFolder:
+    """Pictures of a folder, not of those in it: the middle part of the wanted aspect ratio, resized."""
+
+    path: str = field(validator=v.min_len(1))  # folder of PNG, JPEG or WebP files
+    grow: bool = False  # take pictures that are smaller than the wanted size, too; they are soft then
+
+    def pictures(self, height: int, width: int) -> Iterator[Shown]:
+        """All pictures, by name, without prompts, and of a ``native_size`` of 0: they have no model.
+
+        Raises:
+            ConfigError: If there are none, or one cannot be read or is too small.
+        """
+        for file in files_of(self.path):
+            yield Shown(picture=self._read(file, height, width), prompt="", native_size=0)
+
+    @property
+    def digest(self) -> str:
+        """Of what the files hold, their names aside, and of how they are read.
+
+        Raises:
+            ConfigError: If there are none.
+        """
+        stamps = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files_of(self.path))
+        return digest_of(stamps, self.grow)
+
+    def _read(self, file: Path, height: int, width: int) -> Tensor:
+        import torch
+        from PIL import Image
+
+        try:
+            with Image.open(file) as image:
+                rgb = image.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ConfigError(f"reference folder: {file} cannot be read as a picture: {error}") from error
+        pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
+        picture = pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1).float() / 255
+        if not self.grow and (rgb.height < height or rgb.width < width):
+            raise ConfigError(
+                f"reference folder: {file} has {rgb.height}x{rgb.width} pixels, {height}x{width} are wanted; "
+                "take larger pictures, or set grow = true to have small ones enlarged"
+            )
+        return fitted(picture, height, width)
+
+
+def files_of(path: str) -> tuple[Path, ...]:
+    """Picture files of a folder, by name.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    folder = Path(path).expanduser()
+    found = sorted(each for each in folder.iterdir() if each.suffix.lower() in ENDINGS) if folder.is_dir() else []
+    if not found:
+        what = f"has no {', '.join(ENDINGS)} file in it" if folder.is_dir() else "is no folder"
+        raise ConfigError(f"reference folder: {path} {what}")
+    return tuple(found)
+
+
+@functools.cache
+def digest_of(stamps: tuple[tuple[Path, int, int], ...], grow: bool) -> str:
+    """Of files that have not changed since they were last looked at: the same, without reading them again."""
+    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file, _, _ in stamps]
+    return hashlib.sha256("\n".join([f"folder/1/{grow}", *contents]).encode()).hexdigest()
+
+
+def fitted(picture: Tensor, height: int, width: int) -> Tensor:
+    """The largest middle part of an aspect ratio, resized with antialias.
+
+    Args:
+        picture: Float32[Tensor, "3 Height Width"] in [0, 1].
+        height: Pixels.
+        width: Pixels.
+
+    Returns:
+        Float32[Tensor, "3 height width"] in [0, 1].
+    """
+    import torch.nn.functional as F
+
+    scale = min(picture.shape[1] / height, picture.shape[2] / width)
+    rows, columns = round(height * scale), round(width * scale)
+    top, left = (picture.shape[1] - rows) // 2, (picture.shape[2] - columns) // 2
+    part = picture[None, :, top : top + rows, left : left + columns]
+    if (rows, columns) == (height, width):
+        return part[0]
+    return F.interpolate(part, size=(height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)

@@ -1,0 +1,95 @@
+"""Reference sets: the same pictures for the same digest, and nothing made up."""
+
+import attrs
+import pytest
+import torch
+
+from metric_files import save_picture
+from vitrail.backbones.demo.backgrounds import BACKGROUNDS
+from vitrail.backbones.demo.judge import Judge
+from vitrail.backbones.demo.scenes import OBJECTS
+from vitrail.errors import ConfigError
+from vitrail.metrics.objects import subject_of
+from vitrail.metrics.picture_folder import PictureFolder, fitted
+from vitrail.metrics.renders import DemoRenders
+
+
+def noise(height, width, seed=0):
+    return (255 * torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))).round() / 255
+
+
+def test_renders_show_one_object_and_say_which():
+    judge = Judge.load()
+    for each in DemoRenders(count=6, seed=1).pictures(128, 192):
+        found = judge.detect(each.picture)
+        assert [d.name for d in found] == [subject_of(each.prompt, judge.config.classes)]
+        assert 0.35 < found[0].size / 128 < 1.0
+        assert each.native_size == 128
+
+
+def test_renders_take_objects_and_backgrounds_in_turn():
+    pairs = len(OBJECTS) * len(BACKGROUNDS)
+    captions = [each.prompt for each in DemoRenders(count=pairs).pictures(16, 16)]
+    assert len(set(captions)) == pairs
+    assert {subject_of(text, OBJECTS) for text in captions[: len(OBJECTS)]} == set(OBJECTS)
+
+
+def test_a_larger_set_begins_with_the_smaller_one():
+    few, many = (DemoRenders(count=count).pictures(32, 48) for count in (2, 4))
+    assert all(torch.equal(one.picture, other.picture) for one, other in zip(few, many, strict=False))
+
+
+def test_digests_of_renders_follow_every_field():
+    plain = DemoRenders()
+    changed = [
+        attrs.evolve(plain, **{field.name: getattr(plain, field.name) + 1}) for field in attrs.fields(DemoRenders)
+    ]
+    assert len({each.digest for each in (plain, *changed)}) == 1 + len(changed)
+
+
+def test_a_folder_is_read_by_name_and_cut_in_the_middle(tmp_path):
+    first, second = noise(40, 60, 1), noise(50, 30, 2)
+    save_picture(second, tmp_path / "b.PNG")
+    save_picture(first, tmp_path / "a.png")
+    (tmp_path / "c.txt").write_text("no picture")
+    found = [each.picture for each in PictureFolder(path=str(tmp_path)).pictures(40, 30)]
+    assert torch.equal(found[0], first[:, :, 15:45])
+    assert torch.equal(found[1], second[:, 5:45])
+
+
+def test_pictures_are_resized_whole():
+    picture = noise(80, 120)
+    half = fitted(picture, 40, 60)
+    assert half.shape == (3, 40, 60)
+    assert half.mean() == pytest.approx(picture.mean().item(), abs=0.01)
+    flat = fitted(torch.full((3, 77, 91), 0.25), 40, 20)
+    torch.testing.assert_close(flat, torch.full((3, 40, 20), 0.25))
+
+
+def test_small_pictures_are_told_unless_they_may_grow(tmp_path):
+    save_picture(noise(40, 60), tmp_path / "a.webp")
+    with pytest.raises(ConfigError, match=r"has 40x60 pixels, 64x64 are wanted; .*grow = true"):
+        next(PictureFolder(path=str(tmp_path)).pictures(64, 64))
+    assert next(PictureFolder(path=str(tmp_path), grow=True).pictures(64, 64)).picture.shape == (3, 64, 64)
+
+
+def test_a_digest_follows_contents_and_not_names(tmp_path):
+    folder = PictureFolder(path=str(tmp_path))
+    save_picture(noise(40, 60, 1), tmp_path / "a.png")
+    save_picture(noise(40, 60, 2), tmp_path / "b.png")
+    before = folder.digest
+    (tmp_path / "b.png").rename(tmp_path / "c.png")
+    assert folder.digest == before
+    save_picture(noise(40, 60, 3), tmp_path / "c.png")
+    assert folder.digest != before
+    assert attrs.evolve(folder, grow=True).digest != folder.digest
+
+
+def test_empty_missing_and_broken_folders_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no \.png"):
+        _ = PictureFolder(path=str(tmp_path)).digest
+    with pytest.raises(ConfigError, match="is no folder"):
+        next(PictureFolder(path=str(tmp_path / "none")).pictures(32, 32))
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match=r"a\.png cannot be read as a picture"):
+        next(PictureFolder(path=str(tmp_path)).pictures(32, 32))
