@@ -104,7 +104,7 @@ BAD_TOML = {
     "empty": ("# nothing yet\n", ["is empty"]),
     "neither method nor run": (
         "stage = 3",
-        ["neither a method", "nor a run", "it has 'stage' (did you mean 'stages'?)"],
+        ["is no method", "no run", "no experiment", "it has 'stage' (did you mean 'stages'?)"],
     ),
     "run: wrong values": (
         'prompt = 3\nheight = "512"\nwidth = 32\nseed = -4\nnum_inference_steps = 0\nguidance_scale = 0.5\n'

@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the code: slots, strategies, options, hooks, run fields, events, errors.
+"""Writes docs/reference.md from the code: slots, strategies, options, hooks, runs, experiments, events, errors.
 
 Usage: python tools/build_reference.py
 
@@ -17,6 +17,7 @@ from vitrail.core.log import EVENTS
 from vitrail.core.registry import MEMBERS
 from vitrail.core.run_config import RunConfig
 from vitrail.discovery import build_registry
+from vitrail.experiments.experiment import Axis, Experiment, HeatMap, MethodEntry, Setting, SizeEntry
 from vitrail.methods import summary
 
 PAGE = Path(__file__).parents[1] / "docs/reference.md"
@@ -39,7 +40,8 @@ def options(cls: type) -> list[str]:
     notes = comments(cls)
     lines = []
     for field in attrs.fields(cls):
-        default = "required" if field.default is attrs.NOTHING else f"`{field.default!r}`"
+        value = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
+        default = "required" if value is attrs.NOTHING else f"`{value!r}`"
         lines.append(f"    - `{field.name}` ({default}): {notes[field.name]}".rstrip(": "))
     return lines
 
@@ -64,6 +66,10 @@ def reference() -> str:
         lines.append("")
     lines += ["## A run", "", "The fields of a run file, of `vitrail sample` and of a sampler's call.", ""]
     lines += [line.removeprefix("    ") for line in options(RunConfig)]
+    lines += ["", "## An experiment", "", "The fields of a file for `vitrail run`."]
+    for cls in (Experiment, SizeEntry, MethodEntry, Axis, Setting, HeatMap):
+        lines += ["", f"### {cls.spoken.capitalize()}", "", first_line(cls), ""]
+        lines += [line.removeprefix("    ") for line in options(cls)]
     lines += [
         "",
         "## Hooks",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from vitrail.cli_experiments import add_commands
 from vitrail.errors import VitrailError
 
 app = typer.Typer(
@@ -258,13 +259,16 @@ def plugins() -> None:
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="A method or a run, as TOML or YAML.")],
+    file: Annotated[Path, typer.Argument(help="A method, a run or an experiment, as TOML or YAML.")],
     sets: Sets = None,
 ) -> None:
-    """Check a method or run file; loads no model."""
+    """Check the file of a method, a run or an experiment; loads no model."""
     from vitrail import commands
 
     commands.check(file, sets or ())
+
+
+add_commands(app)
 
 
 @app.callback(invoke_without_command=True)

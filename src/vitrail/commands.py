@@ -18,6 +18,7 @@ from vitrail.core.overrides import override
 from vitrail.core.run_config import RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems, nearest
+from vitrail.experiments.loading import MARKS, load_experiment
 from vitrail.methods import load_method
 from vitrail.picture import open_picture
 from vitrail.ranks import RankOptions
@@ -138,8 +139,11 @@ def _is_here(name: str) -> bool:
 
 
 def check(file: Path, sets: Sequence[str]) -> None:
-    """Say that a method or run file is sound, or raise with every problem."""
+    """Say that the file of a method, a run or an experiment is sound, or raise with every problem."""
     table = read_file(file)
+    if table.keys() & set(MARKS):
+        say(console(), f"{file}: sound, {_check_experiment(file, sets)}")
+        return
     if "stages" in table:
         composition = load_method(file, sets)
         count = len(composition.stages)
@@ -151,9 +155,22 @@ def check(file: Path, sets: Sequence[str]) -> None:
         hints = "; ".join(
             f"it has {str(key)!r}{nearest(str(key), ('stages', *FIELDS)).partition(';')[0]}" for key in table
         )
-        raise ConfigError(f"{file}: is neither a method, which has 'stages', nor a run, which has a 'prompt'; {hints}")
+        raise ConfigError(
+            f"{file}: is no method, which has 'stages', no run, which has a 'prompt', and no "
+            f"experiment, which has 'methods'; {hints}"
+        )
     composition.attention_request()
     say(console(), f"{file}: sound, {what}")
+
+
+def _check_experiment(file: Path, sets: Sequence[str]) -> str:
+    """What an experiment's file says, once its methods and its model are found to fit."""
+    from vitrail.experiments.commands import check
+
+    experiment, _ = load_experiment(file, sets)
+    check(experiment)
+    rows = f"{len(experiment.methods)} methods, {len(experiment.axes)} axes and {len(experiment.sizes)} sizes"
+    return f"an experiment of {rows} on model {experiment.model}"
 
 
 def show_methods() -> None:

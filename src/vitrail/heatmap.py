@@ -128,16 +128,38 @@ def heatmap(given: Mapping[str, Any], size: str | None, wanted: Wanted) -> None:
     if size is None:
         side = sampler.backbone.native_size * sampler.backbone.vae_scale_factor
         run = evolve(run, height=side, width=side)
-    request = composition.attention_request()
-    recorder, progress = Recorder(wanted.at, request is not None), Progress(out, bar=out.is_terminal)
+    progress = Progress(out, bar=out.is_terminal)
     progress.expect(sampler.plan(run), 1)
     with progress:
-        result = sampler.again([("heatmap", recorder), ("progress", progress)]).run(run)
+        moments = record_figure(sampler, run, wanted.at, wanted.output, [("progress", progress)])
+    steps = ", ".join(str(moment.step) for moment in moments)
+    say(out, f"{wanted.output}: {_name(composition)} after step {steps} of {run.num_inference_steps}")
+
+
+def record_figure(
+    sampler: Sampler,
+    run: RunConfig,
+    at: tuple[float, ...],
+    output: Path,
+    plugins: Sequence[tuple[str, object]] = (),
+) -> list[Moment]:
+    """Sample a picture, record what its mask source says on the way, and draw that.
+
+    Args:
+        sampler: Of the whole picture as one view, with a mask source.
+        run: What to sample.
+        at: Shares of the steps after which to look.
+        output: PNG, SVG or PDF file.
+        plugins: (name, plugin) pairs that observe the run.
+    """
+    composition = sampler.composition
+    request = composition.attention_request()
+    recorder = Recorder(at, request is not None)
+    result = sampler.again([("heatmap", recorder), *plugins]).run(run)
     block = "block" if request is None or request.kind == "joint" else "up block"
     panels = [_panel(sampler, moment, run, block) for moment in recorder.moments]
-    draw(result.images[0], panels, _title(run), _subtitle(run, composition), wanted.output)
-    steps = ", ".join(str(moment.step) for moment in recorder.moments)
-    say(out, f"{wanted.output}: {_name(composition)} after step {steps} of {run.num_inference_steps}")
+    draw(result.images[0], panels, _title(run), _subtitle(run, composition), output)
+    return recorder.moments
 
 
 def read_shares(text: str) -> tuple[float, ...]:

@@ -49,9 +49,9 @@ def test_its_own_tests_pass(name):
 
 def test_it_is_registered_under_its_distribution(installed):
     assert installed.plugins["example"] == f"vitrail-example {metadata.version('vitrail-example')}"
-    added = {(e.slot, e.name) for slot in ("guidance", "masking", "methods") for e in installed.entries(slot)}
-    added &= {(e.slot, e.name) for e in installed._entries.values() if e.plugin == "example"}
-    assert added == {("guidance", "clamp-clean"), ("masking", "center"), ("methods", "example-centered")}
+    added = {(e.slot, e.name) for e in installed._entries.values() if e.plugin == "example"}
+    strategies = {("guidance", "clamp-clean"), ("masking", "center"), ("metrics", "colourfulness")}
+    assert added == strategies | {("methods", "example-centered")}
 
 
 def test_its_strategies_keep_the_contracts(installed):
@@ -89,6 +89,16 @@ def test_nothing_of_it_is_known_where_it_is_switched_off():
     assert os.environ["VITRAIL_DISABLE_PLUGINS"] == "all"
     with pytest.raises(ConfigError, match="no masking named 'center'"):
         registry().get("masking", "center")
+
+
+def test_an_experiment_of_its_method_and_its_metric(installed, tmp_path):
+    """Whole, in a process where it is found by its entry point."""
+    file = PACKAGE.parent / "experiment.toml"
+    small = ["--set", "prompts=['a fox on a snow field']", "--set", "run.num_inference_steps=2", "--out", str(tmp_path)]
+    assert "2 rows" in listed("run", str(file), *small)
+    told = listed("report", str(tmp_path))
+    assert "colourful" in told
+    assert "example-centered" in told
 
 
 def listed(*command, disabled=None):

@@ -1,8 +1,9 @@
 """What an author of a plugin tests: the contract of each slot, and one law of each class."""
 
 import torch
-from vitrail_example import Center, ClampClean, Probe
+from vitrail_example import Center, ClampClean, Colourfulness, Probe
 
+from vitrail.core.measuring import Shown
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 from vitrail.core.scene import Scene
@@ -47,3 +48,13 @@ def test_probe_counts_steps_and_tells_sharp_from_flat():
         probe.vitrail_step_end(Prediction(flat, output, step))
     assert probe.steps == 2
     assert probe.sharpness[0] == 0 < probe.sharpness[1]
+
+
+def test_colour_counts_and_grey_does_not():
+    def of(*colour):
+        picture = torch.tensor(colour).view(3, 1, 1).expand(3, 8, 8)
+        metric = Colourfulness()
+        return metric.gather(metric.look(Shown(picture=picture, prompt="", native_size=8))[None], None)[0]
+
+    assert of(0.5, 0.5, 0.5) == 0
+    assert 0 < of(0.6, 0.5, 0.5) < of(1.0, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""A plugin package: one guidance, one mask source, one observer and one method."""
+"""A plugin package: one guidance, one mask source, one metric, one observer and one method."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail import hookimpl
+from vitrail_example.colourfulness import Colourfulness
 from vitrail_example.guidance import ClampClean
 from vitrail_example.masking import Center
 from vitrail_example.probe import Probe
@@ -13,7 +14,7 @@ from vitrail_example.probe import Probe
 if TYPE_CHECKING:
     from vitrail.core.registry import Registry
 
-__all__ = ["Center", "ClampClean", "Probe", "vitrail_register"]
+__all__ = ["Center", "ClampClean", "Colourfulness", "Probe", "vitrail_register"]
 
 
 @hookimpl
@@ -21,4 +22,5 @@ def vitrail_register(registry: Registry) -> None:
     """Add everything that has a name in a config file; an observer has none and is passed to a sampler."""
     registry.add("guidance", "clamp-clean", ClampClean)
     registry.add("masking", "center", Center)
+    registry.add("metrics", "colourfulness", Colourfulness)
     registry.add_file("methods", "example-centered", Path(__file__).parent / "example-centered.toml")

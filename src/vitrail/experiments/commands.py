@@ -1,0 +1,206 @@
+"""``vitrail run``: a file's cells sampled, whatever of them is not there yet."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from attrs import field, frozen
+
+from vitrail.backbones.source import ModelOptions, check_scheduler, find_model
+from vitrail.core.config import Loader
+from vitrail.core.fields import as_tuple
+from vitrail.core.run_config import RunConfig
+from vitrail.discovery import registry
+from vitrail.errors import ConfigError, Problems, nearest
+from vitrail.experiments.executing import Executor, Here, Shard, stop_on_interrupt
+from vitrail.experiments.experiment import Experiment
+from vitrail.experiments.grid import Cell, cells_of
+from vitrail.experiments.loading import load_experiment
+from vitrail.experiments.progress import CellProgress
+from vitrail.experiments.running import Worker
+from vitrail.experiments.store import Folder, Plan
+from vitrail.methods import load_method
+from vitrail.terminal import console, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ExecutorName = Literal["here", "ray"]
+
+
+@frozen(kw_only=True)
+class RunOptions:
+    """How an experiment is carried out; none of it reaches the pictures.
+
+    Attributes:
+        out: The experiment's folder.
+        sets: Overrides of the file.
+        shard: This process's share.
+        executor: Who samples.
+        workers: Of a Ray cluster; 0 for as many as it has room for.
+        device: A torch device, or None.
+        dry_run: Show the plan and stop.
+    """
+
+    out: Path
+    sets: tuple[str, ...] = field(default=(), converter=as_tuple)
+    shard: Shard = field(factory=Shard)
+    executor: ExecutorName = "here"
+    workers: int = 0
+    device: str | None = None
+    dry_run: bool = False
+
+
+def executor_name(name: str) -> ExecutorName:
+    """Of the command line.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    known = get_args(ExecutorName)
+    if name not in known:
+        raise ConfigError(f"--executor {name!r}{nearest(name, known)}")
+    return cast(ExecutorName, name)
+
+
+def run(file: Path, options: RunOptions) -> None:
+    """Sample what is missing.
+
+    Raises:
+        VitrailError: Before anything is sampled, naming every problem.
+        SystemExit: 130 if it was interrupted, 1 if cells have failed.
+    """
+    experiment, table = load_experiment(file, options.sets)
+    run_experiment(experiment, table, file.parent, options, console())
+
+
+def run_experiment(
+    experiment: Experiment, table: dict[str, Any], beside: Path, options: RunOptions, out: Console
+) -> None:
+    """As ``run``, of an experiment that is read."""
+    first = check(experiment)
+    if options.executor == "ray":
+        _check_ray(experiment)
+    say(out, f"loading model {experiment.model}")
+    worker = Worker.load(first, options.device)
+    cells = cells_of(experiment, worker.model(_defaults(first)), beside)
+    work = _work(worker, cells)
+    folder = Folder(options.out)
+    outcomes = folder.outcomes()
+    once = {cell.address: cell for cell in cells}.values()
+    todo = [cell for cell in once if options.shard.has(cell) and not folder.is_done(cell, outcomes)]
+    say(out, plan_lines(experiment, cells, todo, work, options))
+    if options.dry_run:
+        return
+    command = shlex.join(["vitrail", *sys.argv[1:]]) if Path(sys.argv[0]).stem.endswith("vitrail") else ""
+    folder.write_plan(Plan(experiment=table, cells=cells, command=command))
+    _sample(worker, folder, todo, work, options, out)
+
+
+def check(experiment: Experiment) -> RunConfig:
+    """A run of the experiment's model, once everything that needs no weights is found sound.
+
+    Raises:
+        VitrailError: Naming every method, override, model and scheduler that is wrong.
+    """
+    problems, first = Problems(), None
+    with problems.collect():
+        table = {"prompt": "", "model": experiment.model, **experiment.run}
+        first = Loader(registry()).structure(table, RunConfig, "the experiment's run")
+        check_scheduler(first.scheduler)
+    for entry in experiment.methods:
+        with problems.collect():
+            composition = load_method(entry.method, entry.set)
+            if first is not None:
+                offers = find_model(first.model, registry(), ModelOptions.of(first)).offers
+                composition.check(offers, f"model {first.model!r}", registry())
+    problems.tell()
+    assert first is not None
+    return first
+
+
+def _check_ray(experiment: Experiment) -> None:
+    from vitrail.experiments.ray_executor import import_ray
+
+    import_ray()
+    if experiment.ranks != (1,):
+        raise ConfigError("--executor ray samples every cell on one actor; for several ranks use --executor here")
+
+
+def _defaults(run: RunConfig) -> dict[str, Any]:
+    """Fields of a run that suit its model."""
+    spec = find_model(run.model, registry(), ModelOptions.of(run))
+    return {**spec.defaults, **spec.source.suits}
+
+
+def _work(worker: Worker, cells: Sequence[Cell]) -> dict[str, float]:
+    """What each cell costs, by address; laid out once for every row and size, so that misfits are told now."""
+    problems, known = Problems(), {}
+    for cell in cells:
+        kind = (cell.row, cell.size)
+        if kind not in known:
+            known[kind] = 1.0
+            with problems.collect():
+                known[kind] = worker.work(cell)
+    problems.tell()
+    return {cell.address: known[cell.row, cell.size] for cell in cells}
+
+
+def plan_lines(
+    experiment: Experiment, cells: Sequence[Cell], todo: Sequence[Cell], work: dict[str, float], options: RunOptions
+) -> Iterator[str]:
+    """What there is to do."""
+    rows, sizes = list(dict.fromkeys(c.row for c in cells)), list(dict.fromkeys(c.size for c in cells))
+    if experiment.title:
+        yield experiment.title
+    yield (
+        f"{len(cells)} cells: {len(rows)} rows, sizes {', '.join(f'{width}x{height}' for height, width in sizes)}, "
+        f"model {experiment.model}"
+    )
+    of = f" of shard {options.shard.number}/{options.shard.count}" if options.shard.count > 1 else ""
+    mine = len({cell.address for cell in cells if options.shard.has(cell)})
+    yield (
+        f"{options.out}: {mine - len(todo)} of {mine} cells{of} are done; the rest takes about "
+        f"{sum(work[cell.address] for cell in todo):.0f} evaluations at the training size"
+    )
+
+
+def _sample(
+    worker: Worker, folder: Folder, todo: Sequence[Cell], work: dict[str, float], options: RunOptions, out: Console
+) -> None:
+    failed, done = 0, 0
+    progress = CellProgress(out, len(todo), sum(work[cell.address] for cell in todo))
+
+    def share(cell: Cell, part: float) -> None:
+        progress.step(part * work[cell.address])
+
+    executor = _executor(worker, options)
+    with stop_on_interrupt(worker.interrupt, out) as stopped, progress:
+        for cell, outcome in executor.outcomes(todo, folder.path, share):
+            folder.append(outcome, str(options.shard))
+            done, failed = done + 1, failed + (outcome.error is not None)
+            progress.cell_done(f"{cell.row}, {cell.size[1]}x{cell.size[0]}", work[cell.address], bool(outcome.error))
+            if outcome.error is not None:
+                say(out, f"failed: {cell.row}, {cell.size[1]}x{cell.size[0]}, seed {cell.run['seed']}: {outcome.error}")
+            if stopped():
+                break
+    if stopped():
+        say(out, f"stopped: {done} of {len(todo)} cells are done; the same command goes on from here", style="yellow")
+        raise SystemExit(130)
+    if failed:
+        say(out, f"{failed} cells failed; the same command tries them again", style="yellow")
+    say(out, f"report: vitrail report {shlex.quote(str(folder.path))}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _executor(worker: Worker, options: RunOptions) -> Executor:
+    if options.executor == "ray":
+        from vitrail.experiments.ray_executor import OnRay
+
+        return OnRay(workers=options.workers, device=options.device)
+    return Here(worker)

@@ -1,0 +1,117 @@
+"""Who samples the cells of a run: this process, or the actors of a Ray cluster."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from attrs import frozen
+
+from vitrail.errors import ConfigError
+from vitrail.experiments.grid import Cell
+from vitrail.experiments.running import Worker
+from vitrail.experiments.store import Outcome
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Done = tuple[Cell, Outcome]
+
+
+class Executor(Protocol):
+    """Samples cells in any order."""
+
+    def outcomes(self, cells: Iterable[Cell], folder: Path, on_share: Callable[[Cell, float], None]) -> Iterator[Done]:
+        """Each cell with what became of it, once its picture is in the folder.
+
+        Args:
+            cells: What to do.
+            folder: The experiment's.
+            on_share: Told what share of a cell is done, where that is known.
+        """
+
+
+@frozen(eq=False)
+class Here:
+    """In this process, one cell after another.
+
+    Attributes:
+        worker: With the model.
+    """
+
+    worker: Worker
+
+    def outcomes(self, cells: Iterable[Cell], folder: Path, on_share: Callable[[Cell, float], None]) -> Iterator[Done]:
+        """Until all are done or somebody interrupts the worker."""
+        for cell in cells:
+            done, steps = 0, max(1, int(cell.run["num_inference_steps"]))
+
+            def step(cell: Cell = cell, steps: int = steps) -> None:
+                nonlocal done
+                done += 1
+                on_share(cell, min(1.0, done / steps))
+
+            outcome = self.worker.sample(cell, folder, step)
+            if outcome is None:
+                return
+            yield cell, outcome
+
+
+@frozen
+class Shard:
+    """A process's share of the cells: those whose address falls to it, so that shards need not know each other.
+
+    Attributes:
+        number: Counted from 0.
+        count: Of all shards.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    @classmethod
+    def read(cls, text: str) -> Shard:
+        """``i/n``, as on the command line.
+
+        Raises:
+            ConfigError: If it is none.
+        """
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+            raise ConfigError(f"--shard {text!r}: write i/n with i from 0 to n - 1, e.g. 0/2 and 1/2")
+        return cls(int(number), int(count))
+
+    def has(self, cell: Cell) -> bool:
+        """Whether a cell is of this share."""
+        return int(cell.address, 16) % self.count == self.number
+
+    def __str__(self) -> str:
+        return f"{self.number}of{self.count}"
+
+
+@contextmanager
+def stop_on_interrupt(stop: Callable[[], None], out: Console) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C once ends the cell in work at its next step, twice ends the process; answers whether it happened."""
+    from vitrail.terminal import say
+
+    stopped = False
+
+    def handle(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        say(out, "stopping at the next step; the cell in work is dropped, Ctrl-C again stops at once", style="yellow")
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: stopped
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped at once; the cell in work is lost.\n")
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,173 @@
+"""An experiment as data: prompts, seeds, methods, sizes and axes that are crossed, and what is measured of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, Literal
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from vitrail.core.fields import as_tuple
+from vitrail.core.measuring import Metric, References
+from vitrail.core.run_config import MIN_SIZE, RunConfig
+
+OF_CELLS = frozenset({"prompt", "seed", "height", "width", "method", "model", "num_images"})  # not in ``run``
+PIXELS = re.compile(r"(\d+)(?:x(\d+))?")
+TIMES = re.compile(r"(\d+(?:\.\d+)?)x(?:(\d+(?:\.\d+)?)x)?")
+PLACE = "{value}"
+
+
+def _run_fields(instance: object, attribute: Any, table: dict[str, Any]) -> None:
+    from attrs import fields_dict
+
+    from vitrail.errors import nearest
+
+    for name in table:
+        if name in OF_CELLS:
+            raise ValueError(f"{name!r} is said elsewhere in an experiment, not in a table of run options")
+        if name not in fields_dict(RunConfig):
+            raise ValueError(f"a run has no key {name!r}{nearest(name, set(fields_dict(RunConfig)) - OF_CELLS)}")
+
+
+def _size(instance: object, attribute: Any, size: str) -> None:
+    if not (PIXELS.fullmatch(size) or TIMES.fullmatch(size)):
+        raise ValueError(
+            f"{size!r} is no size; write 512 or 768x512 for pixels (width x height), 2x or 2x1x for times the size "
+            "that the model was trained at"
+        )
+    if (found := PIXELS.fullmatch(size)) and min(int(side) for side in found.groups() if side) < MIN_SIZE:
+        raise ValueError(f"{size!r}: a side has {MIN_SIZE} pixels or more; write 2x for twice the training size")
+
+
+Table = dict[str, Any]
+run_table: Any = field(factory=dict, validator=_run_fields)
+
+
+@frozen(kw_only=True)
+class MethodEntry:
+    """A method of the grid: a registered name or a file, changed or not."""
+
+    spoken: ClassVar[str] = "a method of the grid"
+    method: str  # a registered method or a TOML or YAML file
+    label: str = ""  # in tables; the method's name if empty
+    set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides, e.g. stages.0.masking=none
+    run: dict[str, Any] = run_table  # options of the run for this method alone
+
+
+@frozen(kw_only=True)
+class SizeEntry:
+    """A size of the grid."""
+
+    spoken: ClassVar[str] = "a size"
+    size: str = field(validator=_size)  # 512, 768x512, or 2x for times the training size
+    pictures: int | None = field(default=None, validator=v.optional(v.ge(1)))  # the first so many; all if unset
+
+
+@frozen(kw_only=True)
+class Setting:
+    """One place on an axis."""
+
+    spoken: ClassVar[str] = "a setting"
+    name: str  # in tables and plots
+    set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides of the method
+    run: dict[str, Any] = run_table  # options of the run
+    skip: tuple[str, ...] = field(default=(), converter=as_tuple)  # methods' labels that do not have it
+
+
+@frozen(kw_only=True)
+class Axis:
+    """A quantity that is varied: numbers put into an override, or settings by name."""
+
+    spoken: ClassVar[str] = "an axis"
+    name: str  # in tables and plots
+    values: tuple[Any, ...] = field(default=(), converter=as_tuple)  # put into ``set`` and ``option``
+    set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides with {value} in them
+    option: str | None = None  # or an option of the run that takes the value
+    settings: tuple[Setting, ...] = field(default=(), converter=as_tuple)  # or spelt out
+    methods: tuple[str, ...] = field(default=(), converter=as_tuple)  # labels of those it is for; all if empty
+
+    def __attrs_post_init__(self) -> None:
+        if bool(self.values) == bool(self.settings):
+            raise ValueError(f"axis {self.name!r} needs either 'values' or 'settings'")
+        if self.values and not self.set and self.option is None:
+            raise ValueError(f"axis {self.name!r} does nothing with its values; give 'set' with {PLACE}, or 'option'")
+        if any(PLACE not in assignment for assignment in self.set):
+            raise ValueError(f"axis {self.name!r}: every assignment in 'set' must have {PLACE} in it")
+        if self.option is not None:
+            _run_fields(self, None, {self.option: None})
+        if self.values and len({str(value) for value in self.values}) < len(self.values):
+            raise ValueError(f"axis {self.name!r} has a value twice")
+
+    def places(self) -> tuple[Setting, ...]:
+        """Its settings, those of plain values made."""
+        return self.settings or tuple(self._setting(value) for value in self.values)
+
+    def _setting(self, value: Any) -> Setting:
+        shown = str(value).lower() if isinstance(value, bool) else str(value)
+        assignments = tuple(assignment.replace(PLACE, shown) for assignment in self.set)
+        return Setting(name=shown, set=assignments, run={} if self.option is None else {self.option: value})
+
+
+@frozen(kw_only=True)
+class HeatMap:
+    """Mask sources looked at over the steps of a training-size picture, one figure a prompt and seed."""
+
+    spoken: ClassVar[str] = "a heat map"
+    masking: str  # a registered mask source
+    label: str = ""  # in the report; the masking's name if empty
+    set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides, e.g. stages.0.masking.layers=[0]
+    at: str = "0.1,0.25,0.5,0.75,1.0"  # shares of the steps after which to look
+    pictures: int = field(default=4, validator=v.ge(1))  # the first so many
+
+
+@frozen(kw_only=True)
+class Experiment:
+    """Everything that a table needs; prompts x seeds x methods x axes x sizes x ranks are its cells."""
+
+    spoken: ClassVar[str] = "an experiment"
+    title: str = ""  # what it shows
+    source: str = ""  # the table or figure of a paper that it corresponds to
+    model: str = "demo"  # a registered model, a diffusers folder, a .safetensors file or a hub id
+    prompts: tuple[str, ...] = field(default=(), converter=as_tuple)  # sentences
+    prompts_file: str | None = None  # or a text file with one on each line
+    scenes: int = field(default=0, validator=v.ge(0))  # or so many of the demo model's own scenes
+    repeats: int = field(default=1, validator=v.ge(1))  # pictures a prompt, each with a seed that no other pair has
+    seeds: tuple[int, ...] = field(default=(), converter=as_tuple)  # or these seeds for every prompt
+    sizes: tuple[SizeEntry, ...] = field(default=(), converter=as_tuple)  # one or more
+    methods: tuple[MethodEntry, ...] = field(default=(), converter=as_tuple)  # one or more
+    axes: tuple[Axis, ...] = field(default=(), converter=as_tuple)  # what is varied besides
+    ranks: tuple[int, ...] = field(default=(1,), converter=as_tuple)  # process counts; more than one is for timing
+    comm: Literal["gloo", "nccl", "in-process"] = "gloo"  # how ranks talk
+    run: dict[str, Any] = run_table  # options of every run, e.g. num_inference_steps
+    heatmaps: tuple[HeatMap, ...] = field(default=(), converter=as_tuple)  # figures of mask sources
+    metrics: tuple[Metric, ...] = field(default=(), converter=as_tuple)  # what is measured of the pictures
+    reference: References | None = None  # true pictures that some metrics compare with
+    resamples: int = field(default=1000, validator=v.ge(0))  # of the bootstrap; 0 gives no intervals
+
+    def __attrs_post_init__(self) -> None:
+        given = [bool(self.prompts), self.prompts_file is not None, self.scenes > 0]
+        if sum(given) != 1:
+            raise ValueError("give exactly one of 'prompts', 'prompts_file' and 'scenes'")
+        if not (self.methods and self.sizes) and not self.heatmaps:
+            raise ValueError("an experiment needs 'methods' and 'sizes', or 'heatmaps'")
+        if self.seeds and self.repeats != 1:
+            raise ValueError("'repeats' gives seeds itself; leave it out where 'seeds' are given")
+        if any(count < 1 for count in self.ranks):
+            raise ValueError(f"'ranks' are numbers of processes, 1 or more; got {list(self.ranks)}")
+        for what, names in (("method", self.labels()), ("axis", [axis.name for axis in self.axes])):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ValueError(f"{what} {sorted(twice)[0]!r} is there twice; give each a 'label' or name of its own")
+        for axis in self.axes:
+            unknown = {*axis.methods, *(name for place in axis.places() for name in place.skip)} - set(self.labels())
+            if unknown:
+                raise ValueError(f"axis {axis.name!r} is for {sorted(unknown)[0]!r}, which is no method's label")
+        if any(metric.needs_reference for metric in self.metrics) and self.reference is None:
+            raise ValueError("a metric compares with true pictures; say which by 'reference'")
+
+    def labels(self) -> list[str]:
+        """What each method is called."""
+        from pathlib import Path
+
+        return [entry.label or Path(entry.method).stem for entry in self.methods]

@@ -1,0 +1,100 @@
+"""Experiment files: TOML or YAML, one on top of another by ``extends``, with short forms spelt out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitrail.core.config import Loader
+from vitrail.core.files import SUFFIXES, read_file
+from vitrail.core.overrides import override
+from vitrail.discovery import registry
+from vitrail.errors import ConfigError
+from vitrail.experiments.experiment import Experiment
+
+SHORT = {"methods": "method", "sizes": "size"}  # a list's entries may be this field alone
+MARKS = ("methods", "heatmaps", "extends")  # of which an experiment's file has one
+
+
+def load_experiment(path: Path, assignments: Sequence[str] = ()) -> tuple[Experiment, dict[str, Any]]:
+    """An experiment, and its tables as a plan keeps them.
+
+    Args:
+        path: TOML or YAML file; ``extends = "other.toml"`` takes everything from a file beside it first.
+        assignments: Overrides such as ``sizes.0.pictures=8``.
+
+    Raises:
+        ConfigError: Listing every problem with path and nearest name.
+    """
+    table = override(located(spelt_out(read_with_bases(path)), path.parent), list(assignments))
+    return structure(table, str(path)), table
+
+
+def structure(table: Mapping[str, Any], where: str) -> Experiment:
+    """An experiment of tables; raises as ``load_experiment`` does."""
+    return Loader(registry()).structure(spelt_out(table), Experiment, where)
+
+
+def read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file on top of what it extends: tables are merged, everything else is replaced.
+
+    Raises:
+        ConfigError: If a file extends itself, or cannot be read.
+    """
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: extends itself, by way of {' and '.join(str(each.name) for each in seen)}")
+    table = read_file(path)
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: 'extends' is the name of a file beside it, got {base!r}")
+    below = read_with_bases(path.parent / base, (*seen, path.resolve()))
+    if "prompts_file" in below and "prompts_file" not in table:
+        below["prompts_file"] = str(Path(base).parent / below["prompts_file"])
+    return merged(below, table)
+
+
+def merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested tables as one; what is above wins."""
+    result = copy.deepcopy(below)
+    if len({"prompts", "prompts_file", "scenes"} & set(above)) == 1:
+        result = {name: value for name, value in result.items() if name not in ("prompts", "prompts_file", "scenes")}
+    for name, value in above.items():
+        known = result.get(name)
+        both = isinstance(known, dict) and isinstance(value, Mapping) and "type" not in value
+        result[name] = merged(known, value) if both and isinstance(known, dict) else copy.deepcopy(value)
+    return result
+
+
+def spelt_out(table: Mapping[str, Any]) -> dict[str, Any]:
+    """``methods = ["asg"]`` and ``sizes = [512]`` as tables."""
+    result = dict(table)
+    for name, key in SHORT.items():
+        if isinstance(result.get(name), list):
+            result[name] = [_entry(key, item) for item in result[name]]
+    return result
+
+
+def located(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Methods' files as they are found from here; in an experiment's file they lie beside it."""
+    methods = table.get("methods")
+    if isinstance(methods, list):
+        for entry in methods:
+            method = entry.get("method") if isinstance(entry, dict) else None
+            if isinstance(method, str) and Path(method).suffix in SUFFIXES and (folder / method).exists():
+                entry["method"] = str(folder / method)
+    return table
+
+
+def _entry(key: str, item: Any) -> Any:
+    if isinstance(item, Mapping):
+        entry = dict(item)
+        if isinstance(entry.get("size"), int) and not isinstance(entry["size"], bool):
+            entry["size"] = str(entry["size"])
+        return entry
+    if isinstance(item, int) and not isinstance(item, bool) and key == "size":
+        return {key: str(item)}
+    return {key: item} if isinstance(item, str) else item

@@ -1,0 +1,91 @@
+"""From an experiment's results to its page: pictures with their numbers, recipes and commands, tables, plots."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitrail.core.run_config import RunConfig
+from vitrail.experiments.formats import as_page_table
+from vitrail.experiments.grid import Cell
+from vitrail.experiments.measuring import Loaded, Seen
+from vitrail.experiments.page import Page, PagePicture, PagePlot
+from vitrail.experiments.report import Report
+from vitrail.experiments.results import Results
+from vitrail.replaying import located
+
+
+def page_of(report: Report, folder: Path) -> Page:
+    """The page of a report on one folder, in which it will lie."""
+    results, loaded = report.results, report.loaded
+    cells = [cell for cell in loaded.plan.cells if cell.kind == "picture"]
+    return Page(
+        title=results.title or folder.name,
+        source=results.source,
+        notes=report.notes,
+        rows=tuple(dict.fromkeys(group.row for group in results.groups)),
+        sizes=results.sizes,
+        pictures=tuple(_pictures(cells, loaded, report.seen)),
+        tables=tuple(as_page_table(table) for table in report.tables),
+        plots=(*_heat_maps(results, folder), *_plots(report.plots, folder)),
+    )
+
+
+def _pictures(cells: Sequence[Cell], loaded: Loaded, seen: Seen) -> Iterator[PagePicture]:
+    for cell in cells:
+        outcome = loaded.outcomes.get(cell.address)
+        failed = loaded.has_failed(cell)
+        if cell.address not in loaded.homes and not failed:
+            continue
+        assert outcome is not None
+        run = cell.config()
+        plain: dict[str, Any] = {
+            "row": cell.row,
+            "method": cell.method,
+            "size": cell.size,
+            "pair": cell.pair,
+            "prompt": run.prompt,
+            "seed": run.seed,
+            "recipe": {"run": cell.run, "method": cell.composition},
+        }
+        if failed:
+            yield PagePicture(**plain, error=outcome.error)
+        else:
+            yield PagePicture(
+                **plain,
+                file=cell.picture,
+                metrics=numbers_of(cell, loaded, seen),
+                seconds=outcome.seconds,
+                model_calls=outcome.model_calls,
+                peak_bytes=outcome.peak_bytes,
+                command=_command(cell, run),
+            )
+
+
+def numbers_of(cell: Cell, loaded: Loaded, seen: Seen) -> dict[str, float]:
+    """What metrics say of one picture: those that look at pictures one by one."""
+    found: dict[str, float] = {}
+    for metric in loaded.experiment.metrics:
+        eye: Any = metric.eye
+        if eye == metric and not metric.needs_reference:
+            values = metric.gather(seen.of(eye, [cell.address]), None)
+            found |= {column.name: value for column, value in zip(metric.columns, values, strict=True)}
+    return found
+
+
+def _command(cell: Cell, run: RunConfig) -> str:
+    return f"vitrail replay {shlex.quote(cell.picture)}{located(run)} -o again.png"
+
+
+def _heat_maps(results: Results, folder: Path) -> Iterator[PagePlot]:
+    for figure in results.figures:
+        if figure.file is not None:
+            title = f"{figure.label}: {figure.prompt}, seed {figure.seed}"
+            yield PagePlot(title=title, file=figure.file.relative_to(folder).as_posix())
+
+
+def _plots(plots: Sequence[Path], folder: Path) -> Iterator[PagePlot]:
+    for plot in plots:
+        yield PagePlot(title=plot.stem.replace("-", " "), file=plot.relative_to(folder).as_posix())

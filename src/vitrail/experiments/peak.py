@@ -1,0 +1,77 @@
+"""The most memory that a block takes beside what was there before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import define
+
+if TYPE_CHECKING:
+    import torch
+
+STATM = Path("/proc/self/statm")
+PAUSE_S = 0.02
+
+
+@define
+class Peak:
+    """Memory of a block, measured while it ran.
+
+    Attributes:
+        bytes: The peak beside what there was before, or None where nothing can be told.
+    """
+
+    bytes: int | None = None
+
+    @classmethod
+    @contextmanager
+    def watch(cls, device: torch.device) -> Iterator[Peak]:
+        """Measure: an accelerator's allocator counts; of this process the resident memory is looked at often."""
+        import torch
+
+        peak = cls()
+        if device.type != "cpu":
+            module = torch.get_device_module(device)
+            if not hasattr(module, "max_memory_allocated"):
+                yield peak
+                return
+            before = module.memory_allocated(device)
+            module.reset_peak_memory_stats(device)
+            yield peak
+            peak.bytes = module.max_memory_allocated(device) - before
+            return
+        if not STATM.exists():
+            yield peak
+            return
+        with _resident(peak):
+            yield peak
+
+
+@contextmanager
+def _resident(peak: Peak) -> Iterator[None]:
+    import os
+
+    page, done = os.sysconf("SC_PAGE_SIZE"), threading.Event()
+    before = most = _pages()
+
+    def look() -> None:
+        nonlocal most
+        while not done.wait(PAUSE_S):
+            most = max(most, _pages())
+
+    thread = threading.Thread(target=look, name="memory", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        peak.bytes = (max(most, _pages()) - before) * page
+
+
+def _pages() -> int:
+    return int(STATM.read_text().split()[1])

@@ -1,0 +1,133 @@
+"""``vitrail report``: an experiment's folder measured and told in tables, plots and contact sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from vitrail.core.fields import as_tuple
+from vitrail.experiments.experiment import Experiment
+from vitrail.experiments.formats import (
+    LATEX_HEAD,
+    as_csv,
+    as_latex,
+    as_markdown,
+    differences_as_csv,
+    escaped_markdown,
+    orders_as_csv,
+    show,
+)
+from vitrail.experiments.gathering import gather_results
+from vitrail.experiments.measuring import Loaded, Seen, load, look
+from vitrail.experiments.plots import check_matplotlib, draw_plots
+from vitrail.experiments.results import Results
+from vitrail.experiments.sheets import draw_sheets
+from vitrail.experiments.statistics import LEVEL
+from vitrail.experiments.tables import Table, tables_of
+from vitrail.terminal import say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@frozen(kw_only=True, eq=False)
+class Report:
+    """What was written, for whoever tells it in another form.
+
+    Attributes:
+        results: Every number.
+        loaded: The experiment.
+        seen: What eyes saw in its pictures.
+        tables: As shown.
+        plots: Files, in the order in which to show them.
+        sheets: Contact sheets, as above.
+        notes: What the numbers are of, a line each.
+    """
+
+    results: Results
+    loaded: Loaded
+    seen: Seen
+    tables: tuple[Table, ...] = field(converter=as_tuple)
+    plots: tuple[Path, ...] = field(converter=as_tuple)
+    sheets: tuple[Path, ...] = field(converter=as_tuple)
+    notes: tuple[str, ...] = field(converter=as_tuple)
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    console: Console,
+    *,
+    baseline: str | None = None,
+    plots: bool = True,
+    experiment: Experiment | None = None,
+) -> Report:
+    """Measure an experiment and write all that can be told of it.
+
+    Args:
+        folders: Where it lies, one or more.
+        out: Folder for ``tables.{csv,tex,md}``, ``differences.csv``, ``orders.csv``, ``plots/`` and ``sheets/``.
+        console: For tables and progress.
+        baseline: The row that others are compared with; the first one if None.
+        plots: Whether to draw them, which needs matplotlib.
+        experiment: Instead of what the plan says, for other metrics.
+
+    Returns:
+        What a page needs besides.
+
+    Raises:
+        VitrailError: If a folder is no experiment's, a picture cannot be read, there is no such baseline, or
+            matplotlib is missing and plots are wanted.
+    """
+    if plots:
+        check_matplotlib()
+    loaded = load(folders, experiment)
+    seen = look(loaded, console)
+    results = gather_results(loaded, seen, console, baseline)
+    tables, notes = tables_of(results), list(origin_lines(results))
+    for table in tables:
+        show(table, console)
+    say(console, ["", *notes])
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in _texts(results, tables, notes):
+        part = out / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(out / name)
+    drawn = draw_plots(results, out / "plots") if plots else []
+    sheets = draw_sheets(results, out / "sheets")
+    say(console, f"{out}: {len(tables)} tables, {len(drawn)} plots, {len(sheets)} contact sheets")
+    return Report(results=results, loaded=loaded, seen=seen, tables=tables, plots=drawn, sheets=sheets, notes=notes)
+
+
+def _texts(results: Results, tables: Sequence[Table], notes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    yield "tables.csv", as_csv(results)
+    yield "differences.csv", differences_as_csv(results)
+    yield "orders.csv", orders_as_csv(results)
+    yield "tables.tex", LATEX_HEAD + "\n".join(as_latex(table) for table in tables)
+    head = [f"# {escaped_markdown(results.title or 'Results')}", *map(escaped_markdown, notes)]
+    yield "tables.md", "\n\n".join(head) + "\n\n" + "\n".join(as_markdown(table) for table in tables)
+
+
+def origin_lines(results: Results) -> Iterator[str]:
+    """What the numbers are of: source, command, cells, machines, versions, commit, intervals; and what is not there."""
+    if results.source:
+        yield f"corresponds to: {results.source}"
+    if results.command:
+        yield f"made by: {results.command}"
+    done, missing, failed = results.counts()
+    yield f"pictures: {done} of {done + missing + failed}, {missing} missing, {failed} failed"
+    yield from (f"failed: {error}" for error in results.errors)
+    undone = sum(figure.file is None for figure in results.figures)
+    if results.figures:
+        yield f"figures: {len(results.figures) - undone} of {len(results.figures)}"
+    if results.machines:
+        yield "sampled on: " + "; ".join(f"{name} ({count})" for name, count in results.machines.items())
+    if results.versions:
+        yield "with: " + ", ".join(f"{name} {' and '.join(found)}" for name, found in results.versions.items())
+    if results.commit:
+        yield f"reported by Vitrail at {results.commit}"
+    if results.resamples:
+        yield f"intervals: {LEVEL:.0%}, bootstrap over pictures, {results.resamples} draws"

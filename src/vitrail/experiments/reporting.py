@@ -1,0 +1,49 @@
+"""``vitrail report`` below the parsing of options: folders merged, measured and told, with the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitrail.core.overrides import override
+from vitrail.errors import ConfigError
+from vitrail.experiments.loading import structure
+from vitrail.experiments.page import write_page
+from vitrail.experiments.page_of_results import page_of
+from vitrail.experiments.report import write_report
+from vitrail.experiments.store import PLAN, Folder, merge
+from vitrail.terminal import console, say
+
+PAGE = "report.html"
+
+
+def report(
+    folders: Sequence[Path],
+    out: Path | None = None,
+    *,
+    baseline: str | None = None,
+    sets: Sequence[str] = (),
+    plots: bool = True,
+) -> None:
+    """Write a report beside the pictures.
+
+    Args:
+        folders: Where the experiment lies; several are merged.
+        out: Where to merge to; the folder itself if there is one.
+        baseline: The row that others are compared with; the first if None.
+        sets: Overrides of what is measured, e.g. ``resamples=0``.
+        plots: Whether to draw them.
+
+    Raises:
+        VitrailError: If a folder is no experiment's, or something cannot be measured.
+    """
+    if out is None and len(folders) > 1:
+        raise ConfigError("several folders are merged into one; say which by --out")
+    home = folders[0] if out is None else merge(folders, out).path
+    experiment = None
+    if sets:
+        experiment = structure(override(Folder(home).plan().experiment, sets), f"{home / PLAN} and --set")
+    out_console = console()
+    told = write_report([home], home, out_console, baseline=baseline, plots=plots, experiment=experiment)
+    page = write_page(page_of(told, home), home / PAGE)
+    say(out_console, f"{page}: open it in a browser, it needs no server")

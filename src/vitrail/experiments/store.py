@@ -1,0 +1,169 @@
+"""An experiment's folder: what was planned, JSON lines of what was done, pictures. Folders merge by copying."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import field, frozen
+
+from vitrail.core.fields import as_tuple
+from vitrail.errors import ConfigError
+from vitrail.experiments.grid import Cell
+
+PLAN = "experiment.json"
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """What became of a cell.
+
+    Attributes:
+        cell: Its address.
+        error: What went wrong, or None.
+        seconds: From the prompt to the picture, loading left out.
+        engine_s: Of the loop over the steps.
+        decode_s: Of the VAE at the end.
+        model_calls: Rows that the network saw, on all ranks.
+        critical_calls: Rows that the busiest rank saw.
+        predicted_calls: What the plan said.
+        vae_decodes: Pictures that the VAE decoded.
+        vae_encodes: And encoded.
+        peak_bytes: Most memory that the process had beside what it had before, or None if nobody looked.
+        native_size: Pixels: the model's training size.
+        rows: Pixel rows at which views of the last stage begin or end.
+        columns: Pixel columns, as above.
+        machine: Where it ran: processor, threads, device.
+        versions: Of Vitrail and the libraries that shape pixels.
+        finished: When, in UTC.
+    """
+
+    cell: str
+    error: str | None = None
+    seconds: float = 0.0
+    engine_s: float = 0.0
+    decode_s: float = 0.0
+    model_calls: int = 0
+    critical_calls: int = 0
+    predicted_calls: int = 0
+    vae_decodes: int = 0
+    vae_encodes: int = 0
+    peak_bytes: int | None = None
+    native_size: int = 0
+    rows: tuple[int, ...] = field(default=(), converter=as_tuple)
+    columns: tuple[int, ...] = field(default=(), converter=as_tuple)
+    machine: str = ""
+    versions: dict[str, str] = field(factory=dict)
+    finished: str = ""
+
+
+@frozen(kw_only=True)
+class Plan:
+    """What an experiment's folder is of.
+
+    Attributes:
+        experiment: Its file as plain tables.
+        cells: All of them, whoever samples them.
+        command: What was typed, for a report to tell.
+    """
+
+    experiment: dict[str, Any]
+    cells: tuple[Cell, ...] = field(converter=as_tuple)
+    command: str = ""
+
+
+@frozen
+class Folder:
+    """Where an experiment lies.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    def write_plan(self, plan: Plan) -> None:
+        """Keep what was planned; shards of one experiment write the same."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        part = self.path / f"{PLAN}.{os.getpid()}.part"
+        part.write_text(json.dumps(attrs.asdict(plan), ensure_ascii=False, indent=1), encoding="utf-8")
+        part.replace(self.path / PLAN)
+
+    def plan(self) -> Plan:
+        """What was planned.
+
+        Raises:
+            ConfigError: If the folder is no experiment's.
+        """
+        file = self.path / PLAN
+        try:
+            table = json.loads(file.read_text(encoding="utf-8"))
+            return Plan(**{**table, "cells": [Cell(**cell) for cell in table["cells"]]})
+        except FileNotFoundError as error:
+            raise ConfigError(f"{self.path}: no experiment's folder, since it has no {PLAN}") from error
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{file}: cannot be read: {error}") from error
+
+    def append(self, outcome: Outcome, shard: str) -> None:
+        """Add a line to the file of one shard, which one process alone writes; a line that was cut off stays alone."""
+        line = json.dumps(attrs.asdict(outcome), ensure_ascii=False)
+        with (self.path / f"cells-{shard}.jsonl").open("ab+") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                line = "\n" + line
+            file.write(line.encode() + b"\n")
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """By address, from every shard's lines: what was done counts more than what failed, later more than earlier.
+
+        A line that was cut off by a crash tells nothing, so its cell is not done.
+        """
+        found: dict[str, Outcome] = {}
+        for file in sorted(self.path.glob("cells-*.jsonl")):
+            for outcome in _read(file):
+                known = found.get(outcome.cell)
+                if known is None or known.error is not None or outcome.error is None:
+                    found[outcome.cell] = outcome
+        return found
+
+    def is_done(self, cell: Cell, outcomes: dict[str, Outcome]) -> bool:
+        """Whether a cell's picture is there and its line says so."""
+        outcome = outcomes.get(cell.address)
+        return outcome is not None and outcome.error is None and (self.path / cell.picture).exists()
+
+
+def _read(file: Path) -> Iterable[Outcome]:
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            table = json.loads(line)
+        except ValueError:
+            continue
+        try:
+            yield Outcome(**table)
+        except TypeError as error:
+            raise ConfigError(f"{file}, line {number}: another version's line: {error}") from error
+
+
+def merge(folders: Sequence[Path], into: Path) -> Folder:
+    """Copy several folders' lines and pictures into one, which may exist; the plan is the first one's.
+
+    Raises:
+        ConfigError: If a folder is no experiment's.
+    """
+    import shutil
+
+    target = Folder(into)
+    plans = [Folder(folder).plan() for folder in folders]
+    target.write_plan(plans[0])
+    for number, folder in enumerate(folders):
+        for file in sorted(folder.glob("cells-*.jsonl")):
+            shutil.copyfile(file, into / f"cells-{number}-{file.name.removeprefix('cells-')}")
+        for picture in sorted(folder.glob("pictures/*/*.png")):
+            place = into / picture.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if not place.exists():
+                shutil.copyfile(picture, place)
+    return target

@@ -1,0 +1,219 @@
+"""Experiments run for real on a tiny model: resumed, sharded, merged, interrupted, failing, on ranks and on Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from command_line import vitrail
+from vitrail.experiments.store import Folder, merge
+from vitrail.picture import open_picture
+from vitrail.recipe import read_recipe
+
+FILE = """
+prompts = ["a fox", "a box"]
+sizes = ["128"]
+methods = ["direct", "asg"]
+metrics = []
+[run]
+num_inference_steps = 2
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "grid.toml"
+    path.write_text(f'model = "{folder}"\n{FILE}')
+    return path
+
+
+def pictures(folder):
+    """Pixels of every picture, by file."""
+    return {path.name: open_picture(str(path)).tobytes() for path in sorted(folder.glob("pictures/*/*.png"))}
+
+
+def test_run_then_nothing_is_left_to_do(experiment, monkeypatch, capsys):
+    first = vitrail(monkeypatch, capsys, "run", experiment)
+    assert first.code == 0
+    assert "0 of 4 cells are done" in first.out
+    assert "report: vitrail report runs/grid" in first.out
+    stored = Folder(experiment.parent / "runs/grid")
+    plan, outcomes = stored.plan(), stored.outcomes()
+    assert {cell.address for cell in plan.cells} == set(outcomes)
+    for cell in plan.cells:
+        outcome = outcomes[cell.address]
+        assert outcome.error is None
+        assert outcome.model_calls == outcome.predicted_calls == outcome.critical_calls > 0
+        assert outcome.peak_bytes is None or outcome.peak_bytes >= 0
+        assert outcome.native_size == 64
+        assert read_recipe(stored.path / cell.picture).run["prompt"] == cell.run["prompt"]
+    direct = next(cell for cell in plan.cells if cell.row == "direct")
+    assert outcomes[direct.address].rows == ()
+    asg = next(cell for cell in plan.cells if cell.row == "asg")
+    assert 32 <= len(outcomes[asg.address].rows) * 8 < 128  # jittered windows of 64 pixels, on cells of 8
+    assert all(0 < row < 128 and row % 8 == 0 for row in outcomes[asg.address].rows)
+    before = pictures(stored.path)
+    again = vitrail(monkeypatch, capsys, "run", experiment)
+    assert "4 of 4 cells are done" in again.out
+    assert pictures(stored.path) == before
+
+
+def test_shards_merge_to_what_one_process_does(experiment, monkeypatch, capsys):
+    vitrail(monkeypatch, capsys, "run", experiment, "--out", "whole")
+    for i in range(2):
+        vitrail(monkeypatch, capsys, "run", experiment, "--out", f"part{i}", "--shard", f"{i}/2")
+    parts = [experiment.parent / f"part{i}" for i in range(2)]
+    merged = merge(parts, experiment.parent / "merged")
+    assert sum(len(pictures(part)) for part in parts) == 4
+    assert pictures(merged.path) == pictures(experiment.parent / "whole")
+    assert set(merged.outcomes()) == set(Folder(experiment.parent / "whole").outcomes())
+
+
+def test_a_lost_picture_or_a_cut_line_is_done_again(experiment, monkeypatch, capsys):
+    vitrail(monkeypatch, capsys, "run", experiment)
+    path = experiment.parent / "runs/grid"
+    before = pictures(path)
+    next(path.glob("pictures/*/*.png")).unlink()
+    lines = path / "cells-0of1.jsonl"
+    lines.write_text(lines.read_text()[:-40])
+    answer = vitrail(monkeypatch, capsys, "run", experiment)
+    assert answer.code == 0
+    assert pictures(path) == before
+    assert len(Folder(path).outcomes()) == 4
+
+
+def test_a_failing_cell_is_recorded_and_stops_nothing(experiment, monkeypatch, capsys):
+    from vitrail.experiments.running import Worker
+
+    sample = Worker._sample
+
+    def failing(self, cell, *rest):
+        if cell.row == "asg" and cell.pair == 0:
+            raise RuntimeError("planted")
+        return sample(self, cell, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Worker, "_sample", failing)
+        answer = vitrail(monkeypatch, capsys, "run", experiment)
+    assert answer.code == 1
+    assert "failed: asg, 128x128, seed 0: RuntimeError: planted" in answer.out
+    assert "1 cells failed; the same command tries them again" in answer.out
+    outcomes = Folder(experiment.parent / "runs/grid").outcomes().values()
+    assert sorted(outcome.error is None for outcome in outcomes) == [False, True, True, True]
+    assert vitrail(monkeypatch, capsys, "run", experiment).code == 0
+    assert all(outcome.error is None for outcome in Folder(experiment.parent / "runs/grid").outcomes().values())
+
+
+def test_ctrl_c_and_a_kill_in_the_middle_lose_nothing_that_was_done(experiment, monkeypatch, capsys):
+    command = [sys.executable, "-m", "vitrail", "run", str(experiment), "--set", "repeats=6"]
+    lines = experiment.parent / "runs/grid/cells-0of1.jsonl"
+    for how, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        known = lines.read_text().count("\n") if lines.exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=experiment.parent, env=os.environ)
+        while process.poll() is None and not (lines.exists() and lines.read_text().count("\n") > known + 1):
+            time.sleep(0.01)
+        process.send_signal(how)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert how != signal.SIGINT or "the same command goes on from here" in out
+        assert known + 1 < lines.read_text().count("\n") < 24
+    assert vitrail(monkeypatch, capsys, "run", experiment, "--set", "repeats=6").code == 0
+    vitrail(monkeypatch, capsys, "run", experiment, "--set", "repeats=6", "--out", "whole")
+    assert pictures(experiment.parent / "runs/grid") == pictures(experiment.parent / "whole")
+
+
+def test_ranks_give_the_same_pictures_and_their_share_of_calls(experiment, monkeypatch, capsys):
+    sets = ["--set", "ranks=[1,2]", "--set", "comm=in-process", "--set", "prompts=['a fox']"]
+    sets += ["--set", "run.row_batch=1"]
+    assert vitrail(monkeypatch, capsys, "run", experiment, *sets).code == 0
+    stored = Folder(experiment.parent / "runs/grid")
+    outcomes, cells = stored.outcomes(), {cell.row: cell for cell in stored.plan().cells}
+    assert set(cells) == {f"{name}, {ranks}" for name in ("direct", "asg") for ranks in ("1 rank", "2 ranks")}
+    shown = pictures(stored.path)
+    one, two = cells["asg, 1 rank"], cells["asg, 2 ranks"]
+    assert shown[f"{one.address}.png"] == shown[f"{two.address}.png"]
+    assert outcomes[two.address].model_calls == outcomes[one.address].model_calls
+    assert outcomes[two.address].critical_calls < 0.7 * outcomes[one.address].model_calls
+
+
+def test_heat_maps_are_figures(experiment, monkeypatch, capsys):
+    experiment.write_text(experiment.read_text() + '[[heatmaps]]\nmasking = "up-block-attention"\npictures = 1\n')
+    assert vitrail(monkeypatch, capsys, "run", experiment).code == 0
+    stored = Folder(experiment.parent / "runs/grid")
+    (cell,) = [cell for cell in stored.plan().cells if cell.kind == "heatmap"]
+    assert stored.is_done(cell, stored.outcomes())
+
+
+def test_mistakes_are_told_before_a_model_is_loaded(experiment, monkeypatch, capsys):
+    from vitrail.experiments.running import Worker
+
+    monkeypatch.setattr(Worker, "load", None)
+    for sets, expected in (
+        (["methods.1.method=asgg"], "did you mean 'asg'?"),
+        (["run.scheduler=DDIM"], "no scheduler named 'DDIM'"),
+        (["model=nowhere"], "no model or folder 'nowhere'"),
+        (["methods.1.set=['stages.0.guidance.0.scal=1']"], "has no key 'scal'"),
+    ):
+        answer = vitrail(monkeypatch, capsys, "run", experiment, *(w for s in sets for w in ("--set", s)))
+        assert answer.code == 2
+        assert expected in answer.err
+    assert vitrail(monkeypatch, capsys, "run", experiment, "--executor", "rya").code == 2
+    assert not (experiment.parent / "runs").exists()
+
+
+def test_dry_run_writes_nothing(experiment, monkeypatch, capsys):
+    answer = vitrail(monkeypatch, capsys, "run", experiment, "--dry-run")
+    assert answer.code == 0
+    assert "4 cells: 2 rows, sizes 128x128" in answer.out
+    assert not (experiment.parent / "runs").exists()
+
+
+def test_a_ray_cluster_gives_the_same_pictures(experiment, monkeypatch, capsys):
+    pytest.importorskip("ray", reason='needs the extra: pip install "vitrail[ray]"')
+    vitrail(monkeypatch, capsys, "run", experiment, "--out", "here")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    answer = vitrail(monkeypatch, capsys, "run", experiment, "--out", "ray", "--executor", "ray", "--workers", "2")
+    assert answer.code == 0
+    assert pictures(experiment.parent / "ray") == pictures(experiment.parent / "here")
+    lines = (experiment.parent / "ray/cells-0of1.jsonl").read_text().splitlines()
+    assert len([json.loads(line) for line in lines]) == 4
+
+
+def test_a_report_of_two_merged_folders(experiment, monkeypatch, capsys):
+    sets = ["--set", "metrics=['seams']", "--set", "resamples=20", "--set", "repeats=2"]
+    for i in range(2):
+        vitrail(monkeypatch, capsys, "run", experiment, "--out", f"part{i}", "--shard", f"{i}/2", *sets)
+    lone = vitrail(monkeypatch, capsys, "report", "part0", "part1")
+    assert lone.code == 2
+    assert "say which by --out" in lone.err
+    answer = vitrail(monkeypatch, capsys, "report", "part0", "part1", "--out", "both")
+    assert answer.code == 0
+    assert "pictures: 8 of 8, 0 missing, 0 failed" in answer.out
+    both = experiment.parent / "both"
+    written = {path.name for path in both.iterdir()}
+    assert {"report.html", "tables.csv", "tables.tex", "tables.md", "plots", "sheets"} <= written
+    assert "vitrail replay pictures/" in (both / "report.html").read_text()
+
+
+def test_compare_writes_one_sheet_with_what_was_measured(experiment, monkeypatch, capsys, folder):
+    words = ["compare", "a fox", "--methods", "direct,asg", "--size", "2x", "--steps", "2", "--model", folder]
+    answer = vitrail(monkeypatch, capsys, *words, "--out", "side-by-side")
+    assert answer.code == 0
+    told = answer.out.split("looking")[-1]
+    assert all(word in told for word in ("method", "time", "calls", "seams", "direct", "asg", "MiB"))
+    assert open_picture(str(experiment.parent / "side-by-side/comparison.png")).width > 640
+    assert "known: " in vitrail(monkeypatch, capsys, "compare", "a fox", "--methods", "dirct").err
+
+
+def test_check_reads_an_experiment(experiment, monkeypatch, capsys):
+    answer = vitrail(monkeypatch, capsys, "check", experiment)
+    assert answer.code == 0
+    assert "sound, an experiment of 2 methods, 0 axes and 1 sizes" in answer.out
+    answer = vitrail(monkeypatch, capsys, "check", experiment, "--set", "methods.0.method=dirct")
+    assert answer.code == 2
+    assert "did you mean 'direct'?" in answer.err

@@ -1,0 +1,153 @@
+"""The bootstrap: against closed forms, for pairs, and where there is nothing to say."""
+
+import math
+
+import pytest
+import torch
+from attrs import frozen
+from scipy import stats
+
+from vitrail.core.streams import Streams
+from vitrail.experiments.statistics import Estimate, Sample, best_of, draws, rank, sample, widening
+
+
+@frozen
+class Mean:
+    def gather(self, looked, reference):
+        return tuple(looked.mean(dim=0).tolist())
+
+
+@frozen
+class Variance:
+    def gather(self, looked, reference):
+        return (looked.var(correction=0).item(),)
+
+
+def normal(count, *index, columns=1):
+    return Streams(7).normal((count, columns), "test", *index).double()
+
+
+def of(metric, looked, resamples=400):
+    return sample(metric, looked, None, resamples)
+
+
+@pytest.mark.parametrize("count", [3, 4, 8, 32, 200])
+def test_widening_is_that_of_student(count):
+    exact = stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975) * math.sqrt(count / (count - 1))
+    assert widening(count) == pytest.approx(exact, rel=0.02 if count < 4 else 0.005)
+
+
+@pytest.mark.parametrize("count", [8, 50])
+def test_interval_of_a_mean_is_about_students(count):
+    looked = normal(count)
+    (found,) = of(Mean(), looked, resamples=4000).estimates()
+    exact = stats.t.ppf(0.975, count - 1) * looked.std().item() / math.sqrt(count)
+    assert found.half_width == pytest.approx(exact, rel=0.06)
+    assert found.value == pytest.approx(looked.mean().item())
+
+
+def test_intervals_of_eight_pictures_hold_the_truth_as_often_as_they_say():
+    """Plain percentile intervals do in about 90 of 100 cases; three standard errors are allowed."""
+    looked, drawn = normal(8, 1, columns=1000), draws(8, 400)
+    value, resampled = looked.mean(dim=0), looked[drawn].mean(dim=1)
+    held = [0 if each.excludes(0.0) else 1 for each in Sample(value=value, resampled=resampled, count=8).estimates()]
+    assert abs(sum(held) / 1000 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1000)
+
+
+def test_an_interval_lies_around_its_number_where_resampling_is_biased():
+    """The variance of a resampled set of 5 is 4/5 of it in the mean, so plain percentiles lie too low."""
+    looked = normal(5)
+    found = of(Variance(), looked, resamples=4000)
+    assert found.resampled.mean().item() == pytest.approx(0.8 * found.value.item(), rel=0.05)
+    torch.testing.assert_close(found.centred.mean(dim=0), found.value)
+    (estimate,) = found.estimates()
+    assert estimate.low < estimate.value < estimate.high
+
+
+def test_draws_are_the_same_every_time_and_for_every_set():
+    assert torch.equal(draws(12, 5), draws(12, 5))
+    assert torch.equal(draws(12, 5), draws(12, 9)[:5])
+    assert not torch.equal(draws(12, 5)[0], draws(12, 5)[1])
+    assert draws(12, 50).unique().tolist() == list(range(12))
+
+
+def test_a_constant_difference_is_certain_though_the_numbers_are_not():
+    one = normal(10)
+    two = one + 0.1
+    first, second = of(Mean(), one), of(Mean(), two)
+    assert first.estimates()[0].overlaps(second.estimates()[0])
+    (difference,) = second.less(first).estimates()
+    assert difference.excludes(0.0)
+    assert difference.half_width < 1e-12
+    assert difference.value == pytest.approx(0.1)
+
+
+def test_differences_change_sign_with_the_order_and_are_none_of_a_set_from_itself():
+    one, two = of(Mean(), normal(10)), of(Mean(), normal(10, 1))
+    (there,), (back,) = one.less(two).estimates(), two.less(one).estimates()
+    assert there.value == -back.value
+    assert there.half_width == pytest.approx(back.half_width, rel=0.1)
+    (nothing,) = one.less(one).estimates()
+    assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
+    assert not nothing.excludes(0.0)
+
+
+def test_rounding_is_no_difference():
+    one = normal(10) + 100
+    (difference,) = of(Mean(), one).less(of(Mean(), one + 1e-5)).estimates()
+    assert difference.value == 0.0
+    assert not difference.excludes(0.0)
+
+
+@pytest.mark.parametrize(("count", "resamples"), [(1, 100), (2, 100), (9, 0)])
+def test_without_draws_or_pictures_there_is_no_interval(count, resamples):
+    (found,) = of(Mean(), normal(count), resamples).estimates()
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert not found.excludes(0.0)
+    assert found.count == count
+
+
+def test_a_column_without_a_number_leaves_the_others_theirs():
+    looked = normal(6, columns=2)
+    looked[:, 0] = math.nan
+    silent, told = of(Mean(), looked).estimates()
+    assert math.isnan(silent.value)
+    assert math.isnan(silent.low)
+    assert told.low < told.value < told.high
+
+
+def ranked(rows, better="up"):
+    return rank({name: of(Mean(), each) for name, each in rows.items()}, 0, better, "score", (64, 64))
+
+
+def test_tiers_part_rows_only_where_all_are_told_apart():
+    base = normal(20)
+    rows = {"low": base, "high": base + 1.0, "higher": base + 1.0 + 0.01 * normal(20, 1)}
+    assert ranked(rows).tiers == (("high", "higher"), ("low",)) or ranked(rows).tiers == (("higher", "high"), ("low",))
+    assert ranked(rows, "down").tiers[0] == ("low",)
+    bridge = base + 0.5 + 3 * normal(20, 2)
+    assert len(ranked({**rows, "anything": bridge - bridge.mean() + base.mean() + 0.5}).tiers) == 1
+
+
+def test_shares_of_two_rows_are_one_together():
+    rows = {"a": normal(12), "b": normal(12, 1), "c": normal(12)}
+    shares = ranked(rows).better
+    assert len(shares) == 6
+    assert all(shares[one, two] + shares[two, one] == pytest.approx(1.0) for one, two in shares)
+    assert shares["a", "c"] == 0.5
+    assert ranked(rows, "down").better["a", "b"] == pytest.approx(shares["b", "a"])
+
+
+def estimate(value, half):
+    return Estimate(value=value, low=value - half, high=value + half, count=8)
+
+
+def test_every_row_that_may_be_the_best_is_one_of_the_best():
+    several = [estimate(1.0, 0.1), estimate(2.0, 0.5), estimate(1.8, 0.4), Estimate(value=math.nan)]
+    assert best_of(several, "up") == [False, True, True, False]
+    assert best_of(several, "down") == [True, False, False, False]
+    assert best_of(several, "none") == [False] * 4
+    assert best_of(several[:1], "up") == [False]
+    assert best_of([*several[:2], Estimate(value=0.0)], "up") == [False, True, True]  # it may be anything
+    assert best_of([Estimate(value=1.0), Estimate(value=2.0), Estimate(value=2.0)], "up") == [False] * 3

@@ -1,0 +1,34 @@
+"""The experiments that ship are sound, and change their model by one line."""
+
+from pathlib import Path
+
+import pytest
+
+from vitrail.experiments.commands import check
+from vitrail.experiments.loading import load_experiment
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "experiments").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_experiment_is_sound_and_told_of(path):
+    experiment, _ = load_experiment(path)
+    check(experiment)
+    assert experiment.title
+    assert path.read_text().startswith("# ")
+    assert f"`{path.name}`" in (ROOT / "experiments/README.md").read_text()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_one_line_makes_it_an_experiment_on_another_model(path, tmp_path):
+    for folder in ("bases", "methods"):
+        (tmp_path / folder).symlink_to(ROOT / "experiments" / folder)
+    text = path.read_text()
+    assert text.count('extends = "bases/demo.toml"') == 1
+    other = tmp_path / path.name
+    other.write_text(text.replace("bases/demo.toml", "bases/sdxl.toml"))
+    mine, theirs = load_experiment(path)[0], load_experiment(other)[0]
+    assert theirs.model.startswith("stabilityai/")
+    assert theirs.labels() == mine.labels()
+    assert all(entry.size.endswith("x") for entry in mine.sizes)
