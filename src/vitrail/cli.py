@@ -1,17 +1,36 @@
-"""The command line. The only place that configures logging, and that turns errors into exit codes."""
+"""The command line, where errors become exit codes."""
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vitrail.cli_experiments import add_commands
+from vitrail import cli_experiments, cli_inspection
+from vitrail.cli_options import (
+    Checkpoint,
+    Comm,
+    Device,
+    Dtype,
+    Every,
+    Force,
+    Image,
+    Method,
+    ModelConfig,
+    Output,
+    Ranks,
+    Revision,
+    Sets,
+    Speeds,
+    Timeout,
+    Trace,
+    Variant,
+    Verbose,
+    configure_logging,
+)
 from vitrail.errors import VitrailError
 
 app = typer.Typer(
@@ -22,27 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Method = Annotated[str | None, typer.Option("--method", "-m", help="A method's name or a TOML or YAML file.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a value of the method, e.g. stages.0.guidance.0.scale=2. Repeatable."),
-]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="PNG file; named after the prompt if not given.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every event to the terminal.")]
-Device = Annotated[str | None, typer.Option(help="A torch device; the accelerator if there is one, else the CPU.")]
-Dtype = Annotated[str | None, typer.Option(help="Of the networks: float32, bfloat16 or float16.")]
-Image = Annotated[str | None, typer.Option(help="A picture to start from, enlarged to the size.")]
-ModelConfig = Annotated[str | None, typer.Option(help="What a single file is read as: a family or a diffusers folder.")]
-Variant = Annotated[str | None, typer.Option(help="Of the weight files, e.g. fp16.")]
-Revision = Annotated[str | None, typer.Option(help="Of a model on the hub.")]
-Ranks = Annotated[int | None, typer.Option(help="Processes that share the work; the picture stays the same.")]
-Comm = Annotated[str | None, typer.Option(help="How ranks talk: gloo, nccl, in-process; gloo or nccl by the device.")]
-Timeout = Annotated[float, typer.Option(help="Seconds that a rank waits for another before the run ends.")]
-Speeds = Annotated[str | None, typer.Option(help="Relative speeds of the ranks, e.g. 1,1,0.5.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="File to write as the run goes, and to go on from.")]
-Every = Annotated[int, typer.Option("--checkpoint-every", help="Steps between two writes of the checkpoint.")]
-Trace = Annotated[Path | None, typer.Option(help="JSON file for what every rank did when.")]
 
 
 @app.command()
@@ -117,7 +115,7 @@ def sample(
         "wrap": wrap,
     }
     run, composition = commands.prepare({k: v for k, v in given.items() if v is not None}, size, config, sets or ())
-    _configure_logging(verbose)
+    configure_logging(verbose)
     options = rendering.RenderOptions(
         output=output,
         force=force,
@@ -155,7 +153,7 @@ def replay(
     changes |= {"variant": variant, "revision": revision}
     given = {name: value for name, value in changes.items() if value is not None}
     run, composition, recipe = commands.replayed(picture, sets or (), given)
-    _configure_logging(verbose)
+    configure_logging(verbose)
     rank_options = commands.rank_options(ranks, comm)
     options = rendering.RenderOptions(output=output, force=force, device=device, ranks=rank_options)
     rendering.sample(run, composition, options, recipe.changes())
@@ -179,96 +177,12 @@ def decode(
 
     changes = {"model": model, "model_config": model_config, "dtype": dtype}
     changes |= {"variant": variant, "revision": revision}
-    _configure_logging(verbose)
+    configure_logging(verbose)
     kept_latents.decode(file, output, force, device, {k: v for k, v in changes.items() if v is not None})
 
 
-@app.command()
-def heatmap(
-    prompt: Annotated[str, typer.Argument(help="One sentence.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, SVG or PDF file.")] = Path("heatmap.png"),
-    masking: Annotated[str | None, typer.Option(help="A mask source; what suits the model if not given.")] = None,
-    words: Annotated[list[str] | None, typer.Option(help="Of the prompt, that alone count. Repeatable.")] = None,
-    at: Annotated[str, typer.Option(help="Shares of the steps after which to look.")] = "0.25,0.5,1.0",
-    size: Annotated[str | None, typer.Option(help="Pixels; the size of the model's training if not given.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="`demo`, a diffusers folder, a .safetensors file or a hub id.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all randomness; -1 draws one.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Sampling steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off.")] = None,
-    model_config: ModelConfig = None,
-    sets: Sets = None,
-    force: Force = False,
-    device: Device = None,
-    dtype: Dtype = None,
-    verbose: Verbose = False,
-) -> None:
-    """Draw where a mask source looks, over the steps of one small picture."""
-    from vitrail import heatmap
-
-    given = {
-        "prompt": prompt,
-        "model": model,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "model_config": model_config,
-        "dtype": dtype,
-    }
-    _configure_logging(verbose)
-    wanted = heatmap.Wanted(
-        masking=masking,
-        words=words or (),
-        at=heatmap.read_shares(at),
-        sets=sets or (),
-        output=output,
-        force=force,
-        device=device,
-    )
-    heatmap.heatmap({name: value for name, value in given.items() if value is not None}, size, wanted)
-
-
-@app.command()
-def timeline(
-    traces: Annotated[list[Path], typer.Argument(help="Files that `vitrail sample --trace` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file.")] = Path("timeline.png"),
-    label: Annotated[list[str] | None, typer.Option(help="What to call each trace; its name if not given.")] = None,
-) -> None:
-    """Draw what every rank did when, one trace above the other."""
-    from vitrail import commands
-
-    commands.draw_timeline(traces, label or [], output)
-
-
-@app.command()
-def methods() -> None:
-    """List methods and strategies, with options."""
-    from vitrail import commands
-
-    commands.show_methods()
-
-
-@app.command()
-def plugins() -> None:
-    """List plugins with what each adds."""
-    from vitrail import commands
-
-    commands.show_plugins()
-
-
-@app.command()
-def check(
-    file: Annotated[Path, typer.Argument(help="A method, a run or an experiment, as TOML or YAML.")],
-    sets: Sets = None,
-) -> None:
-    """Check the file of a method, a run or an experiment; loads no model."""
-    from vitrail import commands
-
-    commands.check(file, sets or ())
-
-
-add_commands(app)
+for commands in (cli_inspection, cli_experiments):
+    commands.add_commands(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -315,31 +229,6 @@ def _report(error: Exception) -> NoReturn:
     if type(error).__name__ == "Abort":
         raise SystemExit(130)
     raise error
-
-
-class _Stderr(logging.StreamHandler[Any]):
-    """Writes to what ``sys.stderr`` is at the time, so that a progress bar can make room."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
-
-
-def _configure_logging(verbose: bool) -> None:
-    import structlog
-
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_Stderr()])
-    logging.getLogger("vitrail").setLevel(logging.DEBUG if verbose else logging.WARNING)
-    console = sys.stderr.isatty()
-    renderer: Any = structlog.dev.ConsoleRenderer(colors=True) if console else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            renderer,
-        ]
-    )
 
 
 __all__ = ["app", "main"]

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from vitrail.cli_options import Device, Verbose, configure_logging
+
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value of the file, e.g. sizes.0.pictures=8. Repeatable."),
 ]
-Device = Annotated[str | None, typer.Option(help="A torch device; the accelerator if there is one, else the CPU.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="The experiment's folder; runs/NAME if not given.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
 
@@ -25,8 +26,9 @@ def run(
     workers: Annotated[int, typer.Option(help="Actors of the cluster; 0 for as many as it has room for.")] = 0,
     device: Device = None,
     dry_run: DryRun = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Sample an experiment's cells, whatever of them is not there yet."""
+    """Sample what is missing of an experiment."""
     from vitrail.experiments import commands
     from vitrail.experiments.executing import Shard
 
@@ -39,6 +41,7 @@ def run(
         device=device,
         dry_run=dry_run,
     )
+    configure_logging(verbose)
     commands.run(file, options)
 
 
@@ -49,9 +52,10 @@ def report(
     sets: Sets = None,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw plots, which needs matplotlib.")] = True,
 ) -> None:
-    """Measure an experiment's pictures; write tables, plots, contact sheets and a page."""
+    """Measure an experiment and write its tables and page."""
     from vitrail.experiments import reporting
 
+    configure_logging(verbose=False)
     reporting.report(folders, out, baseline=baseline, sets=sets or (), plots=plots)
 
 
@@ -67,8 +71,9 @@ def compare(
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; named after the prompt.")] = None,
     device: Device = None,
+    verbose: Verbose = False,
 ) -> None:
-    """One prompt by several methods: one sheet with time, memory and metrics under each picture."""
+    """One prompt by several methods, on one sheet."""
     from vitrail.experiments import comparing
 
     given = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
@@ -82,6 +87,7 @@ def compare(
         out=out,
         device=device,
     )
+    configure_logging(verbose)
     comparing.compare(wanted)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import structlog
 
 from command_line import vitrail
 from vitrail.experiments.store import Folder, merge
@@ -29,7 +30,8 @@ def experiment(tmp_path, folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "grid.toml"
     path.write_text(f'model = "{folder}"\n{FILE}')
-    return path
+    yield path
+    structlog.reset_defaults()
 
 
 def pictures(folder):
