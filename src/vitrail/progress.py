@@ -46,17 +46,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._wants_bar:
-            from rich import progress as rich_progress
-
-            self._bar = rich_progress.Progress(
-                rich_progress.TextColumn("{task.description}", markup=False),
-                rich_progress.BarColumn(),
-                rich_progress.TimeElapsedColumn(),
-                rich_progress.TextColumn("{task.fields[left]}", markup=False),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.start()
+            self._bar = started_bar(self._console)
             self._task = self._bar.add_task("first step", total=sum(self._work) * self._num_images, left="")
         return self
 
@@ -93,6 +83,22 @@ class Progress:
         since, first = self._measured
         rest = sum(self._work) * self._num_images - work
         return f"about {duration((now - since) / (work - first) * rest)} left"
+
+
+def started_bar(console: Console) -> Any:
+    """A bar with a description, the time spent and what is ``left``; gone once it is stopped."""
+    from rich import progress as rich_progress
+
+    bar = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TextColumn("{task.fields[left]}", markup=False),
+        console=console,
+        transient=True,
+    )
+    bar.start()
+    return bar
 
 
 def duration(seconds: float) -> str:

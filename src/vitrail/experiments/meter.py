@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from vitrail.progress import FIRST_PAUSE_S, LAST_PAUSE_S, duration
+from vitrail.progress import FIRST_PAUSE_S, LAST_PAUSE_S, duration, started_bar
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,17 +25,7 @@ class Meter:
 
     def __enter__(self) -> Meter:
         if self._console.is_terminal and self._total != 0:
-            from rich import progress as rich_progress
-
-            self._bar = rich_progress.Progress(
-                rich_progress.TextColumn("{task.description}", markup=False),
-                rich_progress.BarColumn(),
-                rich_progress.TimeElapsedColumn(),
-                rich_progress.TextColumn("{task.fields[left]}", markup=False),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.start()
+            self._bar = started_bar(self._console)
             self._task = self._bar.add_task(self._name, total=self._total, left="")
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from vitrail.progress import FIRST_PAUSE_S, LAST_PAUSE_S, duration
+from vitrail.progress import FIRST_PAUSE_S, LAST_PAUSE_S, duration, started_bar
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,17 +27,7 @@ class CellProgress:
     def __enter__(self) -> CellProgress:
         self._began = time.monotonic()
         if self._console.is_terminal:
-            from rich import progress as rich_progress
-
-            self._bar = rich_progress.Progress(
-                rich_progress.TextColumn("{task.description}", markup=False),
-                rich_progress.BarColumn(),
-                rich_progress.TimeElapsedColumn(),
-                rich_progress.TextColumn("{task.fields[left]}", markup=False),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.start()
+            self._bar = started_bar(self._console)
             self._task = self._bar.add_task(f"cell 1/{self._count}", total=self._total, left="")
         return self
 
