@@ -1,0 +1,58 @@
+"""Puts what an experiment found into the documentation: numbers between two marks, plots and sheets beside the page.
+
+Usage: python tools/publish_results.py runs/asg-figure-7
+
+Writes docs/results/NAME.md, NAME being the folder's. What stands there before and after the marks, which is what a
+person reads out of the numbers, stays. The folder must have a report: run `vitrail report` first.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RESULTS = Path(__file__).parents[1] / "docs/results"
+BEGIN, END = "<!-- made by tools/publish_results.py -->", "<!-- end -->"
+PICTURES = ("plots/*.png", "sheets/*.webp")
+
+
+def publish(folder: Path) -> Path:
+    """One experiment's page."""
+    name, text = folder.resolve().name, (folder / "tables.md").read_text(encoding="utf-8")
+    title, _, tables = text.partition("\n\n")
+    page = RESULTS / f"{name}.md"
+    before, after = parts(page) if page.exists() else (f"{title}\n\n", "\n")
+    body = "\n\n".join([f"{BEGIN}\n", *pictures(folder, RESULTS / name), tables.replace("\n# ", "\n## ").strip(), END])
+    page.write_text(f"{before}{body}{after}", encoding="utf-8")
+    return page
+
+
+def parts(page: Path) -> tuple[str, str]:
+    """What a person wrote before and after the marks."""
+    text = page.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"{page} has no marks {BEGIN} and {END}")
+    return text.partition(BEGIN)[0], text.partition(END)[2]
+
+
+def pictures(folder: Path, into: Path) -> list[str]:
+    """Plots and sheets, copied; what was there before and is no more goes."""
+    if into.exists():
+        shutil.rmtree(into)
+    found = [file for pattern in PICTURES for file in sorted(folder.glob(pattern))]
+    if found:
+        into.mkdir(parents=True)
+    for file in found:
+        shutil.copyfile(file, into / file.name)
+    return [f"![{file.stem.replace('-', ' ')}]({into.name}/{file.name})" for file in found]
+
+
+def main(folders: Annotated[list[Path], typer.Argument(help="Experiments' folders with a report.")]) -> None:
+    """Publish each."""
+    for folder in folders:
+        print(publish(folder))
+
+
+if __name__ == "__main__":
+    typer.run(main)
