@@ -26,11 +26,15 @@ from vitrail.experiments.plots import check_matplotlib, draw_plots
 from vitrail.experiments.results import Results
 from vitrail.experiments.sheets import draw_sheets
 from vitrail.experiments.statistics import LEVEL
-from vitrail.experiments.tables import Table, tables_of
+from vitrail.experiments.tables import Table, by_size, in_order, tables_of
 from vitrail.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+FEW = 12  # rows whose order is still read on a terminal
+DIGITS = 12  # of a digest that is told
 
 
 @frozen(kw_only=True, eq=False)
@@ -87,8 +91,8 @@ def write_report(
     loaded = load(folders, experiment)
     seen = look(loaded, console)
     results = gather_results(loaded, seen, console, baseline)
-    tables, notes = tables_of(results), list(origin_lines(results))
-    for table in tables:
+    tables, notes = tables_of(results), [*origin_lines(results), *_compared_with(loaded)]
+    for table in _at_a_glance(results):
         show(table, console)
     say(console, ["", *notes])
     out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +102,10 @@ def write_report(
         part.replace(out / name)
     drawn = draw_plots(results, out / "plots") if plots else []
     sheets = draw_sheets(results, out / "sheets")
-    say(console, f"{out}: {len(tables)} tables, {len(drawn)} plots, {len(sheets)} contact sheets")
+    say(
+        console,
+        f"{out}: {len(tables)} tables in tables.md, .tex and .csv, {len(drawn)} plots, {len(sheets)} contact sheets",
+    )
     return Report(results=results, loaded=loaded, seen=seen, tables=tables, plots=drawn, sheets=sheets, notes=notes)
 
 
@@ -109,6 +116,19 @@ def _texts(results: Results, tables: Sequence[Table], notes: Sequence[str]) -> I
     yield "tables.tex", LATEX_HEAD + "\n".join(as_latex(table) for table in tables)
     head = [f"# {escaped_markdown(results.title or 'Results')}", *map(escaped_markdown, notes)]
     yield "tables.md", "\n\n".join(head) + "\n\n" + "\n".join(as_markdown(table) for table in tables)
+
+
+def _at_a_glance(results: Results) -> list[Table]:
+    """What a terminal shows of the tables: rows at each size, and their order if there are few."""
+    few = all(len(results.at(size)) <= FEW for size in results.sizes)
+    return [*by_size(results), *(in_order(results) if few else ())]
+
+
+def _compared_with(loaded: Loaded) -> Iterator[str]:
+    """The set of true pictures, if any metric needs one."""
+    reference = loaded.experiment.reference
+    if reference is not None and any(metric.needs_reference for metric in loaded.experiment.metrics):
+        yield f"true pictures: {reference}, digest {reference.digest[:DIGITS]}"
 
 
 def origin_lines(results: Results) -> Iterator[str]:
