@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from vitrail.core.overrides import override
@@ -43,7 +46,21 @@ def report(
     experiment = None
     if sets:
         experiment = structure(override(Folder(home).plan().experiment, sets), f"{home / PLAN} and --set")
-    out_console = console()
-    told = write_report([home], home, out_console, baseline=baseline, plots=plots, experiment=experiment)
-    page = write_page(page_of(told, home), home / PAGE)
+    with _stopping():
+        out_console = console()
+        told = write_report([home], home, out_console, baseline=baseline, plots=plots, experiment=experiment)
+        page = write_page(page_of(told, home), home / PAGE)
     say(out_console, f"{page}: open it in a browser, it needs no server")
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Ctrl-C ends a report at once, and what was looked at stays."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped; pictures that were looked at are kept, the same command goes on from there.\n")
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, before)

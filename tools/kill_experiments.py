@@ -1,0 +1,98 @@
+"""Runs experiments whole, and in two shards that are killed and resumed, and compares their tables.
+
+Usage: python tools/kill_experiments.py experiments/asg-figure-7.toml --set "sizes=['2x']" --set scenes=2
+
+The first shard is killed (SIGKILL) in the middle, the second one interrupted (SIGINT); both go on, and their folders
+are merged. Everything in tables.csv but what was timed must be equal to the last digit.
+"""
+
+import csv
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TIMED = ("seconds", "MiB")  # columns that no two runs share
+PAUSE_S = 0.05
+
+
+def vitrail(*words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "vitrail", *words], stdout=subprocess.DEVNULL)
+
+
+def done(folder: Path) -> int:
+    """Cells that lines tell of."""
+    return sum(file.read_text().count("\n") for file in folder.glob("cells-*.jsonl"))
+
+
+def finished(*words: str) -> None:
+    if vitrail(*words).wait():
+        raise SystemExit(f"failed: vitrail {' '.join(words)}")
+
+
+def broken(how: signal.Signals, cells: int, folder: Path, *words: str) -> int:
+    """Begin a run, end it when so many cells are done, and say how many were."""
+    process = vitrail(*words)
+    while process.poll() is None and done(folder) < cells:
+        time.sleep(PAUSE_S)
+    process.send_signal(how)
+    process.wait()
+    return done(folder)
+
+
+def table(folder: Path) -> list[tuple[str, str, str]]:
+    """Every number of the table with its row and column, what was timed left out."""
+    with (folder / "tables.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        (f"{row['row']} {row['size']}", column, value)
+        for row in rows
+        for column, value in row.items()
+        if not column.startswith(TIMED)
+    ]
+
+
+def compare(file: Path, sets: list[str], place: Path) -> str:
+    """One experiment both ways; what was seen, or an end with what differs."""
+    options = [word for each in sets for word in ("--set", each)]
+    whole, parts = place / "whole", [place / "part0", place / "part1"]
+    finished("run", str(file), "--out", str(whole), *options)
+    count, told = done(whole), []
+    for number, (how, part) in enumerate(zip((signal.SIGKILL, signal.SIGINT), parts, strict=True)):
+        words = ["run", str(file), "--out", str(part), "--shard", f"{number}/2", *options]
+        told.append(f"{how.name} after {broken(how, max(1, count // 5), part, *words)}")
+        finished(*words)
+    for folder, report in (
+        (whole, [str(whole)]),
+        (place / "merged", [*map(str, parts), "--out", str(place / "merged")]),
+    ):
+        finished("report", *report, "--no-plots")
+        if not table(folder):
+            raise SystemExit(f"{file}: the table of {folder.name} is empty")
+    one, two = table(whole), table(place / "merged")
+    if one != two:
+        raise SystemExit(
+            f"{file}: tables differ: {[pair for pair in zip(one, two, strict=True) if pair[0] != pair[1]][:3]}"
+        )
+    return f"{file.stem}: {count} cells, shards ended by {' and '.join(told)}; {len(one)} numbers, all equal"
+
+
+def main(
+    files: Annotated[list[Path], typer.Argument(help="Experiments.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Overrides, to make them small.")] = None,
+) -> None:
+    """Compare each."""
+    for file in files:
+        place = Path(tempfile.mkdtemp(prefix="experiment-"))
+        print(compare(file, sets or [], place), flush=True)
+        shutil.rmtree(place)
+
+
+if __name__ == "__main__":
+    typer.run(main)
