@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
+
+from vitrail.experiments.plots import slug
+from vitrail.experiments.store import Folder
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
 BEGIN, END = "<!-- made by tools/publish_results.py -->", "<!-- end -->"
 PICTURES = ("plots/*.png", "sheets/*.webp")
+WIDEST, QUALITY = 1400, 82  # pixels, and of WebP
 
 
 def publish(folder: Path) -> Path:
@@ -23,7 +28,7 @@ def publish(folder: Path) -> Path:
     title, _, tables = text.partition("\n\n")
     page = RESULTS / f"{name}.md"
     before, after = parts(page) if page.exists() else (f"{title}\n\n", "\n")
-    body = "\n\n".join([f"{BEGIN}\n", *pictures(folder, RESULTS / name), tables.replace("\n# ", "\n## ").strip(), END])
+    body = "\n\n".join([BEGIN, *pictures(folder, RESULTS / name), tables.replace("\n# ", "\n## ").strip(), END])
     page.write_text(f"{before}{body}{after}", encoding="utf-8")
     return page
 
@@ -40,12 +45,16 @@ def pictures(folder: Path, into: Path) -> list[str]:
     """Plots and sheets, copied; what was there before and is no more goes."""
     if into.exists():
         shutil.rmtree(into)
-    found = [file for pattern in PICTURES for file in sorted(folder.glob(pattern))]
+    found = {file.stem: file for pattern in PICTURES for file in sorted(folder.glob(pattern))}
+    figures = [cell for cell in Folder(folder).plan().cells if cell.kind == "heatmap"]
+    found |= {slug(cell.row, cell.run["prompt"]): folder / cell.picture for cell in figures}
     if found:
         into.mkdir(parents=True)
-    for file in found:
-        shutil.copyfile(file, into / file.name)
-    return [f"![{file.stem.replace('-', ' ')}]({into.name}/{file.name})" for file in found]
+    for name, file in found.items():
+        with Image.open(file) as image:
+            image.thumbnail((WIDEST, image.height))
+            image.convert("RGB").save(into / f"{name}.webp", quality=QUALITY)
+    return [f"![{name.replace('-', ' ')}]({into.name}/{name}.webp)" for name in found]
 
 
 def main(folders: Annotated[list[Path], typer.Argument(help="Experiments' folders with a report.")]) -> None:

@@ -138,7 +138,8 @@ def origin_lines(results: Results) -> Iterator[str]:
     if results.command:
         yield f"made by: {results.command}"
     done, missing, failed = results.counts()
-    yield f"pictures: {done} of {done + missing + failed}, {missing} missing, {failed} failed"
+    if results.groups:
+        yield f"pictures: {done} of {done + missing + failed}, {missing} missing, {failed} failed"
     yield from (f"failed: {error}" for error in results.errors)
     undone = sum(figure.file is None for figure in results.figures)
     if results.figures:
@@ -149,5 +150,5 @@ def origin_lines(results: Results) -> Iterator[str]:
         yield "with: " + ", ".join(f"{name} {' and '.join(found)}" for name, found in results.versions.items())
     if results.commit:
         yield f"reported by Vitrail at {results.commit}"
-    if results.resamples:
+    if results.resamples and results.groups:
         yield f"intervals: {LEVEL:.0%}, bootstrap over pictures, {results.resamples} draws"
