@@ -87,6 +87,8 @@ def test_an_extended_experiment_keeps_its_cells(tmp_path):
     before = addresses(tmp_path)
     assert before < addresses(tmp_path, methods=["direct", "asg", "multidiffusion"])
     assert before < addresses(tmp_path, prompts=[*BASE["prompts"], "a pig"], sizes=["128", "192"])
+    twice = addresses(tmp_path, repeats=2)
+    assert before < twice < addresses(tmp_path, repeats=3, prompts=[*BASE["prompts"], "a pig"])
 
 
 @given(st.integers(1, 6), st.integers(1, 5))

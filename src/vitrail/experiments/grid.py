@@ -24,6 +24,7 @@ from vitrail.experiments.prompts import prompts_of
 from vitrail.methods import load_method
 
 DIGITS = 12
+TURN = 100_000  # from a prompt's seed to its next one, so that further prompts change no seed
 Kind = Literal["picture", "heatmap"]
 
 
@@ -139,7 +140,7 @@ def _pairs(experiment: Experiment, folder: Path) -> list[tuple[str, int]]:
     if experiment.seeds:
         return [(prompt, seed) for seed in experiment.seeds for prompt in prompts]
     return [
-        (prompt, turn * len(prompts) + number)
+        (prompt, turn * TURN + number)
         for turn in range(experiment.repeats)
         for number, prompt in enumerate(prompts)
     ]
