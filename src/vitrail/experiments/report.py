@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import attrs
 from attrs import field, frozen
 
 from vitrail.core.fields import as_tuple
+from vitrail.discovery import registry
 from vitrail.experiments.experiment import Experiment
 from vitrail.experiments.formats import (
     LATEX_HEAD,
@@ -91,7 +93,7 @@ def write_report(
     loaded = load(folders, experiment)
     seen = look(loaded, console)
     results = gather_results(loaded, seen, console, baseline)
-    tables, notes = tables_of(results), [*origin_lines(results), *_compared_with(loaded)]
+    tables, notes = tables_of(results), [*origin_lines(results), *_measured_by(loaded)]
     for table in _at_a_glance(results):
         show(table, console)
     say(console, ["", *notes])
@@ -124,11 +126,22 @@ def _at_a_glance(results: Results) -> list[Table]:
     return [*by_size(results), *(in_order(results) if few else ())]
 
 
-def _compared_with(loaded: Loaded) -> Iterator[str]:
-    """The set of true pictures, if any metric needs one."""
-    reference = loaded.experiment.reference
-    if reference is not None and any(metric.needs_reference for metric in loaded.experiment.metrics):
-        yield f"true pictures: {reference}, digest {reference.digest[:DIGITS]}"
+def _measured_by(loaded: Loaded) -> Iterator[str]:
+    """Every metric with its options, and the set of true pictures that some compare with."""
+    metrics, reference = loaded.experiment.metrics, loaded.experiment.reference
+    if metrics and loaded.done:
+        yield f"metrics: {'; '.join(map(_spelt_out, metrics))}"
+    if reference is not None and any(metric.needs_reference for metric in metrics):
+        yield f"true pictures: {_spelt_out(reference)}, digest {reference.digest[:DIGITS]}"
+
+
+def _spelt_out(strategy: Any) -> str:
+    """Its registered name, or its class's, with every option."""
+    entries = (entry for slot in ("metrics", "features", "references") for entry in registry().entries(slot))
+    names = {entry.value: entry.name for entry in entries}
+    options = {field.name: getattr(strategy, field.name) for field in attrs.fields(type(strategy))}
+    told = [f"{name} {_spelt_out(value) if type(value) in names else value}" for name, value in options.items()]
+    return names.get(type(strategy), type(strategy).__name__) + (f" ({', '.join(told)})" if told else "")
 
 
 def origin_lines(results: Results) -> Iterator[str]:
