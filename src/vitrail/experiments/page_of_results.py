@@ -12,7 +12,7 @@ from vitrail.experiments.formats import as_page_table
 from vitrail.experiments.grid import Cell
 from vitrail.experiments.measuring import Loaded, Seen
 from vitrail.experiments.page import Page, PagePicture, PagePlot
-from vitrail.experiments.report import Report
+from vitrail.experiments.report import Report, told_source
 from vitrail.experiments.results import Results
 from vitrail.replaying import located
 
@@ -24,7 +24,7 @@ def page_of(report: Report, folder: Path) -> Page:
     return Page(
         title=results.title or folder.name,
         source=results.source,
-        notes=report.notes,
+        notes=[note for note in report.notes if note != told_source(results)],
         rows=tuple(dict.fromkeys(group.row for group in results.groups)),
         sizes=results.sizes,
         pictures=tuple(_pictures(cells, loaded, report.seen)),

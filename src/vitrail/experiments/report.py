@@ -144,10 +144,15 @@ def _spelt_out(strategy: Any) -> str:
     return names.get(type(strategy), type(strategy).__name__) + (f" ({', '.join(told)})" if told else "")
 
 
+def told_source(results: Results) -> str:
+    """The table or figure that an experiment stands beside."""
+    return f"corresponds to: {results.source}"
+
+
 def origin_lines(results: Results) -> Iterator[str]:
     """What the numbers are of: source, command, cells, machines, versions, commit, intervals; and what is not there."""
     if results.source:
-        yield f"corresponds to: {results.source}"
+        yield told_source(results)
     if results.command:
         yield f"made by: {results.command}"
     done, missing, failed = results.counts()
