@@ -37,6 +37,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 gallery: $(READY)
+	$(BIN)/vitrail run experiments/gallery.toml
 	$(BIN)/python tools/build_gallery.py
 
 # torch first and alone: its version decides whether pip takes a CPU build or gigabytes of another one.

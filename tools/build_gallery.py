@@ -1,6 +1,6 @@
-"""The gallery: one prompt and seed, every composition at 4x, 9x and 16x area, and the heat maps over the steps.
+"""The gallery: one prompt and seed, every method at 4x, 9x and 16x area, and the heat maps over the steps.
 
-Usage: python tools/build_gallery.py
+Usage: vitrail run experiments/gallery.toml && python tools/build_gallery.py
 """
 
 from pathlib import Path
@@ -11,12 +11,13 @@ import typer
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from measure_compositions import METHODS
 from vitrail.core.hookspecs import hookimpl
+from vitrail.experiments.store import Folder
+from vitrail.picture import open_picture
 from vitrail.sampler import Sampler
 
-SIZES = (256, 384, 512)  # pixels: 4, 9 and 16 times the training area
 SHOWN = 192  # pixels of a cell on the sheet
+SHOWN_ALONE = "asg-plus"  # the method whose largest picture and heat maps are shown
 
 
 class MaskRecorder:
@@ -49,11 +50,11 @@ def sheet(rows: list[list[Image.Image]], labels: list[str], heads: list[str], ce
     return page
 
 
-def heat_maps(prompt: str, seed: int, steps: int, method: str) -> Image.Image:
+def heat_maps(prompt: str, seed: int, steps: int, method: str, size: tuple[int, int]) -> Image.Image:
     """Above the key view's predicted picture, below its mask, over the structure steps."""
     recorder = MaskRecorder()
     sampler = Sampler.from_pretrained("demo", method, plugins=[("recorder", recorder)])
-    sampler(prompt, height=SIZES[0], width=SIZES[0], seed=seed, num_inference_steps=steps, output_type="latent")
+    sampler(prompt, height=size[0], width=size[1], seed=seed, num_inference_steps=steps, output_type="latent")
     with torch.inference_mode():
         pictures = [sampler.backbone.to_pil(sampler.backbone.decode(clean))[0] for clean in recorder.clean]
     masks = [Image.fromarray((255 * mask).byte().numpy()).convert("RGB") for mask in recorder.masks]
@@ -63,31 +64,23 @@ def heat_maps(prompt: str, seed: int, steps: int, method: str) -> Image.Image:
 
 
 def main(
-    prompt: str = "a fox on a snow field",
-    seed: int = 7,
-    steps: int = 20,
+    run: Annotated[Path, typer.Option(help="The experiment's folder.")] = Path("runs/gallery"),
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the page.")] = Path("docs/gallery"),
-    threads: int = 2,
 ) -> None:
-    """Sample, lay out, write the page."""
-    torch.set_num_threads(threads)
-    console = Console()
+    """Lay out the pictures, draw the heat maps, write the page."""
+    plan = Folder(run).plan()
+    files = {(cell.method, cell.size): run / cell.picture for cell in plan.cells}
+    methods, sizes = (list(dict.fromkeys(each)) for each in zip(*files, strict=True))
+    rows = [[open_picture(str(files[method, size])) for size in sizes] for method in methods]
+    fields = plan.cells[0].run
+    prompt, seed, steps = fields["prompt"], fields["seed"], fields["num_inference_steps"]
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for method in METHODS:
-        sampler = Sampler.from_pretrained("demo", method)
-        row = []
-        for size in SIZES:
-            result = sampler(prompt, height=size, width=size, seed=seed, num_inference_steps=steps)
-            row.append(result.images[0])
-            console.print(f"{method} {size}: {result.report.model_calls} calls, {result.report.engine_s:.1f} s")
-        rows.append(row)
-    heads = [f"{size}x{size}" for size in SIZES]
-    sheet(rows, list(METHODS), heads, SHOWN).save(out / "compositions.webp", quality=88)
-    rows[METHODS.index("asg-plus")][-1].save(out / "fox.png", optimize=True)
-    heat_maps(prompt, seed, steps, "asg-plus").save(out / "heat-maps.webp", quality=88)
+    heads = [f"{width}x{height}" for height, width in sizes]
+    sheet(rows, methods, heads, SHOWN).save(out / "compositions.webp", quality=88)
+    rows[methods.index(SHOWN_ALONE)][-1].save(out / "fox.png", optimize=True)
+    heat_maps(prompt, seed, steps, SHOWN_ALONE, sizes[0]).save(out / "heat-maps.webp", quality=88)
     (out / "index.md").write_text(PAGE.format(prompt=prompt, seed=seed, steps=steps))
-    console.print(f"written to {out}")
+    Console().print(f"written to {out}")
 
 
 PAGE = """# Gallery

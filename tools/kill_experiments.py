@@ -42,7 +42,8 @@ def broken(how: signal.Signals, cells: int, folder: Path, *words: str) -> int:
     while process.poll() is None and done(folder) < cells:
         time.sleep(PAUSE_S)
     process.send_signal(how)
-    process.wait()
+    if process.wait() == 0:
+        raise SystemExit(f"vitrail {' '.join(words)} was over before it was ended; make it longer")
     return done(folder)
 
 

@@ -47,7 +47,7 @@ def pictures(folder: Path, into: Path) -> list[str]:
         shutil.rmtree(into)
     found = {file.stem: file for pattern in PICTURES for file in sorted(folder.glob(pattern))}
     figures = [cell for cell in Folder(folder).plan().cells if cell.kind == "heatmap"]
-    found |= {slug(cell.row, cell.run["prompt"]): folder / cell.picture for cell in figures}
+    found |= {slug(cell.row, cell.run["prompt"], str(cell.run["seed"])): folder / cell.picture for cell in figures}
     if found:
         into.mkdir(parents=True)
     for name, file in found.items():

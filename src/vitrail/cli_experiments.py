@@ -13,6 +13,10 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value of the file, e.g. sizes.0.pictures=8. Repeatable."),
 ]
+Measured = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override what is measured, e.g. resamples=0 or metrics=['seams']. Repeatable."),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="The experiment's folder; runs/NAME if not given.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
 
@@ -23,7 +27,7 @@ def run(
     out: Out = None,
     shard: Annotated[str, typer.Option(help="i/n: this process's share of the cells, from 0/n on.")] = "0/1",
     executor: Annotated[str, typer.Option(help="Who samples: here, or ray for the actors of a Ray cluster.")] = "here",
-    workers: Annotated[int, typer.Option(help="Actors of the cluster; 0 for as many as it has room for.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Actors of the cluster; 0 for as many as it has room for.")] = 0,
     device: Device = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
@@ -49,14 +53,15 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="An experiment's folder, or several to be merged into --out.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to merge into; the folder itself.")] = None,
     baseline: Annotated[str | None, typer.Option(help="The row that others are compared with; the first.")] = None,
-    sets: Sets = None,
+    sets: Measured = None,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw plots, which needs matplotlib.")] = True,
+    costs: Annotated[bool, typer.Option("--costs/--no-costs", help="Tell of time, evaluations and memory.")] = True,
 ) -> None:
     """Measure an experiment and write its tables and page."""
     from vitrail.experiments import reporting
 
     configure_logging(verbose=False)
-    reporting.report(folders, out, baseline=baseline, sets=sets or (), plots=plots)
+    reporting.report(folders, out, baseline=baseline, sets=sets or (), plots=plots, costs=costs)
 
 
 def compare(

@@ -168,7 +168,7 @@ def _check_experiment(file: Path, sets: Sequence[str]) -> str:
     from vitrail.experiments.commands import check
 
     experiment, _ = load_experiment(file, sets)
-    check(experiment)
+    check(experiment, file.parent)
     rows = f"{len(experiment.methods)} methods, {len(experiment.axes)} axes and {len(experiment.sizes)} sizes"
     return f"an experiment of {rows} on model {experiment.model}"
 

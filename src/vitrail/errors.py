@@ -117,8 +117,9 @@ class Problems:
             self._errors.append(error)
 
     def tell(self) -> None:
-        """Raise the only error as it is, several as one."""
-        if len(self._errors) == 1:
+        """Raise the only error as it is, several as one that says nothing twice."""
+        told = list(dict.fromkeys(map(str, self._errors)))
+        if len(told) == 1:
             raise self._errors[0]
-        if self._errors:
-            raise ConfigError("\n".join(map(str, self._errors)))
+        if told:
+            raise ConfigError("\n".join(told))

@@ -162,14 +162,14 @@ def record_figure(
     return recorder.moments
 
 
-def read_shares(text: str) -> tuple[float, ...]:
-    """Shares of the steps as the command line has them, e.g. ``0.25,0.5,1.0``."""
+def read_shares(text: str, name: str = "--at") -> tuple[float, ...]:
+    """Shares of the steps as the command line has them, e.g. ``0.25,0.5,1.0``; errors begin with the name."""
     try:
         shares = tuple(float(part) for part in text.split(","))
     except ValueError:
         shares = ()
     if not shares or any(not 0 < share <= 1 for share in shares):
-        raise ConfigError(f"--at {text!r}: write shares of the steps, more than 0 and at most 1, e.g. 0.25,0.5,1.0")
+        raise ConfigError(f"{name} {text!r}: write shares of the steps, more than 0 and at most 1, e.g. 0.25,0.5,1.0")
     return shares
 
 

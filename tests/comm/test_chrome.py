@@ -1,6 +1,7 @@
 """Trace files: they load, nothing overlaps, arrows have two ends, reading gives back what was written."""
 
 import json
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -95,7 +96,10 @@ def test_nothing_is_left_beside_the_file(tmp_path):
 @given(seed=st.integers(0, 1000))
 def test_plain_data_gives_the_recorder_back(seed):
     data = as_data(random_recorder(3, seed))
-    assert as_data(from_data(json.loads(json.dumps(data)))) == data
+    again = from_data(json.loads(json.dumps(data)))
+    assert as_data(again) == data
+    copy = pickle.loads(pickle.dumps(again))  # as a spawned rank hands it over
+    assert (as_data(copy), copy.clock()) == (data, again.clock())
 
 
 def test_what_json_does_not_know_becomes_text():

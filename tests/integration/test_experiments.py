@@ -129,13 +129,14 @@ def test_ctrl_c_and_a_kill_in_the_middle_lose_nothing_that_was_done(experiment, 
     assert pictures(experiment.parent / "runs/grid") == pictures(experiment.parent / "whole")
 
 
-def test_ranks_give_the_same_pictures_and_their_share_of_calls(experiment, monkeypatch, capsys):
-    sets = ["--set", "ranks=[1,2]", "--set", "comm=in-process", "--set", "prompts=['a fox']"]
-    sets += ["--set", "run.row_batch=1"]
+@pytest.mark.parametrize("comm", ["in-process", "gloo"])
+def test_ranks_give_the_same_pictures_and_their_share_of_calls(experiment, monkeypatch, capsys, comm):
+    sets = ["--set", "ranks=[1,2]", "--set", f"comm={comm}", "--set", "prompts=['a fox']"]
+    sets += ["--set", "run.row_batch=1", "--set", "methods=['asg']"]
     assert vitrail(monkeypatch, capsys, "run", experiment, *sets).code == 0
     stored = Folder(experiment.parent / "runs/grid")
     outcomes, cells = stored.outcomes(), {cell.row: cell for cell in stored.plan().cells}
-    assert set(cells) == {f"{name}, {ranks}" for name in ("direct", "asg") for ranks in ("1 rank", "2 ranks")}
+    assert set(cells) == {"asg, 1 rank", "asg, 2 ranks"}
     shown = pictures(stored.path)
     one, two = cells["asg, 1 rank"], cells["asg, 2 ranks"]
     assert shown[f"{one.address}.png"] == shown[f"{two.address}.png"]
@@ -160,11 +161,23 @@ def test_mistakes_are_told_before_a_model_is_loaded(experiment, monkeypatch, cap
         (["run.scheduler=DDIM"], "no scheduler named 'DDIM'"),
         (["model=nowhere"], "no model or folder 'nowhere'"),
         (["methods.1.set=['stages.0.guidance.0.scal=1']"], "has no key 'scal'"),
+        (["axes=[{name='w',values=[1],set=['stages.0.guidance.0.scal={value}'],methods=['asg']}]"], "no key 'scal'"),
+        (["axes=[{name='s',option='scheduler',values=['DDIM']}]"], "no scheduler named 'DDIM'"),
+        (["axes=[{name='g',option='guidance_scale',values=['much']}]"], "row 'direct, g much':\n  $.guidance_scale"),
+        (["prompts=[]", "prompts_file=nowhere.txt"], "nowhere.txt: cannot be read as text"),
+        (["heatmaps=[{masking='pfs'}]"], "did you mean 'pfsa'?"),
+        (["heatmaps=[{masking='pfsa',at='2'}]"], "heat map 'pfsa': at = '2': write shares of the steps"),
     ):
         answer = vitrail(monkeypatch, capsys, "run", experiment, *(w for s in sets for w in ("--set", s)))
         assert answer.code == 2
         assert expected in answer.err
-    assert vitrail(monkeypatch, capsys, "run", experiment, "--executor", "rya").code == 2
+    for words, expected in (
+        (["--executor", "rya"], "did you mean 'ray'?"),
+        (["--workers", "2"], "--workers is of a Ray cluster"),
+        (["--out", experiment], "there can be no such folder"),
+    ):
+        answer = vitrail(monkeypatch, capsys, "run", experiment, *words)
+        assert (answer.code, expected in answer.err) == (2, True)
     assert not (experiment.parent / "runs").exists()
 
 
@@ -193,6 +206,8 @@ def test_a_report_of_two_merged_folders(experiment, monkeypatch, capsys):
     lone = vitrail(monkeypatch, capsys, "report", "part0", "part1")
     assert lone.code == 2
     assert "say which by --out" in lone.err
+    late = vitrail(monkeypatch, capsys, "report", "part0", "--set", "sizes.0.pictures=1")
+    assert (late.code, "--set sizes: is sampled already" in late.err) == (2, True)
     answer = vitrail(monkeypatch, capsys, "report", "part0", "part1", "--out", "both")
     assert answer.code == 0
     assert "pictures: 8 of 8, 0 missing, 0 failed" in answer.out

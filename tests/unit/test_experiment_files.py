@@ -93,6 +93,22 @@ BROKEN = {
     "seeds and repeats": ("seeds = [1]\nrepeats = 2\n" + SOUND, ["'repeats' gives seeds itself"]),
     "no ranks": ("ranks = [0]\n" + SOUND, ["'ranks' are numbers of processes"]),
     "unknown metric": ("metrics = ['objcts']\n" + SOUND, ["no metric named 'objcts' (did you mean 'objects'?)"]),
+    "size twice": (SOUND.replace('"192x128"', '"128"'), ["size '128' is there twice; leave one out"]),
+    "ranks twice": ("ranks = [2, 2]\n" + SOUND, ["number of ranks '2' is there twice"]),
+    "column twice": ("metrics = ['seams', 'seams']\n" + SOUND, ["column 'seams' is there twice"]),
+    "figure twice": (SOUND + 2 * "[[heatmaps]]\nmasking = 'pfsa'\n", ["heat map 'pfsa' is there twice"]),
+    "setting twice": (
+        SOUND + '[[axes]]\nname = "w"\nsettings = [{ name = "a" }, { name = "a" }]\n',
+        ["axis 'w' has a setting twice"],
+    ),
+    "another model for a method": (
+        SOUND.replace("set = [", "run = { dtype = 'bfloat16' }, set = ["),
+        ["$.methods[1].run: 'dtype' is of the model, which is loaded once for all rows"],
+    ),
+    "another model for a value": (
+        SOUND + AXIS.replace("set = [", "option = 'variant'\nset = ["),
+        ["'variant' is of the model, which is loaded once"],
+    ),
     "no reference": ("metrics = ['fid']\n" + SOUND, ["a metric compares with true pictures; say which"]),
 }
 

@@ -16,7 +16,8 @@ from vitrail.experiments import meter as metering
 from vitrail.experiments.costs import noted
 from vitrail.experiments.gathering import gather_results
 from vitrail.experiments.measuring import load, look, shown_of
-from vitrail.experiments.store import Outcome
+from vitrail.experiments.report import write_report
+from vitrail.experiments.store import Folder, Outcome, merge
 
 ROWS = [tiny.Row("dark", lambda pair, size: 60 + 5 * pair), tiny.Row("light", lambda pair, size: 70 + 5 * pair)]
 CELLS = tiny.cells(ROWS, pairs=4)
@@ -164,6 +165,36 @@ def test_folders_of_other_cells_are_refused(tmp_path, folder):
         load([])
 
 
+def test_merging_refuses_other_cells_and_completes_what_was_cut_off(tmp_path, folder, monkeypatch):
+    into = tmp_path / "into"
+    with pytest.raises(ConfigError, match="not of the same experiment"):
+        merge([folder, tiny.folder_of(tmp_path / "other", ROWS, tiny.cells(ROWS, pairs=3))], into)
+
+    def cut(source, target):
+        target.write_bytes(source.read_bytes()[:50])
+        if source.suffix == ".png":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", cut)
+        with pytest.raises(KeyboardInterrupt):
+            merge([folder], into)
+    for _ in range(2):
+        assert merge([into, folder], into).outcomes() == Folder(folder).outcomes()
+    for cell in CELLS:
+        assert (into / cell.picture).read_bytes() == (folder / cell.picture).read_bytes()
+    assert sorted(path.name for path in into.glob("cells*")) == ["cells-0-0-1.jsonl", "cells-1-0-1.jsonl"]
+
+
+def test_a_line_that_was_cut_within_a_letter_hides_no_other(folder):
+    before = Folder(folder).outcomes()
+    with next(folder.glob("cells-*.jsonl")).open("ab") as file:
+        file.write('{"cell": "x", "error": "é'.encode()[:-1])
+    assert Folder(folder).outcomes() == before
+    Folder(folder).append(Outcome(cell="later", error="two\u2028lines"), "0-1")
+    assert Folder(folder).outcomes()["later"].error == "two\u2028lines"
+
+
 def test_a_lost_picture_is_missing_and_a_broken_one_is_told(folder):
     (folder / CELLS[0].picture).unlink()
     assert load([folder], tiny.experiment()).has_failed(CELLS[0]) is False
@@ -241,9 +272,12 @@ def test_pictures_that_tell_an_eye_nothing_are_left_out(tmp_path):
     assert results.differences["light", (64, 64), "bright"].count == 3
 
 
-def test_two_columns_of_one_name_and_an_unknown_baseline_are_refused(folder):
-    with pytest.raises(ConfigError, match="two metrics have a column 'bright'"):
-        results_of([folder], tiny.experiment(metrics=(tiny.Bright(), tiny.Bright())))
+def test_two_columns_of_one_name_and_an_unknown_baseline_are_refused(folder, looks):
+    with pytest.raises(ValueError, match="column 'bright' is there twice"):
+        tiny.experiment(metrics=(tiny.Bright(), tiny.Bright()))
+    with pytest.raises(ConfigError, match="did you mean 'light'"):
+        write_report([folder], folder, silent(), baseline="ligth", plots=False, experiment=tiny.experiment())
+    assert not looks  # told before anything is looked at
     with pytest.raises(ConfigError, match="did you mean 'light'"):
         results_of([folder], baseline="ligth")
     assert ("dark", (64, 64), "bright") in results_of([folder], baseline="light").differences

@@ -6,6 +6,7 @@ import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from vitrail.errors import ConfigError
 from vitrail.experiments.executing import Shard
@@ -68,6 +69,28 @@ def test_an_address_depends_on_pixels_alone(tmp_path):
         assert not addresses(tmp_path, **change) & here
     other = {c.address for c in cells(tmp_path, model=evolve(MODEL, fingerprint="g"))}
     assert not other & here
+
+
+def test_a_picture_to_start_from_counts_by_what_it_shows(tmp_path):
+    first, same, other = (tmp_path / f"{name}.png" for name in ("first", "same", "other"))
+    for path, colour in ((first, "red"), (same, "red"), (other, "blue")):
+        Image.new("RGB", (8, 8), colour).save(path)
+    here, there, elsewhere = (addresses(tmp_path, run={"image": str(path)}) for path in (first, same, other))
+    assert here == there
+    assert not here & elsewhere
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"sizes": ["2x", "128"]}, "row 'direct' is there twice at 128x128 pixels"),
+        ({"seeds": [3, 3]}, "prompt 'a fox' is there twice with seed 3"),
+        ({"seeds": [3], "prompts": ["a fox", "a fox"]}, "prompt 'a fox' is there twice with seed 3"),
+    ],
+)
+def test_what_would_count_twice_is_refused(tmp_path, table, told):
+    with pytest.raises(ConfigError, match=told):
+        cells(tmp_path, **table)
 
 
 def test_a_default_that_is_spelt_out_changes_nothing(tmp_path):

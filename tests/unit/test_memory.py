@@ -1,5 +1,7 @@
 """What a forward needs, what is free, and how many rows that makes."""
 
+import platform
+
 import pytest
 import torch
 from attrs import evolve
@@ -11,6 +13,7 @@ from vitrail.backbones.footprint import LiveBytes, row_bytes
 from vitrail.backbones.memory import CHOICES, SHARE, absent_bytes, forecast, resolve
 from vitrail.core.run_config import ROW_BATCH, RunConfig
 from vitrail.errors import CapabilityError
+from vitrail.experiments.peak import STATM, Peak
 from vitrail.methods import load_method
 from vitrail.sampler import Sampler
 
@@ -197,3 +200,20 @@ def test_a_number_that_was_given_stays(monkeypatch, case):
 def test_a_backbone_without_a_network_takes_the_usual_number(case):
     _, engine, _ = case
     assert forecast(engine, object(), 1).rows == ROW_BATCH
+
+
+# ---------------------------------------------------------------- what a picture took
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or not STATM.exists(), reason="needs glibc on Linux")
+def test_equal_work_has_equal_peaks_whatever_went_before():
+    above = []  # what lies above freed memory keeps the C library from giving it back by itself
+
+    def peak():
+        with Peak.watch(torch.device("cpu")) as found:
+            held = [torch.ones(10_000) for _ in range(1000)]
+            above.append(torch.ones(10_000))
+        return found.bytes / sum(each.nbytes for each in held)
+
+    peaks = [peak() for _ in range(3)]
+    assert 0.9 < min(peaks) <= max(peaks) < 1.5, peaks

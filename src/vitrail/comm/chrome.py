@@ -7,6 +7,7 @@ the earliest event of all ranks. Equal recorders give equal bytes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -39,13 +40,12 @@ def as_data(recorder: Recorder) -> dict[str, Any]:
 
 
 def from_data(data: Mapping[str, Any]) -> Recorder:
-    """The recorder again; its clock stands at its last event."""
+    """The recorder again, which can be pickled; its clock stands at its last event."""
     spans = [Span(*values) for values in data["spans"]]
     flows = [Flow(*values) for values in data["flows"]]
     counts = [Count(*values) for values in data["counts"]]
     recorder = Recorder(data["rank"], float, spans, flows, counts)
-    last = max(_moments(recorder), default=0.0)
-    recorder.clock = lambda: last
+    recorder.clock = functools.partial(float, max(_moments(recorder), default=0.0))
     return recorder
 
 

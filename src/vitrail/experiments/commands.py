@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -18,12 +18,13 @@ from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems, nearest
 from vitrail.experiments.executing import Executor, Here, Shard, stop_on_interrupt
 from vitrail.experiments.experiment import Experiment
-from vitrail.experiments.grid import Cell, cells_of
+from vitrail.experiments.grid import Cell, Row, cells_of, heat_row, pairs_of, rows_of
 from vitrail.experiments.loading import load_experiment
+from vitrail.experiments.plots import check_matplotlib
 from vitrail.experiments.progress import CellProgress
 from vitrail.experiments.running import Worker
 from vitrail.experiments.store import Folder, Plan
-from vitrail.methods import load_method
+from vitrail.heatmap import read_shares
 from vitrail.terminal import console, say
 
 if TYPE_CHECKING:
@@ -82,14 +83,18 @@ def run_experiment(
     experiment: Experiment, table: dict[str, Any], beside: Path, options: RunOptions, out: Console
 ) -> None:
     """As ``run``, of an experiment that is read."""
-    first = check(experiment)
+    first = check(experiment, beside)
     if options.executor == "ray":
         _check_ray(experiment)
+    elif options.workers:
+        raise ConfigError("--workers is of a Ray cluster; give --executor ray, or leave it out")
+    folder = Folder(options.out)
+    if not options.dry_run:
+        folder.make()
     say(out, f"loading model {experiment.model}")
     worker = Worker.load(first, options.device)
     cells = cells_of(experiment, worker.model(_defaults(first)), beside)
     work = _work(worker, cells)
-    folder = Folder(options.out)
     outcomes = folder.outcomes()
     once = {cell.address: cell for cell in cells}.values()
     todo = [cell for cell in once if options.shard.has(cell) and not folder.is_done(cell, outcomes)]
@@ -101,26 +106,45 @@ def run_experiment(
     _sample(worker, folder, todo, work, options, out)
 
 
-def check(experiment: Experiment) -> RunConfig:
+def check(experiment: Experiment, beside: Path) -> RunConfig:
     """A run of the experiment's model, once everything that needs no weights is found sound.
 
+    Args:
+        experiment: To be carried out.
+        beside: Folder of its file, for a file of prompts.
+
     Raises:
-        VitrailError: Naming every method, override, model and scheduler that is wrong.
+        VitrailError: Naming every method, override, option, model, scheduler and file of prompts that is wrong.
     """
-    problems, first = Problems(), None
+    problems, first, offers = Problems(), None, None
     with problems.collect():
-        table = {"prompt": "", "model": experiment.model, **experiment.run}
-        first = Loader(registry()).structure(table, RunConfig, "the experiment's run")
-        check_scheduler(first.scheduler)
-    for entry in experiment.methods:
+        first = _run_of(experiment, {}, "the experiment's run")
+        offers = find_model(first.model, registry(), ModelOptions.of(first)).offers
+    with problems.collect():
+        pairs_of(experiment, beside)
+    rows: list[Row] = []
+    with problems.collect():
+        rows += rows_of(experiment)
+    for heat in experiment.heatmaps:
         with problems.collect():
-            composition = load_method(entry.method, entry.set)
-            if first is not None:
-                offers = find_model(first.model, registry(), ModelOptions.of(first)).offers
-                composition.check(offers, f"model {first.model!r}", registry())
+            check_matplotlib()
+            read_shares(heat.at, f"heat map {heat.label or heat.masking!r}: at =")
+            rows.append(heat_row(heat))
+    for row in rows if first is not None else ():
+        with problems.collect():
+            _run_of(experiment, row.run, f"row {row.name!r}")
+            if offers is not None:
+                row.composition.check(offers, f"model {experiment.model!r}", registry())
     problems.tell()
     assert first is not None
     return first
+
+
+def _run_of(experiment: Experiment, own: Mapping[str, Any], where: str) -> RunConfig:
+    table = {"prompt": "", **experiment.run, **own, "model": experiment.model}
+    run = Loader(registry()).structure(table, RunConfig, where)
+    check_scheduler(run.scheduler)
+    return run
 
 
 def _check_ray(experiment: Experiment) -> None:

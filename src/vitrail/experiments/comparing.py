@@ -17,6 +17,7 @@ from vitrail.experiments.formats import show
 from vitrail.experiments.loading import located, spelt_out, structure
 from vitrail.experiments.measuring import Loaded, load, look
 from vitrail.experiments.page_of_results import numbers_of
+from vitrail.experiments.reporting import stopping
 from vitrail.experiments.sheets import FAINT, FONT, GAP, INK, MARGIN, folded
 from vitrail.experiments.tables import Heading, Table
 from vitrail.terminal import console, say
@@ -72,10 +73,11 @@ def compare(wanted: Wanted) -> None:
     out = console()
     experiment = structure(table, "vitrail compare")
     run_experiment(experiment, table, Path(), RunOptions(out=folder, device=wanted.device), out)
-    loaded = load([folder])
-    seen = look(loaded, out)
-    _show(loaded, seen, out)
-    sheet(loaded, seen).save(folder / SHEET)
+    with stopping():
+        loaded = load([folder])
+        seen = look(loaded, out)
+        _show(loaded, seen, out)
+        sheet(loaded, seen).save(folder / SHEET)
     say(out, f"{folder / SHEET}")
 
 

@@ -11,8 +11,10 @@ from attrs import validators as v
 from vitrail.core.fields import as_tuple
 from vitrail.core.measuring import Metric, References
 from vitrail.core.run_config import MIN_SIZE, RunConfig
+from vitrail.experiments.costs import Costs
 
 OF_CELLS = frozenset({"prompt", "seed", "height", "width", "method", "model", "num_images"})  # not in ``run``
+OF_MODEL = frozenset({"dtype", "variant", "revision", "model_config"})  # one model is loaded for all rows
 PIXELS = re.compile(r"(\d+)(?:x(\d+))?")
 TIMES = re.compile(r"(\d+(?:\.\d+)?)x(?:(\d+(?:\.\d+)?)x)?")
 PLACE = "{value}"
@@ -30,6 +32,15 @@ def _run_fields(instance: object, attribute: Any, table: dict[str, Any]) -> None
             raise ValueError(f"a run has no key {name!r}{nearest(name, set(fields_dict(RunConfig)) - OF_CELLS)}")
 
 
+def _row_fields(instance: object, attribute: Any, table: dict[str, Any]) -> None:
+    _run_fields(instance, attribute, table)
+    if wrong := sorted(OF_MODEL & set(table)):
+        raise ValueError(
+            f"{wrong[0]!r} is of the model, which is loaded once for all rows; put it in the experiment's 'run', and "
+            "compare experiments"
+        )
+
+
 def _size(instance: object, attribute: Any, size: str) -> None:
     if not (PIXELS.fullmatch(size) or TIMES.fullmatch(size)):
         raise ValueError(
@@ -42,6 +53,7 @@ def _size(instance: object, attribute: Any, size: str) -> None:
 
 Table = dict[str, Any]
 run_table: Any = field(factory=dict, validator=_run_fields)
+row_table: Any = field(factory=dict, validator=_row_fields)
 
 
 @frozen(kw_only=True)
@@ -52,7 +64,7 @@ class MethodEntry:
     method: str  # a registered method or a TOML or YAML file
     label: str = ""  # in tables; the method's name if empty
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides, e.g. stages.0.masking=none
-    run: dict[str, Any] = run_table  # options of the run for this method alone
+    run: dict[str, Any] = row_table  # options of the run for this method alone
 
 
 @frozen(kw_only=True)
@@ -71,7 +83,7 @@ class Setting:
     spoken: ClassVar[str] = "a setting"
     name: str  # in tables and plots
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides of the method
-    run: dict[str, Any] = run_table  # options of the run
+    run: dict[str, Any] = row_table  # options of the run
     skip: tuple[str, ...] = field(default=(), converter=as_tuple)  # methods' labels that do not have it
 
 
@@ -95,9 +107,9 @@ class Axis:
         if any(PLACE not in assignment for assignment in self.set):
             raise ValueError(f"axis {self.name!r}: every assignment in 'set' must have {PLACE} in it")
         if self.option is not None:
-            _run_fields(self, None, {self.option: None})
-        if self.values and len({str(value) for value in self.values}) < len(self.values):
-            raise ValueError(f"axis {self.name!r} has a value twice")
+            _row_fields(self, None, {self.option: None})
+        if len({place.name for place in self.places()}) < len(self.places()):
+            raise ValueError(f"axis {self.name!r} has a {'value' if self.values else 'setting'} twice")
 
     def places(self) -> tuple[Setting, ...]:
         """Its settings, those of plain values made."""
@@ -155,16 +167,29 @@ class Experiment:
             raise ValueError("'repeats' gives seeds itself; leave it out where 'seeds' are given")
         if any(count < 1 for count in self.ranks):
             raise ValueError(f"'ranks' are numbers of processes, 1 or more; got {list(self.ranks)}")
-        for what, names in (("method", self.labels()), ("axis", [axis.name for axis in self.axes])):
-            twice = {name for name in names if names.count(name) > 1}
-            if twice:
-                raise ValueError(f"{what} {sorted(twice)[0]!r} is there twice; give each a 'label' or name of its own")
+        self._refuse_twins()
         for axis in self.axes:
             unknown = {*axis.methods, *(name for place in axis.places() for name in place.skip)} - set(self.labels())
             if unknown:
                 raise ValueError(f"axis {axis.name!r} is for {sorted(unknown)[0]!r}, which is no method's label")
         if any(metric.needs_reference for metric in self.metrics) and self.reference is None:
             raise ValueError("a metric compares with true pictures; say which by 'reference'")
+
+    def _refuse_twins(self) -> None:
+        """What tables could not tell apart."""
+        own, out = "give each a 'label' or name of its own", "leave one out"
+        columns = [*(column for metric in self.metrics for column in metric.columns), *Costs.columns]
+        for what, names, cure in (
+            ("method", self.labels(), own),
+            ("axis", [axis.name for axis in self.axes], own),
+            ("heat map", [heat.label or heat.masking for heat in self.heatmaps], own),
+            ("size", [entry.size for entry in self.sizes], out),
+            ("number of ranks", list(map(str, self.ranks)), out),
+            ("column", [column.name for column in columns], "leave one metric out"),
+        ):
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise ValueError(f"{what} {twice[0]!r} is there twice; {cure}")
 
     def labels(self) -> list[str]:
         """What each method is called."""

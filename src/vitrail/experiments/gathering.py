@@ -32,14 +32,10 @@ def gather_results(loaded: Loaded, seen: Seen, console: Console, baseline: str |
         baseline: The row to compare with; the first one if None.
 
     Raises:
-        ConfigError: If there is no such row, or two metrics have a column of one name.
+        ConfigError: If there is no such row.
     """
-    groups = _groups(loaded)
-    rows = list(dict.fromkeys(group.row for group in groups))
-    if baseline is not None and baseline not in rows:
-        raise ConfigError(f"no row {baseline!r} to compare with{nearest(baseline, rows)}")
+    groups, base = _groups(loaded), baseline_of(loaded, baseline)
     sets = _Sets(loaded, seen)
-    base = baseline or (rows[0] if rows else None)
     done = [group for group in groups if group.cells]
     estimates, differences, rankings = _compute(sets, done, base, console)
     outcomes = {cell.address: loaded.outcomes[cell.address] for cell in loaded.done}
@@ -64,6 +60,18 @@ def gather_results(loaded: Loaded, seen: Seen, console: Console, baseline: str |
         versions=versions_of(outcomes.values()),
         commit=commit_of_vitrail(),
     )
+
+
+def baseline_of(loaded: Loaded, wanted: str | None) -> str | None:
+    """The row that others are compared with: the one that is wanted, else the first, None if there are no rows.
+
+    Raises:
+        ConfigError: If there is no such row.
+    """
+    rows = list(dict.fromkeys(cell.row for cell in loaded.plan.cells if cell.kind == "picture"))
+    if wanted is not None and wanted not in rows:
+        raise ConfigError(f"no row {wanted!r} to compare with{nearest(wanted, rows)}")
+    return wanted or next(iter(rows), None)
 
 
 def _groups(loaded: Loaded) -> list[Group]:
@@ -96,10 +104,6 @@ class _Sets:
         self.metrics: list[Any] = [*loaded.experiment.metrics, Costs()]
         self._loaded, self._seen = loaded, seen
         self._known: dict[tuple[str, Size, int, tuple[int, ...]], Sample] = {}
-        names = [column.name for metric in self.metrics for column in metric.columns]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ConfigError(f"two metrics have a column {twice[0]!r}; leave one of them out")
 
     def pairs(self, group: Group, number: int) -> tuple[int, ...]:
         """Those whose picture tells a metric anything."""

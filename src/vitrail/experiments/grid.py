@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +16,15 @@ from attrs import evolve, field, frozen
 
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
-from vitrail.core.fields import as_tuple
 from vitrail.core.run_config import RunConfig
 from vitrail.core.streams import SCHEME
+from vitrail.digests import content_digest
 from vitrail.discovery import registry
-from vitrail.errors import Problems
+from vitrail.errors import ConfigError, Problems
 from vitrail.experiments.experiment import PIXELS, TIMES, Axis, Experiment, HeatMap, MethodEntry, Setting
 from vitrail.experiments.prompts import prompts_of
 from vitrail.methods import load_method
+from vitrail.picture import open_picture
 
 DIGITS = 12
 TURN = 100_000  # from a prompt's seed to its next one, so that further prompts change no seed
@@ -89,15 +92,22 @@ class Model:
 
 
 @frozen(kw_only=True)
-class _Row:
-    """One combination of a method and places on the axes."""
+class Row:
+    """One combination of a method and places on the axes.
+
+    Attributes:
+        name: In tables.
+        method: The method's label.
+        axes: Name of each axis to the name of the place on it.
+        composition: The method.
+        run: Options of the run that are its own.
+    """
 
     name: str
     method: str
     axes: dict[str, str]
     composition: Composition
     run: dict[str, Any]
-    places: tuple[Setting, ...] = field(converter=as_tuple, default=())
 
 
 def cells_of(experiment: Experiment, model: Model, folder: Path) -> list[Cell]:
@@ -113,12 +123,12 @@ def cells_of(experiment: Experiment, model: Model, folder: Path) -> list[Cell]:
     Raises:
         ConfigError: Naming every method, override and option that is wrong.
     """
-    pairs = _pairs(experiment, folder)
+    pairs = pairs_of(experiment, folder)
     sizes = [
         (*_sides(entry.size, model.native_size), min(entry.pictures or len(pairs), len(pairs)))
         for entry in experiment.sizes
     ]
-    rows = _rows(experiment)
+    rows = rows_of(experiment)
     order = sorted((pair / count, size, pair) for size, (_, _, count) in enumerate(sizes) for pair in range(count))
     problems = Problems()
     cells: list[Cell] = []
@@ -131,18 +141,36 @@ def cells_of(experiment: Experiment, model: Model, folder: Path) -> list[Cell]:
     for heat, pair in itertools.product(experiment.heatmaps, range(len(pairs))):
         if pair < heat.pictures:
             cells.append(_heat_cell(experiment, model, heat, (pair, *pairs[pair])))
+    _refuse_twins(cells)
     return cells
 
 
-def _pairs(experiment: Experiment, folder: Path) -> list[tuple[str, int]]:
-    """Prompts with seeds: all prompts with their first seed come first."""
+def _refuse_twins(cells: Sequence[Cell]) -> None:
+    """Sizes are told apart by their pixels only once the model is known."""
+    taken = set()
+    for cell in cells:
+        place = cell.kind, cell.row, cell.size, cell.pair
+        if place in taken:
+            height, width = cell.size
+            raise ConfigError(f"row {cell.row!r} is there twice at {width}x{height} pixels; leave one out")
+        taken.add(place)
+
+
+def pairs_of(experiment: Experiment, folder: Path) -> list[tuple[str, int]]:
+    """Prompts with seeds: all prompts with their first seed come first.
+
+    Raises:
+        ConfigError: If a file of prompts cannot be read, or a prompt has a seed twice.
+    """
     prompts = prompts_of(experiment, folder)
     if experiment.seeds:
-        return [(prompt, seed) for seed in experiment.seeds for prompt in prompts]
+        pairs = [(prompt, seed) for seed in experiment.seeds for prompt in prompts]
+        (prompt, seed), count = Counter(pairs).most_common(1)[0]
+        if count > 1:
+            raise ConfigError(f"prompt {prompt!r} is there twice with seed {seed}; leave one out")
+        return pairs
     return [
-        (prompt, turn * TURN + number)
-        for turn in range(experiment.repeats)
-        for number, prompt in enumerate(prompts)
+        (prompt, turn * TURN + number) for turn in range(experiment.repeats) for number, prompt in enumerate(prompts)
     ]
 
 
@@ -156,8 +184,12 @@ def _sides(size: str, native: int) -> tuple[int, int]:
     return tuple(round(float(each) * native) for each in (times[2] or times[1], times[1]))  # type: ignore[return-value]
 
 
-def _rows(experiment: Experiment) -> list[_Row]:
-    """Every method with every combination of places on the axes that are for it."""
+def rows_of(experiment: Experiment) -> list[Row]:
+    """Every method with every combination of places on the axes that are for it; needs no model.
+
+    Raises:
+        ConfigError: Naming every method and override that is wrong.
+    """
     problems, rows = Problems(), []
     for entry, label in zip(experiment.methods, experiment.labels(), strict=True):
         axes = [axis for axis in experiment.axes if not axis.methods or label in axis.methods]
@@ -169,13 +201,13 @@ def _rows(experiment: Experiment) -> list[_Row]:
     return rows
 
 
-def _row(entry: MethodEntry, label: str, chosen: tuple[tuple[Axis, Setting], ...]) -> _Row:
+def _row(entry: MethodEntry, label: str, chosen: tuple[tuple[Axis, Setting], ...]) -> Row:
     assignments = [*entry.set, *(text for _, place in chosen for text in place.set)]
     run = dict(entry.run)
     for _, place in chosen:
         run |= place.run
     name = ", ".join([label, *(f"{axis.name} {place.name}" if axis.values else place.name for axis, place in chosen)])
-    return _Row(
+    return Row(
         name=name,
         method=label,
         axes={axis.name: place.name for axis, place in chosen},
@@ -187,7 +219,7 @@ def _row(entry: MethodEntry, label: str, chosen: tuple[tuple[Axis, Setting], ...
 def _cell(
     experiment: Experiment,
     model: Model,
-    row: _Row,
+    row: Row,
     size: tuple[int, int],
     pair: tuple[int, str, int],
     ranks: int,
@@ -219,21 +251,37 @@ def _cell(
     )
 
 
+def heat_row(heat: HeatMap) -> Row:
+    """A mask source on the whole picture as one view.
+
+    Raises:
+        ConfigError: If there is none of its name, or an override is wrong.
+    """
+    entry = MethodEntry(method="direct", set=(f"stages.0.masking={heat.masking}", *heat.set))
+    return _row(entry, heat.label or heat.masking, ())
+
+
 def _heat_cell(experiment: Experiment, model: Model, heat: HeatMap, pair: tuple[int, str, int]) -> Cell:
     number, prompt, seed = pair
-    side, label = model.native_size, heat.label or heat.masking
-    entry = MethodEntry(method="direct", set=(f"stages.0.masking={heat.masking}", *heat.set))
-    row = _row(entry, label, ())
+    side, row = model.native_size, heat_row(heat)
     cell = _cell(evolve(experiment, ranks=(1,)), model, row, (side, side), (number, prompt, seed), 1)
     address = _digest([cell.address, heat.at])
-    return evolve(cell, address=address, row=label, kind="heatmap", options={"at": heat.at})
+    return evolve(cell, address=address, kind="heatmap", options={"at": heat.at})
 
 
 def _address(run: dict[str, Any], composition: dict[str, Any], model: Model, ranks: int) -> str:
     """A digest of what determines the pixels; what a method or a model's folder is called does not."""
     fields = {name: value for name, value in run.items() if name not in ("method", "model", "memory")}
+    if run["image"] is not None:
+        fields["image"] = _image_digest(run["image"])
     data = [fields, composition, model.fingerprint, SCHEME, ranks]
     return _digest(data)
+
+
+@functools.cache
+def _image_digest(path: str) -> str:
+    """Of what a picture shows, wherever it lies."""
+    return content_digest(open_picture(path))
 
 
 def _digest(data: list[Any]) -> str:

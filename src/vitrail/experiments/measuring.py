@@ -16,7 +16,7 @@ from vitrail.experiments.grid import Cell
 from vitrail.experiments.loading import structure
 from vitrail.experiments.looked import Answers
 from vitrail.experiments.meter import Meter
-from vitrail.experiments.store import PLAN, Folder, Outcome, Plan
+from vitrail.experiments.store import PLAN, Folder, Outcome, Plan, same_plan
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,28 +73,16 @@ def load(folders: Sequence[Path], experiment: Experiment | None = None) -> Loade
     homes: dict[str, Folder] = {}
     outcomes: dict[str, Outcome] = {}
     read = [Folder(path) for path in folders]
-    plans = [folder.plan() for folder in read]
-    for folder, plan in zip(read, plans, strict=True):
-        _check_same(plans[0], plan, read[0], folder)
+    plan = same_plan(read)
+    for folder in read:
         found = folder.outcomes()
-        for cell in plans[0].cells:
+        for cell in plan.cells:
             if cell.address not in homes and cell.address in found:
                 outcomes[cell.address] = found[cell.address]
                 if folder.is_done(cell, found):
                     homes[cell.address] = folder
-    first = experiment or structure(plans[0].experiment, str(folders[0] / PLAN))
-    return Loaded(experiment=first, plan=plans[0], folders=read, outcomes=outcomes, homes=homes)
-
-
-def _check_same(first: Plan, other: Plan, here: Folder, there: Folder) -> None:
-    one, two = ({cell.address: cell for cell in plan.cells} for plan in (first, other))
-    odd = [cell for address, cell in {**one, **two}.items() if (address in one) != (address in two)]
-    if odd:
-        raise ConfigError(
-            f"{here.path} and {there.path}: not of the same experiment, {len(odd)} cells are in one alone, such as "
-            f"{odd[0].row!r}, prompt {odd[0].run['prompt']!r}; folders go together if their experiment, its model's "
-            "weights and the version of Vitrail are the same"
-        )
+    first = experiment or structure(plan.experiment, str(folders[0] / PLAN))
+    return Loaded(experiment=first, plan=plan, folders=read, outcomes=outcomes, homes=homes)
 
 
 @frozen(kw_only=True, eq=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from vitrail.core.fields import as_tuple
 from vitrail.discovery import registry
@@ -22,7 +22,7 @@ from vitrail.experiments.formats import (
     orders_as_csv,
     show,
 )
-from vitrail.experiments.gathering import gather_results
+from vitrail.experiments.gathering import baseline_of, gather_results
 from vitrail.experiments.measuring import Loaded, Seen, load, look
 from vitrail.experiments.plots import check_matplotlib, draw_plots
 from vitrail.experiments.results import Results
@@ -69,6 +69,7 @@ def write_report(
     *,
     baseline: str | None = None,
     plots: bool = True,
+    costs: bool = True,
     experiment: Experiment | None = None,
 ) -> Report:
     """Measure an experiment and write all that can be told of it.
@@ -79,6 +80,7 @@ def write_report(
         console: For tables and progress.
         baseline: The row that others are compared with; the first one if None.
         plots: Whether to draw them, which needs matplotlib.
+        costs: Whether to tell of time, evaluations and memory.
         experiment: Instead of what the plan says, for other metrics.
 
     Returns:
@@ -91,8 +93,10 @@ def write_report(
     if plots:
         check_matplotlib()
     loaded = load(folders, experiment)
+    baseline = baseline_of(loaded, baseline)
     seen = look(loaded, console)
     results = gather_results(loaded, seen, console, baseline)
+    results = results if costs else evolve(results, costs=())
     tables, notes = tables_of(results), [*origin_lines(results), *_measured_by(loaded)]
     for table in _at_a_glance(results):
         show(table, console)
@@ -102,6 +106,8 @@ def write_report(
         part = out / f"{name}.part"
         part.write_text(text, encoding="utf-8")
         part.replace(out / name)
+    for stale in (*out.glob("plots/*.png"), *out.glob("sheets/*.webp")):  # an earlier report's
+        stale.unlink()
     drawn = draw_plots(results, out / "plots") if plots else []
     sheets = draw_sheets(results, out / "sheets")
     say(

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vitrail.core.overrides import override
 from vitrail.errors import ConfigError
+from vitrail.experiments.experiment import Experiment
 from vitrail.experiments.loading import structure
 from vitrail.experiments.page import write_page
 from vitrail.experiments.page_of_results import page_of
@@ -18,6 +20,7 @@ from vitrail.experiments.store import PLAN, Folder, merge
 from vitrail.terminal import console, say
 
 PAGE = "report.html"
+OF_REPORT = ("metrics", "reference", "resamples", "source", "title")
 
 
 def report(
@@ -27,6 +30,7 @@ def report(
     baseline: str | None = None,
     sets: Sequence[str] = (),
     plots: bool = True,
+    costs: bool = True,
 ) -> None:
     """Write a report beside the pictures.
 
@@ -36,6 +40,7 @@ def report(
         baseline: The row that others are compared with; the first if None.
         sets: Overrides of what is measured, e.g. ``resamples=0``.
         plots: Whether to draw them.
+        costs: Whether to tell of time, evaluations and memory.
 
     Raises:
         VitrailError: If a folder is no experiment's, or something cannot be measured.
@@ -45,16 +50,31 @@ def report(
     home = folders[0] if out is None else merge(folders, out).path
     experiment = None
     if sets:
-        experiment = structure(override(Folder(home).plan().experiment, sets), f"{home / PLAN} and --set")
-    with _stopping():
+        experiment = _measured(Folder(home), sets)
+    with stopping():
         out_console = console()
-        told = write_report([home], home, out_console, baseline=baseline, plots=plots, experiment=experiment)
+        asked: Any = {"baseline": baseline, "plots": plots, "costs": costs}
+        told = write_report([home], home, out_console, **asked, experiment=experiment)
         page = write_page(page_of(told, home), home / PAGE)
     say(out_console, f"{page}: open it in a browser, it needs no server")
 
 
+def _measured(folder: Folder, sets: Sequence[str]) -> Experiment:
+    """The experiment of a folder with overrides of what is measured.
+
+    Raises:
+        ConfigError: If one is of what was sampled, which a report can no longer change.
+    """
+    where, planned = f"{folder.path / PLAN} and --set", folder.plan().experiment
+    changed = override(planned, sets)
+    sampled = sorted(name for name in changed if name not in OF_REPORT and changed[name] != planned.get(name))
+    if sampled:
+        raise ConfigError(f"--set {sampled[0]}: is sampled already; of a report there are {', '.join(OF_REPORT)}")
+    return structure(changed, where)
+
+
 @contextmanager
-def _stopping() -> Iterator[None]:
+def stopping() -> Iterator[None]:
     """Ctrl-C ends a report at once, and what was looked at stays."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

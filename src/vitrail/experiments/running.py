@@ -117,10 +117,8 @@ class Worker:
         config = cell.config()
         self._current = sampler = self.sampler(cell)
         plan = sampler.plan(config)
-        begin = time.perf_counter()
         with Peak.watch(self.backbone.device) as peak:
             result = sampler.run(config, _calling(on_step)) if cell.ranks == 1 else self._on_ranks(cell)
-        seconds = time.perf_counter() - begin
         self._current = None
         if result.report.interrupted:
             return None
@@ -131,7 +129,7 @@ class Worker:
         calls = calls_of(result)
         return Outcome(
             cell=cell.address,
-            seconds=seconds if cell.ranks == 1 else report.engine_s + report.decode_s,
+            seconds=report.engine_s + report.decode_s,
             engine_s=report.engine_s,
             decode_s=report.decode_s,
             model_calls=sum(calls),

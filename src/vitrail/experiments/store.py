@@ -25,7 +25,7 @@ class Outcome:
     Attributes:
         cell: Its address.
         error: What went wrong, or None.
-        seconds: From the prompt to the picture, loading left out.
+        seconds: Of the loop over the steps and of decoding; what happens once, such as loading, is left out.
         engine_s: Of the loop over the steps.
         decode_s: Of the VAE at the end.
         model_calls: Rows that the network saw, on all ranks.
@@ -86,9 +86,22 @@ class Folder:
 
     path: Path
 
+    def make(self) -> None:
+        """See that it is there.
+
+        Raises:
+            ConfigError: If it cannot be.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out {self.path}: there can be no such folder: {error.strerror}") from error
+        if not os.access(self.path, os.W_OK):
+            raise ConfigError(f"--out {self.path}: cannot be written to")
+
     def write_plan(self, plan: Plan) -> None:
         """Keep what was planned; shards of one experiment write the same."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.make()
         part = self.path / f"{PLAN}.{os.getpid()}.part"
         part.write_text(json.dumps(attrs.asdict(plan), ensure_ascii=False, indent=1), encoding="utf-8")
         part.replace(self.path / PLAN)
@@ -136,7 +149,7 @@ class Folder:
 
 
 def _read(file: Path) -> Iterable[Outcome]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         try:
             table = json.loads(line)
         except ValueError:
@@ -148,22 +161,50 @@ def _read(file: Path) -> Iterable[Outcome]:
 
 
 def merge(folders: Sequence[Path], into: Path) -> Folder:
-    """Copy several folders' lines and pictures into one, which may exist; the plan is the first one's.
+    """Copy several folders' lines and pictures into one, which may exist or be one of them; the plan is the first's.
 
     Raises:
-        ConfigError: If a folder is no experiment's.
+        ConfigError: If a folder is no experiment's, or of another experiment than the first.
     """
-    import shutil
-
-    target = Folder(into)
-    plans = [Folder(folder).plan() for folder in folders]
-    target.write_plan(plans[0])
+    target, read = Folder(into), [Folder(folder) for folder in folders]
+    plan = same_plan(read)
+    target.write_plan(plan)
     for number, folder in enumerate(folders):
+        if folder.resolve() == into.resolve():
+            continue
         for file in sorted(folder.glob("cells-*.jsonl")):
-            shutil.copyfile(file, into / f"cells-{number}-{file.name.removeprefix('cells-')}")
+            _copy(file, into / f"cells-{number}-{file.name.removeprefix('cells-')}")
         for picture in sorted(folder.glob("pictures/*/*.png")):
             place = into / picture.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             if not place.exists():
-                shutil.copyfile(picture, place)
+                _copy(picture, place)
     return target
+
+
+def _copy(file: Path, place: Path) -> None:
+    """The copy is there when it is whole."""
+    import shutil
+
+    part = place.with_name(place.name + ".part")
+    shutil.copyfile(file, part)
+    part.replace(place)
+
+
+def same_plan(folders: Sequence[Folder]) -> Plan:
+    """The plan of folders that hold one experiment.
+
+    Raises:
+        ConfigError: If a folder is no experiment's, or of another experiment than the first.
+    """
+    plans = [folder.plan() for folder in folders]
+    for folder, plan in zip(folders, plans, strict=True):
+        one, two = ({cell.address: cell for cell in each.cells} for each in (plans[0], plan))
+        odd = [cell for address, cell in {**one, **two}.items() if (address in one) != (address in two)]
+        if odd:
+            raise ConfigError(
+                f"{folders[0].path} and {folder.path}: not of the same experiment, {len(odd)} cells are in one alone, "
+                f"such as {odd[0].row!r}, prompt {odd[0].run['prompt']!r}; folders go together if their experiment, "
+                "its model's weights and the version of Vitrail are the same"
+            )
+    return plans[0]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from attrs import frozen
+
+from vitrail.core.measuring import Shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.backbones.demo.judge import Judge
+    from vitrail.backbones.demo.judge import Detection, Judge
 
 SEEN = 64  # pixels of the shorter side, at which objects of 0.3 to 0.9 of it are in the judge's band
 
@@ -59,6 +62,16 @@ def framed(pictures: Tensor, scale: float) -> Tensor:
     resized = F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
     bottom, right = (PAD + -side % STRIDE for side in size)
     return F.pad(resized, (PAD, right, PAD, bottom), value=0.5)
+
+
+_detected: WeakKeyDictionary[Shown, tuple[Detection, ...]] = WeakKeyDictionary()
+
+
+def detections(shown: Shown) -> tuple[Detection, ...]:
+    """The judge's, found once for all metrics that look at the same picture."""
+    if shown not in _detected:
+        _detected[shown] = load_judge(str(shown.picture.device)).detect(shown.picture.float())
+    return _detected[shown]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import frozen
 
 from vitrail.core.measuring import Column, Eye, Shown
-from vitrail.metrics.demo_judge import load_judge
+from vitrail.metrics.demo_judge import detections, load_judge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +39,8 @@ class Objects:
         """How many objects there are, and whether the largest is the prompt's; Float32[Tensor, "2"]."""
         import torch
 
-        judge = load_judge(str(shown.picture.device))
-        found = judge.detect(shown.picture.float())
-        subject = subject_of(shown.prompt, judge.config.classes)
+        found = detections(shown)
+        subject = subject_of(shown.prompt, load_judge(str(shown.picture.device)).config.classes)
         largest = max(found, key=lambda each: each.size).name if found else None
         return torch.tensor([float(len(found)), math.nan if subject is None else float(largest == subject)])
 

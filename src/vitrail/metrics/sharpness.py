@@ -8,7 +8,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.measuring import Column, Eye, Shown
-from vitrail.metrics.demo_judge import load_judge
+from vitrail.metrics.demo_judge import detections
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class Sharpness:
         if self.boxes == "none":
             return sharp.mean()[None].cpu()
         inside = torch.zeros_like(sharp, dtype=torch.bool)
-        for each in load_judge(str(sharp.device)).detect(shown.picture.float()):
+        for each in detections(shown):
             half = REACH * each.size
             top, left = (max(0, int(middle - half)) for middle in (each.center_y, each.center_x))
             inside[top : int(each.center_y + half), left : int(each.center_x + half)] = True
