@@ -61,6 +61,9 @@ CELLS = {  # table: size in pixels: pictures
 }
 
 
+GUIDANCE_SCALE = {"compositions": 7.5, "communication": 3.0}  # Stable Diffusion's, and the demo model's own
+
+
 def jobs(variants: dict, cells: dict[int, int]) -> list[tuple[str, int, int]]:
     """(variant, size, picture): all sizes grow at the same pace, so that a table made early is balanced."""
     pictures = sorted((i / count, size, i) for size, count in cells.items() for i in range(count))
@@ -86,11 +89,11 @@ def sharpness(picture: torch.Tensor, boxes: list[tuple[float, float, float]]) ->
     return 255 * laplacian.abs()[keep].mean().item()
 
 
-def measure(sampler: Sampler, judge: Judge, size: int, picture: int, steps: int) -> dict[str, object]:
+def measure(sampler: Sampler, judge: Judge, size: int, picture: int, options: dict[str, float]) -> dict[str, object]:
     """Sample one picture and look at it."""
     name, prompt = prompt_of(picture)
     begin = time.perf_counter()
-    result = sampler(prompt, height=size, width=size, seed=picture, num_inference_steps=steps, output_type="pt")
+    result = sampler(prompt, height=size, width=size, seed=picture, output_type="pt", **options)
     spent = time.perf_counter() - begin
     found = judge.detect(result.images[0])
     boxes = [(d.center_y, d.center_x, d.size) for d in found]
@@ -153,7 +156,7 @@ def measure_missing(console: Console, runs: Path, steps: int, shard: str, table:
     """Sample and judge this shard's pictures that no line tells of yet."""
     variants = TABLES[table]
     runs.mkdir(parents=True, exist_ok=True)
-    judge = Judge.load()
+    judge, options = Judge.load(), {"num_inference_steps": steps, "guidance_scale": GUIDANCE_SCALE[table]}
     part, parts = map(int, shard.split("/"))
     pipe = Sampler.from_pretrained("demo", "direct").backbone
     samplers = {v: Sampler(pipe, load_method(m, sets), model="demo") for v, (m, sets) in variants.items()}
@@ -162,7 +165,7 @@ def measure_missing(console: Console, runs: Path, steps: int, shard: str, table:
     todo = [job for job in missing if (job[1] + job[2]) % parts == part]
     begin = time.monotonic()
     for number, (variant, size, picture) in enumerate(todo):
-        line = {"variant": variant, **measure(samplers[variant], judge, size, picture, steps)}
+        line = {"variant": variant, **measure(samplers[variant], judge, size, picture, options)}
         with (runs / f"compositions-{part}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         if number % 25 == 24:
@@ -189,7 +192,14 @@ def show(console: Console, lines: list[dict], out: Path | None, steps: int, name
         out.parent.mkdir(parents=True, exist_ok=True)
         body = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
         out.write_text(
-            PAGE.format(title=TITLES[name], name=name, steps=steps, table="\n".join(body), reading=READINGS[name])
+            PAGE.format(
+                title=TITLES[name],
+                name=name,
+                steps=steps,
+                scale=GUIDANCE_SCALE[name],
+                table="\n".join(body),
+                reading=READINGS[name],
+            )
         )
         console.print(f"written to {out}")
 
@@ -201,8 +211,8 @@ TITLES = {
 PAGE = """# {title}
 
 Made by `python tools/measure_compositions.py --table {name} --out docs/results/{name}.md` on two CPU cores,
-{steps} steps, guidance scale 3, paired prompts and seeds. The number of pictures behind a size is in brackets; where
-it is small, so is what the row proves: the command goes on where it was stopped and adds to it.
+{steps} steps, guidance scale {scale:g}, paired prompts and seeds. The number of pictures behind a size is in brackets;
+where it is small, so is what the row proves: the command goes on where it was stopped and adds to it.
 
 - `one`: share of pictures in which the judge finds exactly one object; `mean`: mean number of objects.
 - `named`: share in which the largest object is the prompt's.
@@ -212,6 +222,8 @@ it is small, so is what the row proves: the command goes on where it was stopped
 {reading}"""
 READINGS = {
     "compositions": """
+The guidance scale is that of Stable Diffusion; the demo model's own is 3.
+
 What it says (a share of 24 is uncertain by 0.07 to 0.1, one of 12 by 0.1 to 0.14, one of 6 by 0.15 to 0.2, so that
 neighbours in a column are not told apart):
 

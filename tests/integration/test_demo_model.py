@@ -99,3 +99,15 @@ def test_masks_find_the_object_of_a_sampled_picture(source):
         truth = torch.where(box < 0.5, 1.0, torch.where(box > 1.1, 0.0, 0.3))
         chances.append(chance_of_order(seen.mask[0, 0], truth))
     assert sum(chances) / len(chances) > 0.8
+
+
+def test_a_sampler_of_its_loaded_backbone_takes_what_suits_it(monkeypatch):
+    """A method that is tried on a model that is loaded already must not get its family's options instead."""
+    whole = Sampler.from_pretrained("demo", "direct")
+    again = Sampler(whole.backbone, whole.composition, model="demo")
+    seen = []
+    for sampler in (whole, again):
+        monkeypatch.setattr(sampler, "run", lambda config, *_: seen.append(config))
+        sampler("a fox on a snow field")
+    assert seen[0] == seen[1]
+    assert seen[0].guidance_scale == 3.0

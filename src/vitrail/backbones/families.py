@@ -30,8 +30,10 @@ class Adapter:
     source: ModelSource  # where its weights lie; found by the model's name, not written in a file
 
     def load(self, device: str | None = None) -> PipelineBackbone:
-        """Load the weights; raises as ``load_pipeline`` does."""
-        return self.adopt(load_pipeline(self.source, device))
+        """Load the weights, with what suits them; raises as ``load_pipeline`` does."""
+        backbone = self.adopt(load_pipeline(self.source, device))
+        backbone.defaults = {**backbone.defaults, **self.source.suits}
+        return backbone
 
     @classmethod
     def adopt(cls, pipe: Any) -> PipelineBackbone:
