@@ -129,7 +129,7 @@ def test_ctrl_c_and_a_kill_in_the_middle_lose_nothing_that_was_done(experiment, 
 
         return sample(self, cell, folder, step)
 
-    more = ["--set", "repeats=6"]
+    more = ["--set", "repeats=3"]
     with monkeypatch.context() as patched:
         patched.setattr(Worker, "_sample", interrupted)
         answer = vitrail(monkeypatch, capsys, "run", experiment, *more)
@@ -142,7 +142,7 @@ def test_ctrl_c_and_a_kill_in_the_middle_lose_nothing_that_was_done(experiment, 
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert 4 <= count() < 24
+    assert 4 <= count() < 12
     assert vitrail(monkeypatch, capsys, "run", experiment, *more).code == 0
     vitrail(monkeypatch, capsys, "run", experiment, *more, "--out", "whole")
     assert pictures(experiment.parent / "runs/grid") == pictures(experiment.parent / "whole")
