@@ -66,7 +66,7 @@ def prepare(
         options = None if run is None else ModelOptions.of(run)
         spec = find_model(model, registry(), options) if isinstance(model, str) else None
         if spec and run:
-            run = _structure({**spec.defaults, **spec.source.suits, **table}, given, str(file or command))
+            run = _structure({**spec.suits, **table}, given, str(file or command))
         if spec and composition:
             composition.check(spec.offers, f"model {model!r}", registry())
     with problems.collect():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,7 +41,6 @@ class Sampler:
         *,
         model: str,
         options: ModelOptions | None = None,
-        defaults: Mapping[str, Any] | None = None,
         plugins: Iterable[tuple[str, object]] = (),
     ):
         composition.check(backbone.offers, f"model {model!r}", registry())
@@ -51,7 +50,6 @@ class Sampler:
         check_rectifications(composition, backbone)
         self.backbone, self.composition, self.model = backbone, composition, model
         self._options = options or ModelOptions()
-        self._defaults = backbone.defaults if defaults is None else defaults
         self._plugins = tuple(plugins)
         self._interrupt = False
         logger().info(
@@ -90,9 +88,7 @@ class Sampler:
         options = ModelOptions(dtype=dtype, variant=variant, revision=revision, config=model_config)
         spec = find_model(model, registry(), options)
         composition.check(spec.offers, f"model {model!r}", registry())
-        defaults = {**spec.defaults, **spec.source.suits}
-        backbone = spec.load(device)
-        return cls(backbone, composition, model=model, options=options, defaults=defaults, plugins=plugins)
+        return cls(spec.load(device), composition, model=model, options=options, plugins=plugins)
 
     @classmethod
     def from_pipeline(
@@ -124,8 +120,7 @@ class Sampler:
 
     def again(self, plugins: Iterable[tuple[str, object]] = ()) -> Sampler:
         """The same model and method with other plugins."""
-        same: dict[str, Any] = {"model": self.model, "options": self._options, "defaults": self._defaults}
-        return Sampler(self.backbone, self.composition, plugins=plugins, **same)
+        return Sampler(self.backbone, self.composition, model=self.model, options=self._options, plugins=plugins)
 
     def interrupt(self) -> None:
         """Stop at the next step; may be called from a callback, a signal handler or another thread."""
@@ -188,7 +183,7 @@ class Sampler:
         named = {"image": str(options.pop("image"))} if isinstance(options.get("image"), (str, Path)) else {}
         extras = Extras.take(options)
         sides = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
-        table = {**self._defaults, "prompt": prompt, "seed": seed, **sides, **named, **options}
+        table = {**self.backbone.defaults, "prompt": prompt, "seed": seed, **sides, **named, **options}
         config = Loader(registry()).structure(table, RunConfig, "sampler(...)")
         return self.run(config, callback_on_step_end, output_type, extras, spread)
 

@@ -1,5 +1,6 @@
 """Experiments run for real on a tiny model: resumed, sharded, merged, interrupted, failing, on ranks and on Ray."""
 
+import errno
 import json
 import os
 import signal
@@ -104,11 +105,30 @@ def test_a_failing_cell_is_recorded_and_stops_nothing(experiment, monkeypatch, c
         answer = vitrail(monkeypatch, capsys, "run", experiment)
     assert answer.code == 1
     assert "failed: asg, 128x128, seed 0: RuntimeError: planted" in answer.out
-    assert "1 cells failed; the same command tries them again" in answer.out
+    assert "1 cell failed; the same command tries again" in answer.out
     outcomes = Folder(experiment.parent / "runs/grid").outcomes().values()
     assert sorted(outcome.error is None for outcome in outcomes) == [False, True, True, True]
     assert vitrail(monkeypatch, capsys, "run", experiment).code == 0
     assert all(outcome.error is None for outcome in Folder(experiment.parent / "runs/grid").outcomes().values())
+
+
+def test_a_full_disk_ends_the_work_with_one_error_and_what_was_done_is_kept(experiment, monkeypatch, capsys):
+    from vitrail.experiments import running
+
+    save, path = running.save_picture, experiment.parent / "runs/grid"
+
+    def full(*arguments):
+        if len(pictures(path)) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "save_picture", full)
+        answer = vitrail(monkeypatch, capsys, "run", experiment)
+    assert answer.code == 2
+    assert "grid: the disk takes no more (No space left on device); make room" in answer.err.replace("\n", " ")
+    assert [outcome.error for outcome in Folder(path).outcomes().values()] == [None]
+    assert vitrail(monkeypatch, capsys, "run", experiment).code == 0
 
 
 def test_ctrl_c_and_a_kill_in_the_middle_lose_nothing_that_was_done(experiment, monkeypatch, capsys):

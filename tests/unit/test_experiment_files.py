@@ -56,6 +56,17 @@ def test_prompts_of_a_base_are_found_from_the_file_on_top(tmp_path):
     assert experiment.prompts_file == "bases/p.txt"
 
 
+def test_a_method_of_a_base_lies_beside_the_base(tmp_path):
+    (tmp_path / "bases").mkdir()
+    for folder in (tmp_path, tmp_path / "bases"):
+        write(folder, 'title = "its own"\n', "mine.toml")
+    write(tmp_path / "bases", 'scenes = 1\nsizes = [64]\nmethods = ["mine.toml"]\n', "base.toml")
+    below, _ = load_experiment(write(tmp_path, 'extends = "bases/base.toml"\n'))
+    assert [entry.method for entry in below.methods] == [str(tmp_path / "bases/mine.toml")]
+    above, _ = load_experiment(write(tmp_path, 'extends = "bases/base.toml"\nmethods = ["mine.toml"]\n'))
+    assert [entry.method for entry in above.methods] == [str(tmp_path / "mine.toml")]
+
+
 def test_a_circle_is_refused(tmp_path):
     write(tmp_path, 'extends = "b.toml"\n', "a.toml")
     write(tmp_path, 'extends = "a.toml"\n', "b.toml")

@@ -32,8 +32,13 @@ class Adapter:
     def load(self, device: str | None = None) -> PipelineBackbone:
         """Load the weights, with what suits them; raises as ``load_pipeline`` does."""
         backbone = self.adopt(load_pipeline(self.source, device))
-        backbone.defaults = {**backbone.defaults, **self.source.suits}
+        backbone.defaults = self.suits
         return backbone
+
+    @property
+    def suits(self) -> dict[str, Any]:
+        """Fields of a run that suit the model: what its folder says counts more than what its family does."""
+        return {**self.defaults, **self.source.suits}
 
     @classmethod
     def adopt(cls, pipe: Any) -> PipelineBackbone:

@@ -75,7 +75,7 @@ class PipelineBackbone:
 
     Attributes:
         offers: What strategies may need.
-        defaults: Values of a run that suit the family.
+        defaults: Values of a run that suit the model.
         latent_channels: Of the VAE.
         vae_scale_factor: Pixels for one latent cell.
         native_size: Latent cells of the side that it was trained at.

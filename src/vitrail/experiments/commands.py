@@ -20,10 +20,10 @@ from vitrail.experiments.executing import Executor, Here, Shard, stop_on_interru
 from vitrail.experiments.experiment import Experiment
 from vitrail.experiments.grid import Cell, Row, cells_of, heat_row, pairs_of, rows_of
 from vitrail.experiments.loading import load_experiment
+from vitrail.experiments.meter import Meter
 from vitrail.experiments.plots import check_matplotlib
-from vitrail.experiments.progress import CellProgress
 from vitrail.experiments.running import Worker
-from vitrail.experiments.store import Folder, Plan
+from vitrail.experiments.store import Folder, Plan, told_if_full
 from vitrail.heatmap import read_shares
 from vitrail.terminal import console, say
 
@@ -93,7 +93,7 @@ def run_experiment(
         folder.make()
     say(out, f"loading model {experiment.model}")
     worker = Worker.load(first, options.device)
-    cells = cells_of(experiment, worker.model(_defaults(first)), beside)
+    cells = cells_of(experiment, worker.model(), beside)
     work = _work(worker, cells)
     outcomes = folder.outcomes()
     once = {cell.address: cell for cell in cells}.values()
@@ -155,12 +155,6 @@ def _check_ray(experiment: Experiment) -> None:
         raise ConfigError("--executor ray samples every cell on one actor; for several ranks use --executor here")
 
 
-def _defaults(run: RunConfig) -> dict[str, Any]:
-    """Fields of a run that suit its model."""
-    spec = find_model(run.model, registry(), ModelOptions.of(run))
-    return {**spec.defaults, **spec.source.suits}
-
-
 def _work(worker: Worker, cells: Sequence[Cell]) -> dict[str, float]:
     """What each cell costs, by address; laid out once for every row and size, so that misfits are told now."""
     problems, known = Problems(), {}
@@ -197,26 +191,27 @@ def _sample(
     worker: Worker, folder: Folder, todo: Sequence[Cell], work: dict[str, float], options: RunOptions, out: Console
 ) -> None:
     failed, done = 0, 0
-    progress = CellProgress(out, len(todo), sum(work[cell.address] for cell in todo))
+    meter = Meter(out, "cell", len(todo), sum(work[cell.address] for cell in todo))
 
     def share(cell: Cell, part: float) -> None:
-        progress.step(part * work[cell.address])
+        meter.part(part * work[cell.address])
 
     executor = _executor(worker, options)
-    with stop_on_interrupt(worker.interrupt, out) as stopped, progress:
+    with told_if_full(folder.path), stop_on_interrupt(worker.interrupt, out) as stopped, meter:
         for cell, outcome in executor.outcomes(todo, folder.path, share):
             folder.append(outcome, str(options.shard))
             done, failed = done + 1, failed + (outcome.error is not None)
-            progress.cell_done(f"{cell.row}, {cell.size[1]}x{cell.size[0]}", work[cell.address], bool(outcome.error))
+            told, name = f", {failed} failed" if failed else "", f"{cell.row}, {cell.size[1]}x{cell.size[0]}"
+            meter.step(f"{told}: {name}", work[cell.address])
             if outcome.error is not None:
-                say(out, f"failed: {cell.row}, {cell.size[1]}x{cell.size[0]}, seed {cell.run['seed']}: {outcome.error}")
+                say(out, f"failed: {name}, seed {cell.run['seed']}: {outcome.error}")
             if stopped():
                 break
     if stopped():
         say(out, f"stopped: {done} of {len(todo)} cells are done; the same command goes on from here", style="yellow")
         raise SystemExit(130)
     if failed:
-        say(out, f"{failed} cells failed; the same command tries them again", style="yellow")
+        say(out, f"{failed} cell{'s' * (failed > 1)} failed; the same command tries again", style="yellow")
     say(out, f"report: vitrail report {shlex.quote(str(folder.path))}")
     if failed:
         raise SystemExit(1)

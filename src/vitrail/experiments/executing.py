@@ -104,7 +104,7 @@ def stop_on_interrupt(stop: Callable[[], None], out: Console) -> Iterator[Callab
         nonlocal stopped
         stopped = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        say(out, "stopping at the next step; the cell in work is dropped, Ctrl-C again stops at once", style="yellow")
+        say(out, "stopping at the next step; what is half done is dropped, Ctrl-C again stops at once", style="yellow")
         stop()
 
     before = signal.signal(signal.SIGINT, handle)

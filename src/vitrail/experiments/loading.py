@@ -28,7 +28,7 @@ def load_experiment(path: Path, assignments: Sequence[str] = ()) -> tuple[Experi
     Raises:
         ConfigError: Listing every problem with path and nearest name.
     """
-    table = override(located(spelt_out(read_with_bases(path)), path.parent), list(assignments))
+    table = override(read_with_bases(path), list(assignments))
     return structure(table, str(path)), table
 
 
@@ -38,14 +38,14 @@ def structure(table: Mapping[str, Any], where: str) -> Experiment:
 
 
 def read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file on top of what it extends: tables are merged, everything else is replaced.
+    """A file on top of what it extends: tables are merged, everything else is replaced; short forms are spelt out.
 
     Raises:
         ConfigError: If a file extends itself, or cannot be read.
     """
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends itself, by way of {' and '.join(str(each.name) for each in seen)}")
-    table = read_file(path)
+    table = located(spelt_out(read_file(path)), path.parent)
     base = table.pop("extends", None)
     if base is None:
         return table

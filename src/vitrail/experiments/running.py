@@ -19,7 +19,7 @@ from vitrail.discovery import registry
 from vitrail.errors import VitrailError
 from vitrail.experiments.grid import Cell, Model
 from vitrail.experiments.peak import Peak
-from vitrail.experiments.store import Outcome
+from vitrail.experiments.store import Outcome, is_full
 from vitrail.recipe import current_versions, save_picture
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ class Worker:
         quiet_libraries()
         return cls(find_model(run.model, registry(), ModelOptions.of(run)).load(device), device)
 
-    def model(self, defaults: dict[str, Any]) -> Model:
+    def model(self) -> Model:
         """What a grid must know of it."""
         side = self.backbone.native_size * self.backbone.vae_scale_factor
         fingerprint = self.backbone.fingerprint()
         self.backbone.release()
-        return Model(native_size=side, defaults=defaults, fingerprint=fingerprint)
+        return Model(native_size=side, defaults=self.backbone.defaults, fingerprint=fingerprint)
 
     def sampler(self, cell: Cell) -> Sampler:
         """Of the cell's method; one for all cells that share it.
@@ -103,6 +103,9 @@ class Worker:
 
         Returns:
             None if it was interrupted; nothing of it is kept then.
+
+        Raises:
+            OSError: If the disk is full, as it then is for every other cell.
         """
         stamp: dict[str, Any] = {"cell": cell.address, "versions": current_versions(), "machine": self._machine()}
         try:
@@ -110,6 +113,8 @@ class Worker:
         except VitrailError as error:
             return Outcome(**stamp, error=str(error), finished=_now())
         except Exception as error:  # a bug of one row is no reason to lose the others
+            if is_full(error):
+                raise
             return Outcome(**stamp, error=f"{type(error).__name__}: {error}", finished=_now())
         return None if found is None else evolve(found, **stamp, finished=_now())
 

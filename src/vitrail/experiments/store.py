@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,28 @@ class Folder:
         """Whether a cell's picture is there and its line says so."""
         outcome = outcomes.get(cell.address)
         return outcome is not None and outcome.error is None and (self.path / cell.picture).exists()
+
+
+@contextmanager
+def told_if_full(folder: Path) -> Iterator[None]:
+    """A disk that takes no more ends the work, with one clear error; what was done is kept.
+
+    Raises:
+        ConfigError: In place of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise ConfigError(
+            f"{folder}: the disk takes no more ({error.strerror}); make room, and the same command goes on from here"
+        ) from error
+
+
+def is_full(error: Exception) -> bool:
+    """Whether it says that a disk takes no more."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def _read(file: Path) -> Iterable[Outcome]:
