@@ -11,9 +11,9 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from measure_compositions import prompt_of
 from vitrail.backbones.demo.judge import Judge
 from vitrail.backbones.demo.scenes import BASE_SIZE
+from vitrail.experiments.prompts import scene
 from vitrail.sampler import Sampler
 
 
@@ -31,7 +31,7 @@ def main(
     sampler = Sampler.from_pretrained(model, "direct")
     pictures, right, single, wrong = [], 0, 0, []
     for i in range(count):
-        name, prompt = prompt_of(i)
+        name, prompt = scene(i)
         picture = sampler(
             prompt,
             height=BASE_SIZE,

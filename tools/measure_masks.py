@@ -16,12 +16,12 @@ from attrs import define, field
 from rich.console import Console
 from rich.table import Table
 
-from measure_compositions import prompt_of
 from vitrail.backbones.demo.judge import Detection, Judge
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
 from vitrail.core.hookspecs import hookimpl
 from vitrail.discovery import registry
+from vitrail.experiments.prompts import scene
 from vitrail.plugins.masking import ParameterFreeAttention, UpBlockAttention
 from vitrail.plugins.remembered import RememberedAttention
 from vitrail.sampler import Sampler
@@ -97,7 +97,7 @@ def main(
     for picture in range(pictures):
         asked = Asked()
         call = {"height": SIZE, "width": SIZE, "seed": picture, "num_inference_steps": steps, "output_type": "pt"}
-        found = judge.detect(sampler.again([("asked", asked)])(prompt_of(picture)[1], **call).images[0])
+        found = judge.detect(sampler.again([("asked", asked)])(scene(picture)[1], **call).images[0])
         if len(found) != 1:
             continue
         judged += 1

@@ -101,8 +101,7 @@ def run_experiment(
     say(out, plan_lines(experiment, cells, todo, work, options))
     if options.dry_run:
         return
-    command = shlex.join(["vitrail", *sys.argv[1:]]) if Path(sys.argv[0]).stem.endswith("vitrail") else ""
-    folder.write_plan(Plan(experiment=table, cells=cells, command=command))
+    folder.write_plan(Plan(experiment=table, cells=cells, command=_command(sys.argv)))
     _sample(worker, folder, todo, work, options, out)
 
 
@@ -215,6 +214,17 @@ def _sample(
     say(out, f"report: vitrail report {shlex.quote(str(folder.path))}")
     if failed:
         raise SystemExit(1)
+
+
+def _command(words: Sequence[str]) -> str:
+    """What samples all of the plan: what was typed, without this process's share; nothing if Python did."""
+    if not Path(words[0]).stem.endswith("vitrail"):
+        return ""
+    kept = list(words[1:])
+    if "--shard" in kept:
+        at = kept.index("--shard")
+        del kept[at : at + 2]
+    return shlex.join(["vitrail", *(word for word in kept if not word.startswith("--shard="))])
 
 
 def _executor(worker: Worker, options: RunOptions) -> Executor:

@@ -203,7 +203,11 @@ def in_order(results: Results) -> Iterator[Table]:
                 title=f"Order, {spoken(size)}",
                 head=[Heading(name="column"), Heading(name="n"), Heading(name="from best to worst")],
                 rows=[(each.column, str(each.count), _order(each)) for each in here],
-                notes=["> tells apart every row before it from every row after it, by paired differences; ~ does not."],
+                notes=[
+                    "> tells apart every row before it from every row after it, by paired differences; ~ does not.",
+                    "Each pair of rows is judged at the level of its interval, so of twenty pairs one is told apart by "
+                    "chance.",
+                ],
             )
 
 
