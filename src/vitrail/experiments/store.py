@@ -14,6 +14,7 @@ import attrs
 from attrs import field, frozen
 
 from vitrail.core.fields import as_tuple
+from vitrail.digests import content_digest
 from vitrail.errors import ConfigError
 from vitrail.experiments.grid import Cell
 
@@ -187,17 +188,20 @@ def _read(file: Path) -> Iterable[Outcome]:
 def merge(folders: Sequence[Path], into: Path) -> Folder:
     """Copy several folders' lines and pictures into one, which may exist or be one of them; the plan is the first's.
 
+    Lines keep a file for each folder that they came from, so more folders may be merged later, or the same again.
+
     Raises:
         ConfigError: If a folder is no experiment's, or of another experiment than the first.
     """
     target, read = Folder(into), [Folder(folder) for folder in folders]
     plan = same_plan(read)
     target.write_plan(plan)
-    for number, folder in enumerate(folders):
+    for folder in folders:
         if folder.resolve() == into.resolve():
             continue
+        origin = content_digest(str(folder.resolve()))
         for file in sorted(folder.glob("cells-*.jsonl")):
-            _copy(file, into / f"cells-{number}-{file.name.removeprefix('cells-')}")
+            _copy(file, into / f"cells-{origin}-{file.name.removeprefix('cells-')}")
         for picture in sorted(folder.glob("pictures/*/*.png")):
             place = into / picture.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)
