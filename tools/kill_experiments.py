@@ -2,8 +2,9 @@
 
 Usage: python tools/kill_experiments.py experiments/asg-figure-7.toml --set "sizes=['2x']" --set scenes=2
 
-The first shard is killed (SIGKILL) in the middle, the second one interrupted (SIGINT); both go on, and their folders
-are merged. Everything in tables.csv but what was timed must be equal to the last digit.
+The whole runs beside the shards, of which the first is killed (SIGKILL) in the middle and the second one interrupted
+(SIGINT); both go on, and their folders are merged. Everything in tables.csv but what was timed must be equal to the
+last digit.
 """
 
 import csv
@@ -18,8 +19,11 @@ from typing import Annotated
 
 import typer
 
+from vitrail.experiments.store import PLAN, Folder
+
 TIMED = ("seconds", "MiB")  # columns that no two runs share
 PAUSE_S = 0.05
+SHARE = 5  # of the plan's cells, one in so many is done when a shard is ended
 
 
 def vitrail(*words: str) -> subprocess.Popen[bytes]:
@@ -36,10 +40,15 @@ def finished(*words: str) -> None:
         raise SystemExit(f"failed: vitrail {' '.join(words)}")
 
 
-def broken(how: signal.Signals, cells: int, folder: Path, *words: str) -> int:
-    """Begin a run, end it when so many cells are done, and say how many were."""
+def planned(folder: Path) -> int:
+    """Cells of the plan; more than ever if there is none yet."""
+    return len(Folder(folder).plan().cells) if (folder / PLAN).exists() else sys.maxsize
+
+
+def broken(how: signal.Signals, folder: Path, *words: str) -> int:
+    """Begin a run, end it when a fifth of the plan's cells is done, and say how many were."""
     process = vitrail(*words)
-    while process.poll() is None and done(folder) < cells:
+    while process.poll() is None and done(folder) < max(1, planned(folder) // SHARE):
         time.sleep(PAUSE_S)
     process.send_signal(how)
     if process.wait() == 0:
@@ -63,12 +72,13 @@ def compare(file: Path, sets: list[str], place: Path) -> str:
     """One experiment both ways; what was seen, or an end with what differs."""
     options = [word for each in sets for word in ("--set", each)]
     whole, parts = place / "whole", [place / "part0", place / "part1"]
-    finished("run", str(file), "--out", str(whole), *options)
-    count, told = done(whole), []
+    uninterrupted, told = vitrail("run", str(file), "--out", str(whole), *options), []
     for number, (how, part) in enumerate(zip((signal.SIGKILL, signal.SIGINT), parts, strict=True)):
         words = ["run", str(file), "--out", str(part), "--shard", f"{number}/2", *options]
-        told.append(f"{how.name} after {broken(how, max(1, count // 5), part, *words)}")
+        told.append(f"{how.name} after {broken(how, part, *words)}")
         finished(*words)
+    if uninterrupted.wait():
+        raise SystemExit(f"failed: the run of {file} that nobody ended")
     for folder, report in (
         (whole, [str(whole)]),
         (place / "merged", [*map(str, parts), "--out", str(place / "merged")]),
@@ -81,7 +91,7 @@ def compare(file: Path, sets: list[str], place: Path) -> str:
         raise SystemExit(
             f"{file}: tables differ: {[pair for pair in zip(one, two, strict=True) if pair[0] != pair[1]][:3]}"
         )
-    return f"{file.stem}: {count} cells, shards ended by {' and '.join(told)}; {len(one)} numbers, all equal"
+    return f"{file.stem}: {done(whole)} cells, shards ended by {' and '.join(told)}; {len(one)} numbers, all equal"
 
 
 def main(
