@@ -1,48 +1,77 @@
-"""Writes docs/reference.md from the code: slots, strategies, options, hooks, runs, experiments, events, errors.
+"""Writes docs/reference.md from the code: slots, strategies, runs, methods, experiments, hooks, events, errors.
 
 Usage: python tools/build_reference.py
 
 The test suite fails if the page is not what this prints.
 """
 
+import ast
 import inspect
-import re
+import io
+import itertools
+import textwrap
+import tokenize
 from pathlib import Path
 
 import attrs
 
 from vitrail import errors
+from vitrail.core.cascade import Cascade, Enter
+from vitrail.core.composition import Composition, Family, Stage
 from vitrail.core.hookspecs import EXCLUSIVE, RegistrationSpecs, StageSpecs
 from vitrail.core.log import EVENTS
 from vitrail.core.registry import MEMBERS
 from vitrail.core.run_config import RunConfig
+from vitrail.core.sizes import SizeConditioning
 from vitrail.discovery import build_registry
 from vitrail.experiments.experiment import Axis, Experiment, HeatMap, MethodEntry, Setting, SizeEntry
 from vitrail.methods import summary
 
 PAGE = Path(__file__).parents[1] / "docs/reference.md"
+METHOD = {
+    "At the top": Composition,
+    "`[[stages]]`": Stage,
+    "`[[stages.also]]`": Family,
+    "`[cascade]`": Cascade,
+    "`enter`": Enter,
+    "`sizes`": SizeConditioning,
+}
 
 
 def comments(cls: type) -> dict[str, str]:
-    """The comment behind each field of a class, its own or inherited."""
+    """The comment behind each field of a class, its own or inherited, with the lines of comment below it."""
     found: dict[str, str] = {}
-    text = "\n".join(inspect.getsource(base) for base in cls.__mro__[:-1])
-    for field in attrs.fields(cls):
-        match = re.search(rf"^    {field.name}: .*?#\s*(.+?)$", text, re.M)
-        several = re.search(rf"^    {field.name}: [^\n]*\(\n(?:        .*\n)+    \)\s*# (.+)$", text, re.M)
-        chosen = several or match
-        found[field.name] = chosen[1] if chosen else ""
+    for base in reversed(cls.__mro__[:-1]):
+        source = textwrap.dedent(inspect.getsource(base))
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        said = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
+        alone = {line for line, token in said.items() if token.line.lstrip().startswith("#")}
+        (body,) = (each.body for each in ast.parse(source).body if isinstance(each, ast.ClassDef))
+        for node in body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno in said:
+                below = itertools.takewhile(alone.__contains__, itertools.count(node.end_lineno + 1))
+                texts = [said[line].string.lstrip("# ") for line in (node.end_lineno, *below)]
+                found[node.target.id] = " ".join(texts)
     return found
 
 
+def choices(validator: object) -> tuple[object, ...]:
+    """What a field may be, if its validator names it."""
+    parts = getattr(validator, "_validators", None) or [getattr(validator, "validator", None)]
+    own = getattr(validator, "options", None)
+    return tuple(own) if own else tuple(choice for part in parts if part is not None for choice in choices(part))
+
+
 def options(cls: type) -> list[str]:
-    """One line a field: name, default, comment."""
+    """One line a field: name, default, other choices, comment."""
     notes = comments(cls)
     lines = []
     for field in attrs.fields(cls):
         value = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
         default = "required" if value is attrs.NOTHING else f"`{value!r}`"
-        lines.append(f"    - `{field.name}` ({default}): {notes[field.name]}".rstrip(": "))
+        others = [f"`{choice!r}`" for choice in choices(field.validator) if choice != value]
+        told = f"{default}; or {', '.join(others)}" if others else default
+        lines.append(f"    - `{field.name}` ({told}): {notes.get(field.name, '')}".rstrip(": "))
     return lines
 
 
@@ -66,6 +95,9 @@ def reference() -> str:
         lines.append("")
     lines += ["## A run", "", "The fields of a run file, of `vitrail sample` and of a sampler's call.", ""]
     lines += [line.removeprefix("    ") for line in options(RunConfig)]
+    lines += ["", "## A method", "", "The fields of a method's file; a strategy is its name, or a table with a `type`."]
+    for key, cls in METHOD.items():
+        lines += ["", f"### {key}", "", first_line(cls), "", *(line.removeprefix("    ") for line in options(cls))]
     lines += ["", "## An experiment", "", "The fields of a file for `vitrail run`."]
     for cls in (Experiment, SizeEntry, MethodEntry, Axis, Setting, HeatMap):
         lines += ["", f"### {cls.spoken.capitalize()}", "", first_line(cls), ""]

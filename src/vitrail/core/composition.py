@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Family:
     """A further set of views in the same step, mixed into the canvas's prediction by a weight."""
 
-    patching: Patching
-    fusion: Fusion
+    patching: Patching  # which views the network sees
+    fusion: Fusion  # how their predictions become the canvas's
     weight: float = field(default=0.5, validator=share)  # share of this family
     ramp: Ramp = field(default="constant", validator=v.in_(RAMPS))  # of the weight
     power: float = field(default=1.0, validator=v.ge(0))  # of the ramp
@@ -38,12 +38,12 @@ class Family:
 class Stage:
     """A range of steps with one set of strategies."""
 
-    patching: Patching
-    fusion: Fusion
-    masking: Masking
-    prompting: Prompting = field(factory=Shared)
+    patching: Patching  # which views the network sees
+    fusion: Fusion  # how their predictions become the canvas's
+    masking: Masking  # where guidance acts; in a file "none" if unset
+    prompting: Prompting = field(factory=Shared)  # which text each view gets
     enter: Enter | None = None  # begins on the picture so far, at the next size
-    guidance: tuple[Guidance, ...] = field(default=(), converter=as_tuple)
+    guidance: tuple[Guidance, ...] = field(default=(), converter=as_tuple)  # corrections of predictions or latents
     also: tuple[Family, ...] = field(default=(), converter=as_tuple)  # further view families
     rectification: tuple[Rectification, ...] = field(default=(), converter=as_tuple)  # changes inside the network
     sizes: SizeConditioning = field(factory=SizeConditioning)  # what a network is told about sizes
@@ -74,8 +74,7 @@ class Stage:
 class Composition:
     """A sampling method: what to do in which share of the steps."""
 
-    stages: tuple[Stage, ...] = field(converter=as_tuple, validator=v.min_len(1))
-
+    stages: tuple[Stage, ...] = field(converter=as_tuple, validator=v.min_len(1))  # in turn
     cascade: Cascade | None = None  # the sizes before the wanted one
 
     def __attrs_post_init__(self) -> None:

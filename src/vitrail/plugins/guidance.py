@@ -71,7 +71,8 @@ class SyncGuidance:
     needs: ClassVar[frozenset[str]] = frozenset()
     point: ClassVar[Point] = "views"
     scale: float = field(default=1.0, validator=v.ge(0))  # w; 0 is off, for cfg-like 1 is
-    form: Form = field(default="x0", validator=v.in_(FORMS))  # what is corrected, see the module
+    form: Form = field(default="x0", validator=v.in_(FORMS))  # x0: the clean prediction;
+    # the others: the noise, as eq. 3 is printed, with the other sign, or like classifier-free guidance
     ramp: Ramp = field(default="constant", validator=v.in_(RAMPS))  # of the scale over the stage
 
     def init(self) -> None:
@@ -104,7 +105,8 @@ class AsyncGuidance:
     needs: ClassVar[frozenset[str]] = frozenset()
     point: ClassVar[Point] = "views"
     scale: float = field(default=1.0, validator=v.ge(0))  # w; 0 is off, for cfg-like 1 is
-    form: Form = field(default="x0", validator=v.in_(FORMS))  # what is corrected, see the module
+    form: Form = field(default="x0", validator=v.in_(FORMS))  # x0: the clean prediction;
+    # the others: the noise, as eq. 3 is printed, with the other sign, or like classifier-free guidance
     ramp: Ramp = field(default="constant", validator=v.in_(RAMPS))  # of the scale over the stage
     warmup_steps: int = field(default=1, validator=v.ge(0))  # synchronous steps; 0 leaves the first unguided
 

@@ -64,7 +64,7 @@ class UpBlockAttention:
     words: tuple[str, ...] = field(default=(), converter=as_words)  # of the prompt, that alone count; () for all
     skip_stop_words: bool = True  # "a", "on" and their like are no content
     tokens: Over = field(default="mean", validator=v.in_(OVERS))  # of the content tokens; "max" is that of any
-    normalise: Normalisation = field(default="range", validator=v.in_(NORMALISATIONS))  # or "max": keeps the floor
+    normalise: Normalisation = field(default="range", validator=v.in_(NORMALISATIONS))  # "max" keeps the floor
     clip: float = field(default=0.02, validator=share_below_half)  # quantile cut at both ends
     ema: float = field(default=0.0, validator=share_below_one)  # weight of the steps before
     ramp_steps: int = field(default=1, validator=v.ge(1))  # steps until the mask has its full weight
@@ -100,7 +100,7 @@ class JointAttention:
     t5: bool = False  # the tokens of the T5 encoder count, too
     skip_stop_words: bool = True  # "a", "on" and their like are no content
     tokens: Over = field(default="mean", validator=v.in_(OVERS))  # of the content tokens; "max" is that of any
-    normalise: Normalisation = field(default="range", validator=v.in_(NORMALISATIONS))  # or "max": keeps the floor
+    normalise: Normalisation = field(default="range", validator=v.in_(NORMALISATIONS))  # "max" keeps the floor
     clip: float = field(default=0.02, validator=share_below_half)  # quantile cut at both ends
     ema: float = field(default=0.0, validator=share_below_one)  # weight of the steps before
     ramp_steps: int = field(default=1, validator=v.ge(1))  # steps until the mask has its full weight

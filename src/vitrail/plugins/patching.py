@@ -63,7 +63,8 @@ class Windows:
     jitter: bool = False  # move inner windows at random at each step, by up to a quarter of the overlap
     redraw: Redraw = field(default="step", validator=v.in_(("step", "size")))  # jitter anew at each step or once a size
     size: int | None = field(default=None, validator=v.optional(v.ge(1)))  # latent cells; the training size if unset
-    tail: Tail = field(default="spread", validator=v.in_(("spread", "shift")))  # what the last gap does
+    tail: Tail = field(default="spread", validator=v.in_(("spread", "shift")))  # shift: keeps the stride
+    # and moves the last window back; spread: all gaps share what is left over
 
     def granularity(self, canvas: Canvas) -> tuple[int, int]:
         """Any size."""

@@ -47,7 +47,8 @@ class RAUNet:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"convolutions", "unet-skips"})
-    form: Form = field(default="stride", validator=v.in_(FORMS))  # where the features are halved, see above
+    form: Form = field(default="stride", validator=v.in_(FORMS))  # stride: a level strides
+    # by 4 instead of 2; pool: its features become means of 2x2
     sites: tuple[str, ...] = field(
         default=(), converter=as_tuple, validator=sites_in("down_blocks")
     )  # levels of the encoder; () for the first with attention, or with the form pool for the second of all
