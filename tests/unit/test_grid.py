@@ -22,6 +22,8 @@ MASK = {
     "methods": ["asg"],
 }
 
+COMMS = ("gloo", "in-process")
+
 
 def cells(folder, model=MODEL, **table):
     return cells_of(structure({**BASE, **table}, "test"), model, folder)
@@ -59,16 +61,23 @@ def test_an_address_depends_on_pixels_alone(tmp_path):
     renamed = ["direct", {"method": "asg", "label": "another name"}]
     assert addresses(tmp_path, methods=renamed, title="other", resamples=3) == here
     assert addresses(tmp_path, metrics=["objects"]) == here
+    assert addresses(tmp_path, run={"revision": "a branch", "model_config": "a/folder"}) == here
     for change in (
         {"run": {"num_inference_steps": 3}},
         {"run": {"scheduler": "DDIMScheduler"}},
-        {"model": MODEL, "prompts": ["a dog", "a pig"]},
+        {"prompts": ["a dog", "a pig"]},
         {"seeds": [100]},
     ):
-        change.pop("model", None)
         assert not addresses(tmp_path, **change) & here
     other = {c.address for c in cells(tmp_path, model=evolve(MODEL, fingerprint="g"))}
     assert not other & here
+
+
+def test_who_shares_the_work_counts_where_it_is_shared(tmp_path):
+    """It changes no pixel but every time."""
+    gloo, threads = ({c.ranks: c.address for c in cells(tmp_path, ranks=[1, 2], comm=name)} for name in COMMS)
+    assert gloo[1] == threads[1]
+    assert len({*gloo.values(), *threads.values()}) == 3
 
 
 def test_a_picture_to_start_from_counts_by_what_it_shows(tmp_path):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from attrs import evolve
 
 from vitrail.backbones.brought import check_brought
-from vitrail.backbones.turns import attributes_kept, lasting, moves, scales_kept, weights_of_adapters
+from vitrail.backbones.fingerprint import fingerprint_of
+from vitrail.backbones.turns import attributes_kept, lasting, moves, scales_kept
 from vitrail.core.inputs import Extras
 from vitrail.core.protocols import Predicted
 from vitrail.errors import CapabilityError, ConfigError, nearest
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from vitrail.core.run_config import Wrap
     from vitrail.core.step import Step
 
-SAMPLED = 16  # values of a parameter in a fingerprint
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
 
 
@@ -134,17 +133,9 @@ class PipelineBackbone:
         return self._family.first_step(num_steps, strength)
 
     def fingerprint(self) -> str:
-        """A digest of some values of every parameter, so that it costs little, and of the weights of adapters."""
+        """A digest of the pipeline as it is now: weights, adapters, settings."""
         self._users.add(threading.get_ident())  # ranks begin with it
-        digest = hashlib.sha256()
-        for name, part in sorted(self._pipe.components.items()):
-            if not hasattr(part, "state_dict") or not hasattr(part, "parameters"):
-                continue
-            for key, value in part.state_dict().items():
-                some = [] if value.is_meta else _sampled(value)
-                digest.update(f"{name} {key} {tuple(value.shape)} {value.dtype} {some}".encode())
-            digest.update(f"{name} {weights_of_adapters(part)}".encode())
-        return digest.hexdigest()
+        return fingerprint_of(self._pipe.components)
 
     def check_attention(self, request: AttentionRequest) -> None:
         """Refuse layers that the network does not have."""
@@ -280,11 +271,6 @@ def quiet_libraries() -> None:
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-
-
-def _sampled(value: Tensor) -> Sequence[float]:
-    some: Sequence[float] = value.flatten()[:: max(1, value.numel() // SAMPLED)][:SAMPLED].double().tolist()
-    return some
 
 
 def _refuse_other_prediction(current: Any, other: Any, name: str) -> None:

@@ -27,6 +27,7 @@ from vitrail.methods import load_method
 from vitrail.picture import open_picture
 
 DIGITS = 12
+NAMES = ("method", "model", "model_config", "variant", "revision", "memory")  # of a run: what its pixels are not of
 TURN = 100_000  # from a prompt's seed to its next one, so that further prompts change no seed
 Kind = Literal["picture", "heatmap"]
 
@@ -83,7 +84,7 @@ class Model:
     Attributes:
         native_size: Pixels: the side of its training pictures.
         defaults: Fields of a run that suit it.
-        fingerprint: Stands for its weights.
+        fingerprint: Stands for its weights and settings.
     """
 
     native_size: int
@@ -239,7 +240,7 @@ def _cell(
     run = attrs.asdict(loader.structure(table, RunConfig, f"row {row.name!r}"))
     composition = loader.unstructure(row.composition)
     return Cell(
-        address=_address(run, composition, model, ranks),
+        address=_address(run, composition, model, ranks, experiment.comm),
         row=row.name if len(experiment.ranks) == 1 else f"{row.name}, {ranks} rank{'s' * (ranks > 1)}",
         method=row.method,
         axes=row.axes,
@@ -269,12 +270,15 @@ def _heat_cell(experiment: Experiment, model: Model, heat: HeatMap, pair: tuple[
     return evolve(cell, address=address, kind="heatmap", options={"at": heat.at})
 
 
-def _address(run: dict[str, Any], composition: dict[str, Any], model: Model, ranks: int) -> str:
-    """A digest of what determines the pixels; what a method or a model's folder is called does not."""
-    fields = {name: value for name, value in run.items() if name not in ("method", "model", "memory")}
+def _address(run: dict[str, Any], composition: dict[str, Any], model: Model, ranks: int, comm: str) -> str:
+    """A digest of what determines the pixels, and of who shares the work, since that is timed.
+
+    Where a model comes from is in no address: its fingerprint says what was loaded.
+    """
+    fields = {name: value for name, value in run.items() if name not in NAMES}
     if run["image"] is not None:
         fields["image"] = _image_digest(run["image"])
-    data = [fields, composition, model.fingerprint, SCHEME, ranks]
+    data = [fields, composition, model.fingerprint, SCHEME, ranks, comm if ranks > 1 else None]
     return _digest(data)
 
 
