@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from vitrail.experiments.commands import check
+from vitrail.experiments.grid import pairs_of
 from vitrail.experiments.loading import load_experiment
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +29,16 @@ def test_one_line_makes_it_an_experiment_on_another_model(path, tmp_path):
     for folder in ("bases", "methods"):
         (tmp_path / folder).symlink_to(ROOT / "experiments" / folder)
     text = path.read_text()
-    assert text.count('extends = "bases/demo.toml"') == 1
+    assert text.count('extends = "bases/demo') == 1
     other = tmp_path / path.name
-    other.write_text(text.replace("bases/demo.toml", "bases/sdxl.toml"))
+    other.write_text(text.replace("bases/demo", "bases/sdxl"))
     mine, theirs = load_experiment(path)[0], load_experiment(other)[0]
     assert theirs.model.startswith("stabilityai/")
+    assert theirs.prompts_file == "bases/prompts.txt"
+    assert theirs.run["num_inference_steps"] == 50
+    assert "judge" not in repr(theirs.metrics).lower()  # it knows the demo model's objects alone
+    assert bool(theirs.metrics) == bool(mine.metrics)
+    count = len(pairs_of(theirs, tmp_path))
+    assert all((entry.pictures or count) <= count for entry in theirs.sizes)
     assert theirs.labels() == mine.labels()
     assert all(entry.size.endswith("x") for entry in mine.sizes)

@@ -171,11 +171,13 @@ def plan_lines(
     experiment: Experiment, cells: Sequence[Cell], todo: Sequence[Cell], work: dict[str, float], options: RunOptions
 ) -> Iterator[str]:
     """What there is to do."""
-    rows, sizes = list(dict.fromkeys(c.row for c in cells)), list(dict.fromkeys(c.size for c in cells))
+    rows, pairs = list(dict.fromkeys(c.row for c in cells)), {(c.size, c.pair) for c in cells}
+    sizes = [(size, sum(each == size for each, _ in pairs)) for size in dict.fromkeys(c.size for c in cells)]
+    spoken = [f"{size[1]}x{size[0]} ({count} picture{'s' * (count > 1)})" for size, count in sizes]
     if experiment.title:
         yield experiment.title
     yield (
-        f"{len(cells)} cells: {len(rows)} rows, sizes {', '.join(f'{width}x{height}' for height, width in sizes)}, "
+        f"{len(cells)} cells: {len(rows)} row{'s' * (len(rows) > 1)}, sizes {', '.join(spoken)}, "
         f"model {experiment.model}"
     )
     of = f" of shard {options.shard.number}/{options.shard.count}" if options.shard.count > 1 else ""
