@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from vitrail.core.fields import as_tuple
 
@@ -23,11 +24,26 @@ class Column:
         name: The heading, e.g. ``FID_c``.
         better: Which way is better, if any is.
         decimals: Shown after the point.
+        lowest: No value is below, nor is an interval's end.
+        highest: No value is above.
+        is_whole: Whether it is the mean of whole numbers of the pictures, as shares and counts are. Few pictures take
+            few values then, so a difference must pass an exact test besides its interval.
+        needs_equal_counts: Whether it depends on how many pictures there are, as FID does, so that rows compare at
+            equal numbers only.
     """
 
     name: str
     better: Better = "none"
     decimals: int = 2
+    lowest: float = -math.inf
+    highest: float = math.inf
+    is_whole: bool = False
+    needs_equal_counts: bool = False
+
+    @property
+    def of_differences(self) -> Column:
+        """The same for the difference of two rows."""
+        return evolve(self, lowest=self.lowest - self.highest, highest=self.highest - self.lowest)
 
 
 @frozen(kw_only=True, eq=False)
@@ -51,7 +67,11 @@ class Shown:
 
 
 class Eye(Protocol):
-    """What looks at one picture. Its answers are kept under its ``repr``, so no picture is looked at twice."""
+    """What looks at one picture. Its answers are kept under its ``repr``, so no picture is looked at twice.
+
+    An eye that looks with weights or other files has a ``digest`` besides, a text that stands for their contents and
+    is kept with its ``repr``.
+    """
 
     def look(self, shown: Shown) -> Tensor:
         """What counts of one picture.
@@ -89,7 +109,10 @@ class Metric(Protocol):
 
 
 class Features(Protocol):
-    """Turns pictures into vectors that a distance between sets is measured in."""
+    """Turns pictures into vectors that a distance between sets is measured in.
+
+    Those that are read from files have a ``digest`` besides, a text that stands for the files' contents.
+    """
 
     def extract(self, pictures: Tensor) -> Tensor:
         """Features of pictures of any size.
