@@ -28,6 +28,8 @@ HEAD = [
     "counted",
     "encodes",
     "counted",
+    "gradients",
+    "counted",
     "of one view",
     "seconds",
 ]
@@ -37,8 +39,8 @@ def row_of(sampler: Sampler, method: str, height: int, width: int, steps: int) -
     """A line of the table, and whether all that was counted had been said."""
     config = RunConfig(prompt="a fox on a snow field", height=height, width=width, num_inference_steps=steps)
     cost, report = sampler.plan(config).cost, sampler.run(config).report
-    said = (cost.model_calls, cost.decodes, cost.encodes)
-    counted = (report.model_calls, report.vae_decodes, report.vae_encodes)
+    said = (cost.model_calls, cost.decodes, cost.encodes, cost.gradients)
+    counted = (report.model_calls, report.vae_decodes, report.vae_encodes, report.gradients)
     pairs = [str(number) for pair in zip(said, counted, strict=True) for number in pair]
     work = cost.evaluations(sampler.backbone.native_size**2)
     return [method, f"{width}x{height}", *pairs, f"{work:.0f}", f"{report.engine_s:.1f}"], said == counted
@@ -71,14 +73,19 @@ def main(
 PAGE = """# What a run asks of its networks: foreseen and counted
 
 Made by `python tools/measure_costs.py --out docs/results/costs.md`: every method on the demo model with {steps} steps,
-guidance on, so a view costs two evaluations. `vitrail sample ... --dry-run` shows the same numbers for any run.
+guidance on, so a view costs two evaluations. `vitrail sample ... --dry-run` tells the evaluations of any run, the
+pictures that its VAE decodes and encodes on the way, and the views that are differentiated.
 
 - `evaluations`: rows - a view and a branch of classifier-free guidance - that the network sees; in each pair the first
   is what the plan said, the second what the run counted.
 - `decodes`, `encodes`: pictures that go through the VAE, the last one included; a cascade in pixels and guidance by
-  wavelets need them.
+  wavelets need them, and so does guidance by gradients, for every view it looks at.
+- `gradients`: views that are differentiated, each a way back through decoder and network beside its evaluations and its
+  decoded picture. The way back is not in `of one view`.
 - `of one view`: the same work in forwards of one view of the training size with both branches, with the share of
   quadratic cost that SDXL's network has (an eighth at the training size); so a large view counts for many small ones.
+  It goes by the size of the view alone: features that are made smaller inside a network (`hidiffusion`) are not counted
+  as less, and what convolutions with holes take more (`scalecrafter`) is not counted as more.
 - `seconds`: of the loop, on one CPU thread; other work ran beside it, so it is rough.
 
 {table}

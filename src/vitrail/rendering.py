@@ -189,13 +189,15 @@ def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:
         views = f"{stage.num_views} view{'s' * (stage.num_views > 1)} a step"
         yield f"  stage {stage.stage + 1}{size}: {steps}, {views}, {stage.strategies}"
     pictures = f" for {run.num_images} pictures" if run.num_images > 1 else ""
-    yield f"  {plan.model_calls * run.num_images} evaluations of the network{pictures}{_vae(plan, run.num_images)}"
+    yield f"  {plan.model_calls * run.num_images} evaluations of the network{pictures}{_besides(plan, run.num_images)}"
 
 
-def _vae(plan: Plan, num_images: int) -> str:
-    """What the VAE does besides decoding at the end."""
+def _besides(plan: Plan, num_images: int) -> str:
+    """What the VAE does besides decoding at the end, and the views that are differentiated."""
     decodes, encodes = (plan.cost.decodes - 1) * num_images, plan.cost.encodes * num_images
-    return f"; on the way the VAE decodes {decodes} and encodes {encodes} pictures" if decodes or encodes else ""
+    told = f"; on the way the VAE decodes {decodes} and encodes {encodes} pictures" if decodes or encodes else ""
+    gradients = plan.cost.gradients * num_images
+    return told + (f"; {gradients} views are differentiated, through VAE and network" if gradients else "")
 
 
 def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list[Path], options: RenderOptions) -> None:

@@ -53,6 +53,7 @@ class Report:
     model_calls: int
     vae_decodes: int
     vae_encodes: int
+    gradients: int = 0  # views that were differentiated
     predict_s: float
     engine_s: float  # everything in the loop, ``predict_s`` included
     decode_s: float

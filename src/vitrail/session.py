@@ -96,6 +96,7 @@ class Session:
             model_calls=sum(one.timings.rows for one in done),
             vae_decodes=sum(one.timings.cost.decodes for one in done) + len(images),
             vae_encodes=sum(one.timings.cost.encodes for one in done),
+            gradients=sum(one.timings.cost.gradients for one in done),
             predict_s=sum(one.timings.predict_s for one in done),
             engine_s=sum(one.timings.total_s for one in done),
             decode_s=now - decoding,

@@ -11,6 +11,7 @@ instance is given.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,13 +24,14 @@ from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 from vitrail.core.registry import MEMBERS, Registry
 from vitrail.core.run_config import Wrap
-from vitrail.core.scene import Branches, Memory, Scene, subject_tensor
+from vitrail.core.scene import Branches, Memory, Scene, Start, subject_tensor
 from vitrail.core.step import Step
 from vitrail.core.streams import Streams
 from vitrail.core.views import Canvas, Patches, Span, View
 from vitrail.errors import CoverageError
 
 CHANNELS = 4
+CELL = 4  # pixels of a latent cell's side
 WRAPS: tuple[Wrap, ...] = ("none", "x", "y", "xy")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
@@ -152,14 +154,35 @@ class _Cells:
         return latents - picture
 
 
+class _Blocks:
+    """A VAE whose pictures are the first three channels in blocks of pixels."""
+
+    def decode(self, latents: Tensor, canvas: Canvas) -> Tensor:
+        """In [0, 1], without padding."""
+        height, width = canvas.inner
+        picture = latents[:, :3, :height, :width].repeat_interleave(canvas.cell, -2).repeat_interleave(canvas.cell, -1)
+        return (picture / 2 + 0.5).clamp(0, 1)
+
+    def encode(self, picture: Tensor, canvas: Canvas) -> Tensor:
+        """The means of the blocks, and the mean of those."""
+        cells = torch.nn.functional.avg_pool2d(picture, canvas.cell)
+        return torch.cat([cells, cells.mean(1, keepdim=True)], dim=1)
+
+
 def _scene(step: Step, point: str) -> Scene:
     """Of a canvas of twice the training size; what is asked of the network is answered with the question."""
     of_views = point in ("inputs", "branches", "views")
+    side, native = (16, 8) if of_views else (8, 4)
+    canvas, streams = Canvas(side, side, native, cell=CELL), Streams(5)
+    clean, noise = (streams.normal((1, CHANNELS, side, side), name) for name in ("clean", "noise"))
+    picture = 2 * streams.uniform((1, 3, side * CELL, side * CELL), "picture") - 1
     return Scene(
-        mask=Streams(3).uniform((1, 1, 8, 8), "mask") if point == "views" else None,
+        mask=Streams(3).uniform((1, 1, 8, 8), "mask") if point in ("views", "canvas") else None,
         patches=Patches([View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2)]) if of_views else None,
-        canvas=Canvas(16, 16, 8) if of_views else Canvas(8, 8, 4),
+        canvas=canvas,
         streams=Streams(4),
+        start=Start(clean, noise, picture) if step.phase else None,
+        vae=_Blocks(),
         ask=lambda asked, model_input, view, sizes=None: model_input,
         step_at=lambda alpha, sigma: evolve(step, alpha=alpha, sigma=sigma),
         gradients=_Cells(),
@@ -167,20 +190,40 @@ def _scene(step: Step, point: str) -> Scene:
 
 
 def check_guidance(guidance: Any) -> None:
-    """Returns what it receives in kind and shape, finite, and does not write into its input."""
-    strategy = _instance("guidance", guidance)
-    for prediction_type in PREDICTION_TYPES:
+    """Returns what it receives in kind and shape, finite, and does not write into its input or what lies around it.
+
+    It is asked at the first size and, with the grown picture that this began with, at a further one. A guidance that
+    says it follows that picture must then do something.
+    """
+    strategy, acts = _instance("guidance", guidance), False
+    for prediction_type, phase in itertools.product(PREDICTION_TYPES, (0, 1)):
         state = strategy.init()
         for index in range(3):
-            step = make_step(index, prediction_type=prediction_type)
-            subject = _subject(strategy, step, seed=index)
-            before = subject_tensor(subject).clone()
-            guided, state = strategy.guide(step, subject, _scene(step, strategy.point), state)
-            assert type(guided) is type(subject), f"expected a {type(subject).__name__}, got {type(guided).__name__}"
-            assert subject_tensor(guided).shape == before.shape, "the shape must stay"
-            assert bool(subject_tensor(guided).isfinite().all()), f"not finite at step {index} with {prediction_type}"
-            assert torch.equal(subject_tensor(subject), before), "guidance must not write into its input"
-    assert strategy.init() is None or strategy.init() is not state, "state must start anew in every run"
+            step = make_step(index, prediction_type=prediction_type, phase=phase)
+            state, same = _check_guided(strategy, step, state)
+            acts = acts or not same
+        assert strategy.init() is None or strategy.init() is not state, "state must start anew in every run"
+    assert acts or not getattr(strategy, "follows_start", False), "it changes nothing where it has a picture to follow"
+
+
+def _check_guided(strategy: Any, step: Step, state: Any) -> tuple[Any, bool]:
+    """The state after one step, and whether the subject is still what it was."""
+    subject, scene = _subject(strategy, step, seed=step.index), _scene(step, strategy.point)
+    before, around = subject_tensor(subject).clone(), [tensor.clone() for tensor in _around(scene)]
+    guided, state = strategy.guide(step, subject, scene, state)
+    after = subject_tensor(guided)
+    assert type(guided) is type(subject), f"expected a {type(subject).__name__}, got {type(guided).__name__}"
+    assert after.shape == before.shape, "the shape must stay"
+    assert bool(after.isfinite().all()), f"not finite at step {step.index} of size {step.phase}, {step.prediction_type}"
+    assert torch.equal(subject_tensor(subject), before), "guidance must not write into its input"
+    assert all(map(torch.equal, _around(scene), around)), "guidance must not write into the scene"
+    return state, torch.equal(after, before)
+
+
+def _around(scene: Scene) -> list[Tensor]:
+    """The tensors of a scene."""
+    start = [] if scene.start is None else [scene.start.clean, scene.start.noise, scene.start.picture]
+    return [tensor for tensor in (scene.mask, *start) if tensor is not None]
 
 
 def check_masking(masking: Any) -> None:

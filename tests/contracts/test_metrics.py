@@ -107,6 +107,23 @@ def test_features_do_not_depend_on_the_batch(name, needed):
     torch.testing.assert_close(features.probabilities(pictures).sum(dim=1), torch.ones(2))
 
 
+@pytest.mark.parametrize("name", names("features"))
+def test_features_say_what_they_have_learned(name, needed):
+    """Without it, answers of other weights would be taken for those of these."""
+    features = REGISTRY.get("features", name)(**needed.get(name, {}))
+    assert features.digest == REGISTRY.get("features", name)(**needed.get(name, {})).digest
+    assert len(features.digest) == 64
+
+
+@pytest.mark.parametrize("name", names("metrics"))
+def test_a_column_lies_within_its_ends(name, needed):
+    metric = REGISTRY.get("metrics", name)(**needed.get(name, {}))
+    looked = seen(metric)
+    found = metric.gather(looked, looked[:2] if metric.needs_reference else None)
+    for column, value in zip(metric.columns, found, strict=True):
+        assert column.lowest - 1e-4 <= value <= column.highest + 1e-4
+
+
 @pytest.mark.parametrize("name", names("references"))
 def test_references_are_the_same_pictures_at_any_size(name, needed):
     references = REGISTRY.get("references", name)(**needed.get(name, {}))

@@ -4,11 +4,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from vitrail import hookimpl
 from vitrail.core.cascade import Cascade
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
-from vitrail.core.growing import grown_latents
 from vitrail.core.run_config import RunConfig
 from vitrail.discovery import build_registry
 from vitrail.errors import ConfigError
@@ -27,22 +28,46 @@ def sampled(pipe, composition, **call):
     return Sampler.from_pipeline(pipe, composition)("a fox", **(CALL | call))
 
 
+class Starts:
+    """The canvas that every step began with, and the one it left."""
+
+    def __init__(self):
+        self.before, self.after = {}, {}
+
+    @hookimpl
+    def vitrail_step_end(self, step, latents, prediction):
+        self.before[step.index], self.after[step.index] = prediction.latents.clone(), latents.clone()
+
+
+def grown_by_hand(pipe, resize, latents, size):
+    """What a further size of so many pixels begins with, without its noise."""
+    if resize == "latents":
+        return F.interpolate(latents, [side // 8 for side in size], mode="bicubic")
+    scaling = pipe.vae.config.scaling_factor
+    picture = (pipe.vae.decode(latents / scaling).sample / 2 + 0.5).clamp(0, 1)
+    larger = F.interpolate(picture, size, mode="bicubic").clamp(0, 1)
+    return scaling * pipe.vae.encode(2 * larger - 1).latent_dist.mode()
+
+
 @pytest.mark.parametrize("resize", ["latents", "pixels"])
 def test_a_last_size_of_one_step_starts_from_the_grown_picture(pipe, resize):
     """At the last timestep hardly any noise is left, so what was grown comes out nearly as it went in."""
     composition = cascade(WHOLE | {"enter": {"resize": resize, "strength": [0.01]}})
-    seen = {}
+    starts, size = Starts(), (192, 192)
     call = CALL | {"num_inference_steps": 50, "guidance_scale": 1.0, "height": 192}
-    sampler = Sampler.from_pipeline(pipe, composition)
+    sampler = Sampler.from_pipeline(pipe, composition, plugins=[("starts", starts)])
     engine = sampler.engine(RunConfig(prompt="", height=192, width=192, num_inference_steps=50), 0)
     steps = engine.steps()
-    assert [phase.picture for phase in engine.phases] == [(64, 64), (112, 112), (192, 192)]
-    result = sampler("a fox", callback_on_step_end=lambda s, i, t, k: seen.update({i: k["latents"].clone()}), **call)
+    assert [phase.picture for phase in engine.phases] == [(64, 64), (112, 112), size]
+    result = sampler("a fox", **call)
     ends = [s.index for s, t in pairwise(steps) if s.phase != t.phase]
     assert [steps[end].phase for end in ends] == [0, 1] and len(steps) == 52
-    if resize == "latents":
-        grown = grown_latents(seen[ends[1]], engine.phases[1].canvas, engine.phases[2].canvas)
-        assert (result.latents - grown).abs().mean() < 0.1 * grown.std()
+    with torch.no_grad():
+        grown = grown_by_hand(pipe, resize, starts.after[ends[1]], size)
+    noise, sigma = engine.streams.normal(tuple(grown.shape), "phase-noise", 2), steps[-1].sigma
+    torch.testing.assert_close(starts.before[51], grown + sigma * noise, rtol=1e-3, atol=1e-3 * sigma)
+    assert (starts.before[51] - grown).abs().mean() < sigma < 0.05
+    assert (result.latents - grown).abs().mean() < sigma
 
 
 def test_counted_calls_are_those_that_were_made(pipe):

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from attrs import evolve
 
 from vitrail import hookimpl
 from vitrail.comm import InProcess
 from vitrail.core.growing import grown_latents, moments, phase_noise
 from vitrail.core.run_config import RunConfig
+from vitrail.core.views import Canvas
 from vitrail.errors import ConfigError
 from vitrail.methods import load_method
 from vitrail.sampler import Sampler, Spread
@@ -93,9 +95,22 @@ def test_a_picture_of_the_training_size_is_sampled_directly(pipe, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_size_ends_with_the_mean_and_deviation_of_the_first(pipe, method):
     seen = Seen()
-    ours = latents(pipe, method, plugins=[("seen", seen)])
-    torch.testing.assert_close(moments(ours), moments(seen.latents[1]), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(moments(seen.latents[3]), moments(seen.latents[1]), rtol=1e-2)
+    ours, square = latents(pipe, method, plugins=[("seen", seen)]), Canvas(16, 16, 8)
+    last, first = moments(ours, square), moments(seen.latents[1], evolve(square, height=8, width=8))
+    torch.testing.assert_close(last, first, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(moments(seen.latents[3], square), first, rtol=1e-2)
+
+
+def test_where_the_dilated_views_want_padding_it_does_not_count(pipe):
+    """17 x 25 cells at a stride of 3, and nothing of the one row and two columns that this lacks."""
+    call, seen = {"height": 136, "width": 200}, Seen()
+    ours = latents(pipe, "demofusion", plugins=[("seen", seen)], **call)
+    wide, *_, first = (phase.canvas for phase in reversed(engine(pipe, "demofusion", **call).phases))
+    assert (wide.pad_height, wide.pad_width) == (1, 2) and (first.pad_height, first.pad_width) == (0, 0)
+    assert ours.shape[-2:] == (18, 27)
+    inner, wanted = ours[..., :17, :25], seen.latents[1]
+    torch.testing.assert_close(inner.mean(), wanted.mean(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inner.std(), wanted.std(), rtol=1e-4, atol=1e-4)
 
 
 def test_with_a_full_skip_residual_the_last_step_alone_counts(pipe):

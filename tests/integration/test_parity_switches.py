@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from attrs import evolve, frozen
 
 from schedulers import new_scheduler
 from tiny_families import FAMILIES
@@ -66,6 +67,32 @@ def test_views_after_the_first_batch_and_further_families_have_the_scale_of_the_
     assert not torch.allclose(plain, parity, atol=1e-2)
 
 
+@frozen
+class Copied:
+    """Gives every view latents of its own, equal to those it had."""
+
+    needs = frozenset()
+    point = "inputs"
+
+    def init(self):
+        """No state."""
+
+    def guide(self, step, subject, scene, state):
+        """A copy."""
+        return subject.clone(), state
+
+
+def test_views_with_latents_of_their_own_have_that_scale_too():
+    seen = []
+    for guidance in ((), (Copied(),)):
+        shown, sampler = Shown(), toy_sampler(WINDOWS | {"scale_batch": 4})
+        stages = [evolve(stage, guidance=guidance) for stage in sampler.composition.stages]
+        made = evolve(sampler.composition, stages=stages)
+        sample(Sampler(sampler.backbone, made, model="analytic", plugins=[("shown", shown)]))
+        seen.append(torch.stack([row for stride, row in shown.inputs if stride == 1]))
+    torch.testing.assert_close(*seen)
+
+
 @pytest.mark.parametrize("name", ["DDIMScheduler", "FlowMatchEulerDiscreteScheduler"])
 def test_where_no_input_is_scaled_there_is_nothing_to_scale_wrongly(name):
     def latents(**options):
@@ -111,10 +138,15 @@ def test_a_window_of_half_overlap_may_move_by_the_width_of_the_border():
     assert time_ids(padded, lattice, known, 8) == (2048, 2048, 0, 0, 2048, 2048)
 
 
-def test_the_published_share_of_structure_steps_is_a_whole_number_of_them():
-    """CutDiffusion's code compares a step with steps times share, so a share that is no whole number never ends."""
-    for method in ("cutdiffusion", "asg", "asg-plus", "asg-limit"):
-        assert (load_method(method).stages[0].until * 50).is_integer()
+@pytest.mark.parametrize("method", ["cutdiffusion", "asg", "asg-plus", "asg-limit"])
+def test_structure_ends_after_half_of_any_number_of_steps(method):
+    """CutDiffusion's code compares a step with steps times share, so with 25 steps its structure would never end."""
+    composition = load_method(method)
+    assert composition.boundaries(50) == (25, 50)
+    assert composition.boundaries(25) == (13, 25)
+    for num_steps in range(2, 60):
+        structure, everything = composition.boundaries(num_steps)
+        assert 0 < structure < everything == num_steps and abs(structure - num_steps / 2) <= 0.5
 
 
 def test_switches_are_off_and_checked():

@@ -23,6 +23,7 @@ from vitrail.discovery import build_registry
 from vitrail.errors import ConfigError, VitrailError, nearest
 from vitrail.methods import load_method
 from vitrail.plugins.masking import NoMask
+from vitrail.plugins.patching import Whole
 
 REGISTRY = build_registry()
 LOADER = Loader(REGISTRY)
@@ -181,19 +182,35 @@ cascades = st.builds(Cascade, spacing=st.sampled_from(["side", "area", "ratio"])
 enters = st.builds(Enter, resize=st.just("pixels"), strength=st.lists(st.floats(0.1, 1), min_size=1, max_size=3))
 
 
+def sound(stage, is_first_size):
+    """A stage without what it would have to ignore."""
+    unfit = {"inputs"} if hasattr(stage.patching, "prepare") else set()
+    guidance = [g for g in stage.guidance if g.point not in unfit]
+    guidance = [g for g in guidance if not (is_first_size and getattr(g, "follows_start", False))]
+    readers = {g.point for g in guidance if getattr(g, "reads_mask", False)}
+    kept = readers == ({"canvas"} if getattr(stage.masking, "recalls", False) else {"views"}) or not guidance
+    return attrs.evolve(
+        stage,
+        guidance=guidance,
+        masking=stage.masking if kept else NoMask(),
+        remember=stage.remember and getattr(stage.patching, "shows_whole", False),
+    )
+
+
 @st.composite
-def groups(draw):
+def groups(draw, is_first_size):
     """Stages that are done at one size."""
     drawn = sorted(draw(st.lists(stages, min_size=1, max_size=3)), key=lambda stage: stage.until)
-    return [*drawn[:-1], attrs.evolve(drawn[-1], until=1.0)]
+    return [sound(stage, is_first_size) for stage in [*drawn[:-1], attrs.evolve(drawn[-1], until=1.0)]]
 
 
 @st.composite
 def compositions(draw):
-    first, *others = draw(groups())
-    drawn, cascade = [attrs.evolve(first, remember=True, masking=NoMask(), prompting=Shared()), *others], None
+    first, *others = draw(groups(True))
+    first = attrs.evolve(first, remember=True, patching=Whole(), masking=NoMask(), prompting=Shared())
+    drawn, cascade = [first, *others], None
     if draw(st.booleans()):
-        begin, *further = draw(groups())
+        begin, *further = draw(groups(False))
         cascade, drawn = draw(cascades), [*drawn, attrs.evolve(begin, enter=draw(enters)), *further]
     return Composition(stages=drawn, cascade=cascade)
 

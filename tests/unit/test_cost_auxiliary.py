@@ -10,6 +10,7 @@ from vitrail.core.cost import Cost
 from vitrail.core.run_config import RunConfig
 from vitrail.gradients import without_graph
 from vitrail.methods import load_method
+from vitrail.rendering import plan_lines
 from vitrail.sampler import Sampler
 
 TRAINED = 128  # latent cells, as of Stable Diffusion XL
@@ -49,6 +50,20 @@ def test_syncdiffusion_as_published_without_the_gradient_of_the_anchor():
     found = cost(backbone, "syncdiffusion", 2048, 2048, "stages.0.guidance.0.steps=5")
     assert found.evaluations(TRAINED**2) == 5 * (1 + 8 + 9) + 45 * 9
     assert (found.gradients, found.decodes, found.encodes) == (5 * 8, 5 * 9 + 1, 0)
+
+
+@pytest.mark.parametrize(("method", "told"), [("syncdiffusion", "; 48 views are differentiated"), ("direct", None)])
+def test_a_plan_tells_the_views_that_are_differentiated(pipe, method, told):
+    """Of nine windows eight at each of three steps, for two pictures; and nothing where there are none."""
+    config = RunConfig(prompt="a fox", height=128, width=128, num_inference_steps=4, num_images=2)
+    *_, last = plan_lines(config, Sampler.from_pipeline(pipe, load_method(method)).plan(config))
+    assert ("differentiated" in last) == (told is not None) and (told or "") in last
+
+
+def test_a_report_counts_the_views_that_were_differentiated(pipe):
+    sampler = Sampler.from_pipeline(pipe, load_method("syncdiffusion", ["stages.0.guidance.0.steps=1"]))
+    config = RunConfig(prompt="a fox", height=64, width=128, num_inference_steps=2, num_images=2)
+    assert sampler.run(config, output_type="latent").report.gradients == 2 * sampler.plan(config).cost.gradients == 4
 
 
 @pytest.mark.parametrize("method", ["upsample-guidance", "syncdiffusion"])

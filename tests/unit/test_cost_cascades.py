@@ -1,5 +1,7 @@
 """What methods that grow a picture cost, as published, in forwards of a training picture; no network is run."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from vitrail.methods import load_method
 from vitrail.sampler import Sampler
 
 NATIVE = 128  # latent cells, as of SDXL
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "cascades.md"
 
 
 def plan(method, height, width, *sets):
@@ -28,19 +31,28 @@ def sizes(plan):
 
 
 @pytest.mark.parametrize(
-    ("method", "side", "sets", "published", "through"),
+    ("method", "side", "sets", "published", "through", "decoded"),
     [
-        ("ap-ldm", 2048, (), 105, [1024, 2048]),
-        ("ap-ldm", 4096, (), 592, [1024, 2976, 4096]),
-        ("diffusehigh", 2048, ("cascade.count=2",), 172, [1024, 1536, 2048]),
-        ("diffusehigh", 4096, (), 1093, [1024, 2048, 3072, 4096]),
-        ("direct", 2048, (), 275, [2048]),
+        ("ap-ldm", 2048, (), 105, [1024, 2048], 2),
+        ("ap-ldm", 4096, (), 592, [1024, 2976, 4096], 3),
+        ("diffusehigh", 2048, (), 133, [1024, 2048], 7),
+        ("diffusehigh", 2048, ("cascade.count=2",), 172, [1024, 1536, 2048], 13),
+        ("diffusehigh", 3072, (), 402, [1024, 2048, 3072], 13),
+        ("diffusehigh", 4096, (), 1093, [1024, 2048, 3072, 4096], 19),
+        ("direct", 2048, (), 275, [2048], 1),
     ],
 )
-def test_published_costs(method, side, sets, published, through):
+def test_published_costs(method, side, sets, published, through, decoded):
+    """And what docs/how-to/cascades.md says of them, line by line."""
     planned = plan(method, side, side, *sets)
     assert sizes(planned) == [(n, n) for n in through]
     assert planned.cost.evaluations(NATIVE * NATIVE) == pytest.approx(published, rel=0.004)
+    assert (planned.cost.decodes, planned.cost.encodes) == (decoded, decoded - 1)
+    named = [f"`{each}`" for each in (method, *(change.replace("=", " = ") for change in sets))]
+    steps = ", ".join(str(stage.num_steps) for stage in planned.stages)
+    sides = ", ".join(map(str, through[:-1]))
+    line = f"| {', '.join(named)} | {side} x {side} | {sides} | {steps} | {published} | {decoded}, {decoded - 1} |"
+    assert line.replace("|  |", "| |") in PAGE.read_text()
 
 
 def test_calls_of_the_vae():

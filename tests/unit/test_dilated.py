@@ -3,10 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from toy import composition, sample, toy_sampler
+from vitrail import hookimpl
 from vitrail.core.scene import Scene, Start
 from vitrail.core.streams import Streams
 from vitrail.core.views import Canvas
@@ -16,8 +18,20 @@ from vitrail.plugins.residual import SkipResidual
 from vitrail.testing import make_step
 
 FIRST = make_step(0, 50, timestep=981.0)
-COSINES = {981: 0.9991, 881: 0.9655, 781: 0.8863, 681: 0.7692, 581: 0.6259, 501: 0.5016, 381: 0.3174, 181: 0.0787, 1: 0}
-CUBES = {981: 0.9973, 881: 0.8999, 781: 0.6961, 681: 0.4552, 581: 0.2452, 501: 0.1262, 381: 0.0320, 181: 0.0005, 1: 0}
+PUBLISHED = {  # by timestep: the cosine and its cube
+    981: (0.9991, 0.9973),
+    881: (0.9655, 0.8999),
+    781: (0.8863, 0.6961),
+    681: (0.7692, 0.4552),
+    581: (0.6259, 0.2452),
+    501: (0.5016, 0.1262),
+    481: (0.4702, 0.1039),
+    381: (0.3174, 0.0320),
+    281: (0.1825, 0.0061),
+    181: (0.0787, 0.0005),
+    81: (0.0161, 0.0),
+    1: (0.0, 0.0),
+}
 
 
 def noise(height, width, seed=0, batch=1):
@@ -33,12 +47,12 @@ def test_the_published_kernels(stride, weights):
 
 
 def test_the_published_cosines():
-    for timestep, cosine in COSINES.items():
+    for timestep, (cosine, cube) in PUBLISHED.items():
         step = make_step(3, 50, timestep=float(timestep))
         assert Dilated(sigma=1.0).deviation(step) == pytest.approx(0.99 * cosine + 0.01, abs=6e-5)
         start = Start(torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 2))
         kept, _ = SkipResidual().guide(step, torch.ones(1, 4, 2, 2), Scene(start=start), None)
-        assert float(1 - kept.mean()) == pytest.approx(CUBES[timestep], abs=6e-5)
+        assert float(1 - kept.mean()) == pytest.approx(cube, abs=6e-5)
 
 
 @given(height=st.integers(7, 20), width=st.integers(7, 20), stride=st.integers(2, 4))
@@ -93,6 +107,31 @@ def test_an_exchange_of_values_changes_nothing_for_a_model_of_single_values(inte
         return sample(toy_sampler(stage, templates=torch.ones(1, 4, 1, 1)), size=16)
 
     assert torch.equal(latents(interaction=interaction), latents())
+
+
+class Mixed:
+    """A network of one 1x1 convolution."""
+
+    def __init__(self):
+        self.weights = Streams(7).normal((4, 4), "weights")
+
+    @hookimpl(wrapper=True)
+    def vitrail_predict(self, step, rows):
+        answer = yield
+        return evolve(answer, model_output=torch.einsum("oc,bchw->bohw", self.weights, rows.model_input))
+
+
+@pytest.mark.parametrize("patching", ["dilated", "lattice"])
+def test_an_exchange_of_pixels_changes_nothing_for_a_model_of_single_pixels_and_one_of_values_does(patching):
+    """A 1x1 convolution sees the channels of one pixel, which stay together in the one and not in the other."""
+
+    def latents(interaction):
+        stage = {"patching": {"type": patching, "interaction": interaction}, "fusion": "scatter"}
+        return sample(toy_sampler(stage, plugins=[("mixed", Mixed())]), size=16)
+
+    plain = latents("none")
+    assert torch.equal(latents("pixel"), plain)
+    assert (latents("element") - plain).abs().max() > 0.1
 
 
 def test_an_exchange_of_values_is_another_one_at_each_step():

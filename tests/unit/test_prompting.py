@@ -141,6 +141,29 @@ def test_the_network_gets_the_text_of_each_window(pipe):
     assert not torch.equal(empty, unprompted)  # the first size had its prompt
 
 
+def test_dilated_views_have_the_whole_prompt_whatever_the_windows_have(pipe):
+    """AccDiffusion, sec. 3.2: the windows' words are theirs alone. No word fills 0.6 of the whole picture."""
+
+    class Texts:
+        """The texts of every row of a later size, by how far its view's cells lie apart."""
+
+        def __init__(self):
+            self.by_stride = {}
+
+        @hookimpl(wrapper=True)
+        def vitrail_predict(self, step, rows):
+            for number, view in enumerate(rows.views if step.phase else ()):
+                text = rows.texts[number] if rows.texts else None
+                self.by_stride.setdefault(view.vertical.step, []).append(text)
+            return (yield)
+
+    seen, planted = Texts(), Planted(halves(8, 8).maps)
+    latents(pipe, "accdiffusion", "stages.1.prompting.threshold=0.6", plugins=[("planted", planted), ("texts", seen)])
+    assert set(seen.by_stride) == {1, 2}
+    assert {"a fox", "red fox", "a", "red"} <= set(seen.by_stride[1])
+    assert len(seen.by_stride[2]) == 3 * 4 * 2 and set(seen.by_stride[2]) == {None}  # steps, views, branches
+
+
 def test_windows_with_all_words_have_the_prompt(pipe):
     kept = latents(pipe, "accdiffusion", "stages.1.prompting.threshold=0")
     assert torch.equal(kept, latents(pipe, "accdiffusion", "stages.1.prompting=shared"))

@@ -2,15 +2,20 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tiny import NATIVE
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
+from vitrail.core.growing import inside
 from vitrail.core.protocols import Predicted
 from vitrail.core.scene import Memory
 from vitrail.core.streams import Streams
+from vitrail.core.views import Canvas
 from vitrail.discovery import build_registry
 from vitrail.errors import ConfigError
+from vitrail.plugins.patching import lattice_views
 from vitrail.plugins.remembered import RememberedAttention
 from vitrail.sampler import Sampler
 from vitrail.testing import make_prediction, make_step
@@ -105,6 +110,38 @@ def test_a_planted_object_is_found_and_a_speck_is_not():
 def test_a_mask_has_the_size_of_the_view():
     mask = mask_of(RememberedAttention(), memory("fox"), side=12)
     assert mask.shape == (1, 1, 12, 12) and mask.min() >= 0 and mask.max() <= 1
+
+
+def test_the_padding_is_no_part_of_the_map_and_repeats_its_edge():
+    step, remembered = make_step(2), memory("fox")
+    key = make_prediction((1, 4, 12, 10), step)
+    strategy = RememberedAttention()
+    padded = strategy.mask(step, key, Predicted(key.model_output, memory=remembered, inner=(9, 10)), None)[0]
+    inner = make_prediction((1, 4, 9, 10), step)
+    alone = strategy.mask(step, inner, Predicted(inner.model_output, memory=remembered), None)[0]
+    assert torch.equal(padded[..., :9, :], alone)
+    assert torch.equal(padded[..., 9:, :], alone[..., -1:, :].expand(-1, -1, 3, -1))
+    assert not torch.equal(padded, mask_of(strategy, remembered, side=12)[..., :10])
+
+
+@given(height=st.integers(5, 40), width=st.integers(5, 40), down=st.integers(1, 4), right=st.integers(1, 4))
+def test_what_of_a_view_is_no_padding(height, width, down, right):
+    canvas = Canvas(height, width, 8).padded(down, right)
+    real = torch.zeros(canvas.height, canvas.width)
+    real[:height, :width] = 1
+    for view in lattice_views(canvas, down, right):
+        rows, cols = inside(view, canvas)
+        seen = view.read(real)
+        assert seen[:rows, :cols].all() and seen.sum() == rows * cols
+
+
+def test_maps_of_a_padded_canvas_are_remembered_without_the_padding(pipe):
+    """72 x 200 pixels are 9 x 25 cells, and 27 columns for the three strided views of the second stage."""
+    whole = WHOLE | {"remember": True, "until": 0.5}
+    lattice = {"patching": "lattice", "fusion": "scatter", "masking": "remembered-attention", "guidance": ["sync"]}
+    seen, latents = run(pipe, whole, lattice, height=72, width=200)
+    assert latents.shape[-2:] == (9, 27)
+    assert {tuple(each.maps.shape) for each in seen.memories if each is not None} == {(1, 2, 9, 25)}
 
 
 def test_words_that_are_not_in_the_prompt_are_refused():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from attrs import validators as v
 from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.fields import RAMPS, as_tuple, share
 from vitrail.core.protocols import AttentionRequest, Fusion, Guidance, Masking, Patching, Prompting, Rectification
+from vitrail.core.refusals import refuse
 from vitrail.core.shared import Shared
 from vitrail.core.sizes import SizeConditioning
 from vitrail.core.step import Ramp
@@ -88,9 +89,7 @@ class Composition:
                 raise ValueError(
                     f"'until' must not fall from stage to stage and the last of a size must be 1.0, got {ends}"
                 )
-        _refuse_exclusive(self.stages)
-        _refuse_without_picture(self.stages, self.groups())
-        _refuse_forgotten(self.stages)
+        refuse(self.stages, self.groups())
 
     def groups(self) -> list[tuple[int, ...]]:
         """Numbers of the stages that are done at one size; each further group begins with an ``enter``."""
@@ -163,34 +162,3 @@ def _served(slot: str, offers: frozenset[str], known: Registry | None) -> str:
     alone = [entry for entry in entries if not getattr(entry.value, "recalls", False)]  # others need an earlier stage
     names = [entry.name for entry in alone if entry.value.needs <= offers]
     return f"; {' or '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)} would do" if names else ""
-
-
-def _refuse_exclusive(stages: Sequence[Stage]) -> None:
-    """Only one guidance of a stage can say how the CFG branches are combined."""
-    for index, stage in enumerate(stages):
-        names = [type(guidance).__name__ for guidance in stage.guidance if guidance.point == "branches"]
-        if len(names) > 1:
-            raise ValueError(f"stages.{index}: {' and '.join(names)} both say how branches are combined; keep one")
-
-
-def _refuse_without_picture(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:
-    """What compares with the grown picture needs one."""
-    for group in groups:
-        enter = stages[group[0]].enter
-        for index in group if enter is not None and enter.resize != "pixels" else ():
-            names = [type(g).__name__ for g in stages[index].guidance if getattr(g, "compares_pictures", False)]
-            if names:
-                raise ValueError(
-                    f"stages.{index}: {names[0]} compares with the grown picture, but latents grow to this size; "
-                    'set enter.resize = "pixels"'
-                )
-
-
-def _refuse_forgotten(stages: Sequence[Stage]) -> None:
-    """What looks at remembered maps needs an earlier stage that remembers."""
-    remembers = False
-    for index, stage in enumerate(stages):
-        for slot, strategy in (("masking", stage.masking), ("prompting", stage.prompting)):
-            if getattr(strategy, "recalls", False) and not remembers:
-                raise ValueError(f"stages.{index}.{slot}: no earlier stage has 'remember = true'; the first one could")
-        remembers = remembers or stage.remember

@@ -132,10 +132,10 @@ class Engine(Layout):
         """After the last step of a phase: what later ones take over from the first."""
         phase, state = self.phases[step.phase], done.state
         if phase.enter is None:
-            state.base = moments(done.latents)
+            state.base = moments(done.latents, phase.canvas)
         elif phase.enter.renormalise:
             assert state.base is not None
-            done.latents = renormalised(done.latents, state.base)
+            done.latents = renormalised(done.latents, state.base, phase.canvas)
 
     def can_relay(self, step: Step) -> bool:
         """Whether ranks do a step's stage without collectives, each on its own views."""

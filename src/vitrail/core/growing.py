@@ -13,16 +13,23 @@ if TYPE_CHECKING:
     from vitrail.core.phase import Phase
     from vitrail.core.scene import Vae
     from vitrail.core.streams import Streams
-    from vitrail.core.views import Canvas
+    from vitrail.core.views import Canvas, View
 
 BLUR = (0.25, 0.5, 0.25)  # a binomial kernel; not a convolution, which a device may do in fewer digits
-REACH = 3  # cells on one side that bicubic interpolation looks at, and one more
+REACH = 3  # cells on one side that bicubic interpolation looks at, and one more; bilinear looks at fewer
 
 
 def without_padding(latents: Tensor, canvas: Canvas) -> Tensor:
     """The cells of the picture, Float32[Tensor, "batch channels height width"]."""
     height, width = canvas.inner
     return latents[..., :height, :width]
+
+
+def inside(view: View, canvas: Canvas) -> tuple[int, int]:
+    """Height and width in cells of what a view shows of the picture, without the padding."""
+    pairs = zip((view.vertical, view.horizontal), canvas.inner, strict=True)
+    down, right = (min(span.count, -(-(length - span.start) // span.step)) for span, length in pairs)
+    return down, right
 
 
 def grown_latents(latents: Tensor, before: Canvas, canvas: Canvas) -> Tensor:
@@ -40,7 +47,12 @@ def grown_latents(latents: Tensor, before: Canvas, canvas: Canvas) -> Tensor:
 
 
 def bicubic(values: Tensor, size: tuple[int, int], canvas: Canvas) -> Tensor:
-    """Values of another size, bicubic, Float32[Tensor, "batch channels *size"].
+    """Values of another size, bicubic, Float32[Tensor, "batch channels *size"]; see ``resized``."""
+    return resized(values, size, canvas, "bicubic")
+
+
+def resized(values: Tensor, size: tuple[int, int], canvas: Canvas, mode: Literal["bicubic", "bilinear"]) -> Tensor:
+    """Values of another size, Float32[Tensor, "batch channels *size"].
 
     Where edges meet, those on the other side count, so that there is no seam.
 
@@ -48,6 +60,7 @@ def bicubic(values: Tensor, size: tuple[int, int], canvas: Canvas) -> Tensor:
         values: Cells or pixels, Float32[Tensor, "batch channels h w"].
         size: Height and width wanted.
         canvas: Says which edges meet.
+        mode: Between the values.
     """
     import torch.nn.functional as F
 
@@ -57,7 +70,7 @@ def bicubic(values: Tensor, size: tuple[int, int], canvas: Canvas) -> Tensor:
     )
     round_about = F.pad(values, (before, before, above, above), mode="circular") if above or before else values
     enlarged = (size[0] + 2 * top, size[1] + 2 * left)
-    grown = F.interpolate(round_about, enlarged, mode="bicubic", align_corners=False)
+    grown = F.interpolate(round_about, enlarged, mode=mode, align_corners=False)
     return grown[..., top : top + size[0], left : left + size[1]]
 
 
@@ -128,15 +141,16 @@ def phase_noise(clean: Tensor, phase: Phase, streams: Streams) -> Tensor:
     return streams.normal(tuple(clean.shape), "phase-noise", phase.number).to(clean.device)
 
 
-def moments(latents: Tensor) -> Tensor:
-    """Mean and deviation over all elements, Float32[Tensor, "2"]."""
+def moments(latents: Tensor, canvas: Canvas) -> Tensor:
+    """Mean and deviation over all elements of the picture, without the padding, Float32[Tensor, "2"]."""
     import torch
 
-    return torch.stack([latents.mean(), latents.std()])
+    picture = without_padding(latents, canvas)
+    return torch.stack([picture.mean(), picture.std()])
 
 
-def renormalised(latents: Tensor, wanted: Tensor) -> Tensor:
-    """Latents with the mean and deviation of others; DemoFusion's code, after each phase."""
-    mean, deviation = moments(latents)
+def renormalised(latents: Tensor, wanted: Tensor, canvas: Canvas) -> Tensor:
+    """Latents whose picture has the mean and deviation of another; DemoFusion's code, after each phase."""
+    mean, deviation = moments(latents, canvas)
     scaled: Tensor = (latents - mean) / deviation * wanted[1] + wanted[0]
     return scaled

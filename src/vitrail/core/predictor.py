@@ -108,10 +108,23 @@ class Predictor:
         patching = stage.patching if family == 0 else stage.also[family - 1].patching
         prepare = getattr(patching, "prepare", None)
         read = gather_views(scaled if prepare is None else prepare(step, scaled, canvas), patches.views)
-        if stage.scale_batch is not None:
-            first = stage.scale_batch if family == 0 else 0
-            read[first:] *= ratio
-        return read
+        return self.scaled_early(step, read, family, ratio)
+
+    def scaled_early(self, step: Step, read: Tensor, family: int, ratio: float) -> Tensor:
+        """A family's input, with the scale that came too early in the authors' code if the stage has a ``scale_batch``.
+
+        Args:
+            step: Where the run stands.
+            read: As the network wants it, Float32[Tensor, "views batch channels h w"].
+            family: 0 is the main one.
+            ratio: The scale of the next step over that of this one.
+        """
+        count = self._stage(step).scale_batch
+        if count is None:
+            return read
+        shown = read.clone()
+        shown[count if family == 0 else 0 :] *= ratio
+        return shown
 
     def forward(self, step: Step, rows: Rows, timings: Timings) -> Predicted:
         """One micro-batch through the network."""

@@ -117,6 +117,7 @@ class Predicted:
         layers: The same map by block, for whoever looks at them; on the rank that captured.
         words: Maps of every word, Float32[Tensor, "batch words h w"], if they were wanted.
         memory: What earlier stages saw, for a mask.
+        inner: Height and width in cells of what is masked, without its padding; all of it if None.
     """
 
     model_output: Tensor
@@ -125,6 +126,7 @@ class Predicted:
     layers: Mapping[int, Tensor] = field(factory=dict)
     words: Tensor | None = None
     memory: Memory | None = None
+    inner: tuple[int, int] | None = None
 
     @classmethod
     def join(cls, parts: Sequence[Predicted]) -> Predicted:
@@ -178,7 +180,10 @@ class Rectification(Protocol):
 
 
 class Patching(Protocol):
-    """Which views of the canvas does the network see at this step, and in which order of pixels."""
+    """Which views of the canvas does the network see at this step, and in which order of pixels.
+
+    With ``shows_whole = True`` each shows the whole picture, so that the maps of one are those of the picture.
+    """
 
     needs: ClassVar[frozenset[str]]
 
@@ -209,7 +214,11 @@ class Prompting(Protocol):
 
 
 class Masking(Protocol):
-    """Where does guidance act: a weight in [0, 1] per cell of the key view."""
+    """Where does guidance act: a weight in [0, 1] per cell of the key view.
+
+    With ``recalls = True`` it wants remembered maps and knows the whole picture, so guidance of the canvas can read it.
+    With ``is_everywhere = True`` it is no mask.
+    """
 
     needs: ClassVar[frozenset[str]]
 
@@ -240,6 +249,10 @@ class Guidance(Protocol):
 
     With a method ``cost(step, canvas, branches) -> Cost`` it says what it asks of networks besides the views, or with
     ``cost_of_views(step, patches, branches) -> Cost`` if that depends on the main family's views.
+
+    With ``reads_mask = True`` it looks at the scene's mask, at "views" or "canvas"; a mask that no guidance of a stage
+    reads is refused. With ``follows_start = True`` it needs what a size begins with, and is refused at the first. With
+    ``is_idle = True`` it is no guidance.
     """
 
     needs: ClassVar[frozenset[str]]

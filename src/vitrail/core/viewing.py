@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from vitrail.core.assembly import gather_views, restore_order
+from vitrail.core.growing import inside
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 from vitrail.core.scene import Memory
@@ -87,7 +88,8 @@ class Viewing:
         recalls = getattr(self._stage(step).masking, "recalls", False)
         if not recalls or not self.guiding.acts_at("canvas", step):
             return None
-        return self._mask(step, prediction, Predicted(prediction.model_output), state)
+        inner = self.layout.phases[step.phase].canvas.inner
+        return self._mask(step, prediction, Predicted(prediction.model_output), state, inner)
 
     def _stage(self, step: Step) -> Stage:
         return self.layout.composition.stages[step.stage]
@@ -115,11 +117,11 @@ class Viewing:
     ) -> Reading:
         """What a family's views see, as the network is shown it."""
         phase = self.layout.phases[step.phase]
+        ratio = phase.stepper.scale_ratio(step.phase_step)
         if inputs is None:
-            ratio = phase.stepper.scale_ratio(step.phase_step)
             shown = self.predictor.gather(step, scaled, patches, family, phase.canvas, ratio)
         else:
-            shown = phase.stepper.scale(inputs, step.phase_step)
+            shown = self.predictor.scaled_early(step, phase.stepper.scale(inputs, step.phase_step), family, ratio)
         texts: Sequence[str | None] = ()
         if family == 0:
             prompting = self._stage(step).prompting
@@ -144,8 +146,9 @@ class Viewing:
         if family == 0:
             key = evolve(views, latents=views.latents[patches.key], model_output=output[patches.key])
             seen = next((a for a in answers if a.attention is not None), answers[0])
-            self._remember(step, seen, state)
-            mask = self._mask(step, key, seen, state)
+            inner = self._inner(step, patches)
+            self._remember(step, seen, state, inner)
+            mask = self._mask(step, key, seen, state, inner)
             views = self.guiding.at("views", step, views, done, patches, mask)
         return views
 
@@ -159,7 +162,7 @@ class Viewing:
             return self.predictor.combine(step, answers, len(latents))
 
         def tell(guidance: MessageGuidance, key: Prediction, seen: Predicted) -> Tensor:
-            mask = self._mask(step, key, seen, done.state)
+            mask = self._mask(step, key, seen, done.state, self._inner(step, reading.patches))
             return guidance.tell(
                 step, evolve(key, latents=key.latents[None], model_output=key.model_output[None]), 0, mask
             )
@@ -173,14 +176,24 @@ class Viewing:
             trail.add_guided(relay.guidance, views, reading.patches)
         return views
 
-    def _remember(self, step: Step, seen: Predicted, state: RunState) -> None:
-        """Keep the maps of every word, if the stage does."""
-        if self._stage(step).remember and seen.words is not None:
-            known, words = state.memory, self.predictor.words
-            state.memory = Memory(words, seen.words) if known is None else known.seen(seen.words)
+    def _inner(self, step: Step, patches: Patches) -> tuple[int, int]:
+        """Cells of the key view that are no padding."""
+        return inside(patches.views[patches.key], self.layout.phases[step.phase].canvas)
 
-    def _mask(self, step: Step, key: Prediction, seen: Predicted, state: RunState) -> Tensor | None:
-        """Where guidance acts, from the key view's prediction and attention."""
-        seen = evolve(seen, model_output=key.model_output, memory=state.memory)
+    def _remember(self, step: Step, seen: Predicted, state: RunState, inner: tuple[int, int]) -> None:
+        """Keep the maps of every word, without the padding, if the stage does."""
+        if self._stage(step).remember and seen.words is not None:
+            known, words, maps = (
+                state.memory,
+                self.predictor.words,
+                seen.words[..., : inner[0], : inner[1]].contiguous(),
+            )
+            state.memory = Memory(words, maps) if known is None else known.seen(maps)
+
+    def _mask(
+        self, step: Step, key: Prediction, seen: Predicted, state: RunState, inner: tuple[int, int]
+    ) -> Tensor | None:
+        """Where guidance acts, from the key view's prediction and attention; cells beyond ``inner`` are padding."""
+        seen = evolve(seen, model_output=key.model_output, memory=state.memory, inner=inner)
         mask, state.masking = self.layout.stages.mask(step, key, seen, state.masking)
         return mask

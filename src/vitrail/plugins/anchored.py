@@ -8,6 +8,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.fields import RAMPS, share
+from vitrail.core.growing import resized
 from vitrail.core.protocols import Point
 from vitrail.core.step import Ramp
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from vitrail.core.prediction import Prediction
     from vitrail.core.scene import Scene
     from vitrail.core.step import Step
+    from vitrail.core.views import Canvas
 
 
 @frozen(kw_only=True)
@@ -30,11 +32,13 @@ class Anchored:
 
     It is the structure guidance of ASGDiffusion (Li et al., 2024, https://arxiv.org/abs/2412.06163), eq. 4, in its
     clean form, with the finished picture of the size before in the place of one strided view's prediction; so no view
-    waits for another. What is finer than a block is left to the views. In the first size it does nothing.
+    waits for another. What is finer than a block is left to the views. The first size has nothing to follow.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     point: ClassVar[Point] = "canvas"
+    reads_mask: ClassVar[bool] = True
+    follows_start: ClassVar[bool] = True
     scale: float = field(default=1.0, validator=v.ge(0))  # w; 0 is off
     ramp: Ramp = field(default="cosine", validator=v.in_(RAMPS))  # of the scale over the stage
     power: float = field(default=1.0, validator=v.ge(0))  # of the ramp
@@ -49,23 +53,25 @@ class Anchored:
         scale = self.scale * step.ramp(self.ramp) ** self.power
         if scene.start is None or scale == 0:
             return subject, None
-        weight = scale
+        canvas, weight = scene.canvas, scale
+        assert canvas is not None
         if scene.mask is not None:
             weight = scale * (self.elsewhere + (1 - self.elsewhere) * scene.mask).clamp(0, 1)
-        return subject.move_clean(weight * coarse(scene.start.clean - subject.clean, self.block)), None
+        return subject.move_clean(weight * coarse(scene.start.clean - subject.clean, self.block, canvas)), None
 
 
-def coarse(latents: Tensor, block: int) -> Tensor:
-    """The means of blocks, enlarged by lines between them; those at the edge may be smaller.
+def coarse(latents: Tensor, block: int, canvas: Canvas) -> Tensor:
+    """The means of blocks, enlarged by lines between them, across edges that meet; the last ones may be smaller.
 
     Args:
         latents: Float32[Tensor, "batch channels height width"].
         block: Cells of a block's side; 1 changes no bit.
+        canvas: Says which edges meet.
     """
     import torch.nn.functional as F
 
     if block == 1:
         return latents
-    size = latents.shape[-2:]
+    height, width = latents.shape[-2:]
     means = F.avg_pool2d(latents, block, ceil_mode=True, count_include_pad=False)
-    return F.interpolate(means, size, mode="bilinear", align_corners=False)
+    return resized(means, (height, width), canvas, "bilinear")

@@ -35,6 +35,7 @@ class Dilated:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    shows_whole: ClassVar[bool] = True
     sigma: float = field(default=0.8, validator=v.gt(0))  # of the blur at the noisiest step, in latent cells
     power: float = field(default=1.0, validator=v.ge(0))  # of the cosine over timesteps by which the blur fades
     interaction: Interaction = field(

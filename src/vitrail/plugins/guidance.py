@@ -43,6 +43,7 @@ class NoGuidance:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     point: ClassVar[Point] = "views"
+    is_idle: ClassVar[bool] = True
 
     def init(self) -> None:
         """No state."""
@@ -70,6 +71,7 @@ class SyncGuidance:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     point: ClassVar[Point] = "views"
+    reads_mask: ClassVar[bool] = True
     scale: float = field(default=1.0, validator=v.ge(0))  # w; 0 is off, for cfg-like 1 is
     form: Form = field(default="x0", validator=v.in_(FORMS))  # x0: the clean prediction;
     # the others: the noise, as eq. 3 is printed, with the other sign, or like classifier-free guidance
@@ -104,6 +106,7 @@ class AsyncGuidance:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     point: ClassVar[Point] = "views"
+    reads_mask: ClassVar[bool] = True
     scale: float = field(default=1.0, validator=v.ge(0))  # w; 0 is off, for cfg-like 1 is
     form: Form = field(default="x0", validator=v.in_(FORMS))  # x0: the clean prediction;
     # the others: the noise, as eq. 3 is printed, with the other sign, or like classifier-free guidance

@@ -35,6 +35,7 @@ class NoMask:
     """Guidance acts everywhere."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    is_everywhere: ClassVar[bool] = True
 
     @property
     def request(self) -> None:

@@ -35,6 +35,7 @@ class Whole:
     """The whole canvas in one view: plain sampling."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    shows_whole: ClassVar[bool] = True
 
     def granularity(self, canvas: Canvas) -> tuple[int, int]:
         """Any size."""
@@ -206,6 +207,7 @@ class Lattice:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    shows_whole: ClassVar[bool] = True
     interaction: Interaction = field(
         default="element", validator=v.in_(INTERACTIONS)
     )  # exchange whole pixels, or each channel on its own

@@ -53,7 +53,7 @@ class RememberedAttention:
         """No state."""
 
     def mask(self, step: Step, key: Prediction, predicted: Predicted, state: None) -> tuple[Tensor | None, None]:
-        """The mask at the size of the key view; everywhere, with a warning, if there is nothing to speak of."""
+        """At the size of the key view, the padding as the edge; everywhere, with a warning, if there is none."""
         import torch.nn.functional as F
 
         memory = predicted.memory
@@ -69,7 +69,10 @@ class RememberedAttention:
             mask = opened(above, int(self.opening * max(heat.shape[-2:])))
         if mask is None:
             return None, None
-        return F.interpolate(mask, key.latents.shape[-2:], mode="bilinear", align_corners=False).clamp(0, 1), None
+        height, width = key.latents.shape[-2:]
+        inner = predicted.inner or (height, width)
+        mask = F.interpolate(mask, inner, mode="bilinear", align_corners=False).clamp(0, 1)
+        return F.pad(mask, (0, width - inner[1], 0, height - inner[0]), mode="replicate"), None
 
     def _chosen(self, memory: Memory) -> Sequence[int]:
         """Which of the remembered words count."""

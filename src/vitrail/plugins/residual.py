@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class SkipResidual:
-    """Mix the grown picture at the step's noise into the latents before each step; nothing at the first size.
+    """Mix the grown picture at the step's noise into the latents before each step of a further size.
 
     DemoFusion (Du et al., 2023, https://arxiv.org/abs/2311.16973), sec. 3.3, eq. 4: x becomes (1 - c) x + c n, with the
     picture n at the noise of the step and c falling from 1 to 0. A smaller power keeps nearer to the grown picture.
@@ -28,6 +28,7 @@ class SkipResidual:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     point: ClassVar[Point] = "before"
+    follows_start: ClassVar[bool] = True
     scale: float = field(default=1.0, validator=share)  # of c; 0 is off
     ramp: Ramp = field(default="timestep", validator=v.in_(RAMPS))  # by which c falls
     power: float = field(default=3.0, validator=v.ge(0))  # of the ramp

@@ -37,6 +37,7 @@ class Wavelet:
 
     needs: ClassVar[frozenset[str]] = frozenset({"vae"})
     point: ClassVar[Point] = "canvas"
+    follows_start: ClassVar[bool] = True
     compares_pictures: ClassVar[bool] = True  # so a larger size must be entered by pixels
     until: float = field(default=0.33, validator=share)  # share of the stage's steps, from its noisiest on
 
