@@ -53,6 +53,36 @@ class Spread:
 
 
 @frozen(kw_only=True)
+class Halves:
+    """Looks at brightness, and again where it is above a level; nan elsewhere."""
+
+    level: int = 100
+
+    def look(self, shown):
+        import torch
+
+        seen = 255 * shown.picture.mean()
+        return torch.stack([seen, seen if seen > self.level else seen * float("nan")])
+
+
+@frozen(kw_only=True)
+class Lights:
+    """Mean brightness of all pictures, and of the light ones; and whether pictures are light."""
+
+    columns = (
+        Column(name="all", better="up", decimals=1),
+        Column(name="light", better="up", decimals=1),
+        Column(name="share", better="up", lowest=0.0, highest=1.0, is_whole=True),
+    )
+    needs_reference = False
+    eye = Halves()
+
+    def gather(self, looked, reference):
+        of_all, of_light = looked.nanmean(dim=0).tolist()
+        return of_all, of_light, (~looked[:, 1].isnan()).float().mean().item()
+
+
+@frozen(kw_only=True)
 class Greys:
     """True pictures: three greys."""
 

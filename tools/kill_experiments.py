@@ -14,6 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +27,7 @@ from vitrail.experiments.store import PLAN, Folder
 TIMED = ("seconds", "MiB")  # columns that no two runs share
 PAUSE_S = 0.05
 SHARE = 5  # of the plan's cells, one in so many is done when a shard is ended
+Entry = tuple[str, str, str]  # row, column and number
 
 
 def vitrail(*words: str) -> subprocess.Popen[bytes]:
@@ -35,9 +39,21 @@ def done(folder: Path) -> int:
     return sum(file.read_text().count("\n") for file in folder.glob("cells-*.jsonl"))
 
 
+@contextmanager
+def running(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does not outlive the block, however that ends."""
+    with vitrail(*words) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
 def finished(*words: str) -> None:
-    if vitrail(*words).wait():
-        raise SystemExit(f"failed: vitrail {' '.join(words)}")
+    with running(*words) as process:
+        if process.wait():
+            raise SystemExit(f"failed: vitrail {' '.join(words)}")
 
 
 def planned(folder: Path) -> int:
@@ -47,16 +63,16 @@ def planned(folder: Path) -> int:
 
 def broken(how: signal.Signals, folder: Path, *words: str) -> int:
     """Begin a run, end it when a fifth of the plan's cells is done, and say how many were."""
-    process = vitrail(*words)
-    while process.poll() is None and done(folder) < max(1, planned(folder) // SHARE):
-        time.sleep(PAUSE_S)
-    process.send_signal(how)
-    if process.wait() == 0:
-        raise SystemExit(f"vitrail {' '.join(words)} was over before it was ended; make it longer")
+    with running(*words) as process:
+        while process.poll() is None and done(folder) < max(1, planned(folder) // SHARE):
+            time.sleep(PAUSE_S)
+        process.send_signal(how)
+        if process.wait() == 0:
+            raise SystemExit(f"vitrail {' '.join(words)} was over before it was ended; make it longer")
     return done(folder)
 
 
-def table(folder: Path) -> list[tuple[str, str, str]]:
+def table(folder: Path) -> list[Entry]:
     """Every number of the table with its row and column, what was timed left out."""
     with (folder / "tables.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -68,17 +84,23 @@ def table(folder: Path) -> list[tuple[str, str, str]]:
     ]
 
 
+def different(one: list[Entry], two: list[Entry]) -> list[tuple[Entry | None, Entry | None]]:
+    """Places where two tables differ, those of one alone as well."""
+    return [pair for pair in zip_longest(one, two) if pair[0] != pair[1]]
+
+
 def compare(file: Path, sets: list[str], place: Path) -> str:
     """One experiment both ways; what was seen, or an end with what differs."""
     options = [word for each in sets for word in ("--set", each)]
     whole, parts = place / "whole", [place / "part0", place / "part1"]
-    uninterrupted, told = vitrail("run", str(file), "--out", str(whole), *options), []
-    for number, (how, part) in enumerate(zip((signal.SIGKILL, signal.SIGINT), parts, strict=True)):
-        words = ["run", str(file), "--out", str(part), "--shard", f"{number}/2", *options]
-        told.append(f"{how.name} after {broken(how, part, *words)}")
-        finished(*words)
-    if uninterrupted.wait():
-        raise SystemExit(f"failed: the run of {file} that nobody ended")
+    told = []
+    with running("run", str(file), "--out", str(whole), *options) as uninterrupted:
+        for number, (how, part) in enumerate(zip((signal.SIGKILL, signal.SIGINT), parts, strict=True)):
+            words = ["run", str(file), "--out", str(part), "--shard", f"{number}/2", *options]
+            told.append(f"{how.name} after {broken(how, part, *words)}")
+            finished(*words)
+        if uninterrupted.wait():
+            raise SystemExit(f"failed: the run of {file} that nobody ended")
     for folder, report in (
         (whole, [str(whole)]),
         (place / "merged", [*map(str, parts), "--out", str(place / "merged")]),
@@ -86,11 +108,9 @@ def compare(file: Path, sets: list[str], place: Path) -> str:
         finished("report", *report, "--no-plots")
         if not table(folder):
             raise SystemExit(f"{file}: the table of {folder.name} is empty")
-    one, two = table(whole), table(place / "merged")
-    if one != two:
-        raise SystemExit(
-            f"{file}: tables differ: {[pair for pair in zip(one, two, strict=True) if pair[0] != pair[1]][:3]}"
-        )
+    one = table(whole)
+    if odd := different(one, table(place / "merged")):
+        raise SystemExit(f"{file}: tables differ in {len(odd)} places: {odd[:3]}")
     return f"{file.stem}: {done(whole)} cells, shards ended by {' and '.join(told)}; {len(one)} numbers, all equal"
 
 

@@ -28,7 +28,7 @@ def publish(folder: Path) -> Path:
     title, _, tables = text.partition("\n\n")
     page = RESULTS / f"{name}.md"
     before, after = parts(page) if page.exists() else (f"{title}\n\n", "\n")
-    body = "\n\n".join([BEGIN, *pictures(folder, RESULTS / name), tables.replace("\n# ", "\n## ").strip(), END])
+    body = "\n\n".join([BEGIN, *pictures(folder, RESULTS / name), tables.strip(), END])
     page.write_text(f"{before}{body}{after}", encoding="utf-8")
     return page
 

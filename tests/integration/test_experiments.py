@@ -12,6 +12,8 @@ import pytest
 import structlog
 
 from command_line import vitrail
+from vitrail.experiments.origin import commit_of_vitrail
+from vitrail.experiments.peak import STATM
 from vitrail.experiments.store import Folder, merge
 from vitrail.picture import open_picture
 from vitrail.recipe import read_recipe
@@ -52,7 +54,8 @@ def test_run_then_nothing_is_left_to_do(experiment, monkeypatch, capsys):
         outcome = outcomes[cell.address]
         assert outcome.error is None
         assert outcome.model_calls == outcome.predicted_calls == outcome.critical_calls > 0
-        assert outcome.peak_bytes is None or outcome.peak_bytes >= 0
+        assert outcome.commit == (commit_of_vitrail() or "")
+        assert (outcome.peak_bytes is not None) == STATM.exists()
         assert outcome.native_size == 64
         assert read_recipe(stored.path / cell.picture).run["prompt"] == cell.run["prompt"]
     direct = next(cell for cell in plan.cells if cell.row == "direct")
@@ -264,6 +267,36 @@ def test_compare_writes_one_sheet_with_what_was_measured(experiment, monkeypatch
     assert all(word in told for word in ("method", "time", "calls", "seams", "direct", "asg", "MiB"))
     assert open_picture(str(experiment.parent / "side-by-side/comparison.png")).width > 640
     assert "known: " in vitrail(monkeypatch, capsys, "compare", "a fox", "--methods", "dirct").err
+
+
+def test_compare_shows_what_there_is_if_a_method_fails(experiment, monkeypatch, capsys, folder):
+    from vitrail.experiments.running import Worker
+
+    sample, lost = Worker._sample, {"direct", "asg"}
+
+    def failing(self, cell, *rest):
+        if cell.row in lost:
+            raise RuntimeError("planted")
+        return sample(self, cell, *rest)
+
+    monkeypatch.setattr(Worker, "_sample", failing)
+    words = ["compare", "a fox", "--methods", "direct,asg", "--size", "128", "--steps", "2", "--model", folder]
+    sheet = experiment.parent / "out/comparison.png"
+    assert vitrail(monkeypatch, capsys, *words, "--out", "out").code == 1
+    assert not sheet.exists()
+    lost.remove("asg")
+    answer = vitrail(monkeypatch, capsys, *words, "--out", "out")
+    assert answer.code == 1
+    assert "failed: direct, 128x128, seed 0: RuntimeError: planted" in answer.out
+    assert sheet.exists()
+    assert "\nasg " in answer.out
+
+
+@pytest.mark.parametrize(("accelerators", "actors", "share"), [(8, 3, 1.0), (4, 4, 1.0), (1, 2, 0.5), (0, 2, 0.0)])
+def test_an_actor_asks_for_one_accelerator_at_most(accelerators, actors, share):
+    from vitrail.experiments.ray_executor import share_of
+
+    assert share_of(accelerators, actors) == share
 
 
 def test_check_reads_an_experiment(experiment, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from PIL import Image
 from rich.console import Console
 
@@ -17,7 +17,9 @@ from vitrail.experiments.costs import noted
 from vitrail.experiments.gathering import gather_results
 from vitrail.experiments.measuring import load, look, shown_of
 from vitrail.experiments.report import write_report
-from vitrail.experiments.store import Folder, Outcome, merge
+from vitrail.experiments.sheets import draw_sheets
+from vitrail.experiments.store import Outcome
+from vitrail.picture import open_picture
 
 ROWS = [tiny.Row("dark", lambda pair, size: 60 + 5 * pair), tiny.Row("light", lambda pair, size: 70 + 5 * pair)]
 CELLS = tiny.cells(ROWS, pairs=4)
@@ -155,53 +157,6 @@ def test_a_cell_that_failed_in_one_folder_is_done_if_another_has_it(tmp_path):
         assert results.errors == ("light, 64x64, seed 102: out of foxes",)
 
 
-def test_folders_of_other_cells_are_refused(tmp_path, folder):
-    other = tiny.folder_of(tmp_path / "other", ROWS, tiny.cells(ROWS, pairs=3))
-    with pytest.raises(ConfigError, match=r"not of the same experiment, 2 cells are in one alone, such as 'dark'"):
-        load([folder, other])
-    with pytest.raises(ConfigError, match=r"no experiment's folder"):
-        load([tmp_path / "nowhere"])
-    with pytest.raises(ConfigError, match="needs the folder"):
-        load([])
-
-
-def test_merging_refuses_other_cells_and_completes_what_was_cut_off(tmp_path, folder, monkeypatch):
-    into = tmp_path / "into"
-    with pytest.raises(ConfigError, match="not of the same experiment"):
-        merge([folder, tiny.folder_of(tmp_path / "other", ROWS, tiny.cells(ROWS, pairs=3))], into)
-
-    def cut(source, target):
-        target.write_bytes(source.read_bytes()[:50])
-        if source.suffix == ".png":
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(shutil, "copyfile", cut)
-        with pytest.raises(KeyboardInterrupt):
-            merge([folder], into)
-    for _ in range(2):
-        assert merge([into, folder], into).outcomes() == Folder(folder).outcomes()
-    for cell in CELLS:
-        assert (into / cell.picture).read_bytes() == (folder / cell.picture).read_bytes()
-    assert len(list(into.glob("cells*"))) == 1
-
-
-def test_merging_later_loses_nothing_that_was_merged_before(tmp_path):
-    halves = [{cell.address for cell in CELLS[start::2]} for start in range(2)]
-    for number, half in enumerate(halves):
-        merge([tiny.folder_of(tmp_path / str(number), ROWS, CELLS, half)], tmp_path / "into")
-    assert set(Folder(tmp_path / "into").outcomes()) == halves[0] | halves[1]
-
-
-def test_a_line_that_was_cut_within_a_letter_hides_no_other(folder):
-    before = Folder(folder).outcomes()
-    with next(folder.glob("cells-*.jsonl")).open("ab") as file:
-        file.write('{"cell": "x", "error": "é'.encode()[:-1])
-    assert Folder(folder).outcomes() == before
-    Folder(folder).append(Outcome(cell="later", error="two\u2028lines"), "0-1")
-    assert Folder(folder).outcomes()["later"].error == "two\u2028lines"
-
-
 def test_a_lost_picture_is_missing_and_a_broken_one_is_told(folder):
     (folder / CELLS[0].picture).unlink()
     assert load([folder], tiny.experiment()).has_failed(CELLS[0]) is False
@@ -211,6 +166,49 @@ def test_a_lost_picture_is_missing_and_a_broken_one_is_told(folder):
     shutil.rmtree(folder / "looked")
     with pytest.raises(ConfigError, match="cannot be read as a picture"):
         seen_in([folder])
+
+
+def test_a_picture_that_two_rows_share_is_looked_at_once(tmp_path, looks):
+    twins = [evolve(cell, row="again") for cell in CELLS if cell.row == "dark"]
+    folder = tiny.folder_of(tmp_path, [*ROWS, evolve(ROWS[0], name="again")], [*CELLS, *twins])
+    results = results_of([folder], tiny.experiment(metrics=(tiny.Bright(),)))
+    assert len(looks) == len(CELLS)
+    assert results.estimates["again", (64, 64), "bright"] == results.estimates["dark", (64, 64), "bright"]
+
+
+@frozen(kw_only=True)
+class Learned:
+    """An eye with weights."""
+
+    digest: str = field(repr=False)
+
+    def look(self, shown):
+        tiny.LOOKS.append(self.digest)
+        return torch.full((1,), float(len(self.digest)))
+
+
+@frozen(kw_only=True)
+class OfLearned(tiny.Bright):
+    eye: Learned
+
+
+def test_an_eye_with_other_weights_looks_again(folder, looks):
+    for digest in ("old", "older", "old"):
+        metric = OfLearned(eye=Learned(digest=digest))
+        results = results_of([folder], tiny.experiment(metrics=(metric,)))
+        assert results.estimates["dark", (64, 64), "bright"].value == len(digest)
+    assert repr(Learned(digest="old")) == repr(Learned(digest="older"))
+    assert looks == ["old"] * len(CELLS) + ["older"] * len(CELLS)
+
+
+def test_a_picture_above_pillows_limit_is_shown_and_a_strangers_is_not(folder, monkeypatch):
+    loaded = load([folder], tiny.experiment())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)
+    with pytest.raises(ConfigError, match="DecompressionBombError"):
+        open_picture(str(loaded.file(CELLS[0])))
+    assert shown_of(CELLS[0], loaded).picture.shape == (3, 64, 64)
+    assert draw_sheets(gather_results(*seen_in([folder]), silent()), folder / "sheets")
+    assert Image.MAX_IMAGE_PIXELS == 64 * 64 // 2 - 1
 
 
 def test_an_eye_must_see_one_shape_in_pictures_of_one_size(folder):

@@ -150,3 +150,17 @@ def test_a_report_without_plots(tmp_path):
     write_report([folder], tmp_path / "out", console, plots=False, experiment=tiny.experiment())
     assert not (tmp_path / "out" / "plots").exists()
     assert "Difference" not in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_plots_stay_as_long_as_they_are_of_the_same_numbers(tmp_path):
+    rows = [tiny.Row("dark", hilly(60)), tiny.Row("light", hilly(90))]
+    cells, console = tiny.cells(rows, pairs=3), Console(file=io.StringIO(), width=100)
+    folder = tiny.folder_of(tmp_path / "foxes", rows, cells, {cell.address for cell in cells[:-1]})
+
+    def plots(**how):
+        write_report([folder], tmp_path / "out", console, experiment=tiny.experiment(ONE), **how)
+        return names(sorted((tmp_path / "out" / "plots").glob("*")))
+
+    assert plots() == plots(plots=False) == ["rows-64x64.png"]
+    tiny.folder_of(folder, rows, cells)
+    assert plots(plots=False) == []

@@ -1,14 +1,17 @@
-"""The bootstrap: against closed forms, for pairs, and where there is nothing to say."""
+"""The bootstrap: against closed forms, for pairs, for prompts, and where there is nothing to say."""
 
 import math
 
 import pytest
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from scipy import stats
 
+from vitrail.core.measuring import Column
 from vitrail.core.streams import Streams
-from vitrail.experiments.statistics import Estimate, Sample, best_of, draws, rank, sample, widening
+from vitrail.experiments.ranking import best_of, rank
+from vitrail.experiments.resampling import Drawing, draws
+from vitrail.experiments.statistics import Estimate, Sample, difference, sample, widening
 
 
 @frozen
@@ -21,6 +24,9 @@ class Mean:
 class Variance:
     def gather(self, looked, reference):
         return (looked.var(correction=0).item(),)
+
+
+SHARE = Column(name="share", better="up", lowest=0.0, highest=1.0, is_whole=True)
 
 
 def normal(count, *index, columns=1):
@@ -50,7 +56,8 @@ def test_intervals_of_eight_pictures_hold_the_truth_as_often_as_they_say():
     """Plain percentile intervals do in about 90 of 100 cases; three standard errors are allowed."""
     looked, drawn = normal(8, 1, columns=1000), draws(8, 400)
     value, resampled = looked.mean(dim=0), looked[drawn].mean(dim=1)
-    held = [0 if each.excludes(0.0) else 1 for each in Sample(value=value, resampled=resampled, count=8).estimates()]
+    found = Sample(value=value, resampled=resampled, alone=looked, drawing=Drawing.of_each(8)).estimates()
+    held = [0 if each.excludes(0.0) else 1 for each in found]
     assert abs(sum(held) / 1000 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1000)
 
 
@@ -118,7 +125,8 @@ def test_a_column_without_a_number_leaves_the_others_theirs():
 
 
 def ranked(rows, better="up"):
-    return rank({name: of(Mean(), each) for name, each in rows.items()}, 0, better, "score", (64, 64))
+    column = Column(name="score", better=better)
+    return rank({name: of(Mean(), each) for name, each in rows.items()}, 0, column, (64, 64))
 
 
 def test_tiers_part_rows_only_where_all_are_told_apart():
@@ -145,9 +153,91 @@ def estimate(value, half):
 
 def test_every_row_that_may_be_the_best_is_one_of_the_best():
     several = [estimate(1.0, 0.1), estimate(2.0, 0.5), estimate(1.8, 0.4), Estimate(value=math.nan)]
-    assert best_of(several, "up") == [False, True, True, False]
-    assert best_of(several, "down") == [True, False, False, False]
-    assert best_of(several, "none") == [False] * 4
-    assert best_of(several[:1], "up") == [False]
-    assert best_of([*several[:2], Estimate(value=0.0)], "up") == [False, True, True]  # it may be anything
-    assert best_of([Estimate(value=1.0), Estimate(value=2.0), Estimate(value=2.0)], "up") == [False] * 3
+    up, down, neither = (Column(name="score", better=better) for better in ("up", "down", "none"))
+    assert best_of(several, up) == [False, True, True, False]
+    assert best_of(several, down) == [True, False, False, False]
+    assert best_of(several, neither) == [False] * 4
+    assert best_of(several[:1], up) == [False]
+    assert best_of([*several[:2], Estimate(value=0.0)], up) == [False, True, True]  # it may be anything
+    assert best_of([Estimate(value=1.0), Estimate(value=2.0), Estimate(value=2.0)], up) == [False] * 3
+
+
+def test_what_needs_equal_numbers_has_no_best_among_unequal_ones():
+    column = Column(name="FID", better="down", needs_equal_counts=True)
+    several = [estimate(1.0, 0.1), estimate(2.0, 0.5), Estimate(value=math.nan)]
+    assert best_of(several, column) == [True, False, False]
+    fewer = [several[0], evolve(several[1], count=7), several[2]]
+    assert best_of(fewer, column) == [False] * 3
+    assert best_of(fewer, evolve(column, needs_equal_counts=False)) == [True, False, False]
+
+
+def test_intervals_end_where_a_columns_values_do():
+    looked = torch.tensor([[1.0], [1], [1], [1], [1], [0]])
+    (free,), (share,) = of(Mean(), looked).estimates(), of(Mean(), looked).estimates([SHARE])
+    assert free.high > 1 > free.value
+    assert (share.low, share.high, share.value) == (free.low, 1.0, free.value)
+    (below,) = of(Mean(), -looked).estimates([SHARE])  # a number that rounding puts outside keeps its interval
+    assert below.low == below.value < 0 < below.high + 1
+
+
+def test_a_difference_of_shares_ends_at_one():
+    assert (SHARE.of_differences.lowest, SHARE.of_differences.highest) == (-1.0, 1.0)
+    one, none = torch.ones(6, 1), torch.tensor([[0.0], [0], [0], [0], [0], [1]])
+    found = difference(of(Mean(), one).less(of(Mean(), none)), 0, SHARE)
+    assert found.low < found.value < found.high == 1.0
+    length = Column(name="length", lowest=0.0)
+    assert (length.of_differences.lowest, length.of_differences.highest) == (-math.inf, math.inf)
+
+
+def test_a_tie_of_shares_counts_half():
+    """Of two pairs that differ, one either way, draws tie as often as there are equally many of both."""
+    one, two = (torch.tensor(each)[:, None] for each in ([1.0, 0, 1, 1, 0, 0, 1, 1], [0.0, 1, 1, 1, 0, 0, 1, 1]))
+    drawn = draws(8, 400)
+    up, down = (drawn == 0).sum(dim=1), (drawn == 1).sum(dim=1)
+    exact = ((up > down).double() + 0.5 * (up == down).double()).mean().item()
+    assert (up == down).double().mean() > 0.2
+    shares = ranked({"a": one, "b": two}).better
+    assert shares == {("a", "b"): pytest.approx(exact), ("b", "a"): pytest.approx(1 - exact)}
+
+
+def test_prompts_are_drawn_with_all_their_pictures():
+    drawing = Drawing(["fox", "box", "fox", "owl", "box", "fox"])
+    assert drawing.clusters == ((0, 2, 5), (1, 4), (3,))
+    assert drawing.cluster_of() == [0, 1, 0, 2, 1, 0]
+    for drawn in drawing.draws(20):
+        counts = drawn.bincount(minlength=6)
+        assert counts[0] == counts[2] == counts[5] and counts[1] == counts[4]
+        assert counts[[0, 1, 3]].sum() == 3
+    each = Drawing(["fox", "box", "owl"])
+    assert [drawn.tolist() for drawn in each.draws(5)] == draws(3, 5).tolist()
+
+
+def test_equal_pictures_of_a_prompt_tell_as_much_as_one():
+    """Four copies of eight pictures are no 32 pictures: the interval is that of the eight."""
+    looked = normal(8)
+    (few,) = of(Mean(), looked).estimates()
+    copies = sample(Mean(), looked.repeat(4, 1), None, 400, Drawing([str(number % 8) for number in range(32)]))
+    (many,) = copies.estimates()
+    assert (many.low, many.high) == (pytest.approx(few.low), pytest.approx(few.high))
+    assert (many.count, many.prompts, few.count, few.prompts) == (32, 8, 8, 8)
+    (wrong,) = of(Mean(), looked.repeat(4, 1)).estimates()
+    assert wrong.half_width < 0.6 * many.half_width
+
+
+def test_intervals_of_pictures_of_prompts_hold_the_truth_as_often_as_they_say():
+    """A prompt's four pictures have half of their variance in common; pictures by themselves hold it in 80 of 100."""
+    prompts = Drawing([str(number // 4) for number in range(48)])
+    looked = normal(12, 5, columns=1000).repeat_interleave(4, dim=0) + normal(48, 6, columns=1000)
+    held = []
+    for drawing in (prompts, Drawing.of_each(48)):
+        resampled = torch.stack([looked[drawn].mean(dim=0) for drawn in drawing.draws(400)])
+        found = Sample(value=looked.mean(dim=0), resampled=resampled, alone=looked, drawing=drawing).estimates()
+        held.append(sum(not each.excludes(0.0) for each in found) / 1000)
+    assert abs(held[0] - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1000)
+    assert held[1] < 0.85
+
+
+def test_two_prompts_are_not_drawn_and_their_pictures_are():
+    drawing = Drawing(["fox", "box", "fox", "box"])
+    assert drawing.clusters == ((0,), (1,), (2,), (3,))
+    assert drawing.kinds == 2

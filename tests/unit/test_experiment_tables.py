@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+from attrs import evolve
 from rich.console import Console
 
 import tiny_experiment as tiny
@@ -85,11 +86,16 @@ def test_a_row_says_how_many_of_its_pictures_there_are(results):
 def test_every_row_that_may_be_the_best_is_marked(results):
     first = tables_of(results)[0]
     bright, spread = ([row[column].marked for row in first.rows] for column in (2, 3))
-    assert bright == [False, True, True] or bright == [True, True, True]  # by overlap
-    values = [row[2].estimate for row in first.rows]
-    best = max(values, key=lambda each: each.value)
-    assert bright == [each.overlaps(best) for each in values]
+    assert [round(row[2].estimate.value) for row in first.rows] == [96, 120, 127]
+    assert first.rows[2][2].estimate.low < 102 and first.rows[0][2].estimate.high > 115  # t(5) 26 / sqrt(6) = 28
+    assert bright == [True, True, True]
     assert spread == [False, False, False]  # no direction is better
+
+
+def test_a_row_that_is_far_from_the_best_is_not_marked(tmp_path):
+    rows = [tiny.Row("dark", lambda pair, size: 10 + pair), tiny.Row("light", lambda pair, size: 200 + pair)]
+    first = tables_of(results_of(tmp_path, rows, metrics=(tiny.Bright(),)))[0]
+    assert [row[2].marked for row in first.rows] == [False, True]
 
 
 def test_a_difference_is_marked_if_it_excludes_nothing_but_zero(results):
@@ -110,8 +116,8 @@ def test_nothing_is_told_of_order_without_draws(tmp_path):
     found = results_of(tmp_path, [tiny.Row("dark", hilly(60)), tiny.Row("light", hilly(90))], resamples=0)
     tables = tables_of(found)
     assert [table.title for table in tables] == ["64x64", "Difference from dark, 64x64"]
-    assert tables[0].rows[1][2].margin == ""
-    assert "±" not in printed(tables)
+    assert tables[0].rows[1][2].interval == ""
+    assert "[" not in printed(tables)
 
 
 def grid_rows(*axes):
@@ -195,7 +201,7 @@ def test_a_wide_table_is_printed_in_parts(width):
     assert max(map(len, lines)) <= width
     assert sum(line.startswith("row ") for line in lines) > 1
     assert [int(found) for found in re.findall(r"column (\d+) ↓", "\n".join(lines))] == list(range(15))
-    assert sum(line.count("123.46 ±5.00*") for line in lines) == 30
+    assert sum(line.count("123.46 [120.00, 130.00]*") for line in lines) == 30
     assert lines[-1] == "*: good."
 
 
@@ -243,18 +249,30 @@ def test_what_latex_would_take_for_commands():
 
 
 @pytest.mark.parametrize(
-    ("estimate", "text", "margin"),
+    ("estimate", "text", "interval"),
     [
-        (Estimate(value=1.234, low=1.0, high=2.0), "1.23", "0.50"),
+        (Estimate(value=1.234, low=1.0, high=2.0), "1.23", "[1.00, 2.00]"),
         (Estimate(value=20.0, low=20.0, high=20.0), "20.00", ""),
         (Estimate(value=20.0), "20.00", ""),
         (Estimate(value=math.nan), "–", ""),
-        (Estimate(value=-0.001, low=-1.0, high=1.0), "-0.00", "1.00"),
+        (Estimate(value=-0.001, low=-1.0, high=1.0), "-0.00", "[-1.00, 1.00]"),
     ],
 )
-def test_a_number_as_text(estimate, text, margin):
+def test_a_number_as_text(estimate, text, interval):
     number = Number(estimate=estimate)
-    assert (number.text, number.margin) == (text, margin)
+    assert (number.text, number.interval) == (text, interval)
+
+
+def test_a_skewed_interval_is_shown_as_it_is_everywhere():
+    """0.5 in [0.1, 1.7] excludes 0; half of its length is 0.8, which would say that it does not."""
+    skewed = Number(estimate=Estimate(value=0.5, low=0.1, high=1.7), decimals=1, marked=True, signed=True)
+    table = Table(title="t", head=[Heading(name="row"), Heading(name="x")], rows=[("a", skewed)])
+    assert "+0.5 [+0.1, +1.7]*" in printed([table])
+    assert as_page_table(table).rows[0][1] == "+0.5 [+0.1, +1.7]"
+    assert r"| a | **+0.5** \[+0.1, +1.7\] |" in as_markdown(table)
+    assert r"\textbf{+0.5} {\scriptsize [+0.1, +1.7]}" in as_latex(table)
+    below = evolve(skewed, estimate=Estimate(value=-0.5, low=-1.7, high=-0.1))
+    assert r"[$-$1.7, $-$0.1]" in as_latex(evolve(table, rows=[("a", below)]))
 
 
 def test_a_number_that_no_row_has_is_a_dash(tmp_path):

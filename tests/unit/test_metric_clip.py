@@ -102,6 +102,15 @@ def test_the_folder_says_how_pictures_are_scaled(folder, tmp_path):
     )
 
 
+def test_a_folder_with_other_weights_is_read_anew(tmp_path):
+    clip, pictures = Clip(folder=write_clip(tmp_path)), picture()[None]
+    before = clip.digest, clip.extract(pictures)
+    write_clip(tmp_path, seed=1)
+    assert clip.digest != before[0]
+    assert ClipScore(folder=clip.folder).digest == clip.digest
+    assert not torch.allclose(clip.extract(pictures), before[1])
+
+
 def test_folders_without_a_model_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"config.json is missing: give the folder of a CLIPModel"):
         Clip(folder=str(tmp_path)).extract(torch.zeros(1, 3, 32, 32))

@@ -3,6 +3,7 @@
 import attrs
 import pytest
 import torch
+from PIL import Image
 
 from metric_files import save_picture
 from vitrail.backbones.demo.backgrounds import BACKGROUNDS
@@ -71,6 +72,24 @@ def test_small_pictures_are_told_unless_they_may_grow(tmp_path):
     with pytest.raises(ConfigError, match=r"has 40x60 pixels, 64x64 are wanted; .*grow = true"):
         next(PictureFolder(path=str(tmp_path)).pictures(64, 64))
     assert next(PictureFolder(path=str(tmp_path), grow=True).pictures(64, 64)).picture.shape == (3, 64, 64)
+
+
+def test_pictures_are_turned_upright(tmp_path):
+    """Orientation 6 says that the picture is to be turned clockwise by a quarter."""
+    sound = noise(40, 60)
+    file = save_picture(sound.rot90(1, (1, 2)), tmp_path / "a.png")
+    with Image.open(file) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(file, exif=exif)
+    assert torch.equal(next(PictureFolder(path=str(tmp_path)).pictures(40, 60)).picture, sound)
+
+
+def test_a_picture_that_is_too_large_to_be_trusted_is_told(tmp_path, monkeypatch):
+    save_picture(noise(40, 60), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 60 // 2 - 1)
+    with pytest.raises(ConfigError, match=r"a\.png is too large to be read"):
+        next(PictureFolder(path=str(tmp_path)).pictures(32, 32))
 
 
 def test_a_digest_follows_contents_and_not_names(tmp_path):

@@ -1,6 +1,7 @@
 """Distances between sets: closed forms, independent computations, and what must make them larger."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -10,12 +11,18 @@ from attrs import evolve
 
 from vitrail.core.measuring import Shown
 from vitrail.errors import ConfigError
+from vitrail.experiments.measuring import key_of
 from vitrail.metrics.crops import CropsEye, places
 from vitrail.metrics.demo_judge import DemoJudge
-from vitrail.metrics.fid import Fid, frechet
+from vitrail.metrics.fid import Fid, condensed, distance, frechet, moments
+from vitrail.metrics.inception import Inception
 from vitrail.metrics.inception_score import InceptionScore
-from vitrail.metrics.kid import Kid, discrepancy
+from vitrail.metrics.kid import Kid, discrepancy, within
+from vitrail.metrics.objects import Objects
+from vitrail.metrics.remembered import Remembered
 from vitrail.metrics.renders import DemoRenders
+from vitrail.metrics.seams import Seams
+from vitrail.metrics.sharpness import Sharpness
 
 
 def normal(*shape, seed=0):
@@ -65,6 +72,42 @@ def test_fid_of_one_picture_again_and_again_is_what_is_left():
     point = features(1, 8, 4).double()
     wanted = (other.mean(0) - point[0]).square().sum() + other.var(0).sum()
     assert frechet(point.expand(5, 8), other) == pytest.approx(wanted.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [12, 13, 400])
+def test_a_condensed_set_has_the_same_moments_and_distances(count):
+    found = moments(features(count, 6, 1))
+    few = condensed(found)
+    assert len(few.rows) == min(count, 12)
+    torch.testing.assert_close(few.rows.mean(dim=0), torch.zeros(6).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(few.rows.T.cov(), found.rows.T.cov())
+    torch.testing.assert_close(few.total, few.rows.T.cov().trace())
+    for others in (4, 40):
+        other = moments(features(others, 6, 2, stretch=1.5))
+        assert distance(few, other) == pytest.approx(distance(found, other), rel=1e-7)
+
+
+@pytest.mark.parametrize("metric", [Fid(), Kid()])
+def test_what_is_remembered_of_a_reference_changes_nothing(metric):
+    """The same reference again and again, another one between, and one that lies where a forgotten one lay."""
+    looked, plain = features(9, 6, 1)[:, None], frechet if isinstance(metric, Fid) else discrepancy
+    scale = 1 if isinstance(metric, Fid) else 1000
+    true = [features(count, 6, seed)[:, None] for count, seed in ((40, 2), (7, 3))]
+    for reference in (true[0], true[0], true[1], true[0], *(features(30, 6, seed)[:, None] for seed in range(4, 9))):
+        wanted = scale * plain(looked.flatten(0, 1), reference.flatten(0, 1))
+        assert metric.gather(looked, reference)[0] == pytest.approx(wanted, rel=1e-7)
+
+
+def test_a_function_of_a_tensor_is_computed_once_and_forgotten_with_it():
+    calls = []
+    total = Remembered(lambda tensor: calls.append(len(tensor)) or float(tensor.sum()))
+    one, other = torch.ones(3), torch.ones(5)
+    assert [total(one), total(other), total(one), total(one)] == [3, 5, 3, 3]
+    assert calls == [3, 5]
+    assert len(total._known) == 2
+    del one
+    assert len(total._known) == 1
+    assert within(other[:, None]) == 8.0
 
 
 def kid_by_hand(one, other):
@@ -130,6 +173,22 @@ def test_metrics_with_equal_options_share_what_was_seen():
     assert repr(Fid(crops=3).eye) == repr(Kid(crops=3).eye)
     others = [Fid(), Fid(crops=3, seed=1), Fid(crops=3, crop_size=32), InceptionScore(crops=3), Fid(crops=3)]
     assert len({repr(each.eye) for each in others}) == len(others)
+
+
+def test_eyes_know_the_weights_that_they_look_with(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    eye = Fid(features=Inception(weights=str(file))).eye
+    digests = []
+    for content in (b"one", b"other", b"one"):
+        file.write_bytes(content)
+        os.utime(file, ns=(len(digests) + 1, len(digests) + 1))
+        digests.append(eye.digest)
+        assert key_of(eye) == f"{eye!r} with {eye.digest}"
+    assert digests[0] == digests[2] != digests[1]
+    assert Fid().eye.digest == DemoJudge().digest == Objects().digest == Sharpness(boxes="judge").digest
+    assert len(Fid().eye.digest) == 64
+    assert Sharpness().digest == ""
+    assert key_of(Seams()) == repr(Seams())
 
 
 def test_columns_tell_crops():

@@ -16,6 +16,7 @@ from vitrail.experiments.commands import RunOptions, run_experiment
 from vitrail.experiments.formats import show
 from vitrail.experiments.loading import located, spelt_out, structure
 from vitrail.experiments.measuring import Loaded, load, look
+from vitrail.experiments.own_pictures import open_own
 from vitrail.experiments.page_of_results import numbers_of
 from vitrail.experiments.reporting import stopping
 from vitrail.experiments.sheets import FAINT, FONT, GAP, INK, MARGIN, folded
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 SIDE = 320  # pixels of a picture's longer side on the sheet
 MOST = 4  # pictures beside each other
 SHEET = "comparison.png"
-OF_ANY_MODEL = ["sharpness", "repetition", "seams"]
+OF_ANY_MODEL = ["sharpness", "seams"]
 OF_DEMO = ["objects", {"type": "sharpness", "boxes": "judge"}, "repetition", "seams"]
 
 
@@ -62,23 +63,33 @@ class Wanted:
 
 
 def compare(wanted: Wanted) -> None:
-    """Sample what is missing, look at it, and write the sheet.
+    """Sample what is missing, look at it, and write the sheet of what there is.
 
     Raises:
         VitrailError: Before anything is sampled, naming every problem.
+        SystemExit: 130 if it was interrupted; 1 if a method has failed, after the sheet of the others.
     """
     table = located(spelt_out(table_of(wanted)), Path())
     slug = re.sub(r"[^a-z0-9]+", "-", wanted.prompt.lower()).strip("-")[:48] or "prompt"
     folder = wanted.out or Path("runs") / f"compare-{slug}-{wanted.seed}"
     out = console()
     experiment = structure(table, "vitrail compare")
-    run_experiment(experiment, table, Path(), RunOptions(out=folder, device=wanted.device), out)
+    failed = False
+    try:
+        run_experiment(experiment, table, Path(), RunOptions(out=folder, device=wanted.device), out)
+    except SystemExit as end:
+        failed = end.code == 1
+        if not failed:
+            raise
     with stopping():
         loaded = load([folder])
-        seen = look(loaded, out)
-        _show(loaded, seen, out)
-        sheet(loaded, seen).save(folder / SHEET)
-    say(out, f"{folder / SHEET}")
+        if loaded.done:
+            seen = look(loaded, out)
+            _show(loaded, seen, out)
+            sheet(loaded, seen).save(folder / SHEET)
+            say(out, f"{folder / SHEET}")
+    if failed:
+        raise SystemExit(1)
 
 
 def table_of(wanted: Wanted) -> dict[str, Any]:
@@ -120,8 +131,6 @@ def sheet(loaded: Loaded, seen: Seen) -> Image:
     from PIL import Image as Pictures
     from PIL import ImageDraw, ImageFont
 
-    from vitrail.picture import open_picture
-
     cells = loaded.done
     font: Any = ImageFont.load_default(size=FONT)
     scale = SIDE / max(cells[0].size)
@@ -141,7 +150,7 @@ def sheet(loaded: Loaded, seen: Seen) -> Image:
     for number, (cell, text) in enumerate(zip(cells, told, strict=True)):
         x, y = MARGIN + number % across * (width + GAP), top + number // across * tall
         draw.text((x, y + MARGIN), cell.row, fill=INK, font=font)
-        small = open_picture(str(loaded.file(cell))).resize((width, height), Pictures.Resampling.LANCZOS)
+        small = open_own(loaded.file(cell)).resize((width, height), Pictures.Resampling.LANCZOS)
         page.paste(small, (x, y + line + MARGIN))
         draw.multiline_text((x, y + line + 2 * MARGIN + height), text, fill=FAINT, font=font)
     return page

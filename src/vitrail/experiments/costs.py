@@ -23,11 +23,11 @@ class Costs:
 
     needs_reference: ClassVar[bool] = False
     columns: ClassVar[tuple[Column, ...]] = (
-        Column(name=SECONDS, better="down"),
-        Column(name=CALLS, better="down", decimals=0),
-        Column(name=CRITICAL, better="down", decimals=0),
-        Column(name=PREDICTED, better="down", decimals=0),
-        Column(name=MEMORY, better="down", decimals=0),
+        Column(name=SECONDS, better="down", lowest=0.0),
+        Column(name=CALLS, better="down", decimals=0, lowest=0.0),
+        Column(name=CRITICAL, better="down", decimals=0, lowest=0.0),
+        Column(name=PREDICTED, better="down", decimals=0, lowest=0.0),
+        Column(name=MEMORY, better="down", decimals=0, lowest=0.0),
     )
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:

@@ -69,8 +69,7 @@ def _plain(cell: str | Number) -> str:
     """Marks are aligned: what has none has a space instead."""
     if isinstance(cell, str):
         return cell
-    margin = f" ±{cell.margin}" if cell.margin else ""
-    return f"{cell.text}{margin}{'*' if cell.marked else ' '}"
+    return f"{cell.text}{' ' * bool(cell.interval)}{cell.interval}{'*' if cell.marked else ' '}"
 
 
 def _head(heading: Heading, arrows: dict[str, str]) -> str:
@@ -127,7 +126,8 @@ def _is_words(table: Table, column: int) -> bool:
 def _markdown(cell: str | Number) -> str:
     if isinstance(cell, str):
         return escaped_markdown(cell)
-    return (f"**{cell.text}**" if cell.marked else cell.text) + (f" ± {cell.margin}" if cell.margin else "")
+    interval = f" {escaped_markdown(cell.interval)}" if cell.interval else ""
+    return (f"**{cell.text}**" if cell.marked else cell.text) + interval
 
 
 def escaped_markdown(text: str) -> str:
@@ -162,9 +162,9 @@ def as_latex(table: Table) -> str:
 def _latex(cell: str | Number) -> str:
     if isinstance(cell, str):
         return escaped_latex(cell)
-    text = escaped_latex(cell.text).replace("-", "$-$") if not math.isnan(cell.estimate.value) else "--"
-    margin = rf" {{\scriptsize $\pm$ {cell.margin}}}" if cell.margin else ""
-    return (rf"\textbf{{{text}}}" if cell.marked else text) + margin
+    text = "--" if math.isnan(cell.estimate.value) else cell.text.replace("-", "$-$")
+    interval = rf" {{\scriptsize {cell.interval.replace('-', '$-$')}}}" if cell.interval else ""
+    return (rf"\textbf{{{text}}}" if cell.marked else text) + interval
 
 
 def escaped_latex(text: str) -> str:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitrail.core.measuring import Column
 from vitrail.errors import ConfigError, nearest
-from vitrail.experiments.costs import CALLS, CRITICAL, MEMORY, PREDICTED, Costs, noted
+from vitrail.experiments.costs import CALLS, CRITICAL, MEMORY, PREDICTED, Costs
 from vitrail.experiments.grid import Cell
 from vitrail.experiments.measuring import Loaded, Seen, Size
 from vitrail.experiments.meter import Meter
-from vitrail.experiments.origin import commit_of_vitrail, machines_of, versions_of
+from vitrail.experiments.origin import commit_of_vitrail, commits_of, machines_of, versions_of
+from vitrail.experiments.ranking import Ranking, rank
 from vitrail.experiments.results import Group, HeatFigure, Numbers, Results
-from vitrail.experiments.statistics import Ranking, Sample, rank, sample
+from vitrail.experiments.sets import Pairs, Sets, common, rankable
+from vitrail.experiments.statistics import difference
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 TOLD_ERRORS = 5
+OfRows = dict[str, tuple[Pairs, ...]]  # by row, the pairs that each column of a metric has a number of
 
 
 def gather_results(loaded: Loaded, seen: Seen, console: Console, baseline: str | None = None) -> Results:
@@ -35,7 +38,7 @@ def gather_results(loaded: Loaded, seen: Seen, console: Console, baseline: str |
         ConfigError: If there is no such row.
     """
     groups, base = _groups(loaded), baseline_of(loaded, baseline)
-    sets = _Sets(loaded, seen)
+    sets = Sets(loaded, seen)
     done = [group for group in groups if group.cells]
     estimates, differences, rankings = _compute(sets, done, base, console)
     outcomes = {cell.address: loaded.outcomes[cell.address] for cell in loaded.done}
@@ -58,6 +61,7 @@ def gather_results(loaded: Loaded, seen: Seen, console: Console, baseline: str |
         resamples=loaded.experiment.resamples,
         machines=machines_of(outcomes.values()),
         versions=versions_of(outcomes.values()),
+        commits=commits_of(outcomes.values()),
         commit=commit_of_vitrail(),
     )
 
@@ -97,47 +101,8 @@ def _group(row: str, cells: Sequence[Cell], loaded: Loaded) -> Group:
     )
 
 
-class _Sets:
-    """Samples of metrics over chosen pairs of a row, each made once; costs are one more metric."""
-
-    def __init__(self, loaded: Loaded, seen: Seen):
-        self.metrics: list[Any] = [*loaded.experiment.metrics, Costs()]
-        self._loaded, self._seen = loaded, seen
-        self._known: dict[tuple[str, Size, int, tuple[int, ...]], Sample] = {}
-
-    def pairs(self, group: Group, number: int) -> tuple[int, ...]:
-        """Those whose picture tells a metric anything."""
-        if self._is_cost(number):
-            return tuple(group.cells)
-        looked = self._seen.of(self.metrics[number].eye, [cell.address for cell in group.cells.values()])
-        blind = looked.isnan().reshape(len(looked), -1).all(dim=1).tolist()
-        return tuple(pair for pair, nothing in zip(group.cells, blind, strict=True) if not nothing)
-
-    def sample(self, group: Group, number: int, pairs: tuple[int, ...]) -> Sample | None:
-        """A metric over some pairs; None of none."""
-        key = (group.row, group.size, number, pairs)
-        if key not in self._known and pairs:
-            self._known[key] = self._make(group, number, pairs)
-        return self._known.get(key)
-
-    def _make(self, group: Group, number: int, pairs: tuple[int, ...]) -> Sample:
-        import torch
-
-        metric, addresses = self.metrics[number], [group.cells[pair].address for pair in pairs]
-        resamples, reference = self._loaded.experiment.resamples, None
-        if self._is_cost(number):
-            looked = torch.stack([noted(self._loaded.outcomes[address]) for address in addresses])
-        else:
-            looked = self._seen.of(metric.eye, addresses)
-            reference = self._seen.references[repr(metric.eye), group.size] if metric.needs_reference else None
-        return sample(metric, looked, reference, resamples)
-
-    def _is_cost(self, number: int) -> bool:
-        return number == len(self.metrics) - 1
-
-
 def _compute(
-    sets: _Sets, groups: Sequence[Group], baseline: str | None, console: Console
+    sets: Sets, groups: Sequence[Group], baseline: str | None, console: Console
 ) -> tuple[Numbers, Numbers, list[Ranking]]:
     """Estimates, differences from the baseline, rankings."""
     estimates: Numbers = {}
@@ -150,41 +115,47 @@ def _compute(
             for number in range(len(sets.metrics)):
                 pairs = {group.row: sets.pairs(group, number) for group in here}
                 for group in here:
-                    own = sets.sample(group, number, pairs[group.row])
-                    _note(estimates, group, sets.metrics[number].columns, own)
+                    estimates |= _estimates(sets, number, group, pairs)
                     if base is not None and group is not base:
-                        common = _common(pairs[group.row], pairs[base.row])
-                        one, two = sets.sample(group, number, common), sets.sample(base, number, common)
-                        _note(differences, group, sets.metrics[number].columns, one and two and one.less(two))
+                        differences |= _differences(sets, number, group, base, pairs)
                     meter.step()
                 rankings += _ranked(sets, number, here, pairs)
     return estimates, differences, rankings
 
 
-def _common(*pairs: tuple[int, ...]) -> tuple[int, ...]:
-    """Pairs that all have, in order."""
-    return tuple(sorted(set(pairs[0]).intersection(*pairs[1:])))
+def _estimates(sets: Sets, number: int, group: Group, pairs: OfRows) -> Numbers:
+    """Of every column over the pictures that it has a number of."""
+    found: Numbers = {}
+    for index, column in enumerate(sets.columns(number)):
+        own = sets.sample(group, number, pairs[group.row][index])
+        if own is not None:
+            found[group.row, group.size, column.name] = own.estimates(sets.columns(number))[index]
+    return found
 
 
-def _note(numbers: Numbers, group: Group, columns: Sequence[Column], found: Sample | None) -> None:
-    if found is not None:
-        for column, estimate in zip(columns, found.estimates(), strict=True):
-            numbers[group.row, group.size, column.name] = estimate
+def _differences(sets: Sets, number: int, group: Group, base: Group, pairs: OfRows) -> Numbers:
+    """Of every column over the pairs that it has numbers of in both rows."""
+    found: Numbers = {}
+    for index, column in enumerate(sets.columns(number)):
+        both = common([pairs[group.row][index], pairs[base.row][index]])
+        one, two = sets.sample(group, number, both), sets.sample(base, number, both)
+        if one is not None and two is not None:
+            found[group.row, group.size, column.name] = difference(one.less(two), index, column)
+    return found
 
 
-def _ranked(sets: _Sets, number: int, groups: Sequence[Group], pairs: dict[str, tuple[int, ...]]) -> list[Ranking]:
+def _ranked(sets: Sets, number: int, groups: Sequence[Group], pairs: OfRows) -> list[Ranking]:
     """Of every column of a metric that has a better direction; costs are not ranked."""
-    groups = [group for group in groups if pairs[group.row]]
-    columns = list(enumerate(sets.metrics[number].columns))
-    if number == len(sets.metrics) - 1 or len(groups) < 2 or all(column.better == "none" for _, column in columns):
-        return []
-    common = _common(*(pairs[group.row] for group in groups))
-    samples = {group.row: found for group in groups if (found := sets.sample(group, number, common)) is not None}
-    return [
-        rank(samples, index, column.better, column.name, groups[0].size)
-        for index, column in columns
-        if column.better != "none" and samples
-    ]
+    found = []
+    for index, column in enumerate(sets.columns(number) if not sets.is_cost(number) else ()):
+        kept, left = rankable({group.row: pairs[group.row][index] for group in groups})
+        shared = common(list(kept.values()))
+        here = {group.row: sets.sample(group, number, shared) for group in groups if group.row in kept}
+        samples = {row: each for row, each in here.items() if each is not None}
+        if column.better != "none" and len(samples) > 1:
+            counts = {row: len(each) for row, each in left.items()}
+            found.append(rank(samples, index, column, groups[0].size, counts))
+    return found
 
 
 def _costs_that_tell(groups: Sequence[Group], estimates: Numbers) -> list[Column]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import ConfigError
 from vitrail.recipe import digest_of
@@ -15,6 +17,25 @@ if TYPE_CHECKING:
 
 LOOKED = "looked"  # folder, inside of an experiment's
 PAUSE_S = 30.0  # at most so much work is lost when a report is killed
+
+
+def bring(source: Path, target: Path) -> None:
+    """Take over what was seen in one folder of an experiment into another that has its pictures.
+
+    Args:
+        source: Of an experiment.
+        target: Of the same experiment.
+
+    Raises:
+        ConfigError: If what is kept cannot be read.
+    """
+    for file in sorted((source / LOOKED).glob("*.safetensors")) if source.resolve() != target.resolve() else ():
+        theirs = Answers(source, _key_in(file))
+        ours = Answers(target, _key_in(file))
+        for name in theirs.names:
+            if name not in ours:
+                ours.add(name, theirs[name])
+        ours.finish() if theirs.is_complete else ours.keep()
 
 
 class Answers:
@@ -76,11 +97,22 @@ class Answers:
         self._changed, self._kept = False, time.monotonic()
 
     def _read(self) -> None:
-        from safetensors import SafetensorError, safe_open
+        with _opened(self._path) as file:
+            self._seen = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            self._complete = (file.metadata() or {}).get("complete") == "True"
 
-        try:
-            with safe_open(self._path, framework="pt") as file:
-                self._seen = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-                self._complete = (file.metadata() or {}).get("complete") == "True"
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{self._path}: cannot be read; delete it to look again: {error}") from error
+
+def _key_in(path: Path) -> str:
+    with _opened(path) as file:
+        return str((file.metadata() or {}).get("eye", ""))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: cannot be read; delete it to look again: {error}") from error

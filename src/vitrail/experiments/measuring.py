@@ -16,6 +16,7 @@ from vitrail.experiments.grid import Cell
 from vitrail.experiments.loading import structure
 from vitrail.experiments.looked import Answers
 from vitrail.experiments.meter import Meter
+from vitrail.experiments.own_pictures import open_own
 from vitrail.experiments.store import PLAN, Folder, Outcome, Plan, same_plan
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ class Seen:
     """What every eye saw.
 
     Attributes:
-        pictures: By the eye's ``repr`` and the cell's address.
-        references: By the eye's ``repr`` and the size, Float32[Tensor, "references ..."].
+        pictures: By the eye's key and the cell's address.
+        references: By the eye's key and the size, Float32[Tensor, "references ..."].
     """
 
     pictures: dict[str, dict[str, Tensor]]
@@ -103,7 +104,14 @@ class Seen:
         Raises:
             ShapeError: If pictures of one size gave tensors of different shapes.
         """
-        return _stacked(repr(eye), [self.pictures[repr(eye)][address] for address in addresses])
+        key = key_of(eye)
+        return _stacked(key, [self.pictures[key][address] for address in addresses])
+
+
+def key_of(eye: Eye) -> str:
+    """What an eye's answers are kept under: its ``repr``, and what stands for the weights that it looks with."""
+    digest = getattr(eye, "digest", "")
+    return f"{eye!r} with {digest}" if digest else repr(eye)
 
 
 def _stacked(eye: str, seen: list[Tensor]) -> Tensor:
@@ -131,8 +139,8 @@ def look(loaded: Loaded, console: Console) -> Seen:
 
 
 def _look_at_cells(loaded: Loaded, console: Console) -> dict[str, dict[str, Tensor]]:
-    eyes = {repr(metric.eye): metric.eye for metric in loaded.experiment.metrics}
-    cells = [cell for cell in loaded.done if cell.kind == "picture"]
+    eyes = {key_of(metric.eye): metric.eye for metric in loaded.experiment.metrics}
+    cells = list({cell.address: cell for cell in loaded.done if cell.kind == "picture"}.values())
     kept = {(key, folder): Answers(folder.path, key) for key in eyes for folder in loaded.folders}
     todo = {
         cell.address: [key for key in eyes if cell.address not in kept[key, loaded.homes[cell.address]]]
@@ -161,9 +169,7 @@ def shown_of(cell: Cell, loaded: Loaded) -> Shown:
     import numpy as np
     import torch
 
-    from vitrail.picture import open_picture
-
-    pixels = np.array(open_picture(str(loaded.file(cell))), dtype=np.float32) / 255
+    pixels = np.array(open_own(loaded.file(cell)), dtype=np.float32) / 255
     outcome = loaded.outcomes[cell.address]
     return Shown(
         picture=torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
@@ -176,7 +182,7 @@ def shown_of(cell: Cell, loaded: Loaded) -> Shown:
 
 def _look_at_references(loaded: Loaded, console: Console) -> dict[tuple[str, Size], Tensor]:
     reference = loaded.experiment.reference
-    eyes = {repr(metric.eye): metric.eye for metric in loaded.experiment.metrics if metric.needs_reference}
+    eyes = {key_of(metric.eye): metric.eye for metric in loaded.experiment.metrics if metric.needs_reference}
     sizes = list(dict.fromkeys(cell.size for cell in loaded.done if cell.kind == "picture"))
     native = max((loaded.outcomes[cell.address].native_size for cell in loaded.done), default=0)
     seen: dict[tuple[str, Size], Tensor] = {}

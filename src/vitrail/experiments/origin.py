@@ -1,7 +1,8 @@
-"""Where numbers come from: the commit of Vitrail that reports, and the machines and versions that sampled."""
+"""Where numbers come from: the commits of Vitrail that sampled and report, the machines and the versions."""
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -13,8 +14,12 @@ from vitrail.experiments.store import Outcome
 DIGITS = 12
 
 
+@functools.cache
 def commit_of_vitrail() -> str | None:
-    """The commit that Vitrail is checked out at, with ``-dirty`` if files are changed; None if it is no checkout."""
+    """The commit that Vitrail is checked out at, with ``-dirty`` if files are changed; None if it is no checkout.
+
+    Asked once a process, for what is checked out later is not what the process has read.
+    """
     git, folder = shutil.which("git"), Path(vitrail.__file__).parent
     if git is None:
         return None
@@ -33,6 +38,15 @@ def machines_of(outcomes: Iterable[Outcome]) -> dict[str, int]:
     for outcome in outcomes:
         counts[outcome.machine] = counts.get(outcome.machine, 0) + 1
     return {name: count for name, count in counts.items() if name}
+
+
+def commits_of(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """How many pictures each commit of Vitrail made, of those of which it was noted."""
+    counts: dict[str, int] = {}
+    for outcome in outcomes:
+        if outcome.commit:
+            counts[outcome.commit] = counts.get(outcome.commit, 0) + 1
+    return counts
 
 
 def versions_of(outcomes: Iterable[Outcome]) -> dict[str, tuple[str, ...]]:

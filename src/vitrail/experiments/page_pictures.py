@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -13,6 +11,7 @@ from attrs import field, frozen
 
 from vitrail.core.fields import as_tuple
 from vitrail.errors import ConfigError
+from vitrail.experiments.own_pictures import of_any_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,7 +74,7 @@ def prepare(folder: Path, file: str, into: str) -> Prepared:
     path = folder / file
     thumb, tiles = f"{into}/thumbs/{file}.webp", f"{into}/tiles/{file}"
     try:
-        with _of_any_size(), Image.open(path) as image:
+        with of_any_size(), Image.open(path) as image:
             height, width = image.height, image.width
             is_large = max(height, width) > LARGEST
             if not _is_newer(folder / thumb, path):
@@ -141,15 +140,3 @@ def _save(image: Image, path: Path, *, lossless: bool) -> None:
 
 def _is_newer(copy: Path, original: Path) -> bool:
     return copy.exists() and copy.stat().st_mtime_ns >= original.stat().st_mtime_ns
-
-
-@contextmanager
-def _of_any_size() -> Iterator[None]:
-    """Pillow's guard against bombs lowered: the pictures of a page are the project's own."""
-    from PIL import Image
-
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit

@@ -63,8 +63,7 @@ class OnRay:
         resources = ray.cluster_resources()
         accelerators = int(resources.get("GPU", 0))
         count = self.workers or accelerators or max(1, int(resources.get("CPU", 1)) // 2)
-        share = {"num_gpus": accelerators / count if accelerators else 0, "num_cpus": 1}
-        remote = ray.remote(**share)(Actor)
+        remote = ray.remote(num_gpus=share_of(accelerators, count), num_cpus=1)(Actor)
         waiting, busy = iter(cells), {}
 
         def give(actor: Any) -> None:
@@ -86,6 +85,11 @@ class OnRay:
                 _write(folder / cell.picture, picture)
             give(actor)
             yield cell, outcome
+
+
+def share_of(accelerators: int, actors: int) -> float:
+    """Of an accelerator, what each actor asks for; Ray gives whole ones or parts of one, and an actor needs no more."""
+    return min(1.0, accelerators / actors)
 
 
 def import_ray() -> Any:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+TABLE = "tables.csv"
 FEW = 12  # rows whose order is still read on a terminal
 DIGITS = 12  # of a digest that is told
 
@@ -76,7 +77,8 @@ def write_report(
 
     Args:
         folders: Where it lies, one or more.
-        out: Folder for ``tables.{csv,tex,md}``, ``differences.csv``, ``orders.csv``, ``plots/`` and ``sheets/``.
+        out: Folder for ``tables.{csv,tex,md}``, ``differences.csv``, ``orders.csv``, ``plots/`` and ``sheets/``; sheets
+            of an earlier report go, and so do its plots, unless they are of the same numbers and no new ones are drawn.
         console: For tables and progress.
         baseline: The row that others are compared with; the first one if None.
         plots: Whether to draw them, which needs matplotlib.
@@ -102,12 +104,11 @@ def write_report(
         show(table, console)
     say(console, ["", *notes])
     out.mkdir(parents=True, exist_ok=True)
+    _clear(out, keeps_plots=not plots and _is_of(results, out))
     for name, text in _texts(results, tables, notes):
         part = out / f"{name}.part"
         part.write_text(text, encoding="utf-8")
         part.replace(out / name)
-    for stale in (*out.glob("plots/*.png"), *out.glob("sheets/*.webp")):  # an earlier report's
-        stale.unlink()
     drawn = draw_plots(results, out / "plots") if plots else []
     sheets = draw_sheets(results, out / "sheets")
     say(
@@ -117,8 +118,20 @@ def write_report(
     return Report(results=results, loaded=loaded, seen=seen, tables=tables, plots=drawn, sheets=sheets, notes=notes)
 
 
+def _is_of(results: Results, out: Path) -> bool:
+    """Whether the last report in a folder had the same numbers."""
+    table = out / TABLE
+    return table.exists() and table.read_text(encoding="utf-8") == as_csv(results)
+
+
+def _clear(out: Path, keeps_plots: bool) -> None:
+    """Remove what an earlier report drew and this one may not draw again."""
+    for stale in (*(() if keeps_plots else out.glob("plots/*.png")), *out.glob("sheets/*.webp")):
+        stale.unlink()
+
+
 def _texts(results: Results, tables: Sequence[Table], notes: Sequence[str]) -> Iterator[tuple[str, str]]:
-    yield "tables.csv", as_csv(results)
+    yield TABLE, as_csv(results)
     yield "differences.csv", differences_as_csv(results)
     yield "orders.csv", orders_as_csv(results)
     yield "tables.tex", LATEX_HEAD + "\n".join(as_latex(table) for table in tables)
@@ -172,6 +185,11 @@ def origin_lines(results: Results) -> Iterator[str]:
         yield "sampled on: " + "; ".join(f"{name} ({count})" for name, count in results.machines.items())
     if results.versions:
         yield "with: " + ", ".join(f"{name} {' and '.join(found)}" for name, found in results.versions.items())
+    if results.commits:
+        unknown = len(results.outcomes) - sum(results.commits.values())
+        yield f"sampled by Vitrail at {', '.join(results.commits)}" + (
+            f"; of {unknown} pictures it was not noted" if unknown else ""
+        )
     if results.commit:
         yield f"reported by Vitrail at {results.commit}"
     if results.resamples and results.groups:

@@ -13,6 +13,7 @@ from vitrail.core.overrides import override
 from vitrail.errors import ConfigError
 from vitrail.experiments.experiment import Experiment
 from vitrail.experiments.loading import structure
+from vitrail.experiments.looked import bring
 from vitrail.experiments.page import write_page
 from vitrail.experiments.page_of_results import page_of
 from vitrail.experiments.report import write_report
@@ -43,11 +44,11 @@ def report(
         costs: Whether to tell of time, evaluations and memory.
 
     Raises:
-        VitrailError: If a folder is no experiment's, or something cannot be measured.
+        VitrailError: If a folder is no experiment's or of another one, or something cannot be measured.
     """
     if out is None and len(folders) > 1:
         raise ConfigError("several folders are merged into one; say which by --out")
-    home = folders[0] if out is None else merge(folders, out).path
+    home = folders[0] if out is None else _merged(folders, out)
     experiment = None
     if sets:
         experiment = _measured(Folder(home), sets)
@@ -57,6 +58,14 @@ def report(
         told = write_report([home], home, out_console, **asked, experiment=experiment)
         page = write_page(page_of(told, home), home / PAGE)
     say(out_console, f"{page}: open it in a browser, it needs no server")
+
+
+def _merged(folders: Sequence[Path], out: Path) -> Path:
+    """Several folders as one, with what was looked at already."""
+    home = merge(folders, out).path
+    for folder in folders:
+        bring(folder, home)
+    return home
 
 
 def _measured(folder: Folder, sets: Sequence[str]) -> Experiment:

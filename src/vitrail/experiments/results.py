@@ -11,7 +11,8 @@ from vitrail.core.fields import as_tuple
 from vitrail.core.measuring import Column
 from vitrail.experiments.grid import Cell
 from vitrail.experiments.measuring import Size
-from vitrail.experiments.statistics import Estimate, Ranking
+from vitrail.experiments.ranking import Ranking
+from vitrail.experiments.statistics import Estimate
 from vitrail.experiments.store import Outcome
 
 
@@ -93,6 +94,7 @@ class Results:
         resamples: Of the bootstrap.
         machines: Where cells were made, with how many of them.
         versions: Of Vitrail and the libraries that shape pixels.
+        commits: Of the Vitrail that sampled, with how many cells; cells of which it was not noted are left out.
         commit: Of the Vitrail that reports, if it is a checkout.
     """
 
@@ -114,6 +116,7 @@ class Results:
     resamples: int
     machines: dict[str, int]
     versions: dict[str, tuple[str, ...]]
+    commits: dict[str, int]
     commit: str | None
 
     @property

@@ -18,6 +18,7 @@ from vitrail.core.config import Loader
 from vitrail.discovery import registry
 from vitrail.errors import VitrailError
 from vitrail.experiments.grid import Cell, Model
+from vitrail.experiments.origin import commit_of_vitrail
 from vitrail.experiments.peak import Peak
 from vitrail.experiments.store import Outcome, is_full
 from vitrail.recipe import current_versions, save_picture
@@ -41,6 +42,7 @@ class Worker:
 
     backbone: Any
     device: str | None = None
+    _commit: str = field(factory=lambda: commit_of_vitrail() or "", init=False)
     _samplers: dict[str, Sampler] = field(factory=dict, init=False)
     _current: Sampler | None = field(default=None, init=False)
 
@@ -107,7 +109,12 @@ class Worker:
         Raises:
             OSError: If the disk is full, as it then is for every other cell.
         """
-        stamp: dict[str, Any] = {"cell": cell.address, "versions": current_versions(), "machine": self._machine()}
+        stamp: dict[str, Any] = {
+            "cell": cell.address,
+            "versions": current_versions(),
+            "machine": self._machine(),
+            "commit": self._commit,
+        }
         try:
             found = self._look(cell, folder) if cell.kind == "heatmap" else self._sample(cell, folder, on_step)
         except VitrailError as error:

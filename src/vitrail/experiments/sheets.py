@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.experiments.measuring import Size
+from vitrail.experiments.own_pictures import open_own
 from vitrail.experiments.plots import slug
 from vitrail.experiments.results import Group, Results
 from vitrail.experiments.tables import curves, spoken
@@ -154,9 +155,7 @@ def grid(names: Sequence[str], heads: Sequence[str], find: Find, size: Size, cel
 def _small(file: Path, width: int, height: int) -> Image:
     from PIL import Image as Pictures
 
-    from vitrail.picture import open_picture
-
-    return open_picture(str(file)).resize((width, height), Pictures.Resampling.LANCZOS)
+    return open_own(file).resize((width, height), Pictures.Resampling.LANCZOS)
 
 
 def folded(text: str, width: int, font: Any, lines: int) -> str:

@@ -2,20 +2,23 @@
 
 Pictures are drawn anew with replacement and the metric gathered again, 1000 times (Efron & Tibshirani, 1993, An
 Introduction to the Bootstrap, ch. 13). What varies is the picture - prompt and seed -, while a reference set stays.
+Where a prompt has several pictures, prompts are drawn instead, each with all of its pictures.
 
-Intervals are percentile intervals, q(0.025) to q(0.975) of the resampled numbers, with two changes:
+Intervals are percentile intervals, q(0.025) to q(0.975) of the resampled numbers, with three changes:
 
 - They are moved so that the mean of the resampled numbers is the number itself. For a mean this changes nothing but
   noise. For a distance between sets, such as FID, it does: a resampled set holds pictures twice, which alone makes the
   distance larger, so that plain percentiles may lie wholly above the number that they are of.
-- They are widened by t(n - 1) / z * sqrt(n / (n - 1)) for n pictures, 1.29 for 8 of them and 1.06 for 32, since plain
-  ones are too short for few pictures; the amount of the expanded percentile interval (Hesterberg, 2014,
+- They are widened by t(n - 1) / z * sqrt(n / (n - 1)) for n drawn things, 1.29 for 8 of them and 1.06 for 32, since
+  plain ones are too short for few; the amount of the expanded percentile interval (Hesterberg, 2014,
   https://arxiv.org/abs/1411.5279), which widens the levels instead.
+- They end where the column's values end, as a share's do at 0 and 1.
 
 A share of 1 or 0 has an interval of no length however few the pictures are: what was never seen is never drawn.
 
 Differences are paired: both rows are of the same prompts and seeds and are drawn together, so that a hard prompt is
-hard for both.
+hard for both. A share's or a count's few values are too coarse for the bootstrap of few pairs: three of six pairs that
+differ by 1 exclude 0, though signs alone do so in one case of four. So such a difference must pass an exact test, too.
 """
 
 from __future__ import annotations
@@ -25,19 +28,17 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import field, frozen
+from attrs import evolve, frozen
 
-from vitrail.core.fields import as_tuple
-from vitrail.core.measuring import Better
-from vitrail.core.streams import Streams
+from vitrail.core.measuring import Column
+from vitrail.experiments.exact import chance
+from vitrail.experiments.resampling import FEWEST, Drawing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LEVEL = 0.95  # share of intervals that should hold the true number
-SEED = 0  # of the draws, the same for every row
 ROUNDING = 1e-5  # of a number; eyes see in single precision
-FEWEST = 3  # pictures, below which nothing can be said about an interval
 
 
 class Gathers(Protocol):
@@ -56,17 +57,31 @@ class Estimate:
         low: Where its interval begins; nan if it has none.
         high: And ends.
         count: Pictures, or pairs of pictures, that it is of.
+        prompts: Different prompts among them.
+        chance: Of a difference of whole numbers, how often signs alone give one as large; None where nobody asks that.
     """
 
     value: float
     low: float = math.nan
     high: float = math.nan
     count: int = 0
+    prompts: int = 0
+    chance: float | None = None
 
     @property
     def half_width(self) -> float:
         """Half of the interval's length; nan if there is none."""
         return (self.high - self.low) / 2
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether it has one of more length than rounding gives."""
+        return self.half_width > ROUNDING * abs(self.value)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether a difference is one: its interval excludes 0, and the exact test, where there is one, agrees."""
+        return self.excludes(0.0) and (self.chance is None or self.chance <= 1 - LEVEL)
 
     def excludes(self, number: float = 0.0) -> bool:
         """Whether a number lies outside of the interval; never if there is none."""
@@ -81,34 +96,62 @@ class Estimate:
 class Sample:
     """A metric's columns of one set of pictures, and of that set drawn anew many times.
 
-    Samples with the same number of pictures and resamples are drawn alike, so they can be compared draw by draw.
+    Samples of the same pairs are drawn alike, so they can be compared draw by draw.
 
     Attributes:
         value: Float64[Tensor, "columns"].
         resampled: Float64[Tensor, "resamples columns"].
-        count: Pictures.
+        alone: Of each picture by itself, Float64[Tensor, "pictures columns"]; nan where one picture is no set.
+        drawing: What was drawn.
     """
 
     value: Tensor
     resampled: Tensor
-    count: int
+    alone: Tensor
+    drawing: Drawing
 
-    def estimates(self) -> tuple[Estimate, ...]:
-        """One a column."""
+    @property
+    def count(self) -> int:
+        """Pictures."""
+        return len(self.drawing.prompts)
+
+    def estimates(self, columns: Sequence[Column] = ()) -> tuple[Estimate, ...]:
+        """One a column.
+
+        Args:
+            columns: Where their values end; no end is known of columns that are not given.
+        """
+        ends = _intervals(self.value, self.resampled, len(self.drawing.clusters))
+        known = [*columns, *(Column(name="") for _ in range(len(ends) - len(columns)))]
         return tuple(
-            Estimate(value=value, low=low, high=high, count=self.count)
-            for value, (low, high) in zip(
-                self.value.tolist(), _intervals(self.value, self.resampled, self.count), strict=True
+            Estimate(
+                value=value,
+                low=max(low, min(column.lowest, value)),
+                high=min(high, max(column.highest, value)),
+                count=self.count,
+                prompts=self.drawing.kinds,
             )
+            for value, (low, high), column in zip(self.value.tolist(), ends, known, strict=True)
         )
 
     def less(self, other: Sample) -> Sample:
         """The difference of two sets of the same pairs, drawn together; 0 where only rounding tells them apart."""
-        assert self.count == other.count
+        assert self.drawing == other.drawing
         return Sample(
             value=_difference(self.value, other.value),
             resampled=_difference(self.resampled, other.resampled),
-            count=self.count,
+            alone=_difference(self.alone, other.alone),
+            drawing=self.drawing,
+        )
+
+    def column(self, index: int) -> Sample:
+        """One column of it."""
+        here = slice(index, index + 1)
+        return Sample(
+            value=self.value[here],
+            resampled=self.resampled[:, here],
+            alone=self.alone[:, here],
+            drawing=self.drawing,
         )
 
     @property
@@ -117,36 +160,56 @@ class Sample:
         return self.resampled - self.resampled.nanmean(dim=0) + self.value
 
 
+def difference(less: Sample, index: int, column: Column) -> Estimate:
+    """A column of the difference of two sets.
+
+    Args:
+        less: The difference.
+        index: Of the column in it.
+        column: It.
+    """
+    one = less.column(index)
+    (found,) = one.estimates([column.of_differences])
+    if not column.is_whole or math.isnan(found.low) or one.alone.isnan().any():
+        return found
+    whole = [round(each) for each in one.alone.flatten().tolist()]
+    return evolve(found, chance=chance(whole, one.drawing.cluster_of()))
+
+
 def _difference(one: Tensor, other: Tensor) -> Tensor:
     rounding = ROUNDING * one.abs().maximum(other.abs())
-    difference = one - other
-    return difference.masked_fill(difference.abs() <= rounding, 0.0)
+    less = one - other
+    return less.masked_fill(less.abs() <= rounding, 0.0)
 
 
-def sample(metric: Gathers, looked: Tensor, reference: Tensor | None, resamples: int) -> Sample:
+def sample(
+    metric: Gathers, looked: Tensor, reference: Tensor | None, resamples: int, drawing: Drawing | None = None
+) -> Sample:
     """Gather a set, and gather it drawn anew.
 
     Args:
         metric: Answers a number a column.
         looked: What its eye saw, Float[Tensor, "pictures ..."].
         reference: In the reference set, Float32[Tensor, "references ..."].
-        resamples: How often; 0 gives no intervals, as fewer than two pictures do.
+        resamples: How often; 0 gives no intervals, as fewer than three pictures do.
+        drawing: What to draw; each picture by itself if None.
     """
     import torch
 
+    drawing = drawing or Drawing.of_each(len(looked))
     value = torch.tensor(metric.gather(looked, reference), dtype=torch.float64)
     times = resamples if len(looked) >= FEWEST else 0
-    rows = [metric.gather(looked[drawn], reference) for drawn in draws(len(looked), times)]
+    rows = [metric.gather(looked[drawn], reference) for drawn in drawing.draws(times)]
     resampled = torch.tensor(rows, dtype=torch.float64).reshape(times, len(value))
-    return Sample(value=value, resampled=resampled, count=len(looked))
+    return Sample(value=value, resampled=resampled, alone=by_itself(metric, looked, reference), drawing=drawing)
 
 
-def draws(count: int, resamples: int) -> Tensor:
-    """Which pictures are drawn, Int64[Tensor, "resamples count"]; the same for every set of as many pictures."""
+def by_itself(metric: Gathers, looked: Tensor, reference: Tensor | None) -> Tensor:
+    """The columns of every picture by itself, Float64[Tensor, "pictures columns"]; nan where one is no set."""
     import torch
 
-    generator = Streams(SEED).generator("bootstrap", count)
-    return torch.randint(max(count, 1), (resamples, count), generator=generator)
+    rows = [metric.gather(looked[number : number + 1], reference) for number in range(len(looked))]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _intervals(value: Tensor, resampled: Tensor, count: int) -> list[tuple[float, float]]:
@@ -173,71 +236,3 @@ def widening(count: int) -> float:
     )
     t: float = z + sum(term / float(freedom) ** power for power, term in enumerate(terms, 1))
     return t / z * math.sqrt(count / freedom)
-
-
-@frozen(kw_only=True)
-class Ranking:
-    """Rows by one column, from best to worst.
-
-    Attributes:
-        column: Its name.
-        size: Height and width in pixels.
-        count: Pairs that all of them have.
-        tiers: Names, in the smallest groups such that every row is told apart from every row of other groups: the
-            interval of their paired difference excludes 0. Rows without a number are left out.
-        better: Share of draws in which the one row is better than the other, by both names; a tie counts half.
-    """
-
-    column: str
-    size: tuple[int, int]
-    count: int
-    tiers: tuple[tuple[str, ...], ...] = field(converter=as_tuple)
-    better: dict[tuple[str, str], float]
-
-
-def rank(samples: dict[str, Sample], index: int, better: Better, column: str, size: tuple[int, int]) -> Ranking:
-    """Put rows in order, as far as there is one.
-
-    Args:
-        samples: By row, all of the same pairs.
-        index: Of the column in them.
-        better: ``up`` or ``down``.
-        column: Its name.
-        size: Of the pictures.
-    """
-    sign = 1.0 if better == "up" else -1.0
-    known = [name for name, each in samples.items() if not math.isnan(each.value[index])]
-    known.sort(key=lambda name: -sign * float(samples[name].value[index]))
-    shares = {
-        (one, two): _share(samples[one].less(samples[two]), index, sign) for one in known for two in known if one != two
-    }
-    apart = {(one, two): samples[one].less(samples[two]).estimates()[index].excludes() for one, two in shares}
-    count = next(iter(samples.values())).count if samples else 0
-    return Ranking(column=column, size=size, count=count, tiers=_tiers(known, apart), better=shares)
-
-
-def _tiers(rows: Sequence[str], apart: dict[tuple[str, str], bool]) -> list[tuple[str, ...]]:
-    """Ordered rows cut wherever all before are told apart from all after."""
-    cuts = [
-        cut for cut in range(1, len(rows)) if all(apart[before, after] for before in rows[:cut] for after in rows[cut:])
-    ]
-    return [tuple(rows[begin:end]) for begin, end in zip([0, *cuts], [*cuts, len(rows)], strict=True) if rows]
-
-
-def _share(difference: Sample, index: int, sign: float) -> float:
-    """Share of draws in which a difference is for the better; without draws, as the value says."""
-    moved = sign * (difference.centred if len(difference.resampled) else difference.value[None])[:, index]
-    moved = moved[~moved.isnan()]
-    return float(((moved > 0).double() + 0.5 * (moved == 0).double()).mean())
-
-
-def best_of(estimates: Sequence[Estimate], better: Better) -> list[bool]:
-    """Which of some numbers may be the best: every one whose interval overlaps that of the best.
-
-    None if the best one has no interval, for then nothing is known.
-    """
-    known = [each for each in estimates if not math.isnan(each.value)]
-    if better == "none" or len(known) < 2:
-        return [False] * len(estimates)
-    best = (max if better == "up" else min)(known, key=lambda each: each.value)
-    return [not math.isnan(each.value + best.low) and each.overlaps(best) for each in estimates]

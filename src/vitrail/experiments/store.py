@@ -42,6 +42,7 @@ class Outcome:
         columns: Pixel columns, as above.
         machine: Where it ran: processor, threads, device.
         versions: Of Vitrail and the libraries that shape pixels.
+        commit: Of the Vitrail that sampled, if it was a checkout; empty in lines of before it was noted.
         finished: When, in UTC.
     """
 
@@ -61,6 +62,7 @@ class Outcome:
     columns: tuple[int, ...] = field(default=(), converter=as_tuple)
     machine: str = ""
     versions: dict[str, str] = field(factory=dict)
+    commit: str = ""
     finished: str = ""
 
 
@@ -191,10 +193,11 @@ def merge(folders: Sequence[Path], into: Path) -> Folder:
     Lines keep a file for each folder that they came from, so more folders may be merged later, or the same again.
 
     Raises:
-        ConfigError: If a folder is no experiment's, or of another experiment than the first.
+        ConfigError: If a folder is no experiment's, or if one, or what is merged into, is of another experiment than
+            the first.
     """
     target, read = Folder(into), [Folder(folder) for folder in folders]
-    plan = same_plan(read)
+    plan = same_plan([*read, *([target] if (into / PLAN).exists() else [])])
     target.write_plan(plan)
     for folder in folders:
         if folder.resolve() == into.resolve():

@@ -10,8 +10,11 @@ from attrs import field, frozen
 from vitrail.core.fields import as_tuple
 from vitrail.core.measuring import Better, Column
 from vitrail.experiments.measuring import Size
+from vitrail.experiments.ranking import Ranking, best_of
+from vitrail.experiments.resampling import FEWEST
 from vitrail.experiments.results import Group, Results, number
-from vitrail.experiments.statistics import FEWEST, LEVEL, ROUNDING, Estimate, Ranking, best_of
+from vitrail.experiments.statistics import Estimate
+from vitrail.experiments.table_notes import fewer, gaps, how, left_out, of_prompts, tested, uneven
 
 
 @frozen(kw_only=True)
@@ -33,17 +36,17 @@ class Number:
     @property
     def text(self) -> str:
         """The number alone; a dash if there is none."""
-        if math.isnan(self.estimate.value):
-            return "–"
-        return f"{self.estimate.value:{'+' * self.signed}.{self.decimals}f}"
+        return "–" if math.isnan(self.estimate.value) else self._shown(self.estimate.value)
 
     @property
-    def margin(self) -> str:
-        """Half of its interval; empty if it has none or all pictures are alike."""
-        half = self.estimate.half_width
-        if math.isnan(half) or half <= ROUNDING * abs(self.estimate.value):
+    def interval(self) -> str:
+        """As ``[low, high]``; empty if there is none or all pictures are alike."""
+        if not self.estimate.has_interval:
             return ""
-        return f"{half:.{self.decimals}f}"
+        return f"[{self._shown(self.estimate.low)}, {self._shown(self.estimate.high)}]"
+
+    def _shown(self, value: float) -> str:
+        return f"{value:{'+' * self.signed}.{self.decimals}f}"
 
 
 @frozen(kw_only=True)
@@ -122,19 +125,23 @@ def curves(groups: Sequence[Group], *axes: str) -> dict[str, list[Group]]:
 
 def _of_groups(results: Results, groups: Sequence[Group], head: str, names: Sequence[str], title: str) -> Table:
     columns = [*results.columns, *results.costs]
-    marks = {
-        column.name: best_of([results.estimate(group, column) for group in groups], column.better) for column in columns
-    }
+    found = {column.name: [results.estimate(group, column) for group in groups] for column in columns}
+    marks = {column.name: best_of(found[column.name], column) for column in columns}
     rows = [
-        (name, _count(group), *(_number(results.estimate(group, c), c, marks[c.name][line]) for c in columns))
+        (name, _count(group), *(_number(found[c.name][line], c, marks[c.name][line]) for c in columns))
         for line, (name, group) in enumerate(zip(names, groups, strict=True))
+    ]
+    of_numbers = [
+        *of_prompts(results, found),
+        *fewer(found, [len(group.cells) for group in groups]),
+        *uneven(found, columns),
     ]
     return Table(
         title=title,
         head=[Heading(name=head), Heading(name="n"), *(Heading(name=c.name, better=c.better) for c in columns)],
         rows=rows,
         mark="may be the best, its interval overlaps that of the best",
-        notes=[*_how(results), *_gaps(groups)],
+        notes=[*how(results), *gaps(groups), *of_numbers],
     )
 
 
@@ -145,22 +152,6 @@ def _number(estimate: Estimate, column: Column, marked: bool, signed: bool = Fal
 def _count(group: Group) -> str:
     done = len(group.cells)
     return str(done) if done == group.planned else f"{done}/{group.planned}"
-
-
-def _how(results: Results) -> list[str]:
-    """Where intervals come from."""
-    if not results.resamples:
-        return []
-    how = f"by the bootstrap over pictures, {FEWEST} of them or more, {results.resamples} draws"
-    return [f"± is half of the {LEVEL:.0%} interval {how}."]
-
-
-def _gaps(groups: Sequence[Group]) -> list[str]:
-    failed, missing = sum(group.failed for group in groups), sum(group.missing for group in groups)
-    if not failed + missing:
-        return []
-    told = [f"{count} {what}" for count, what in ((failed, "failed"), (missing, "missing")) if count]
-    return [f"n is pictures done of those planned: {' and '.join(told)}."]
 
 
 def against_baseline(results: Results) -> Iterator[Table]:
@@ -180,17 +171,20 @@ def _differences(results: Results, groups: Sequence[Group], columns: Sequence[Co
     def difference(group: Group, column: Column) -> Estimate:
         return results.differences.get((group.row, size, column.name), Estimate(value=math.nan))
 
+    found = {column.name: [difference(group, column) for group in groups] for column in columns}
+    counts = [max(found[column.name][line].count for column in columns) for line in range(len(groups))]
     rows = []
-    for group in groups:
-        found = [difference(group, column) for column in columns]
-        cells = [_number(each, c, each.excludes(0.0), signed=True) for each, c in zip(found, columns, strict=True)]
-        rows.append((group.row, str(max(each.count for each in found)), *cells))
+    for line, group in enumerate(groups):
+        each = [found[column.name][line] for column in columns]
+        cells = [_number(less, c, less.is_sure, signed=True) for less, c in zip(each, columns, strict=True)]
+        rows.append((group.row, str(counts[line]), *cells))
+    pairs = "n is pairs of the same prompt and seed, which are drawn together."
     return Table(
         title=f"Difference from {results.baseline}, {spoken(size)}",
         head=[Heading(name="row"), Heading(name="n"), *(Heading(name=c.name, better=c.better) for c in columns)],
         rows=rows,
         mark="excludes 0",
-        notes=[*_how(results), "n is pairs of the same prompt and seed, which are drawn together."],
+        notes=[*how(results), pairs, *of_prompts(results, found), *fewer(found, counts), *tested(columns)],
     )
 
 
@@ -198,6 +192,7 @@ def in_order(results: Results) -> Iterator[Table]:
     """Rows from best to worst, one table a size; rows that cannot be told apart stand together."""
     for size in results.sizes:
         here = [each for each in results.rankings if each.size == size and each.tiers and each.count >= FEWEST]
+        columns = [column for column in results.columns if column.name in {each.column for each in here}]
         if here and results.resamples:
             yield Table(
                 title=f"Order, {spoken(size)}",
@@ -207,6 +202,8 @@ def in_order(results: Results) -> Iterator[Table]:
                     "> tells apart every row before it from every row after it, by paired differences; ~ does not.",
                     "Each pair of rows is judged at the level of its interval, so of twenty pairs one is told apart by "
                     "chance.",
+                    *tested(columns),
+                    *left_out(here),
                 ],
             )
 

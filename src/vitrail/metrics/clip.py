@@ -18,6 +18,7 @@ from attrs import validators as v
 
 from vitrail.core.fields import as_tuple
 from vitrail.errors import ConfigError, ModelError
+from vitrail.metrics.files import digest_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,13 +38,18 @@ class Clip:
         default=(), converter=as_tuple
     )  # texts that pictures are told apart by; the last should say that nothing is there
 
+    @property
+    def digest(self) -> str:
+        """Of the folder's files."""
+        return digest_of_clip(self.folder)
+
     def extract(self, pictures: Tensor) -> Tensor:
         """Embeddings, Float32[Tensor, "batch dim"], of Float32[Tensor, "batch 3 Height Width"] in [0, 1].
 
         Raises:
             ModelError: If the folder holds no such model.
         """
-        return load_clip(self.folder, str(pictures.device)).of_pictures(pictures)
+        return load_clip(self.folder, str(pictures.device), self.digest).of_pictures(pictures)
 
     def probabilities(self, pictures: Tensor) -> Tensor:
         """Of the texts in ``classes``, as CLIP tells them apart, Float32[Tensor, "batch classes"].
@@ -59,7 +65,7 @@ class Clip:
             )
         import torch
 
-        network = load_clip(self.folder, str(pictures.device))
+        network = load_clip(self.folder, str(pictures.device), self.digest)
         texts = torch.stack([network.of_text(text) for text in self.classes])
         shown = network.of_pictures(pictures)
         cosines: Tensor = (shown / shown.norm(dim=1, keepdim=True)) @ (texts / texts.norm(dim=1, keepdim=True)).T
@@ -123,9 +129,20 @@ def middle(pictures: Tensor, side: int) -> Tensor:
     return resized[..., top : top + side, left : left + side]
 
 
+def digest_of_clip(folder: str) -> str:
+    """Stands for what a folder's files hold, by name; those of folders in it are left out."""
+    path = Path(folder)
+    return digest_of_files(sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [])
+
+
 @functools.cache
-def load_clip(folder: str, device: str) -> ClipNetwork:
+def load_clip(folder: str, device: str, digest: str = "") -> ClipNetwork:
     """The model of a folder on a device, loaded once.
+
+    Args:
+        folder: Of a CLIPModel.
+        device: A torch device.
+        digest: Of what the folder holds; with another one it is loaded anew.
 
     Raises:
         ModelError: If the folder holds no such model.

@@ -9,7 +9,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.measuring import Column, Eye, Shown
-from vitrail.metrics.clip import load_clip, similarity
+from vitrail.metrics.clip import digest_of_clip, load_clip, similarity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,13 +23,18 @@ class ClipScore:
     """
 
     needs_reference: ClassVar[bool] = False
-    columns: ClassVar[tuple[Column, ...]] = (Column(name="CLIP", better="up"),)
+    columns: ClassVar[tuple[Column, ...]] = (Column(name="CLIP", better="up", lowest=0.0, highest=100.0),)
     folder: str = field(validator=v.min_len(1))  # of a CLIPModel in transformers' format, with its tokenizer
 
     @property
     def eye(self) -> Eye:
         """Itself."""
         return self
+
+    @property
+    def digest(self) -> str:
+        """Of the folder's files."""
+        return digest_of_clip(self.folder)
 
     def look(self, shown: Shown) -> Tensor:
         """The score of one picture, Float32[Tensor, "1"]; nan without a prompt.
@@ -41,7 +46,7 @@ class ClipScore:
 
         if not shown.prompt.strip():
             return torch.tensor([math.nan])
-        network = load_clip(self.folder, str(shown.picture.device))
+        network = load_clip(self.folder, str(shown.picture.device), self.digest)
         found = similarity(network.of_pictures(shown.picture[None])[0], network.of_text(shown.prompt))
         return torch.tensor([100 * max(0.0, found)])
 

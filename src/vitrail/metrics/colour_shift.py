@@ -23,7 +23,7 @@ class ColourShift:
 
     needs_reference: ClassVar[bool] = True
     columns: ClassVar[tuple[Column, ...]] = (
-        Column(name="colour shift", better="down", decimals=1),
+        Column(name="colour shift", better="down", decimals=1, lowest=0.0),
         Column(name="contrast shift", decimals=1),
     )
 

@@ -28,6 +28,11 @@ class CropsEye:
     seed: int
     kind: Kind
 
+    @property
+    def digest(self) -> str:
+        """Of the features, if they have one."""
+        return str(getattr(self.features, "digest", ""))
+
     def look(self, shown: Shown) -> Tensor:
         """Features or probabilities of the crops or of the whole, Float32[Tensor, "crops dim"].
 

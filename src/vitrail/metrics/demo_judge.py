@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from attrs import frozen
 
 from vitrail.core.measuring import Shown
+from vitrail.metrics.files import digest_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,11 @@ SEEN = 64  # pixels of the shorter side, at which objects of 0.3 to 0.9 of it ar
 @frozen(kw_only=True)
 class DemoJudge:
     """The demo model's judge: 256 features of the whole at a small scale and of the texture at its own scale."""
+
+    @property
+    def digest(self) -> str:
+        """Of the judge's files."""
+        return digest_of_judge()
 
     def extract(self, pictures: Tensor) -> Tensor:
         """Pooled features, Float32[Tensor, "batch 256"], of Float32[Tensor, "batch 3 Height Width"] in [0, 1]."""
@@ -72,6 +78,13 @@ def detections(shown: Shown) -> tuple[Detection, ...]:
     if shown not in _detected:
         _detected[shown] = load_judge(str(shown.picture.device)).detect(shown.picture.float())
     return _detected[shown]
+
+
+def digest_of_judge() -> str:
+    """Stands for what the judge has learned and how it is set."""
+    from vitrail.backbones.demo.judge import WEIGHTS
+
+    return digest_of_files(WEIGHTS / name for name in ("config.json", "judge.safetensors"))
 
 
 @functools.cache

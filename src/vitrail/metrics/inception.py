@@ -11,6 +11,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.errors import ModelError
+from vitrail.metrics.files import digest_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,11 @@ class Inception:
 
     weights: str = field(validator=v.min_len(1))  # pt_inception-2015-12-05-6726825d.pth, or the same as .safetensors
 
+    @property
+    def digest(self) -> str:
+        """Of the file."""
+        return digest_of_files([Path(self.weights).expanduser()])
+
     def extract(self, pictures: Tensor) -> Tensor:
         """Features, Float32[Tensor, "batch 2048"], of Float32[Tensor, "batch 3 Height Width"] in [0, 1].
 
@@ -36,7 +42,7 @@ class Inception:
         import torch
 
         with torch.no_grad():
-            found: Tensor = load_inception(self.weights, str(pictures.device))(pictures.float())
+            found: Tensor = load_inception(self.weights, str(pictures.device), self.digest)(pictures.float())
         return found
 
     def probabilities(self, pictures: Tensor) -> Tensor:
@@ -45,12 +51,18 @@ class Inception:
 
         features = self.extract(pictures)
         with torch.no_grad():
-            return load_inception(self.weights, str(pictures.device)).logits(features).softmax(dim=1)
+            network = load_inception(self.weights, str(pictures.device), self.digest)
+            return network.logits(features).softmax(dim=1)
 
 
 @functools.cache
-def load_inception(weights: str, device: str) -> InceptionNetwork:
+def load_inception(weights: str, device: str, digest: str = "") -> InceptionNetwork:
     """The network of a file on a device, loaded once.
+
+    Args:
+        weights: The file.
+        device: A torch device.
+        digest: Of what the file holds; with another one it is loaded anew.
 
     Raises:
         ModelError: If the file is missing or of another network.

@@ -34,7 +34,7 @@ class InceptionScore(OfSets):
     @property
     def columns(self) -> tuple[Column, ...]:
         """IS, or IS_c of crops."""
-        return (Column(name=self.titled("IS"), better="up"),)
+        return (Column(name=self.titled("IS"), better="up", lowest=1.0, needs_equal_counts=True),)
 
     @property
     def eye(self) -> Eye:

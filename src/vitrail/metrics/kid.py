@@ -18,6 +18,7 @@ from attrs import frozen
 from vitrail.core.measuring import Column, Eye
 from vitrail.metrics.comparing import compared, torchmetrics
 from vitrail.metrics.crops import OfSets
+from vitrail.metrics.remembered import Remembered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,20 +48,31 @@ class Kid(OfSets):
         true = compared(reference, "kid")
         if min(len(looked), len(true)) < 2:
             return (math.nan,)
-        return (1000 * discrepancy(looked.flatten(0, 1), true.flatten(0, 1)),)
+        return (1000 * discrepancy(looked.flatten(0, 1), true.flatten(0, 1), within_reference(true)),)
 
 
-def discrepancy(one: Tensor, other: Tensor) -> float:
+def discrepancy(one: Tensor, other: Tensor, within_other: float | None = None) -> float:
     """Squared maximum mean discrepancy of two sets of features, without bias.
 
     Args:
         one: Float[Tensor, "ones dim"].
         other: Float[Tensor, "others dim"].
+        within_other: ``within(other)``, if it is known.
     """
     kernel = torchmetrics("image.kid").poly_kernel
-    one, other = one.double(), other.double()
-    within = sum(among_others(kernel(each, each)) for each in (one, other))
-    return within - 2 * float(kernel(one, other).mean())
+    if within_other is None:
+        within_other = within(other)
+    return within(one) + within_other - 2 * float(kernel(one.double(), other.double()).mean())
+
+
+def within(features: Tensor) -> float:
+    """Mean kernel over pairs of two different pictures of a set, Float[Tensor, "count dim"]."""
+    kernel = torchmetrics("image.kid").poly_kernel
+    features = features.double()
+    return among_others(kernel(features, features))
+
+
+within_reference: Remembered[float] = Remembered(lambda true: within(true.flatten(0, 1)))
 
 
 def among_others(kernel: Tensor) -> float:

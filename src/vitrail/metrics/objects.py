@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import frozen
 
 from vitrail.core.measuring import Column, Eye, Shown
-from vitrail.metrics.demo_judge import detections, load_judge
+from vitrail.metrics.demo_judge import detections, digest_of_judge, load_judge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,15 +25,20 @@ class Objects:
 
     needs_reference: ClassVar[bool] = False
     columns: ClassVar[tuple[Column, ...]] = (
-        Column(name="one", better="up"),
-        Column(name="count"),
-        Column(name="named", better="up"),
+        Column(name="one", better="up", lowest=0.0, highest=1.0, is_whole=True),
+        Column(name="count", lowest=0.0, is_whole=True),
+        Column(name="named", better="up", lowest=0.0, highest=1.0, is_whole=True),
     )
 
     @property
     def eye(self) -> Eye:
         """Itself."""
         return self
+
+    @property
+    def digest(self) -> str:
+        """Of the judge."""
+        return digest_of_judge()
 
     def look(self, shown: Shown) -> Tensor:
         """How many objects there are, and whether the largest is the prompt's; Float32[Tensor, "2"]."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +12,18 @@ from attrs import validators as v
 
 from vitrail.core.measuring import Shown
 from vitrail.errors import ConfigError
+from vitrail.metrics.files import digest_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SCHEME = 2  # changes whenever the same files would give other pictures
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @frozen(kw_only=True)
 class PictureFolder:
-    """Pictures of a folder, not of those in it: the middle part of the wanted aspect ratio, resized."""
+    """Pictures of a folder, not of those in it, upright: the middle part of the wanted aspect ratio, resized."""
 
     path: str = field(validator=v.min_len(1))  # folder of PNG, JPEG or WebP files
     grow: bool = False  # take pictures that are smaller than the wanted size, too; they are soft then
@@ -43,16 +44,18 @@ class PictureFolder:
         Raises:
             ConfigError: If there are none.
         """
-        stamps = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files_of(self.path))
-        return digest_of(stamps, self.grow)
+        contents = digest_of_files(files_of(self.path))
+        return hashlib.sha256(f"folder/{SCHEME}/{self.grow}/{contents}".encode()).hexdigest()
 
     def _read(self, file: Path, height: int, width: int) -> Tensor:
         import torch
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         try:
             with Image.open(file) as image:
-                rgb = image.convert("RGB")
+                rgb = ImageOps.exif_transpose(image).convert("RGB")
+        except Image.DecompressionBombError as error:
+            raise ConfigError(f"reference folder: {file} is too large to be read; make it smaller: {error}") from error
         except (OSError, ValueError, SyntaxError) as error:
             raise ConfigError(f"reference folder: {file} cannot be read as a picture: {error}") from error
         pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
@@ -77,13 +80,6 @@ def files_of(path: str) -> tuple[Path, ...]:
         what = f"has no {', '.join(ENDINGS)} file in it" if folder.is_dir() else "is no folder"
         raise ConfigError(f"reference folder: {path} {what}")
     return tuple(found)
-
-
-@functools.cache
-def digest_of(stamps: tuple[tuple[Path, int, int], ...], grow: bool) -> str:
-    """Of files that have not changed since they were last looked at: the same, without reading them again."""
-    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file, _, _ in stamps]
-    return hashlib.sha256("\n".join([f"folder/1/{grow}", *contents]).encode()).hexdigest()
 
 
 def fitted(picture: Tensor, height: int, width: int) -> Tensor:

@@ -34,8 +34,8 @@ class Repetition:
 
     needs_reference: ClassVar[bool] = False
     columns: ClassVar[tuple[Column, ...]] = (
-        Column(name="repeated", better="down"),
-        Column(name="repeated, mean", better="down"),
+        Column(name="repeated", better="down", lowest=0.0, highest=1.0),
+        Column(name="repeated, mean", better="down", lowest=0.0, highest=1.0),
     )
     features: Features = JUDGE  # what classifies tiles
 
@@ -43,6 +43,11 @@ class Repetition:
     def eye(self) -> Eye:
         """Itself."""
         return self
+
+    @property
+    def digest(self) -> str:
+        """Of the features, if they have one."""
+        return str(getattr(self.features, "digest", ""))
 
     def look(self, shown: Shown) -> Tensor:
         """Largest and mean agreement of two tiles that do not overlap, Float32[Tensor, "2"] in [0, 1]."""

@@ -41,7 +41,7 @@ class Seams:
     @property
     def columns(self) -> tuple[Column, ...]:
         """One; of its own name on a grid."""
-        return (Column(name="grid seams" if self.grid else "seams", better="down"),)
+        return (Column(name="grid seams" if self.grid else "seams", better="down", lowest=0.0),)
 
     @property
     def eye(self) -> Eye:

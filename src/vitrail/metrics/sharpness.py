@@ -8,7 +8,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.measuring import Column, Eye, Shown
-from vitrail.metrics.demo_judge import detections
+from vitrail.metrics.demo_judge import detections, digest_of_judge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +33,17 @@ class Sharpness:
     def columns(self) -> tuple[Column, ...]:
         """One of the whole picture, or two."""
         names = ("sharp", "sharp object") if self.boxes == "judge" else ("sharp",)
-        return tuple(Column(name=name, decimals=1) for name in names)
+        return tuple(Column(name=name, decimals=1, lowest=0.0) for name in names)
 
     @property
     def eye(self) -> Eye:
         """Itself."""
         return self
+
+    @property
+    def digest(self) -> str:
+        """Of the judge, if it looks with it."""
+        return digest_of_judge() if self.boxes == "judge" else ""
 
     def look(self, shown: Shown) -> Tensor:
         """The columns of one picture, Float32[Tensor, "columns"]; nan where a picture has no such pixel."""
