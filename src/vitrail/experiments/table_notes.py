@@ -19,7 +19,10 @@ def how(results: Results) -> list[str]:
     if not results.resamples:
         return []
     by = f"by the bootstrap over pictures, {FEWEST} of them or more, {results.resamples} draws"
-    return [f"[low, high] is the {LEVEL:.0%} interval {by}."]
+    return [
+        f"[low, high] is the {LEVEL:.0%} interval {by}.",
+        "A number without one is the same in every draw, which says little of few pictures.",
+    ]
 
 
 def of_prompts(results: Results, found: Found) -> list[str]:
