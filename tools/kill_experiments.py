@@ -56,15 +56,13 @@ def finished(*words: str) -> None:
             raise SystemExit(f"failed: vitrail {' '.join(words)}")
 
 
-def planned(folder: Path) -> int:
-    """Cells of the plan; more than ever if there is none yet."""
-    return len(Folder(folder).plan().cells) if (folder / PLAN).exists() else sys.maxsize
-
-
 def broken(how: signal.Signals, folder: Path, *words: str) -> int:
     """Begin a run, end it when a fifth of the plan's cells is done, and say how many were."""
     with running(*words) as process:
-        while process.poll() is None and done(folder) < max(1, planned(folder) // SHARE):
+        while process.poll() is None and not (folder / PLAN).exists():
+            time.sleep(PAUSE_S)
+        cells = max(1, len(Folder(folder).plan().cells) // SHARE)
+        while process.poll() is None and done(folder) < cells:
             time.sleep(PAUSE_S)
         process.send_signal(how)
         if process.wait() == 0:

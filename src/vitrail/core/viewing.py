@@ -183,12 +183,8 @@ class Viewing:
     def _remember(self, step: Step, seen: Predicted, state: RunState, inner: tuple[int, int]) -> None:
         """Keep the maps of every word, without the padding, if the stage does."""
         if self._stage(step).remember and seen.words is not None:
-            known, words, maps = (
-                state.memory,
-                self.predictor.words,
-                seen.words[..., : inner[0], : inner[1]].contiguous(),
-            )
-            state.memory = Memory(words, maps) if known is None else known.seen(maps)
+            maps = seen.words[..., : inner[0], : inner[1]].contiguous()
+            state.memory = Memory(self.predictor.words, maps) if state.memory is None else state.memory.seen(maps)
 
     def _mask(
         self, step: Step, key: Prediction, seen: Predicted, state: RunState, inner: tuple[int, int]

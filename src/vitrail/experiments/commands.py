@@ -24,6 +24,7 @@ from vitrail.experiments.meter import Meter
 from vitrail.experiments.plots import check_matplotlib
 from vitrail.experiments.running import Worker
 from vitrail.experiments.store import Folder, Plan, told_if_full
+from vitrail.experiments.tables import spoken
 from vitrail.heatmap import read_shares
 from vitrail.terminal import console, say
 
@@ -173,12 +174,11 @@ def plan_lines(
     """What there is to do."""
     rows, pairs = list(dict.fromkeys(c.row for c in cells)), {(c.size, c.pair) for c in cells}
     sizes = [(size, sum(each == size for each, _ in pairs)) for size in dict.fromkeys(c.size for c in cells)]
-    spoken = [f"{size[1]}x{size[0]} ({count} picture{'s' * (count > 1)})" for size, count in sizes]
+    told = [f"{spoken(size)} ({count} picture{'s' * (count > 1)})" for size, count in sizes]
     if experiment.title:
         yield experiment.title
     yield (
-        f"{len(cells)} cells: {len(rows)} row{'s' * (len(rows) > 1)}, sizes {', '.join(spoken)}, "
-        f"model {experiment.model}"
+        f"{len(cells)} cells: {len(rows)} row{'s' * (len(rows) > 1)}, sizes {', '.join(told)}, model {experiment.model}"
     )
     of = f" of shard {options.shard.number}/{options.shard.count}" if options.shard.count > 1 else ""
     mine = len({cell.address for cell in cells if options.shard.has(cell)})
@@ -202,7 +202,7 @@ def _sample(
         for cell, outcome in executor.outcomes(todo, folder.path, share):
             folder.append(outcome, str(options.shard))
             done, failed = done + 1, failed + (outcome.error is not None)
-            told, name = f", {failed} failed" if failed else "", f"{cell.row}, {cell.size[1]}x{cell.size[0]}"
+            told, name = f", {failed} failed" if failed else "", f"{cell.row}, {spoken(cell.size)}"
             meter.step(f"{told}: {name}", work[cell.address])
             if outcome.error is not None:
                 say(out, f"failed: {name}, seed {cell.run['seed']}: {outcome.error}")

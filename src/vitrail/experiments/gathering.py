@@ -129,7 +129,7 @@ def _estimates(sets: Sets, number: int, group: Group, pairs: OfRows) -> Numbers:
     for index, column in enumerate(sets.columns(number)):
         own = sets.sample(group, number, pairs[group.row][index])
         if own is not None:
-            found[group.row, group.size, column.name] = own.estimates(sets.columns(number))[index]
+            (found[group.row, group.size, column.name],) = own.column(index).estimates([column])
     return found
 
 
@@ -147,12 +147,14 @@ def _differences(sets: Sets, number: int, group: Group, base: Group, pairs: OfRo
 def _ranked(sets: Sets, number: int, groups: Sequence[Group], pairs: OfRows) -> list[Ranking]:
     """Of every column of a metric that has a better direction; costs are not ranked."""
     found = []
-    for index, column in enumerate(sets.columns(number) if not sets.is_cost(number) else ()):
+    for index, column in enumerate(sets.columns(number)):
+        if column.better == "none" or sets.is_cost(number):
+            continue
         kept, left = rankable({group.row: pairs[group.row][index] for group in groups})
         shared = common(list(kept.values()))
         here = {group.row: sets.sample(group, number, shared) for group in groups if group.row in kept}
         samples = {row: each for row, each in here.items() if each is not None}
-        if column.better != "none" and len(samples) > 1:
+        if len(samples) > 1:
             counts = {row: len(each) for row, each in left.items()}
             found.append(rank(samples, index, column, groups[0].size, counts))
     return found

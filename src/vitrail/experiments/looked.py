@@ -29,13 +29,18 @@ def bring(source: Path, target: Path) -> None:
     Raises:
         ConfigError: If what is kept cannot be read.
     """
-    for file in sorted((source / LOOKED).glob("*.safetensors")) if source.resolve() != target.resolve() else ():
+    if source.resolve() == target.resolve():
+        return
+    for file in sorted((source / LOOKED).glob("*.safetensors")):
         theirs = Answers(source, _key_in(file))
         ours = Answers(target, _key_in(file))
         for name in theirs.names:
             if name not in ours:
                 ours.add(name, theirs[name])
-        ours.finish() if theirs.is_complete else ours.keep()
+        if theirs.is_complete:
+            ours.finish()
+        else:
+            ours.keep()
 
 
 class Answers:

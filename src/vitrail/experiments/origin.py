@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,19 +35,12 @@ def _answer(git: str, folder: Path, *arguments: str) -> str | None:
 
 def machines_of(outcomes: Iterable[Outcome]) -> dict[str, int]:
     """How many pictures each machine made."""
-    counts: dict[str, int] = {}
-    for outcome in outcomes:
-        counts[outcome.machine] = counts.get(outcome.machine, 0) + 1
-    return {name: count for name, count in counts.items() if name}
+    return Counter(outcome.machine for outcome in outcomes if outcome.machine)
 
 
 def commits_of(outcomes: Iterable[Outcome]) -> dict[str, int]:
     """How many pictures each commit of Vitrail made, of those of which it was noted."""
-    counts: dict[str, int] = {}
-    for outcome in outcomes:
-        if outcome.commit:
-            counts[outcome.commit] = counts.get(outcome.commit, 0) + 1
-    return counts
+    return Counter(outcome.commit for outcome in outcomes if outcome.commit)
 
 
 def versions_of(outcomes: Iterable[Outcome]) -> dict[str, tuple[str, ...]]:
