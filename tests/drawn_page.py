@@ -1,7 +1,5 @@
 """A page of drawn scenes: three rows, four prompts, two sizes, and one picture that is large enough for tiles."""
 
-import math
-
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -82,7 +80,7 @@ def drawn_page(folder, large=True):
 
 
 def _cell(row, size, pair, prompt, file):
-    metrics = {"LPIPS": 0.1 + row / 7, "seam": math.nan if row == 0 else 1.0 * row, "CLIP": 31.25 - row}
+    metrics = {"LPIPS": f"{0.1 + row / 7:.3f}", "seam": "-" if row == 0 else f"{row:.2f}", "CLIP": f"{31.25 - row:.2f}"}
     recipe = {
         "run": {"prompt": prompt, "seed": pair, "height": size[0], "width": size[1], "negative_prompt": None},
         "method": {"stages": [{"patching": {"type": "windows", "overlap": 0.5}, "guidance": ["sync"]}]},

@@ -18,7 +18,7 @@ def test_the_grid_shows_every_cell(page):
     page.until(lambda: page.run(loaded), "all small copies are loaded")
     first = page.one("#grids figure")
     assert first.find_element("css selector", "img").get_attribute("alt").startswith("truth: a fox on a beach (seed 0")
-    assert " ".join(first.text.split()) == "LPIPS 0.1 seam – CLIP 31.25 1.5 s · 400 calls · 768 MiB Recipe"
+    assert " ".join(first.text.split()) == "LPIPS 0.100 seam - CLIP 31.25 1.5 s · 400 calls · 768 MiB Recipe"
 
 
 def test_an_evil_prompt_is_text(page):

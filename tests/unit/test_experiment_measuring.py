@@ -16,6 +16,7 @@ from vitrail.experiments import meter as metering
 from vitrail.experiments.costs import noted
 from vitrail.experiments.gathering import gather_results
 from vitrail.experiments.measuring import load, look, shown_of
+from vitrail.experiments.page_of_results import told_of
 from vitrail.experiments.report import write_report
 from vitrail.experiments.sheets import draw_sheets
 from vitrail.experiments.store import Outcome
@@ -223,6 +224,19 @@ def test_an_eye_must_see_one_shape_in_pictures_of_one_size(folder):
 
     with pytest.raises(ShapeError, match="one shape in pictures of one size"):
         results_of([folder], tiny.experiment(metrics=(Metric(),)))
+
+
+def test_one_pictures_numbers_are_written_as_their_columns_say(folder):
+    @frozen(kw_only=True)
+    class Each(tiny.Lights):
+        eye = property(lambda self: self)
+        look = staticmethod(tiny.Halves(level=70).look)
+
+    loaded, seen = seen_in([folder], tiny.experiment(metrics=(Each(), tiny.Spread())))  # of sets nothing is told
+    dark, light = (told_of(cell, loaded, seen) for cell in CELLS[-2:])
+    assert dark == {"all": "75.0", "light": "75.0", "share": "1"}
+    assert told_of(CELLS[0], loaded, seen) == {"all": "60.0", "light": "-", "share": "0"}
+    assert light["share"] == "1"
 
 
 def test_an_empty_reference_set_is_refused(folder):

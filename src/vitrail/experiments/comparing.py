@@ -17,7 +17,7 @@ from vitrail.experiments.formats import show
 from vitrail.experiments.loading import located, spelt_out, structure
 from vitrail.experiments.measuring import Loaded, load, look
 from vitrail.experiments.own_pictures import open_own
-from vitrail.experiments.page_of_results import numbers_of
+from vitrail.experiments.page_of_results import told_of
 from vitrail.experiments.reporting import stopping
 from vitrail.experiments.sheets import FAINT, FONT, GAP, INK, MARGIN, folded
 from vitrail.experiments.tables import Heading, Table
@@ -113,9 +113,7 @@ def _lines(cell: Cell, loaded: Loaded, seen: Seen) -> list[tuple[str, str]]:
     """Cost and metrics of one picture, as names and texts."""
     outcome = loaded.outcomes[cell.address]
     memory = "" if outcome.peak_bytes is None else f"{outcome.peak_bytes / 2**20:.0f} MiB"
-    decimals = {c.name: c.decimals for metric in loaded.experiment.metrics for c in metric.columns}
-    numbers = numbers_of(cell, loaded, seen)
-    told = [(name, "-" if math.isnan(value) else f"{value:.{decimals[name]}f}") for name, value in numbers.items()]
+    told = told_of(cell, loaded, seen).items()
     return [("time", f"{outcome.seconds:.1f} s"), ("calls", str(outcome.model_calls)), ("memory", memory), *told]
 
 

@@ -44,7 +44,7 @@ class PagePicture:
         prompt: What it was to show.
         seed: Of its noise.
         file: The picture, relative to the page, with forward slashes; None if it failed.
-        metrics: Heading to number.
+        metrics: Heading to number as it is shown.
         seconds: From the prompt to the picture.
         model_calls: Rows that the network saw.
         peak_bytes: Most memory of the run.
@@ -60,7 +60,7 @@ class PagePicture:
     prompt: str
     seed: int
     file: str | None = None
-    metrics: Mapping[str, float] = field(factory=dict)
+    metrics: Mapping[str, str] = field(factory=dict)
     seconds: float | None = None
     model_calls: int | None = None
     peak_bytes: int | None = None

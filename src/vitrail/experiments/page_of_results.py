@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitrail.core.measuring import Column
 from vitrail.core.run_config import RunConfig
 from vitrail.experiments.formats import as_page_table
 from vitrail.experiments.grid import Cell
@@ -56,7 +58,7 @@ def _pictures(cells: Sequence[Cell], loaded: Loaded, seen: Seen) -> Iterator[Pag
             yield PagePicture(
                 **plain,
                 file=cell.picture,
-                metrics=numbers_of(cell, loaded, seen),
+                metrics=told_of(cell, loaded, seen),
                 seconds=outcome.seconds,
                 model_calls=outcome.model_calls,
                 peak_bytes=outcome.peak_bytes,
@@ -64,15 +66,21 @@ def _pictures(cells: Sequence[Cell], loaded: Loaded, seen: Seen) -> Iterator[Pag
             )
 
 
-def numbers_of(cell: Cell, loaded: Loaded, seen: Seen) -> dict[str, float]:
-    """What metrics say of one picture: those that look at pictures one by one."""
-    found: dict[str, float] = {}
+def told_of(cell: Cell, loaded: Loaded, seen: Seen) -> dict[str, str]:
+    """What metrics say of one picture, heading to number as written: those that look at pictures one by one."""
+    told: dict[str, str] = {}
     for metric in loaded.experiment.metrics:
         eye: Any = metric.eye
         if eye == metric and not metric.needs_reference:
             values = metric.gather(seen.of(eye, [cell.address]), None)
-            found |= {column.name: value for column, value in zip(metric.columns, values, strict=True)}
-    return found
+            told |= {column.name: _written(column, value) for column, value in zip(metric.columns, values, strict=True)}
+    return told
+
+
+def _written(column: Column, value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.{0 if column.is_whole else column.decimals}f}"
 
 
 def _command(cell: Cell, run: RunConfig) -> str:

@@ -73,7 +73,7 @@ function failure(picture) {
 /** Metrics and cost. */
 function numbersOf(picture) {
   const list = Object.entries(picture.metrics).map(([name, value]) =>
-    make("div", {}, make("dt", {}, name), make("dd", {}, numberText(value))));
+    make("div", {}, make("dt", {}, name), make("dd", {}, value)));
   const cost = costText(picture);
   const below = cost ? make("p", { class: "cost soft" }, cost) : null;
   return make("div", { class: "numbers" }, make("dl", {}, ...list), below);

@@ -6,14 +6,6 @@ const sizeText = ([height, width]) => `${width} × ${height}`;
 const sizeKey = ([height, width]) => `${width}x${height}`;
 const cellKey = (picture) => JSON.stringify([picture.row, picture.size]);
 
-/** A number with four digits that count; what is no number as it is. */
-function numberText(value) {
-  if (value === null || value === undefined) return "–";
-  if (typeof value !== "number") return String(value);
-  if (Number.isInteger(value)) return String(value);
-  return String(Number(value.toPrecision(4)));
-}
-
 function bytesText(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   const power = count < 1 ? 0 : Math.min(units.length - 1, Math.floor(Math.log(count) / Math.log(1024)));
