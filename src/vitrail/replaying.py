@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,25 @@ def check_image(recipe: Recipe, run: RunConfig, where: str) -> None:
         raise ConfigError(f"{where}: {run.image!r} is not the picture it started from; give that one's --image")
 
 
-def located(run: RunConfig) -> str:
-    """Options of a command line that name the model and the picture of a run, "" if nothing must be named."""
+def located(run: RunConfig, folder: Path | None = None) -> str:
+    """Options of a command line that name the model and the picture of a run, "" if nothing must be named.
+
+    Args:
+        run: Whose paths are from the working folder.
+        folder: Where the command will be called; the working folder if None.
+    """
     words = []
     if run.model not in registry().names("models"):
-        words += ["--model", run.model]
+        words += ["--model", _seen_from(folder, run.model)]
         if run.model_config is not None and Path(run.model_config).is_dir():
-            words += ["--model-config", run.model_config]
+            words += ["--model-config", _seen_from(folder, run.model_config)]
     if run.image is not None:
-        words += ["--image", run.image]
+        words += ["--image", _seen_from(folder, run.image)]
     return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def _seen_from(folder: Path | None, name: str) -> str:
+    """A path from another folder; what is absolute or not there, as a hub's id, stays."""
+    if folder is None or Path(name).is_absolute() or not Path(name).exists():
+        return name
+    return Path(os.path.relpath(name, folder)).as_posix()

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -61,6 +63,7 @@ def test_run_then_nothing_is_left_to_do(experiment, monkeypatch, capsys):
     direct = next(cell for cell in plan.cells if cell.row == "direct")
     assert outcomes[direct.address].rows == ()
     asg = next(cell for cell in plan.cells if cell.row == "asg")
+    assert outcomes[asg.address].machine.endswith("cpu") and "thread" in outcomes[asg.address].machine
     assert 32 <= len(outcomes[asg.address].rows) * 8 < 128  # jittered windows of 64 pixels, on cells of 8
     assert all(0 < row < 128 and row % 8 == 0 for row in outcomes[asg.address].rows)
     before = pictures(stored.path)
@@ -157,6 +160,7 @@ def test_ctrl_c_and_a_kill_in_the_middle_lose_nothing_that_was_done(experiment, 
         patched.setattr(Worker, "_sample", interrupted)
         answer = vitrail(monkeypatch, capsys, "run", experiment, *more)
     assert answer.code == 130
+    assert "stopping at the next step" in answer.out
     assert "the same command goes on from here" in answer.out
     assert count() == 2
     command = [sys.executable, "-m", "vitrail", "run", str(experiment), *more]
@@ -169,6 +173,22 @@ def test_ctrl_c_and_a_kill_in_the_middle_lose_nothing_that_was_done(experiment, 
     assert vitrail(monkeypatch, capsys, "run", experiment, *more).code == 0
     vitrail(monkeypatch, capsys, "run", experiment, *more, "--out", "whole")
     assert pictures(experiment.parent / "runs/grid") == pictures(experiment.parent / "whole")
+
+
+def test_ctrl_c_awaits_a_cell_that_cannot_be_interrupted(experiment, monkeypatch, capsys):
+    from vitrail.experiments.running import Worker
+
+    on_ranks = Worker._on_ranks
+
+    def interrupted(self, cell):
+        signal.raise_signal(signal.SIGINT)
+        return on_ranks(self, cell)
+
+    monkeypatch.setattr(Worker, "_on_ranks", interrupted)
+    answer = vitrail(monkeypatch, capsys, "run", experiment, "--set", "ranks=[2]", "--set", "comm=in-process")
+    assert answer.code == 130
+    assert "stopping once the cell in work is done" in answer.out
+    assert len(pictures(experiment.parent / "runs/grid")) == 1
 
 
 @pytest.mark.parametrize("comm", ["in-process", "gloo"])
@@ -257,6 +277,18 @@ def test_a_report_of_two_merged_folders(experiment, monkeypatch, capsys):
     written = {path.name for path in both.iterdir()}
     assert {"report.html", "tables.csv", "tables.tex", "tables.md", "plots", "sheets"} <= written
     assert "vitrail replay pictures/" in (both / "report.html").read_text()
+
+
+def test_the_page_names_a_command_that_works_in_its_folder(experiment, monkeypatch, capsys, folder):
+    sets = ["--set", f"model={os.path.relpath(folder, experiment.parent)}", "--set", "methods=['direct']"]
+    assert vitrail(monkeypatch, capsys, "run", experiment, *sets).code == 0
+    home = experiment.parent / "runs/grid"
+    assert vitrail(monkeypatch, capsys, "report", home, "--no-plots").code == 0
+    command = re.search(r'"command":"vitrail (replay [^"]*)"', (home / "report.html").read_text())[1]
+    monkeypatch.chdir(home)
+    answer = vitrail(monkeypatch, capsys, *shlex.split(command))
+    assert answer.code == 0, answer.err
+    assert open_picture("again.png").tobytes() in pictures(home).values()
 
 
 def test_compare_writes_one_sheet_with_what_was_measured(experiment, monkeypatch, capsys, folder):

@@ -11,6 +11,7 @@ import tiny_experiment as tiny
 from vitrail.errors import ConfigError
 from vitrail.experiments import looked as keeping
 from vitrail.experiments.measuring import load
+from vitrail.experiments.origin import NOT_NOTED
 from vitrail.experiments.report import origin_lines
 from vitrail.experiments.reporting import report
 from vitrail.experiments.store import Folder, Outcome, merge
@@ -100,11 +101,11 @@ def test_lines_of_before_there_was_a_field_are_read(folder):
 
 
 def test_an_outcome_tells_the_commit_that_sampled(folder):
-    assert results_of([folder]).commits == {}  # lines of before it was noted
+    assert results_of([folder]).commits == {NOT_NOTED: 8}
     found = Folder(folder).outcomes()
     for address, commit in ((CELLS[0].address, "abc"), (CELLS[1].address, "def-dirty")):
         Folder(folder).append(evolve(found[address], commit=commit), "later")
     results = results_of([folder])
-    assert results.commits == {"abc": 1, "def-dirty": 1}
+    assert results.commits == {"abc": 1, "def-dirty": 1, NOT_NOTED: 6}
     told = [line for line in origin_lines(results) if line.startswith("sampled by")]
-    assert told == ["sampled by Vitrail at abc, def-dirty; of 6 pictures it was not noted"]
+    assert told == ["sampled by Vitrail at abc (1); def-dirty (1); a commit that was not noted (6)"]

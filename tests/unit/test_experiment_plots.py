@@ -4,12 +4,14 @@ import io
 import sys
 
 import pytest
+from attrs import evolve
 from PIL import Image, ImageFont
 from rich.console import Console
 from test_experiment_tables import grid_rows, hilly, results_of
 
 import tiny_experiment as tiny
 from vitrail.errors import ConfigError
+from vitrail.experiments.page_of_results import page_of
 from vitrail.experiments.plots import draw_plots, slug
 from vitrail.experiments.report import write_report
 from vitrail.experiments.sheets import GAP, draw_sheets, folded
@@ -37,6 +39,7 @@ def test_numbers_on_axes_are_lines_and_grids(tmp_path):
         tmp_path / "one", [tiny.Row("direct", hilly(50)), *grid_rows(["0", "1", "40"])], pairs=3, metrics=ONE
     )
     assert names(draw_plots(one, tmp_path)) == ["over-w-64x64.png"]
+    assert draw_plots(evolve(one, costs=(), columns=()), tmp_path) == []
     two = results_of(tmp_path / "two", grid_rows(["0.1", "2", "4", "100"], ["0", "0.5"]), pairs=3, metrics=ONE)
     assert names(draw_plots(two, tmp_path)) == ["over-w-64x64.png", "over-r-64x64.png", "grid-w-r-asg-64x64.png"]
 
@@ -46,6 +49,7 @@ def test_ranks_have_a_plot_of_cost(tmp_path):
     found = results_of(tmp_path / "foxes", rows, pairs=3)
     assert {group.curve for group in found.groups} == {"asg"}
     assert names(draw_plots(found, tmp_path)) == ["rows-64x64.png", "ranks-64x64.png"]
+    assert names(draw_plots(evolve(found, costs=()), tmp_path)) == ["rows-64x64.png"]
 
 
 def test_unfinished_experiments_are_drawn_as_far_as_they_are(tmp_path):
@@ -152,14 +156,25 @@ def test_a_report_without_plots(tmp_path):
     assert "Difference" not in (tmp_path / "out" / "tables.md").read_text()
 
 
+def test_a_page_has_costs_if_they_are_told_of(tmp_path):
+    rows = [tiny.Row("dark", hilly(60))]
+    folder = tiny.folder_of(tmp_path / "foxes", rows, tiny.cells(rows, pairs=3))
+    console = Console(file=io.StringIO(), width=100)
+    for costs in (True, False):
+        told = write_report([folder], folder, console, plots=False, costs=costs, experiment=tiny.experiment(ONE))
+        shown = page_of(told, folder).pictures
+        assert [each.seconds is not None and each.model_calls is not None for each in shown] == 3 * [costs]
+
+
 def test_plots_stay_as_long_as_they_are_of_the_same_numbers(tmp_path):
     rows = [tiny.Row("dark", hilly(60)), tiny.Row("light", hilly(90))]
     cells, console = tiny.cells(rows, pairs=3), Console(file=io.StringIO(), width=100)
     folder = tiny.folder_of(tmp_path / "foxes", rows, cells, {cell.address for cell in cells[:-1]})
 
     def plots(**how):
-        write_report([folder], tmp_path / "out", console, experiment=tiny.experiment(ONE), **how)
-        return names(sorted((tmp_path / "out" / "plots").glob("*")))
+        report = write_report([folder], tmp_path / "out", console, experiment=tiny.experiment(ONE), **how)
+        assert list(report.plots) == sorted((tmp_path / "out" / "plots").glob("*"))
+        return names(report.plots)
 
     assert plots() == plots(plots=False) == ["rows-64x64.png"]
     tiny.folder_of(folder, rows, cells)

@@ -24,7 +24,7 @@ from vitrail.experiments.formats import (
 from vitrail.experiments.gathering import gather_results
 from vitrail.experiments.measuring import load, look
 from vitrail.experiments.statistics import Estimate
-from vitrail.experiments.tables import Heading, Number, Table, curves, tables_of
+from vitrail.experiments.tables import Heading, Number, Table, curves, spoken, tables_of
 from vitrail.terminal import PIPE_WIDTH
 
 BOTH = (tiny.Bright(), tiny.Spread())
@@ -179,6 +179,12 @@ def test_csv_of_differences_and_orders(results):
     assert len(orders) == 2 * 2 * 6  # sizes, columns with a direction, ordered pairs of three rows
     light = next(o for o in orders if (o["row"], o["other row"], o["column"]) == ("light", "a_dark", "bright"))
     assert float(light["share of draws better"]) == 1.0
+    assert light["told apart"] == "yes"
+    apart = {(o["size"], o["column"], frozenset((o["row"], o["other row"]))): o["told apart"] for o in orders}
+    for ranking in results.rankings:
+        for (one, two), sure in ranking.apart.items():
+            assert ranking.apart[two, one] == sure
+            assert apart[spoken(ranking.size), ranking.column, frozenset((one, two))] == ("yes" if sure else "no")
 
 
 def test_a_terminal_of_a_hundred_columns_is_wide_enough(results):

@@ -90,12 +90,14 @@ def test_a_condensed_set_has_the_same_moments_and_distances(count):
 @pytest.mark.parametrize("metric", [Fid(), Kid()])
 def test_what_is_remembered_of_a_reference_changes_nothing(metric):
     """The same reference again and again, another one between, and one that lies where a forgotten one lay."""
-    looked, plain = features(9, 6, 1)[:, None], frechet if isinstance(metric, Fid) else discrepancy
-    scale = 1 if isinstance(metric, Fid) else 1000
+
+    def plain(one, other):
+        return frechet(one[:, 0], other[:, 0]) if isinstance(metric, Fid) else 1000 * discrepancy(one, other)
+
+    looked = features(9, 6, 1)[:, None]
     true = [features(count, 6, seed)[:, None] for count, seed in ((40, 2), (7, 3))]
     for reference in (true[0], true[0], true[1], true[0], *(features(30, 6, seed)[:, None] for seed in range(4, 9))):
-        wanted = scale * plain(looked.flatten(0, 1), reference.flatten(0, 1))
-        assert metric.gather(looked, reference)[0] == pytest.approx(wanted, rel=1e-7)
+        assert metric.gather(looked, reference)[0] == pytest.approx(plain(looked, reference), rel=1e-7)
 
 
 def test_a_function_of_a_tensor_is_computed_once_and_forgotten_with_it():
@@ -107,7 +109,7 @@ def test_a_function_of_a_tensor_is_computed_once_and_forgotten_with_it():
     assert len(total._known) == 2
     del one
     assert len(total._known) == 1
-    assert within(other[:, None]) == 8.0
+    assert within(other[:, None, None]) == 8.0
 
 
 def kid_by_hand(one, other):
@@ -124,7 +126,7 @@ def kid_by_hand(one, other):
 @pytest.mark.parametrize(("count", "others"), [(5, 5), (6, 11)])
 def test_kid_is_the_unbiased_estimate_over_all_pairs(count, others):
     one, other = features(count, 7, 1), features(others, 7, 2, stretch=1.5)
-    assert discrepancy(one, other) == pytest.approx(kid_by_hand(one, other), rel=1e-9)
+    assert discrepancy(one[:, None], other[:, None]) == pytest.approx(kid_by_hand(one, other), rel=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
@@ -135,14 +137,25 @@ def test_kid_is_that_of_torchmetrics_with_one_subset_of_everything():
     meter = KernelInceptionDistance(feature=torch.nn.Identity(), subsets=1, subset_size=9)
     meter.update(one, real=False)
     meter.update(other, real=True)
-    assert discrepancy(one, other) == pytest.approx(meter.compute()[0].item(), rel=1e-9)
+    assert discrepancy(one[:, None], other[:, None]) == pytest.approx(meter.compute()[0].item(), rel=1e-9)
 
 
 def test_kid_of_equal_distributions_is_around_zero():
-    found = [discrepancy(normal(20, 8, seed=2 * i), normal(20, 8, seed=2 * i + 1)) for i in range(200)]
+    found = [
+        discrepancy(normal(20, 8, seed=2 * i)[:, None], normal(20, 8, seed=2 * i + 1)[:, None]) for i in range(200)
+    ]
     error = np.std(found) / len(found) ** 0.5
     assert abs(np.mean(found)) < 3 * error
     assert min(found) < 0 < max(found)
+
+
+def test_kid_of_crops_that_are_alike_in_a_picture_is_not_biased_by_it():
+    def crops(seed):
+        pictures, own = normal(6, 8, seed=seed), normal(18, 8, seed=1000 + seed).view(6, 3, 8)
+        return pictures[:, None] + 0.1 * own
+
+    found = [discrepancy(crops(2 * i), crops(2 * i + 1)) for i in range(200)]
+    assert abs(np.mean(found)) < 3 * np.std(found) / len(found) ** 0.5
 
 
 def test_inception_score_of_sure_and_unsure_sets():

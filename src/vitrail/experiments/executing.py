@@ -94,8 +94,13 @@ class Shard:
 
 
 @contextmanager
-def stop_on_interrupt(stop: Callable[[], None], out: Console) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C once ends the cell in work at its next step, twice ends the process; answers whether it happened."""
+def stop_on_interrupt(stop: Callable[[], bool], out: Console) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C once ends the cell in work, twice ends the process; answers whether it happened.
+
+    Args:
+        stop: Asks the cell in work to end at its next step, and tells whether it will; else it is awaited.
+        out: Where to say so.
+    """
     from vitrail.terminal import say
 
     stopped = False
@@ -104,8 +109,8 @@ def stop_on_interrupt(stop: Callable[[], None], out: Console) -> Iterator[Callab
         nonlocal stopped
         stopped = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        say(out, "stopping at the next step; what is half done is dropped, Ctrl-C again stops at once", style="yellow")
-        stop()
+        when = "at the next step; what is half done is dropped" if stop() else "once the cell in work is done"
+        say(out, f"stopping {when}, Ctrl-C again stops at once", style="yellow")
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -183,13 +183,14 @@ def differences_as_csv(results: Results) -> str:
 
 
 def orders_as_csv(results: Results) -> str:
-    """For any two rows the share of draws in which the one is better than the other."""
+    """For any two rows the share of draws in which the one is better than the other, and whether that is sure."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["size", "column", "row", "other row", "share of draws better", "n"])
+    writer.writerow(["size", "column", "row", "other row", "share of draws better", "told apart", "n"])
     for ranking in results.rankings:
         for (one, two), share in ranking.better.items():
-            writer.writerow([spoken(ranking.size), ranking.column, one, two, repr(share), ranking.count])
+            sure = "yes" if ranking.apart[one, two] else "no"
+            writer.writerow([spoken(ranking.size), ranking.column, one, two, repr(share), sure, ranking.count])
     return file.getvalue()
 
 

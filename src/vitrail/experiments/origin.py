@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import functools
+import os
+import platform
 import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import vitrail
 from vitrail.experiments.store import Outcome
 
+if TYPE_CHECKING:
+    import torch
+
 DIGITS = 12
+CPUINFO = Path("/proc/cpuinfo")
+NOT_NOTED = "a commit that was not noted"  # nor is it of what is no checkout
 
 
 @functools.cache
@@ -33,14 +41,35 @@ def _answer(git: str, folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+@functools.cache
+def machine(device: torch.device) -> str:
+    """Processor, cores and system, this process's threads, and the device: its name, if it has one."""
+    import torch
+
+    named = getattr(torch.get_device_module(device), "get_device_name", None)
+    device_name = device.type if named is None else named(device)
+    threads = torch.get_num_threads()
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, "
+        f"{threads} thread{'s' * (threads > 1)}, {device_name}"
+    )
+
+
+def _processor() -> str:
+    """Its model's name where the system tells it."""
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else ()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({platform.machine()})" if names else platform.processor() or platform.machine()
+
+
 def machines_of(outcomes: Iterable[Outcome]) -> dict[str, int]:
     """How many pictures each machine made."""
     return Counter(outcome.machine for outcome in outcomes if outcome.machine)
 
 
 def commits_of(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """How many pictures each commit of Vitrail made, of those of which it was noted."""
-    return Counter(outcome.commit for outcome in outcomes if outcome.commit)
+    """How many pictures each commit of Vitrail made."""
+    return Counter(outcome.commit or NOT_NOTED for outcome in outcomes)
 
 
 def versions_of(outcomes: Iterable[Outcome]) -> dict[str, tuple[str, ...]]:

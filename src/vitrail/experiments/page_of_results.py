@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.core.measuring import Column
-from vitrail.core.run_config import RunConfig
 from vitrail.experiments.formats import as_page_table
 from vitrail.experiments.grid import Cell
 from vitrail.experiments.measuring import Loaded, Seen
@@ -17,6 +16,8 @@ from vitrail.experiments.page import Page, PagePicture, PagePlot
 from vitrail.experiments.report import Report, told_source
 from vitrail.experiments.results import Results
 from vitrail.replaying import located
+
+COSTS = ("seconds", "model_calls", "peak_bytes")
 
 
 def page_of(report: Report, folder: Path) -> Page:
@@ -29,13 +30,14 @@ def page_of(report: Report, folder: Path) -> Page:
         notes=[note for note in report.notes if note != told_source(results)],
         rows=tuple(dict.fromkeys(group.row for group in results.groups)),
         sizes=results.sizes,
-        pictures=tuple(_pictures(cells, loaded, report.seen)),
+        pictures=tuple(_pictures(cells, loaded, report.seen, folder, costs=bool(results.costs))),
         tables=tuple(as_page_table(table) for table in report.tables),
         plots=(*_heat_maps(results, folder), *_plots(report.plots, folder)),
     )
 
 
-def _pictures(cells: Sequence[Cell], loaded: Loaded, seen: Seen) -> Iterator[PagePicture]:
+def _pictures(cells: Sequence[Cell], loaded: Loaded, seen: Seen, folder: Path, costs: bool) -> Iterator[PagePicture]:
+    """Every cell that was tried, with what it cost if that is told of."""
     for cell in cells:
         outcome = loaded.outcomes.get(cell.address)
         failed = loaded.has_failed(cell)
@@ -59,10 +61,8 @@ def _pictures(cells: Sequence[Cell], loaded: Loaded, seen: Seen) -> Iterator[Pag
                 **plain,
                 file=cell.picture,
                 metrics=told_of(cell, loaded, seen),
-                seconds=outcome.seconds,
-                model_calls=outcome.model_calls,
-                peak_bytes=outcome.peak_bytes,
-                command=_command(cell, run),
+                command=f"vitrail replay {shlex.quote(cell.picture)}{located(run, folder)} -o again.png",
+                **({name: getattr(outcome, name) for name in COSTS} if costs else {}),
             )
 
 
@@ -81,10 +81,6 @@ def _written(column: Column, value: float) -> str:
     if math.isnan(value):
         return "-"
     return f"{value:.{0 if column.is_whole else column.decimals}f}"
-
-
-def _command(cell: Cell, run: RunConfig) -> str:
-    return f"vitrail replay {shlex.quote(cell.picture)}{located(run)} -o again.png"
 
 
 def _heat_maps(results: Results, folder: Path) -> Iterator[PagePlot]:

@@ -68,14 +68,15 @@ def draw_plots(results: Results, folder: Path) -> list[Path]:
         columns = [column for column in results.columns if _is_known(results, groups, column)]
         if not groups:
             continue
-        for axis in axes:
-            drawn.append(_lines(results, groups, columns, axis, folder / f"{slug('over', axis, spoken(size))}.png"))
+        timed = [*columns, *(cost for cost in results.costs if cost.name == SECONDS)]
+        for axis in axes if timed else ():
+            drawn.append(_lines(results, groups, timed, axis, folder / f"{slug('over', axis, spoken(size))}.png"))
         for place, one in enumerate(axes):
             for two in axes[place + 1 :]:
                 drawn += _grids(results, groups, columns, (one, two), folder)
         if not axes and columns:
             drawn.append(_dots(results, groups, columns, folder / f"{slug('rows', spoken(size))}.png"))
-    if len({group.ranks for group in results.groups}) > 1:
+    if results.costs and len({group.ranks for group in results.groups}) > 1:
         drawn += [_over_ranks(results, size, folder / f"{slug('ranks', spoken(size))}.png") for size in results.sizes]
     return drawn
 
@@ -90,8 +91,7 @@ def _is_known(results: Results, groups: Sequence[Group], column: Column) -> bool
 
 
 def _lines(results: Results, groups: Sequence[Group], columns: Sequence[Column], axis: str, out: Path) -> Path:
-    """Every column and the time over an axis, a line a method and place on the other axes, with its interval."""
-    columns = [*columns, *(cost for cost in results.costs if cost.name == SECONDS)]
+    """Every column over an axis, a line a method and place on the other axes, with its interval."""
     lines = curves(groups, axis)
     without = [group for group in groups if axis not in group.axes]
     figure, panels = _panels(len(columns), f"{_titled(results)}over {axis}, {spoken(groups[0].size)}")

@@ -23,6 +23,7 @@ class Ranking:
         tiers: Names, in the smallest groups such that every row is told apart from every row of other groups: their
             paired difference is sure. Rows without a number are left out.
         better: Share of draws in which the one row is better than the other, by both names; a tie counts half.
+        apart: Whether their paired difference is sure, by both names.
         left_out: Rows with too few of the others' pairs, and how many pictures they have.
     """
 
@@ -31,6 +32,7 @@ class Ranking:
     count: int
     tiers: tuple[tuple[str, ...], ...] = field(converter=as_tuple)
     better: dict[tuple[str, str], float]
+    apart: dict[tuple[str, str], bool]
     left_out: dict[str, int] = field(factory=dict)
 
 
@@ -58,7 +60,7 @@ def rank(
         for two in known[place + 1 :]:
             less = samples[one].less(samples[two])
             shares[one, two] = _share(less.column(index), sign)
-            apart[one, two] = difference(less, index, column).is_sure
+            apart[one, two] = apart[two, one] = difference(less, index, column).is_sure
     both_ways = {(one, two): _either(shares, one, two) for one in known for two in known if one != two}
     return Ranking(
         column=column.name,
@@ -66,6 +68,7 @@ def rank(
         count=next(iter(samples.values())).count if samples else 0,
         tiers=_tiers(known, apart),
         better=both_ways,
+        apart=apart,
         left_out=left_out or {},
     )
 

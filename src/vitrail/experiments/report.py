@@ -109,7 +109,7 @@ def write_report(
         part = out / f"{name}.part"
         part.write_text(text, encoding="utf-8")
         part.replace(out / name)
-    drawn = draw_plots(results, out / "plots") if plots else []
+    drawn = draw_plots(results, out / "plots") if plots else sorted((out / "plots").glob("*.png"))
     sheets = draw_sheets(results, out / "sheets")
     say(
         console,
@@ -150,6 +150,9 @@ def _measured_by(loaded: Loaded) -> Iterator[str]:
     metrics, reference = loaded.experiment.metrics, loaded.experiment.reference
     if metrics and loaded.done:
         yield f"metrics: {'; '.join(map(_spelt_out, metrics))}"
+    sides = sorted({outcome.native_size for outcome in loaded.outcomes.values() if outcome.native_size})
+    if metrics and sides:
+        yield f"trained at: {', '.join(f'{side}x{side}' for side in sides)} pixels, the size of crops with crop_size 0"
     if reference is not None and any(metric.needs_reference for metric in metrics):
         yield f"true pictures: {_spelt_out(reference)}, digest {reference.digest[:DIGITS]}"
 
@@ -186,10 +189,7 @@ def origin_lines(results: Results) -> Iterator[str]:
     if results.versions:
         yield "with: " + ", ".join(f"{name} {' and '.join(found)}" for name, found in results.versions.items())
     if results.commits:
-        unknown = len(results.outcomes) - sum(results.commits.values())
-        yield f"sampled by Vitrail at {', '.join(results.commits)}" + (
-            f"; of {unknown} pictures it was not noted" if unknown else ""
-        )
+        yield "sampled by Vitrail at " + "; ".join(f"{name} ({count})" for name, count in results.commits.items())
     if results.commit:
         yield f"reported by Vitrail at {results.commit}"
     if results.resamples and results.groups:

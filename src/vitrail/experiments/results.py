@@ -94,7 +94,7 @@ class Results:
         resamples: Of the bootstrap.
         machines: Where cells were made, with how many of them.
         versions: Of Vitrail and the libraries that shape pixels.
-        commits: Of the Vitrail that sampled, with how many cells; cells of which it was not noted are left out.
+        commits: Of the Vitrail that sampled, with how many cells.
         commit: Of the Vitrail that reports, if it is a checkout.
     """
 

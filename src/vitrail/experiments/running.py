@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import platform
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from vitrail.core.config import Loader
 from vitrail.discovery import registry
 from vitrail.errors import VitrailError
 from vitrail.experiments.grid import Cell, Model
-from vitrail.experiments.origin import commit_of_vitrail
+from vitrail.experiments.origin import commit_of_vitrail, machine
 from vitrail.experiments.peak import Peak
 from vitrail.experiments.store import Outcome, is_full
 from vitrail.recipe import current_versions, save_picture
@@ -90,10 +89,12 @@ class Worker:
         self.backbone.release()
         return max(1.0, sum(stage.work * stage.num_steps for stage in plan.stages))
 
-    def interrupt(self) -> None:
-        """Stop the cell in work at its next step."""
-        if self._current is not None:
-            self._current.interrupt()
+    def interrupt(self) -> bool:
+        """Stop the cell in work at its next step; False if there is none that can, as ranks and figures are whole."""
+        if self._current is None:
+            return False
+        self._current.interrupt()
+        return True
 
     def sample(self, cell: Cell, folder: Path, on_step: Callable[[], None] = lambda: None) -> Outcome | None:
         """Sample a cell and save its picture; an error becomes part of the outcome.
@@ -112,7 +113,7 @@ class Worker:
         stamp: dict[str, Any] = {
             "cell": cell.address,
             "versions": current_versions(),
-            "machine": self._machine(),
+            "machine": machine(self.backbone.device),
             "commit": self._commit,
         }
         try:
@@ -126,12 +127,10 @@ class Worker:
         return None if found is None else evolve(found, **stamp, finished=_now())
 
     def _sample(self, cell: Cell, folder: Path, on_step: Callable[[], None]) -> Outcome | None:
-        config = cell.config()
-        self._current = sampler = self.sampler(cell)
+        config, sampler = cell.config(), self.sampler(cell)
         plan = sampler.plan(config)
         with Peak.watch(self.backbone.device) as peak:
-            result = sampler.run(config, _calling(on_step)) if cell.ranks == 1 else self._on_ranks(cell)
-        self._current = None
+            result = self._alone(sampler, config, on_step) if cell.ranks == 1 else self._on_ranks(cell)
         if result.report.interrupted:
             return None
         path = folder / cell.picture
@@ -155,6 +154,14 @@ class Worker:
             columns=columns,
         )
 
+    def _alone(self, sampler: Sampler, config: RunConfig, on_step: Callable[[], None]) -> Result:
+        """The result of this process, which can be interrupted meanwhile."""
+        self._current = sampler
+        try:
+            return sampler.run(config, _calling(on_step))
+        finally:
+            self._current = None
+
     def _on_ranks(self, cell: Cell) -> Result:
         """Rank 0's result: of threads that share the model, or of processes that load it themselves."""
         backend = registry().get("comm", cell.comm)()
@@ -175,13 +182,6 @@ class Worker:
         record_figure(self.sampler(cell), cell.config(), read_shares(cell.options["at"]), path)
         return Outcome(cell=cell.address, seconds=time.perf_counter() - begin)
 
-    def _machine(self) -> str:
-        import torch
-
-        return (
-            f"{platform.machine()} {platform.system()}, {self.backbone.device.type}, {torch.get_num_threads()} threads"
-        )
-
 
 def composition_of(cell: Cell) -> Composition:
     """A cell's method."""
@@ -197,8 +197,9 @@ def edges(sampler: Sampler, config: RunConfig) -> tuple[tuple[int, ...], tuple[i
         for view in patches.views:
             for axis, span in enumerate((view.vertical, view.horizontal)):
                 if span.step == 1:
-                    ends = (cell * span.start, cell * (span.start + span.count))
-                    found[axis].update(end for end in ends if 0 < end < sides[axis])
+                    last = span.start + span.count
+                    ends = (span.start, last if span.length is None else last % span.length)
+                    found[axis].update(cell * end for end in ends if 0 < cell * end < sides[axis])
     sampler.backbone.release()
     return tuple(sorted(found[0])), tuple(sorted(found[1]))
 

@@ -40,7 +40,7 @@ class Outcome:
         native_size: Pixels: the model's training size.
         rows: Pixel rows at which views of the last stage begin or end.
         columns: Pixel columns, as above.
-        machine: Where it ran: processor, threads, device.
+        machine: Where it ran: processor, cores, system, threads, device.
         versions: Of Vitrail and the libraries that shape pixels.
         commit: Of the Vitrail that sampled, if it was a checkout; empty in lines of before it was noted.
         finished: When, in UTC.

@@ -4,8 +4,9 @@ The unbiased estimate of the squared maximum mean discrepancy with the kernel k(
 
     KID = mean of k over pairs in the one set + mean over pairs in the other - 2 mean over pairs between them
 
-over all pairs of two different pictures. Usual programs take the mean over random subsets, which all have the same
-expectation and which are noisier; with one subset of everything they agree with this to rounding.
+over all pairs of two different pictures, or of crops of two different ones, since crops of one picture are alike.
+Usual programs take the mean over random subsets, which all have the same expectation and which are noisier; with one
+subset of everything they agree with this to rounding.
 """
 
 from __future__ import annotations
@@ -48,34 +49,33 @@ class Kid(OfSets):
         true = compared(reference, "kid")
         if min(len(looked), len(true)) < 2:
             return (math.nan,)
-        return (1000 * discrepancy(looked.flatten(0, 1), true.flatten(0, 1), within_reference(true)),)
+        return (1000 * discrepancy(looked, true, within_reference(true)),)
 
 
 def discrepancy(one: Tensor, other: Tensor, within_other: float | None = None) -> float:
-    """Squared maximum mean discrepancy of two sets of features, without bias.
+    """Squared maximum mean discrepancy of two sets of pictures' features, without bias.
 
     Args:
-        one: Float[Tensor, "ones dim"].
-        other: Float[Tensor, "others dim"].
+        one: Float[Tensor, "ones crops dim"].
+        other: Float[Tensor, "others crops dim"].
         within_other: ``within(other)``, if it is known.
     """
-    kernel = torchmetrics("image.kid").poly_kernel
     if within_other is None:
         within_other = within(other)
-    return within(one) + within_other - 2 * float(kernel(one.double(), other.double()).mean())
+    return within(one) + within_other - 2 * float(kernels(one, other).mean())
 
 
 def within(features: Tensor) -> float:
-    """Mean kernel over pairs of two different pictures of a set, Float[Tensor, "count dim"]."""
-    kernel = torchmetrics("image.kid").poly_kernel
-    features = features.double()
-    return among_others(kernel(features, features))
+    """Mean kernel over crops of two different pictures of a set, Float[Tensor, "count crops dim"]."""
+    found, (count, crops) = kernels(features, features), features.shape[:2]
+    of_one_picture = found.view(count, crops, count, crops).diagonal(dim1=0, dim2=2)
+    return float((found.sum() - of_one_picture.sum()) / (count * (count - 1) * crops**2))
 
 
-within_reference: Remembered[float] = Remembered(lambda true: within(true.flatten(0, 1)))
+within_reference: Remembered[float] = Remembered(within)
 
 
-def among_others(kernel: Tensor) -> float:
-    """Mean of a square matrix outside of its diagonal."""
-    count = len(kernel)
-    return float((kernel.sum() - kernel.trace()) / (count * (count - 1)))
+def kernels(one: Tensor, other: Tensor) -> Tensor:
+    """Of every crop of the one set and every crop of the other, Float64[Tensor, "ones*crops others*crops"]."""
+    found: Tensor = torchmetrics("image.kid").poly_kernel(one.flatten(0, 1).double(), other.flatten(0, 1).double())
+    return found
