@@ -17,6 +17,7 @@ from vitrail.core.streams import Streams
 from vitrail.core.views import Canvas, Span, View
 from vitrail.discovery import build_registry
 from vitrail.errors import ConfigError
+from vitrail.experiments.running import edges
 from vitrail.methods import load_method
 from vitrail.sampler import Sampler, Spread
 from vitrail.testing import make_step
@@ -50,6 +51,13 @@ def test_latents_rolled_by_a_stride_end_as_rolled_latents(pipe, wrap, height, wi
     edged = sampler("a fox", latents=start, **call).latents
     other = sampler("a fox", latents=start.roll(stride, axis), **call).latents
     assert (other - edged.roll(stride, axis)).abs().max() > 0.1
+
+
+def test_a_view_that_goes_on_over_the_edge_has_its_border_where_it_ends(pipe):
+    sampler = Sampler.from_pipeline(pipe, windows(overlap=0.25))
+    run = RunConfig(prompt="a fox", height=64, width=144, num_inference_steps=2)
+    assert edges(sampler, evolve(run, wrap="x")) == ((), tuple(8 * cell for cell in (2, 6, 8, 12, 14)))
+    assert all(0 < column < 144 for column in edges(sampler, run)[1])
 
 
 def test_the_picture_rolls_with_the_latents(pipe):
