@@ -3,8 +3,8 @@
 Usage: python tools/kill_experiments.py experiments/asg-figure-7.toml --set "sizes=['2x']" --set scenes=2
 
 The whole runs beside the shards, of which the first is killed (SIGKILL) in the middle and the second one interrupted
-(SIGINT); both go on, and their folders are merged. Everything in tables.csv but what was timed must be equal to the
-last digit.
+(SIGINT); both go on, and their folders are merged. Everything in the tables of numbers, differences and orders but what
+was timed must be equal to the last digit.
 """
 
 import csv
@@ -24,10 +24,11 @@ import typer
 
 from vitrail.experiments.store import PLAN, Folder
 
+TABLES = ("tables.csv", "differences.csv", "orders.csv")
 TIMED = ("seconds", "MiB")  # columns that no two runs share
 PAUSE_S = 0.05
 SHARE = 5  # of the plan's cells, one in so many is done when a shard is ended
-Entry = tuple[str, str, str]  # row, column and number
+Entry = tuple[str, int, str, str]  # table, line, column and what stands there
 
 
 def vitrail(*words: str) -> subprocess.Popen[bytes]:
@@ -71,15 +72,18 @@ def broken(how: signal.Signals, folder: Path, *words: str) -> int:
 
 
 def table(folder: Path) -> list[Entry]:
-    """Every number of the table with its row and column, what was timed left out."""
-    with (folder / "tables.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        (f"{row['row']} {row['size']}", column, value)
-        for row in rows
-        for column, value in row.items()
-        if not column.startswith(TIMED)
-    ]
+    """Everything in the tables with its place, what was timed left out."""
+    found = []
+    for name in TABLES:
+        with (folder / name).open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        found += [
+            (name, number, column, value)
+            for number, line in enumerate(lines)
+            for column, value in line.items()
+            if not column.startswith(TIMED)
+        ]
+    return found
 
 
 def different(one: list[Entry], two: list[Entry]) -> list[tuple[Entry | None, Entry | None]]:
@@ -109,7 +113,7 @@ def compare(file: Path, sets: list[str], place: Path) -> str:
     one = table(whole)
     if odd := different(one, table(place / "merged")):
         raise SystemExit(f"{file}: tables differ in {len(odd)} places: {odd[:3]}")
-    return f"{file.stem}: {done(whole)} cells, shards ended by {' and '.join(told)}; {len(one)} numbers, all equal"
+    return f"{file.stem}: {done(whole)} cells, shards ended by {' and '.join(told)}; {len(one)} entries of {len(TABLES)} tables, all equal"
 
 
 def main(

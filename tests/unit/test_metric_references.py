@@ -12,7 +12,7 @@ from vitrail.backbones.demo.scenes import OBJECTS
 from vitrail.errors import ConfigError
 from vitrail.metrics.objects import subject_of
 from vitrail.metrics.picture_folder import PictureFolder, fitted
-from vitrail.metrics.renders import DemoRenders
+from vitrail.metrics.renders import SCHEME, DemoRenders
 
 
 def noise(height, width, seed=0):
@@ -38,6 +38,23 @@ def test_renders_take_objects_and_backgrounds_in_turn():
 def test_a_larger_set_begins_with_the_smaller_one():
     few, many = (DemoRenders(count=count).pictures(32, 48) for count in (2, 4))
     assert all(torch.equal(one.picture, other.picture) for one, other in zip(few, many, strict=False))
+
+
+DRAWN = {  # by the scheme that a digest names: caption, means of the colours, and of their steps from column to column
+    1: [
+        ("an astronaut in a meadow", (0.50865, 0.68928, 0.55637), (0.03649, 0.03078, 0.01873)),
+        ("a frog on a snow field", (0.77778, 0.85260, 0.82195), (0.01017, 0.00858, 0.00971)),
+        ("a rabbit in a blue sky", (0.51636, 0.71513, 0.89570), (0.01015, 0.00664, 0.00698)),
+    ]
+}
+
+
+def test_renders_that_are_drawn_otherwise_need_another_scheme():
+    """What was seen in them is kept by their digest, which cannot know how they are drawn."""
+    for shown, (prompt, colours, edges) in zip(DemoRenders(count=3).pictures(96, 160), DRAWN[SCHEME], strict=True):
+        assert shown.prompt == prompt
+        assert shown.picture.mean(dim=(1, 2)).tolist() == pytest.approx(colours, abs=2e-5)
+        assert shown.picture.diff(dim=2).abs().mean(dim=(1, 2)).tolist() == pytest.approx(edges, abs=2e-5)
 
 
 def test_digests_of_renders_follow_every_field():
