@@ -113,7 +113,8 @@ def compare(file: Path, sets: list[str], place: Path) -> str:
     one = table(whole)
     if odd := different(one, table(place / "merged")):
         raise SystemExit(f"{file}: tables differ in {len(odd)} places: {odd[:3]}")
-    return f"{file.stem}: {done(whole)} cells, shards ended by {' and '.join(told)}; {len(one)} entries of {len(TABLES)} tables, all equal"
+    ended = f"{done(whole)} cells, shards ended by {' and '.join(told)}"
+    return f"{file.stem}: {ended}; {len(one)} entries of {len(TABLES)} tables, all equal"
 
 
 def main(
