@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -14,6 +14,7 @@ from vitrail.comm.environment import RankEnvironment
 
 T = TypeVar("T")
 _joined = itertools.count()
+Start = Literal["spawn", "forkserver"]
 
 
 @frozen(kw_only=True)
@@ -22,6 +23,7 @@ class Gloo:
 
     timeout: float = field(default=TIMEOUT_S, validator=v.gt(0))  # seconds of one wait
     checksums: bool = False  # check the bytes of every message
+    start: Start = "spawn"  # of the processes that run starts: each anew, or copies of one that has imported
 
     def run(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> list[T]:
         """Run a program, which can be pickled, in a process for every rank, and give the results by rank.
@@ -32,7 +34,7 @@ class Gloo:
         """
         from vitrail.comm.process_group_spawn import run_spawned
 
-        return run_spawned(self, world_size, program, run_id)
+        return run_spawned(self, world_size, program, run_id, self.start)
 
     def join(self, environment: RankEnvironment, run_id: str = "run") -> RankCommunicator:
         """The communicator of a process that something else has launched.

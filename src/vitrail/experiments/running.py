@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from vitrail.core.run_config import RunConfig
     from vitrail.result import Result
     from vitrail.sampler import Sampler
+
+IMPORTED = ("diffusers", "torch.distributed", "vitrail.experiments.running", "vitrail.sampler")  # by every rank
 
 
 @define(eq=False)
@@ -165,6 +168,8 @@ class Worker:
     def _on_ranks(self, cell: Cell) -> Result:
         """Rank 0's result: of threads that share the model, or of processes that load it themselves."""
         backend = registry().get("comm", cell.comm)()
+        if hasattr(backend, "start"):
+            backend = _started_once(backend)
         program: Callable[[RankCommunicator], Result] = functools.partial(_process, cell, self.device)
         if not hasattr(backend, "join"):
             program = functools.partial(_thread, self.sampler(cell), cell.config())
@@ -209,6 +214,12 @@ def calls_of(result: Result) -> list[int]:
     if len(result.traces) <= 1:
         return [result.report.model_calls]
     return [sum(span.args.get("rows", 0) for span in trace.spans) for trace in result.traces]
+
+
+def _started_once(backend: Any) -> Any:
+    """A backend whose processes are copies of one that has imported what all of them need."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
+    return evolve(backend, start="forkserver")
 
 
 def _process(cell: Cell, device: str | None, communicator: RankCommunicator) -> Result:
