@@ -7,6 +7,7 @@ person reads out of the numbers, stays. The folder must have a report: run `vitr
 """
 
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -42,11 +43,15 @@ def parts(page: Path) -> tuple[str, str]:
 
 
 def pictures(folder: Path, into: Path) -> list[str]:
-    """Plots and sheets, copied; what was there before and is no more goes."""
+    """Plots and sheets, copied; of sheets over two axes those over the first two. What was there before goes."""
     if into.exists():
         shutil.rmtree(into)
-    found = {file.stem: file for pattern in PICTURES for file in sorted(folder.glob(pattern))}
-    figures = [cell for cell in Folder(folder).plan().cells if cell.kind == "heatmap"]
+    plan = Folder(folder).plan()
+    axes = [axis["name"] for axis in plan.experiment.get("axes", ())]
+    left_out = tuple(f"{slug('pictures', *pair)}-" for pair in list(combinations(axes, 2))[1:])
+    files = [file for pattern in PICTURES for file in sorted(folder.glob(pattern))]
+    found = {file.stem: file for file in files if not file.stem.startswith(left_out)}
+    figures = [cell for cell in plan.cells if cell.kind == "heatmap"]
     found |= {slug(cell.row, cell.run["prompt"], str(cell.run["seed"])): folder / cell.picture for cell in figures}
     if found:
         into.mkdir(parents=True)
