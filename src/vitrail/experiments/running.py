@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from vitrail.result import Result
     from vitrail.sampler import Sampler
 
-IMPORTED = ("diffusers", "torch.distributed", "vitrail.experiments.running", "vitrail.sampler")  # by every rank
+PRELOADED = "vitrail.experiments.preloaded"
 
 
 @define(eq=False)
@@ -217,8 +218,9 @@ def calls_of(result: Result) -> list[int]:
 
 
 def _started_once(backend: Any) -> Any:
-    """A backend whose processes are copies of one that has imported what all of them need."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
+    """A backend whose processes are copies of one that has imported what all of them need, the pipeline's above all."""
+    pipelines = [name for name in sys.modules if name.rpartition(".")[2].startswith("pipeline_")]
+    multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOADED, *pipelines])
     return evolve(backend, start="forkserver")
 
 
