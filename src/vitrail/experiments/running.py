@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, fields_dict, has
 
 from vitrail.call import Spread
 from vitrail.core.composition import Composition
@@ -169,8 +169,7 @@ class Worker:
     def _on_ranks(self, cell: Cell) -> Result:
         """Rank 0's result: of threads that share the model, or of processes that load it themselves."""
         backend = registry().get("comm", cell.comm)()
-        if hasattr(backend, "start"):
-            backend = _started_once(backend)
+        backend = _started_once(backend)
         program: Callable[[RankCommunicator], Result] = functools.partial(_process, cell, self.device)
         if not hasattr(backend, "join"):
             program = functools.partial(_thread, self.sampler(cell), cell.config())
@@ -218,7 +217,9 @@ def calls_of(result: Result) -> list[int]:
 
 
 def _started_once(backend: Any) -> Any:
-    """A backend whose processes are copies of one that has imported what all of them need, the pipeline's above all."""
+    """A backend whose processes, if it starts any, are copies of one that has imported what all of them need."""
+    if not has(type(backend)) or "start" not in fields_dict(type(backend)):
+        return backend
     pipelines = [name for name in sys.modules if name.rpartition(".")[2].startswith("pipeline_")]
     multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOADED, *pipelines])
     return evolve(backend, start="forkserver")
