@@ -1,13 +1,4 @@
-"""Contract checks for plugin authors: call the one of your slot with your class, in a test.
-
-    from vitrail.testing import check_guidance
-
-    def test_mine():
-        check_guidance(MyGuidance)
-
-A check raises AssertionError with what was expected. Classes are built with their defaults unless an
-instance is given.
-"""
+"""Contract checks of strategies, one a slot; classes are built with their defaults unless an instance is given."""
 
 from __future__ import annotations
 
