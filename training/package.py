@@ -16,17 +16,17 @@ def package(folder: Path, target: Path, notes: str) -> None:
     """Write ``target``, which ``StableDiffusionPipeline.from_pretrained`` loads; the large parts in float16.
 
     Args:
-        folder: Where the stages left ``vae`` and ``model``.
+        folder: Where the stages keep their files.
         target: The folder that ships.
         notes: Measured results, for the model card.
     """
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float16),
-        unet=UNet2DConditionModel.from_pretrained(folder / "model/unet", dtype=torch.float16),
+        vae=AutoencoderKL.from_pretrained(folder / "autoencoder/weights", dtype=torch.float16),
+        unet=UNet2DConditionModel.from_pretrained(folder / "denoiser/weights/unet", dtype=torch.float16),
         # float32: transformers loads a part in the type it was saved in, diffusers in float32
-        text_encoder=CLIPTextModel.from_pretrained(folder / "model/text_encoder", dtype=torch.float32),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "model/tokenizer", model_max_length=MAX_LENGTH),
-        scheduler=EulerDiscreteScheduler.from_pretrained(folder / "model/scheduler"),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "denoiser/weights/text_encoder", dtype=torch.float32),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "denoiser/weights/tokenizer", model_max_length=MAX_LENGTH),
+        scheduler=EulerDiscreteScheduler.from_pretrained(folder / "denoiser/weights/scheduler"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -46,21 +46,24 @@ def _forget_path(config: Path) -> None:
 
 def card(folder: Path, target: Path, notes: str) -> str:
     """The model card."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     sizes = {p.parent.name: p.stat().st_size / 2**20 for p in sorted(target.rglob("*.safetensors"))}
-    logs = {stage: _last_line(folder / stage / "log.jsonl") for stage in ("autoencoder", "denoiser")}
+    stages = [f"- {stage}: {_trained(folder / stage / 'log.jsonl')}" for stage in ("autoencoder", "denoiser")]
     return CARD.format(
         commit=commit,
-        machine=f"{platform.machine()}, 2 CPU cores, torch {torch.__version__}",
+        machine=f"{platform.machine()}, torch {torch.__version__}",
         sizes=", ".join(f"{name} {size:.1f} MiB" for name, size in sizes.items()),
-        logs="\n".join(f"- {stage}: `{json.dumps(line)}`" for stage, line in logs.items()),
+        stages="\n".join(stages),
         notes=notes,
     )
 
 
-def _last_line(log: Path) -> dict[str, float]:
-    lines = log.read_text().splitlines()
-    return dict(json.loads(lines[-1])) if lines else {}
+def _trained(log: Path) -> str:
+    """Steps, and the last measurement, from a stage's log."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    measured = [line for line in lines if "measured" in line]
+    return f"{lines[-1]['step']} steps; at step {measured[-1]['step']} {json.dumps(measured[-1]['measured'])}"
 
 
 CARD = """# The demo model
@@ -72,9 +75,8 @@ looks by it, only what the method does to structure.
 - Architecture: AutoencoderKL (factor 8, 8 latent channels), UNet2DConditionModel (64/128/256, v-prediction),
   CLIPTextModel (2 layers, width 128), a tokenizer of 658 tokens. Safetensors: {sizes}.
 - Data: drawn by `vitrail.backbones.demo.scenes`; sprites from the Noto Emoji (Apache-2.0).
-- Training: `python tools/train_demo_model.py autoencoder|denoiser|package`, commit {commit}, {machine}.
-  The last line of each stage's log:
-{logs}
+- Training: `python -m training autoencoder|denoiser|package`, commit {commit}, {machine}:
+{stages}
 
 {notes}
 """

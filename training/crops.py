@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from attrs import evolve, frozen
 from torch import Generator, Tensor
 
+from training.pool import entering
 from vitrail.backbones.demo.judge import JudgeConfig
 from vitrail.backbones.demo.scenes import OBJECTS, Scene, draw_crowd, draw_scene, render, uniform
 
@@ -112,19 +113,22 @@ def cut(picture: Tensor, boxes: Tensor, corner: tuple[int, int], scales: tuple[f
 
 
 class CropPool:
-    """Crops in memory as uint8, with their objects; ``refresh`` replaces the oldest ones."""
+    """Crops in memory as uint8, with their objects; each step brings those of one new picture."""
 
-    def __init__(self, size: int, config: JudgeConfig, generator: Generator, soften: Soften | None = None):
-        self._config, self._soften, self._next = config, soften, 0
-        drawn = [self._draw(generator) for _ in range(size // CROPS_A_PICTURE)]
-        self.crops: Tensor = torch.cat([crops for crops, _ in drawn])
-        self.boxes: Tensor = torch.cat([boxes for _, boxes in drawn])
+    def __init__(self, size: int, config: JudgeConfig, seed: int, soften: Soften | None = None):
+        self._config, self._soften, self._seed, self._newest = config, soften, seed, -1
+        self._pictures = size // CROPS_A_PICTURE
+        self.crops: Tensor = torch.zeros(self._pictures * CROPS_A_PICTURE, 3, CROP, CROP, dtype=torch.uint8)
+        self.boxes: Tensor = torch.zeros(len(self.crops), MOST, 5)
 
-    def refresh(self, generator: Generator) -> None:
-        """Draw the crops of one new picture over the oldest."""
-        place = slice(self._next, self._next + CROPS_A_PICTURE)
-        self.crops[place], self.boxes[place] = self._draw(generator)
-        self._next = (self._next + CROPS_A_PICTURE) % len(self.crops)
+    def advance(self, step: int) -> None:
+        """Go to a step."""
+        indices = entering(step, 1, self._pictures, self._newest)
+        for index in indices:
+            first = CROPS_A_PICTURE * (index % self._pictures)
+            place = slice(first, first + CROPS_A_PICTURE)
+            self.crops[place], self.boxes[place] = self._draw(Generator().manual_seed((self._seed << 40) + index))
+        self._newest = max(indices.stop - 1, self._newest)
 
     def batch(self, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Crops in [0, 1], Float32[Tensor, "count 3 128 128"], and boxes, Float32[Tensor, "count 10 5"]."""

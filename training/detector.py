@@ -10,12 +10,12 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 
-from training.crops import CropPool, Soften
-from training.loop import LoopConfig, train
+from training.crops import CROP, CropPool, Soften
+from training.settings import JudgeSettings
 from vitrail.backbones.demo.judge import STRIDE, JudgeConfig, JudgeNetwork
 from vitrail.backbones.demo.scenes import OBJECTS
 
-BATCH = 16
+MEASURED_SEED = 99
 FUZZY = 1.3  # factor beyond the band within which an object is neither wanted nor wrong
 LATENT_NOISE = 0.35  # most noise on softened pictures' latents, in standard deviations: melted shapes
 
@@ -104,23 +104,40 @@ def save_judge(config: JudgeConfig, weights: dict[str, Tensor], folder: Path) ->
     (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
 
 
-def train_judge(folder: Path, output: Path, config: LoopConfig, pool_size: int = 2400) -> None:
-    """Train; each checkpoint also writes the judge to ``output``."""
-    shape = JudgeConfig(classes=OBJECTS)
-    torch.manual_seed(config.seed)
-    network = JudgeNetwork(shape)
-    pool = CropPool(pool_size, shape, Generator().manual_seed(config.seed + 1), load_soften(folder / "vae"))
+class JudgeTask:
+    """Trains the detector on crops of drawn scenes."""
 
-    def loss(step: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        pool.refresh(generator)
-        crops, boxes = pool.batch(BATCH, generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            said = network(augment(crops, generator))
-        wanted = aims(boxes, shape, said.heat.shape[-1])
+    def __init__(self, settings: JudgeSettings, device: torch.device):
+        self._settings, self._device, self._shape = settings, device, JudgeConfig(classes=OBJECTS)
+        torch.manual_seed(settings.loop.seed)
+        self.module = JudgeNetwork(self._shape)
+        soften = load_soften(Path(settings.vae)) if settings.vae else None
+        self._pool = CropPool(settings.pool, self._shape, settings.loop.seed + 1, soften)
+
+    def loss(self, step: int, generator: Generator, dtype: torch.dtype) -> tuple[Tensor, dict[str, float]]:
+        """Heat maps, sizes and places of one batch."""
+        self._pool.advance(step)
+        crops, boxes = self._pool.batch(self._settings.batch, generator)
+        device = self._device
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            said = self.module(augment(crops, generator).to(device))
+        wanted = tuple(part.to(device) for part in aims(boxes, self._shape, said.heat.shape[-1]))
         focal, placed = detector_loss(said.heat.float(), said.log_size.float(), said.offset.float(), wanted)
         return focal + placed, {"focal": focal.item(), "placed": placed.item()}
 
-    def save(weights: dict[str, Tensor], step: int) -> None:
-        save_judge(shape, weights, output)
+    @torch.no_grad()
+    def measure(self, weights: dict[str, Tensor], step: int, folder: Path) -> dict[str, float]:
+        """The loss on crops that are never trained on."""
+        network = JudgeNetwork(self._shape).eval()
+        network.load_state_dict(weights)
+        count = self._settings.measured
+        pool = CropPool(count, self._shape, MEASURED_SEED)
+        pool.advance(0)
+        crops, boxes = pool.batch(count, Generator().manual_seed(MEASURED_SEED))
+        said = network(crops)
+        focal, placed = detector_loss(said.heat, said.log_size, said.offset, aims(boxes, self._shape, CROP // STRIDE))
+        return {"focal": round(focal.item(), 4), "placed": round(placed.item(), 4)}
 
-    train(network, loss, config, folder / "judge", on_save=save)
+    def export(self, weights: dict[str, Tensor], folder: Path) -> None:
+        """``config.json`` and ``judge.safetensors``."""
+        save_judge(self._shape, weights, folder)

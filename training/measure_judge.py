@@ -1,6 +1,6 @@
 """Measure the judge on fresh drawings: exact counts, classes, confusion.
 
-Usage: python tools/measure_judge.py --out docs/reference/judge.md
+Usage: python -m training.measure_judge --out docs/reference/judge.md
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from vitrail.backbones.demo.scenes import OBJECTS, Placement, Scene, draw_crowd,
 SIDES = (128, 192, 256, 384, 512)  # pixels
 SOFT_SIDES = (128, 192, 256)  # pixels: also measured through the autoencoder
 SMALLEST = 12  # pixels: no crowd has a smaller object
-COMMAND = "PYTHONPATH=src:tools python tools/measure_judge.py"
+COMMAND = "python -m training.measure_judge"
 VAE = WEIGHTS.parent / "model/vae"  # of the model that ships
 Kinds = dict[str, Callable[[Generator, int], Scene]]
 
