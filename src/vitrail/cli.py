@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -31,7 +29,8 @@ from vitrail.cli_options import (
     Verbose,
     configure_logging,
 )
-from vitrail.errors import VitrailError
+from vitrail.errors import Interrupted, VitrailError
+from vitrail.signals import INTERRUPTED, ended_at_once
 
 app = typer.Typer(
     name="vitrail",
@@ -197,27 +196,19 @@ def options(version: Annotated[bool, typer.Option("--version", help="Show the ve
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 a bug or a failed run, 2 the user's mistake, 130 interrupted."""
-    before = signal.signal(signal.SIGINT, _stop_now)
     try:
-        code: Any = app(standalone_mode=False)
+        with ended_at_once():
+            code: Any = app(standalone_mode=False)
     except VitrailError as error:
         from vitrail.ranks import end_rank, is_told_by_launcher
 
         if not is_told_by_launcher(error):
             typer.echo(f"Error: {error}", err=True)
-        code = 2 if isinstance(error, ValueError) else 1
+        code = INTERRUPTED if isinstance(error, Interrupted) else 2 if isinstance(error, ValueError) else 1
         end_rank(code)
     except Exception as error:
         _report(error)
-    finally:
-        signal.signal(signal.SIGINT, before)
     raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def _stop_now(*_: object) -> NoReturn:
-    """Ctrl-C while nothing is at stake: libraries that are being imported would turn an exception into others."""
-    os.write(2, b"Stopped; nothing was written.\n")
-    os._exit(130)
 
 
 def _report(error: Exception) -> NoReturn:
@@ -226,8 +217,9 @@ def _report(error: Exception) -> NoReturn:
     if show is not None:
         show()
         raise SystemExit(getattr(error, "exit_code", 2))
-    if type(error).__name__ == "Abort":
-        raise SystemExit(130)
+    if type(error).__name__ == "Abort":  # how typer passes KeyboardInterrupt on
+        typer.echo("Stopped; files that were complete are kept.", err=True)
+        raise SystemExit(INTERRUPTED)
     raise error
 
 

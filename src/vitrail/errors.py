@@ -59,6 +59,23 @@ class DecodeError(VitrailError, RuntimeError):
         self.latents, self.recipes = latents, tuple(recipes)
 
 
+class OutputError(VitrailError, RuntimeError):
+    """A file cannot be written.
+
+    Attributes:
+        path: Of the file.
+        reason: What the system says.
+    """
+
+    def __init__(self, path: Any, reason: str):
+        super().__init__(f"{path}: cannot be written: {reason}")
+        self.path, self.reason = path, reason
+
+
+class Interrupted(DecodeError):
+    """A run was stopped at once; what was sampled whole by then is not lost, see ``DecodeError``."""
+
+
 class CommError(VitrailError, RuntimeError):
     """Ranks cannot go on together."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from vitrail.backbones.source import ModelOptions, find_model
+from vitrail.core.atomic import replacing
 from vitrail.core.config import Loader
 from vitrail.core.forwarding import is_out_of_memory, let_go
 from vitrail.core.run_config import RunConfig
 from vitrail.discovery import registry
-from vitrail.errors import CommAborted, ConfigError, DecodeError, ModelError
+from vitrail.errors import CommAborted, ConfigError, DecodeError, ModelError, OutputError
 from vitrail.recipe import KEY, Recipe, save_picture
 from vitrail.replaying import located, relocated
 from vitrail.terminal import console, say
@@ -67,13 +69,9 @@ def save_latents(latents: Tensor, recipe: Recipe, path: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    part = path.with_name(path.name + ".part")
-    try:
-        tensors = {"latents": latents.detach().cpu().contiguous().clone()}
+    tensors = {"latents": latents.detach().cpu().contiguous().clone()}
+    with replacing(path) as part:
         save_file(tensors, part, metadata={KEY: json.dumps(attrs.asdict(recipe))})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_latents(path: Path) -> tuple[Tensor, Recipe]:
@@ -94,7 +92,7 @@ def load_latents(path: Path) -> tuple[Tensor, Recipe]:
 
 @contextmanager
 def latents_written(out: Console, paths: Sequence[Path], run: RunConfig) -> Iterator[None]:
-    """Write the latents of pictures that the block could not decode beside where these would be.
+    """Keep the latents of pictures that the block could not decode.
 
     Args:
         out: Where to say how to go on.
@@ -106,16 +104,42 @@ def latents_written(out: Console, paths: Sequence[Path], run: RunConfig) -> Iter
     except (CommAborted, DecodeError) as error:
         kept = error if isinstance(error, DecodeError) else error.kept
         if kept is not None:
-            _write(out, kept, paths, run)
+            for path, latents, recipe in zip(paths, kept.latents, kept.recipes, strict=False):
+                keep(out, latents, recipe, path, run)
         raise
 
 
-def _write(out: Console, error: DecodeError, paths: Sequence[Path], run: RunConfig) -> None:
-    for path, latents, recipe in zip(paths, error.latents, error.recipes, strict=False):
-        kept = path.with_suffix(SUFFIX)
-        save_latents(latents[None], recipe, kept)
+@contextmanager
+def latents_instead(out: Console, latents: Tensor, recipe: Recipe, path: Path, run: RunConfig) -> Iterator[None]:
+    """Keep the latents of a picture that the block cannot write; see ``keep``."""
+    try:
+        yield
+    except OutputError:
+        keep(out, latents, recipe, path, run)
+        raise
+
+
+def keep(out: Console, latents: Tensor, recipe: Recipe, path: Path, run: RunConfig) -> None:
+    """Write latents beside where their picture would be or, if that cannot be, into the temporary folder.
+
+    Args:
+        out: Where to say how to go on.
+        latents: Of one picture, Float32[Tensor, "channels height width"].
+        recipe: Of the picture.
+        path: Of the picture.
+        run: As the command line gave it.
+    """
+    name = path.stem[:48] + SUFFIX
+    for folder in (path.parent, Path(tempfile.gettempdir())):
+        kept = folder / name
+        try:
+            save_latents(latents[None], recipe, kept)
+        except OutputError as error:
+            say(out, str(error), style="yellow")
+            continue
         again = f"vitrail decode {shlex.quote(str(kept))} -o {shlex.quote(str(path))}{located(run)}"
         say(out, f"{kept}: the latents are kept; go on with `{again}`", style="yellow")
+        return
 
 
 def decode(file: Path, output: Path | None, force: bool, device: str | None, changes: dict[str, Any]) -> None:

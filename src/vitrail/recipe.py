@@ -13,6 +13,7 @@ import attrs
 from attrs import field, frozen
 from attrs import validators as v
 
+from vitrail.core.atomic import replacing
 from vitrail.core.config import Loader
 from vitrail.core.run_config import RunConfig
 from vitrail.core.streams import SCHEME
@@ -95,19 +96,25 @@ class Recipe:
         )
 
 
-def save_picture(image: Image, recipe: Recipe, path: Path) -> None:
-    """Write a PNG with its recipe inside; the file appears only when it is complete."""
+def save_picture(image: Image, recipe: Recipe, path: Path, overwrite: bool = True) -> None:
+    """Write a PNG with its recipe inside.
+
+    Args:
+        image: In any mode that PNG has.
+        recipe: Of the picture.
+        path: Of the file, which appears only when it is complete.
+        overwrite: Whether it may take the place of another.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text("parameters", recipe.parameters())
     info.add_itxt(KEY, json.dumps(attrs.asdict(recipe), ensure_ascii=False), zip=True)
-    part = path.with_name(path.name + ".part")
-    try:
+    with replacing(path, overwrite) as part:
         image.save(part, format="PNG", pnginfo=info)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -19,7 +21,7 @@ from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
 from vitrail.core.run_state import Sampled
 from vitrail.digests import given_digests
-from vitrail.errors import CommAborted, ConfigError, VitrailError
+from vitrail.errors import CommAborted, ConfigError, Interrupted, VitrailError
 from vitrail.gradients import without_graph
 from vitrail.kept_latents import latents_kept
 from vitrail.picture import open_picture
@@ -72,10 +74,11 @@ class Session:
                 self._check_alike()
                 self._config = self._resolved()
                 checkpoints = self._open_checkpoints()
-                done = []
-                for seed in seeds:
-                    if not self._stopped:
-                        done.append(self._sample(seed, checkpoints))
+                done: list[Sampled] = []
+                with self._finished_kept(done):
+                    for seed in seeds:
+                        if not self._stopped:
+                            done.append(self._sample(seed, checkpoints))
                 begun = [one for one in done if one.steps > self._first]  # one that was stopped at once shows nothing
                 done = begun or done[:1]
                 final = torch.cat([one.latents for one in done])
@@ -112,6 +115,20 @@ class Session:
             model_calls=report.model_calls,
         )
         return Result(images=images, latents=final, report=report, recipes=recipes, traces=traces)
+
+    @contextmanager
+    def _finished_kept(self, done: Sequence[Sampled]) -> Iterator[None]:
+        """Give the pictures that are whole to whoever ends the sampling of further ones at once."""
+        import torch
+
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if not done:
+                raise
+            recipes = [self._recipe(self._config.seed + number) for number in range(len(done))]
+            told = f"stopped at once; {len(done)} whole picture{'s' * (len(done) > 1)} had yet to be decoded"
+            raise Interrupted(told, torch.cat([one.latents for one in done]), recipes) from error
 
     def _traces(self) -> list[Recorder]:
         """What every rank did, on every rank."""

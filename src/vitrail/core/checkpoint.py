@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from vitrail.core.growing import phase_noise
+from vitrail.core.log import logger
 from vitrail.core.prediction import Prediction
 from vitrail.core.run_state import Sampled
 from vitrail.core.scene import Start
 from vitrail.core.state_file import load_state, pack, save_state, unpack
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,7 @@ class Checkpoints:
         communicator: Of this rank; rank 0 reads and writes.
         finished: Final latents of the pictures that are done.
         current: The picture in work as it was read, or None.
+        failed: Whether the last writing failed, which is said once.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class Checkpoints:
     communicator: Communicator
     finished: list[Tensor] = field(factory=list)
     current: dict[str, Any] | None = None
+    failed: bool = False
 
     def open(self, device: Any) -> None:
         """Read the file if there is one; collective.
@@ -128,7 +131,13 @@ class Checkpoints:
     def _write(self, current: dict[str, Any] | None) -> None:
         if self.communicator.rank == 0:
             content = {"recipe": json.dumps(self.recipe), "finished": self.finished, "current": current}
-            save_state(self.path, content)
+            try:
+                save_state(self.path, content)
+                self.failed = False
+            except OutputError as error:  # the run is worth more than the way back to it
+                if not self.failed:
+                    logger().warning("checkpoint.not_written", path=str(self.path), reason=error.reason)
+                self.failed = True
 
 
 def kept_row_batch(path: Path | None, communicator: Communicator) -> int | None:

@@ -21,6 +21,7 @@ EVENTS = {
     "rows.chosen": "rows of a forward by the memory: row_batch, need_bytes, free_bytes",
     "memory.short": "a forward did not fit and is cut, as are all after it: step, rows, limit",
     "mask.degenerate": "a mask says nothing and is replaced by 1 everywhere: step, reason",
+    "checkpoint.not_written": "a checkpoint cannot be written, and the run goes on: path, reason",
     "decode.replicated": "every rank decodes the whole picture: reason",
     "decode.short": "a decode did not fit and is done again in strips of fewer latent rows: rows, reason",
     "vae.overflowed": "a VAE's answer is not finite and is worked out again in float32: what, dtype",

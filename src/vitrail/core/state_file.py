@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from vitrail.core.atomic import replacing
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,13 +79,9 @@ def save_state(path: Path, value: Any) -> None:
 
     tensors: list[Tensor] = []
     skeleton = json.dumps(pack(value, tensors))
-    part = path.with_name(path.name + ".part")
-    try:
-        named = {str(i): tensor.detach().cpu().contiguous().clone() for i, tensor in enumerate(tensors)}
+    named = {str(i): tensor.detach().cpu().contiguous().clone() for i, tensor in enumerate(tensors)}
+    with replacing(path) as part:
         save_file(named, part, metadata={"vitrail": skeleton})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_state(path: Path, device: Any = None) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from vitrail.core.atomic import replacing
 from vitrail.core.fields import as_tuple
 from vitrail.errors import ConfigError
 from vitrail.experiments.commands import RunOptions, run_experiment
@@ -86,7 +87,8 @@ def compare(wanted: Wanted) -> None:
         if loaded.done:
             seen = look(loaded, out)
             _show(loaded, seen, out)
-            sheet(loaded, seen).save(folder / SHEET)
+            with replacing(folder / SHEET) as part:
+                sheet(loaded, seen).save(part)
             say(out, f"{folder / SHEET}")
     if failed:
         raise SystemExit(1)

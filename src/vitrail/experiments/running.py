@@ -17,11 +17,11 @@ from vitrail.call import Spread
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
 from vitrail.discovery import registry
-from vitrail.errors import VitrailError
+from vitrail.errors import OutputError, VitrailError
 from vitrail.experiments.grid import Cell, Model
 from vitrail.experiments.origin import commit_of_vitrail, machine
 from vitrail.experiments.peak import Peak
-from vitrail.experiments.store import Outcome, is_full
+from vitrail.experiments.store import Outcome
 from vitrail.recipe import current_versions, save_picture
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Worker:
             None if it was interrupted; nothing of it is kept then.
 
         Raises:
-            OSError: If the disk is full, as it then is for every other cell.
+            OutputError: If the folder takes no more, as it then does of no other cell.
         """
         stamp: dict[str, Any] = {
             "cell": cell.address,
@@ -122,11 +122,11 @@ class Worker:
         }
         try:
             found = self._look(cell, folder) if cell.kind == "heatmap" else self._sample(cell, folder, on_step)
+        except OutputError:
+            raise
         except VitrailError as error:
             return Outcome(**stamp, error=str(error), finished=_now())
         except Exception as error:  # a bug of one row is no reason to lose the others
-            if is_full(error):
-                raise
             return Outcome(**stamp, error=f"{type(error).__name__}: {error}", finished=_now())
         return None if found is None else evolve(found, **stamp, finished=_now())
 
