@@ -5,11 +5,11 @@ import os
 import sys
 
 import pytest
-import schedules
 from hypothesis import given, settings
 
 from vitrail.comm import InProcess
 from vitrail.comm.world import World
+from vitrail.testing.comm import schedules
 
 PROFILE = os.environ.get("VITRAIL_PROFILE", "fast")
 SIMULATED = {"fast": 40, "ci": 100, "long": 400}[PROFILE]  # examples of a law

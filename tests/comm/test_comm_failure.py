@@ -6,15 +6,15 @@ import time
 import pytest
 import torch
 from hypothesis import strategies as st
-from payloads import Payload
-from programs import Player, programs
 from runners import clean, law, simulate, threads
-from schedules import schedules
 from test_comm_liveness import relay
 
 from vitrail.comm.schedule import Fault, SimulatedCrash, SimulatedError
 from vitrail.comm.world import DETECTION_S
 from vitrail.errors import CommAborted, ProtocolError
+from vitrail.testing.comm.payloads import Payload
+from vitrail.testing.comm.programs import Player, programs
+from vitrail.testing.comm.schedules import schedules
 
 SMALL = Payload(torch.int32, (2,))
 BOUND_S = 2.0  # from the fault to the last rank's end

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from hypothesis import strategies as st
-from payloads import Payload
 from runners import law, simulate, threads
 from test_comm_safety import opened
 
@@ -13,6 +12,7 @@ from vitrail.comm.hub import Hub
 from vitrail.comm.transport import Part
 from vitrail.comm.work import PostedWork
 from vitrail.errors import ProtocolError
+from vitrail.testing.comm.payloads import Payload
 
 SMALL = Payload(torch.int32, (2,))
 BOTH = pytest.mark.parametrize("run", [simulate, threads], ids=lambda run: run.name)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 from hypothesis import strategies as st
-from payloads import PAYLOADS, Payload, bits
 from runners import clean, law, simulate
-from schedules import DrawnSchedule, schedules
 from test_comm_safety import opened
 
 from vitrail.comm.communicator import RankCommunicator
 from vitrail.comm.guard import guarded
 from vitrail.comm.world import SimulatedTransport, World
 from vitrail.errors import CommAborted, CommTimeout, ProtocolError
+from vitrail.testing.comm.payloads import PAYLOADS, Payload, bits
+from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 
 SMALL = Payload(torch.int32, (2,))
 BOUNDS = st.integers(0, 3)

@@ -5,15 +5,15 @@ import threading
 import pytest
 import torch
 from hypothesis import strategies as st
-from payloads import Payload, bits
 from runners import clean, law, simulate, threads
-from schedules import DrawnSchedule, schedules
 from test_comm_safety import opened
 
 from vitrail.comm import Simulated, solo
 from vitrail.comm.communicator import RankCommunicator
 from vitrail.comm.schedule import SeededSchedule
 from vitrail.errors import CommAborted, ProtocolError
+from vitrail.testing.comm.payloads import Payload, bits
+from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 
 SMALL = Payload(torch.int32, (2,))
 BOTH = pytest.mark.parametrize("run", [simulate, threads], ids=lambda run: run.name)

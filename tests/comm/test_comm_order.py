@@ -2,10 +2,11 @@
 
 import torch
 from hypothesis import strategies as st
-from payloads import Payload, bits
 from runners import clean, law, simulate
-from schedules import DrawnSchedule, schedules
 from test_comm_safety import opened
+
+from vitrail.testing.comm.payloads import Payload, bits
+from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 
 SMALL = Payload(torch.int32, (2,))
 BOUNDS = st.integers(0, 3)

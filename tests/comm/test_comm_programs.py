@@ -5,12 +5,12 @@ import pickle
 
 import attrs
 from hypothesis import strategies as st
-from programs import Player, outcome_of, programs, sized_programs
 from runners import TIMEOUT_S, clean, law, simulate
-from schedules import faults, schedules
 
 from vitrail.comm.schedule import SeededSchedule, SimulatedCrash, SimulatedError
 from vitrail.errors import CommAborted, CommTimeout
+from vitrail.testing.comm.programs import Player, outcome_of, programs, sized_programs
+from vitrail.testing.comm.schedules import faults, schedules
 
 
 def play(ops):

@@ -5,11 +5,11 @@ import gc
 import pytest
 import torch
 from hypothesis import strategies as st
-from payloads import PAYLOADS, Payload, bits, spoil
 from runners import clean, law, simulate
-from schedules import schedules
 
 from vitrail.errors import CommAborted, ProtocolError
+from vitrail.testing.comm.payloads import PAYLOADS, Payload, bits, spoil
+from vitrail.testing.comm.schedules import schedules
 
 WORLDS = st.integers(1, 4)
 BOUNDS = st.integers(0, 3)

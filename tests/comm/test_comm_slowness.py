@@ -6,13 +6,13 @@ import threading
 import pytest
 import torch
 from hypothesis import strategies as st
-from payloads import Payload, bits
-from programs import Player, programs
 from runners import TIMEOUT_S, clean, law, simulate, threads
-from schedules import DrawnSchedule, schedules
 
 from vitrail.comm.schedule import Fault
 from vitrail.errors import CommAborted, CommTimeout
+from vitrail.testing.comm.payloads import Payload, bits
+from vitrail.testing.comm.programs import Player, programs
+from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 
 SMALL = Payload(torch.int32, (2,))
 

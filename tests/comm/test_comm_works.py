@@ -4,12 +4,12 @@ import gc
 
 import torch
 from hypothesis import strategies as st
-from payloads import PAYLOADS, Payload, bits, spoil
 from runners import clean, law
-from schedules import schedules
 from test_comm_order import rest
 
 from vitrail.comm import InProcess
+from vitrail.testing.comm.payloads import PAYLOADS, Payload, bits, spoil
+from vitrail.testing.comm.schedules import schedules
 
 SMALL = Payload(torch.int32, (2,))
 BOUNDS = st.integers(0, 3)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from gloo_laws import WORLDS, law
 from hypothesis import strategies as st
-from payloads import PAYLOADS, bits, spoil
 from pool import values
-from programs import Player, outcome_of, sized_programs
 
 from vitrail.comm.header import SIZE
 from vitrail.comm.transport import Part
 from vitrail.errors import CommAborted, CommError, CommTimeout, ProtocolError, StaleVersion
+from vitrail.testing.comm.payloads import PAYLOADS, bits, spoil
+from vitrail.testing.comm.programs import Player, outcome_of, sized_programs
 
 # ---------------------------------------------------------------------- safety
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from gloo_laws import WORLDS, law
 from hypothesis import strategies as st
-from payloads import Payload
 from pool import values
 from test_process_group import integrity, lagging
 
 from vitrail.comm.header import SIZE
 from vitrail.comm.transport import Part
 from vitrail.errors import CommAborted, CommError, CommTimeout
+from vitrail.testing.comm.payloads import Payload
 
 # ---------------------------------------------------------------------- order and isolation
 

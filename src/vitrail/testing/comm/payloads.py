@@ -1,10 +1,17 @@
 """Tensors of any type, shape, layout and bits."""
 
+from __future__ import annotations
+
 import random
+from typing import Literal
 
 import torch
 from attrs import frozen
 from hypothesis import strategies as st
+from torch import Tensor
+
+Layout = Literal["dense", "turned", "sparse"]
+Bits = tuple[str, tuple[int, ...], bytes]
 
 FLOATS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF << 52}
 DTYPES = [*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64]
@@ -20,11 +27,11 @@ class Payload:
     """
 
     dtype: torch.dtype = torch.float32
-    shape: tuple = (3,)
-    layout: str = "dense"
+    shape: tuple[int, ...] = (3,)
+    layout: Layout = "dense"
     is_nan: bool = False
 
-    def make(self, *key):
+    def make(self, *key: object) -> Tensor:
         """The tensor of a key."""
         count = 1
         for size in self.shape:
@@ -38,11 +45,12 @@ class Payload:
         flat = torch.frombuffer(data, dtype=self.dtype) if data else torch.empty(0, dtype=self.dtype)
         return self.laid_out(flat.reshape(self.shape))
 
-    def blank(self):
+    def blank(self) -> Tensor:
         """A tensor to receive into, every byte 1."""
         return self.laid_out(torch.ones(self.shape, dtype=torch.uint8).to(self.dtype))
 
-    def laid_out(self, tensor):
+    def laid_out(self, tensor: Tensor) -> Tensor:
+        """The same values, lying in memory as ``layout`` says."""
         if self.layout == "turned" and tensor.dim() > 1:
             return tensor.transpose(0, 1).contiguous().transpose(0, 1)
         if self.layout == "sparse" and tensor.dim() > 0:
@@ -52,13 +60,13 @@ class Payload:
         return tensor.clone()
 
 
-def bits(tensor):
+def bits(tensor: Tensor) -> Bits:
     """Type, shape and bytes: what must arrive."""
     data = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor).reshape(-1).view(torch.uint8)
     return str(tensor.dtype), tuple(tensor.shape), data.numpy().tobytes()
 
 
-def spoil(tensor):
+def spoil(tensor: Tensor) -> None:
     """Overwrite a tensor, as a caller may who has given it away."""
     if tensor.numel():
         tensor.copy_(torch.zeros_like(tensor) if tensor.ne(0).any() else torch.ones_like(tensor))

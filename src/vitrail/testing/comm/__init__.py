@@ -1,0 +1,1 @@
+"""Laws of communication, for whoever writes a backend."""
