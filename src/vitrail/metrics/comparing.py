@@ -63,5 +63,5 @@ def undisturbed() -> Iterator[None]:
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        torch.set_rng_state(torch.Generator().manual_seed(0).get_state())
+        torch.set_rng_state(torch.Generator("cpu").manual_seed(0).get_state())
         yield
