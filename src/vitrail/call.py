@@ -22,7 +22,7 @@ class Spread:
     """How a run is spread over ranks and kept; none of it reaches the picture.
 
     Attributes:
-        communicator: Of this rank; None is one rank alone.
+        communicator: Of this rank; None is one rank alone. Its trace begins anew with the run.
         speeds: Relative speeds of the ranks, alike on all; () for equal ones.
         checkpoint: A file to go on from and to write, or None.
         checkpoint_every: Steps between two writes.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,7 +53,9 @@ class Sampler:
         self.backbone, self.composition, self.model = backbone, composition, model
         self._options = options or ModelOptions()
         self._plugins = tuple(plugins)
-        self._interrupt = False
+        self._lock = threading.RLock()  # a signal handler may come while this thread holds it
+        self._at_work: list[threading.Event] = []  # one a run in work, set when it is to stop
+        self._is_early = False
         logger().info(
             "composition.resolved", model=model, digest=digest_of(repr(composition)), composition=repr(composition)
         )
@@ -123,8 +127,40 @@ class Sampler:
         return Sampler(self.backbone, self.composition, model=self.model, options=self._options, plugins=plugins)
 
     def interrupt(self) -> None:
-        """Stop at the next step; may be called from a callback, a signal handler or another thread."""
-        self._interrupt = True
+        """Stop this sampler's runs at their next step; with none at work, the next one before its first step.
+
+        Each call counts once: a run that begins after the one that was stopped is not. May be called from a callback, a
+        signal handler or another thread. Among several ranks that of rank 0 counts, one step later.
+        """
+        with self._lock:
+            self._is_early = not self._at_work
+            for stop in self._at_work:
+                stop.set()
+
+    @contextmanager
+    def _stopping(self) -> Iterator[threading.Event]:
+        """A run at work, which ``interrupt`` may stop."""
+        stop = threading.Event()
+        with self._lock:
+            if self._is_early:
+                stop.set()
+            self._is_early = False
+            self._at_work.append(stop)
+        try:
+            yield stop
+        finally:
+            with self._lock:
+                self._at_work.remove(stop)
+
+    @property
+    def _interrupt(self) -> bool:
+        """Under the name that diffusers' pipelines have for it, which callbacks set."""
+        return self._is_early or any(stop.is_set() for stop in self._at_work)
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        if value:
+            self.interrupt()
 
     def plan(self, config: RunConfig, extras: Extras | None = None) -> Plan:
         """What a run would do; costs no model call."""
@@ -198,10 +234,10 @@ class Sampler:
         """Sample what a config says; see ``__call__``."""
         if output_type not in ("pil", "pt", "latent"):
             raise ConfigError(f"output_type must be pil, pt or latent, got {output_type!r}")
-        self._interrupt = False
         config = evolve(config, model=self.model, **self._options.as_fields())
-        call = Call(config, extras or Extras(), callback, output_type, spread or Spread(), lambda: self._interrupt)
-        return Session(self, call).run()
+        with self._stopping() as stop:
+            call = Call(config, extras or Extras(), callback, output_type, spread or Spread(), stop.is_set)
+            return Session(self, call).run()
 
     def engine(
         self,

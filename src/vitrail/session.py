@@ -46,7 +46,6 @@ class Session:
     def __init__(self, sampler: Sampler, call: Call):
         self._sampler, self._call, self._config, self._spread = sampler, call, call.config, call.spread
         self._communicator = call.spread.communicator or solo()
-        self._began = self._communicator.trace.clock()
         self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
         self._stopped = False
         self._image: Image | None = None  # the file's, read once
@@ -57,6 +56,7 @@ class Session:
 
     def run(self) -> Result:
         """Sample and decode all pictures; the backbone is released afterwards, however it ends."""
+        self._communicator.trace.restart()
         try:
             return self._run()
         finally:
@@ -132,7 +132,7 @@ class Session:
 
     def _traces(self) -> list[Recorder]:
         """What every rank did, on every rank."""
-        communicator, own = self._communicator, self._communicator.trace.since(self._began)
+        communicator, own = self._communicator, self._communicator.trace.copy()
         if communicator.world_size == 1:
             return [own]
         data = as_data(own)
@@ -235,7 +235,7 @@ class Session:
 
     def _start(self, engine: Engine) -> Tensor:
         """The first latents: noise, or a picture with the noise of the step to begin at."""
-        noise, stepper = self._noise(engine).to(self._device()), engine.phases[0].stepper
+        noise, stepper = self._noise(engine), engine.phases[0].stepper
         picture = self._picture(engine)
         if picture is None:
             return noise * stepper.init_noise_sigma
@@ -246,7 +246,11 @@ class Session:
         noise: Tensor = engine.streams.normal(shape, "initial-latents") if latents is None else latents
         if tuple(noise.shape) != shape:
             raise ConfigError(f"latents must be {shape} for this canvas, got {tuple(noise.shape)}")
-        return noise
+        return self._as_canvas(noise)
+
+    def _as_canvas(self, latents: Tensor) -> Tensor:
+        """Latents that somebody brings, as the engine has them: float32, on the model's device."""
+        return latents.to(self._device()).float()
 
     def _shape(self, engine: Engine) -> tuple[int, int, int, int]:
         canvas = engine.phases[0].canvas
@@ -261,7 +265,7 @@ class Session:
             return None
         backbone = self._sampler.backbone
         if tuple(getattr(picture, "shape", ())) == shape:
-            return cast("Tensor", picture).to(self._device())
+            return self._as_canvas(cast("Tensor", picture))
         picture = self._image if picture is None else upright(picture, shape)
         read = backbone.read_picture(picture, *phase.picture)
         factor = backbone.vae_scale_factor
@@ -275,7 +279,12 @@ class Session:
         timestep = engine.phases[step.phase].stepper.timestep(step)
         given = self._call.callback(self._sampler, step.index, timestep, {"latents": new})
         replaced: Tensor = (given or {}).get("latents", new)
-        return replaced
+        if replaced.shape != new.shape:
+            raise ConfigError(
+                f"callback_on_step_end at step {step.index} returned latents of {tuple(replaced.shape)}; "
+                f"return {tuple(new.shape)}, as it was given"
+            )
+        return self._as_canvas(replaced)
 
     def _engine(self, seed: int, communicator: Communicator) -> Engine:
         exchange = Exchange.among(communicator, self._spread.speeds)

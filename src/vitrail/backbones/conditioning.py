@@ -128,8 +128,8 @@ def crop(canvas: Tensor, view: View, scale: int) -> Tensor:
     rows = _cells(view.vertical, scale, canvas.shape[-2])
     cols = _cells(view.horizontal, scale, canvas.shape[-1])
     down, right = view.vertical.step, view.horizontal.step
-    cut = canvas.index_select(-2, torch.as_tensor(rows, device=canvas.device))
-    cut = cut.index_select(-1, torch.as_tensor(cols, device=canvas.device))
+    cut = canvas.index_select(-2, torch.as_tensor(rows, dtype=torch.int64, device=canvas.device))
+    cut = cut.index_select(-1, torch.as_tensor(cols, dtype=torch.int64, device=canvas.device))
     return cut if down == right == 1 else F.avg_pool2d(cut, (down, right))
 
 

@@ -240,7 +240,7 @@ def _shortage(exchange: Exchange, reason: str) -> str:
     """Why the first rank that ran out of memory did so, or "" if none has; collective."""
     keys = [(rank, "short") for rank in range(exchange.world_size)]
     like = {key: torch.empty(1, dtype=torch.uint8, device="meta") for key in keys}
-    mine = {(exchange.rank, "short"): torch.tensor([bool(reason)]).byte()}
+    mine = {(exchange.rank, "short"): torch.tensor([bool(reason)], dtype=torch.uint8, device="cpu")}
     told = exchange.gather(mine, like, {key: key[0] for key in keys})
     short = [rank for rank, _ in keys if bool(told[rank, "short"])]
     return (reason or f"on rank {short[0]}") if short else ""

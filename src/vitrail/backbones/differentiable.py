@@ -19,6 +19,7 @@ from vitrail.backbones.decoding import ENCODER, float32_copy, is_copyable
 from vitrail.backbones.strip_check import check_strips
 from vitrail.backbones.strips import scaled
 from vitrail.backbones.turns import moves
+from vitrail.core.ambient import plain_defaults
 from vitrail.errors import CapabilityError
 
 
@@ -59,6 +60,7 @@ def decoder_of(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
     return partial(_decode, used, _layers(used))
 
 
+@plain_defaults()
 def _decode(vae: Any, layers: list[Callable[[Tensor], Tensor]], latents: Tensor) -> Tensor:
     hidden = scaled(vae, latents)
     for layer in layers:

@@ -13,6 +13,7 @@ from vitrail.backbones.header import read_header
 from vitrail.backbones.hub import fetch_parts, remedy
 from vitrail.backbones.single_file import CONFIGS, T5_WEIGHTS, scheduler_changes
 from vitrail.backbones.weights import align, check_filled
+from vitrail.core.ambient import plain_defaults
 from vitrail.core.log import logger
 from vitrail.errors import ConfigError, ModelError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 CLIP_VOCABULARY = CONFIGS / "clip-tokenizer"  # of every shipped family
 
 
+@plain_defaults()
 def load_pipeline(source: ModelSource, device: str | None = None) -> Any:
     """Load the weights; only safetensors, and nothing that a picture from a text does without.
 
@@ -131,7 +133,7 @@ def find_device(name: str | None) -> torch.device:
     import torch
 
     try:
-        return torch.empty(0, device=name or default_device()).device
+        return torch.empty(0, dtype=torch.uint8, device=name or default_device()).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"no device {name!r} here: {reason}; {default_device()!r} can be used") from error

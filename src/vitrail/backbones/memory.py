@@ -87,8 +87,9 @@ def smallest(engine: Engine, own: int) -> int:
     ranks = range(communicator.world_size)
     if len(ranks) == 1:
         return own
-    every = {rank: torch.zeros(1, dtype=torch.int64) for rank in ranks}
-    communicator.all_gather_into(every, {communicator.rank: torch.tensor([own])}, {rank: rank for rank in ranks})
+    every = {rank: torch.zeros(1, dtype=torch.int64, device=communicator.device) for rank in ranks}
+    mine = torch.tensor([own], dtype=torch.int64, device=communicator.device)
+    communicator.all_gather_into(every, {communicator.rank: mine}, {rank: rank for rank in ranks})
     return min(int(each) for each in every.values())
 
 

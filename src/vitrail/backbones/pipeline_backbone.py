@@ -14,6 +14,7 @@ from attrs import evolve
 from vitrail.backbones.brought import check_brought
 from vitrail.backbones.fingerprint import fingerprint_of
 from vitrail.backbones.turns import attributes_kept, lasting, moves, scales_kept
+from vitrail.core.ambient import plain_defaults
 from vitrail.core.inputs import Extras
 from vitrail.core.protocols import Predicted
 from vitrail.errors import CapabilityError, ConfigError, nearest
@@ -103,6 +104,7 @@ class PipelineBackbone:
         """Where the networks run, also when they wait elsewhere."""
         return cast("torch.device", self._pipe._execution_device)
 
+    @plain_defaults()
     def new_scheduler(self, name: str | None = None) -> Scheduler:
         """A copy of the pipeline's scheduler, or another class with the same noise schedule."""
         import diffusers
@@ -124,6 +126,7 @@ class PipelineBackbone:
         _refuse_other_prediction(current, scheduler, name)
         return cast("Scheduler", scheduler)
 
+    @plain_defaults()
     def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, Any]:
         """What ``set_timesteps`` wants besides the number of steps, for latents of a size in cells."""
         return self._family.timestep_options(self._pipe, scheduler, height, width)
@@ -152,6 +155,7 @@ class PipelineBackbone:
 
         check_wrap(self._pipe.vae)
 
+    @plain_defaults()
     def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Conditioning:
         """Encode what a picture is conditioned on."""
         encoders = [getattr(self._pipe, name, None) for name in ENCODERS]
@@ -161,6 +165,7 @@ class PipelineBackbone:
         scaled = inputs.extras.lora_scale not in (None, 1.0)
         return evolve(made, in_turn=scaled or moves(*self._denoising()))
 
+    @plain_defaults()
     def words(self, inputs: Inputs) -> tuple[str, ...]:
         """The words of the prompt that the network reads, in their order."""
         from vitrail.backbones.words import words_of
@@ -172,11 +177,13 @@ class PipelineBackbone:
         """The same conditioning with one more text that rows may have."""
         return conditioning.also(inputs.prompt, self.condition(evolve(inputs, extras=_text_only(inputs.extras)), None))
 
+    @plain_defaults()
     def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
         """One forward of the network, with the wanted attention maps computed beside it."""
         with self._turn(conditioning):
             return self._family.forward(self._pipe, rows, step, timestep, conditioning)
 
+    @plain_defaults()
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
         """Latents of a picture in [-1, 1], Float32[Tensor, "1 3 Height Width"]; ``noise`` draws from the posterior."""
         from vitrail.backbones.decoding import encode
@@ -184,6 +191,7 @@ class PipelineBackbone:
         with lasting(self._pipe.vae):
             return encode(self._pipe.vae, picture, noise, self._family.upcasts)
 
+    @plain_defaults()
     def decode(
         self, latents: Tensor, exchange: Exchange | None = None, wrap: Wrap = "none", backs_off: bool = True
     ) -> Tensor:
@@ -196,6 +204,7 @@ class PipelineBackbone:
                 self._pipe.vae, latents, self.native_size, exchange or Alone(), wrap, backs_off, self._family.upcasts
             )
 
+    @plain_defaults()
     def check_gradients(self) -> None:
         """Refuse networks through which there is no way back, as they are now."""
         from vitrail.backbones.differentiable import check_differentiable
@@ -208,10 +217,12 @@ class PipelineBackbone:
 
         return decoder_of(self._pipe.vae, self.device)
 
+    @plain_defaults()
     def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
         """A picture of any size in [-1, 1] at the wanted size, by the pipeline's own image processor."""
         return read_picture(self._pipe.image_processor, picture, height, width).to(self.device)
 
+    @plain_defaults()
     def to_pil(self, pictures: Tensor) -> list[Image]:
         """Pictures as Pillow images, by the pipeline's own image processor."""
         processor = self._pipe.image_processor

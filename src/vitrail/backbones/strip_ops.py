@@ -201,7 +201,7 @@ class Strips:
                     mine[index, "moments"] = moments(strip, groups)
         if self.shortage.reason:
             keys = ((index, name) for index in self.team.own() for name in like)
-            mine = {key: torch.zeros(like[key[1]].shape, dtype=like[key[1]].dtype) for key in keys}
+            mine = {key: torch.zeros(like[key[1]].shape, dtype=like[key[1]].dtype, device="cpu") for key in keys}
         return self.team.gather(mine, like)
 
     def _pad(self, index: int, seen: Mapping[Key, Tensor]) -> Tensor:
@@ -242,7 +242,7 @@ def merge_moments(each: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         each: Float64[Tensor, "strips 2 groups"].
         rows: Rows of each strip, or numbers in proportion to them.
     """
-    share = torch.tensor(rows, dtype=torch.float64)[:, None] / sum(rows)
+    share = torch.tensor(rows, dtype=torch.float64, device=each.device)[:, None] / sum(rows)
     means, variances = each.unbind(1)
     mean = (share * means).sum(0)
     return mean, (share * (variances + (means - mean).square())).sum(0)

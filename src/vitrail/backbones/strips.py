@@ -124,7 +124,7 @@ def gather_picture(
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     channels, width = vae.config.out_channels, latents.shape[3] * factor
     like = {
-        (index, "picture"): torch.empty(1, channels, rows * factor, width, device="meta")
+        (index, "picture"): torch.empty(1, channels, rows * factor, width, dtype=torch.float32, device="meta")
         for index, rows in enumerate(team.rows)
     }
     owner = {key: team.owner(key[0]) for key in like}

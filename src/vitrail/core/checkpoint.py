@@ -80,7 +80,7 @@ class Checkpoints:
         done = Sampled(latents, engine.first)
         if self.current is not None:
             kept, self.current = self.current, None
-            done.latents, done.steps = kept["latents"], kept["steps"]
+            done.latents, done.steps = kept["latents"].float(), kept["steps"]
             state, step = done.state, engine.steps()[done.steps - 1]
             state.phase, state.stage = step.phase, step.stage
             state.guidance, state.masking = kept["guidance"], kept["masking"]
@@ -165,7 +165,9 @@ def broadcast_state(communicator: Communicator, value: Any, src: int, device: An
         told = [skeleton, [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors]]
     skeleton, shapes = communicator.broadcast_object(told, src)
     if communicator.rank != src:
-        tensors = [torch.empty(shape, dtype=getattr(torch, dtype)) for shape, dtype in shapes]
+        tensors = [
+            torch.empty(shape, dtype=getattr(torch, dtype), device=communicator.device) for shape, dtype in shapes
+        ]
     tensors = [tensor.detach().cpu().contiguous() for tensor in tensors]
     for tensor in tensors:
         communicator.broadcast(tensor, src)

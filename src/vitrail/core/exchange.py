@@ -59,7 +59,10 @@ class Exchange:
 
         if self.is_alone:
             return mine
-        out = {key: torch.empty(each.shape, dtype=each.dtype) for key, each in like.items()}
+        out = {
+            key: torch.empty(each.shape, dtype=each.dtype, device=self.communicator.device)
+            for key, each in like.items()
+        }
         self.communicator.all_gather_into(out, mine, owner)
         return out
 
@@ -152,6 +155,11 @@ class Control:
             return wanted
         if self._channel is None:
             self._channel = self._communicator.channel("stop", src=0, shape=(1,), dtype=torch.uint8)
-        self._channel.publish(self._count, torch.tensor([wanted]).byte() if self._communicator.rank == 0 else None)
+        self._channel.publish(
+            self._count,
+            torch.tensor([wanted], dtype=torch.uint8, device=self._communicator.device)
+            if self._communicator.rank == 0
+            else None,
+        )
         self._count += 1
         return self._count > 1 and bool(self._channel.fetch(self._count - 2))

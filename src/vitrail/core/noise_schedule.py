@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from attrs import evolve, field, frozen
 
+from vitrail.core.ambient import plain_defaults
 from vitrail.core.fields import as_tuple
 from vitrail.core.step import PredictionType, Step
 from vitrail.errors import CapabilityError, ConfigError
@@ -199,6 +200,7 @@ def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: dict
 class Stepper:
     """A scheduler set for one run: scaling of the input, one step on the canvas, the noise schedule."""
 
+    @plain_defaults()
     def __init__(self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: dict[str, Any] | None = None):
         _set_timesteps(scheduler, num_inference_steps, set_timesteps or {})
         self._scheduler: Any = scheduler
@@ -211,11 +213,13 @@ class Stepper:
         """Standard deviation of the initial latents."""
         return float(getattr(self._scheduler, "init_noise_sigma", 1.0))
 
+    @plain_defaults()
     def begin_at(self, first: int) -> None:
         """Start at a later step, as img2img does; before the first call of anything else."""
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(first)
 
+    @plain_defaults()
     def noised(self, latents: Tensor, noise: Tensor, index: int) -> Tensor:
         """Clean latents with the noise of a step, Float32[Tensor, "batch channels height width"]."""
         add = self._scheduler.scale_noise if _is_flow_match(self._scheduler) else self._scheduler.add_noise
@@ -247,12 +251,14 @@ class Stepper:
         """Calls of the scheduler for one inference step, nearly; 2 for Heun."""
         return int(getattr(self._scheduler, "order", 1))
 
+    @plain_defaults()
     def scale(self, latents: Tensor, index: int) -> Tensor:
         """The latents as the network wants them at a step; once a step, on the whole canvas."""
         if not hasattr(self._scheduler, "scale_model_input"):
             return latents
         return cast("Tensor", self._scheduler.scale_model_input(latents, self.timesteps[index]))
 
+    @plain_defaults()
     def step(self, model_output: Tensor, index: int, latents: Tensor, generator: Generator) -> Tensor:
         """One scheduler step on the whole canvas; its noise, if any, comes from ``generator``."""
         extra = {"generator": generator} if self._takes_generator else {}

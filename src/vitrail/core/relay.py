@@ -20,6 +20,7 @@ from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from vitrail.comm.protocol import Channel
@@ -76,6 +77,7 @@ class Relay:
         channel: Carries the messages.
         owners: Of the micro-batches, once they are known.
         row_batch: Rows of a micro-batch; the last may have fewer.
+        device: Where messages are wanted, once the channel is open.
     """
 
     exchange: Exchange
@@ -87,6 +89,7 @@ class Relay:
     channel: Channel | None = None
     owners: tuple[int, ...] = ()
     row_batch: int = 1
+    device: torch.device | None = None
 
     def view_owners(self) -> list[int]:
         """The rank of every view."""
@@ -174,6 +177,7 @@ class Relay:
     def _open(self, step: Step, views: Tensor) -> None:
         """Open the channel before anything is computed, since that is collective; the owner may be steps ahead."""
         batch, channels, height, width = views.shape[1:]
+        self.device = views.device
         self.channel = self.exchange.communicator.channel(
             f"phase {step.phase} stage {step.stage}",
             src=self.view_owners()[self.patches.key],
@@ -184,4 +188,4 @@ class Relay:
 
     def _fetch(self, version: int) -> Tensor:
         assert self.channel is not None
-        return self.channel.fetch(version)
+        return self.channel.fetch(version).to(self.device)

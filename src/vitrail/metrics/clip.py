@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs import validators as v
 
+from vitrail.core.ambient import plain_defaults
 from vitrail.core.fields import as_tuple
 from vitrail.errors import ConfigError, ModelError
 from vitrail.metrics.files import digest_of_files
@@ -87,6 +88,7 @@ class ClipNetwork:
         """What CLIP multiplies cosines by before a softmax; 100 in the published models."""
         return float(self.model.logit_scale.exp())
 
+    @plain_defaults()
     def of_pictures(self, pictures: Tensor) -> Tensor:
         """Projected embeddings, Float32[Tensor, "batch dim"]."""
         import torch
@@ -98,6 +100,7 @@ class ClipNetwork:
             embedded: Tensor = self.model.visual_projection(seen.pooler_output)
         return embedded
 
+    @plain_defaults()
     def of_text(self, text: str) -> Tensor:
         """The projected embedding, Float32[Tensor, "dim"]; a text that is too long is cut."""
         import torch
@@ -136,6 +139,7 @@ def digest_of_clip(folder: str) -> str:
 
 
 @functools.cache
+@plain_defaults()
 def load_clip(folder: str, device: str, digest: str = "") -> ClipNetwork:
     """The model of a folder on a device, loaded once.
 

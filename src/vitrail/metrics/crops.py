@@ -90,6 +90,6 @@ def places(height: int, width: int, side: int, count: int, seed: int) -> tuple[t
             f"a crop of {side} pixels does not fit in a picture of {height}x{width}; choose a smaller crop_size"
         )
     generator = Streams(seed).generator("crops", height, width, side)
-    drawn = torch.rand(count, 2, generator=generator)
-    free = torch.tensor([height - side + 1, width - side + 1])
+    drawn = torch.rand(count, 2, generator=generator, dtype=torch.float32, device="cpu")
+    free = drawn.new_tensor([height - side + 1, width - side + 1])
     return tuple((int(y), int(x)) for y, x in (drawn * free).long().tolist())

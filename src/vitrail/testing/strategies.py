@@ -91,7 +91,7 @@ def _check_patches(strategy: Any, step: Step, canvas: Canvas) -> None:
     total, seen = torch.zeros_like(picture), torch.zeros_like(picture)
     for view in patches.views:
         view.add_to(total, view.read(picture))
-        view.add_to(seen, torch.ones(1, CHANNELS, *view.shape))
+        view.add_to(seen, picture.new_ones(1, CHANNELS, *view.shape))
     torch.testing.assert_close(total / seen, picture, rtol=1e-5, atol=1e-5)
     if patches.permutation is not None:
         sample = Streams(2).normal((len(patches.views), 1, CHANNELS, *patches.views[0].shape), "sample")
