@@ -33,16 +33,16 @@ class Streams:
 
         text = "/".join([str(SCHEME), str(self.seed), name, *map(str, index)])
         digest = hashlib.sha256(text.encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def normal(self, shape: tuple[int, ...], name: str, *index: int) -> Tensor:
         """Standard normal numbers on CPU, Float32[Tensor, "*shape"]."""
         import torch
 
-        return torch.randn(shape, generator=self.generator(name, *index))
+        return torch.randn(shape, generator=self.generator(name, *index), dtype=torch.float32, device="cpu")
 
     def uniform(self, shape: tuple[int, ...], name: str, *index: int) -> Tensor:
         """Uniform numbers in [0, 1) on CPU, Float32[Tensor, "*shape"]."""
         import torch
 
-        return torch.rand(shape, generator=self.generator(name, *index))
+        return torch.rand(shape, generator=self.generator(name, *index), dtype=torch.float32, device="cpu")
