@@ -15,6 +15,7 @@ from vitrail.core.inputs import Extras, Inputs
 from vitrail.core.run_config import ROW_BATCH, RunConfig
 from vitrail.core.turning import predict_turned
 from vitrail.core.views import Canvas
+from vitrail.discovery import registered_name
 from vitrail.errors import CapabilityError, ConfigError
 from vitrail.gradients import check_gradients, gradients_of
 from vitrail.pixels import Pixels
@@ -68,7 +69,11 @@ class Builder:
         self._check(inputs[0])
         request = self.composition.attention_request()
         answers = Answers(
-            self.composition, self._predict(phases, inputs, request, streams), backbone.latent_channels, streams
+            self.composition,
+            self._predict(phases, inputs, request, streams),
+            backbone.latent_channels,
+            streams,
+            registered_name,
         )
         made: dict[str, Any] = {"composition": self.composition, "stages": Stages(answers, self.plugins)}
         branches: tuple[Branch, ...] = ("uncond", "cond") if inputs[0].guided else ("cond",)
@@ -158,7 +163,13 @@ class Builder:
 
             rectification = self.composition.stages[step.stage].rectification
             return predict_rectified(
-                rectification, self.backbone, step, rows, streams, lambda part: predict_turned(part, forward)
+                rectification,
+                self.backbone,
+                step,
+                rows,
+                streams,
+                lambda part: predict_turned(part, forward),
+                registered_name,
             )
 
         return predict

@@ -33,6 +33,11 @@ def registry() -> Registry:
     return build_registry(entry for entry in found if entry.name not in disabled)
 
 
+def registered_name(slot: str, cls: type) -> str | None:
+    """The name of a class in a slot of the process's registry; None if it has none."""
+    return next((entry.name for entry in registry().entries(slot) if entry.value is cls), None)
+
+
 def build_registry(entry_points: Iterable[metadata.EntryPoint] = (), strict: bool = False) -> Registry:
     """A registry of the built-ins and the given entry points.
 

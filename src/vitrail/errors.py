@@ -31,7 +31,7 @@ class ModelError(VitrailError, ValueError):
 
 
 class ShapeError(VitrailError, ValueError):
-    """A strategy returned a tensor of another shape than its contract says."""
+    """A strategy returned something else than its slot's contract says: another type, shape, dtype, count or range."""
 
 
 class CoverageError(VitrailError, ValueError):

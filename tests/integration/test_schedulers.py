@@ -1,10 +1,15 @@
 """Every scheduler of diffusers drives a whole run, the stochastic and multistep ones too."""
 
+import inspect
+import itertools
+
+import diffusers
 import pytest
 import torch
 
 from schedulers import READ, STOCHASTIC, new_scheduler
-from toy import ASG, DETAIL, NATIVE, VARIANCE, sample, smooth_templates, toy_sampler
+from toy import ASG, DETAIL, NATIVE, STRUCTURE, VARIANCE, sample, smooth_templates, toy_sampler
+from vitrail.core.noise_schedule import Stepper
 
 WHOLE = {"patching": "whole", "fusion": "average"}
 TEMPLATES = smooth_templates(4, NATIVE)
@@ -54,3 +59,51 @@ def test_windows_over_a_network_that_ignores_neighbours_are_plain_sampling(name,
     windows = {"patching": {"type": "windows", "overlap": 0.75, "jitter": True}, "fusion": fusion}
     plain = run(name, WHOLE, templates=each_cell_alone)
     torch.testing.assert_close(run(name, windows, templates=each_cell_alone), plain, rtol=1e-3, atol=1e-3)
+
+
+# ---------------------------------------------------------------- the ends of schedules
+
+FROM_NOISE_ALONE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+SPACINGS = ({}, {"use_flow_sigmas": True}, {"timestep_spacing": "trailing"}, FROM_NOISE_ALONE)
+TAKES = {name: inspect.signature(getattr(diffusers, name).__init__).parameters.keys() for name in READ}
+SCHEDULES = [(name, options) for name in READ for options in SPACINGS if options.keys() <= TAKES[name]]
+FORMS = ("x0", "literal", "reversed", "cfg-like")
+
+
+def kinds(name, options):
+    """Prediction types to try; a flow has its own, and not every scheduler knows ``sample``."""
+    if "Flow" in name or "use_flow_sigmas" in options:
+        return ["flow_prediction"]
+    return ["v_prediction", "sample"] if name.startswith("DD") else ["v_prediction"]
+
+
+def guided(form):
+    """Structure guidance of every step, so that the ends are among them."""
+    apart = {k: v for k, v in STRUCTURE.items() if k != "until"}
+    return {**apart, "guidance": [{"type": "sync", "scale": 0.5, "form": form}]}
+
+
+@pytest.mark.parametrize(("name", "options"), SCHEDULES, ids=[f"{n}-{'-'.join(o)}" for n, o in SCHEDULES])
+def test_every_form_of_guidance_is_finite_at_the_ends_of_every_schedule(name, options):
+    runs = [(form, 1) for form in FORMS if name != "PNDMScheduler"] + [("literal", 4)]  # which cannot do a single step
+    for kind, (form, steps) in itertools.product(kinds(name, options), runs):
+        scheduler = new_scheduler(name, prediction_type=kind, **options)
+        final = sample(toy_sampler(guided(form), scheduler=scheduler), steps=steps)
+        assert final.isfinite().all(), (kind, steps, form)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("FlowMatchEulerDiscreteScheduler", {}), ("DDIMScheduler", FROM_NOISE_ALONE)]
+)
+def test_some_of_these_schedules_do_begin_with_noise_alone(name, options):
+    """The test above would hold of schedules that stay away from the ends, too."""
+    scheduler = new_scheduler(name, prediction_type="v_prediction", **options)
+    for steps in (1, 3):
+        assert Stepper(scheduler, steps).schedule.alphas[0] == 0
+
+
+def test_the_nearest_timestep_of_noise_alone_is_the_last():
+    schedule = Stepper(new_scheduler("DDIMScheduler", prediction_type="v_prediction", **FROM_NOISE_ALONE), 3).schedule
+    (step,) = schedule.steps([1])
+    assert schedule.step_at(step, 0.0, 0.5).timestep == 999
+    assert schedule.step_at(step, 1.0, 0.0).timestep == 0

@@ -12,7 +12,8 @@ from schedulers import new_scheduler
 from vitrail.core.noise_schedule import Stepper
 from vitrail.core.prediction import Prediction
 from vitrail.core.streams import Streams
-from vitrail.testing import PREDICTION_TYPES, make_prediction, make_step
+from vitrail.errors import CapabilityError, PredictionError
+from vitrail.testing import ENDS, PREDICTION_TYPES, make_prediction, make_step
 
 SHAPE = (2, 4, 6, 6)
 SEEDS = st.integers(0, 2**32)
@@ -85,6 +86,75 @@ def test_a_move_by_nothing_keeps_every_bit(kind, scales, seed):
         for moved in (prediction.move_clean(nothing), prediction.move_noise(nothing)):
             assert torch.equal(moved.model_output, prediction.model_output)
     assert prediction.move_clean(torch.zeros(SHAPE)).model_output.dtype == torch.float32
+
+
+# ---------------------------------------------------------------- the ends of schedules
+
+FORMS = {"variance preserving": lambda s: (math.sqrt(1 - s * s), s), "flow": lambda s: (1 - s, s)}
+EVERY_END = [(kind, end) for kind, ends in ENDS.items() for end in ends]
+
+
+def scales_at(end):
+    return (1.0, 0.0) if end == "clean" else (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("kind", "end"), EVERY_END)
+def test_a_perfect_output_is_read_at_the_ends_as_anywhere(kind, end):
+    prediction, clean, noise = record(kind, scales_at(end), seed=1)
+    close(prediction.clean, clean)
+    close(prediction.noise, noise)
+
+
+@pytest.mark.parametrize(("kind", "end"), EVERY_END)
+def test_the_ends_are_limits_of_what_lies_beside_them(kind, end):
+    """Clean latents, noise, and what can be moved; of whatever was said."""
+    said, delta = draw(2, "anything"), draw(2, "delta")
+    at, beside = (
+        evolve(record(kind, scales, seed=1)[0], model_output=said)
+        for scales in (scales_at(end), FORMS["flow"](1e-9 if end == "clean" else 1 - 1e-9))
+    )
+    free = {"noise": "clean", "only": "clean", "clean": "noise"}[end]
+    kept = {"clean": "noise", "noise": "clean"}[free]
+    fixed_by_the_output = {"epsilon": "noise", "sample": "clean"}.get(kind)
+    move = {"clean": lambda p: p.move_clean(delta), "noise": lambda p: p.move_noise(delta)}
+    torch.testing.assert_close(getattr(at, free), getattr(beside, free), rtol=1e-6, atol=1e-6)
+    moved = move[free](at)
+    torch.testing.assert_close(moved.model_output, move[free](beside).model_output, rtol=1e-6, atol=1e-6)
+    close(getattr(moved, free), getattr(at, free) + delta)
+    if fixed_by_the_output != kept:  # the latents say it, so nothing moves it
+        close(getattr(at, kept), at.latents)
+        assert torch.equal(move[kept](at).model_output, said)
+        close(getattr(moved, kept), at.latents)
+
+
+@pytest.mark.parametrize(("kind", "end"), EVERY_END)
+def test_no_move_ever_leaves_the_finite(kind, end):
+    step = make_step(prediction_type=kind, end=end)
+    prediction, delta = make_prediction(SHAPE, step), torch.ones(SHAPE)
+    for moved in (prediction.move_clean(delta), prediction.move_noise(delta), prediction.with_clean(delta)):
+        assert moved.model_output.isfinite().all()
+        assert moved.clean.isfinite().all() and moved.noise.isfinite().all()
+    for nothing in (torch.zeros(SHAPE), -torch.zeros(SHAPE)):
+        assert torch.equal(prediction.move_clean(nothing).model_output, prediction.model_output)
+        assert torch.equal(prediction.move_noise(nothing).model_output, prediction.model_output)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scales", "what", "told"),
+    [
+        ("epsilon", (0.0, 1.0), "clean", "at alpha = 0 a prediction of type 'epsilon' does not say the clean latents"),
+        ("sample", (1.0, 0.0), "noise", "at sigma = 0 a prediction of type 'sample' does not say the noise"),
+    ],
+)
+def test_what_an_output_leaves_open_is_refused_and_not_divided_by_zero(kind, scales, what, told):
+    step = make_step(4, prediction_type=kind, alpha=scales[0], sigma=scales[1])
+    with pytest.raises(PredictionError, match=f"step 5: {told}"):
+        getattr(make_prediction(SHAPE, step), what)
+
+
+def test_a_schedule_that_leaves_the_picture_open_is_refused_before_a_run():
+    with pytest.raises(CapabilityError, match=r"DDIMScheduler begins with noise alone.*rescale_betas_zero_snr"):
+        Stepper(new_scheduler("DDIMScheduler", rescale_betas_zero_snr=True, timestep_spacing="trailing"), 4)
 
 
 @pytest.mark.parametrize("index", [0, 3, 7])

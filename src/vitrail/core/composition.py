@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve, field, frozen
 from attrs import validators as v
 
+from vitrail.core.asked import Asked
 from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.fields import RAMPS, as_tuple, share
 from vitrail.core.protocols import AttentionRequest, Fusion, Guidance, Masking, Patching, Prompting, Rectification
 from vitrail.core.refusals import refuse
+from vitrail.core.returned import check_granularity
 from vitrail.core.shared import Shared
 from vitrail.core.sizes import SizeConditioning
 from vitrail.core.step import Ramp
@@ -105,7 +107,8 @@ class Composition:
         ends = (0, *self.boundaries(num_steps, group))
         stages = [self.stages[number] for number in self.groups()[group]]
         used = [stage for stage, begin, end in zip(stages, ends, ends[1:], strict=False) if end > begin]
-        pairs = [s.granularity(canvas) for stage in used for slot, s in stage.strategies() if slot == "patching"]
+        patchings = [s for stage in used for slot, s in stage.strategies() if slot == "patching"]
+        pairs = [check_granularity(Asked("patching", each), each.granularity(canvas)) for each in patchings]
         return canvas.padded(math.lcm(*(h for h, _ in pairs)), math.lcm(*(w for _, w in pairs)))
 
     def attention_request(self) -> AttentionRequest | None:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from vitrail.core.asked import Asked
 from vitrail.core.cost import Cost
 from vitrail.core.fields import as_tuple
 from vitrail.core.phase import steps_of
+from vitrail.core.returned import check_branches
 
 if TYPE_CHECKING:
     from vitrail.core.composition import Composition, Stage
@@ -116,5 +118,7 @@ def branches_of(stage: Stage, step: Step, branches: Sequence[Branch], family: in
         branches: Of the run.
         family: 0 is the main one.
     """
-    wanted = [] if family else [getattr(g, "branches", None) for g in stage.guidance if g.point == "branches"]
-    return (*branches, *(branch for wants in wanted if wants is not None for branch in wants(step)))
+    found = list(branches)
+    for guidance in () if family else (g for g in stage.guidance if g.point == "branches" and hasattr(g, "branches")):
+        found += check_branches(Asked("guidance", guidance, step), guidance.branches(step), branches)
+    return tuple(found)

@@ -60,7 +60,8 @@ class NoiseSchedule:
 
         Raises:
             CapabilityError: If the scheduler shows neither sigmas nor cumulative alphas, or reads the network's
-                output through a scaling of its own (EDM, consistency models).
+                output through a scaling of its own (EDM, consistency models), or if it has a step at which an output
+                of its type leaves open what the picture or the noise is.
         """
         timesteps = [float(t) for t in scheduler.timesteps]
         scales = None
@@ -75,6 +76,7 @@ class NoiseSchedule:
         pairs = scales[: len(timesteps)]
         count = int(getattr(scheduler.config, "num_train_timesteps", 1000))
         kind = prediction_type_of(scheduler)
+        _refuse_open_ends(scheduler, kind, pairs)
         return cls(timesteps, [a for a, _ in pairs], [s for _, s in pairs], kind, count, _trained(scheduler))
 
     def step_at(self, step: Step, alpha: float, sigma: float) -> Step:
@@ -97,8 +99,10 @@ class NoiseSchedule:
         above = bisect_left(self.trained, ratio)
         if above in (0, len(self.trained)):
             return float(min(above, len(self.trained) - 1))
-        below = above - 1
-        return float(above if self.trained[above] / ratio < ratio / self.trained[below] else below)
+        below, high, low = above - 1, self.trained[above], self.trained[above - 1]
+        if high == ratio or low == 0:  # as where there is noise alone, or none; both are far from all else
+            return float(above)
+        return float(above if high / ratio < ratio / low else below)
 
     def steps(self, ends: Sequence[int], stages: Sequence[int] | None = None, begin: int = 0) -> list[Step]:
         """Every step from ``begin`` on, with the stage it belongs to; ``ends`` has the first step after each stage.
@@ -150,6 +154,22 @@ def prediction_type_of(scheduler: Scheduler) -> PredictionType:
     if name not in PREDICTION_TYPES:
         raise CapabilityError(f"prediction type {name!r} is unknown; known: {', '.join(PREDICTION_TYPES)}")
     return cast(PredictionType, name)
+
+
+def _refuse_open_ends(scheduler: Scheduler, kind: PredictionType, pairs: Sequence[tuple[float, float]]) -> None:
+    """Refuse a step at which an output of this type leaves open what the picture, or the noise, is."""
+    name = type(scheduler).__name__
+    if kind == "epsilon" and any(a == 0 for a, _ in pairs):
+        raise CapabilityError(
+            f"{name} begins with noise alone (alpha = 0), where a prediction of type 'epsilon' says nothing of the "
+            "picture; use prediction_type='v_prediction' if the model was trained so, or switch off "
+            "rescale_betas_zero_snr"
+        )
+    if kind == "sample" and any(s == 0 for _, s in pairs):
+        raise CapabilityError(
+            f"{name} has a step without noise (sigma = 0), where a prediction of type 'sample' says nothing of the "
+            "noise; leave that step out"
+        )
 
 
 def _is_flow(scheduler: Scheduler) -> bool:

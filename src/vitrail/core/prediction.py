@@ -10,6 +10,17 @@ Lipman et al., 2023, https://arxiv.org/abs/2210.02747, for the flow):
     flow_prediction  y = n - x0
 
 The output itself is kept, and a correction is added to it, so that no correction leaves it bit for bit.
+
+At the ends of a schedule the latents alone say one of the two, whatever the network does:
+
+    a = 0   x = s n, so the noise is x / s. No output can say another, so a correction of the noise is none: the
+            output that would state it grows without bound as a falls to 0, and takes the clean latents with it.
+    s = 0   x = a x0, so the clean latents are x / a, and a correction of them is none, for the same reason.
+
+The other one is read from the output as at any step, and can be corrected. Two types are exceptions, since their
+output is the very thing: ``epsilon`` says the noise, and ``sample`` the clean latents, at both ends. What they leave
+open there, the clean latents of ``epsilon`` at a = 0 and the noise of ``sample`` at s = 0, stands in no term of x or y
+and is refused; a schedule with such a step is refused before a run begins (``NoiseSchedule.of``).
 """
 
 from __future__ import annotations
@@ -18,6 +29,8 @@ import math
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
+
+from vitrail.errors import PredictionError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +54,16 @@ class Prediction:
 
     @property
     def clean(self) -> Tensor:
-        """The predicted clean latents x0, Float32[Tensor, "*shape"]."""
+        """The predicted clean latents x0, Float32[Tensor, "*shape"].
+
+        Raises:
+            PredictionError: For ``epsilon`` at alpha = 0, where nothing says them.
+        """
         a, s, x, y = self.step.alpha, self.step.sigma, self.latents, self.model_output
         match self.step.prediction_type:
             case "epsilon":
+                if a == 0:
+                    raise PredictionError(self._left_open("alpha = 0", "clean latents", "v_prediction"))
                 return (x - s * y) / a
             case "sample":
                 return y
@@ -56,12 +75,18 @@ class Prediction:
 
     @property
     def noise(self) -> Tensor:
-        """The noise prediction, Float32[Tensor, "*shape"]; needs sigma > 0 for ``sample``."""
+        """The noise prediction, Float32[Tensor, "*shape"].
+
+        Raises:
+            PredictionError: For ``sample`` at sigma = 0, where nothing says it.
+        """
         a, s, x, y = self.step.alpha, self.step.sigma, self.latents, self.model_output
         match self.step.prediction_type:
             case "epsilon":
                 return y
             case "sample":
+                if s == 0:
+                    raise PredictionError(self._left_open("sigma = 0", "noise", "v_prediction"))
                 return (x - a * y) / s
             case "v_prediction":
                 c = math.hypot(a, s)
@@ -70,28 +95,46 @@ class Prediction:
                 return (x + a * y) / (a + s)
 
     def move_clean(self, delta: Tensor) -> Prediction:
-        """The record whose clean latents differ by ``delta``, Float32[Tensor, "*#shape"]."""
+        """The record whose clean latents differ by ``delta``, Float32[Tensor, "*#shape"]; not so at sigma = 0."""
         return evolve(self, model_output=self.model_output + self._per_clean() * delta)
 
     def move_noise(self, delta: Tensor) -> Prediction:
-        """The record whose noise differs by ``delta``, Float32[Tensor, "*#shape"]."""
-        a, s = self.step.alpha, self.step.sigma
-        factor = 1.0 if self.step.prediction_type == "epsilon" else -self._per_clean() * s / a
-        return evolve(self, model_output=self.model_output + factor * delta)
+        """The record whose noise differs by ``delta``, Float32[Tensor, "*#shape"]; not so at alpha = 0."""
+        return evolve(self, model_output=self.model_output + self._per_noise() * delta)
 
     def with_clean(self, clean: Tensor) -> Prediction:
-        """The record that predicts these clean latents, Float32[Tensor, "*shape"]."""
+        """The record that predicts these clean latents, Float32[Tensor, "*shape"]; not so at sigma = 0."""
         return self.move_clean(clean - self.clean)
 
     def _per_clean(self) -> float:
         """Change of the output for a unit change of the clean latents."""
-        a, s = self.step.alpha, self.step.sigma
-        match self.step.prediction_type:
+        a, s, kind = self.step.alpha, self.step.sigma, self.step.prediction_type
+        if kind == "sample":
+            return 1.0
+        if s == 0:
+            return 0.0
+        match kind:
             case "epsilon":
                 return -a / s
-            case "sample":
-                return 1.0
             case "v_prediction":
                 return -math.hypot(a, s) / s
             case "flow_prediction":
                 return -(a + s) / s
+
+    def _per_noise(self) -> float:
+        """Change of the output for a unit change of the noise."""
+        a, s, kind = self.step.alpha, self.step.sigma, self.step.prediction_type
+        if kind == "epsilon":
+            return 1.0
+        if a == 0:
+            return 0.0
+        if s == 0:
+            return 0.0 if kind == "sample" else 1.0  # the limit: the output says the noise alone
+        return -self._per_clean() * s / a
+
+    def _left_open(self, end: str, what: str, other: str) -> str:
+        kind, index = self.step.prediction_type, self.step.index
+        return (
+            f"step {index + 1}: at {end} a prediction of type {kind!r} does not say the {what}; use a model of type "
+            f"{other!r}, or a schedule without such a step"
+        )

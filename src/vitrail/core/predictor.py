@@ -104,10 +104,7 @@ class Predictor:
             canvas: Of the phase.
             ratio: The scale of the next step over that of this one, for ``Stage.scale_batch``.
         """
-        stage = self._stage(step)
-        patching = stage.patching if family == 0 else stage.also[family - 1].patching
-        prepare = getattr(patching, "prepare", None)
-        read = gather_views(scaled if prepare is None else prepare(step, scaled, canvas), patches.views)
+        read = gather_views(self.stages.prepare(step, scaled, canvas, family), patches.views)
         return self.scaled_early(step, read, family, ratio)
 
     def scaled_early(self, step: Step, read: Tensor, family: int, ratio: float) -> Tensor:

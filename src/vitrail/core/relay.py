@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 AHEAD = 4  # messages that the key view's rank may be ahead of the slowest reader
 Combine = Callable[[Sequence[Predicted]], "Tensor"]
 Tell = Callable[["MessageGuidance", Prediction, Predicted], "Tensor"]
+Follow = Callable[["Step", "MessageGuidance", Prediction, int, "Tensor | None"], Prediction]
 
 
 def message_guidance(stage: Stage) -> tuple[MessageGuidance, ...] | None:
@@ -103,6 +104,7 @@ class Relay:
         forward: Callable[[Rows], Predicted],
         combine: Combine,
         tell: Tell,
+        follow: Follow,
     ) -> Prediction:
         """Predict this rank's views, the key view first, and guide them by the message.
 
@@ -113,6 +115,7 @@ class Relay:
             forward: The network.
             combine: Classifier-free guidance over answers, Float32[Tensor, "views batch channels h w"].
             tell: The key view's message from its prediction.
+            follow: All views but the key view, corrected by a message.
         """
         if not self.owners:
             self._share_out(batches)
@@ -136,7 +139,7 @@ class Relay:
         for unit in (unit for unit in rest if self.owners[unit] == rank):
             answers[unit] = forward(batches[unit])
         views = evolve(views, model_output=combine(answers))
-        return views if self.guidance is None else self.guidance.follow(step, views, key, self.message(step))
+        return views if self.guidance is None else follow(step, self.guidance, views, key, self.message(step))
 
     def message(self, step: Step) -> Tensor | None:
         """The message that a step follows, exactly the one that is due."""

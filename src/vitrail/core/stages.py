@@ -1,4 +1,8 @@
-"""The typed face of a run's hooks: the engine calls these methods and nothing of pluggy's."""
+"""The typed face of a run's hooks and strategies: what the engine asks, and what it takes for an answer.
+
+Every answer is held against its slot's contract (``returned``), so that what is wrong is told by the name of the
+strategy that gave it, and an exception says whose it is.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
+from vitrail.core import returned
+from vitrail.core.asked import Asked, Naming, unnamed
 from vitrail.core.hookspecs import EXCLUSIVE, PROJECT, StageSpecs, attach, hookimpl
 from vitrail.errors import CompositionError, ShapeError, VitrailError
 
@@ -15,10 +21,11 @@ if TYPE_CHECKING:
 
     from vitrail.core.composition import Composition, Stage
     from vitrail.core.prediction import Prediction
-    from vitrail.core.protocols import Guidance, Patching, Predicted, Rows
-    from vitrail.core.scene import Scene
+    from vitrail.core.protocols import Fusion, Guidance, MessageGuidance, Patching, Predicted, Rows
+    from vitrail.core.scene import Memory, Scene
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
+    from vitrail.core.trail import Trail
     from vitrail.core.views import Canvas, Patches, View
 
 T = TypeVar("T")
@@ -28,18 +35,39 @@ class Answers:
     """The composition's answer to every exclusive stage, registered as the plugin ``composition``."""
 
     def __init__(
-        self, composition: Composition, predict: Callable[[Step, Rows], Predicted], channels: int, streams: Streams
+        self,
+        composition: Composition,
+        predict: Callable[[Step, Rows], Predicted],
+        channels: int,
+        streams: Streams,
+        named: Naming = unnamed,
     ):
-        self._stages, self._predict = composition.stages, predict
-        self._channels, self._streams = channels, streams
+        self._stages, self._predict, self.named = composition.stages, predict, named
+        self.channels, self._streams = channels, streams
 
-    def _patching(self, stage: Stage, family: int) -> Patching:
+    def asked(self, slot: str, step: Step, strategy: Any) -> Asked:
+        """A strategy for messages."""
+        return Asked(slot, strategy, step, self.named)
+
+    def stage(self, step: Step) -> Stage:
+        """The strategies of a step."""
+        return self._stages[step.stage]
+
+    def patching(self, step: Step, family: int) -> Patching:
+        """Of a family; 0 is the main one."""
+        stage = self.stage(step)
         return stage.patching if family == 0 else stage.also[family - 1].patching
+
+    def fusion(self, step: Step, family: int) -> Fusion:
+        """Of a family; 0 is the main one."""
+        stage = self.stage(step)
+        return stage.fusion if family == 0 else stage.also[family - 1].fusion
 
     @hookimpl
     def vitrail_patch(self, step: Step, canvas: Canvas, family: int) -> Patches:
-        patching = self._patching(self._stages[step.stage], family)
-        return patching.patch(step, canvas, self._channels, self._streams)
+        patching = self.patching(step, family)
+        with self.asked("patching", step, patching).noted():
+            return patching.patch(step, canvas, self.channels, self._streams)
 
     @hookimpl
     def vitrail_predict(self, step: Step, rows: Rows) -> Predicted:
@@ -47,26 +75,31 @@ class Answers:
 
     @hookimpl
     def vitrail_mask(self, step: Step, key: Prediction, predicted: Predicted, state: Any) -> tuple[Tensor | None, Any]:
-        return self._stages[step.stage].masking.mask(step, key, predicted, state)
+        masking = self.stage(step).masking
+        with self.asked("masking", step, masking).noted():
+            return masking.mask(step, key, predicted, state)
 
     @hookimpl
     def vitrail_guide(self, step: Step, guidance: Guidance, subject: Any, scene: Scene, state: Any) -> tuple[Any, Any]:
-        return guidance.guide(step, subject, scene, state)
+        with self.asked("guidance", step, guidance).noted():
+            return guidance.guide(step, subject, scene, state)
 
     @hookimpl
     def vitrail_fuse(
         self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, family: int
     ) -> Tensor:
-        stage = self._stages[step.stage]
-        fusion = stage.fusion if family == 0 else stage.also[family - 1].fusion
-        return fusion.fuse(step, views, prediction, latents)
+        fusion = self.fusion(step, family)
+        with self.asked("fusion", step, fusion).noted():
+            return fusion.fuse(step, views, prediction, latents)
 
 
 class Stages:
-    """One run's hooks: the composition's answers, wrapped and observed by the given plugins."""
+    """One run's hooks: the composition's answers, wrapped and observed by the given plugins, and checked."""
 
     def __init__(self, answers: Answers, plugins: Iterable[tuple[str, object]] = ()):
         self._answers = answers
+        self._counts: dict[tuple[int, int, int], tuple[Step, int]] = {}  # of views, by phase, stage and family
+        self._looked_at: set[tuple[int, int]] = set()  # steps and families whose permutation was
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(StageSpecs)
         for name, plugin in (("composition", answers), *plugins):
@@ -98,25 +131,24 @@ class Stages:
         except VitrailError:
             raise
         except Exception as error:
-            plugins = ", ".join(i.plugin_name for i in getattr(self._manager.hook, hook).get_hookimpls())
-            error.add_note(f"in {hook}" + (f" at step {step.index}" if step else "") + f"; plugins: {plugins}")
+            others = self._plugins(hook)
+            if others or not getattr(error, "__notes__", ()):  # else it says whose it is
+                where = f"in {hook}{_at(step)}"
+                error.add_note(f"{where}; plugins: {others}" if others else where)
             raise
 
-    def _answer(self, hook: str, step: Step, kind: type[T], **arguments: Any) -> T:
+    def _plugins(self, hook: str) -> str:
+        """Names of those besides the composition that implement a hook."""
+        return ", ".join(i.plugin_name for i in self._others(hook))
+
+    def _answer(self, hook: str, step: Step, asked: Asked | None, kind: type[T], **arguments: Any) -> T:
         result = self._call(hook, step, **arguments)
         if not isinstance(result, kind):
-            wrappers = [i.plugin_name for i in getattr(self._manager.hook, hook).get_hookimpls() if i.wrapper]
-            raise ShapeError(
-                f"{hook} at step {step.index} must give a {kind.__name__}, got {type(result).__name__}; "
-                f"a wrapper must return what it received (wrappers: {', '.join(wrappers) or 'none'})"
-            )
+            wrappers = self._plugins(hook)
+            more = f"; {hook} is wrapped by {wrappers}, and a wrapper must return what it received" if wrappers else ""
+            who = f"{hook}{_at(step)}" if asked is None else str(asked)
+            raise ShapeError(f"{who} must give a {kind.__name__}, got {returned.kind(result)}{more}")
         return result
-
-    def _pair(self, hook: str, step: Step, meaning: str, **arguments: Any) -> tuple[Any, Any]:
-        pair = self._answer(hook, step, tuple, **arguments)
-        if len(pair) != 2:
-            raise ShapeError(f"{hook} at step {step.index} must give {meaning}, got a tuple of {len(pair)}")
-        return pair
 
     def run_start(self, num_steps: int, canvas: Canvas, model_calls: int) -> None:
         """Tell observers the plan."""
@@ -126,39 +158,110 @@ class Stages:
         """Views of one family."""
         from vitrail.core.views import Patches
 
-        return self._answer("vitrail_patch", step, Patches, canvas=canvas, family=family)
+        patching = self._answers.patching(step, family)
+        asked = self._answers.asked("patching", step, patching)
+        patches = self._answer("vitrail_patch", step, asked, Patches, canvas=canvas, family=family)
+        returned.check_patches(asked, patches, canvas, getattr(patching, "shows_whole", False))
+        self._check_count(asked, step, family, len(patches.views))
+        if (step.index, family) not in self._looked_at:  # views are asked for several times a step
+            returned.check_permutation(asked, patches, self._answers.channels)
+            self._looked_at.add((step.index, family))
+        return patches
+
+    def _check_count(self, asked: Asked, step: Step, family: int, count: int) -> None:
+        """A stage has as many views at every step: the plan of who computes what, and its cost, are made from one."""
+        first, planned = self._counts.setdefault((step.phase, step.stage, family), (step, count))
+        if count != planned:
+            asked.refuse(
+                f"returned {count} views, but {planned} at step {first.index + 1} of the same stage; it must return as "
+                "many at every step of a stage"
+            )
+
+    def prepare(self, step: Step, model_input: Tensor, canvas: Canvas, family: int) -> Tensor:
+        """What the views of a family are read from, Float32[Tensor, "batch channels height width"]."""
+        patching = self._answers.patching(step, family)
+        prepare = getattr(patching, "prepare", None)
+        if prepare is None:
+            return model_input
+        asked = self._answers.asked("patching", step, patching)
+        with asked.noted():
+            prepared: Tensor = prepare(step, model_input, canvas)
+        returned.check_like(asked, "the canvas that its views are read from", prepared, model_input)
+        return prepared
+
+    def texts(
+        self, step: Step, prompt: str, views: Sequence[View], canvas: Canvas, memory: Memory | None
+    ) -> tuple[str | None, ...]:
+        """The texts of the main family's views; () for the prompt in all."""
+        prompting = self._answers.stage(step).prompting
+        asked = self._answers.asked("prompting", step, prompting)
+        with asked.noted():
+            texts = prompting.texts(prompt, views, canvas, memory)
+        return returned.check_texts(asked, texts, len(views))
 
     def predict(self, step: Step, rows: Rows) -> Predicted:
         """One forward of the network."""
         from vitrail.core.protocols import Predicted
 
-        return self._answer("vitrail_predict", step, Predicted, rows=rows)
+        predicted = self._answer("vitrail_predict", step, None, Predicted, rows=rows)
+        output, shown = predicted.model_output, rows.model_input
+        if output.shape != shown.shape:
+            raise ShapeError(
+                f"vitrail_predict{_at(step)} must give an output of {tuple(shown.shape)} for rows of that shape, got "
+                f"{tuple(output.shape)}"
+            )
+        return predicted
 
-    def mask(self, step: Step, key: Prediction, predicted: Predicted, state: Any) -> tuple[Tensor | None, Any]:
-        """The mask and the masking's new state."""
-        return self._pair("vitrail_mask", step, "(mask, state)", key=key, predicted=predicted, state=state)
+    def mask(
+        self, step: Step, key: Prediction, predicted: Predicted, state: Any, trail: Trail
+    ) -> tuple[Tensor | None, Any]:
+        """The mask and the masking's new state; whether it lies in [0, 1], the step's trail looks at its end."""
+        asked = self._answers.asked("masking", step, self._answers.stage(step).masking)
+        arguments = {"key": key, "predicted": predicted, "state": state}
+        pair = self._answer("vitrail_mask", step, asked, tuple, **arguments)
+        mask, state = returned.check_pair(asked, "(mask, state)", pair)
+        returned.check_mask(asked, mask, key.latents)
+        if mask is not None:
+            trail.claim(returned.outside(mask), f"{asked} returned a mask that does not lie in [0, 1]")
+        return mask, state
 
     def guide(self, step: Step, guidance: Guidance, subject: T, scene: Scene, state: Any) -> tuple[T, Any]:
         """The corrected subject and the guidance's new state."""
         arguments = {"guidance": guidance, "subject": subject, "scene": scene, "state": state}
-        guided, state = self._pair("vitrail_guide", step, "(subject, state)", **arguments)
-        if type(guided) is not type(subject):
-            raise ShapeError(
-                f"{type(guidance).__name__} at step {step.index} received a {type(subject).__name__} and returned a "
-                f"{type(guided).__name__}; guidance at point {guidance.point!r} must return what it receives"
-            )
+        asked = self._answers.asked("guidance", step, guidance)
+        pair = self._answer("vitrail_guide", step, asked, tuple, **arguments)
+        guided, state = returned.check_pair(asked, "(subject, state)", pair)
+        returned.check_guided(asked, subject, guided, guidance.point)
         return guided, state
+
+    def tell(self, step: Step, guidance: MessageGuidance, subject: Prediction, key: int, mask: Tensor | None) -> Tensor:
+        """The key view's message, Float32[Tensor, "batch channels+1 h w"]."""
+        asked, like = self._answers.asked("guidance", step, guidance), subject.model_output[key]
+        with asked.noted():
+            message = guidance.tell(step, subject, key, mask)
+        returned.check_like(
+            asked, "the message", message, like.new_empty((len(like), like.shape[1] + 1, *like.shape[2:]))
+        )
+        return message
+
+    def follow(
+        self, step: Step, guidance: MessageGuidance, subject: Prediction, key: int, message: Tensor | None
+    ) -> Prediction:
+        """All views but the key view, corrected."""
+        asked = self._answers.asked("guidance", step, guidance)
+        with asked.noted():
+            guided = guidance.follow(step, subject, key, message)
+        returned.check_guided(asked, subject, guided, guidance.point)
+        return guided
 
     def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, family: int) -> Tensor:
         """The canvas's network output, of the canvas's shape."""
         import torch
 
         arguments = {"views": views, "prediction": prediction, "latents": latents, "family": family}
-        fused = self._answer("vitrail_fuse", step, torch.Tensor, **arguments)
-        if fused.shape != latents.shape:
-            raise ShapeError(
-                f"fusion at step {step.index} must return {tuple(latents.shape)}, got {tuple(fused.shape)}"
-            )
+        asked = self._answers.asked("fusion", step, self._answers.fusion(step, family))
+        fused = self._answer("vitrail_fuse", step, asked, torch.Tensor, **arguments)
+        returned.check_fused(asked, fused, latents)
         return fused
 
     def step_end(self, step: Step, latents: Tensor, prediction: Prediction) -> None:
@@ -168,3 +271,7 @@ class Stages:
     def run_end(self, latents: Tensor) -> None:
         """Tell observers that the run is done."""
         self._call("vitrail_run_end", None, latents=latents)
+
+
+def _at(step: Step | None) -> str:
+    return "" if step is None else f" at step {step.index + 1} of {step.num_steps}"

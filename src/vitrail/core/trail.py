@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field, frozen
 
 from vitrail.core.scene import subject_tensor
-from vitrail.errors import PredictionError
+from vitrail.errors import PredictionError, ShapeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,10 +63,12 @@ class Trail:
     Attributes:
         cell: Pixels of a latent cell's side.
         made: So far.
+        claims: How many values break what is claimed of them, each with the words for it.
     """
 
     cell: int = 1
     made: list[Made] = field(factory=list)
+    claims: list[tuple[Tensor, str]] = field(factory=list)
 
     def add(self, what: str, tensor: Tensor, advice: str) -> None:
         """Note one result."""
@@ -111,6 +113,15 @@ class Trail:
 
         self.made.append(Made("the message of the key view, which another rank may have", NETWORK, sums))
 
+    def claim(self, broken: Tensor, told: str) -> None:
+        """Note how many values break a contract; read at the step's end, with what is read then anyway.
+
+        Args:
+            broken: On any device, Int64[Tensor, ""].
+            told: The message if there are any.
+        """
+        self.claims.append((broken, told))
+
     def _note(self, what: str, advice: str, sums: Sequence[Tensor], name: Callable[[int], str] | None = None) -> None:
         import torch
 
@@ -124,9 +135,17 @@ class Trail:
             latents: The canvas after it, Float32[Tensor, "batch channels height width"].
 
         Raises:
+            ShapeError: If what a strategy returned broke its contract on the way.
             PredictionError: Naming what was not finite first: views and branches, or the part of the step.
         """
-        if not math.isfinite(latents.sum().item()) and not bool(latents.isfinite().all()):
+        import torch
+
+        total = latents.sum()
+        total_read, *broken = torch.stack([total, *(count.to(total) for count, _ in self.claims)]).tolist()
+        for count, (_, told) in zip(broken, self.claims, strict=True):
+            if count:
+                raise ShapeError(f"{told}: {int(count)} values")
+        if not math.isfinite(total_read) and not bool(latents.isfinite().all()):
             where = f"step {step.index + 1} of {step.num_steps} (stage {step.stage + 1}, timestep {step.timestep:g})"
             raise PredictionError(f"{where} gave latents that are not finite; first: {self._blame()}")
 

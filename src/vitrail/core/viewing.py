@@ -124,8 +124,8 @@ class Viewing:
             shown = self.predictor.scaled_early(step, phase.stepper.scale(inputs, step.phase_step), family, ratio)
         texts: Sequence[str | None] = ()
         if family == 0:
-            prompting = self._stage(step).prompting
-            texts = prompting.texts(self.predictor.prompt, patches.views, phase.canvas, done.state.memory)
+            prompt, memory = self.predictor.prompt, done.state.memory
+            texts = self.layout.stages.texts(step, prompt, patches.views, phase.canvas, memory)
         batches = self.predictor.batches(step, shown, patches, family, texts)
         done.timings.count(batches)
         views = gather_views(latents, patches.views) if inputs is None else inputs
@@ -163,14 +163,13 @@ class Viewing:
 
         def tell(guidance: MessageGuidance, key: Prediction, seen: Predicted) -> Tensor:
             mask = self._mask(step, key, seen, done.state, self._inner(step, reading.patches))
-            return guidance.tell(
-                step, evolve(key, latents=key.latents[None], model_output=key.model_output[None]), 0, mask
-            )
+            alone = evolve(key, latents=key.latents[None], model_output=key.model_output[None])
+            return self.layout.stages.tell(step, guidance, alone, 0, mask)
 
         def forward(rows: Rows) -> Predicted:
             return self.predictor.forward(step, rows, done.timings)
 
-        views = relay.predict(step, latents, reading.batches, forward, combine, tell)
+        views = relay.predict(step, latents, reading.batches, forward, combine, tell, self.layout.stages.follow)
         if relay.guidance is not None:
             trail.add_message(lambda: relay.message(step))
             trail.add_guided(relay.guidance, views, reading.patches)
@@ -191,5 +190,5 @@ class Viewing:
     ) -> Tensor | None:
         """Where guidance acts, from the key view's prediction and attention; cells beyond ``inner`` are padding."""
         seen = evolve(seen, model_output=key.model_output, memory=state.memory, inner=inner)
-        mask, state.masking = self.layout.stages.mask(step, key, seen, state.masking)
+        mask, state.masking = self.layout.stages.mask(step, key, seen, state.masking, state.trail)
         return mask

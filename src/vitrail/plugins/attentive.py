@@ -7,7 +7,8 @@ channels, after the scheduler's step
 
 which is self-attention without weights. It is not free of scale: the latents are taken in the variance-exploding form
 ``x0 + sigma noise``, whatever the scheduler's own. There cells flock together at high noise and are smoothed at low
-noise; in another form they would be blurred throughout.
+noise; in another form they would be blurred throughout. Latents of noise alone (alpha = 0) have no such form and show
+nothing that could resemble anything, so they stay.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Attentive:
     def guide(self, step: Step, subject: Tensor, scene: Scene, state: None) -> tuple[Tensor, None]:
         """The latents after the scheduler's step, Float32[Tensor, "batch channels height width"], moved."""
         gamma = self.gamma(step)
-        if gamma == 0:
+        if gamma == 0 or step.next_alpha == 0:
             return subject, None
         exploding = subject / step.next_alpha
         return subject + gamma * step.next_alpha * (attended(exploding) - exploding), None

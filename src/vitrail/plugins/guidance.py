@@ -12,7 +12,8 @@ What the key view tells the others is one tensor, its clean or noise prediction 
 Float32[Tensor, "batch channels+1 h w"]; in the ``x0`` form it is free of the noise level.
 
 ``literal`` takes out a view's own noise estimate and so leaves its noise in the picture; ``x0`` moves what
-is shown and leaves the noise alone, which is why it is the default.
+is shown and leaves the noise alone, which is why it is the default. Where latents are noise alone (alpha = 0, as at the
+first step of a flow) they say the noise of a view, whatever is predicted, so only ``x0`` corrects anything there.
 """
 
 from __future__ import annotations

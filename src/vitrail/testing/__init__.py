@@ -9,9 +9,15 @@ A check raises AssertionError with what was expected. Classes are built with the
 instance is given.
 """
 
-from vitrail.testing.strategies import (
+from vitrail.testing.steps import (
     CHANNELS,
+    ENDS,
     PREDICTION_TYPES,
+    make_prediction,
+    make_step,
+    make_steps,
+)
+from vitrail.testing.strategies import (
     WRAPS,
     check_cover,
     check_fusion,
@@ -19,12 +25,11 @@ from vitrail.testing.strategies import (
     check_masking,
     check_patching,
     check_prompting,
-    make_prediction,
-    make_step,
 )
 
 __all__ = [
     "CHANNELS",
+    "ENDS",
     "PREDICTION_TYPES",
     "WRAPS",
     "check_cover",
@@ -35,4 +40,5 @@ __all__ = [
     "check_prompting",
     "make_prediction",
     "make_step",
+    "make_steps",
 ]

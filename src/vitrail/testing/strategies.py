@@ -20,37 +20,10 @@ from vitrail.core.step import Step
 from vitrail.core.streams import Streams
 from vitrail.core.views import Canvas, Patches, Span, View
 from vitrail.errors import CoverageError
+from vitrail.testing.steps import CHANNELS, PREDICTION_TYPES, make_prediction, make_step
 
-CHANNELS = 4
 CELL = 4  # pixels of a latent cell's side
 WRAPS: tuple[Wrap, ...] = ("none", "x", "y", "xy")
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
-
-
-def make_step(index: int = 0, num_steps: int = 10, prediction_type: Any = "epsilon", **changes: Any) -> Step:
-    """A step in the middle of nowhere, for tests of a strategy alone."""
-    sigma, after = 0.9 - 0.08 * index, max(0.0, 0.82 - 0.08 * index)
-    is_flow = prediction_type == "flow_prediction"
-    defaults: dict[str, Any] = {
-        "index": index,
-        "num_steps": num_steps,
-        "timestep": 900.0 - 80 * index,
-        "alpha": 1 - sigma if is_flow else (1 - sigma**2) ** 0.5,
-        "sigma": sigma,
-        "next_alpha": 1 - after if is_flow else (1 - after**2) ** 0.5,
-        "next_sigma": after,
-        "stage": 0,
-        "stage_step": index,
-        "stage_num_steps": num_steps,
-        "prediction_type": prediction_type,
-    }
-    return Step(**(defaults | changes))
-
-
-def make_prediction(shape: tuple[int, ...], step: Step, seed: int = 0) -> Prediction:
-    """A record of random latents and a random output, each Float32[Tensor, "*shape"]."""
-    streams = Streams(seed)
-    return Prediction(streams.normal(shape, "latents"), streams.normal(shape, "output"), step)
 
 
 def check_patching(patching: Any) -> None:

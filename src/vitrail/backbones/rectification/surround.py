@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
+from vitrail.core.asked import Asked, Naming, unnamed
 from vitrail.core.protocols import Forward, Predicted
+from vitrail.core.returned import check_context
 from vitrail.errors import CapabilityError, Problems
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def predict_rectified(
     rows: Rows,
     streams: Streams,
     predict: Callable[[Rows], Predicted],
+    named: Naming = unnamed,
 ) -> Predicted:
     """A micro-batch through the rectified network, in parts if not all rows see the same changes.
 
@@ -52,6 +55,7 @@ def predict_rectified(
         rows: The micro-batch.
         streams: The run's randomness.
         predict: The forward.
+        named: Knows registered names, for messages.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for row, branch in enumerate(rows.branches):
@@ -68,7 +72,9 @@ def predict_rectified(
                     native_size=backbone.native_size,
                     streams=streams,
                 )
-                stack.enter_context(rectifications[number].apply(forward))
+                asked = Asked("rectification", rectifications[number], step, named)
+                with asked.noted():
+                    stack.enter_context(check_context(asked, rectifications[number].apply(forward)))
             answers.append(predict(part))
     return answers[0] if len(groups) == 1 else _rejoined(answers, list(groups.values()))
 

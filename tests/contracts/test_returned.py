@@ -1,0 +1,392 @@
+"""What a strategy of any slot may not return: told by slot, class and step, before anything is done with it."""
+
+import re
+from typing import ClassVar
+
+import pytest
+import torch
+from attrs import evolve, frozen
+from test_strategies import REGISTRY
+
+from toy import composition, sample, toy_sampler
+from vitrail import hookimpl
+from vitrail.backbones.rectification.surround import predict_rectified
+from vitrail.comm import InProcess
+from vitrail.core.asked import Asked
+from vitrail.core.protocols import Predicted, Rows
+from vitrail.core.returned import check_patches
+from vitrail.core.run_config import RunConfig
+from vitrail.core.scene import Branches
+from vitrail.core.streams import Streams
+from vitrail.core.views import Canvas, Patches, Span, View
+from vitrail.errors import ShapeError
+from vitrail.plugins.fusion import Average
+from vitrail.plugins.guidance import SyncGuidance
+from vitrail.plugins.masking import NoMask
+from vitrail.plugins.patching import Lattice, Windows
+from vitrail.sampler import Sampler, Spread
+from vitrail.testing import make_step
+
+WINDOWS = {"patching": {"type": "windows", "overlap": 0.5}, "fusion": "average"}
+AFTER = 2  # steps that are done as they should be
+
+
+@frozen
+class Answering:
+    """Any strategy; its answer is changed from a step on."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    change: object
+
+    def changed(self, step, answer):
+        return answer if step.index < AFTER else self.change(answer)
+
+
+@frozen
+class OddPatching(Answering):
+    def granularity(self, canvas):
+        return 1, 1
+
+    def patch(self, step, canvas, channels, streams):
+        return self.changed(step, Windows(overlap=0.5).patch(step, canvas, channels, streams))
+
+
+@frozen
+class OddLattice(Answering):
+    shows_whole: ClassVar[bool] = True
+
+    def granularity(self, canvas):
+        return Lattice().granularity(canvas)
+
+    def patch(self, step, canvas, channels, streams):
+        return self.changed(step, Lattice().patch(step, canvas, channels, streams))
+
+
+@frozen
+class OddPreparing(OddPatching):
+    def patch(self, step, canvas, channels, streams):
+        return Windows(overlap=0.5).patch(step, canvas, channels, streams)
+
+    def prepare(self, step, model_input, canvas):
+        return self.changed(step, model_input)
+
+
+@frozen
+class OddMasking(Answering):
+    request: ClassVar[None] = None
+
+    def init(self):
+        return None
+
+    def mask(self, step, key, predicted, state):
+        return self.changed(step, (torch.ones_like(key.latents[:, :1]), state))
+
+
+@frozen
+class OddGuidance(Answering):
+    point: str
+
+    def init(self):
+        return None
+
+    def guide(self, step, subject, scene, state):
+        return self.changed(step, (subject, state))
+
+
+@frozen
+class OddFusion(Answering):
+    def fuse(self, step, views, prediction, latents):
+        return self.changed(step, Average().fuse(step, views, prediction, latents))
+
+
+@frozen
+class OddPrompting(Answering):
+    request: ClassVar[None] = None
+
+    def texts(self, prompt, views, canvas, memory):
+        return self.change(("a fox",) * len(views))
+
+
+@frozen
+class OddMessages(Answering):
+    """Structure guidance by messages, so that ranks go apart."""
+
+    point: ClassVar[str] = "views"
+    which: str
+
+    def init(self):
+        return None
+
+    def guide(self, step, subject, scene, state):
+        return SyncGuidance().guide(step, subject, scene, state)
+
+    def lag(self, step):
+        return 0
+
+    def tell(self, step, subject, key, mask):
+        told = SyncGuidance().tell(step, subject, key, mask)
+        return self.changed(step, told) if self.which == "tell" else told
+
+    def follow(self, step, subject, key, message):
+        followed = SyncGuidance().follow(step, subject, key, message)
+        return self.changed(step, followed) if self.which == "follow" else followed
+
+
+def sampler_with(stage=WINDOWS, **parts):
+    """A toy sampler whose stage has other strategies."""
+    made = composition(stage)
+    changed = evolve(made, stages=[evolve(made.stages[0], **parts)])
+    return Sampler(toy_sampler(stage).backbone, changed, model="analytic")
+
+
+def complaint(function, *args, **kwargs):
+    with pytest.raises(ShapeError) as caught:
+        function(*args, **kwargs)
+    return str(caught.value)
+
+
+def moved(patches, **change):
+    first = patches.views[0]
+    return evolve(patches, views=[evolve(first, vertical=evolve(first.vertical, **change)), *patches.views[1:]])
+
+
+PATCHINGS = [
+    (lambda p: None, "must give a Patches, got nothing"),
+    (lambda p: list(p.views), "must give a Patches, got a list"),
+    (lambda p: moved(p, start=12), r"returned a view that leaves the canvas of 16x16 latent cells: View\(.*start=12"),
+    (lambda p: moved(p, start=-1), "returned a view that leaves the canvas"),
+    (lambda p: Patches(p.views[:-1]), r"leave out latent cell \(12, 12\) of a canvas of 16x16; together they must"),
+    (lambda p: Patches([*p.views, p.views[0]]), "returned 10 views, but 9 at step 1 of the same stage"),
+    (lambda p: evolve(p, permutation=torch.zeros(9, 1, 1, 8, 8)), "must return a permutation as int64"),
+    (lambda p: evolve(p, permutation=torch.zeros(9, 1, 1, 8, 9).long()), "must return a permutation as int64"),
+    (
+        lambda p: evolve(p, permutation=torch.zeros(9, 1, 3, 8, 8).long()),
+        "must return a permutation for 1 or 4 channel",
+    ),
+    (lambda p: evolve(p, permutation=torch.zeros(9, 1, 1, 8, 8).long()), "a permutation that takes a view twice"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), PATCHINGS)
+def test_patching(change, told):
+    found = complaint(sample, sampler_with(patching=OddPatching(change)))
+    assert found.startswith("patching OddPatching at step 3 of 4"), found
+    assert re.search(told, found), found
+
+
+def test_views_of_the_whole_picture_may_leave_cells_to_a_fusion_that_fills_them():
+    plain = sample(toy_sampler({"patching": {"type": "lattice", "views": "key"}, "fusion": "broadcast"}))
+    assert plain.isfinite().all()
+    told = complaint(sample, sampler_with(patching=OddPatching(lambda p: Patches(p.views[:1]))))
+    assert "leave out latent cell" in told
+
+
+def test_a_granularity_is_two_whole_numbers():
+    @frozen
+    class Odd(OddPatching):
+        def granularity(self, canvas):
+            return self.change
+
+    for wrong in (None, 2, (0, 1), (1.5, 1), (1, 1, 1)):
+        told = complaint(sample, sampler_with(patching=Odd(wrong)))
+        assert told.startswith("patching Odd must return a granularity of (height, width)") and repr(wrong) in told
+
+
+SHAPES = [
+    (lambda t: t.double(), "got float64 ("),
+    (lambda t: t.half(), "got float16 ("),
+    (lambda t: t[..., :-1], "got float32"),
+    (lambda t: t.to("meta"), "on meta"),
+    (lambda t: t.numpy(), "got a ndarray"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), SHAPES)
+def test_what_views_are_read_from(change, told):
+    found = complaint(sample, sampler_with(patching=OddPreparing(change)))
+    assert found.startswith("patching OddPreparing at step 3 of 4 must return the canvas that its views are read from")
+    assert told in found
+
+
+@pytest.mark.parametrize(("change", "told"), SHAPES)
+@pytest.mark.parametrize("point", ["before", "inputs", "branches", "views", "canvas", "after"])
+def test_guidance(point, change, told):
+    def of_subject(pair):
+        subject, state = pair
+        if isinstance(subject, torch.Tensor):
+            return change(subject), state
+        if isinstance(subject, Branches):
+            return evolve(subject, combined=change(subject.combined)), state
+        return evolve(subject, model_output=change(subject.model_output)), state
+
+    sampler = sampler_with(guidance=[OddGuidance(of_subject, point)])
+    found = complaint(sample, sampler, guidance_scale=2.0)
+    assert found.startswith("guidance OddGuidance at step 3 of 4"), found
+    if point in ("before", "inputs", "after") and "ndarray" in told:
+        assert "received a Tensor and returned a ndarray; guidance at point" in found
+    else:
+        assert told in found, found
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda pair: None, "must give a tuple, got nothing"),
+        (lambda pair: pair[0], "must give a tuple, got a Prediction"),
+        (lambda pair: (*pair, 1), "must give (subject, state), got a tuple of 3"),
+        (
+            lambda pair: (pair[0].clean, pair[1]),
+            "received a Prediction and returned a Tensor; guidance at point 'canvas'",
+        ),
+        (lambda pair: (evolve(pair[0], latents=pair[0].latents.double()), None), "with the latents as float32"),
+    ],
+)
+def test_guidance_of_the_canvas(change, told):
+    found = complaint(sample, sampler_with(guidance=[OddGuidance(change, "canvas")]))
+    assert found.startswith("guidance OddGuidance at step 3 of 4") and told in found, found
+
+
+MASKS = [
+    (lambda m: m.double(), "must return the mask as float32 (1, 1, 8, 8) on cpu, got float64"),
+    (lambda m: m[0], "got float32 (1, 8, 8)"),
+    (lambda m: m.expand(-1, 4, -1, -1), "got float32 (1, 4, 8, 8)"),
+    (lambda m: 1.0, "got a float"),
+    (lambda m: 1.01 * m, "returned a mask that does not lie in [0, 1]: 64 values"),
+    (lambda m: -0.01 * m, "returned a mask that does not lie in [0, 1]: 64 values"),
+    (lambda m: m * float("nan"), "returned a mask that does not lie in [0, 1]: 64 values"),
+    (lambda m: m.index_fill(-1, torch.tensor([3]), 2.0), "returned a mask that does not lie in [0, 1]: 8 values"),
+]
+APART = {"patching": {"type": "lattice", "interaction": "none"}, "guidance": ["sync"], "fusion": "scatter"}
+
+
+@pytest.mark.parametrize(("change", "told"), MASKS)
+def test_masking(change, told):
+    sampler = sampler_with(APART, masking=OddMasking(lambda pair: (change(pair[0]), pair[1])))
+    found = complaint(sample, sampler)
+    assert found.startswith("masking OddMasking at step 3 of 4") and told in found, found
+
+
+def test_masking_that_forgets_its_state():
+    found = complaint(sample, sampler_with(APART, masking=OddMasking(lambda pair: pair[0])))
+    assert found.startswith("masking OddMasking at step 3 of 4 must give a tuple, got float32 (1, 1, 8, 8)")
+
+
+@pytest.mark.parametrize(("change", "told"), [*SHAPES, (lambda t: t[:, :1], "got float32 (1, 1, 16, 16)")])
+def test_fusion(change, told):
+    found = complaint(sample, sampler_with(fusion=OddFusion(change)))
+    assert found.startswith("fusion OddFusion at step 3 of 4")
+    assert told in found, found
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda texts: "a fox", "got a str; a lone text would be taken apart into letters"),
+        (lambda texts: list(texts), "got a list"),
+        (lambda texts: None, "got nothing"),
+        (lambda texts: texts[:-1], "must return a text for each of 9 views, or (), got 8"),
+        (lambda texts: (*texts, "one more"), "got 10"),
+        (lambda texts: (*texts[:-1], 3), "must return texts or None for the prompt, got a int among them"),
+    ],
+)
+def test_prompting(change, told):
+    found = complaint(sample, sampler_with(prompting=OddPrompting(change)))
+    assert found.startswith("prompting OddPrompting at step 1 of 4") and told in found, found
+
+
+def test_a_nine_letter_text_for_nine_views_is_refused_too():
+    assert "letters" in complaint(sample, sampler_with(prompting=OddPrompting(lambda texts: "nine char")))
+
+
+@pytest.mark.parametrize("which", ["tell", "follow"])
+def test_messages_between_ranks(which):
+    def change(answer):
+        return answer.double() if which == "tell" else evolve(answer, model_output=answer.model_output.double())
+
+    def program(communicator):
+        sampler = sampler_with(APART, guidance=[OddMessages(change, which)], masking=NoMask())
+        sample(sampler, spread=Spread(communicator=communicator), row_batch=1)
+
+    found = complaint(InProcess(timeout=60).run, 2, program)
+    assert found.startswith("guidance OddMessages at step 3 of 4 must return"), found
+    assert "got float64" in found
+
+
+def test_rectification():
+    @frozen
+    class Odd:
+        needs: ClassVar[frozenset[str]] = frozenset({"convolutions"})
+
+        def check(self, network):
+            pass
+
+        def apply(self, forward):
+            return None
+
+    rows = Rows(torch.zeros(1, 4, 8, 8), ["cond"], [View(Span(0, 8), Span(0, 8))])
+    backbone = toy_sampler().backbone
+    arguments = ([Odd()], backbone, make_step(4), rows, Streams(0), lambda part: Predicted(part.model_input))
+    told = complaint(predict_rectified, *arguments)
+    assert told.startswith("rectification Odd at step 5 of 10 must return a context manager, got nothing")
+
+
+def test_a_wrapped_network_gives_an_output_of_the_rows_shape():
+    class Odd:
+        @hookimpl(wrapper=True)
+        def vitrail_predict(self):
+            answer = yield
+            return evolve(answer, model_output=answer.model_output[..., 1:])
+
+    told = complaint(sample, toy_sampler(WINDOWS, plugins=[("odd", Odd())]))
+    assert "vitrail_predict at step 1 of 4 must give an output of (" in told
+
+
+# ---------------------------------------------------------------- whose an exception is
+
+
+def fail(answer):
+    raise KeyError("mine")
+
+
+@pytest.mark.parametrize(
+    ("slot", "parts"),
+    [
+        ("patching OddPatching", {"patching": OddPatching(fail)}),
+        ("patching OddPreparing", {"patching": OddPreparing(fail)}),
+        ("masking OddMasking", {"masking": OddMasking(fail)}),
+        ("guidance OddGuidance", {"guidance": [OddGuidance(fail, "canvas")]}),
+        ("fusion OddFusion", {"fusion": OddFusion(fail)}),
+        ("prompting OddPrompting", {"prompting": OddPrompting(fail)}),
+    ],
+)
+def test_an_exception_says_which_strategy_raised_it_and_when(slot, parts):
+    with pytest.raises(KeyError, match="mine") as caught:
+        sample(sampler_with(**parts))
+    (note,) = caught.value.__notes__
+    step = 1 if slot.startswith("prompting") else 3
+    assert note == f"raised by {slot} at step {step} of 4"
+
+
+def test_a_registered_strategy_is_told_by_its_name(monkeypatch):
+    monkeypatch.setattr(Average, "fuse", lambda *arguments: 1)
+    assert complaint(sample, toy_sampler(WINDOWS)).startswith(
+        "fusion 'average' (Average) at step 1 of 4 must give a Tensor, got"
+    )
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in REGISTRY.entries("patching")])
+@pytest.mark.parametrize("wrap", ["none", "x", "y", "xy"])
+def test_sound_patchings_are_never_accused(name, wrap):
+    sampler = toy_sampler({"patching": name, "fusion": "average"})
+    for height, width in ((64, 64), (128, 128), (192, 384)):
+        run = RunConfig(prompt="", height=height, width=width, num_inference_steps=5, wrap=wrap)
+        engine = sampler.engine(run, 0)
+        assert all(engine.patches(step)[0].views for step in engine.steps())
+
+
+def test_a_view_may_go_across_ends_only_where_they_meet():
+    across = Patches([View(Span(12, 8, 1, 16), Span(0, 16)), View(Span(4, 8, 1, 16), Span(0, 16))])
+    asked = Asked("patching", Windows())
+    check_patches(asked, across, Canvas(16, 16, 8, wrap="y"), False)
+    for wrap in ("none", "x"):
+        assert "leaves the canvas" in complaint(check_patches, asked, across, Canvas(16, 16, 8, wrap=wrap), False)
