@@ -62,6 +62,9 @@ def prepare(
     method, model, scheduler = (table.get(name, FIELDS[name].default) for name in ("method", "model", "scheduler"))
     with problems.collect():
         composition = load_method(method, sets) if isinstance(method, str) else None
+    if composition is not None:
+        with problems.collect():
+            composition.check_files()
     with problems.collect():
         options = None if run is None else ModelOptions.of(run)
         spec = find_model(model, registry(), options) if isinstance(model, str) else None
@@ -146,6 +149,7 @@ def check(file: Path, sets: Sequence[str]) -> None:
         return
     if "stages" in table:
         composition = load_method(file, sets)
+        composition.check_files()
         count = len(composition.stages)
         what = f"a method of {count} stage{'s' if count > 1 else ''}"
     elif table.keys() & {*FIELDS, "size"}:

@@ -10,7 +10,8 @@ from typing import Any
 
 import attrs
 
-from vitrail.core.registry import MEMBERS, Registry
+from vitrail.core.fitness import SLOTS
+from vitrail.core.registry import Registry
 from vitrail.methods import summary
 
 LABELS = {  # a slot's heading, and how it is written in a method file
@@ -58,7 +59,7 @@ def _slots(names: Registry, labels: Mapping[str, str], width: int) -> Iterator[s
 
 def plugin_lines(names: Registry, width: int) -> Iterator[str]:
     """Every plugin with what it adds, then those that failed."""
-    slots = [*MEMBERS, "methods", "models"]
+    slots = [*SLOTS, "methods", "models"]
     column = max(map(len, slots))
     for plugin, source in names.plugins.items():
         yield f"{plugin}, from {source}"

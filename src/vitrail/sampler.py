@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,12 +21,13 @@ from vitrail.core.log import logger
 from vitrail.core.run_config import Dtype, RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError
-from vitrail.methods import load_method
+from vitrail.methods import composition_of
 from vitrail.recipe import digest_of
 from vitrail.result import Plan, Report, Result, StagePlan
 from vitrail.session import Session
 
 if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
     from vitrail.core.engine import Engine
     from vitrail.core.forwarding import Forwarding
 
@@ -36,14 +37,16 @@ class Sampler:
 
     def __init__(
         self,
-        backbone: Any,
-        composition: Composition,
+        backbone: Backbone,
+        composition: Composition | Mapping[str, Any],
         *,
         model: str,
         options: ModelOptions | None = None,
         plugins: Iterable[tuple[str, object]] = (),
     ):
+        composition = composition_of(composition)
         composition.check(backbone.offers, f"model {model!r}", registry())
+        composition.check_files()
         request = composition.attention_request()
         if request is not None:
             backbone.check_attention(request)
@@ -60,7 +63,7 @@ class Sampler:
     def from_pretrained(
         cls,
         model: str = "demo",
-        method: str | Path | Composition = "asg-plus",
+        method: str | Path | Mapping[str, Any] | Composition = "asg-plus",
         *,
         device: str | None = None,
         dtype: Dtype = "float32",
@@ -73,7 +76,7 @@ class Sampler:
 
         Args:
             model: ``demo``, a folder in diffusers' layout, a ``.safetensors`` file or a hub id.
-            method: A registered name, a TOML or YAML file, or a composition.
+            method: A registered name, a TOML or YAML file, a table as in one, or a composition.
             device: A torch device; the accelerator if there is one, else the CPU.
             dtype: Of the networks.
             variant: Of the weight files, e.g. ``fp16``.
@@ -84,17 +87,18 @@ class Sampler:
         Raises:
             VitrailError: Before any weight is loaded, if the method is wrong or does not fit the model.
         """
-        composition = method if isinstance(method, Composition) else load_method(method)
+        composition = composition_of(method)
         options = ModelOptions(dtype=dtype, variant=variant, revision=revision, config=model_config)
         spec = find_model(model, registry(), options)
         composition.check(spec.offers, f"model {model!r}", registry())
+        composition.check_files()
         return cls(spec.load(device), composition, model=model, options=options, plugins=plugins)
 
     @classmethod
     def from_pipeline(
         cls,
         pipe: Any,
-        method: str | Path | Composition = "asg-plus",
+        method: str | Path | Mapping[str, Any] | Composition = "asg-plus",
         *,
         plugins: Iterable[tuple[str, object]] = (),
     ) -> Sampler:
@@ -102,14 +106,14 @@ class Sampler:
 
         Args:
             pipe: With its LoRAs, adapters, scheduler and offload; they may also be changed later.
-            method: A registered name, a TOML or YAML file, or a composition.
+            method: A registered name, a TOML or YAML file, a table as in one, or a composition.
             plugins: (name, plugin) pairs that wrap or observe this sampler's stages.
 
         Raises:
             VitrailError: If no adapter serves the pipeline, or the method does not fit it.
         """
-        composition = method if isinstance(method, Composition) else load_method(method)
-        backbone = adapter_of(type(pipe).__name__, registry()).adopt(pipe)
+        composition = composition_of(method)
+        backbone: Backbone = adapter_of(type(pipe).__name__, registry()).adopt(pipe)
         options = ModelOptions(dtype=cast(Dtype, str(backbone.network.dtype).removeprefix("torch.")))
         return cls(backbone, composition, model="pipeline", options=options, plugins=plugins)
 

@@ -250,7 +250,7 @@ class Session:
         factor = backbone.vae_scale_factor
         read = pad_picture(read, factor * phase.canvas.height, factor * phase.canvas.width)
         noise = engine.streams.normal(shape, "image-latents").to(read.device)
-        return cast("Tensor", backbone.encode(read, noise))
+        return backbone.encode(read, noise)
 
     def _call_back(self, engine: Engine, step: Step, new: Tensor) -> Tensor:
         if self._call.callback is None:
@@ -278,4 +278,4 @@ class Session:
         return [backbone.to_pil(picture)[0] for picture in pictures]
 
     def _device(self) -> Any:
-        return getattr(self._sampler.backbone, "device", None)
+        return self._sampler.backbone.device

@@ -108,7 +108,8 @@ def test_mistakes_name_the_plugin(thing, told):
 
 
 def unfit(decorate=attrs.frozen, drop=(), **members):
-    body = {"needs": frozenset(), "point": "views", "init": lambda self: None, "guide": lambda self: None}
+    body = {"needs": frozenset(), "point": "views", "init": lambda self: None}
+    body["guide"] = lambda self, step, subject, scene, state: (subject, state)
     body = {k: v for k, v in (body | members).items() if k not in drop}
     return decorate(type("Unfit", (), body))
 

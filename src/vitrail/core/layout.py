@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from vitrail.core.cost import Cost
 from vitrail.core.fields import as_tuple
+from vitrail.core.members import OptionalGuidance, has_own
 from vitrail.core.phase import steps_of
 
 if TYPE_CHECKING:
@@ -90,10 +91,10 @@ class Layout:
             main = self.patches(step)[0]
             costs.append(Cost(rows={main.cells: more * (len(main.views) + main.clean_key)}))
         for guidance in self.composition.stages[step.stage].guidance:
-            if hasattr(guidance, "cost"):
-                costs.append(guidance.cost(step, self.phases[step.phase].canvas, branches))
-            if hasattr(guidance, "cost_of_views"):
-                costs.append(guidance.cost_of_views(step, self.patches(step)[0], branches))
+            own = OptionalGuidance.of(guidance)
+            costs.append(own.cost(step, self.phases[step.phase].canvas, branches))
+            if has_own(guidance, OptionalGuidance.cost_of_views):  # the views are not laid out for others
+                costs.append(own.cost_of_views(step, self.patches(step)[0], branches))
         return costs
 
     def stage_starts(self) -> list[tuple[Step, int]]:
@@ -116,5 +117,5 @@ def branches_of(stage: Stage, step: Step, branches: Sequence[Branch], family: in
         branches: Of the run.
         family: 0 is the main one.
     """
-    wanted = [] if family else [getattr(g, "branches", None) for g in stage.guidance if g.point == "branches"]
-    return (*branches, *(branch for wants in wanted if wants is not None for branch in wants(step)))
+    asking = [] if family else [guidance for guidance in stage.guidance if guidance.point == "branches"]
+    return (*branches, *(branch for guidance in asking for branch in OptionalGuidance.of(guidance).branches(step)))

@@ -11,6 +11,7 @@ from attrs import field, frozen
 from vitrail.core.assembly import combine_branches, gather_views, permute_views, restore_order, split_rows
 from vitrail.core.fields import as_tuple
 from vitrail.core.layout import branches_of
+from vitrail.core.members import OptionalPatching
 from vitrail.core.scene import Branches
 from vitrail.core.views import Patches
 
@@ -106,8 +107,7 @@ class Predictor:
         """
         stage = self._stage(step)
         patching = stage.patching if family == 0 else stage.also[family - 1].patching
-        prepare = getattr(patching, "prepare", None)
-        read = gather_views(scaled if prepare is None else prepare(step, scaled, canvas), patches.views)
+        read = gather_views(OptionalPatching.of(patching).prepare(step, scaled, canvas), patches.views)
         return self.scaled_early(step, read, family, ratio)
 
     def scaled_early(self, step: Step, read: Tensor, family: int, ratio: float) -> Tensor:

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import attrs
 from attrs import frozen
 
+from vitrail.core.fitness import SLOTS, misfits
 from vitrail.errors import ConfigError, RegistrationError, nearest
 
-MEMBERS: dict[str, tuple[str, ...]] = {  # what a class of each slot must have
-    "patching": ("needs", "granularity", "patch"),
-    "guidance": ("needs", "point", "init", "guide"),
-    "masking": ("needs", "request", "init", "mask"),
-    "fusion": ("needs", "fuse"),
-    "prompting": ("needs", "request", "texts"),
-    "rectification": ("needs", "check", "apply"),
-    "backbones": ("pipelines", "offers", "defaults", "load", "adopt"),
-    "comm": ("run",),
-    "metrics": ("columns", "eye", "needs_reference", "gather"),
-    "features": ("extract", "probabilities"),
-    "references": ("pictures", "digest"),
-}
 FILE_SLOTS = {"methods": "a TOML file", "models": "a diffusers folder"}
-POINTS = ("before", "inputs", "branches", "views", "canvas", "after")
+KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 @frozen
@@ -67,15 +56,13 @@ class Registry:
             RegistrationError: If the slot is unknown, the name is taken or the class is unfit.
         """
         where = f"plugin {self.plugin!r}: {slot} {name!r}"
-        if slot not in MEMBERS:
-            raise RegistrationError(f"{where}: no such slot{nearest(slot, MEMBERS)}")
+        if slot not in SLOTS:
+            raise RegistrationError(f"{where}: no such slot{nearest(slot, SLOTS)}")
         if not isinstance(cls, type):
             raise RegistrationError(f"{where}: register the class, not an instance; remove the `()` of {cls!r}")
-        missing = [member for member in MEMBERS[slot] if not hasattr(cls, member)]
-        if missing:
-            raise RegistrationError(f"{where}: {cls.__name__} lacks {', '.join(missing)}")
-        if not _is_frozen(cls):
-            raise RegistrationError(f"{where}: {cls.__name__} must be a frozen attrs class (decorate with @frozen)")
+        _refuse_name(where, name)
+        if unfit := misfits(slot, cls):
+            raise RegistrationError(f"{where}: {'; '.join(unfit)}")
         try:
             attrs.resolve_types(cls)
         except NameError as error:
@@ -83,8 +70,6 @@ class Registry:
                 f"{where}: an annotation of {cls.__name__} cannot be read: {error}; a config file needs the types of "
                 "fields, so import them outside of `if TYPE_CHECKING:`"
             ) from error
-        if slot == "guidance" and cls.point not in POINTS:  # type: ignore[attr-defined]
-            raise RegistrationError(f"{where}: {cls.__name__}.point must be one of {', '.join(POINTS)}")
         self._put(Entry(slot, name, cls, self.plugin))
 
     def add_file(self, slot: str, name: str, path: Path) -> None:
@@ -92,6 +77,7 @@ class Registry:
         where = f"plugin {self.plugin!r}: {slot} {name!r}"
         if slot not in FILE_SLOTS:
             raise RegistrationError(f"{where}: no such slot for files{nearest(slot, FILE_SLOTS)}")
+        _refuse_name(where, name)
         if not path.exists():
             raise RegistrationError(f"{where}: {FILE_SLOTS[slot]} is expected at {path.name!r}, nothing is there")
         self._put(Entry(slot, name, path, self.plugin))
@@ -143,14 +129,8 @@ class Registry:
         self._entries[entry.slot, entry.name] = entry
 
 
-def _is_frozen(cls: type) -> bool:
-    """Whether attrs refuses any assignment; a class that is only ``@define`` validates and assigns."""
-    if not attrs.has(cls):
-        return False
-    try:
-        object.__new__(cls).frozen = True  # type: ignore[attr-defined]
-    except attrs.exceptions.FrozenInstanceError:
-        return True
-    except (AttributeError, TypeError):
-        return False
-    return False
+def _refuse_name(where: str, name: str) -> None:
+    if not KEBAB.fullmatch(name):
+        plain = "-".join(re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)).lower()
+        hint = f", e.g. {plain!r}" if KEBAB.fullmatch(plain) else ""
+        raise RegistrationError(f"{where}: a name is lower-case words with hyphens between{hint}")

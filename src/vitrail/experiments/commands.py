@@ -133,6 +133,7 @@ def check(experiment: Experiment, beside: Path) -> RunConfig:
     for row in rows if first is not None else ():
         with problems.collect():
             _run_of(experiment, row.run, f"row {row.name!r}")
+            row.composition.check_files()
             if offers is not None:
                 row.composition.check(offers, f"model {experiment.model!r}", registry())
     problems.tell()

@@ -16,6 +16,7 @@ from attrs import define, evolve, field, fields_dict, has
 from vitrail.call import Spread
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
+from vitrail.core.members import OptionalBackend, has_own
 from vitrail.discovery import registry
 from vitrail.errors import VitrailError
 from vitrail.experiments.grid import Cell, Model
@@ -27,6 +28,7 @@ from vitrail.recipe import current_versions, save_picture
 if TYPE_CHECKING:
     from vitrail.call import Callback
     from vitrail.comm.communicator import RankCommunicator
+    from vitrail.core.backbone import Backbone
     from vitrail.core.run_config import RunConfig
     from vitrail.result import Result
     from vitrail.sampler import Sampler
@@ -43,7 +45,7 @@ class Worker:
         device: As asked for.
     """
 
-    backbone: Any
+    backbone: Backbone
     device: str | None = None
     _commit: str = field(factory=lambda: commit_of_vitrail() or "", init=False)
     _samplers: dict[str, Sampler] = field(factory=dict, init=False)
@@ -171,7 +173,7 @@ class Worker:
         backend = registry().get("comm", cell.comm)()
         backend = _started_once(backend)
         program: Callable[[RankCommunicator], Result] = functools.partial(_process, cell, self.device)
-        if not hasattr(backend, "join"):
+        if not has_own(backend, OptionalBackend.join):
             program = functools.partial(_thread, self.sampler(cell), cell.config())
         results = backend.run(cell.ranks, program, cell.address)
         found: Result = results[0]
