@@ -16,7 +16,7 @@ from vitrail.core.config import Loader
 from vitrail.core.files import read_file
 from vitrail.core.overrides import override
 from vitrail.core.run_config import RunConfig
-from vitrail.discovery import registry
+from vitrail.discovery import installed, registry
 from vitrail.errors import ConfigError, Problems, nearest
 from vitrail.experiments.loading import MARKS, load_experiment
 from vitrail.methods import load_method
@@ -109,7 +109,7 @@ def _with_sides(table: dict[str, Any], size: object, where: str) -> dict[str, An
 def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tuple[RunConfig, Composition, Recipe]:
     """The run and method inside a picture, some fields of the run replaced: where its model is, for one."""
     from vitrail.recipe import read_recipe
-    from vitrail.replaying import check_image, relocated
+    from vitrail.replaying import check_files, check_image, relocated
 
     recipe = read_recipe(picture)
     if recipe.method is None:
@@ -122,6 +122,7 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     with problems.collect():
         tables = override(recipe.method, sets)
         composition = loader.structure(tables, Composition, f"method in {picture}")
+        check_files(recipe, composition, str(picture))
     with problems.collect():
         run = loader.structure(relocated(recipe, changes), RunConfig, f"run in {picture}")
         for name, value in (("model", run.model), ("image", run.image)):
@@ -190,7 +191,7 @@ def show_plugins() -> None:
     from vitrail.listing import plugin_lines
 
     out = console()
-    say(out, plugin_lines(registry(), out.width))
+    say(out, plugin_lines(installed(), out.width))
 
 
 def rank_options(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
 
+from vitrail.attached import attached
 from vitrail.backbones.rectification.surround import check_rectifications
 from vitrail.backbones.source import ModelOptions, adapter_of, find_model
 from vitrail.building import Builder
@@ -53,7 +54,8 @@ class Sampler:
         check_rectifications(composition, backbone)
         self.backbone, self.composition, self.model = backbone, composition, model
         self._options = options or ModelOptions()
-        self._plugins = tuple(plugins)
+        self._own = tuple(plugins)
+        self.plugins = attached(self._own)
         self._interrupt = False
         logger().info(
             "composition.resolved", model=model, digest=digest_of(repr(composition)), composition=repr(composition)
@@ -118,13 +120,21 @@ class Sampler:
         return cls(backbone, composition, model="pipeline", options=options, plugins=plugins)
 
     @classmethod
-    def of(cls, run: RunConfig, composition: Composition, device: str | None = None) -> Sampler:
+    def of(
+        cls,
+        run: RunConfig,
+        composition: Composition,
+        device: str | None = None,
+        plugins: Iterable[tuple[str, object]] = (),
+    ) -> Sampler:
         """Load the model of a run."""
-        return cls.from_pretrained(run.model, composition, device=device, **ModelOptions.of(run).as_fields())
+        options = ModelOptions.of(run).as_fields()
+        return cls.from_pretrained(run.model, composition, device=device, plugins=plugins, **options)
 
     def again(self, plugins: Iterable[tuple[str, object]] = ()) -> Sampler:
-        """The same model and method with other plugins."""
-        return Sampler(self.backbone, self.composition, model=self.model, options=self._options, plugins=plugins)
+        """The same model, method and plugins, with more of these."""
+        every = (*self._own, *plugins)
+        return Sampler(self.backbone, self.composition, model=self.model, options=self._options, plugins=every)
 
     def interrupt(self) -> None:
         """Stop at the next step; may be called from a callback, a signal handler or another thread."""
@@ -229,7 +239,7 @@ class Sampler:
         Raises:
             VitrailError: If the model cannot use the inputs, or a view is too large for it.
         """
-        builder = Builder(self.backbone, self.composition, self._plugins, evolve(config, model=self.model))
+        builder = Builder(self.backbone, self.composition, self.plugins, evolve(config, model=self.model))
         return builder.engine(seed, extras or Extras(), exchange or Exchange.among(solo()), watched, forwarding)
 
 

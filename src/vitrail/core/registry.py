@@ -12,6 +12,7 @@ from vitrail.core.fitness import SLOTS, misfits
 from vitrail.errors import ConfigError, RegistrationError, nearest
 
 FILE_SLOTS = {"methods": "a TOML file", "models": "a diffusers folder"}
+HERE = "this process"  # whoever registers by hand, such as a notebook's cell
 KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -27,11 +28,20 @@ class Entry:
 
 @frozen
 class Failure:
-    """A plugin that could not be loaded."""
+    """A plugin that is not to be had.
+
+    Attributes:
+        plugin: Its name.
+        distribution: And version, where it comes from.
+        error: What is wrong.
+        stops: Whether nothing may run before it is mended: it takes a name that is taken, or is none that fits. One
+            that cannot be imported is only missed by whoever asks for its names.
+    """
 
     plugin: str
     distribution: str
     error: str
+    stops: bool = False
 
 
 class Registry:
@@ -41,7 +51,8 @@ class Registry:
         self._entries: dict[tuple[str, str], Entry] = {}
         self.plugins: dict[str, str] = {}  # name -> distribution and version
         self.failures: list[Failure] = []
-        self.plugin = "?"  # whose hook is running; set by discovery
+        self.observers: dict[str, object] = {}  # plugins with hooks of a run, by name
+        self.plugin = HERE  # whose hook is running; set by discovery
 
     def add(self, slot: str, name: str, cls: type) -> None:
         """Register a strategy or backbone class.
@@ -50,7 +61,8 @@ class Registry:
             slot: One of ``patching``, ``guidance``, ``masking``, ``fusion``, ``prompting``, ``rectification``,
                 ``backbones``, ``comm``, ``metrics``, ``features``, ``references``.
             name: Kebab-case, as written in a config file.
-            cls: A frozen attrs class with the members of the slot's protocol.
+            cls: A frozen attrs class with the members of the slot's protocol. In a notebook, a cell that is run again
+                registers its new class in the place of the old one.
 
         Raises:
             RegistrationError: If the slot is unknown, the name is taken or the class is unfit.
@@ -119,14 +131,32 @@ class Registry:
         failed = "".join(f"; plugin {f.plugin!r} failed to load: {f.error}" for f in self.failures)
         raise ConfigError(f"no {slot.removesuffix('s')} named {name!r}{nearest(name, self.names(slot))}{failed}")
 
+    def refuse_broken(self) -> None:
+        """Refuse to go on while plugins collide or do not fit.
+
+        Raises:
+            RegistrationError: With every one of them.
+        """
+        broken = [failure.error for failure in self.failures if failure.stops]
+        if broken:
+            raise RegistrationError("\n".join(broken))
+
     def _put(self, entry: Entry) -> None:
+        """A class that is made anew by a notebook's cell takes the place of the one before."""
         known = self._entries.get((entry.slot, entry.name))
-        if known is not None:
+        again = known is not None and known.plugin == entry.plugin == HERE and _source(known) == _source(entry)
+        if known is not None and not again:
             raise RegistrationError(
                 f"{entry.slot} {entry.name!r} comes from both plugin {known.plugin!r} and plugin {entry.plugin!r}; "
                 "switch one off with VITRAIL_DISABLE_PLUGINS or rename it"
             )
         self._entries[entry.slot, entry.name] = entry
+
+
+def _source(entry: Entry) -> tuple[str, ...]:
+    """Where a class is written, or where a file lies."""
+    value = entry.value
+    return (value.__module__, value.__qualname__) if isinstance(value, type) else (str(value),)
 
 
 def _refuse_name(where: str, name: str) -> None:

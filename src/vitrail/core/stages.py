@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
-from vitrail.core.hookspecs import EXCLUSIVE, PROJECT, StageSpecs, attach, hookimpl
-from vitrail.errors import CompositionError, ShapeError, VitrailError
+from vitrail.core.hookspecs import (
+    PROJECT,
+    RegistrationSpecs,
+    StageSpecs,
+    answers,
+    attach,
+    hookimpl,
+    stage_hooks,
+    told_answer,
+)
+from vitrail.errors import CompositionError, RegistrationError, ShapeError, VitrailError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,20 +74,18 @@ class Answers:
 class Stages:
     """One run's hooks: the composition's answers, wrapped and observed by the given plugins."""
 
-    def __init__(self, answers: Answers, plugins: Iterable[tuple[str, object]] = ()):
-        self._answers = answers
+    def __init__(self, composed: Answers, plugins: Iterable[tuple[str, object]] = ()):
+        self._answers = composed
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(StageSpecs)
-        for name, plugin in (("composition", answers), *plugins):
+        self._manager.add_hookspecs(RegistrationSpecs)  # a plugin may have its hook, too
+        for name, plugin in (("composition", composed), *plugins):
             attach(self._manager, name, plugin)
-        for hook in EXCLUSIVE:
-            for implementation in getattr(self._manager.hook, hook).get_hookimpls():
-                if implementation.plugin is not answers and not (implementation.wrapper or implementation.hookwrapper):
-                    raise CompositionError(
-                        f"plugin {implementation.plugin_name!r} answers {hook}, which plugin 'composition' answers "
-                        "already: register a strategy and choose it in the config, or make the hook a wrapper "
-                        "(@hookimpl(wrapper=True))"
-                    )
+            if not stage_hooks(self._manager, plugin):
+                raise RegistrationError(f"plugin {name!r} implements no hook of a run; the reference lists them")
+            answered = [] if plugin is composed else answers(self._manager, plugin)
+            if answered:
+                raise CompositionError(told_answer(name, answered[0]))
 
     @property
     def watches_canvas(self) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field, fields_dict, has
 
+from vitrail.attached import load_plugins
 from vitrail.call import Spread
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
@@ -72,7 +73,7 @@ class Worker:
         return Model(native_size=side, defaults=self.backbone.defaults, fingerprint=fingerprint)
 
     def sampler(self, cell: Cell) -> Sampler:
-        """Of the cell's method; one for all cells that share it.
+        """Of the cell's method and plugins; one for all cells that share them.
 
         Raises:
             VitrailError: If the method does not fit the model.
@@ -80,11 +81,13 @@ class Worker:
         from vitrail.backbones.source import ModelOptions
         from vitrail.sampler import Sampler
 
-        key = repr(cell.composition)
+        key = repr((cell.composition, cell.plugins))
         if key not in self._samplers:
             composition = composition_of(cell)
             options, model = ModelOptions.of(cell.config()), cell.run["model"]
-            self._samplers[key] = Sampler(self.backbone, composition, model=model, options=options)
+            self._samplers[key] = Sampler(
+                self.backbone, composition, model=model, options=options, plugins=load_plugins(cell.plugins)
+            )
         return self._samplers[key]
 
     def work(self, cell: Cell) -> float:
