@@ -12,6 +12,7 @@ from vitrail.conditions import Conditions
 from vitrail.core.composition import Composition
 from vitrail.core.fields import as_tuple
 from vitrail.core.inputs import Extras, Inputs
+from vitrail.core.members import recalls
 from vitrail.core.run_config import ROW_BATCH, RunConfig
 from vitrail.core.turning import predict_turned
 from vitrail.core.views import Canvas
@@ -21,6 +22,7 @@ from vitrail.gradients import check_gradients, gradients_of
 from vitrail.pixels import Pixels
 
 if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
     from vitrail.core.engine import Engine
     from vitrail.core.exchange import Exchange
     from vitrail.core.forwarding import Forwarding
@@ -42,7 +44,7 @@ class Builder:
         config: The run.
     """
 
-    backbone: Any
+    backbone: Backbone
     composition: Composition
     plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple)
     config: RunConfig
@@ -158,8 +160,7 @@ class Builder:
             timestep = phases[step.phase].stepper.timestep(step)
 
             def forward(shown: Rows) -> Predicted:
-                answer: Predicted = self.backbone.predict(shown, step, timestep, conditioning)
-                return answer
+                return self.backbone.predict(shown, step, timestep, conditioning)
 
             rectification = self.composition.stages[step.stage].rectification
             return predict_rectified(
@@ -196,7 +197,7 @@ class Builder:
         if self.config.wrap != "none":
             self.backbone.check_wrap()
         check_gradients(self.composition, self.backbone)
-        own_texts = [s for s in self.composition.stages if getattr(s.prompting, "recalls", False)]
+        own_texts = [s for s in self.composition.stages if recalls(s.prompting)]
         if own_texts and inputs.extras.prompt_embeds is not None:
             name = type(own_texts[0].prompting).__name__
             raise ConfigError(f"{name} gives views texts of their own, which needs a prompt and not prompt_embeds")
@@ -225,7 +226,9 @@ class Builder:
     def _refuse_large_views(self, engine: Engine) -> None:
         """Refuse views that the network cannot take, before anything is computed."""
         limit = self.backbone.max_view
-        for step, _ in engine.stage_starts() if limit is not None else ():
+        if limit is None:
+            return
+        for step, _ in engine.stage_starts():
             sides = {side for patches in engine.patches(step) for view in patches.views for side in view.shape}
             if max(sides) > limit:
                 raise CapabilityError(

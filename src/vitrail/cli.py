@@ -19,6 +19,7 @@ from vitrail.cli_options import (
     Method,
     ModelConfig,
     Output,
+    Plugin,
     Ranks,
     Revision,
     Sets,
@@ -85,10 +86,12 @@ def sample(
     checkpoint: Checkpoint = None,
     checkpoint_every: Every = 5,
     trace: Trace = None,
+    plugin: Plugin = None,
     verbose: Verbose = False,
 ) -> None:
     """One sentence, one large picture."""
-    from vitrail import commands, rendering  # the function is long because every option is a parameter
+    from vitrail import commands, rendering
+    from vitrail.attached import load_plugins  # the function is long because every option is a parameter
 
     given = {
         "prompt": prompt,
@@ -124,6 +127,7 @@ def sample(
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         trace=trace,
+        plugins=load_plugins(plugin or ()),
     )
     rendering.sample(run, composition, options)
 
@@ -143,10 +147,12 @@ def replay(
     dtype: Dtype = None,
     ranks: Ranks = None,
     comm: Comm = None,
+    plugin: Plugin = None,
     verbose: Verbose = False,
 ) -> None:
     """Make a picture again from the recipe inside it."""
     from vitrail import commands, rendering
+    from vitrail.attached import attached, load_plugins, wrapping
 
     changes = {"model": model, "model_config": model_config, "image": image, "dtype": dtype}
     changes |= {"variant": variant, "revision": revision}
@@ -154,8 +160,9 @@ def replay(
     run, composition, recipe = commands.replayed(picture, sets or (), given)
     configure_logging(verbose)
     rank_options = commands.rank_options(ranks, comm)
-    options = rendering.RenderOptions(output=output, force=force, device=device, ranks=rank_options)
-    rendering.sample(run, composition, options, recipe.changes())
+    plugins = load_plugins(plugin or ())
+    options = rendering.RenderOptions(output=output, force=force, device=device, ranks=rank_options, plugins=plugins)
+    rendering.sample(run, composition, options, recipe.changes(wrapping(attached(plugins))))
 
 
 @app.command()

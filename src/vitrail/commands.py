@@ -16,7 +16,7 @@ from vitrail.core.config import Loader
 from vitrail.core.files import read_file
 from vitrail.core.overrides import override
 from vitrail.core.run_config import RunConfig
-from vitrail.discovery import registry
+from vitrail.discovery import installed, registry
 from vitrail.errors import ConfigError, Problems, nearest
 from vitrail.experiments.loading import MARKS, load_experiment
 from vitrail.methods import load_method
@@ -62,6 +62,9 @@ def prepare(
     method, model, scheduler = (table.get(name, FIELDS[name].default) for name in ("method", "model", "scheduler"))
     with problems.collect():
         composition = load_method(method, sets) if isinstance(method, str) else None
+    if composition is not None:
+        with problems.collect():
+            composition.check_files()
     with problems.collect():
         options = None if run is None else ModelOptions.of(run)
         spec = find_model(model, registry(), options) if isinstance(model, str) else None
@@ -106,7 +109,7 @@ def _with_sides(table: dict[str, Any], size: object, where: str) -> dict[str, An
 def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tuple[RunConfig, Composition, Recipe]:
     """The run and method inside a picture, some fields of the run replaced: where its model is, for one."""
     from vitrail.recipe import read_recipe
-    from vitrail.replaying import check_image, relocated
+    from vitrail.replaying import check_files, check_image, relocated
 
     recipe = read_recipe(picture)
     if recipe.method is None:
@@ -119,6 +122,7 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     with problems.collect():
         tables = override(recipe.method, sets)
         composition = loader.structure(tables, Composition, f"method in {picture}")
+        check_files(recipe, composition, str(picture))
     with problems.collect():
         run = loader.structure(relocated(recipe, changes), RunConfig, f"run in {picture}")
         for name, value in (("model", run.model), ("image", run.image)):
@@ -146,6 +150,7 @@ def check(file: Path, sets: Sequence[str]) -> None:
         return
     if "stages" in table:
         composition = load_method(file, sets)
+        composition.check_files()
         count = len(composition.stages)
         what = f"a method of {count} stage{'s' if count > 1 else ''}"
     elif table.keys() & {*FIELDS, "size"}:
@@ -186,7 +191,7 @@ def show_plugins() -> None:
     from vitrail.listing import plugin_lines
 
     out = console()
-    say(out, plugin_lines(registry(), out.width))
+    say(out, plugin_lines(installed(), out.width))
 
 
 def rank_options(

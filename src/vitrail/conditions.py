@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, evolve, field
 
 if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
     from vitrail.core.inputs import Inputs
     from vitrail.core.protocols import AttentionRequest, Rows
     from vitrail.core.step import Step
@@ -23,7 +24,7 @@ class Conditions:
         request: The attention maps wanted, if any.
     """
 
-    backbone: Any
+    backbone: Backbone
     inputs: Sequence[Inputs]
     request: AttentionRequest | None
     _made: dict[int, Any] = field(factory=dict)

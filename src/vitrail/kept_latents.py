@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
+    from vitrail.core.backbone import Backbone
+
 SUFFIX = ".latents.safetensors"
 
 
@@ -170,7 +172,7 @@ def decode(file: Path, output: Path | None, force: bool, device: str | None, cha
     say(out, f"{path}: {image.width}x{image.height}, seed {run.seed}")
 
 
-def _picture(backbone: Any, run: RunConfig, latents: Tensor) -> Any:
+def _picture(backbone: Backbone, run: RunConfig, latents: Tensor) -> Any:
     import torch
 
     from vitrail.comm.in_process import solo

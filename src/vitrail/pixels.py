@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -11,6 +11,7 @@ from vitrail.picture import pad_picture
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.core.backbone import Backbone
     from vitrail.core.exchange import Exchange
     from vitrail.core.run_config import Wrap
     from vitrail.core.views import Canvas
@@ -30,7 +31,7 @@ class Pixels:
         backs_off: Whether decoding may be cut when memory runs out.
     """
 
-    backbone: Any
+    backbone: Backbone
     exchange: Exchange
     wrap: Wrap
     backs_off: bool

@@ -13,6 +13,7 @@ import attrs
 from attrs import field, frozen
 from attrs import validators as v
 
+from vitrail.attached import told_changes
 from vitrail.core.atomic import replacing
 from vitrail.core.config import Loader
 from vitrail.core.run_config import RunConfig
@@ -47,16 +48,35 @@ class Recipe:
         method: The composition with every default spelt out, or None if a strategy is not registered.
         versions: Of Vitrail, its random streams and the libraries that shape the picture.
         given: Digests of inputs that shaped the picture and are not in here, such as a ControlNet's hint, by name.
+        files: Digests of files that strategies read, by where the strategy stands in the method.
+        plugins: Versions of plugins that wrapped stages, by name.
     """
 
     run: dict[str, Any] = field(validator=v.instance_of(dict))
     method: dict[str, Any] | None = field(validator=v.optional(v.instance_of(dict)))
     versions: dict[str, str] = field(validator=v.instance_of(dict))
     given: dict[str, str] = field(factory=dict, validator=v.instance_of(dict))
+    files: dict[str, str] = field(factory=dict, validator=v.instance_of(dict))
+    plugins: dict[str, str] = field(factory=dict, validator=v.instance_of(dict))
 
     @classmethod
-    def of(cls, config: RunConfig, composition: Composition, given: Mapping[str, str] | None = None) -> Recipe:
-        """The recipe of one picture; a model's folder and a method's file are named without their path."""
+    def of(
+        cls,
+        config: RunConfig,
+        composition: Composition,
+        given: Mapping[str, str] | None = None,
+        files: Mapping[str, str] | None = None,
+        plugins: Mapping[str, str] | None = None,
+    ) -> Recipe:
+        """The recipe of one picture; a model's folder and a method's file are named without their path.
+
+        Args:
+            config: The run.
+            composition: The method.
+            given: See the attributes, as the others.
+            files: ``composition.digests()`` as the run began.
+            plugins: Of those that wrapped a stage.
+        """
         run = attrs.asdict(config)
         run["method"] = Path(run["method"]).stem
         if run["model"] not in registry().names("models") and Path(run["model"]).expanduser().exists():
@@ -68,21 +88,26 @@ class Recipe:
             method = Loader(registry()).unstructure(composition)
         except ConfigError:
             method = None
-        return cls(run, method, current_versions(), dict(given or {}))
+        return cls(run, method, current_versions(), dict(given or {}), dict(files or {}), dict(plugins or {}))
 
     @property
     def digest(self) -> str:
         """Stands for everything that determines the pixels, versions aside."""
-        return digest_of(json.dumps([self.run, self.method, self.given], sort_keys=True))
+        more = [part for part in (self.files, self.plugins) if part]  # older digests stay what they are
+        return digest_of(json.dumps([self.run, self.method, self.given, *more], sort_keys=True))
 
-    def changes(self) -> list[str]:
-        """What has another version here than when the picture was made, one line each."""
+    def changes(self, plugins: Mapping[str, str] | None = None) -> list[str]:
+        """What has another version here than when the picture was made, one line each.
+
+        Args:
+            plugins: Versions of those that wrap stages here, by name.
+        """
         here = current_versions()
         return [
             f"note: made with {name} {then}, here is {here.get(name, 'none')}; pixels may differ"
             for name, then in self.versions.items()
             if then != here.get(name)
-        ]
+        ] + told_changes(self.plugins, plugins or {})
 
     def parameters(self) -> str:
         """The text that A1111-style tools read."""

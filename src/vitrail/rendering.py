@@ -17,6 +17,7 @@ from attrs import field, frozen
 
 from vitrail.core.atomic import write_text
 from vitrail.core.composition import Composition
+from vitrail.core.fields import as_tuple
 from vitrail.core.run_config import RunConfig
 from vitrail.errors import ConfigError, OutputError, Problems
 from vitrail.kept_latents import latents_instead, latents_written
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class RenderOptions:
-    """How a run is carried out; none of it reaches the picture.
+    """How a run is carried out; none of it but plugins that wrap a stage reaches the picture.
 
     Attributes:
         output: PNG file, named after the prompt if None.
@@ -49,6 +50,7 @@ class RenderOptions:
         checkpoint: A file to go on from and to write, or None.
         checkpoint_every: Steps between two writes.
         trace: File for what every rank did when, or None.
+        plugins: (name, plugin) pairs that watch or wrap the run.
     """
 
     output: Path | None = None
@@ -59,6 +61,7 @@ class RenderOptions:
     checkpoint: Path | None = None
     checkpoint_every: int = 5
     trace: Path | None = None
+    plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple, default=())
 
 
 def sample(run: RunConfig, composition: Composition, options: RenderOptions, notes: Sequence[str] = ()) -> None:
@@ -74,7 +77,7 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
 
     quiet_libraries()
     device = options.device or _rank_device(placement)
-    first = Sampler.of(run, composition, device)
+    first = Sampler.of(run, composition, device, options.plugins)
     plan = first.plan(run)
     outlook = forecast(first.engine(run, run.seed), first.backbone, placement.world_size, run.row_batch)
     say(out, [*notes, *plan_lines(run, plan), *memory_lines(outlook), *rank_lines(placement, run, plan, outlook.rows)])

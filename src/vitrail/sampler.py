@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
 
+from vitrail.attached import attached
 from vitrail.backbones.rectification.surround import check_rectifications
 from vitrail.backbones.source import ModelOptions, adapter_of, find_model
 from vitrail.building import Builder
@@ -23,12 +24,13 @@ from vitrail.core.log import logger
 from vitrail.core.run_config import Dtype, RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError
-from vitrail.methods import load_method
+from vitrail.methods import composition_of
 from vitrail.recipe import digest_of
 from vitrail.result import Plan, Report, Result, StagePlan
 from vitrail.session import Session
 
 if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
     from vitrail.core.engine import Engine
     from vitrail.core.forwarding import Forwarding
 
@@ -38,21 +40,24 @@ class Sampler:
 
     def __init__(
         self,
-        backbone: Any,
-        composition: Composition,
+        backbone: Backbone,
+        composition: Composition | Mapping[str, Any],
         *,
         model: str,
         options: ModelOptions | None = None,
         plugins: Iterable[tuple[str, object]] = (),
     ):
+        composition = composition_of(composition)
         composition.check(backbone.offers, f"model {model!r}", registry())
+        composition.check_files()
         request = composition.attention_request()
         if request is not None:
             backbone.check_attention(request)
         check_rectifications(composition, backbone)
         self.backbone, self.composition, self.model = backbone, composition, model
         self._options = options or ModelOptions()
-        self._plugins = tuple(plugins)
+        self._own = tuple(plugins)
+        self.plugins = attached(self._own)
         self._lock = threading.RLock()  # a signal handler may come while this thread holds it
         self._at_work: list[threading.Event] = []  # one a run in work, set when it is to stop
         self._is_early = False
@@ -64,7 +69,7 @@ class Sampler:
     def from_pretrained(
         cls,
         model: str = "demo",
-        method: str | Path | Composition = "asg-plus",
+        method: str | Path | Mapping[str, Any] | Composition = "asg-plus",
         *,
         device: str | None = None,
         dtype: Dtype = "float32",
@@ -77,7 +82,7 @@ class Sampler:
 
         Args:
             model: ``demo``, a folder in diffusers' layout, a ``.safetensors`` file or a hub id.
-            method: A registered name, a TOML or YAML file, or a composition.
+            method: A registered name, a TOML or YAML file, a table as in one, or a composition.
             device: A torch device; the accelerator if there is one, else the CPU.
             dtype: Of the networks.
             variant: Of the weight files, e.g. ``fp16``.
@@ -88,17 +93,18 @@ class Sampler:
         Raises:
             VitrailError: Before any weight is loaded, if the method is wrong or does not fit the model.
         """
-        composition = method if isinstance(method, Composition) else load_method(method)
+        composition = composition_of(method)
         options = ModelOptions(dtype=dtype, variant=variant, revision=revision, config=model_config)
         spec = find_model(model, registry(), options)
         composition.check(spec.offers, f"model {model!r}", registry())
+        composition.check_files()
         return cls(spec.load(device), composition, model=model, options=options, plugins=plugins)
 
     @classmethod
     def from_pipeline(
         cls,
         pipe: Any,
-        method: str | Path | Composition = "asg-plus",
+        method: str | Path | Mapping[str, Any] | Composition = "asg-plus",
         *,
         plugins: Iterable[tuple[str, object]] = (),
     ) -> Sampler:
@@ -106,25 +112,33 @@ class Sampler:
 
         Args:
             pipe: With its LoRAs, adapters, scheduler and offload; they may also be changed later.
-            method: A registered name, a TOML or YAML file, or a composition.
+            method: A registered name, a TOML or YAML file, a table as in one, or a composition.
             plugins: (name, plugin) pairs that wrap or observe this sampler's stages.
 
         Raises:
             VitrailError: If no adapter serves the pipeline, or the method does not fit it.
         """
-        composition = method if isinstance(method, Composition) else load_method(method)
-        backbone = adapter_of(type(pipe).__name__, registry()).adopt(pipe)
+        composition = composition_of(method)
+        backbone: Backbone = adapter_of(type(pipe).__name__, registry()).adopt(pipe)
         options = ModelOptions(dtype=cast(Dtype, str(backbone.network.dtype).removeprefix("torch.")))
         return cls(backbone, composition, model="pipeline", options=options, plugins=plugins)
 
     @classmethod
-    def of(cls, run: RunConfig, composition: Composition, device: str | None = None) -> Sampler:
+    def of(
+        cls,
+        run: RunConfig,
+        composition: Composition,
+        device: str | None = None,
+        plugins: Iterable[tuple[str, object]] = (),
+    ) -> Sampler:
         """Load the model of a run."""
-        return cls.from_pretrained(run.model, composition, device=device, **ModelOptions.of(run).as_fields())
+        options = ModelOptions.of(run).as_fields()
+        return cls.from_pretrained(run.model, composition, device=device, plugins=plugins, **options)
 
     def again(self, plugins: Iterable[tuple[str, object]] = ()) -> Sampler:
-        """The same model and method with other plugins."""
-        return Sampler(self.backbone, self.composition, model=self.model, options=self._options, plugins=plugins)
+        """The same model, method and plugins, with more of these."""
+        every = (*self._own, *plugins)
+        return Sampler(self.backbone, self.composition, model=self.model, options=self._options, plugins=every)
 
     def interrupt(self) -> None:
         """Stop this sampler's runs at their next step; with none at work, the next one before its first step.
@@ -261,7 +275,7 @@ class Sampler:
         Raises:
             VitrailError: If the model cannot use the inputs, or a view is too large for it.
         """
-        builder = Builder(self.backbone, self.composition, self._plugins, evolve(config, model=self.model))
+        builder = Builder(self.backbone, self.composition, self.plugins, evolve(config, model=self.model))
         return builder.engine(seed, extras or Extras(), exchange or Exchange.among(solo()), watched, forwarding)
 
 

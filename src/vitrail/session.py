@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 from attrs import evolve
 
+from vitrail.attached import wrapping
 from vitrail.call import Call
 from vitrail.comm.agreement import agree
 from vitrail.comm.chrome import as_data, from_data
@@ -50,6 +51,8 @@ class Session:
         self._stopped = False
         self._image: Image | None = None  # the file's, read once
         self._given: dict[str, str] = {}
+        self._files: dict[str, str] = {}
+        self._plugins = wrapping(sampler.plugins)
         self._first = 0
         self._split: Communicator | None = None
         self._forwarding: Forwarding | None = None  # one for all pictures, so that what was learnt stays
@@ -68,6 +71,7 @@ class Session:
         config, begin = self._config, time.perf_counter()
         self._image = None if config.image is None else open_picture(config.image)
         self._given = given_digests(self._call.extras, self._image)
+        self._files = self._sampler.composition.digests()
         seeds = range(config.seed, config.seed + config.num_images)
         try:
             with without_graph(self._sampler.composition):
@@ -148,7 +152,7 @@ class Session:
 
     def _recipe(self, seed: int) -> Recipe:
         config = evolve(self._config, seed=seed, num_images=1)
-        return Recipe.of(config, self._sampler.composition, self._given)
+        return Recipe.of(config, self._sampler.composition, self._given, self._files, self._plugins)
 
     def _resolved(self) -> RunConfig:
         """The run with what is left to this machine decided; the same on every rank."""
@@ -170,6 +174,8 @@ class Session:
             "composition": repr(self._sampler.composition),
             "versions": json.dumps(recipe.versions, sort_keys=True),
             "given": json.dumps(recipe.given, sort_keys=True),
+            "files of strategies": json.dumps(recipe.files, sort_keys=True),
+            "plugins": json.dumps(recipe.plugins, sort_keys=True),
             "output": self._call.output_type,
             "weights": self._sampler.backbone.fingerprint(),
             "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, relays {relays}",
@@ -184,6 +190,7 @@ class Session:
         recipe = self._recipe(self._config.seed)
         kept: dict[str, Any] = {"run": {**recipe.run, "num_images": self._config.num_images}}
         kept |= {"method": recipe.method, "versions": recipe.versions, "given": recipe.given}
+        kept |= {name: part for name, part in (("files", recipe.files), ("plugins", recipe.plugins)) if part}
         checkpoints = Checkpoints(spread.checkpoint, spread.checkpoint_every, kept, self._communicator)
         checkpoints.open(self._device())
         return checkpoints
@@ -271,7 +278,7 @@ class Session:
         factor = backbone.vae_scale_factor
         read = pad_picture(read, factor * phase.canvas.height, factor * phase.canvas.width)
         noise = engine.streams.normal(shape, "image-latents").to(read.device)
-        return cast("Tensor", backbone.encode(read, noise))
+        return backbone.encode(read, noise)
 
     def _call_back(self, engine: Engine, step: Step, new: Tensor) -> Tensor:
         if self._call.callback is None:
@@ -304,4 +311,4 @@ class Session:
         return [backbone.to_pil(picture)[0] for picture in pictures]
 
     def _device(self) -> Any:
-        return getattr(self._sampler.backbone, "device", None)
+        return self._sampler.backbone.device

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from attrs import field, frozen
 from torch import Tensor
@@ -15,6 +16,9 @@ from vitrail.core.inputs import Inputs
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import AttentionRequest, Predicted, Rows
 from vitrail.core.step import Step
+
+if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
 
 
 @frozen(eq=False)
@@ -52,6 +56,11 @@ class AnalyticBackbone:
     defaults: ClassVar[Mapping[str, Any]] = {}
     max_view: ClassVar[None] = None
     network: ClassVar[None] = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the templates are."""
+        return self.prior.templates.device
 
     def new_scheduler(self, name: str | None = None) -> Any:
         """A copy of the scheduler it was given."""
@@ -106,6 +115,14 @@ class AnalyticBackbone:
         small = F.avg_pool2d(picture, self.vae_scale_factor)
         return F.pad(small, (0, 0, 0, 0, 0, self.latent_channels - 3))
 
+    def check_gradients(self) -> None:
+        """Latents are cells of the picture, and the posterior mean is smooth."""
+
+    def decoder(self) -> Callable[[Tensor], Tensor]:
+        """The first three channels, enlarged and not clipped, so that there is a way back from all of them."""
+        factor = self.vae_scale_factor
+        return lambda clean: clean[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
     def release(self) -> None:
         """Nothing is held."""
 
@@ -120,3 +137,7 @@ class AnalyticBackbone:
         from PIL import Image
 
         return [Image.fromarray((p.permute(1, 2, 0) * 255).round().byte().cpu().numpy()) for p in pictures]
+
+
+if TYPE_CHECKING:
+    _CONFORMS: type[Backbone] = AnalyticBackbone

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.backbones.folder import T5, UNUSED, check_folder, left_out, read_index
-from vitrail.backbones.header import read_header
 from vitrail.backbones.hub import fetch_parts, remedy
 from vitrail.backbones.single_file import CONFIGS, T5_WEIGHTS, scheduler_changes
 from vitrail.backbones.weights import align, check_filled
 from vitrail.core.ambient import plain_defaults
+from vitrail.core.header import read_header
 from vitrail.core.log import logger
 from vitrail.errors import ConfigError, ModelError
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from vitrail.backbones.conditioning import Conditioning
     from vitrail.backbones.strip_ops import Exchange
+    from vitrail.core.backbone import Backbone
     from vitrail.core.inputs import Inputs
     from vitrail.core.noise_schedule import Scheduler
     from vitrail.core.protocols import AttentionRequest, Rows
@@ -290,3 +291,7 @@ def _refuse_other_prediction(current: Any, other: Any, name: str) -> None:
     have, want = prediction_type_of(current), prediction_type_of(other)
     if have != want:
         raise CapabilityError(f"the model predicts {have!r}, but {name} reads {want!r}; choose another scheduler")
+
+
+if TYPE_CHECKING:
+    _CONFORMS: type[Backbone] = PipelineBackbone

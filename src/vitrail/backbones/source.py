@@ -8,14 +8,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from attrs import frozen
 
 from vitrail.backbones.folder import PICKLED, PICKLES, check_folder, read_index
-from vitrail.backbones.header import read_header
 from vitrail.backbones.hub import HUB_ID, fetch_index, is_offline, remedy
 from vitrail.backbones.single_file import config_of
+from vitrail.core.backbone import BackboneSpec
+from vitrail.core.header import read_header
 from vitrail.core.registry import Registry
 from vitrail.core.run_config import Dtype, RunConfig
 from vitrail.errors import ConfigError, ModelError, nearest
@@ -74,7 +75,7 @@ class ModelSource:
     suits: Mapping[str, Any] = {}
 
 
-def find_model(model: str, registry: Registry, options: ModelOptions | None = None) -> Any:
+def find_model(model: str, registry: Registry, options: ModelOptions | None = None) -> BackboneSpec:
     """The spec of a model, found but not loaded.
 
     Args:
@@ -108,7 +109,7 @@ def find_model(model: str, registry: Registry, options: ModelOptions | None = No
     source = ModelSource(
         name=model, kind=kind, location=location, pipeline=pipeline, options=options, config=config, suits=suits
     )
-    return adapter(source=source)
+    return cast("BackboneSpec", adapter(source=source))
 
 
 def _suits(folder: Path, where: str) -> dict[str, Any]:

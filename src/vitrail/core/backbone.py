@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
     from torch import Tensor
 
@@ -17,15 +18,51 @@ if TYPE_CHECKING:
     from vitrail.core.step import Step
 
 
+class BackboneSpec(Protocol):
+    """A model that is found and not loaded: what can be said of it without its weights."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What strategies may need of it."""
+
+    @property
+    def suits(self) -> Mapping[str, Any]:
+        """Fields of a run that suit it."""
+
+    def load(self, device: str | None = None) -> Backbone:
+        """Load its weights."""
+
+
 class Backbone(Protocol):
     """A model: predicts rows at a timestep, encodes what they are conditioned on, decodes. Loaded from a spec."""
 
-    latent_channels: int
-    vae_scale_factor: int
-    native_size: int  # latent cells of the side it was trained at
-    max_view: int | None  # latent cells of the longest side it takes
-    offers: frozenset[str]
-    defaults: Mapping[str, Any]  # fields of a run that suit it
+    @property
+    def latent_channels(self) -> int:
+        """Channels of its latents."""
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of a latent cell's side."""
+
+    @property
+    def native_size(self) -> int:
+        """Latent cells of the side that it was trained at."""
+
+    @property
+    def max_view(self) -> int | None:
+        """Latent cells of the longest side that it takes; None for any."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What strategies may need of it."""
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Fields of a run that suit it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its networks run, also when they wait elsewhere; latents are there."""
 
     @property
     def network(self) -> Any:

@@ -18,9 +18,10 @@ from cattrs.gen import make_dict_structure_fn
 
 from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.composition import Composition, Family, Stage
+from vitrail.core.fitness import slots_of
 from vitrail.core.measuring import Features, Metric, References
 from vitrail.core.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
-from vitrail.core.registry import MEMBERS, Registry
+from vitrail.core.registry import Registry
 from vitrail.core.run_config import RunConfig
 from vitrail.core.sizes import SizeConditioning
 from vitrail.errors import ConfigError, nearest
@@ -91,7 +92,7 @@ class Loader:
         if isinstance(value, (tuple, list)):
             return [self.unstructure(item) for item in value]
         if attrs.has(type(value)):
-            slot = next((s for s in SLOTS.values() if all(hasattr(value, m) for m in MEMBERS[s])), "a strategy")
+            slot = (slots_of(type(value)) or ["a strategy"])[0]
             raise ConfigError(f"{type(value).__name__} is not registered as {slot}, so it cannot be written to a file")
         return value
 

@@ -16,6 +16,7 @@ from attrs import define, evolve
 
 from vitrail.core.assembly import gather_views
 from vitrail.core.exchange import Exchange, whole_views
+from vitrail.core.members import OptionalFusion, OptionalPatching, has_own, speaks
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 
@@ -37,9 +38,8 @@ Follow = Callable[["Step", "MessageGuidance", Prediction, int, "Tensor | None"],
 
 def message_guidance(stage: Stage) -> tuple[MessageGuidance, ...] | None:
     """The stage's guidance if it goes by messages: none or one; None if it does not."""
-    if any(not hasattr(guidance, "tell") or guidance.point != "views" for guidance in stage.guidance):
-        return None
-    return stage.guidance if len(stage.guidance) < 2 else None  # type: ignore[return-value]
+    speaking = tuple(guidance for guidance in stage.guidance if speaks(guidance) and guidance.point == "views")
+    return speaking if len(speaking) == len(stage.guidance) < 2 else None
 
 
 def can_relay(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
@@ -50,9 +50,9 @@ def can_relay(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
         canvas: For what the views must part.
         every: The patches of its steps.
     """
-    if stage.also or message_guidance(stage) is None or not getattr(stage.fusion, "is_local", False):
+    if stage.also or message_guidance(stage) is None or not OptionalFusion.of(stage.fusion).is_local:
         return False
-    if stage.remember or hasattr(stage.patching, "prepare"):
+    if stage.remember or has_own(stage.patching, OptionalPatching.prepare):
         return False
     views: tuple[View, ...] | None = None
     for patches in every:

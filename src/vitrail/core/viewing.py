@@ -9,6 +9,7 @@ from attrs import evolve, frozen
 
 from vitrail.core.assembly import gather_views, restore_order
 from vitrail.core.growing import inside
+from vitrail.core.members import OptionalMasking
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 from vitrail.core.scene import Memory
@@ -85,8 +86,8 @@ class Viewing:
             prediction: Of the canvas.
             state: Of the strategies.
         """
-        recalls = getattr(self._stage(step).masking, "recalls", False)
-        if not recalls or not self.guiding.acts_at("canvas", step):
+        knows_whole = OptionalMasking.of(self._stage(step).masking).knows_whole
+        if not knows_whole or not self.guiding.acts_at("canvas", step):
             return None
         inner = self.layout.phases[step.phase].canvas.inner
         return self._mask(step, prediction, Predicted(prediction.model_output), state, inner)

@@ -10,6 +10,7 @@ from attrs import evolve, field, frozen
 
 from vitrail.core.fields import as_tuple
 from vitrail.core.measuring import Eye, Shown
+from vitrail.core.members import OptionalEye
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.experiments.experiment import Experiment
 from vitrail.experiments.grid import Cell
@@ -110,7 +111,7 @@ class Seen:
 
 def key_of(eye: Eye) -> str:
     """What an eye's answers are kept under: its ``repr``, and what stands for the weights that it looks with."""
-    digest = getattr(eye, "digest", "")
+    digest = OptionalEye.of(eye).digest
     return f"{eye!r} with {digest}" if digest else repr(eye)
 
 

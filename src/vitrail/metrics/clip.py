@@ -18,8 +18,8 @@ from attrs import validators as v
 
 from vitrail.core.ambient import plain_defaults
 from vitrail.core.fields import as_tuple
+from vitrail.core.file_digests import digest_of_files
 from vitrail.errors import ConfigError, ModelError
-from vitrail.metrics.files import digest_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,6 +8,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.measuring import Features, Shown
+from vitrail.core.members import OptionalEye
 from vitrail.core.streams import Streams
 from vitrail.errors import ConfigError
 from vitrail.metrics.demo_judge import JUDGE
@@ -31,7 +32,7 @@ class CropsEye:
     @property
     def digest(self) -> str:
         """Of the features, if they have one."""
-        return str(getattr(self.features, "digest", ""))
+        return OptionalEye.of(self.features).digest
 
     def look(self, shown: Shown) -> Tensor:
         """Features or probabilities of the crops or of the whole, Float32[Tensor, "crops dim"].

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs import validators as v
 
+from vitrail.core.file_digests import digest_of_files
 from vitrail.errors import ModelError
-from vitrail.metrics.files import digest_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import frozen
 
 from vitrail.core.measuring import Column, Eye, Features, Shown
+from vitrail.core.members import OptionalEye
 from vitrail.metrics.demo_judge import JUDGE
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Repetition:
     @property
     def digest(self) -> str:
         """Of the features, if they have one."""
-        return str(getattr(self.features, "digest", ""))
+        return OptionalEye.of(self.features).digest
 
     def look(self, shown: Shown) -> Tensor:
         """Largest and mean agreement of two tiles that do not overlap, Float32[Tensor, "2"] in [0, 1]."""

@@ -36,6 +36,7 @@ class RememberedAttention:
 
     needs: ClassVar[frozenset[str]] = frozenset({"attention-maps"})
     recalls: ClassVar[bool] = True
+    knows_whole: ClassVar[bool] = True
     words: tuple[str, ...] = field(default=(), converter=as_words)  # of the prompt, that alone count; () for all
     skip_stop_words: bool = True  # "a", "on" and their like are no content
     tokens: Over = field(default="mean", validator=v.in_(OVERS))  # of the content words; "max" is that of any

@@ -11,9 +11,10 @@ from attrs import evolve
 from torch import Tensor
 
 from vitrail.core.assembly import permute_views, restore_order
+from vitrail.core.members import OptionalGuidance
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
-from vitrail.core.registry import MEMBERS, Registry
+from vitrail.core.registry import Registry
 from vitrail.core.run_config import Wrap
 from vitrail.core.scene import Branches, Memory, Scene, Start, subject_tensor
 from vitrail.core.step import Step
@@ -167,7 +168,9 @@ def check_guidance(guidance: Any) -> None:
             state, same = _check_guided(strategy, step, state)
             acts = acts or not same
         assert strategy.init() is None or strategy.init() is not state, "state must start anew in every run"
-    assert acts or not getattr(strategy, "follows_start", False), "it changes nothing where it has a picture to follow"
+    assert acts or not OptionalGuidance.of(strategy).follows_start, (
+        "it changes nothing where it has a picture to follow"
+    )
 
 
 def _check_guided(strategy: Any, step: Step, state: Any) -> tuple[Any, bool]:
@@ -237,8 +240,7 @@ def check_cover(views: Sequence[View], height: int, width: int) -> None:
 def _instance(slot: str, strategy: Any) -> Any:
     """The strategy, after the checks that registration makes."""
     cls = strategy if isinstance(strategy, type) else type(strategy)
-    assert slot in MEMBERS
-    Registry().add(slot, cls.__name__, cls)
+    Registry().add(slot, "under-test", cls)
     return strategy() if isinstance(strategy, type) else strategy
 
 
@@ -251,7 +253,7 @@ def _subject(guidance: Any, step: Step, seed: int) -> Any:
     lead = (4, 1) if guidance.point in ("inputs", "branches", "views") else (1,)
     made = make_prediction((*lead, CHANNELS, 8, 8), step, seed)
     if guidance.point == "branches":
-        wanted = guidance.branches(step) if hasattr(guidance, "branches") else ()
+        wanted = OptionalGuidance.of(guidance).branches(step)
         shape, streams = made.latents.shape, Streams(seed)
         rows = {branch: streams.normal(shape, branch) for branch in ("uncond", "cond", *wanted)}
         return Branches(rows, 2.0, made.model_output, made.latents)

@@ -1,4 +1,4 @@
-"""What stands for the contents of files that metrics look with or compare with."""
+"""What stands for the contents of files that a strategy, a metric or a reference reads."""
 
 from __future__ import annotations
 
