@@ -32,6 +32,7 @@ from vitrail.cli_options import (
 )
 from vitrail.errors import Interrupted, VitrailError
 from vitrail.signals import INTERRUPTED, ended_at_once
+from vitrail.terminal import printable
 
 app = typer.Typer(
     name="vitrail",
@@ -210,7 +211,7 @@ def main() -> NoReturn:
         from vitrail.ranks import end_rank, is_told_by_launcher
 
         if not is_told_by_launcher(error):
-            typer.echo(f"Error: {error}", err=True)
+            typer.echo(printable(f"Error: {error}"), err=True)
         code = INTERRUPTED if isinstance(error, Interrupted) else 2 if isinstance(error, ValueError) else 1
         end_rank(code)
     except Exception as error:

@@ -126,8 +126,8 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     with problems.collect():
         run = loader.structure(relocated(recipe, changes), RunConfig, f"run in {picture}")
         for name, value in (("model", run.model), ("image", run.image)):
-            if value is not None and name not in changes and not _is_here(value):
-                raise ConfigError(f"{picture}: made with the {name} {value!r}, which is not here; give its --{name}")
+            if value is not None and name not in changes:
+                _check_own(picture, name, value)
         check_image(recipe, run, str(picture))
         spec = find_model(run.model, registry(), ModelOptions.of(run))
         if composition is not None:
@@ -138,8 +138,21 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     return run, composition, recipe
 
 
-def _is_here(name: str) -> bool:
-    return name in registry().names("models") or Path(name).exists() or name.count("/") == 1
+def _check_own(picture: Path, kind: str, value: str) -> None:
+    """Refuse what a recipe names elsewhere: what is written in a picture, a stranger may have chosen.
+
+    Our own recipes name registered models, and files and folders without their place.
+
+    Raises:
+        ConfigError: Naming the option that says it is wanted.
+    """
+    if value in registry().names("models"):
+        return
+    told = f"{picture}: made with the {kind} {value!r}"
+    if Path(value).name != value:
+        raise ConfigError(f"{told}; a picture does not choose what is read or fetched: give --{kind} if you trust it")
+    if not Path(value).exists():
+        raise ConfigError(f"{told}, which is not here; give its --{kind}")
 
 
 def check(file: Path, sets: Sequence[str]) -> None:

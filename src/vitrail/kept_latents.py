@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from vitrail.backbones.source import ModelOptions, find_model
-from vitrail.core.atomic import replacing
 from vitrail.core.config import Loader
 from vitrail.core.forwarding import is_out_of_memory, let_go
 from vitrail.core.run_config import RunConfig
+from vitrail.core.sealed import load_sealed, save_sealed
 from vitrail.discovery import registry
 from vitrail.errors import CommAborted, ConfigError, DecodeError, ModelError, OutputError
-from vitrail.recipe import KEY, Recipe, save_picture
+from vitrail.recipe import Recipe, recipe_of, save_picture
 from vitrail.replaying import located, relocated
 from vitrail.terminal import console, say
 
@@ -69,27 +69,21 @@ def save_latents(latents: Tensor, recipe: Recipe, path: Path) -> None:
         recipe: Of the picture.
         path: Of the file, by custom ``NAME.latents.safetensors``.
     """
-    from safetensors.torch import save_file
-
-    tensors = {"latents": latents.detach().cpu().contiguous().clone()}
-    with replacing(path) as part:
-        save_file(tensors, part, metadata={KEY: json.dumps(attrs.asdict(recipe))})
+    save_sealed(path, {"latents": latents}, json.dumps(attrs.asdict(recipe)))
 
 
 def load_latents(path: Path) -> tuple[Tensor, Recipe]:
     """Read what ``save_latents`` wrote.
 
     Raises:
-        ConfigError: If the file is none of ours or is broken.
+        ConfigError: If the file is none of ours or is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            latents: Tensor = file.get_tensor("latents")
-            return latents, Recipe(**json.loads((file.metadata() or {})[KEY]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: holds no latents that vitrail kept, or is broken: {error}") from error
+    tensors, text = load_sealed(path, "latents that vitrail kept")
+    recipe = recipe_of(text, path)
+    latents = tensors.get("latents")
+    if latents is None or latents.ndim != 4 or not latents.is_floating_point():
+        raise ConfigError(f"{path}: is not latents that vitrail kept: it has no tensor of four dimensions 'latents'")
+    return latents, recipe
 
 
 @contextmanager

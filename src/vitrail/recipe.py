@@ -20,6 +20,7 @@ from vitrail.core.run_config import RunConfig
 from vitrail.core.streams import SCHEME
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError
+from vitrail.own_pictures import of_any_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -143,7 +144,7 @@ def save_picture(image: Image, recipe: Recipe, path: Path, overwrite: bool = Tru
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe inside a picture.
+    """The recipe inside a picture; its pixels are checked and not decoded, so it may be of any size.
 
     Raises:
         ConfigError: If the file is no PNG or carries none.
@@ -151,17 +152,34 @@ def read_recipe(path: Path) -> Recipe:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            image.load()
-            text = getattr(image, "text", {}).get(KEY)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with of_any_size(), Image.open(path) as image:
+            text = image.info.get(KEY)
+            image.verify()  # every chunk of it by its checksum
+    except (OSError, SyntaxError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a picture: {_reason(error)}") from error
-    if text is None:
+    if not isinstance(text, str):
         raise ConfigError(f"{path}: carries no recipe; only PNG files that vitrail wrote do, as they left it")
+    return recipe_of(text, path)
+
+
+def recipe_of(text: str, where: object) -> Recipe:
+    """A recipe from its text.
+
+    Args:
+        text: JSON.
+        where: It stands, for the error.
+
+    Raises:
+        ConfigError: If it is none.
+    """
     try:
-        return Recipe(**json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: its recipe is broken: {error.args[0]}") from error
+        recipe = Recipe(**json.loads(text))
+        if not all(isinstance(each, str) for each in (*recipe.versions.values(), *recipe.given.values())):
+            raise ValueError("versions and digests must be texts")
+    except (TypeError, ValueError, RecursionError) as error:
+        told = error.args[0] if error.args else type(error).__name__
+        raise ConfigError(f"{where}: its recipe is broken: {told}") from error
+    return recipe
 
 
 def _reason(error: Exception) -> str:

@@ -1,14 +1,16 @@
-"""How text reaches the user: as it is, without markup."""
+"""How text reaches the user: as it is, without markup, and without what would move a terminal's cursor or its text."""
 
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+TURNS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # of the direction of writing
 PIPE_WIDTH = 100  # columns of what is written to a pipe or file
 
 
@@ -23,4 +25,13 @@ def console(quiet: bool = False) -> Console:
 def say(out: Console, lines: Iterable[str] | str, style: str | None = None) -> None:
     """Print a line or several."""
     for line in [lines] if isinstance(lines, str) else lines:
-        out.print(line, style=style)
+        out.print(printable(line), style=style)
+
+
+def printable(text: str) -> str:
+    """A text, which may come from a stranger's file, with control characters and turns of direction spelt out."""
+    return "".join(each if _is_harmless(each) else each.encode("unicode_escape").decode() for each in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character in "\n\t" or not (unicodedata.category(character) in ("Cc", "Cs") or character in TURNS)

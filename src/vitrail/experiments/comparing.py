@@ -17,11 +17,11 @@ from vitrail.experiments.commands import RunOptions, run_experiment
 from vitrail.experiments.formats import show
 from vitrail.experiments.loading import located, spelt_out, structure
 from vitrail.experiments.measuring import Loaded, load, look
-from vitrail.experiments.own_pictures import open_own
 from vitrail.experiments.page_of_results import told_of
 from vitrail.experiments.reporting import stopping
 from vitrail.experiments.sheets import FAINT, FONT, GAP, INK, MARGIN, folded
 from vitrail.experiments.tables import Heading, Table
+from vitrail.own_pictures import open_own
 from vitrail.terminal import console, say
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from vitrail.experiments.grid import Cell
 from vitrail.experiments.loading import structure
 from vitrail.experiments.looked import Answers
 from vitrail.experiments.meter import Meter
-from vitrail.experiments.own_pictures import open_own
 from vitrail.experiments.store import PLAN, Folder, Outcome, Plan, same_plan
+from vitrail.own_pictures import open_own
 
 if TYPE_CHECKING:
     from rich.console import Console

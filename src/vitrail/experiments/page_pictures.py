@@ -11,7 +11,7 @@ from attrs import field, frozen
 from vitrail.core.atomic import replacing, replacing_folder
 from vitrail.core.fields import as_tuple
 from vitrail.errors import ConfigError, OutputError
-from vitrail.experiments.own_pictures import of_any_size
+from vitrail.own_pictures import of_any_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.core.atomic import replacing
 from vitrail.experiments.measuring import Size
-from vitrail.experiments.own_pictures import open_own
 from vitrail.experiments.plots import slug
 from vitrail.experiments.results import Group, Results
 from vitrail.experiments.tables import curves, spoken
+from vitrail.own_pictures import open_own
 
 if TYPE_CHECKING:
     from PIL.Image import Image
