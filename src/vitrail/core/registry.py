@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 from attrs import frozen
 
+from vitrail.comm.backend import check_backend
 from vitrail.errors import ConfigError, RegistrationError, nearest
 
 MEMBERS: dict[str, tuple[str, ...]] = {  # what a class of each slot must have
@@ -85,6 +86,8 @@ class Registry:
             ) from error
         if slot == "guidance" and cls.point not in POINTS:  # type: ignore[attr-defined]
             raise RegistrationError(f"{where}: {cls.__name__}.point must be one of {', '.join(POINTS)}")
+        if slot == "comm":
+            check_backend(where, cls)
         self._put(Entry(slot, name, cls, self.plugin))
 
     def add_file(self, slot: str, name: str, path: Path) -> None:
