@@ -20,7 +20,7 @@ from vitrail.testing.comm.telling import ToldChannel, ToldCommunicator, show
 
 EVERYWHERE: tuple[Kind, ...] = ("virtual", "threads", "processes")
 REAL: tuple[Kind, ...] = ("threads", "processes")
-SHRINK_S = 20.0  # from the first failure; what was not found smaller by then is told as it is
+SHRINK_S = 10.0  # from the first failure; what was not found smaller by then is told as it is
 BLOB = re.compile(r"@reproduce_failure\('[^']*', b'([^']*)'\)")
 LAWS: dict[str, Law] = {}  # by id, in the order in which they are written down
 
