@@ -106,6 +106,10 @@ class CommAborted(CommError):
         self.culprit, self.reason = culprit, reason
         self.kept: DecodeError | None = None
 
+    def __reduce__(self) -> tuple[type, tuple[int, str]]:
+        """So that it comes out of another process as it went in, without what was kept there."""
+        return type(self), (self.culprit, self.reason)
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Text for an unknown name: the nearest known one, if any is near, and the list of all."""

@@ -57,7 +57,7 @@ class ChannelMachine(RuleBasedStateMachine):
 
     @initialize(payload=PAYLOADS, bounds=st.tuples(st.integers(0, 2), st.integers(0, 2)), checksums=st.booleans())
     def begin(self, payload, bounds, checksums):
-        schedules.explored["simulated"] += 1
+        schedules.explored["virtual"] += 1
         self.now, self.moments, self.delay = 0.0, set(), 0.0
         self.payload, self.bounds = payload, bounds
         self.hub = Hub(RANKS, lambda: self.now, self.arrivals)

@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 from attrs import frozen
 
+from vitrail.comm.backend import check_backend
 from vitrail.core.fitness import SLOTS, misfits
 from vitrail.errors import ConfigError, RegistrationError, nearest
 
@@ -82,6 +83,8 @@ class Registry:
                 f"{where}: an annotation of {cls.__name__} cannot be read: {error}; a config file needs the types of "
                 "fields, so import them outside of `if TYPE_CHECKING:`"
             ) from error
+        if slot == "comm":
+            check_backend(where, cls)
         self._put(Entry(slot, name, cls, self.plugin))
 
     def add_file(self, slot: str, name: str, path: Path) -> None:

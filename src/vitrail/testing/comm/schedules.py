@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vitrail.comm.schedule import Fault
 
 UNIT_S = 1e-3  # of drawn delays, in virtual seconds
-explored = {"simulated": 0, "in-process": 0}
+explored = {"virtual": 0, "threads": 0, "processes": 0}  # runs, by what the ranks are
 begun = time.monotonic()
 
 
@@ -52,6 +52,15 @@ class DrawnSchedule:
         if fault is not None:
             self.struck.append((rank, point, fault))
         return fault
+
+    def __str__(self) -> str:
+        delays = enumerate(self.delays[: self.messages], 1)
+        told = [f"message {number} takes {each * self.unit:g} s" for number, each in delays if each]
+        order = list(self.order[: self.turns])
+        if any(order):
+            told.append(f"where several ranks can go on it is the turn of {order}, counted round")
+        told += [f"rank {rank}: {fault.kind} at its call {point}" for rank, point, fault in self.struck]
+        return "\n".join(["schedule", *(f"      {each}" for each in told)]) if told else ""
 
     @property
     def longest(self) -> float:

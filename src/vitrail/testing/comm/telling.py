@@ -192,7 +192,7 @@ class ToldCommunicator:
     def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> ToldWork | None:
         """Overwrite with the source's."""
         what = "broadcasts" if self.rank == src else f"receives rank {src}'s broadcast{self._of},"
-        text = f"{what} {describe(tensor)}{self._of if self.rank == src else ''}"
+        text = f"{what}{self._of}" if self.rank == src else f"{what} {describe(tensor)}"
         values = tensor if self.rank == src else None
         call = self._begun(text, async_op)
         work = self.tale.call(call, lambda: self.communicator.broadcast(tensor, src, async_op=async_op), values)
