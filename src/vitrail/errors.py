@@ -84,6 +84,10 @@ class ProtocolError(CommError):
     """A rank called something else than its peers, or a channel out of turn; the run is aborted."""
 
 
+class DriftError(CommError):
+    """Ranks no longer have the same values, so each would end with a picture of its own; all ranks raise it."""
+
+
 class StaleVersion(CommError, LookupError):
     """A channel no longer keeps this version."""
 

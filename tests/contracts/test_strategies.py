@@ -55,44 +55,6 @@ def test_guidance(cls):
     testing.check_guidance(cls)
 
 
-@attrs.frozen
-class Broken:
-    """Wrong only where a further size has begun, each in its own way."""
-
-    needs = frozenset()
-    point = "before"
-    follows_start = True
-    how: str = "idle"
-
-    def init(self):
-        """No state."""
-
-    def guide(self, step, subject, scene, state):
-        """What it should not."""
-        if scene.start is None or self.how == "idle":
-            return subject, None
-        if self.how == "in place":
-            return subject.add_(scene.start.noised(step)), None
-        if self.how == "in the scene":
-            return scene.start.clean.add_(1), None
-        return subject / 0 if self.how == "not finite" else scene.start.picture, None
-
-
-@pytest.mark.parametrize(
-    ("how", "told"),
-    [
-        ("idle", "changes nothing where it has a picture to follow"),
-        ("in place", "must not write into its input"),
-        ("in the scene", "must not write into the scene"),
-        ("not finite", "not finite at step 0 of size 1"),
-        ("the picture", "the shape must stay"),
-    ],
-)
-def test_what_is_wrong_at_a_further_size_is_found(how, told):
-    with pytest.raises(AssertionError, match=told):
-        testing.check_guidance(Broken(how))
-
-
 @pytest.mark.parametrize("cls", strategies("masking"))
 def test_masking(cls):
     testing.check_masking(cls)

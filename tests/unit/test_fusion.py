@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vitrail.testing.strategies import make_step
 
 from vitrail.core.assembly import gather_views, permute_views, restore_order
 from vitrail.core.prediction import Prediction
@@ -13,7 +14,6 @@ from vitrail.errors import CoverageError
 from vitrail.plugins import fusion
 from vitrail.plugins.fusion import Average, Gaussian, Scatter
 from vitrail.plugins.patching import Lattice, Windows
-from vitrail.testing.strategies import make_step
 
 STEP = make_step()
 CANVAS = Canvas(24, 20, 8)

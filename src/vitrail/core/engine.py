@@ -24,6 +24,7 @@ from vitrail.core.prediction import Prediction
 from vitrail.core.relay import Relay, can_relay, message_guidance
 from vitrail.core.run_state import Sampled, Timings
 from vitrail.core.trail import SCHEDULER, Trail
+from vitrail.core.unison import Unison
 from vitrail.core.viewing import Viewing
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Engine(Layout):
         """
         done = Sampled(latents, self.first) if checkpoints is None else checkpoints.resume(self, latents)
         begin, steps, control = time.perf_counter(), self.steps(), Control(self.exchange)
+        done.state.unison = Unison(self.exchange)
         for step in steps[done.steps :]:
             if control.decide(should_stop()):
                 logger().info("run.interrupted", step=step.index)
@@ -84,14 +86,17 @@ class Engine(Layout):
             with _logged(step, done.timings):
                 done.latents, done.prediction = self.step(step, done)
             done.latents, done.steps = on_step(step, done.latents), step.index + 1
+            done.state.note(step, "the callback", done.latents)
             due = checkpoints is not None and checkpoints.is_due(step)
             if due or step.stage_step + 1 == step.stage_num_steps:
                 self._gather(done)
             if step.index + 1 == len(steps) or steps[step.index + 1].phase != step.phase:
                 self._leave(step, done)
             if due and checkpoints is not None:
+                done.state.compare()
                 checkpoints.keep(self, step, done)
             done.timings.total_s = time.perf_counter() - begin
+        done.state.compare()  # before anything is shown or kept
         return done
 
     def shown(self, done: Sampled) -> Tensor:
@@ -118,6 +123,9 @@ class Engine(Layout):
             guidance = message_guidance(stage)
             told = state.guidance[0] if guidance and not fresh else None
             first, told_by = self.patches(step)[0], guidance[0] if guidance else None
+            state.note(step, self.stages.who("patching", step, stage.patching), first.views)
+            state.note(step, "the picture so far", done.latents)
+            state.compare()  # the last time before the canvas is whole again
             state.relay = Relay(self.exchange, first, told_by, self.branches, step.index, told)
 
     def _grow(self, step: Step, done: Sampled) -> None:
@@ -155,18 +163,23 @@ class Engine(Layout):
         stepper = self.phases[prediction.step.phase].stepper
         whole = [done.latents, prediction.latents, prediction.model_output, *stepper.canvases(done.latents)]
         done.state.relay.gather(list({id(tensor): tensor for tensor in whole}.values()))
+        assert done.state.unison is not None
+        done.state.unison.note(prediction.step, "the views of all ranks", done.latents)
 
     def step(self, step: Step, done: Sampled) -> tuple[Tensor, Prediction]:
         """One step of the run: the new latents and the prediction that led there; renews the strategies' state."""
         stage, state, guiding = self.composition.stages[step.stage], done.state, self.viewing.guiding
         state.trail = Trail(self.cell)
         state.trail.add("what it began with", done.latents, "look at the callback, or at the latents that were given")
+        state.note(step, "the picture so far", done.latents)
         latents = guiding.at("before", step, done.latents, done)
         latents, families = self.viewing.predictions(step, latents, done)
         outputs = []
         for family, (patches, views) in enumerate(families):
             outputs.append(self.stages.fuse(step, patches.views, views, latents, family))
             state.trail.add(f"fusion of family {family}", outputs[-1], "look at its weights")
+            fusion = stage.fusion if family == 0 else stage.also[family - 1].fusion
+            state.note(step, self.stages.who("fusion", step, fusion), outputs[-1])
         prediction = Prediction(latents, mix_families(outputs, stage.also, step), step)
         prediction = guiding.at(
             "canvas", step, prediction, done, mask=self.viewing.mask_of_canvas(step, prediction, state)
@@ -174,6 +187,7 @@ class Engine(Layout):
         noise = self.streams.generator("step-noise", step.index)
         latents = self.phases[step.phase].stepper.step(prediction.model_output, step.phase_step, latents, noise)
         state.trail.add("the scheduler's step", latents, SCHEDULER)
+        state.note(step, "the scheduler", latents)
         latents = guiding.at("after", step, latents, done)
         state.trail.check_sync(step, latents)
         self.stages.step_end(step, latents, prediction)

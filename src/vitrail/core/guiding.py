@@ -8,7 +8,7 @@ from attrs import frozen
 
 from vitrail.core.cost import Cost
 from vitrail.core.gradients import CountedGradients
-from vitrail.core.scene import Scene
+from vitrail.core.scene import Scene, subject_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,6 +91,7 @@ class Guiding:
                     step, guidance, subject, scene, state.guidance[number]
                 )
                 state.trail.add_guided(guidance, subject, patches)
+                state.note(step, self.layout.stages.who("guidance", step, guidance), subject_tensor(subject))
         return subject
 
     def counted_vae(self, timings: Timings) -> Vae | None:

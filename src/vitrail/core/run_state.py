@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from vitrail.core.protocols import Rows
     from vitrail.core.relay import Relay
     from vitrail.core.scene import Memory, Start
+    from vitrail.core.step import Step
+    from vitrail.core.unison import Unison
 
 
 @define
 class RunState:
-    """What strategies carry from step to step, the relay of a stage that has one, and the trail of the step in work."""
+    """What strategies carry from step to step, and of the step in work the relay, the trail and what ranks compare."""
 
     phase: int = -1
     stage: int = -1
@@ -33,6 +35,17 @@ class RunState:
     base: Tensor | None = None  # mean and deviation of the first size's result
     relay: Relay | None = None
     trail: Trail = field(factory=Trail)
+    unison: Unison | None = None
+
+    def note(self, step: Step, what: str, value: Any) -> None:
+        """Note what all ranks must have alike; where each has its own cells alone, there is no such thing."""
+        if self.unison is not None and self.relay is None:
+            self.unison.note(step, what, value)
+
+    def compare(self) -> None:
+        """Compare what was noted between ranks; collective. See ``Unison.compare``."""
+        if self.unison is not None:
+            self.unison.compare()
 
 
 @define

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
+from attrs import evolve
 
 from vitrail.core import returned
 from vitrail.core.asked import Asked, Naming, unnamed
@@ -128,6 +129,10 @@ class Stages:
             return True
         seen = (set(i.argnames) | set(i.kwargnames) for i in self._others("vitrail_step_end"))
         return any({"latents", "prediction"} & names for names in seen)
+
+    def who(self, slot: str, step: Step, strategy: Any) -> str:
+        """A strategy in words: its slot, its registered name if it has one, and its class."""
+        return str(evolve(self._answers.asked(slot, step, strategy), step=None))
 
     def _others(self, hook: str) -> list[pluggy.HookImpl]:
         """Implementations of a hook that are not the composition's."""

@@ -68,8 +68,10 @@ class Viewing:
             latents: Float32[Tensor, "batch channels height width"].
             done: How far the run has come; its state is renewed.
         """
-        every = self.layout.patches(step)
+        every = self._patches(step, done.state)
         latents, inputs = self._inputs(step, latents, every[0], done)
+        if done.state.relay is None:  # before the first forwards are shared out, which all ranks must do alike
+            done.state.compare()
         scaled = self.layout.phases[step.phase].stepper.scale(latents, step.phase_step)
         found = []
         for family, patches in enumerate(every):
@@ -94,6 +96,18 @@ class Viewing:
 
     def _stage(self, step: Step) -> Stage:
         return self.layout.composition.stages[step.stage]
+
+    def _patches(self, step: Step, state: RunState) -> list[Patches]:
+        """The views of every family, noted for the other ranks."""
+        every = self.layout.patches(step)
+        stage = self._stage(step)
+        for patching, patches in zip([stage.patching, *(each.patching for each in stage.also)], every, strict=True):
+            who = self.layout.stages.who("patching", step, patching)
+            turns = [view.turn for view in patches.views]
+            state.note(step, who, (patches.views, turns, patches.key, patches.clean_key))
+            if patches.permutation is not None:
+                state.note(step, who, patches.permutation)
+        return every
 
     def _inputs(self, step: Step, latents: Tensor, patches: Patches, done: Sampled) -> tuple[Tensor, Tensor | None]:
         """The canvas and its views where a guidance changes each view's own latents; None if none does."""
@@ -127,6 +141,7 @@ class Viewing:
         if family == 0:
             prompt, memory = self.predictor.prompt, done.state.memory
             texts = self.layout.stages.texts(step, prompt, patches.views, phase.canvas, memory)
+            done.state.note(step, self.layout.stages.who("prompting", step, self._stage(step).prompting), texts)
         batches = self.predictor.batches(step, shown, patches, family, texts)
         done.timings.count(batches)
         views = gather_views(latents, patches.views) if inputs is None else inputs
@@ -192,4 +207,6 @@ class Viewing:
         """Where guidance acts, from the key view's prediction and attention; cells beyond ``inner`` are padding."""
         seen = evolve(seen, model_output=key.model_output, memory=state.memory, inner=inner)
         mask, state.masking = self.layout.stages.mask(step, key, seen, state.masking, state.trail)
+        if mask is not None:
+            state.note(step, self.layout.stages.who("masking", step, self._stage(step).masking), mask)
         return mask

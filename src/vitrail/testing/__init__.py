@@ -9,6 +9,12 @@ A check raises AssertionError with what was expected. Classes are built with the
 instance is given.
 """
 
+from vitrail.testing.fusion import check_fusion
+from vitrail.testing.guidance import check_guidance
+from vitrail.testing.masking import check_masking
+from vitrail.testing.patching import WRAPS, check_cover, check_patching
+from vitrail.testing.prompting import check_prompting
+from vitrail.testing.repeats import check_repeats
 from vitrail.testing.steps import (
     CHANNELS,
     ENDS,
@@ -16,15 +22,6 @@ from vitrail.testing.steps import (
     make_prediction,
     make_step,
     make_steps,
-)
-from vitrail.testing.strategies import (
-    WRAPS,
-    check_cover,
-    check_fusion,
-    check_guidance,
-    check_masking,
-    check_patching,
-    check_prompting,
 )
 
 __all__ = [
@@ -38,6 +35,7 @@ __all__ = [
     "check_masking",
     "check_patching",
     "check_prompting",
+    "check_repeats",
     "make_prediction",
     "make_step",
     "make_steps",

@@ -1,0 +1,46 @@
+"""The contract of a prompting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitrail.core.asked import Asked
+from vitrail.core.exchange import Exchange
+from vitrail.core.returned import check_texts
+from vitrail.core.scene import Memory
+from vitrail.core.streams import Streams
+from vitrail.core.views import Canvas, Span, View
+from vitrail.testing.instances import contract, instance_of
+from vitrail.testing.repeats import check_repeats
+
+PROMPT = "a fox in the snow"
+CANVAS = Canvas(24, 32, 16)
+VIEWS = tuple(View(Span(y, 16), Span(x, 16)) for y in (0, 8) for x in (0, 16))
+
+
+def check_prompting(prompting: Any) -> None:
+    """A tuple with a text for each view, or an empty one, with and without remembered maps.
+
+    The same arguments give the same texts whoever asks; see ``check_repeats``.
+
+    Raises:
+        AssertionError: Naming what is wrong.
+    """
+    strategy = instance_of("prompting", prompting)
+    _play(strategy)
+    assert strategy.request is None or strategy.request.each, "what is remembered is kept word by word"
+    check_repeats(strategy, _play)
+
+
+def _play(strategy: Any, exchange: Exchange | None = None) -> Any:
+    memory = Memory(("fox", "snow"), Streams(0).uniform((1, 2, 16, 16), "maps"))
+    every = []
+    for known in (None, memory):
+        for views in (VIEWS, VIEWS[:1]):
+            texts = strategy.texts(PROMPT, views, CANVAS, known)
+            with contract():
+                check_texts(Asked("prompting", strategy), texts, len(views))
+            again = strategy.texts(PROMPT, views, CANVAS, known)
+            assert texts == again, "texts must not change by themselves"
+            every.append(texts)
+    return every
