@@ -84,7 +84,7 @@ class Builder:
             words=backbone.words(inputs[0]) if request is not None and request.each else (),
             prompt=config.prompt,
         )
-        vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto")
+        vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto", streams)
         gradients = gradients_of(layout, predictor, backbone)
         guiding = Guiding(layout=layout, predictor=predictor, streams=streams, vae=vae, gradients=gradients)
         engine = Engine(

@@ -20,6 +20,7 @@ from vitrail.core.composition import Composition
 from vitrail.core.fields import as_tuple
 from vitrail.core.hookspecs import hookimpl
 from vitrail.core.run_config import RunConfig
+from vitrail.core.streams import Streams
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems
 from vitrail.heatmap_figure import Panel, check_target, draw
@@ -211,7 +212,7 @@ def _panel(sampler: Sampler, moment: Moment, run: RunConfig, block: str) -> Pane
 
     backbone, layers = sampler.backbone, moment.layers
     with torch.inference_mode():
-        picture = backbone.decode(moment.clean)[..., : run.height, : run.width]
+        picture = backbone.decode(moment.clean, streams=Streams(run.seed))[..., : run.height, : run.width]
     backbone.release()
     kept = _spread(sorted(layers), MOST_LAYERS)
     return Panel(

@@ -18,6 +18,7 @@ from vitrail.core.exchange import Exchange
 from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
 from vitrail.core.run_state import Sampled
+from vitrail.core.streams import Streams
 from vitrail.digests import given_digests
 from vitrail.errors import CommAborted, ConfigError, VitrailError
 from vitrail.gradients import without_graph
@@ -279,8 +280,9 @@ class Session:
     def _decode(self, latents: Tensor) -> list[Any]:
         backbone, config = self._sampler.backbone, self._config
         exchange = Exchange.among(self._communicator, self._spread.speeds)
+        decode, given = backbone.decode, (exchange, config.wrap, config.memory == "auto")
         with self._communicator.trace.span("compute", "decode"):
-            decoded = [backbone.decode(one[None], exchange, config.wrap, config.memory == "auto") for one in latents]
+            decoded = [decode(one[None], *given, Streams(config.seed + i)) for i, one in enumerate(latents)]
         pictures = [picture[..., : config.height, : config.width] for picture in decoded]
         if self._call.output_type == "pt":
             return [picture[0] for picture in pictures]

@@ -109,7 +109,9 @@ class AnalyticBackbone:
     def release(self) -> None:
         """Nothing is held."""
 
-    def decode(self, latents: Tensor, exchange: Any = None, wrap: Any = "none", backs_off: bool = True) -> Tensor:
+    def decode(
+        self, latents: Tensor, exchange: Any = None, wrap: Any = "none", backs_off: bool = True, streams: Any = None
+    ) -> Tensor:
         """The first three channels, enlarged."""
         factor = self.vae_scale_factor
         picture = latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vitrail.core.protocols import AttentionRequest, Rows
     from vitrail.core.run_config import Wrap
     from vitrail.core.step import Step
+    from vitrail.core.streams import Streams
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
 
@@ -146,7 +147,10 @@ class PipelineBackbone:
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Refuse conditioning that this pipeline cannot use, as it is now."""
+        from vitrail.backbones.dropout import check_dropout
+
         self._family.check(self._pipe)
+        check_dropout(self._pipe.components)
         check_brought(self._pipe, inputs, self._family.serves(self._pipe))
 
     def check_wrap(self) -> None:
@@ -193,15 +197,22 @@ class PipelineBackbone:
 
     @plain_defaults()
     def decode(
-        self, latents: Tensor, exchange: Exchange | None = None, wrap: Wrap = "none", backs_off: bool = True
+        self,
+        latents: Tensor,
+        exchange: Exchange | None = None,
+        wrap: Wrap = "none",
+        backs_off: bool = True,
+        streams: Streams | None = None,
     ) -> Tensor:
         """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"]; ranks share a large one by strips."""
         from vitrail.backbones.decoding import decode
         from vitrail.backbones.strip_ops import Alone
+        from vitrail.backbones.strips import UNSEEDED
 
-        with lasting(self._pipe.vae):
+        vae, upcasts = self._pipe.vae, self._family.upcasts
+        with lasting(vae):
             return decode(
-                self._pipe.vae, latents, self.native_size, exchange or Alone(), wrap, backs_off, self._family.upcasts
+                vae, latents, self.native_size, exchange or Alone(), wrap, backs_off, upcasts, streams or UNSEEDED
             )
 
     @plain_defaults()
