@@ -12,6 +12,7 @@ from vitrail.conditions import Conditions
 from vitrail.core.composition import Composition
 from vitrail.core.fields import as_tuple
 from vitrail.core.inputs import Extras, Inputs
+from vitrail.core.remembering import check_remembering
 from vitrail.core.run_config import ROW_BATCH, RunConfig
 from vitrail.core.turning import predict_turned
 from vitrail.core.views import Canvas
@@ -98,6 +99,9 @@ class Builder:
             cell=backbone.vae_scale_factor,
         )
         self._refuse_large_views(engine)
+        found = backbone.remembers()
+        if found is not None:
+            check_remembering(found, layout, predictor.row_batch, exchange.world_size)
         return engine
 
     def _phases(self, extras: Extras) -> list[Phase]:

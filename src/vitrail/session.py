@@ -165,6 +165,12 @@ class Session:
         spread = self._spread
         if spread.checkpoint is None:
             return None
+        found = self._sampler.backbone.remembers()
+        if found is not None:
+            raise ConfigError(
+                f"--checkpoint {spread.checkpoint}: the network remembers earlier forwards ({found.where}), which a "
+                f"checkpoint does not hold; leave it out, or {found.remedy}"
+            )
         recipe = self._recipe(self._config.seed)
         kept: dict[str, Any] = {"run": {**recipe.run, "num_images": self._config.num_images}}
         kept |= {"method": recipe.method, "versions": recipe.versions, "given": recipe.given}

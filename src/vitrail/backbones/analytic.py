@@ -78,6 +78,9 @@ class AnalyticBackbone:
     def check_wrap(self) -> None:
         """It draws cell by cell."""
 
+    def remembers(self) -> None:
+        """Nothing."""
+
     def words(self, inputs: Inputs) -> tuple[str, ...]:
         """None."""
         return ()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vitrail.core.inputs import Inputs
     from vitrail.core.noise_schedule import Scheduler
     from vitrail.core.protocols import AttentionRequest, Predicted, Rows
+    from vitrail.core.remembering import Remembering
     from vitrail.core.run_config import Wrap
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
@@ -55,6 +56,9 @@ class Backbone(Protocol):
 
     def words(self, inputs: Inputs) -> tuple[str, ...]:
         """The words of the prompt that the network reads, in their order."""
+
+    def remembers(self) -> Remembering | None:
+        """What the network keeps of earlier forwards; None if nothing, so that forwards may come in any order."""
 
     def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Any:
         """Encode what a picture is conditioned on; handed back to ``predict``."""
