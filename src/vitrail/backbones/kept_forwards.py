@@ -36,7 +36,7 @@ CONSTANT = (
     torch.device,
     torch.Tensor,
     nn.Module,
-)  # what no call can change, or is a network's own
+)  # no call changes them, or they are the network
 
 
 def find_kept(*networks: Any) -> Remembering | None:
