@@ -13,6 +13,7 @@ from vitrail.core.composition import Composition
 from vitrail.core.fields import as_tuple
 from vitrail.core.inputs import Extras, Inputs
 from vitrail.core.members import recalls
+from vitrail.core.remembering import check_remembering
 from vitrail.core.run_config import ROW_BATCH, RunConfig
 from vitrail.core.turning import predict_turned
 from vitrail.core.views import Canvas
@@ -91,7 +92,7 @@ class Builder:
             words=backbone.words(inputs[0]) if request is not None and request.each else (),
             prompt=config.prompt,
         )
-        vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto")
+        vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto", streams)
         gradients = gradients_of(layout, predictor, backbone)
         guiding = Guiding(layout=layout, predictor=predictor, streams=streams, vae=vae, gradients=gradients)
         engine = Engine(
@@ -105,6 +106,9 @@ class Builder:
             cell=backbone.vae_scale_factor,
         )
         self._refuse_large_views(engine)
+        found = backbone.remembers()
+        if found is not None:
+            check_remembering(found, layout, predictor.row_batch, exchange.world_size)
         return engine
 
     def _phases(self, extras: Extras) -> list[Phase]:

@@ -23,6 +23,7 @@ from vitrail.core.exchange import Exchange
 from vitrail.core.fields import as_tuple
 from vitrail.core.hookspecs import hookimpl
 from vitrail.core.run_config import RunConfig
+from vitrail.core.streams import Streams
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems
 from vitrail.heatmap_figure import Panel, check_target, draw
@@ -214,7 +215,8 @@ def _panel(sampler: Sampler, moment: Moment, run: RunConfig, block: str) -> Pane
 
     backbone, layers = sampler.backbone, moment.layers
     with torch.inference_mode():
-        picture = backbone.decode(moment.clean, Exchange.among(solo()), "none", True)[..., : run.height, : run.width]
+        decoded = backbone.decode(moment.clean, Exchange.among(solo()), "none", True, streams=Streams(run.seed))
+        picture = decoded[..., : run.height, : run.width]
     backbone.release()
     kept = _spread(sorted(layers), MOST_LAYERS)
     return Panel(

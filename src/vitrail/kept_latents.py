@@ -171,7 +171,9 @@ def _picture(backbone: Backbone, run: RunConfig, latents: Tensor) -> Any:
 
     from vitrail.comm.in_process import solo
     from vitrail.core.exchange import Exchange
+    from vitrail.core.streams import Streams
 
     with torch.inference_mode():
-        decoded = backbone.decode(latents.to(backbone.device), Exchange.among(solo()), run.wrap, run.memory == "auto")
+        given = (Exchange.among(solo()), run.wrap, run.memory == "auto", Streams(run.seed))
+        decoded = backbone.decode(latents.to(backbone.device), *given)
         return backbone.to_pil(decoded[..., : run.height, : run.width])[0]

@@ -21,6 +21,7 @@ from vitrail.core.exchange import Exchange
 from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
 from vitrail.core.run_state import Sampled
+from vitrail.core.streams import Streams
 from vitrail.digests import given_digests
 from vitrail.errors import CommAborted, ConfigError, Interrupted, VitrailError
 from vitrail.gradients import without_graph
@@ -187,6 +188,12 @@ class Session:
         spread = self._spread
         if spread.checkpoint is None:
             return None
+        found = self._sampler.backbone.remembers()
+        if found is not None:
+            raise ConfigError(
+                f"--checkpoint {spread.checkpoint}: the network remembers earlier forwards ({found.where}), which a "
+                f"checkpoint does not hold; leave it out, or {found.remedy}"
+            )
         recipe = self._recipe(self._config.seed)
         kept: dict[str, Any] = {"run": {**recipe.run, "num_images": self._config.num_images}}
         kept |= {"method": recipe.method, "versions": recipe.versions, "given": recipe.given}
@@ -303,8 +310,9 @@ class Session:
     def _decode(self, latents: Tensor) -> list[Any]:
         backbone, config = self._sampler.backbone, self._config
         exchange = Exchange.among(self._communicator, self._spread.speeds)
+        decode, given = backbone.decode, (exchange, config.wrap, config.memory == "auto")
         with self._communicator.trace.span("compute", "decode"):
-            decoded = [backbone.decode(one[None], exchange, config.wrap, config.memory == "auto") for one in latents]
+            decoded = [decode(one[None], *given, Streams(config.seed + i)) for i, one in enumerate(latents)]
         pictures = [picture[..., : config.height, : config.width] for picture in decoded]
         if self._call.output_type == "pt":
             return [picture[0] for picture in pictures]

@@ -87,6 +87,9 @@ class AnalyticBackbone:
     def check_wrap(self) -> None:
         """It draws cell by cell."""
 
+    def remembers(self) -> None:
+        """Nothing."""
+
     def words(self, inputs: Inputs) -> tuple[str, ...]:
         """None."""
         return ()
@@ -126,7 +129,9 @@ class AnalyticBackbone:
     def release(self) -> None:
         """Nothing is held."""
 
-    def decode(self, latents: Tensor, exchange: Any = None, wrap: Any = "none", backs_off: bool = True) -> Tensor:
+    def decode(
+        self, latents: Tensor, exchange: Any = None, wrap: Any = "none", backs_off: bool = True, streams: Any = None
+    ) -> Tensor:
         """The first three channels, enlarged."""
         factor = self.vae_scale_factor
         picture = latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)

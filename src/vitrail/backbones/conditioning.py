@@ -15,6 +15,7 @@ from vitrail.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.backbones.kept_forwards import KeptForwards
     from vitrail.core.inputs import Inputs
     from vitrail.core.protocols import AttentionRequest, Branch, Rows
     from vitrail.core.views import Span, View
@@ -65,6 +66,7 @@ class Conditioning:
         inputs: What it was made from.
         pack: What else the family wants to keep, e.g. a control network's weights over the steps.
         in_turn: Whether a forward changes the networks, so that threads must not run them at once.
+        kept: The picture's forwards, if the network remembers them.
     """
 
     given: tuple[Given, ...] = field(converter=as_tuple)
@@ -73,6 +75,7 @@ class Conditioning:
     inputs: Inputs
     pack: Any = None
     in_turn: bool = False
+    kept: KeptForwards | None = None
     words: tuple[tuple[int, ...], ...] = field(converter=as_tuple, default=())
 
     def also(self, text: str, other: Conditioning) -> Conditioning:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from attrs import evolve
 
 from vitrail.backbones.brought import check_brought
 from vitrail.backbones.fingerprint import fingerprint_of
+from vitrail.backbones.kept_forwards import KeptForwards, find_kept, forget
 from vitrail.backbones.turns import attributes_kept, lasting, moves, scales_kept
 from vitrail.core.ambient import plain_defaults
 from vitrail.core.inputs import Extras
@@ -30,9 +32,12 @@ if TYPE_CHECKING:
     from vitrail.core.inputs import Inputs
     from vitrail.core.noise_schedule import Scheduler
     from vitrail.core.protocols import AttentionRequest, Rows
+    from vitrail.core.remembering import Remembering
     from vitrail.core.run_config import Wrap
     from vitrail.core.step import Step
+    from vitrail.core.streams import Streams
 
+_PICTURES = itertools.count()
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
 
 
@@ -147,7 +152,10 @@ class PipelineBackbone:
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Refuse conditioning that this pipeline cannot use, as it is now."""
+        from vitrail.backbones.dropout import check_dropout
+
         self._family.check(self._pipe)
+        check_dropout(self._pipe.components)
         check_brought(self._pipe, inputs, self._family.serves(self._pipe))
 
     def check_wrap(self) -> None:
@@ -164,7 +172,7 @@ class PipelineBackbone:
             self._users.add(threading.get_ident())
             made = self._family.condition(self._pipe, inputs, self.device, request)
         scaled = inputs.extras.lora_scale not in (None, 1.0)
-        return evolve(made, in_turn=scaled or moves(*self._denoising()))
+        return evolve(made, in_turn=scaled or moves(*self._denoising()), kept=self._kept())
 
     @plain_defaults()
     def words(self, inputs: Inputs) -> tuple[str, ...]:
@@ -181,8 +189,12 @@ class PipelineBackbone:
     @plain_defaults()
     def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
         """One forward of the network, with the wanted attention maps computed beside it."""
+
+        def ask(part: Rows) -> Predicted:
+            return self._family.forward(self._pipe, part, step, timestep, conditioning)
+
         with self._turn(conditioning):
-            return self._family.forward(self._pipe, rows, step, timestep, conditioning)
+            return ask(rows) if conditioning.kept is None else conditioning.kept.forward(rows, step, ask)
 
     @plain_defaults()
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
@@ -194,15 +206,22 @@ class PipelineBackbone:
 
     @plain_defaults()
     def decode(
-        self, latents: Tensor, exchange: Exchange | None = None, wrap: Wrap = "none", backs_off: bool = True
+        self,
+        latents: Tensor,
+        exchange: Exchange | None = None,
+        wrap: Wrap = "none",
+        backs_off: bool = True,
+        streams: Streams | None = None,
     ) -> Tensor:
         """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"]; ranks share a large one by strips."""
         from vitrail.backbones.decoding import decode
         from vitrail.backbones.strip_ops import Alone
+        from vitrail.backbones.strips import UNSEEDED
 
-        with lasting(self._pipe.vae):
+        vae, upcasts = self._pipe.vae, self._family.upcasts
+        with lasting(vae):
             return decode(
-                self._pipe.vae, latents, self.native_size, exchange or Alone(), wrap, backs_off, self._family.upcasts
+                vae, latents, self.native_size, exchange or Alone(), wrap, backs_off, upcasts, streams or UNSEEDED
             )
 
     @plain_defaults()
@@ -234,7 +253,19 @@ class PipelineBackbone:
         with self._lock:
             self._users.discard(threading.get_ident())
             if not self._users:
+                forget(*self._denoising())
                 self._pipe.maybe_free_model_hooks()
+
+    def remembers(self) -> Remembering | None:
+        """What the networks keep of earlier forwards, as they are now; None if nothing."""
+        return find_kept(*self._denoising())
+
+    def _kept(self) -> KeptForwards | None:
+        """Of a picture that begins."""
+        found = self.remembers()
+        if found is None:
+            return None
+        return KeptForwards(self._denoising(), found.by_name, next(_PICTURES), lambda: len(self._users) <= 1)
 
     def _denoising(self) -> tuple[Any, ...]:
         return self.network, getattr(self._pipe, "controlnet", None)

@@ -22,8 +22,10 @@ from torch import Tensor
 from vitrail.backbones.strip_check import check_strips, check_wrap
 from vitrail.backbones.strip_ops import Alone, Exchange, Shortage, Strips, Team
 from vitrail.core.run_config import Wrap
+from vitrail.core.streams import Streams
 from vitrail.errors import OutOfMemory, ShapeError
 
+UNSEEDED = Streams(0)  # of who decodes without a run
 LEAST_ROWS = 4  # of a strip that is halved for want of memory, in latent cells
 
 
@@ -101,9 +103,23 @@ def decode_strips(
     return pictures
 
 
-def decode_whole(vae: Any, latents: Tensor) -> Tensor:
-    """The ordinary decode: pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"]; all NaN if not finite."""
-    return _to_picture(vae.decode(scaled(vae, latents), return_dict=False)[0])
+def decode_whole(vae: Any, latents: Tensor, streams: Streams = UNSEEDED) -> Tensor:
+    """The ordinary decode: pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"]; all NaN if not finite.
+
+    Args:
+        vae: Of a diffusers pipeline.
+        latents: As the sampler has them, Float32[Tensor, "batch channels height width"].
+        streams: For a decoder that draws noise; alike at every decode of a run.
+    """
+    options = {"generator": streams.generator("decoder-noise")} if draws_noise(vae) else {}
+    return _to_picture(vae.decode(scaled(vae, latents), return_dict=False, **options)[0])
+
+
+def draws_noise(vae: Any) -> bool:
+    """Whether a decoder is a sampler itself, which begins with noise."""
+    from diffusers import ConsistencyDecoderVAE
+
+    return isinstance(vae, ConsistencyDecoderVAE)
 
 
 def gather_picture(

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from vitrail.core.inputs import Inputs
     from vitrail.core.noise_schedule import Scheduler
     from vitrail.core.protocols import AttentionRequest, Predicted, Rows
+    from vitrail.core.remembering import Remembering
     from vitrail.core.run_config import Wrap
     from vitrail.core.step import Step
+    from vitrail.core.streams import Streams
 
 
 class BackboneSpec(Protocol):
@@ -92,6 +94,9 @@ class Backbone(Protocol):
     def words(self, inputs: Inputs) -> tuple[str, ...]:
         """The words of the prompt that the network reads, in their order."""
 
+    def remembers(self) -> Remembering | None:
+        """What the network keeps of earlier forwards; None if nothing, so that forwards may come in any order."""
+
     def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Any:
         """Encode what a picture is conditioned on; handed back to ``predict``."""
 
@@ -107,8 +112,11 @@ class Backbone(Protocol):
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
         """Latents of a picture in [-1, 1]; ``noise`` draws from the encoder's posterior, None takes its mean."""
 
-    def decode(self, latents: Tensor, exchange: Exchange, wrap: Wrap, backs_off: bool) -> Tensor:
-        """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"], on every rank; they may share the work."""
+    def decode(self, latents: Tensor, exchange: Exchange, wrap: Wrap, backs_off: bool, streams: Streams) -> Tensor:
+        """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"], on every rank; they may share the work.
+
+        What a decoder draws comes from ``streams``, so that the same latents of a run are the same picture every time.
+        """
 
     def check_gradients(self) -> None:
         """Refuse networks that cannot be differentiated; asked only of a backbone that offers ``gradients``."""

@@ -92,6 +92,11 @@ class Layout:
         if more:
             main = self.patches(step)[0]
             costs.append(Cost(rows={main.cells: more * (len(main.views) + main.clean_key)}))
+        return [*costs, *self.cost_of_asking(step)]
+
+    def cost_of_asking(self, step: Step) -> list[Cost]:
+        """What guidance does on its own at a step, besides the rows of views."""
+        costs, branches = [], len(self.branches)
         for guidance in self.composition.stages[step.stage].guidance:
             own = OptionalGuidance.of(guidance)
             costs.append(own.cost(step, self.phases[step.phase].canvas, branches))
