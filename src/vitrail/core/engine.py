@@ -168,9 +168,7 @@ class Engine(Layout):
             outputs.append(self.stages.fuse(step, patches.views, views, latents, family))
             state.trail.add(f"fusion of family {family}", outputs[-1], "look at its weights")
         prediction = Prediction(latents, mix_families(outputs, stage.also, step), step)
-        prediction = guiding.at(
-            "canvas", step, prediction, done, mask=self.viewing.mask_of_canvas(step, prediction, state)
-        )
+        prediction = guiding.at("canvas", step, prediction, done, mask=self.viewing.mask_of_canvas(step, state))
         noise = self.streams.generator("step-noise", step.index)
         latents = self.phases[step.phase].stepper.step(prediction.model_output, step.phase_step, latents, noise)
         state.trail.add("the scheduler's step", latents, SCHEDULER)

@@ -161,8 +161,9 @@ class _Blocks:
         return torch.cat([cells, cells.mean(1, keepdim=True)], dim=1)
 
 
-def _scene(step: Step, point: str) -> Scene:
+def _scene(step: Step, guidance: Any) -> Scene:
     """Of a canvas of twice the training size; what is asked of the network is answered with the question."""
+    point = guidance.point
     of_views = point in ("inputs", "branches", "views")
     side, native = (16, 8) if of_views else (8, 4)
     canvas, streams = Canvas(side, side, native, cell=CELL), Streams(5)
@@ -178,6 +179,8 @@ def _scene(step: Step, point: str) -> Scene:
         ask=lambda asked, model_input, view, sizes=None: model_input,
         step_at=lambda alpha, sigma: evolve(step, alpha=alpha, sigma=sigma),
         gradients=_Cells(),
+        needs=frozenset(guidance.needs),
+        guidance=type(guidance).__name__,
     )
 
 
@@ -202,7 +205,7 @@ def check_guidance(guidance: Any) -> None:
 
 def _check_guided(strategy: Any, step: Step, state: Any) -> tuple[Any, bool]:
     """The state after one step, and whether the subject is still what it was."""
-    subject, scene = _subject(strategy, step, seed=step.index), _scene(step, strategy.point)
+    subject, scene = _subject(strategy, step, seed=step.index), _scene(step, strategy)
     before, around = subject_tensor(subject).clone(), [tensor.clone() for tensor in _around(scene)]
     guided, state = strategy.guide(step, subject, scene, state)
     after = subject_tensor(guided)
@@ -228,7 +231,9 @@ def check_masking(masking: Any) -> None:
         step = make_step(index)
         key = make_prediction((1, CHANNELS, 8, 8), step, seed=index)
         attention = Streams(index).uniform((1, 1, 8, 8), "attention")
-        mask, state = strategy.mask(step, key, Predicted(key.model_output[None], attention), state)
+        canvas, whole = Canvas(8, 8, 8), View(Span(0, 8), Span(0, 8))
+        predicted = Predicted(key.model_output[None], attention, view=whole, canvas=canvas, inner=(8, 8))
+        mask, state = strategy.mask(step, key, predicted, state)
         if mask is not None:
             assert mask.shape == (1, 1, 8, 8), f"expected (1, 1, 8, 8), got {tuple(mask.shape)}"
             assert float(mask.min()) >= 0 and float(mask.max()) <= 1, "a mask lies in [0, 1]"
