@@ -175,9 +175,10 @@ class Scene:
 
     def _declared(self, need: str) -> None:
         if self.needs is not None and need not in self.needs:
+            wanted = ", ".join(f'"{each}"' for each in sorted({need, *self.needs}))
             raise CapabilityError(
                 f"{self.guidance} looks at {need!r} of its scene and does not declare that it needs it, so a model "
-                f"without could be taken; declare it: needs = frozenset({sorted({need, *self.needs})})"
+                f"without could be taken; declare it: needs = frozenset({{{wanted}}})"
             )
 
 
