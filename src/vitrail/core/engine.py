@@ -181,9 +181,7 @@ class Engine(Layout):
             fusion = stage.fusion if family == 0 else stage.also[family - 1].fusion
             state.note(step, self.stages.who("fusion", step, fusion), outputs[-1])
         prediction = Prediction(latents, mix_families(outputs, stage.also, step), step)
-        prediction = guiding.at(
-            "canvas", step, prediction, done, mask=self.viewing.mask_of_canvas(step, prediction, state)
-        )
+        prediction = guiding.at("canvas", step, prediction, done, mask=self.viewing.mask_of_canvas(step, state))
         noise = self.streams.generator("step-noise", step.index)
         latents = self.phases[step.phase].stepper.step(prediction.model_output, step.phase_step, latents, noise)
         state.trail.add("the scheduler's step", latents, SCHEDULER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 import attrs
@@ -81,12 +81,14 @@ def slots_of(cls: type) -> list[str]:
     return sorted(fitting, key=lambda slot: -len(required(slot)))
 
 
-def misfits(slot: str, cls: type) -> list[str]:
+def misfits(slot: str, cls: type, named: bool = True) -> list[str]:
     """What keeps a class from filling a slot, one text each; none if it fits.
 
     Args:
         slot: One of ``SLOTS``.
         cls: A class of a strategy, metric, backbone or communicator.
+        named: Whether it is to have a name in files; ``needs`` and ``point`` of others may differ from instance to
+            instance, see ``odd_values``.
     """
     name, missing = cls.__name__, [member for member in required(slot) if not _has(cls, member)]
     if missing:
@@ -99,7 +101,7 @@ def misfits(slot: str, cls: type) -> list[str]:
         wanted = {member: vars(protocol)[member] for member in required(slot) if member in vars(protocol)}
         found += [text for member, like in wanted.items() for text in _unlike(cls, member, like)]
     if slot in OPTIONAL:
-        found += [*_of_class(slot, cls), *_odd_options(slot, cls), *_strangers(slot, cls)]
+        found += [*(_of_class(slot, cls) if named else ()), *_odd_options(slot, cls), *_strangers(slot, cls)]
     return found
 
 
@@ -142,20 +144,30 @@ def _declaring() -> frozenset[type]:
     return frozenset(each for cls in (*OPTIONAL.values(), *PROTOCOLS.values()) for each in cls.__mro__)
 
 
+def odd_values(slot: str, name: str, values: Mapping[str, object]) -> Iterator[str]:
+    """What is wrong with the values of members that every strategy has.
+
+    Args:
+        slot: Of the strategy.
+        name: Of its class.
+        values: Of ``needs`` and ``point``, from the class or from an instance.
+    """
+    needs, point = values.get("needs"), values.get("point")
+    if not (isinstance(needs, (set, frozenset)) and all(isinstance(need, str) for need in needs)):
+        yield f'{name}.needs must be a frozenset of texts, e.g. frozenset({{"vae"}}), got {needs!r}'
+    if slot == "guidance" and point not in get_args(Point):
+        meant = nearest(str(point), get_args(Point)).partition(";")[0]
+        yield f"{name}.point must be one of {', '.join(get_args(Point))}, got {point!r}{meant}"
+
+
 def _of_class(slot: str, cls: type) -> Iterator[str]:
-    """What stands in the class and not in its instances."""
-    for member in OF_CLASSES:
-        if member not in required(slot):
-            continue
-        value = inspect.getattr_static(cls, member, None)
-        if member in _fields(cls):
-            yield f"{cls.__name__}.{member} is a field, so a file could change it; annotate it as ClassVar"
-        elif member == "needs" and not (isinstance(value, (set, frozenset)) and all(isinstance(n, str) for n in value)):
-            yield f'{cls.__name__}.needs must be a frozenset of texts, e.g. frozenset({{"vae"}}), got {value!r}'
-        elif member == "point" and value not in get_args(Point):
-            points = ", ".join(get_args(Point))
-            meant = nearest(str(value), get_args(Point)).partition(";")[0]
-            yield f"{cls.__name__}.point must be one of {points}, got {value!r}{meant}"
+    """What stands in the class and not in its instances, since it is read before there is one."""
+    values = {member: inspect.getattr_static(cls, member, None) for member in OF_CLASSES}
+    fields = [member for member in OF_CLASSES if member in _fields(cls) and member in required(slot)]
+    for member in fields:
+        yield f"{cls.__name__}.{member} is a field, so a file could change it; annotate it as ClassVar"
+    if not fields:
+        yield from odd_values(slot, cls.__name__, values)
 
 
 def _odd_options(slot: str, cls: type) -> Iterator[str]:

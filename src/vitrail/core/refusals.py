@@ -28,7 +28,6 @@ def refuse(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:
     for index, stage in enumerate(stages):
         _refuse_exclusive(index, stage)
         _refuse_parts_remembered(index, stage)
-        _refuse_parts_recalled(index, stage)
         _refuse_unread(index, stage)
         _refuse_unprepared(index, stage)
 
@@ -96,17 +95,6 @@ def _refuse_parts_remembered(index: int, stage: Stage) -> None:
         )
 
 
-def _refuse_parts_recalled(index: int, stage: Stage) -> None:
-    """A mask of the whole picture fits no window."""
-    readers = [_name(g) for g in stage.guidance if g.point == "views" and _reads_mask(g)]
-    if readers and OptionalMasking.of(stage.masking).knows_whole and not _shows_whole(stage):
-        raise ValueError(
-            f"stages.{index}.masking: {_name(stage.masking)} is of the whole picture, but {readers[0]} guides views, "
-            f"and a view of {_name(stage.patching)} shows a part of it; use a mask of the key view, views of the whole "
-            '(patching = "lattice"), or guidance of the canvas ("anchored")'
-        )
-
-
 def _refuse_unread(index: int, stage: Stage) -> None:
     """A mask beside guidance is one that the guidance reads; without any guidance it is there to be looked at."""
     masking, acting = stage.masking, [g for g in stage.guidance if not OptionalGuidance.of(g).is_idle]
@@ -122,7 +110,7 @@ def _refuse_unread(index: int, stage: Stage) -> None:
     if blind:
         raise ValueError(
             f"{what} would be ignored by {blind[0]}: it is of the key view, and {blind[0]} guides the canvas; set "
-            'masking = "remembered-attention", which knows the whole picture, or "none"'
+            'masking to one that knows the whole picture, such as "remembered-attention", or to "none"'
         )
 
 

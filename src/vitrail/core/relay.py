@@ -16,7 +16,7 @@ from attrs import define, evolve
 
 from vitrail.core.assembly import gather_views
 from vitrail.core.exchange import Exchange, whole_views
-from vitrail.core.members import OptionalFusion, OptionalPatching, has_own, speaks
+from vitrail.core.members import OptionalFusion, OptionalMasking, OptionalPatching, has_own, speaks
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 
@@ -52,7 +52,11 @@ def can_relay(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
     """
     if stage.also or message_guidance(stage) is None or not OptionalFusion.of(stage.fusion).is_local:
         return False
-    if stage.remember or has_own(stage.patching, OptionalPatching.prepare):
+    if (
+        stage.remember
+        or OptionalMasking.of(stage.masking).knows_whole
+        or has_own(stage.patching, OptionalPatching.prepare)
+    ):
         return False
     views: tuple[View, ...] | None = None
     for patches in every:

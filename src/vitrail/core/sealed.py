@@ -73,5 +73,5 @@ def digest(tensors: Mapping[str, Tensor], text: str) -> str:
     found = hashlib.sha256(f"{FORMAT}\n{len(text)}\n{text}".encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"\n{name}\n{tensor.dtype}\n{tuple(tensor.shape)}\n".encode())
-        found.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

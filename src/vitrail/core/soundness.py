@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from attrs import frozen
 
 from vitrail.core.cascade import Cascade, Enter
-from vitrail.core.fitness import misfits
+from vitrail.core.fitness import misfits, odd_values
 from vitrail.core.sizes import SizeConditioning
 from vitrail.errors import CompositionError
 
@@ -113,6 +113,9 @@ def _of_place(place: Place) -> Iterator[str]:
         yield f"expected a {slot} strategy, got {told(strategy)}; names and tables belong in a method's file or table"
     else:
         found = _misfits(slot, kind)
+        if not found:
+            values = {"needs": strategy.needs, "point": strategy.point if slot == "guidance" else None}
+            found = tuple(odd_values(slot, type(strategy).__name__, values))
         yield from found
         if not found and slot in ("masking", "prompting") and strategy.request is not None:
             need = MAPS[strategy.request.kind]
@@ -122,7 +125,7 @@ def _of_place(place: Place) -> Iterator[str]:
 
 @functools.lru_cache(256)
 def _misfits(slot: str, cls: type) -> tuple[str, ...]:
-    return tuple(misfits(slot, cls))
+    return tuple(misfits(slot, cls, named=False))
 
 
 def told(value: object) -> str:

@@ -232,7 +232,8 @@ class Stages:
         arguments = {"key": key, "predicted": predicted, "state": state}
         pair = self._answer("vitrail_mask", step, asked, tuple, **arguments)
         mask, state = returned.check_pair(asked, "(mask, state)", pair)
-        returned.check_mask(asked, mask, key.latents)
+        view = predicted.view
+        returned.check_mask(asked, mask, key.latents, key.latents.shape[-2:] if view is None else view.shape)
         if mask is not None:
             trail.claim(returned.outside(mask), f"{asked} returned a mask that does not lie in [0, 1]")
         return mask, state

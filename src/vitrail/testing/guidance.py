@@ -64,7 +64,7 @@ def _played(strategy: Any, exchange: Exchange, kinds: Sequence[PredictionType]) 
         for number, step in enumerate(make_steps(kind, phase=phase)):
             if step.stage_step == 0:
                 state, spoken = strategy.init(), []
-            scene = _scene(step, strategy.point, exchange, masked)
+            scene = _scene(step, strategy, exchange, masked)
             subject = _subject(strategy, step, seed=number)
             guided, state = _checked(strategy, step, subject, scene, state)
             if _speaks(strategy, step) and step.stage_step == len(spoken):
@@ -133,8 +133,9 @@ def _subject(guidance: Any, step: Step, seed: int) -> Any:
     return made.latents if guidance.point in ("before", "inputs", "after") else made
 
 
-def _scene(step: Step, point: str, exchange: Exchange, masked: bool) -> Scene:
+def _scene(step: Step, strategy: Any, exchange: Exchange, masked: bool) -> Scene:
     """Of a canvas of twice the training size; what is asked of the network is answered with the question."""
+    point = strategy.point
     of_views = point in OF_VIEWS
     side, native = (16, 8) if of_views else (8, 4)
     canvas, streams = Canvas(side, side, native, cell=CELL), Streams(5)
@@ -151,6 +152,8 @@ def _scene(step: Step, point: str, exchange: Exchange, masked: bool) -> Scene:
         step_at=lambda alpha, sigma: evolve(step, alpha=alpha, sigma=sigma),
         gradients=_Cells(),
         exchange=exchange,
+        needs=frozenset(strategy.needs),
+        guidance=type(strategy).__name__,
     )
 
 
