@@ -20,7 +20,7 @@ from vitrail.core.inputs import Extras
 from vitrail.core.log import logger
 from vitrail.core.run_config import Dtype, RunConfig
 from vitrail.discovery import registry
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, Problems
 from vitrail.methods import load_method
 from vitrail.recipe import digest_of
 from vitrail.result import Plan, Report, Result, StagePlan
@@ -106,10 +106,17 @@ class Sampler:
             plugins: (name, plugin) pairs that wrap or observe this sampler's stages.
 
         Raises:
-            VitrailError: If no adapter serves the pipeline, or the method does not fit it.
+            VitrailError: If no adapter serves the pipeline; with every part of it that is missing, of another class
+                or goes from the picture to noise; and if the method does not fit it.
         """
         composition = method if isinstance(method, Composition) else load_method(method)
-        backbone = adapter_of(type(pipe).__name__, registry()).adopt(pipe)
+        adapter, problems, backbone = adapter_of(type(pipe).__name__, registry()), Problems(), None
+        with problems.collect():
+            composition.check(adapter.offers, "model 'pipeline'", registry())
+        with problems.collect():
+            backbone = adapter.adopt(pipe)
+        problems.tell()
+        assert backbone is not None
         options = ModelOptions(dtype=cast(Dtype, str(backbone.network.dtype).removeprefix("torch.")))
         return cls(backbone, composition, model="pipeline", options=options, plugins=plugins)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from attrs import evolve
 
+from vitrail.backbones.adoption import Part, check_adopted, check_parts, missing_encoders
 from vitrail.backbones.brought import check_brought
 from vitrail.backbones.fingerprint import fingerprint_of
 from vitrail.backbones.turns import attributes_kept, lasting, moves, scales_kept
@@ -36,6 +37,10 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
 
 class Family(Protocol):
     """What pipelines of one architecture have of their own."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The components that a run needs, and of which classes they may be."""
 
     @property
     def upcasts(self) -> bool:
@@ -82,7 +87,7 @@ class PipelineBackbone:
     """
 
     def __init__(self, pipe: Any, family: Family, offers: frozenset[str], defaults: Mapping[str, Any]):
-        family.check(pipe)
+        check_adopted(pipe, family)
         self._pipe, self._family = pipe, family
         self._lock = threading.Lock()  # ranks that are threads may share a backbone; tokenizers and weights change
         self._users: set[int] = set()  # threads that are at work with it
@@ -138,13 +143,19 @@ class PipelineBackbone:
         return fingerprint_of(self._pipe.components)
 
     def check_attention(self, request: AttentionRequest) -> None:
-        """Refuse layers that the network does not have."""
+        """Refuse layers that the network does not have, and words that no tokenizer counts."""
+        if self._pipe.tokenizer is None:
+            raise CapabilityError(
+                f"{type(self._pipe).__name__} has no tokenizer, and the method looks at the attention to words; load "
+                "it, or use a method without a mask, such as 'multidiffusion'"
+            )
         self._family.check_attention(self._pipe, request)
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Refuse conditioning that this pipeline cannot use, as it is now."""
-        self._family.check(self._pipe)
-        check_brought(self._pipe, inputs, self._family.serves(self._pipe))
+        check_parts(self._pipe, self._family)
+        lacking = missing_encoders(self._pipe, self._family)
+        check_brought(self._pipe, inputs, self._family.serves(self._pipe), lacking)
 
     def check_wrap(self) -> None:
         """Refuse edges that meet, if the VAE cannot draw them."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch.nn.functional as F
 from attrs import frozen
 
+from vitrail.backbones.adoption import SCHEDULER, VAES, Part
 from vitrail.backbones.attention import eager
 from vitrail.backbones.conditioning import Conditioning, Given, branches_of
 from vitrail.backbones.families import POOLED, TEXT
@@ -28,6 +29,16 @@ class SD3Family:
     """Medium and large, with and without T5."""
 
     upcasts: ClassVar[bool] = False
+    parts: ClassVar[tuple[Part, ...]] = (
+        Part("transformer", ["SD3Transformer2DModel"], "load it"),
+        Part("vae", VAES, "load it"),
+        SCHEDULER,
+        Part("text_encoder", encodes=True),
+        Part("tokenizer", encodes=True),
+        Part("text_encoder_2", encodes=True),
+        Part("tokenizer_2", encodes=True),
+        Part("text_encoder_3"),
+    )
 
     def network(self, pipe: Any) -> Any:
         """The transformer."""

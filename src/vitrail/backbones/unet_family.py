@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 
+from vitrail.backbones.adoption import SCHEDULER, VAES, Part
 from vitrail.backbones.attention import capture_maps, cross_attentions, eager
 from vitrail.backbones.brought import adapters_of, nets_of
 from vitrail.backbones.conditioning import Conditioning, Given, branches_of
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
     from vitrail.core.views import View
 
 IMAGES = ("ip_adapter_image", "ip_adapter_image_embeds")
+SIZES = 6  # numbers that the U-Net of XL is told: original size, crop, target size
+UNET_PARTS = (
+    Part("unet", ["UNet2DConditionModel"], "load it"),
+    Part("vae", VAES, "load it"),
+    SCHEDULER,
+    Part("controlnet", ["ControlNetModel"]),
+    Part("text_encoder", encodes=True),
+    Part("tokenizer", encodes=True),
+)
+XL_PARTS = (*UNET_PARTS, Part("text_encoder_2", encodes=True), Part("tokenizer_2", encodes=True))
 CONTROL = ("control_image", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
 
 
@@ -35,6 +46,11 @@ class UNetFamily:
     """One question to U-Nets with and without pooled text and sizes (``is_xl``)."""
 
     is_xl: bool
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """A U-Net and a VAE; encoders unless embeddings are given."""
+        return XL_PARTS if self.is_xl else UNET_PARTS
 
     @property
     def upcasts(self) -> bool:
@@ -58,6 +74,8 @@ class UNetFamily:
             raise CapabilityError("the U-Net is distilled for an embedded guidance scale (LCM), which is not served")
         if self.is_xl != (config.addition_embed_type == "text_time"):
             raise CapabilityError(f"the U-Net's additional embedding {config.addition_embed_type!r} is not served")
+        if self.is_xl:
+            _refuse_refiner(pipe)
         if config.encoder_hid_dim_type not in (None, "ip_image_proj"):
             raise CapabilityError(f"the U-Net's projection {config.encoder_hid_dim_type!r} is not served")
         controlnet = getattr(pipe, "controlnet", None)
@@ -176,6 +194,19 @@ class UNetFamily:
             text = given["text_embeds"]
             added |= {"text_embeds": text, "time_ids": torch.tensor(ids, dtype=text.dtype, device=text.device)}
         return added
+
+
+def _refuse_refiner(pipe: Any) -> None:
+    """Refuse a U-Net of XL that is told an aesthetic score in place of the size it should draw."""
+    config, encoder, told = pipe.unet.config, pipe.text_encoder_2, SIZES
+    if encoder is not None:
+        beside = config.projection_class_embeddings_input_dim - encoder.config.projection_dim
+        told = beside // config.addition_time_embed_dim
+    if pipe.config.get("requires_aesthetics_score", False) or told != SIZES:
+        raise CapabilityError(
+            f"the unet of {type(pipe).__name__} is a refiner, told an aesthetic score and not the size that it should "
+            "draw, which is not served; adopt the base pipeline, and give its picture to the refiner's own pipeline"
+        )
 
 
 def time_ids(
