@@ -27,6 +27,7 @@ from vitrail.result import Plan, Report, Result, StagePlan
 from vitrail.session import Session
 
 if TYPE_CHECKING:
+    from vitrail.conditions import Conditions
     from vitrail.core.engine import Engine
     from vitrail.core.forwarding import Forwarding
 
@@ -161,6 +162,7 @@ class Sampler:
         width: int | None = None,
         seed: int = 0,
         callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
         output_type: OutputType = "pil",
         spread: Spread | None = None,
         **options: Any,
@@ -172,8 +174,10 @@ class Sampler:
             height: Pixels, 64 or more, any number; what suits the model if not given.
             width: Pixels, as above.
             seed: Of all randomness; picture i of several has ``seed + i``.
-            callback_on_step_end: In diffusers' form, ``(sampler, step, timestep, {"latents": ...})``; may
-                return replaced latents.
+            callback_on_step_end: In diffusers' form, ``(run, step, timestep, {"latents": ...})``, also one of its
+                ``PipelineCallback``; may return replaced latents and set what ``CallbackRun`` says. With several ranks
+                it must do the same on each.
+            callback_on_step_end_tensor_inputs: Names of the tensors that it is given; the latents if None.
             output_type: ``pil``, ``pt`` or ``latent``.
             spread: The ranks of the run and its checkpoint; every rank makes the same call.
             options: The other fields of ``RunConfig``, e.g. ``negative_prompt``, ``num_inference_steps``,
@@ -192,7 +196,9 @@ class Sampler:
         sides = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
         table = {**self.backbone.defaults, "prompt": prompt, "seed": seed, **sides, **named, **options}
         config = Loader(registry()).structure(table, RunConfig, "sampler(...)")
-        return self.run(config, callback_on_step_end, output_type, extras, spread)
+        return self.run(
+            config, callback_on_step_end, output_type, extras, spread, tensor_inputs=callback_on_step_end_tensor_inputs
+        )
 
     def run(
         self,
@@ -201,14 +207,21 @@ class Sampler:
         output_type: OutputType = "pil",
         extras: Extras | None = None,
         spread: Spread | None = None,
+        tensor_inputs: Sequence[str] | None = None,
     ) -> Result:
         """Sample what a config says; see ``__call__``."""
         if output_type not in ("pil", "pt", "latent"):
             raise ConfigError(f"output_type must be pil, pt or latent, got {output_type!r}")
         self._interrupt = False
         config = evolve(config, model=self.model, **self._options.as_fields())
-        call = Call(config, extras or Extras(), callback, output_type, spread or Spread(), lambda: self._interrupt)
+        extras, spread = extras or Extras(), spread or Spread()
+        call = Call(config, extras, callback, output_type, spread, lambda: self._interrupt, tensor_inputs)
         return Session(self, call).run()
+
+    def conditions(self, config: RunConfig, engine: Engine, extras: Extras) -> Conditions:
+        """What the network is conditioned on, for a callback that looks at it."""
+        builder = Builder(self.backbone, self.composition, (), config)
+        return builder.conditions(extras, engine.phases)
 
     def engine(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -52,6 +53,8 @@ class AnalyticBackbone:
     defaults: ClassVar[Mapping[str, Any]] = {}
     max_view: ClassVar[None] = None
     network: ClassVar[None] = None
+    pipeline: ClassVar[None] = None
+    callback_inputs: ClassVar[tuple[str, ...]] = ("latents",)
 
     def new_scheduler(self, name: str | None = None) -> Any:
         """A copy of the scheduler it was given."""
@@ -105,6 +108,14 @@ class AnalyticBackbone:
         """One latent cell for each block of pixels."""
         small = F.avg_pool2d(picture, self.vae_scale_factor)
         return F.pad(small, (0, 0, 0, 0, 0, self.latent_channels - 3))
+
+    def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def adapters_kept(self) -> AbstractContextManager[None]:
+        """It has none."""
+        return nullcontext()
 
     def release(self) -> None:
         """Nothing is held."""

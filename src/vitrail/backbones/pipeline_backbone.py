@@ -14,7 +14,7 @@ from attrs import evolve
 from vitrail.backbones.adoption import Part, check_adopted, check_parts, missing_encoders
 from vitrail.backbones.brought import check_brought
 from vitrail.backbones.fingerprint import fingerprint_of
-from vitrail.backbones.turns import attributes_kept, lasting, moves, scales_kept
+from vitrail.backbones.turns import adapter_scales_kept, attributes_kept, lasting, moves, scales_kept
 from vitrail.core.inputs import Extras
 from vitrail.core.protocols import Predicted
 from vitrail.errors import CapabilityError, ConfigError, nearest
@@ -72,6 +72,13 @@ class Family(Protocol):
 
     def forward(self, pipe: Any, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
         """One forward of the network."""
+
+    @property
+    def callback_inputs(self) -> Sequence[str]:
+        """Names of the tensors that a callback may be given."""
+
+    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+        """These tensors besides the latents, as diffusers' loop has them at a step."""
 
 
 class PipelineBackbone:
@@ -227,6 +234,27 @@ class PipelineBackbone:
         """Pictures as Pillow images, by the pipeline's own image processor."""
         processor = self._pipe.image_processor
         return cast("list[Image]", processor.numpy_to_pil(processor.pt_to_numpy(pictures)))
+
+    @property
+    def pipeline(self) -> Any:
+        """As the user has it, for callbacks, which may change it."""
+        return self._pipe
+
+    @property
+    def callback_inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that a callback may be given: the pipeline's own, as far as a run has them."""
+        made = self._family.callback_inputs
+        return tuple(name for name in self._pipe._callback_tensor_inputs if name in made)
+
+    def callback_tensors(self, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+        """What a callback sees besides the latents, as diffusers' loop has it; ``uncond`` first if guided."""
+        return self._family.callback_tensors(self._pipe, conditioning, step, guided)
+
+    @contextmanager
+    def adapters_kept(self) -> Iterator[None]:
+        """Leave the scales of IP-Adapters as they were, which a callback may change for the rest of a picture."""
+        with adapter_scales_kept(self.network):
+            yield
 
     def release(self) -> None:
         """Send networks back to where the pipeline keeps them between calls, when the last thread is done."""

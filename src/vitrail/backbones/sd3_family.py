@@ -29,6 +29,13 @@ class SD3Family:
     """Medium and large, with and without T5."""
 
     upcasts: ClassVar[bool] = False
+    callback_inputs: ClassVar[tuple[str, ...]] = (
+        "latents",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )
     parts: ClassVar[tuple[Part, ...]] = (
         Part("transformer", ["SD3Transformer2DModel"], "load it"),
         Part("vae", VAES, "load it"),
@@ -135,6 +142,16 @@ class SD3Family:
         mean, each = maps.mean(latents.shape[-2:]), maps.each(latents.shape[-2:])
         layers = {number: one[..., :height, :width] for number, one in each.items()}
         return Predicted(output[..., :height, :width].to(dtype), mean[..., :height, :width], layers=layers)
+
+    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+        """Text and pooled text."""
+        text, pooled = (conditioning.both(name, guided) for name in ("encoder_hidden_states", "pooled_projections"))
+        return {
+            "prompt_embeds": text,
+            "negative_prompt_embeds": text[:1] if guided else None,
+            "pooled_prompt_embeds": pooled,
+            "negative_pooled_prompt_embeds": pooled[:1] if guided else None,
+        }
 
 
 def pad_to(latents: Tensor, multiple: int) -> Tensor:

@@ -12,7 +12,7 @@ from vitrail.backbones.adoption import SCHEDULER, VAES, Part
 from vitrail.backbones.attention import capture_maps, cross_attentions, eager
 from vitrail.backbones.brought import adapters_of, nets_of
 from vitrail.backbones.conditioning import Conditioning, Given, branches_of
-from vitrail.backbones.control import Control, control_of
+from vitrail.backbones.control import Control, control_of, hint_names
 from vitrail.backbones.families import POOLED, TEXT
 from vitrail.backbones.words import content_tokens, words_of
 from vitrail.core.protocols import Predicted
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from vitrail.core.views import View
 
 IMAGES = ("ip_adapter_image", "ip_adapter_image_embeds")
+XL_CALLBACKS = (
+    "add_text_embeds",
+    "add_time_ids",
+    "negative_pooled_prompt_embeds",
+    "negative_add_time_ids",
+    "add_neg_time_ids",
+)
 SIZES = 6  # numbers that the U-Net of XL is told: original size, crop, target size
 UNET_PARTS = (
     Part("unet", ["UNet2DConditionModel"], "load it"),
@@ -172,6 +179,34 @@ class UNetFamily:
         by_word = maps.by_word(size) if rows.words else None
         return Predicted(output.to(dtype), maps.mean(size), layers=maps.each(size), words=by_word)
 
+    @property
+    def callback_inputs(self) -> tuple[str, ...]:
+        """The names of diffusers' loops with a U-Net."""
+        plain = ("latents", "prompt_embeds", "negative_prompt_embeds", "image", "control_image")
+        return plain + (XL_CALLBACKS if self.is_xl else ())
+
+    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+        """Text, hints, and what XL is told of the whole picture."""
+        text = conditioning.both("encoder_hidden_states", guided)
+        found: dict[str, Any] = {"prompt_embeds": text, "negative_prompt_embeds": text[:1] if guided else None}
+        if conditioning.pack is not None:
+            hints = [conditioning.both(name, guided) for name in hint_names(len(conditioning.pack.scales))]
+            found["image"] = found["control_image"] = hints if len(hints) > 1 else hints[0]
+        if not self.is_xl:
+            return found
+        pooled, sizes = conditioning.both("text_embeds", guided), conditioning.inputs.sizes[step.stage]
+        known = self._known(pipe, conditioning, step)
+        told = (*known[sizes.original], 0, 0, *known[sizes.target])
+        ids = torch.tensor([told] * (1 + guided), dtype=pooled.dtype, device=pooled.device)
+        found |= {"add_text_embeds": pooled, "negative_pooled_prompt_embeds": pooled[:1] if guided else None}
+        return found | {"add_time_ids": ids, "negative_add_time_ids": ids[:1], "add_neg_time_ids": ids[:1]}
+
+    def _known(self, pipe: Any, conditioning: Conditioning, step: Step) -> dict[Size, tuple[int, int]]:
+        """Height and width in pixels of each kind of size."""
+        native = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        inputs = conditioning.inputs
+        return {"canvas": inputs.picture(-1), "phase": inputs.picture(step.phase), "native": (native, native)}
+
     def _added(
         self, pipe: Any, rows: Rows, step: Step, conditioning: Conditioning, given: dict[str, Tensor]
     ) -> dict[str, Any]:
@@ -183,13 +218,8 @@ class UNetFamily:
         if self.is_xl:
             sizes = rows.sizes or conditioning.inputs.sizes[step.stage]
             factor = pipe.vae_scale_factor
-            native = pipe.unet.config.sample_size * factor
             batch = len(rows.model_input) // len(rows.branches)
-            known: dict[Size, tuple[int, int]] = {
-                "canvas": conditioning.inputs.picture(-1),
-                "phase": conditioning.inputs.picture(step.phase),
-                "native": (native, native),
-            }
+            known = self._known(pipe, conditioning, step)
             ids = [time_ids(sizes, view, known, factor) for view in rows.views for _ in range(batch)]
             text = given["text_embeds"]
             added |= {"text_embeds": text, "time_ids": torch.tensor(ids, dtype=text.dtype, device=text.device)}
