@@ -87,7 +87,7 @@ def load_latents(path: Path) -> tuple[Tensor, Recipe]:
     try:
         with safe_open(path, "pt") as file:
             latents: Tensor = file.get_tensor("latents")
-            return latents, Recipe(**json.loads((file.metadata() or {})[KEY]))
+            return latents, Recipe.read(json.loads((file.metadata() or {})[KEY]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: holds no latents that vitrail kept, or is broken: {error}") from error
 

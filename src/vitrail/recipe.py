@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs import validators as v
 
 from vitrail.core.config import Loader
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from vitrail.core.composition import Composition
 
 KEY = "vitrail.run"
+FORMAT = 2  # of recipes; before 2 an empty negative_prompt was none
 
 
 def current_versions() -> dict[str, str]:
-    """Of Vitrail, its random streams and the libraries that shape the picture."""
-    return {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")} | {"streams": str(SCHEME)}
+    """Of Vitrail, its random streams, its recipes and the libraries that shape the picture."""
+    libraries = {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")}
+    return libraries | {"streams": str(SCHEME), "recipe": str(FORMAT)}
 
 
 def digest_of(text: str) -> str:
@@ -68,6 +70,18 @@ class Recipe:
         except ConfigError:
             method = None
         return cls(run, method, current_versions(), dict(given or {}))
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Recipe:
+        """A recipe as a file carries it, also one of an earlier format, which means the same picture.
+
+        Raises:
+            TypeError: If it has other fields, or fields of other types.
+        """
+        recipe = cls(**data)
+        if "recipe" not in recipe.versions and recipe.run.get("negative_prompt") == "":
+            return evolve(recipe, run=recipe.run | {"negative_prompt": None})
+        return recipe
 
     @property
     def digest(self) -> str:
@@ -127,7 +141,7 @@ def read_recipe(path: Path) -> Recipe:
     if text is None:
         raise ConfigError(f"{path}: carries no recipe; only PNG files that vitrail wrote do, as they left it")
     try:
-        return Recipe(**json.loads(text))
+        return Recipe.read(json.loads(text))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: its recipe is broken: {error.args[0]}") from error
 

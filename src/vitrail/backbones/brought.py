@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import ConfigError, Problems
@@ -56,13 +57,13 @@ def _embeddings(extras: Extras, inputs: Inputs, served: frozenset[str]) -> Itera
     for side in ("", "negative_"):
         name, beside = f"{side}prompt_embeds", f"{side}pooled_prompt_embeds"
         value, more = getattr(extras, name), getattr(extras, beside)
-        if value is not None and len(value) != 1:
+        if value is not None and (len(value) != 1 or value.numel() == 0):
             yield f"{name} must be of one prompt, (1, tokens, width), got {tuple(value.shape)}"
         if pooled and (value is None) != (more is None):
             missing, there = (name, beside) if value is None else (beside, name)
             yield f"{there} need {missing} beside them; encode_prompt of the pipeline gives both"
     cond, uncond = extras.prompt_embeds, extras.negative_prompt_embeds
-    if uncond is not None and inputs.negative_prompt:
+    if uncond is not None and inputs.negative_prompt is not None:
         yield "negative_prompt and negative_prompt_embeds say the same thing; give one of them"
     if not inputs.guided or cond is None or uncond is None:
         return
@@ -91,7 +92,10 @@ def _them(parts: Sequence[str]) -> str:
 
 
 def _numbers(extras: Extras) -> Iterator[str]:
-    """What goes to attention processors and is no number."""
+    """Text layers that there cannot be, and what goes to attention processors and is no number."""
+    skip = extras.clip_skip
+    if skip is not None and (isinstance(skip, bool) or not isinstance(skip, Integral) or skip < 0):
+        yield f"clip_skip must be a whole number, 0 or more, or left out; got {skip!r}"
     for name in ("cross_attention_kwargs", "joint_attention_kwargs"):
         for key, value in (getattr(extras, name) or {}).items():
             if value is not None and not isinstance(value, (int, float)):

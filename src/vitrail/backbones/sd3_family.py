@@ -100,7 +100,7 @@ class SD3Family:
     def _text(self, pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
         extras = inputs.extras
         prompt = inputs.prompt if extras.prompt_embeds is None else None
-        negative = (inputs.negative_prompt or None) if extras.negative_prompt_embeds is None else None
+        negative = inputs.negative_prompt if extras.negative_prompt_embeds is None else None
         words = {name: getattr(extras, name) for name in (*TEXT, *POOLED)}
         cond, uncond, pooled, negative_pooled = pipe.encode_prompt(
             prompt=prompt,

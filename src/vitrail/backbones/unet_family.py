@@ -126,7 +126,7 @@ class UNetFamily:
         extras = inputs.extras
         words: dict[str, Any] = {
             "prompt": inputs.prompt if extras.prompt_embeds is None else None,
-            "negative_prompt": (inputs.negative_prompt or None) if extras.negative_prompt_embeds is None else None,
+            "negative_prompt": inputs.negative_prompt if extras.negative_prompt_embeds is None else None,
             "device": device,
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": inputs.guided,
