@@ -111,6 +111,11 @@ class Builder:
             check_remembering(found, layout, predictor.row_batch, exchange.world_size)
         return engine
 
+    def conditions(self, extras: Extras, phases: Sequence[Phase]) -> Conditions:
+        """What the network is conditioned on, for whoever looks at it; without attention maps."""
+        pictures = [phase.picture for phase in phases]
+        return Conditions(self.backbone, [self._inputs(extras, phase, pictures) for phase in phases], None)
+
     def _phases(self, extras: Extras) -> list[Phase]:
         """The sizes of the run, each with a scheduler of its own."""
         from vitrail.core.phase import Phase, first_of

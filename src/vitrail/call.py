@@ -45,6 +45,7 @@ class Call:
         output_type: Of the pictures.
         spread: The ranks.
         stop: Whether the run should end at the next step.
+        tensor_inputs: Names of the tensors that the callback wants, None for its own or the latents.
     """
 
     config: RunConfig
@@ -53,3 +54,4 @@ class Call:
     output_type: OutputType
     spread: Spread
     stop: Callable[[], bool]
+    tensor_inputs: Sequence[str] | None = None

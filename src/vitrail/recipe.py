@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs import validators as v
 
 from vitrail.attached import told_changes
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from vitrail.core.composition import Composition
 
 KEY = "vitrail.run"
+FORMAT = 2  # of recipes; before 2 an empty negative_prompt was none
 
 
 def current_versions() -> dict[str, str]:
-    """Of Vitrail, its random streams and the libraries that shape the picture."""
-    return {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")} | {"streams": str(SCHEME)}
+    """Of Vitrail, its random streams, its recipes and the libraries that shape the picture."""
+    libraries = {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")}
+    return libraries | {"streams": str(SCHEME), "recipe": str(FORMAT)}
 
 
 def digest_of(text: str) -> str:
@@ -90,6 +92,18 @@ class Recipe:
         except ConfigError:
             method = None
         return cls(run, method, current_versions(), dict(given or {}), dict(files or {}), dict(plugins or {}))
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Recipe:
+        """A recipe as a file carries it, also one of an earlier format, which means the same picture.
+
+        Raises:
+            TypeError: If it has other fields, or fields of other types.
+        """
+        recipe = cls(**data)
+        if "recipe" not in recipe.versions and recipe.run.get("negative_prompt") == "":
+            return evolve(recipe, run=recipe.run | {"negative_prompt": None})
+        return recipe
 
     @property
     def digest(self) -> str:
@@ -173,7 +187,7 @@ def recipe_of(text: str, where: object) -> Recipe:
         ConfigError: If it is none.
     """
     try:
-        recipe = Recipe(**json.loads(text))
+        recipe = Recipe.read(json.loads(text))
         if not all(isinstance(each, str) for each in (*recipe.versions.values(), *recipe.given.values())):
             raise ValueError("versions and digests must be texts")
     except (TypeError, ValueError, RecursionError) as error:

@@ -76,7 +76,7 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
     from vitrail.sampler import Sampler, Spread
 
     quiet_libraries()
-    device = options.device or _rank_device(placement)
+    device = _rank_device(placement) if options.device is None else options.device
     first = Sampler.of(run, composition, device, options.plugins)
     plan = first.plan(run)
     outlook = forecast(first.engine(run, run.seed), first.backbone, placement.world_size, run.row_batch)

@@ -23,13 +23,14 @@ from vitrail.core.inputs import Extras
 from vitrail.core.log import logger
 from vitrail.core.run_config import Dtype, RunConfig
 from vitrail.discovery import registry
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, Problems
 from vitrail.methods import composition_of
 from vitrail.recipe import digest_of
 from vitrail.result import Plan, Report, Result, StagePlan
 from vitrail.session import Session
 
 if TYPE_CHECKING:
+    from vitrail.conditions import Conditions
     from vitrail.core.backbone import Backbone
     from vitrail.core.engine import Engine
     from vitrail.core.forwarding import Forwarding
@@ -116,10 +117,18 @@ class Sampler:
             plugins: (name, plugin) pairs that wrap or observe this sampler's stages.
 
         Raises:
-            VitrailError: If no adapter serves the pipeline, or the method does not fit it.
+            VitrailError: If no adapter serves the pipeline; with every part of it that is missing, of another class
+                or goes from the picture to noise; and if the method does not fit it.
         """
         composition = composition_of(method)
-        backbone: Backbone = adapter_of(type(pipe).__name__, registry()).adopt(pipe)
+        adapter, problems = adapter_of(type(pipe).__name__, registry()), Problems()
+        backbone: Backbone | None = None
+        with problems.collect():
+            composition.check(adapter.offers, "model 'pipeline'", registry())
+        with problems.collect():
+            backbone = adapter.adopt(pipe)
+        problems.tell()
+        assert backbone is not None
         options = ModelOptions(dtype=cast(Dtype, str(backbone.network.dtype).removeprefix("torch.")))
         return cls(backbone, composition, model="pipeline", options=options, plugins=plugins)
 
@@ -166,16 +175,6 @@ class Sampler:
             with self._lock:
                 self._at_work.remove(stop)
 
-    @property
-    def _interrupt(self) -> bool:
-        """Under the name that diffusers' pipelines have for it, which callbacks set."""
-        return self._is_early or any(stop.is_set() for stop in self._at_work)
-
-    @_interrupt.setter
-    def _interrupt(self, value: bool) -> None:
-        if value:
-            self.interrupt()
-
     def plan(self, config: RunConfig, extras: Extras | None = None) -> Plan:
         """What a run would do; costs no model call."""
         engine = self.engine(config, config.seed, extras=extras)
@@ -204,6 +203,7 @@ class Sampler:
         width: int | None = None,
         seed: int = 0,
         callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
         output_type: OutputType = "pil",
         spread: Spread | None = None,
         **options: Any,
@@ -215,8 +215,10 @@ class Sampler:
             height: Pixels, 64 or more, any number; what suits the model if not given.
             width: Pixels, as above.
             seed: Of all randomness; picture i of several has ``seed + i``.
-            callback_on_step_end: In diffusers' form, ``(sampler, step, timestep, {"latents": ...})``; may
-                return replaced latents.
+            callback_on_step_end: In diffusers' form, ``(run, step, timestep, {"latents": ...})``, also one of its
+                ``PipelineCallback``; may return replaced latents and set what ``CallbackRun`` says. With several ranks
+                it must do the same on each.
+            callback_on_step_end_tensor_inputs: Names of the tensors that it is given; the latents if None.
             output_type: ``pil``, ``pt`` or ``latent``.
             spread: The ranks of the run and its checkpoint; every rank makes the same call.
             options: The other fields of ``RunConfig``, e.g. ``negative_prompt``, ``num_inference_steps``,
@@ -235,7 +237,9 @@ class Sampler:
         sides = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
         table = {**self.backbone.defaults, "prompt": prompt, "seed": seed, **sides, **named, **options}
         config = Loader(registry()).structure(table, RunConfig, "sampler(...)")
-        return self.run(config, callback_on_step_end, output_type, extras, spread)
+        return self.run(
+            config, callback_on_step_end, output_type, extras, spread, tensor_inputs=callback_on_step_end_tensor_inputs
+        )
 
     def run(
         self,
@@ -244,14 +248,21 @@ class Sampler:
         output_type: OutputType = "pil",
         extras: Extras | None = None,
         spread: Spread | None = None,
+        tensor_inputs: Sequence[str] | None = None,
     ) -> Result:
         """Sample what a config says; see ``__call__``."""
         if output_type not in ("pil", "pt", "latent"):
             raise ConfigError(f"output_type must be pil, pt or latent, got {output_type!r}")
         config = evolve(config, model=self.model, **self._options.as_fields())
+        extras, spread = extras or Extras(), spread or Spread()
         with self._stopping() as stop:
-            call = Call(config, extras or Extras(), callback, output_type, spread or Spread(), stop.is_set)
+            call = Call(config, extras, callback, output_type, spread, stop.is_set, tensor_inputs)
             return Session(self, call).run()
+
+    def conditions(self, config: RunConfig, engine: Engine, extras: Extras) -> Conditions:
+        """What the network is conditioned on, for a callback that looks at it."""
+        builder = Builder(self.backbone, self.composition, (), config)
+        return builder.conditions(extras, engine.phases)
 
     def engine(
         self,

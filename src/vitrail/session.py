@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -13,6 +13,7 @@ from attrs import evolve
 
 from vitrail.attached import wrapping
 from vitrail.call import Call
+from vitrail.callback_run import SETTABLE, CallbackRun, copied, taken, wanted_inputs
 from vitrail.comm.agreement import agree
 from vitrail.comm.chrome import as_data, from_data
 from vitrail.comm.in_process import solo
@@ -22,7 +23,7 @@ from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
 from vitrail.core.run_state import Sampled
 from vitrail.core.streams import Streams
-from vitrail.digests import given_digests
+from vitrail.digests import content_digest, given_digests
 from vitrail.errors import CommAborted, ConfigError, Interrupted, VitrailError
 from vitrail.gradients import without_graph
 from vitrail.kept_latents import latents_kept
@@ -56,6 +57,9 @@ class Session:
         self._plugins = wrapping(sampler.plugins)
         self._first = 0
         self._split: Communicator | None = None
+        self._wanted: tuple[str, ...] = ()  # tensors that the callback is given
+        self._caller: Any = None  # what it sees of the picture in work
+        self._conditions: Any = None
         self._forwarding: Forwarding | None = None  # one for all pictures, so that what was learnt stays
 
     def run(self) -> Result:
@@ -73,6 +77,8 @@ class Session:
         self._image = None if config.image is None else open_picture(config.image)
         self._given = given_digests(self._call.extras, self._image)
         self._files = self._sampler.composition.digests()
+        offered = self._sampler.backbone.callback_inputs
+        self._wanted = wanted_inputs(self._call.callback, self._call.tensor_inputs, offered)
         seeds = range(config.seed, config.seed + config.num_images)
         try:
             with without_graph(self._sampler.composition):
@@ -180,6 +186,7 @@ class Session:
             "output": self._call.output_type,
             "weights": self._sampler.backbone.fingerprint(),
             "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, relays {relays}",
+            "callback": f"given {', '.join(self._wanted)}" if self._call.callback else "none",
             "checkpoint": f"every {self._spread.checkpoint_every}" if self._spread.checkpoint else "none",
         }
         agree(self._communicator, facts)
@@ -236,8 +243,21 @@ class Session:
             model_calls=model_calls,
         )
         engine.stages.run_start(len(engine.steps()), engine.canvas, model_calls)
-        start, stop = self._start(engine), self._call.stop
-        done = engine.run(start, stop, lambda step, new: self._call_back(engine, step, new), checkpoints)
+        start = self._start(engine)
+        self._begin_callback(engine)
+        caller = self._caller
+
+        def stop() -> bool:
+            return self._call.stop() or bool(caller.interrupt)
+
+        def guidance() -> tuple[float, float]:
+            return caller.guidance_scale, caller.guidance_rescale
+
+        def call_back(step: Step, new: Tensor) -> Tensor:
+            return self._call_back(engine, step, new)
+
+        with self._sampler.backbone.adapters_kept() if self._call.callback else nullcontext():
+            done = engine.run(start, stop, call_back, checkpoints, guidance if self._call.callback else None)
         if done.steps < len(engine.steps()):
             self._stopped = True
             done.latents = engine.shown(done)
@@ -287,18 +307,65 @@ class Session:
         noise = engine.streams.normal(shape, "image-latents").to(read.device)
         return backbone.encode(read, noise)
 
-    def _call_back(self, engine: Engine, step: Step, new: Tensor) -> Tensor:
-        if self._call.callback is None:
-            return new
-        timestep = engine.phases[step.phase].stepper.timestep(step)
-        given = self._call.callback(self._sampler, step.index, timestep, {"latents": new})
-        replaced: Tensor = (given or {}).get("latents", new)
-        if replaced.shape != new.shape:
+    def _begin_callback(self, engine: Engine) -> None:
+        """What the callback of a picture sees."""
+        config, extras = self._config, self._call.extras
+        fields = {
+            "guidance_scale": config.guidance_scale,
+            "guidance_rescale": config.guidance_rescale,
+            "num_timesteps": len(engine.steps()) - engine.first,
+            "clip_skip": extras.clip_skip,
+            "cross_attention_kwargs": extras.cross_attention_kwargs,
+            "joint_attention_kwargs": extras.joint_attention_kwargs,
+        }
+        self._caller = CallbackRun(self._sampler, fields, self._check_guidance)
+        self._conditions = self._sampler.conditions(config, engine, extras)
+
+    def _check_guidance(self, scale: float) -> None:
+        """Refuse a guidance scale that a callback sets and this run cannot change to."""
+        if self._spread.checkpoint is not None:
+            raise ConfigError("a callback set _guidance_scale, which a checkpoint does not keep; leave one of them out")
+        if scale > 1 and self._config.guidance_scale <= 1:
             raise ConfigError(
-                f"callback_on_step_end at step {step.index} returned latents of {tuple(replaced.shape)}; "
-                f"return {tuple(new.shape)}, as it was given"
+                f"a callback set _guidance_scale to {scale:g}, but the run began without guidance, so nothing is "
+                "encoded to guide away from; begin with a guidance_scale above 1"
             )
-        return self._as_canvas(replaced)
+        names = [
+            type(g).__name__ for s in self._sampler.composition.stages for g in s.guidance if g.point == "branches"
+        ]
+        if scale <= 1 and names:
+            raise ConfigError(
+                f"a callback set _guidance_scale to {scale:g}, which switches classifier-free guidance off, and "
+                f"{names[0]} of the method combines its branches; keep it above 1"
+            )
+
+    def _call_back(self, engine: Engine, step: Step, new: Tensor) -> Tensor:
+        call, caller = self._call, self._caller
+        if call.callback is None:
+            return new
+        stepper, guided = engine.phases[step.phase].stepper, caller.do_classifier_free_guidance
+        vars(caller)["scheduler"] = stepper.scheduler
+        given: dict[str, Any] = {"latents": new} if "latents" in self._wanted else {}
+        if self._wanted != tuple(given):
+            made = self._sampler.backbone.callback_tensors(self._conditions.at(step), step, guided)
+            given = {name: new if name == "latents" else made[name] for name in self._wanted}
+        before, kept, scale = copied(given), new.clone(), caller.guidance_scale
+        answer = call.callback(caller, step.index - engine.first, stepper.timestep(step), dict(given))
+        latents = taken(answer, given, before, new, guided and not caller.do_classifier_free_guidance)
+        changed = caller.guidance_scale != scale or not bool((latents == kept).all())
+        if changed:
+            self._given["callback_on_step_end"] = "changed the run"
+        self._check_callbacks_alike(latents)
+        return latents
+
+    def _check_callbacks_alike(self, latents: Tensor) -> None:
+        """Whether the callbacks of all ranks did the same; costs an exchange a step."""
+        if self._split is None or self._split.world_size == 1:
+            return
+        caller = self._caller
+        facts = {name: repr(getattr(caller, name)) for name in SETTABLE}
+        told = {f"what callbacks set as {name}": value for name, value in facts.items()}
+        agree(self._split, {"the latents that callbacks left": content_digest(latents)} | told)
 
     def _engine(self, seed: int, communicator: Communicator) -> Engine:
         exchange = Exchange.among(communicator, self._spread.speeds)

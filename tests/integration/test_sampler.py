@@ -52,7 +52,7 @@ def test_callback_may_return_nothing(sampler):
     for answer in (None, {}):
         given = latents(sampler, callback_on_step_end=lambda *call, answer=answer: seen.append(call[0]) or answer)
         assert torch.equal(given, plain)
-    assert len(seen) == 8 and all(caller is sampler for caller in seen)
+    assert len(seen) == 8 and all(caller.sampler is sampler for caller in seen)
 
 
 def test_callback_may_replace_the_latents(sampler):

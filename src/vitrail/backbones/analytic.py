@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -56,6 +57,8 @@ class AnalyticBackbone:
     defaults: ClassVar[Mapping[str, Any]] = {}
     max_view: ClassVar[None] = None
     network: ClassVar[None] = None
+    pipeline: ClassVar[None] = None
+    callback_inputs: ClassVar[tuple[str, ...]] = ("latents",)
 
     @property
     def device(self) -> torch.device:
@@ -125,6 +128,14 @@ class AnalyticBackbone:
         """The first three channels, enlarged and not clipped, so that there is a way back from all of them."""
         factor = self.vae_scale_factor
         return lambda clean: clean[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+    def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def adapters_kept(self) -> AbstractContextManager[None]:
+        """It has none."""
+        return nullcontext()
 
     def release(self) -> None:
         """Nothing is held."""

@@ -92,6 +92,11 @@ class Conditioning:
             given.append(own if values is None else evolve(own, texts={**own.texts, text: values}))
         return evolve(self, given=given)
 
+    def both(self, name: str, guided: bool) -> Tensor:
+        """A tensor as diffusers' loop has it: of both branches, ``uncond`` first, or of the text's alone."""
+        (values,) = (given.values for given in self.given if given.name == name)
+        return torch.cat([values["uncond"], values["cond"]]) if guided else values["cond"]
+
     def rows(self, rows: Rows) -> dict[str, Tensor]:
         """Every tensor for a micro-batch, by name."""
         return {given.name: given.rows(rows) for given in self.given}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from vitrail.backbones.source import ModelSource
 
+REASON = 120  # characters of what torch says of a device
 CLIP_VOCABULARY = CONFIGS / "clip-tokenizer"  # of every shipped family
 
 
@@ -133,9 +134,15 @@ def find_device(name: str | None) -> torch.device:
     import torch
 
     try:
-        return torch.empty(0, dtype=torch.uint8, device=name or default_device()).device
+        wanted = torch.device(default_device() if name is None else name)
+    except RuntimeError as error:  # whose text lists every device that torch was ever built for
+        raise ConfigError(
+            f"no device {name!r} here: torch knows no such name; {default_device()!r} can be used"
+        ) from error
+    try:
+        return torch.empty(0, dtype=torch.uint8, device=wanted).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0][:REASON]
         raise ConfigError(f"no device {name!r} here: {reason}; {default_device()!r} can be used") from error
 
 

@@ -6,16 +6,17 @@ import copy
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from attrs import evolve
 
+from vitrail.backbones.adoption import Part, check_adopted, check_parts, missing_encoders
 from vitrail.backbones.brought import check_brought
 from vitrail.backbones.fingerprint import fingerprint_of
 from vitrail.backbones.kept_forwards import KeptForwards, find_kept, forget
-from vitrail.backbones.turns import attributes_kept, lasting, moves, scales_kept
+from vitrail.backbones.turns import adapter_scales_kept, attributes_kept, lasting, moves, scales_kept
 from vitrail.core.ambient import plain_defaults
 from vitrail.core.inputs import Extras
 from vitrail.core.protocols import Predicted
@@ -43,6 +44,10 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
 
 class Family(Protocol):
     """What pipelines of one architecture have of their own."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The components that a run needs, and of which classes they may be."""
 
     @property
     def upcasts(self) -> bool:
@@ -75,6 +80,13 @@ class Family(Protocol):
     def forward(self, pipe: Any, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
         """One forward of the network."""
 
+    @property
+    def callback_inputs(self) -> Sequence[str]:
+        """Names of the tensors that a callback may be given."""
+
+    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+        """These tensors besides the latents, as diffusers' loop has them at a step."""
+
 
 class PipelineBackbone:
     """A loaded pipeline and its family.
@@ -89,7 +101,7 @@ class PipelineBackbone:
     """
 
     def __init__(self, pipe: Any, family: Family, offers: frozenset[str], defaults: Mapping[str, Any]):
-        family.check(pipe)
+        check_adopted(pipe, family)
         self._pipe, self._family = pipe, family
         self._lock = threading.Lock()  # ranks that are threads may share a backbone; tokenizers and weights change
         self._users: set[int] = set()  # threads that are at work with it
@@ -147,16 +159,22 @@ class PipelineBackbone:
         return fingerprint_of(self._pipe.components)
 
     def check_attention(self, request: AttentionRequest) -> None:
-        """Refuse layers that the network does not have."""
+        """Refuse layers that the network does not have, and words that no tokenizer counts."""
+        if self._pipe.tokenizer is None:
+            raise CapabilityError(
+                f"{type(self._pipe).__name__} has no tokenizer, and the method looks at the attention to words; load "
+                "it, or use a method without a mask, such as 'multidiffusion'"
+            )
         self._family.check_attention(self._pipe, request)
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Refuse conditioning that this pipeline cannot use, as it is now."""
         from vitrail.backbones.dropout import check_dropout
 
-        self._family.check(self._pipe)
+        check_parts(self._pipe, self._family)
         check_dropout(self._pipe.components)
-        check_brought(self._pipe, inputs, self._family.serves(self._pipe))
+        lacking = missing_encoders(self._pipe, self._family)
+        check_brought(self._pipe, inputs, self._family.serves(self._pipe), lacking)
 
     def check_wrap(self) -> None:
         """Refuse edges that meet, if the VAE cannot draw them."""
@@ -247,6 +265,27 @@ class PipelineBackbone:
         """Pictures as Pillow images, by the pipeline's own image processor."""
         processor = self._pipe.image_processor
         return cast("list[Image]", processor.numpy_to_pil(processor.pt_to_numpy(pictures)))
+
+    @property
+    def pipeline(self) -> Any:
+        """As the user has it, for callbacks, which may change it."""
+        return self._pipe
+
+    @property
+    def callback_inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that a callback may be given: the pipeline's own, as far as a run has them."""
+        made = self._family.callback_inputs
+        return tuple(name for name in self._pipe._callback_tensor_inputs if name in made)
+
+    def callback_tensors(self, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+        """What a callback sees besides the latents, as diffusers' loop has it; ``uncond`` first if guided."""
+        return self._family.callback_tensors(self._pipe, conditioning, step, guided)
+
+    @contextmanager
+    def adapters_kept(self) -> Iterator[None]:
+        """Leave the scales of IP-Adapters as they were, which a callback may change for the rest of a picture."""
+        with adapter_scales_kept(self.network):
+            yield
 
     def release(self) -> None:
         """Send networks back to where the pipeline keeps them between calls, when the last thread is done."""

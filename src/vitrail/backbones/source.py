@@ -177,12 +177,9 @@ def adapter_of(pipeline: str, registry: Registry, where: str = "") -> Any:
     Raises:
         ModelError: With the nearest name, if there is none.
     """
-    adapters = _adapters(registry)
-    known = {name: cls for cls in adapters for name in cls.pipelines}
+    known = {name: cls for cls in _adapters(registry) for name in cls.pipelines}
     if pipeline not in known:
-        hint = nearest(pipeline, known).partition(";")[0]
-        first = ", ".join(sorted(cls.pipelines[0] for cls in adapters if cls.pipelines))
-        raise ModelError(f"{where}no adapter for {pipeline!r}{hint}; known: {first}")
+        raise ModelError(f"{where}no adapter for {pipeline!r}{nearest(pipeline, known)}")
     return known[pipeline]
 
 
@@ -199,6 +196,9 @@ def check_scheduler(name: str | None) -> None:
     if name is not None and name not in _scheduler_names():
         hint, _, every = nearest(name, _scheduler_names()).partition(";")
         raise ConfigError(f"no scheduler named {name!r}{hint or every}")
+    if name is not None and "Inverse" in name:
+        plain = name.replace("Inverse", "")
+        raise ConfigError(f"scheduler {name!r} goes from a picture to noise, which is no sampling; use {plain!r}")
 
 
 @functools.cache

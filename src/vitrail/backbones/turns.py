@@ -6,6 +6,7 @@ forward and by one after another: two at once would scale it twice.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +44,18 @@ def scales_kept(*networks: Any) -> Iterator[None]:
     finally:
         for module, scaling in kept:
             module.scaling.update(scaling)
+
+
+@contextmanager
+def adapter_scales_kept(network: Any) -> Iterator[None]:
+    """Leave the scales of IP-Adapters in a network as they were."""
+    processors = getattr(network, "attn_processors", {}).values()
+    kept = [(processor, copy.copy(processor.scale)) for processor in processors if hasattr(processor, "scale")]
+    try:
+        yield
+    finally:
+        for processor, scale in kept:
+            processor.scale = scale
 
 
 @contextmanager

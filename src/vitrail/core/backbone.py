@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -126,6 +127,20 @@ class Backbone(Protocol):
 
     def to_pil(self, pictures: Tensor) -> list[Image]:
         """The same as Pillow images."""
+
+    @property
+    def pipeline(self) -> Any:
+        """Where a callback reads what a run does not have; None if there is no such thing."""
+
+    @property
+    def callback_inputs(self) -> Sequence[str]:
+        """Names of the tensors that a callback may be given, ``latents`` among them."""
+
+    def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> Mapping[str, Any]:
+        """The tensors of ``callback_inputs`` besides the latents; both branches in one, or None, if there are two."""
+
+    def adapters_kept(self) -> AbstractContextManager[None]:
+        """A context that leaves the scales of adapters as they were, whatever a callback does."""
 
     def release(self) -> None:
         """The run is over: networks may go back to where they wait."""

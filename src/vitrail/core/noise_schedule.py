@@ -6,6 +6,7 @@ scheduler scales the model input) and flow (``alpha = 1 - sigma``).
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from bisect import bisect_left
@@ -217,16 +218,52 @@ def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: dict
         raise ConfigError(f"{name} refuses {num_inference_steps} steps: {error}") from error
 
 
+def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
+    """Refuse timesteps that do not fall: such a scheduler goes from a picture to noise, or stands still.
+
+    Two calls may share a timestep, as those of second-order schedulers do. One step says nothing, so a copy is asked
+    for a few.
+    """
+    shown = scheduler
+    if len(scheduler.timesteps) == 1:
+        shown = copy.deepcopy(scheduler)
+        few = min(4, int(getattr(scheduler.config, "num_train_timesteps", 4)))
+        try:
+            shown.set_timesteps(few, **options)
+        except ValueError:  # made for one step
+            return
+    times = [float(t) for t in shown.timesteps]
+    if len(times) > 1 and (times[-1] >= times[0] or any(later > before for before, later in pairwise(times))):
+        raise CapabilityError(
+            f"the timesteps of {type(scheduler).__name__} must fall from noise to the picture, and go from "
+            f"{times[0]:g} to {times[-1]:g}: an inverse scheduler, inverted sigmas, or more steps than its spacing "
+            "tells apart; sample with the scheduler that the model was published with, e.g. scheduler="
+            f'"{_plain_name(scheduler)}"'
+        )
+
+
+def _plain_name(scheduler: Scheduler) -> str:
+    """The scheduler of diffusers that goes the other way."""
+    name = type(scheduler).__name__
+    return name.replace("Inverse", "") if "Inverse" in name else "EulerDiscreteScheduler"
+
+
 class Stepper:
     """A scheduler set for one run: scaling of the input, one step on the canvas, the noise schedule."""
 
     @plain_defaults()
     def __init__(self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: dict[str, Any] | None = None):
         _set_timesteps(scheduler, num_inference_steps, set_timesteps or {})
+        _refuse_rising(scheduler, set_timesteps or {})
         self._scheduler: Any = scheduler
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self.timesteps: Tensor = scheduler.timesteps
         self.schedule = NoiseSchedule.of(scheduler)
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler that steps, as a callback sees it."""
+        return self._scheduler
 
     @property
     def init_noise_sigma(self) -> float:

@@ -294,6 +294,8 @@ def _address(
     Where a model comes from is in no address: its fingerprint says what was loaded.
     """
     fields = {name: value for name, value in run.items() if name not in NAMES}
+    given = run["negative_prompt"]
+    fields["negative_prompt"] = {None: "", "": None}.get(given, given)  # as before "" was a text, so that cells last
     if run["image"] is not None:
         fields["image"] = _image_digest(run["image"])
     data = [fields, composition, model.fingerprint, SCHEME, ranks, comm if ranks > 1 else None, *besides]
