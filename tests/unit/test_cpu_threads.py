@@ -29,9 +29,13 @@ def in_a_thread(function):
 
 
 def test_one_thread_inside_and_what_there_was_afterwards_also_after_an_error():
-    with pytest.raises(KeyError), one_thread() as found:
-        assert (found, torch.get_num_threads(), in_a_thread(torch.get_num_threads)) == (3, 1, 1)
-        raise KeyError
+    def fail():
+        with one_thread() as found:
+            assert (found, torch.get_num_threads(), in_a_thread(torch.get_num_threads)) == (3, 1, 1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert torch.get_num_threads() == in_a_thread(torch.get_num_threads) == 3
 
 
@@ -100,9 +104,13 @@ def test_an_error_is_raised_where_its_answer_is_asked_for_and_the_rest_is_droppe
         done.append(item)
         return item
 
-    with pytest.raises(KeyError), begun(compute, range(100), workers) as asked:
-        assert asked[0]() == 0
-        asked[1]()
+    def ask():
+        with begun(compute, range(100), workers) as asked:
+            assert asked[0]() == 0
+            asked[1]()
+
+    with pytest.raises(KeyError):
+        ask()
     assert len(done) < 100 and not [t for t in threading.enumerate() if t.name.startswith("forward")]
 
 
