@@ -170,10 +170,11 @@ def _picture(backbone: Backbone, run: RunConfig, latents: Tensor) -> Any:
     import torch
 
     from vitrail.comm.in_process import solo
+    from vitrail.core.cpu_threads import threads_of
     from vitrail.core.exchange import Exchange
     from vitrail.core.streams import Streams
 
-    with torch.inference_mode():
-        given = (Exchange.among(solo()), run.wrap, run.memory == "auto", Streams(run.seed))
+    with torch.inference_mode(), threads_of(backbone) as threads:
+        given = (Exchange.among(solo(), workers=threads), run.wrap, run.memory == "auto", Streams(run.seed))
         decoded = backbone.decode(latents.to(backbone.device), *given)
         return backbone.to_pil(decoded[..., : run.height, : run.width])[0]

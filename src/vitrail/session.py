@@ -18,6 +18,7 @@ from vitrail.comm.agreement import agree
 from vitrail.comm.chrome import as_data, from_data
 from vitrail.comm.in_process import solo
 from vitrail.core.checkpoint import Checkpoints, kept_row_batch
+from vitrail.core.cpu_threads import threads_of
 from vitrail.core.exchange import Exchange
 from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
@@ -61,12 +62,15 @@ class Session:
         self._caller: Any = None  # what it sees of the picture in work
         self._conditions: Any = None
         self._forwarding: Forwarding | None = None  # one for all pictures, so that what was learnt stays
+        self._workers = 1
 
     def run(self) -> Result:
         """Sample and decode all pictures; the backbone is released afterwards, however it ends."""
         self._communicator.trace.restart()
         try:
-            return self._run()
+            with threads_of(self._sampler.backbone) as threads:
+                self._workers = max(1, threads // self._communicator.world_size)
+                return self._run()
         finally:
             self._sampler.backbone.release()
 
@@ -368,7 +372,7 @@ class Session:
         agree(self._split, {"the latents that callbacks left": content_digest(latents)} | told)
 
     def _engine(self, seed: int, communicator: Communicator) -> Engine:
-        exchange = Exchange.among(communicator, self._spread.speeds)
+        exchange = Exchange.among(communicator, self._spread.speeds, self._workers)
         watched = self._call.callback is not None
         engine = self._sampler.engine(self._config, seed, exchange, watched, self._call.extras, self._forwarding)
         self._forwarding = engine.viewing.predictor.forwarding
@@ -376,7 +380,7 @@ class Session:
 
     def _decode(self, latents: Tensor) -> list[Any]:
         backbone, config = self._sampler.backbone, self._config
-        exchange = Exchange.among(self._communicator, self._spread.speeds)
+        exchange = Exchange.among(self._communicator, self._spread.speeds, self._workers)
         decode, given = backbone.decode, (exchange, config.wrap, config.memory == "auto")
         with self._communicator.trace.span("compute", "decode"):
             decoded = [decode(one[None], *given, Streams(config.seed + i)) for i, one in enumerate(latents)]

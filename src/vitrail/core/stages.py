@@ -134,6 +134,11 @@ class Stages:
         """A strategy in words: its slot, its registered name if it has one, and its class."""
         return str(evolve(self._answers.asked(slot, step, strategy), step=None))
 
+    @property
+    def watches_forwards(self) -> bool:
+        """Whether a plugin wraps or observes single forwards, and so may expect one after another."""
+        return bool(self._others("vitrail_predict"))
+
     def _others(self, hook: str) -> list[pluggy.HookImpl]:
         """Implementations of a hook that are not the composition's."""
         return [i for i in getattr(self._manager.hook, hook).get_hookimpls() if i.plugin is not self._answers]
