@@ -67,7 +67,10 @@ class JoinsAlone(Fits):
         (NoOptions, "NoOptions lacks the fields timeout, checksums"),
         (NoDefault, "NoDefault must have a default for host"),
         (NoRunId, r"NoRunId\.run must take \(world_size, program, run_id='run'\)"),
-        (WantsMore, r"WantsMore\.run must take \(world_size, program, run_id='run'\): missing a required argument: 'run_id'"),
+        (
+            WantsMore,
+            r"WantsMore\.run must take \(world_size, program, run_id='run'\): missing a required argument: 'run_id'",
+        ),
         (JoinsAlone, r"JoinsAlone\.join must take \(environment, run_id='run'\)"),
     ],
 )
