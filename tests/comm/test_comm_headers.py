@@ -11,7 +11,7 @@ from vitrail.comm.hub import Hub
 from vitrail.comm.transport import Part
 from vitrail.comm.work import PostedWork
 from vitrail.errors import ProtocolError
-from vitrail.testing.comm.law import opened
+from vitrail.testing.comm.judging import opened
 from vitrail.testing.comm.payloads import Payload
 
 SMALL = Payload(torch.int32, (2,))

@@ -9,7 +9,7 @@ from vitrail.comm.communicator import RankCommunicator
 from vitrail.comm.guard import guarded
 from vitrail.comm.world import SimulatedTransport, World
 from vitrail.errors import CommAborted, CommTimeout, ProtocolError
-from vitrail.testing.comm.law import opened
+from vitrail.testing.comm.judging import opened
 from vitrail.testing.comm.payloads import PAYLOADS, bits
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 

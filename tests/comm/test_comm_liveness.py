@@ -10,7 +10,7 @@ from runners import clean, law, simulate
 from vitrail.comm import solo
 from vitrail.comm.schedule import Fault
 from vitrail.errors import CommAborted
-from vitrail.testing.comm.law import opened
+from vitrail.testing.comm.judging import opened
 from vitrail.testing.comm.payloads import Payload, bits
 from vitrail.testing.comm.programs import Player, programs, resolve
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules

@@ -3,7 +3,7 @@
 import torch
 from runners import clean, simulate
 
-from vitrail.testing.comm.law import opened
+from vitrail.testing.comm.judging import opened
 from vitrail.testing.comm.payloads import Payload, bits
 from vitrail.testing.comm.schedules import DrawnSchedule
 

@@ -26,7 +26,7 @@ from vitrail.comm.simulated import Simulated
 from vitrail.comm.world import World
 from vitrail.errors import CommAborted
 from vitrail.testing.comm.schedules import DrawnSchedule, explored
-from vitrail.testing.comm.telling import Tale, ToldCommunicator
+from vitrail.testing.comm.telling import Tale, ToldCommunicator, show
 
 Program = Callable[[ToldCommunicator], Any]
 Kind = Literal["virtual", "threads", "processes"]
@@ -108,7 +108,8 @@ class Ended:
         whole = set(self.results) == set(range(self.world_size))
         expect(whole, f"the program ran to its end on ranks {sorted(self.results)} of {self.world_size}")
         values = [self.results[rank] for rank in range(self.world_size)]
-        expect(self.returned == values, "`run` did not return what the program returned, by rank")
+        told = f"`run` returned {show(self.returned)}\n  where the program returned, by rank, {show(values)}"
+        expect(self.returned == values, told if self.returned != values else "")
         return values
 
     def told(self) -> str:
@@ -231,15 +232,12 @@ class OnBackend:
     examples: int = 0
     timeout: float = TIMEOUT_S
     stirred: int = field(default=0, init=False)
+    address: str = field(default="", init=False)
 
     def __attrs_post_init__(self) -> None:
         self.name = self.name or getattr(self.backend, "__name__", str(self.backend))
+        self.address = f"{getattr(self.backend, '__module__', '?')}:{getattr(self.backend, '__qualname__', self.name)}"
         self.examples = self.examples or {"threads": 6, "processes": 3}[self.kind]
-
-    @property
-    def address(self) -> str:
-        """MODULE:CLASS."""
-        return f"{getattr(self.backend, '__module__', '?')}:{getattr(self.backend, '__qualname__', self.name)}"
 
     @cached_property
     def kind(self) -> Kind:

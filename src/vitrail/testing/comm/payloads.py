@@ -14,7 +14,7 @@ Layout = Literal["dense", "turned", "sparse"]
 Bits = tuple[str, tuple[int, ...], bytes]
 
 FLOATS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF << 52}
-DTYPES = [*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64]
+DTYPES = [torch.int32, *FLOATS, torch.int64, torch.uint8, torch.bool, torch.complex64]  # the plainest first
 
 
 @frozen

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from vitrail.testing.comm.bench import Bench, bench_of
-from vitrail.testing.comm.law import LAWS
+from vitrail.testing.comm.judging import LAWS
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vitrail.errors import CommAborted, CommTimeout, ProtocolError
 from vitrail.testing.comm.bench import Ended, LawBroken, expect
-from vitrail.testing.comm.law import REAL, Watched, law, opened
+from vitrail.testing.comm.judging import REAL, Watched, law, opened
 from vitrail.testing.comm.laws.safety import SMALL
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 from vitrail.testing.comm.telling import ToldChannel, ToldCommunicator

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vitrail.errors import CommAborted, ProtocolError
 from vitrail.testing.comm.bench import LawBroken, expect
-from vitrail.testing.comm.law import Watched, law, opened, same
+from vitrail.testing.comm.judging import Watched, law, opened, same
 from vitrail.testing.comm.laws.safety import SMALL
 from vitrail.testing.comm.payloads import bits
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules

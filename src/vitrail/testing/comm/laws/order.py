@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 
 from vitrail.testing.comm.bench import expect
-from vitrail.testing.comm.law import Watched, law, opened, same
+from vitrail.testing.comm.judging import Watched, law, opened, same
 from vitrail.testing.comm.laws.safety import BOUNDS, SMALL
 from vitrail.testing.comm.payloads import Payload, bits
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitrail.errors import CommAborted, CommError, ProtocolError
 from vitrail.testing.comm.bench import LawBroken, expect
-from vitrail.testing.comm.law import Watched, law, opened, same
+from vitrail.testing.comm.judging import Watched, law, opened, same
 from vitrail.testing.comm.payloads import PAYLOADS, Payload, bits
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 from vitrail.testing.comm.telling import ToldCommunicator

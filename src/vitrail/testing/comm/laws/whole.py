@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vitrail.errors import CommAborted
 from vitrail.testing.comm.bench import Ended, LawBroken, expect
-from vitrail.testing.comm.law import Watched, law, same
+from vitrail.testing.comm.judging import Watched, law, same
 from vitrail.testing.comm.programs import Op, Player, outcome_of, programs, sized_programs
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 from vitrail.testing.comm.telling import ToldCommunicator, show

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitrail.testing.comm.bench import expect
-from vitrail.testing.comm.law import Watched, law, same
+from vitrail.testing.comm.judging import Watched, law, same
 from vitrail.testing.comm.laws.safety import SMALL
 from vitrail.testing.comm.payloads import PAYLOADS, Payload, bits, spoil
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
