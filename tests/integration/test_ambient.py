@@ -270,7 +270,7 @@ def test_patchings_draw_alike():
 
 
 def _patches(patching, canvas):
-    from vitrail.testing.strategies import make_step
+    from vitrail.testing import make_step
 
     patches = patching().patch(make_step(2), canvas, 4, Streams(5))
     return patches.views, patches.permutation

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vitrail.testing.strategies import make_step
+from vitrail.testing import make_step
 
 from vitrail.core.assembly import gather_views, permute_views, restore_order
 from vitrail.core.prediction import Prediction
