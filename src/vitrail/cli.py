@@ -32,6 +32,7 @@ from vitrail.cli_options import (
     configure_logging,
 )
 from vitrail.errors import VitrailError
+from vitrail.terminal import replace_unknown_signs
 
 app = typer.Typer(
     name="vitrail",
@@ -197,6 +198,7 @@ def options(version: Annotated[bool, typer.Option("--version", help="Show the ve
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 a bug or a failed run, 2 the user's mistake, 130 interrupted."""
+    replace_unknown_signs()
     before = signal.signal(signal.SIGINT, _stop_now)
     try:
         code: Any = app(standalone_mode=False)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from vitrail.core.composition import Composition
+from vitrail.core.fields import expanded
 from vitrail.core.run_config import RunConfig
 from vitrail.errors import ConfigError, Problems
 from vitrail.kept_latents import latents_written
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from vitrail.sampler import Sampler
 
 
+NAME_BYTES = 255  # of a file's name, on every file system in use
+LONGEST = ".latents.safetensors.part"  # of the endings that may be written
+
+
 @frozen(kw_only=True)
 class RenderOptions:
     """How a run is carried out; none of it reaches the picture.
@@ -50,14 +55,14 @@ class RenderOptions:
         trace: File for what every rank did when, or None.
     """
 
-    output: Path | None = None
+    output: Path | None = field(default=None, converter=expanded)
     force: bool = False
     device: str | None = None
     dry_run: bool = False
     ranks: RankOptions = field(factory=RankOptions)
-    checkpoint: Path | None = None
+    checkpoint: Path | None = field(default=None, converter=expanded)
     checkpoint_every: int = 5
-    trace: Path | None = None
+    trace: Path | None = field(default=None, converter=expanded)
 
 
 def sample(run: RunConfig, composition: Composition, options: RenderOptions, notes: Sequence[str] = ()) -> None:
@@ -161,6 +166,13 @@ def output_paths(run: RunConfig, output: Path | None, force: bool) -> list[Path]
         raise ConfigError(f"--output {output}: only .png files are written, since they can carry the recipe")
     slug = re.sub(r"[^a-z0-9]+", "-", run.prompt.lower()).strip("-")[:48] or "picture"
     base = output or Path(f"{slug}-{run.seed}.png")
+    most = NAME_BYTES - len(LONGEST) - (len(f"-{run.num_images - 1}") if run.num_images > 1 else 0)
+    length = len(os.fsencode(base.stem))
+    if length > most:
+        raise ConfigError(
+            f"--output {base.name[:40]}...: the name has {length} bytes before .png, and {most} are the most that "
+            "leave room for what is written beside it; give a shorter one"
+        )
     if not base.parent.is_dir():
         raise ConfigError(f"--output {base}: the folder {base.parent} does not exist")
     if not os.access(base.parent, os.W_OK):

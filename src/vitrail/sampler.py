@@ -22,6 +22,7 @@ from vitrail.core.run_config import Dtype, RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems
 from vitrail.methods import load_method
+from vitrail.picture_reader import with_pictures
 from vitrail.recipe import digest_of
 from vitrail.result import Plan, Report, Result, StagePlan
 from vitrail.session import Session
@@ -214,7 +215,7 @@ class Sampler:
             raise ConfigError(f"output_type must be pil, pt or latent, got {output_type!r}")
         self._interrupt = False
         config = evolve(config, model=self.model, **self._options.as_fields())
-        extras, spread = extras or Extras(), spread or Spread()
+        extras, spread = with_pictures(extras or Extras()), spread or Spread()
         call = Call(config, extras, callback, output_type, spread, lambda: self._interrupt, tensor_inputs)
         return Session(self, call).run()
 

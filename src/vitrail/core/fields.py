@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from attrs import validators as v
@@ -11,6 +12,11 @@ RAMPS = ("constant", "cosine", "linear", "timestep")
 share = v.and_(v.ge(0.0), v.le(1.0))  # a part of the whole, both ends allowed
 share_below_one = v.and_(v.ge(0.0), v.lt(1.0))
 share_below_half = v.and_(v.ge(0.0), v.lt(0.5))
+
+
+def expanded(path: Path | None) -> Path | None:
+    """A path with the home folder in the place of ``~``."""
+    return None if path is None else Path(path).expanduser()
 
 
 def as_tuple(items: Iterable[Any]) -> tuple[Any, ...]:
