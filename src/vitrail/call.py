@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import frozen
+from attrs import field, frozen
+
+from vitrail.core.fields import expanded
 
 if TYPE_CHECKING:
     from vitrail.comm.protocol import Communicator
@@ -30,7 +32,7 @@ class Spread:
 
     communicator: Communicator | None = None
     speeds: Sequence[float] = ()
-    checkpoint: Path | None = None
+    checkpoint: Path | None = field(default=None, converter=expanded)
     checkpoint_every: int = 5
 
 

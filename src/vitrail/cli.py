@@ -32,7 +32,7 @@ from vitrail.cli_options import (
 )
 from vitrail.errors import Interrupted, VitrailError
 from vitrail.signals import INTERRUPTED, ended_at_once
-from vitrail.terminal import printable
+from vitrail.terminal import printable, replace_unknown_signs
 
 app = typer.Typer(
     name="vitrail",
@@ -204,6 +204,7 @@ def options(version: Annotated[bool, typer.Option("--version", help="Show the ve
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 a bug or a failed run, 2 the user's mistake, 130 interrupted."""
+    replace_unknown_signs()
     try:
         with ended_at_once():
             code: Any = app(standalone_mode=False)

@@ -48,7 +48,7 @@ def prepare(
         table = _with_sides(table, table.pop("size", None), f"{file}: size")
     with problems.collect():
         given = _with_sides(given, size, "--size")
-    table |= given
+    table = beside(table, file) | given
     if table.get("seed") == -1:
         import secrets
 
@@ -74,13 +74,21 @@ def prepare(
             composition.check(spec.offers, f"model {model!r}", registry())
     with problems.collect():
         if run is not None and run.image is not None:
-            open_picture(run.image)
+            open_picture(run.image, quiet=True)
     with problems.collect():
         check_scheduler(scheduler if isinstance(scheduler, str) else None)
     problems.tell()
     assert run is not None
     assert composition is not None
     return run, composition
+
+
+def beside(table: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """A run's table with the picture that it starts from, which lies beside the file if its path is relative."""
+    image = table.get("image")
+    if file is None or not isinstance(image, str) or not image.strip():
+        return table
+    return table | {"image": str(file.parent / Path(image).expanduser())}
 
 
 def _structure(table: dict[str, Any], given: dict[str, Any], where: str) -> RunConfig:
@@ -111,6 +119,7 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     from vitrail.recipe import read_recipe
     from vitrail.replaying import check_files, check_image, relocated
 
+    picture = picture.expanduser()
     recipe = read_recipe(picture)
     if recipe.method is None:
         raise ConfigError(f"{picture}: its method used a strategy that no plugin registers, so it cannot be replayed")

@@ -26,7 +26,7 @@ def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composit
     """
     names = registry()
     is_file = isinstance(method, Path) or Path(method).suffix in (".toml", ".yaml", ".yml")
-    path = Path(method) if is_file else names.path("methods", str(method))
+    path = Path(method).expanduser() if is_file else names.path("methods", str(method))
     where = str(path) if is_file else f"method {method!r}"
     return Loader(names).structure(override(read_file(path), list(assignments)), Composition, where)
 

@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from vitrail.core.atomic import write_text
 from vitrail.core.composition import Composition
-from vitrail.core.fields import as_tuple
+from vitrail.core.fields import as_tuple, expanded
 from vitrail.core.run_config import RunConfig
 from vitrail.errors import ConfigError, OutputError, Problems
 from vitrail.kept_latents import latents_instead, latents_written
@@ -53,14 +53,14 @@ class RenderOptions:
         plugins: (name, plugin) pairs that watch or wrap the run.
     """
 
-    output: Path | None = None
+    output: Path | None = field(default=None, converter=expanded)
     force: bool = False
     device: str | None = None
     dry_run: bool = False
     ranks: RankOptions = field(factory=RankOptions)
-    checkpoint: Path | None = None
+    checkpoint: Path | None = field(default=None, converter=expanded)
     checkpoint_every: int = 5
-    trace: Path | None = None
+    trace: Path | None = field(default=None, converter=expanded)
     plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple, default=())
 
 
@@ -165,9 +165,9 @@ def output_paths(run: RunConfig, output: Path | None, force: bool) -> list[Path]
         raise ConfigError(f"--output {output}: only .png files are written, since they can carry the recipe")
     slug = re.sub(r"[^a-z0-9]+", "-", run.prompt.lower()).strip("-")[:48] or "picture"
     base = output or Path(f"{slug}-{run.seed}.png")
-    check_target(base, "--output")
     many = run.num_images > 1
     paths = [base.with_stem(f"{base.stem}-{i}") if many else base for i in range(run.num_images)]
+    check_target(paths[-1], "--output")
     taken = [path for path in paths if path.exists() and not force]
     if taken and output is None:
         free = next(n for n in range(2, 10**6) if not any(p.with_stem(f"{p.stem}-{n}").exists() for p in paths))

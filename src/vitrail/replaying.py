@@ -46,7 +46,7 @@ def check_image(recipe: Recipe, run: RunConfig, where: str) -> None:
     if run.image is None:
         return
     there = recipe.given.get("image")
-    if there is not None and content_digest(open_picture(run.image)) != there:
+    if there is not None and content_digest(open_picture(run.image, quiet=True)) != there:
         raise ConfigError(f"{where}: {run.image!r} is not the picture it started from; give that one's --image")
 
 

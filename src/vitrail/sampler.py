@@ -25,6 +25,7 @@ from vitrail.core.run_config import Dtype, RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems
 from vitrail.methods import composition_of
+from vitrail.picture_reader import with_pictures
 from vitrail.recipe import digest_of
 from vitrail.result import Plan, Report, Result, StagePlan
 from vitrail.session import Session
@@ -254,7 +255,7 @@ class Sampler:
         if output_type not in ("pil", "pt", "latent"):
             raise ConfigError(f"output_type must be pil, pt or latent, got {output_type!r}")
         config = evolve(config, model=self.model, **self._options.as_fields())
-        extras, spread = extras or Extras(), spread or Spread()
+        extras, spread = with_pictures(extras or Extras()), spread or Spread()
         with self._stopping() as stop:
             call = Call(config, extras, callback, output_type, spread, stop.is_set, tensor_inputs)
             return Session(self, call).run()

@@ -29,6 +29,7 @@ from vitrail.errors import CommAborted, ConfigError, Interrupted, VitrailError
 from vitrail.gradients import without_graph
 from vitrail.kept_latents import latents_kept
 from vitrail.picture import open_picture
+from vitrail.picture_reader import read as read_picture
 from vitrail.recipe import Recipe, digest_of
 from vitrail.result import Report, Result
 
@@ -51,8 +52,9 @@ class Session:
         self._sampler, self._call, self._config, self._spread = sampler, call, call.config, call.spread
         self._communicator = call.spread.communicator or solo()
         self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
-        self._stopped = False
+        self._stopped = self._started = False
         self._image: Image | None = None  # the file's, read once
+        self._brought: Any = None  # the caller's, read once
         self._given: dict[str, str] = {}
         self._files: dict[str, str] = {}
         self._plugins = wrapping(sampler.plugins)
@@ -79,6 +81,7 @@ class Session:
 
         config, begin = self._config, time.perf_counter()
         self._image = None if config.image is None else open_picture(config.image)
+        self._brought = self._read_image()
         self._given = given_digests(self._call.extras, self._image)
         self._files = self._sampler.composition.digests()
         offered = self._sampler.backbone.callback_inputs
@@ -107,7 +110,8 @@ class Session:
         except CommAborted:
             raise  # told by the rank where it began
         except VitrailError as error:
-            self._log.error("run.failed", error=str(error))
+            if self._started:  # what is refused before that is told once, by the error
+                self._log.error("run.failed", error=str(error))
             raise
         report = Report(
             steps=sum(one.steps - self._first for one in done),
@@ -237,7 +241,7 @@ class Session:
         self._first = engine.first
         if checkpoints is not None and number < len(checkpoints.finished):
             return Sampled(checkpoints.finished[number].to(self._device()), len(engine.steps()))
-        model_calls = engine.cost().model_calls
+        self._started, model_calls = True, engine.cost().model_calls
         self._log.info(
             "run.started",
             seed=seed,
@@ -294,9 +298,21 @@ class Session:
         canvas = engine.phases[0].canvas
         return (1, self._sampler.backbone.latent_channels, canvas.height, canvas.width)
 
+    def _read_image(self) -> Any:
+        """The picture that the caller brought, before anything is computed; None if it may be latents."""
+        import torch
+
+        image = self._call.extras.image
+        channels = self._sampler.backbone.latent_channels
+        shape = tuple(getattr(image, "shape", ()))
+        is_floats = isinstance(image, torch.Tensor) and image.is_floating_point()
+        if image is None or (is_floats and len(shape) == 4 and shape[:2] == (1, channels)):
+            return None  # these may be latents, which the size of the canvas tells
+        return read_picture(image, "image", told=f", or latents with {channels} channels")
+
     def _picture(self, engine: Engine) -> Tensor | None:
         """Latents of the picture to start from, if there is one."""
-        from vitrail.picture import pad_picture, upright
+        from vitrail.picture import pad_picture
 
         shape, picture, phase = self._shape(engine), self._call.extras.image, engine.phases[0]
         if picture is None and self._image is None:
@@ -304,8 +320,12 @@ class Session:
         backbone = self._sampler.backbone
         if tuple(getattr(picture, "shape", ())) == shape:
             return self._as_canvas(cast("Tensor", picture))
-        picture = self._image if picture is None else upright(picture, shape)
-        read = backbone.read_picture(picture, *phase.picture)
+        if picture is not None and self._brought is None:
+            raise ConfigError(
+                f"image: floats of {tuple(picture.shape)} may be a picture with alpha or latents of another canvas; "
+                f"give the picture as Pillow or uint8, or latents of {shape}"
+            )
+        read = backbone.read_picture(self._image if picture is None else self._brought, *phase.picture).float()
         factor = backbone.vae_scale_factor
         read = pad_picture(read, factor * phase.canvas.height, factor * phase.canvas.width)
         noise = engine.streams.normal(shape, "image-latents").to(read.device)

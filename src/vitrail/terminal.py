@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import unicodedata
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +21,8 @@ def console(quiet: bool = False) -> Console:
     """As wide as the terminal, or ``PIPE_WIDTH`` elsewhere; a quiet one prints nothing."""
     from rich.console import Console
 
+    if sys.stdout is None:  # closed by whoever started the program
+        return Console(file=_nowhere(), width=PIPE_WIDTH)
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
 
@@ -25,7 +30,11 @@ def console(quiet: bool = False) -> Console:
 def say(out: Console, lines: Iterable[str] | str, style: str | None = None) -> None:
     """Print a line or several."""
     for line in [lines] if isinstance(lines, str) else lines:
-        out.print(printable(line), style=style)
+        try:
+            out.print(printable(line), style=style)
+        except BrokenPipeError:  # nobody reads any more; the picture is worth more than the line
+            out.file = _nowhere()
+            sys.stdout = out.file
 
 
 def printable(text: str) -> str:
@@ -35,3 +44,6 @@ def printable(text: str) -> str:
 
 def _is_harmless(character: str) -> bool:
     return character in "\n\t" or not (unicodedata.category(character) in ("Cc", "Cs") or character in TURNS)
+
+
+def _nowhere() -> TextIO:

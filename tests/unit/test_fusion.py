@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vitrail.testing import make_step
 
 from vitrail.core.assembly import gather_views, permute_views, restore_order
 from vitrail.core.prediction import Prediction
@@ -14,6 +13,7 @@ from vitrail.errors import CoverageError
 from vitrail.plugins import fusion
 from vitrail.plugins.fusion import Average, Gaussian, Scatter
 from vitrail.plugins.patching import Lattice, Windows
+from vitrail.testing import make_step
 
 STEP = make_step()
 CANVAS = Canvas(24, 20, 8)

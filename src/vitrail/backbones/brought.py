@@ -117,6 +117,13 @@ def _pictures(pipe: Any, extras: Extras, guided: bool, name: str) -> Iterator[st
     if picture is not None and getattr(pipe, "feature_extractor", None) is None:
         yield f"{name} has no feature_extractor, so give ip_adapter_image_embeds instead of ip_adapter_image"
     given = picture if isinstance(picture, list) else [picture]
+    for shape in (tuple(each.shape) for each in given if hasattr(each, "untyped_storage")):
+        side = getattr(getattr(pipe.image_encoder, "config", None), "image_size", None)
+        if side is not None and shape != (1, 3, side, side):
+            yield (
+                f"ip_adapter_image as floats is what the feature_extractor gives, {(1, 3, side, side)}, got {shape}; "
+                "give the picture itself, as a Pillow image or uint8"
+            )
     if picture is not None and len(given) != count:
         yield f"{name} has {count} IP-Adapters; give ip_adapter_image as a list of as many, got {len(given)}"
     if embeds is None:

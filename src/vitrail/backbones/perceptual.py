@@ -119,5 +119,5 @@ def load_distance(weights: str | None, device: Any = None) -> JudgeDistance | Vg
         if weights is None:
             return JudgeDistance(Judge.load().network.to(device))
         check_weights(weights)
-        loaded = load_file(weights)
+        loaded = load_file(Path(weights).expanduser())
         return VggDistance({name: loaded[name].float().to(device) for name in names()})

@@ -17,7 +17,7 @@ def check_weights(weights: str) -> None:
     Raises:
         ModelError: If the file is missing, broken, or lacks a tensor that fits the others.
     """
-    shapes = read_header(Path(weights)).shapes
+    shapes = read_header(Path(weights).expanduser()).shapes
     missing = [name for name in names() if name not in shapes]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

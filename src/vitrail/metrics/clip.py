@@ -134,7 +134,7 @@ def middle(pictures: Tensor, side: int) -> Tensor:
 
 def digest_of_clip(folder: str) -> str:
     """Stands for what a folder's files hold, by name; those of folders in it are left out."""
-    path = Path(folder)
+    path = Path(folder).expanduser()
     return digest_of_files(sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [])
 
 
@@ -153,7 +153,7 @@ def load_clip(folder: str, device: str, digest: str = "") -> ClipNetwork:
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    path = Path(folder)
+    path = Path(folder).expanduser()
     config = _json(path / "config.json")
     if config.get("model_type") != "clip":
         raise ModelError(f"{folder} holds no CLIPModel but {config.get('model_type', 'something else')!r}")
