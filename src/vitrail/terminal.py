@@ -47,3 +47,12 @@ def _is_harmless(character: str) -> bool:
 
 
 def _nowhere() -> TextIO:
+    """What takes text and keeps none."""
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
+def replace_unknown_signs() -> None:
+    """Let streams show "?" for what their encoding does not have, rather than end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -18,6 +18,7 @@ which are the names of the two published weight files put together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
