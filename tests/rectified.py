@@ -72,19 +72,3 @@ def forward(network, index=0, height=2 * NATIVE, width=2 * NATIVE):
 def changed(network, strategy, index=0, height=2 * NATIVE, width=2 * NATIVE, **question):
     with strategy.apply(forward(network, index, height, width)):
         return ask(network, height, width, **question)
-
-
-def traces(network):
-    """Everything that a change could leave behind."""
-    dicts = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
-    kept = [
-        (name, module, *(dict(getattr(module, each)) for each in dicts)) for name, module in network.named_modules()
-    ]
-    own = [{k: v for k, v in vars(module).items() if k not in dicts} for module in network.modules()]
-    values = {name: value.clone() for name, value in network.state_dict().items()}
-    return kept, [list(each) for each in own], [module.forward for module in network.modules()], values
-
-
-def assert_alike(before, after):
-    assert before[:3] == after[:3]
-    assert all(torch.equal(value, after[3][name]) for name, value in before[3].items())

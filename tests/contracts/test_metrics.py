@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from metric_files import save_picture, write_clip, write_inception
+from vitrail import testing
 from vitrail.core.config import Loader
-from vitrail.core.measuring import Column, Features, Metric, References
+from vitrail.core.measuring import Features, Metric, References
 from vitrail.discovery import build_registry
-from vitrail.errors import ConfigError
 from vitrail.metrics.renders import DemoRenders
 
 REGISTRY = build_registry()
@@ -46,10 +46,6 @@ def shown(number, size):
     return attrs.evolve(picture, native_size=NATIVE, rows=(NATIVE,), columns=(NATIVE,))
 
 
-def seen(metric):
-    return torch.stack([metric.eye.look(shown(number, size)) for number, size in enumerate(SIZES)])
-
-
 @pytest.mark.parametrize(("slot", "name"), [(slot, name) for slot in SLOTS for name in names(slot)])
 def test_it_is_frozen_keyword_only_documented_and_written_as_a_table(slot, name, needed):
     cls, options = REGISTRY.get(slot, name), needed.get(name, {})
@@ -64,47 +60,15 @@ def test_it_is_frozen_keyword_only_documented_and_written_as_a_table(slot, name,
 
 
 @pytest.mark.parametrize("name", names("metrics"))
-def test_metrics_have_a_number_for_each_column(name, needed):
+def test_metrics(name, needed):
     metric = REGISTRY.get("metrics", name)(**needed.get(name, {}))
-    looked = seen(metric)
-    assert looked.is_floating_point() and looked.device.type == "cpu"
-    found = metric.gather(looked, looked.clone() if metric.needs_reference else None)
-    assert len(found) == len(metric.columns) == len({column.name for column in metric.columns})
-    assert all(isinstance(column, Column) for column in metric.columns)
-    assert all(isinstance(number, float) for number in found)
-    assert not any(number != number for number in found)  # nan
-
-
-@pytest.mark.parametrize("name", names("metrics"))
-def test_metrics_see_the_same_again_and_know_no_order(name, needed):
-    metric = REGISTRY.get("metrics", name)(**needed.get(name, {}))
-    looked, again = seen(metric), seen(REGISTRY.get("metrics", name)(**needed.get(name, {})))
-    assert torch.equal(looked, again)
-    reference = looked[:2] if metric.needs_reference else None
-    turned = metric.gather(looked[[2, 0, 1]], reference)
-    assert turned == pytest.approx(metric.gather(looked, reference), rel=1e-6, abs=1e-6)
-    assert metric.gather(looked, reference) == metric.gather(looked, reference)
-    assert repr(metric.eye) == repr(REGISTRY.get("metrics", name)(**needed.get(name, {})).eye)
-
-
-@pytest.mark.parametrize("name", names("metrics"))
-def test_metrics_that_compare_say_so(name, needed):
-    metric = REGISTRY.get("metrics", name)(**needed.get(name, {}))
-    if metric.needs_reference:
-        with pytest.raises(ConfigError, match="reference"):
-            metric.gather(torch.rand(3, 4, 5), None)
+    testing.check_metric(metric, [shown(number, size) for number, size in enumerate(SIZES)])
 
 
 @pytest.mark.parametrize("name", names("features"))
-def test_features_do_not_depend_on_the_batch(name, needed):
+def test_features(name, needed):
     features = REGISTRY.get("features", name)(**needed.get(name, {}))
-    pictures = torch.stack([shown(number, SIZES[1]).picture for number in (0, 1)])
-    for look in (features.extract, features.probabilities):
-        found = look(pictures)
-        assert found.ndim == 2 and found.dtype == torch.float32 and not found.requires_grad
-        torch.testing.assert_close(found[1:], look(pictures[1:]), rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(found[0], found[1], rtol=1e-4)
-    torch.testing.assert_close(features.probabilities(pictures).sum(dim=1), torch.ones(2))
+    testing.check_features(features, torch.stack([shown(number, SIZES[1]).picture for number in (0, 1)]))
 
 
 @pytest.mark.parametrize("name", names("features"))
@@ -115,26 +79,9 @@ def test_features_say_what_they_have_learned(name, needed):
     assert len(features.digest) == 64
 
 
-@pytest.mark.parametrize("name", names("metrics"))
-def test_a_column_lies_within_its_ends(name, needed):
-    metric = REGISTRY.get("metrics", name)(**needed.get(name, {}))
-    looked = seen(metric)
-    found = metric.gather(looked, looked[:2] if metric.needs_reference else None)
-    for column, value in zip(metric.columns, found, strict=True):
-        assert column.lowest - 1e-4 <= value <= column.highest + 1e-4
-
-
 @pytest.mark.parametrize("name", names("references"))
-def test_references_are_the_same_pictures_at_any_size(name, needed):
-    references = REGISTRY.get("references", name)(**needed.get(name, {}))
-    assert references.digest == REGISTRY.get("references", name)(**needed.get(name, {})).digest
-    for height, width in ((64, 64), (65, 97)):
-        pictures = [each.picture for each, _ in zip(references.pictures(height, width), range(3), strict=False)]
-        again = [each.picture for each, _ in zip(references.pictures(height, width), range(3), strict=False)]
-        assert all(picture.shape == (3, height, width) for picture in pictures)
-        assert all(picture.min() >= 0 and picture.max() <= 1 for picture in pictures)
-        assert all(torch.equal(*pair) for pair in zip(pictures, again, strict=True))
-        assert not torch.equal(*pictures[:2])
+def test_references(name, needed):
+    testing.check_references(REGISTRY.get("references", name)(**needed.get(name, {})))
 
 
 def test_importing_the_metrics_loads_nothing_heavy():

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectified import BUILD, STRATEGIES, ask, assert_alike, built, changed, forward, traces
+from rectified import BUILD, STRATEGIES, ask, built, changed, forward
 from vitrail.backbones.rectification.attention_scale import AttentionScale, self_attentions
 from vitrail.backbones.rectification.freeu import FreeU
 from vitrail.backbones.rectification.hooks import Hook, attached
@@ -21,7 +21,7 @@ from vitrail.errors import CapabilityError
 from vitrail.plugins.fusion import Average
 from vitrail.plugins.masking import NoMask
 from vitrail.plugins.patching import Whole
-from vitrail.testing import make_step
+from vitrail.testing import Traces, make_step
 
 
 @pytest.fixture(params=BUILD)
@@ -71,27 +71,27 @@ def test_ranges_that_meet_share_no_step_and_leave_none_out(total, cut):
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_nothing_stays(unet, strategy):
-    before, processors = traces(unet), dict(unet.attn_processors)
+    before, processors = Traces.of(unet), dict(unet.attn_processors)
     changed(unet, strategy)
-    assert_alike(before, traces(unet))
+    before.check(unet)
     assert all(processor is processors[name] for name, processor in unet.attn_processors.items())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_nothing_stays_of_a_forward_that_raises(unet, strategy):
-    before, plain = traces(unet), ask(unet)
+    before, plain = Traces.of(unet), ask(unet)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), strategy.apply(forward(unet)):
         ask(unet, width_of_text=7)
-    assert_alike(before, traces(unet))
+    before.check(unet)
     assert torch.equal(ask(unet), plain)
 
 
 def test_nothing_stays_of_hooks_that_cannot_be_set(own):
-    before = traces(own)
+    before = Traces.of(own)
     hooks = [Hook("conv_in", own.conv_in, after=print), Hook("conv_out", None, after=print)]
     with pytest.raises(AttributeError), attached(own, hooks, "a test"):
         pass
-    assert_alike(before, traces(own))
+    before.check(own)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,18 +24,20 @@ SECONDS = 120.0  # that a rank waits for another
 Play = Callable[[Any, Exchange], Any]
 
 
-def check_repeats(strategy: Any, play: Play) -> None:
+def check_repeats(strategy: Any, play: Play, dtypes: Sequence[torch.dtype] = (torch.float64, torch.bfloat16)) -> None:
     """Put the same questions again and again.
 
     Args:
         strategy: Stays as it is; copies are asked.
         play: Puts all questions to a strategy, with a rank's exchange, and gives the answers: tensors and plain data in
             tuples, lists and mappings.
+        dtypes: Default dtypes to try besides float32.
 
     Raises:
         AssertionError: Naming what reached the answers that must not.
     """
-    first, again, elsewhere, single, double, *ranks = (copy.deepcopy(strategy) for _ in range(5 + RANKS))
+    first, again, elsewhere, *rest = (copy.deepcopy(strategy) for _ in range(3 + len(dtypes) + RANKS))
+    ranks = rest[len(dtypes) :]
 
     def ask(one: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
         with surroundings(seed, dtype):
@@ -47,7 +49,7 @@ def check_repeats(strategy: Any, play: Play) -> None:
     )
     same(answers, ask(again), "another instance answers otherwise: something is kept in the class or its module")
     same(answers, ask(elsewhere, seed=1), "it draws from the global random state; draw from the run's streams")
-    for one, dtype in ((single, torch.float64), (double, torch.bfloat16)):
+    for one, dtype in zip(rest, dtypes, strict=False):
         same(answers, ask(one, dtype=dtype), f"it changes with torch.set_default_dtype({dtype}); name the dtype")
     with surroundings(0, torch.float32):
         found = InProcess(timeout=SECONDS).run(RANKS, lambda c: play(ranks[c.rank], Exchange.among(c)))

@@ -1,0 +1,198 @@
+"""Metrics, features and references that are wrong in one way each, and the check that catches them."""
+
+import pytest
+import torch
+from attrs import evolve, field, frozen
+
+from vitrail import testing
+from vitrail.core.measuring import Column
+from vitrail.errors import ConfigError
+from vitrail.testing import make_shown
+
+
+@frozen
+class Broken:
+    how: str = ""
+    kept: list = field(factory=list, eq=False, repr=False)
+
+
+@frozen
+class BrokenMetric(Broken):
+    """The mean brightness."""
+
+    @property
+    def columns(self):
+        names = ("mean", "mean") if self.how == "one name twice" else ("mean", "most")
+        return () if self.how == "no columns" else [Column(name=name, lowest=0, highest=1) for name in names]
+
+    @property
+    def eye(self):
+        return self
+
+    @property
+    def needs_reference(self):
+        return self.how == "goes without a reference"
+
+    def look(self, shown):
+        mean = shown.picture.mean()
+        match self.how:
+            case "sees at random":
+                return mean + torch.rand(())
+            case "remembers":
+                self.kept.append(1)
+                return mean + len(self.kept)
+            case "shapes":
+                return shown.picture[0, 0]
+            case "whole numbers":
+                return (255 * mean).long()
+            case "numbers":
+                return float(mean)
+        return mean
+
+    def gather(self, looked, reference):
+        mean, most = float(looked.mean()), float(looked.max())
+        match self.how:
+            case "one number":
+                return (mean,)
+            case "tensors":
+                return looked.mean(), looked.max()
+            case "nan":
+                return mean, float("nan")
+            case "beyond its ends":
+                return mean, 1 + most
+            case "order":
+                return mean, float(looked[0])
+            case "numbers at random":
+                self.kept.append(1)
+                return mean, most / len(self.kept)
+        return mean, most
+
+
+METRICS = [
+    ("no columns", "columns are a tuple of Column"),
+    ("one name twice", "names of their own"),
+    ("sees at random", "must see the same"),
+    ("remembers", "must see the same again"),
+    ("shapes", "one shape for pictures of any size"),
+    ("whole numbers", "answers with floats"),
+    ("numbers", "answers with tensors"),
+    ("one number", "expected a number for each of 2 columns, got 1"),
+    ("tensors", "mean must be a float, got Tensor"),
+    ("nan", "most is nan for 3 pictures"),
+    ("beyond its ends", "outside of"),
+    ("order", "the order of the pictures must not count"),
+    ("numbers at random", "the same pictures must give the same numbers"),
+    ("goes without a reference", "must refuse, and say so"),
+]
+
+
+@pytest.mark.parametrize(("how", "told"), METRICS)
+def test_metrics(how, told):
+    with pytest.raises(AssertionError, match=told):
+        testing.check_metric(BrokenMetric(how))
+
+
+def test_a_sound_metric_passes():
+    testing.check_metric(BrokenMetric())
+
+    @frozen
+    class Comparing(BrokenMetric):
+        needs_reference = True
+
+        def gather(self, looked, reference):
+            if reference is None:
+                raise ConfigError("it needs a reference set")
+            return float(reference.mean()), float(looked.max())
+
+    testing.check_metric(Comparing())
+
+
+@frozen
+class BrokenFeatures(Broken):
+    """Means of colours."""
+
+    @property
+    def digest(self):
+        return object() if self.how == "digest" else "none"
+
+    def extract(self, pictures):
+        found = pictures.mean((2, 3))
+        match self.how:
+            case "batch":
+                return found - found.mean(0, keepdim=True)
+            case "float64":
+                return found.double()
+            case "shape":
+                return pictures.mean((1, 2, 3))
+            case "graph":
+                return found.clone().requires_grad_()
+            case "blind":
+                return torch.ones_like(found)
+        return found
+
+    def probabilities(self, pictures):
+        shares = pictures.mean((2, 3)).softmax(1)
+        return 2 * shares if self.how == "sums" else shares
+
+
+FEATURES = [
+    ("batch", "Tensor-likes are not close"),
+    ("float64", "extract: expected float32"),
+    ("shape", r"extract: expected float32 \(2, dim\)"),
+    ("graph", "without a graph"),
+    ("blind", "unlike pictures look alike"),
+    ("sums", "must add up to one"),
+    ("digest", "the same files must have the same digest"),
+]
+
+
+@pytest.mark.parametrize(("how", "told"), FEATURES)
+def test_features(how, told):
+    with pytest.raises(AssertionError, match=told):
+        testing.check_features(BrokenFeatures(how))
+
+
+@frozen
+class BrokenReferences(Broken):
+    """Smooth pictures."""
+
+    @property
+    def digest(self):
+        return "" if self.how == "no digest" else "smooth"
+
+    def pictures(self, height, width):
+        for shown in make_shown():
+            picture = torch.nn.functional.interpolate(shown.picture[None], (height, width), mode="bilinear")[0]
+            match self.how:
+                case "size":
+                    picture = picture[..., 1:]
+                case "range":
+                    picture = 2 * picture - 1
+                case "random":
+                    picture = (0.9 * picture + 0.1 * torch.rand_like(picture)).clamp(0, 1)
+                case "float64":
+                    picture = picture.double()
+                case "one":
+                    picture = torch.ones_like(picture)
+            yield evolve(shown, picture=picture)
+
+
+REFERENCES = [
+    ("no digest", "stands for the pictures"),
+    ("size", r"expected \(3, 64, 64\)"),
+    ("range", r"lies in \[0, 1\]"),
+    ("random", "always the same pictures"),
+    ("float64", "expected float32"),
+    ("one", "must not be one"),
+]
+
+
+@pytest.mark.parametrize(("how", "told"), REFERENCES)
+def test_references(how, told):
+    with pytest.raises(AssertionError, match=told):
+        testing.check_references(BrokenReferences(how))
+
+
+def test_sound_ones_pass():
+    testing.check_features(BrokenFeatures())
+    testing.check_references(BrokenReferences())
