@@ -198,6 +198,30 @@ def test_a_run_that_never_ends_is_told_with_what_each_rank_was_at(monkeypatch):
         LAWS["o4-barrier"].check(OnBackend(Endless, timeout=0.3), examples=30)
 
 
+class Reports:
+    """What pytest says of each test."""
+
+    def __init__(self):
+        self.ended = {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.skipped:
+            self.ended[report.nodeid.rpartition("::")[2]] = report
+
+
+def test_the_plugin_of_pytest_tries_every_law_without_a_file(tmp_path, capsys):
+    reports = Reports()
+    words = ["-q", "-p", "no:cacheprovider", "-p", "vitrail.testing.comm.plugin", "--vitrail-comm"]
+    with planted(Eager):
+        code = pytest.main([*words, "mailboxes:Mailboxes", "--vitrail-comm-examples", "2", str(tmp_path)], [reports])
+    assert code == 1
+    assert set(reports.ended) == {f"Mailboxes[{law}]" for law in LAWS}
+    assert reports.ended["Mailboxes[f1-killed]"].skipped
+    assert str(reports.ended["Mailboxes[l3-slots]"].longrepr).startswith("Mailboxes breaks law l3-slots: ")
+    assert reports.ended["Mailboxes[s1-integrity]"].passed
+    assert "Traceback" not in capsys.readouterr().out
+
+
 def test_the_odd_one_out_is_whom_fewest_agree_with():
     assert odd_one_out({0: b"a", 1: b"a"}, 0) is None
     assert odd_one_out({0: b"a", 1: b"b"}, 0) == (1, b"b")

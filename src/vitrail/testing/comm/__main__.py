@@ -27,6 +27,14 @@ def find(address: str) -> Callable[..., Backend]:
     return cast("Callable[..., Backend]", found)
 
 
+def bench_at(address: str, examples: int = 0, timeout: float = 0.0) -> Bench:
+    """What to try the laws of the backend at MODULE:CLASS on."""
+    bench = bench_of(find(address), examples, timeout)
+    if isinstance(bench, OnBackend):  # as it was found, which may be another place than where it was made
+        bench.name, bench.address = address.rpartition(":")[2], address
+    return bench
+
+
 def chosen(words: Sequence[str]) -> list[Law]:
     """The laws whose ids begin with one of these words; all of them if there are none."""
     for word in words:
@@ -61,9 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="of what is drawn")
     parser.add_argument("--replay", default="", help="the end of a message's last line: that program again")
     options = parser.parse_args(arguments)
-    bench = bench_of(find(options.backend), options.examples, options.timeout)
-    if isinstance(bench, OnBackend):  # as it was found, which may be another place than where it was made
-        bench.name, bench.address = options.backend.rpartition(":")[2], options.backend
+    bench = bench_at(options.backend, options.examples, options.timeout)
     print(f"{bench.name}: ranks are {bench.kind}")  # noqa: T201
     went_well = [tried(law, bench, options) for law in chosen(options.law)]
     held, broken, skipped = (went_well.count(how) for how in (True, False, None))

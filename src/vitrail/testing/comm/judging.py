@@ -138,6 +138,7 @@ class Law:
         Raises:
             LawBroken: With the smallest program found.
         """
+        __tracebackhide__ = True
         search = Search(self, bench)
         test = self._as_test(search, examples or bench.examples, seed)
         if replay:

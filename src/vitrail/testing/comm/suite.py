@@ -39,6 +39,7 @@ class CommLaws:
     @pytest.mark.parametrize("law_id", LAWS)
     def test_law(self, law_id: str) -> None:
         """One law."""
+        __tracebackhide__ = True
         bench = self.bench()
         if bench.kind not in LAWS[law_id].kinds:
             pytest.skip(f"about {' and '.join(LAWS[law_id].kinds)}; the ranks of {bench.name} are {bench.kind}")
