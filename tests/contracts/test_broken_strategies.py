@@ -375,6 +375,11 @@ class BrokenFusion(Broken):
         match self.how:
             case "weights":
                 return 1.01 * fused
+            case "a sum":
+                total = torch.zeros_like(latents)
+                for view, output in zip(views, prediction.model_output, strict=True):
+                    view.add_to(total, output)
+                return total
             case "float64":
                 return fused.double()
             case "shape":
@@ -396,6 +401,7 @@ class BrokenFusion(Broken):
 
 FUSION = [
     ("weights", "Tensor-likes are not close"),
+    ("a sum", "windows that overlap do not fuse to the canvas"),
     ("float64", "got float64"),
     ("shape", "must return the canvas as float32"),
     ("noisy end", "not finite at .*alpha 0"),

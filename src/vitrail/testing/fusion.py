@@ -19,11 +19,13 @@ from vitrail.testing.steps import CHANNELS, PREDICTION_TYPES, make_prediction, m
 
 PLAIN = tuple(View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2))
 MOVED = tuple(View(Span(y, 8, 2, 16), Span(x, 8, 2, 16)) for y in (6, 7) for x in (10, 11))  # across the ends
+WINDOWS = tuple(View(Span(y, 8), Span(x, 8)) for y in (0, 4, 8) for x in (0, 4, 8))  # up to four see a cell
 
 
 def check_fusion(fusion: Any) -> None:
     """Views cut from one canvas prediction fuse back to it: weights sum to one, no cell is left out.
 
+    Windows that overlap do so, too, or are refused by a ValueError, such as CoverageError.
     With every prediction type, at every step and at the schedule's ends; nothing is written into what it receives, and
     the same arguments give the same canvas whoever asks; see ``check_repeats``.
 
@@ -35,6 +37,7 @@ def check_fusion(fusion: Any) -> None:
         for step in make_steps(kind):
             for views in (PLAIN, MOVED):
                 _check_fused(strategy, step, views)
+            _check_overlap(strategy, step)
     check_repeats(strategy, _play)
 
 
@@ -50,6 +53,18 @@ def _check_fused(strategy: Any, step: Step, views: tuple[View, ...]) -> None:
     assert bool(fused.isfinite().all()), f"not finite at {told(step)}"
     torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(fused, _fused(strategy, step, views)[0]), "the same views must fuse to the same canvas"
+
+
+def _check_overlap(strategy: Any, step: Step) -> None:
+    """All windows say the same of a cell, so the canvas must, however they are weighed."""
+    canvas = make_prediction((1, CHANNELS, 16, 16), step)
+    cut = Prediction(_cut(canvas.latents, WINDOWS), _cut(canvas.model_output, WINDOWS), step)
+    try:
+        fused = _asked(strategy, step, WINDOWS, cut, canvas.latents)
+    except ValueError:  # it takes no windows that overlap
+        return
+    message = f"windows that overlap do not fuse to the canvas that they were cut from, at {told(step)}"
+    torch.testing.assert_close(fused, canvas.model_output, rtol=1e-4, atol=1e-4, msg=message)
 
 
 def _fused(strategy: Any, step: Step, views: tuple[View, ...]) -> tuple[Tensor, Tensor, Tensor]:
