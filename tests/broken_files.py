@@ -115,7 +115,7 @@ BAD_TOML = {
             "$.width: must be >= 64, got 32",
             "$.seed: must be >= 0, got -4",
             "$.num_inference_steps: must be >= 1, got 0",
-            "$.guidance_scale: must be >= 1.0, got 0.5",
+            "$.guidance_scale: must be >= 1, where 1 switches guidance off, got 0.5",
             "$.row_batch: expected a whole number, got true",
             "$: a run has no key 'widht' (did you mean 'width'?)",
         ],

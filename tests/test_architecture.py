@@ -73,6 +73,12 @@ def test_only_backbones_and_one_metric_know_diffusers_and_transformers():
     assert {name for name, _ in wrong} <= {"clip.py"}, wrong
 
 
+def test_only_the_laws_of_communication_know_pytest_and_hypothesis():
+    names = {(path, names[0]) for path, names, _ in found({part_of(path) for path in MODULES})}
+    knowing = {path.relative_to(ROOT).parts[:2] for path, name in names if name in ("pytest", "hypothesis")}
+    assert knowing == {("testing", "comm")}
+
+
 def test_the_rules_see_something():
     """They would hold of an empty folder, too."""
     assert any(names[0] == "diffusers" for _, names, _ in found({"backbones"}))

@@ -18,9 +18,9 @@ import attrs
 from vitrail import errors
 from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.composition import Composition, Family, Stage
+from vitrail.core.fitness import SLOTS
 from vitrail.core.hookspecs import EXCLUSIVE, RegistrationSpecs, StageSpecs
 from vitrail.core.log import EVENTS
-from vitrail.core.registry import MEMBERS
 from vitrail.core.run_config import RunConfig
 from vitrail.core.sizes import SizeConditioning
 from vitrail.discovery import build_registry
@@ -86,7 +86,7 @@ def reference() -> str:
     for entry in registry.entries("methods"):
         lines.append(f"- `{entry.name}`: {summary(registry.path('methods', entry.name)).partition(': ')[2]}")
     lines += ["", "## Slots and built-in strategies", ""]
-    for slot in MEMBERS:
+    for slot in SLOTS:
         lines.append(f"### {slot}")
         lines.append("")
         for entry in registry.entries(slot):

@@ -19,7 +19,7 @@ from rich.console import Console
 from simulated_load import simulate
 from speedup_plots import draw_async, draw_speedups
 from speedups_page import PAGE
-from vitrail.comm.chrome import write_trace
+from vitrail.comm.chrome import trace_text
 from vitrail.comm.cost import CostModel
 from vitrail.comm.predict import RunLoad, StageLoad, predict
 from vitrail.timeline import draw
@@ -180,7 +180,7 @@ def example(folder: Path, out: Path) -> None:
         stages = (attrs.evolve(structure, steps=8), attrs.evolve(windows, steps=3))
         outcome = simulate(RunLoad(stages=stages), cost, 4)
         paths.append(folder / f"{mode[:6]}.json")
-        write_trace(paths[-1], outcome.traces)
+        paths[-1].write_text(trace_text(outcome.traces), encoding="utf-8")
     titles = ("synchronous: predictions gathered at every step", "asynchronous: the key view's message of step t - 1")
     draw(paths, titles, out)
 

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from vitrail.backbones.rectification.surround import predict_rectified
+from vitrail.backbones.turns import is_plain
 from vitrail.conditions import Conditions
 from vitrail.core.composition import Composition
 from vitrail.core.fields import as_tuple
 from vitrail.core.inputs import Extras, Inputs
+from vitrail.core.members import recalls
+from vitrail.core.remembering import check_remembering
 from vitrail.core.run_config import ROW_BATCH, RunConfig
 from vitrail.core.turning import predict_turned
 from vitrail.core.views import Canvas
@@ -21,12 +24,14 @@ from vitrail.gradients import check_gradients, gradients_of
 from vitrail.pixels import Pixels
 
 if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
     from vitrail.core.engine import Engine
     from vitrail.core.exchange import Exchange
     from vitrail.core.forwarding import Forwarding
     from vitrail.core.noise_schedule import Stepper
     from vitrail.core.phase import Phase
-    from vitrail.core.protocols import AttentionRequest, Branch, Predicted, Rows
+    from vitrail.core.protocols import Branch, Predicted, Rows
+    from vitrail.core.stages import Stages
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
 
@@ -42,7 +47,7 @@ class Builder:
         config: The run.
     """
 
-    backbone: Any
+    backbone: Backbone
     composition: Composition
     plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple)
     config: RunConfig
@@ -68,13 +73,9 @@ class Builder:
             backbone.check_inputs(each)
         self._check(inputs[0])
         request = self.composition.attention_request()
-        answers = Answers(
-            self.composition,
-            self._predict(phases, inputs, request, streams),
-            backbone.latent_channels,
-            streams,
-            registered_name,
-        )
+        conditions = Conditions(backbone, inputs, request)
+        predict = self._predict(phases, conditions, streams)
+        answers = Answers(self.composition, predict, backbone.latent_channels, streams, registered_name)
         made: dict[str, Any] = {"composition": self.composition, "stages": Stages(answers, self.plugins)}
         branches: tuple[Branch, ...] = ("uncond", "cond") if inputs[0].guided else ("cond",)
         layout = Layout(**made, phases=phases, branches=branches)
@@ -86,10 +87,12 @@ class Builder:
             guidance_scale=config.guidance_scale,
             guidance_rescale=config.guidance_rescale,
             row_batch=config.row_batch or ROW_BATCH,
+            condition=conditions.of,
+            workers=self._workers(exchange, made["stages"]),
             words=backbone.words(inputs[0]) if request is not None and request.each else (),
             prompt=config.prompt,
         )
-        vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto")
+        vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto", streams)
         gradients = gradients_of(layout, predictor, backbone)
         guiding = Guiding(layout=layout, predictor=predictor, streams=streams, vae=vae, gradients=gradients)
         engine = Engine(
@@ -103,7 +106,15 @@ class Builder:
             cell=backbone.vae_scale_factor,
         )
         self._refuse_large_views(engine)
+        found = backbone.remembers()
+        if found is not None:
+            check_remembering(found, layout, predictor.row_batch, exchange.world_size)
         return engine
+
+    def conditions(self, extras: Extras, phases: Sequence[Phase]) -> Conditions:
+        """What the network is conditioned on, for whoever looks at it; without attention maps."""
+        pictures = [phase.picture for phase in phases]
+        return Conditions(self.backbone, [self._inputs(extras, phase, pictures) for phase in phases], None)
 
     def _phases(self, extras: Extras) -> list[Phase]:
         """The sizes of the run, each with a scheduler of its own."""
@@ -147,19 +158,24 @@ class Builder:
         options = self.backbone.timestep_options(scheduler, canvas.height, canvas.width)
         return Stepper(scheduler, self.config.num_inference_steps, options)
 
+    def _workers(self, exchange: Exchange, stages: Stages) -> int:
+        """Micro-batches side by side: none where a plugin sees each forward, or a network is more than its layers."""
+        if exchange.workers == 1 or stages.watches_forwards:
+            return 1
+        network = getattr(self.backbone, "network", None)
+        return exchange.workers if network is not None and is_plain(network) else 1
+
     def _predict(
-        self, phases: Sequence[Phase], inputs: Sequence[Inputs], request: AttentionRequest | None, streams: Streams
+        self, phases: Sequence[Phase], conditions: Conditions, streams: Streams
     ) -> Callable[[Step, Rows], Predicted]:
         """The composition's answer to ``vitrail_predict``."""
-        conditions = Conditions(self.backbone, inputs, request)
 
         def predict(step: Step, rows: Rows) -> Predicted:
             conditioning = conditions.of(step, rows)  # encoded at the first model call, so that a plan costs none
             timestep = phases[step.phase].stepper.timestep(step)
 
             def forward(shown: Rows) -> Predicted:
-                answer: Predicted = self.backbone.predict(shown, step, timestep, conditioning)
-                return answer
+                return self.backbone.predict(shown, step, timestep, conditioning)
 
             rectification = self.composition.stages[step.stage].rectification
             return predict_rectified(
@@ -196,7 +212,7 @@ class Builder:
         if self.config.wrap != "none":
             self.backbone.check_wrap()
         check_gradients(self.composition, self.backbone)
-        own_texts = [s for s in self.composition.stages if getattr(s.prompting, "recalls", False)]
+        own_texts = [s for s in self.composition.stages if recalls(s.prompting)]
         if own_texts and inputs.extras.prompt_embeds is not None:
             name = type(own_texts[0].prompting).__name__
             raise ConfigError(f"{name} gives views texts of their own, which needs a prompt and not prompt_embeds")
@@ -225,7 +241,9 @@ class Builder:
     def _refuse_large_views(self, engine: Engine) -> None:
         """Refuse views that the network cannot take, before anything is computed."""
         limit = self.backbone.max_view
-        for step, _ in engine.stage_starts() if limit is not None else ():
+        if limit is None:
+            return
+        for step, _ in engine.stage_starts():
             sides = {side for patches in engine.patches(step) for view in patches.views for side in view.shape}
             if max(sides) > limit:
                 raise CapabilityError(

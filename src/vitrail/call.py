@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import frozen
+from attrs import field, frozen
+
+from vitrail.core.fields import expanded
 
 if TYPE_CHECKING:
     from vitrail.comm.protocol import Communicator
@@ -22,7 +24,7 @@ class Spread:
     """How a run is spread over ranks and kept; none of it reaches the picture.
 
     Attributes:
-        communicator: Of this rank; None is one rank alone.
+        communicator: Of this rank; None is one rank alone. Its trace begins anew with the run.
         speeds: Relative speeds of the ranks, alike on all; () for equal ones.
         checkpoint: A file to go on from and to write, or None.
         checkpoint_every: Steps between two writes.
@@ -30,7 +32,7 @@ class Spread:
 
     communicator: Communicator | None = None
     speeds: Sequence[float] = ()
-    checkpoint: Path | None = None
+    checkpoint: Path | None = field(default=None, converter=expanded)
     checkpoint_every: int = 5
 
 
@@ -45,6 +47,7 @@ class Call:
         output_type: Of the pictures.
         spread: The ranks.
         stop: Whether the run should end at the next step.
+        tensor_inputs: Names of the tensors that the callback wants, None for its own or the latents.
     """
 
     config: RunConfig
@@ -53,3 +56,4 @@ class Call:
     output_type: OutputType
     spread: Spread
     stop: Callable[[], bool]
+    tensor_inputs: Sequence[str] | None = None

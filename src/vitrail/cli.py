@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -21,6 +19,7 @@ from vitrail.cli_options import (
     Method,
     ModelConfig,
     Output,
+    Plugin,
     Ranks,
     Revision,
     Sets,
@@ -31,7 +30,9 @@ from vitrail.cli_options import (
     Verbose,
     configure_logging,
 )
-from vitrail.errors import VitrailError
+from vitrail.errors import Interrupted, VitrailError
+from vitrail.signals import INTERRUPTED, ended_at_once
+from vitrail.terminal import printable, replace_unknown_signs
 
 app = typer.Typer(
     name="vitrail",
@@ -86,10 +87,12 @@ def sample(
     checkpoint: Checkpoint = None,
     checkpoint_every: Every = 5,
     trace: Trace = None,
+    plugin: Plugin = None,
     verbose: Verbose = False,
 ) -> None:
     """One sentence, one large picture."""
-    from vitrail import commands, rendering  # the function is long because every option is a parameter
+    from vitrail import commands, rendering
+    from vitrail.attached import load_plugins  # the function is long because every option is a parameter
 
     given = {
         "prompt": prompt,
@@ -125,6 +128,7 @@ def sample(
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         trace=trace,
+        plugins=load_plugins(plugin or ()),
     )
     rendering.sample(run, composition, options)
 
@@ -144,10 +148,12 @@ def replay(
     dtype: Dtype = None,
     ranks: Ranks = None,
     comm: Comm = None,
+    plugin: Plugin = None,
     verbose: Verbose = False,
 ) -> None:
     """Make a picture again from the recipe inside it."""
     from vitrail import commands, rendering
+    from vitrail.attached import attached, load_plugins, wrapping
 
     changes = {"model": model, "model_config": model_config, "image": image, "dtype": dtype}
     changes |= {"variant": variant, "revision": revision}
@@ -155,8 +161,9 @@ def replay(
     run, composition, recipe = commands.replayed(picture, sets or (), given)
     configure_logging(verbose)
     rank_options = commands.rank_options(ranks, comm)
-    options = rendering.RenderOptions(output=output, force=force, device=device, ranks=rank_options)
-    rendering.sample(run, composition, options, recipe.changes())
+    plugins = load_plugins(plugin or ())
+    options = rendering.RenderOptions(output=output, force=force, device=device, ranks=rank_options, plugins=plugins)
+    rendering.sample(run, composition, options, recipe.changes(wrapping(attached(plugins))))
 
 
 @app.command()
@@ -197,27 +204,20 @@ def options(version: Annotated[bool, typer.Option("--version", help="Show the ve
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 a bug or a failed run, 2 the user's mistake, 130 interrupted."""
-    before = signal.signal(signal.SIGINT, _stop_now)
+    replace_unknown_signs()
     try:
-        code: Any = app(standalone_mode=False)
+        with ended_at_once():
+            code: Any = app(standalone_mode=False)
     except VitrailError as error:
         from vitrail.ranks import end_rank, is_told_by_launcher
 
         if not is_told_by_launcher(error):
-            typer.echo(f"Error: {error}", err=True)
-        code = 2 if isinstance(error, ValueError) else 1
+            typer.echo(printable(f"Error: {error}"), err=True)
+        code = INTERRUPTED if isinstance(error, Interrupted) else 2 if isinstance(error, ValueError) else 1
         end_rank(code)
     except Exception as error:
         _report(error)
-    finally:
-        signal.signal(signal.SIGINT, before)
     raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def _stop_now(*_: object) -> NoReturn:
-    """Ctrl-C while nothing is at stake: libraries that are being imported would turn an exception into others."""
-    os.write(2, b"Stopped; nothing was written.\n")
-    os._exit(130)
 
 
 def _report(error: Exception) -> NoReturn:
@@ -226,8 +226,9 @@ def _report(error: Exception) -> NoReturn:
     if show is not None:
         show()
         raise SystemExit(getattr(error, "exit_code", 2))
-    if type(error).__name__ == "Abort":
-        raise SystemExit(130)
+    if type(error).__name__ == "Abort":  # how typer passes KeyboardInterrupt on
+        typer.echo("Stopped; files that were complete are kept.", err=True)
+        raise SystemExit(INTERRUPTED)
     raise error
 
 

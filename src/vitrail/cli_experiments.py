@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitrail.cli_options import Device, Verbose, configure_logging
+from vitrail.cli_options import Device, Plugin, Verbose, configure_logging
 
 Sets = Annotated[
     list[str] | None,
@@ -30,6 +30,7 @@ def run(
     workers: Annotated[int, typer.Option(min=0, help="Actors of the cluster; 0 for as many as it has room for.")] = 0,
     device: Device = None,
     dry_run: DryRun = False,
+    plugin: Plugin = None,
     verbose: Verbose = False,
 ) -> None:
     """Sample what is missing of an experiment."""
@@ -44,6 +45,7 @@ def run(
         workers=workers,
         device=device,
         dry_run=dry_run,
+        plugins=plugin or (),
     )
     configure_logging(verbose)
     commands.run(file, options)

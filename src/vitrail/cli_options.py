@@ -29,6 +29,10 @@ Timeout = Annotated[float, typer.Option(help="Seconds that a rank waits for anot
 Speeds = Annotated[str | None, typer.Option(help="Relative speeds of the ranks, e.g. 1,1,0.5.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="File to write as the run goes, and to go on from.")]
 Every = Annotated[int, typer.Option("--checkpoint-every", help="Steps between two writes of the checkpoint.")]
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="MODULE:OBJECT with hooks that watch or wrap the run. Repeatable."),
+]
 Trace = Annotated[Path | None, typer.Option(help="JSON file for what every rank did when.")]
 
 

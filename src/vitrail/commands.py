@@ -16,7 +16,7 @@ from vitrail.core.config import Loader
 from vitrail.core.files import read_file
 from vitrail.core.overrides import override
 from vitrail.core.run_config import RunConfig
-from vitrail.discovery import registry
+from vitrail.discovery import installed, registry
 from vitrail.errors import ConfigError, Problems, nearest
 from vitrail.experiments.loading import MARKS, load_experiment
 from vitrail.methods import load_method
@@ -48,7 +48,7 @@ def prepare(
         table = _with_sides(table, table.pop("size", None), f"{file}: size")
     with problems.collect():
         given = _with_sides(given, size, "--size")
-    table |= given
+    table = beside(table, file) | given
     if table.get("seed") == -1:
         import secrets
 
@@ -62,6 +62,9 @@ def prepare(
     method, model, scheduler = (table.get(name, FIELDS[name].default) for name in ("method", "model", "scheduler"))
     with problems.collect():
         composition = load_method(method, sets) if isinstance(method, str) else None
+    if composition is not None:
+        with problems.collect():
+            composition.check_files()
     with problems.collect():
         options = None if run is None else ModelOptions.of(run)
         spec = find_model(model, registry(), options) if isinstance(model, str) else None
@@ -71,13 +74,21 @@ def prepare(
             composition.check(spec.offers, f"model {model!r}", registry())
     with problems.collect():
         if run is not None and run.image is not None:
-            open_picture(run.image)
+            open_picture(run.image, quiet=True)
     with problems.collect():
         check_scheduler(scheduler if isinstance(scheduler, str) else None)
     problems.tell()
     assert run is not None
     assert composition is not None
     return run, composition
+
+
+def beside(table: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """A run's table with the picture that it starts from, which lies beside the file if its path is relative."""
+    image = table.get("image")
+    if file is None or not isinstance(image, str) or not image.strip():
+        return table
+    return table | {"image": str(file.parent / Path(image).expanduser())}
 
 
 def _structure(table: dict[str, Any], given: dict[str, Any], where: str) -> RunConfig:
@@ -106,8 +117,9 @@ def _with_sides(table: dict[str, Any], size: object, where: str) -> dict[str, An
 def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tuple[RunConfig, Composition, Recipe]:
     """The run and method inside a picture, some fields of the run replaced: where its model is, for one."""
     from vitrail.recipe import read_recipe
-    from vitrail.replaying import check_image, relocated
+    from vitrail.replaying import check_files, check_image, relocated
 
+    picture = picture.expanduser()
     recipe = read_recipe(picture)
     if recipe.method is None:
         raise ConfigError(f"{picture}: its method used a strategy that no plugin registers, so it cannot be replayed")
@@ -119,11 +131,12 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     with problems.collect():
         tables = override(recipe.method, sets)
         composition = loader.structure(tables, Composition, f"method in {picture}")
+        check_files(recipe, composition, str(picture))
     with problems.collect():
         run = loader.structure(relocated(recipe, changes), RunConfig, f"run in {picture}")
         for name, value in (("model", run.model), ("image", run.image)):
-            if value is not None and name not in changes and not _is_here(value):
-                raise ConfigError(f"{picture}: made with the {name} {value!r}, which is not here; give its --{name}")
+            if value is not None and name not in changes:
+                _check_own(picture, name, value)
         check_image(recipe, run, str(picture))
         spec = find_model(run.model, registry(), ModelOptions.of(run))
         if composition is not None:
@@ -134,8 +147,21 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     return run, composition, recipe
 
 
-def _is_here(name: str) -> bool:
-    return name in registry().names("models") or Path(name).exists() or name.count("/") == 1
+def _check_own(picture: Path, kind: str, value: str) -> None:
+    """Refuse what a recipe names elsewhere: what is written in a picture, a stranger may have chosen.
+
+    Our own recipes name registered models, and files and folders without their place.
+
+    Raises:
+        ConfigError: Naming the option that says it is wanted.
+    """
+    if value in registry().names("models"):
+        return
+    told = f"{picture}: made with the {kind} {value!r}"
+    if Path(value).name != value:
+        raise ConfigError(f"{told}; a picture does not choose what is read or fetched: give --{kind} if you trust it")
+    if not Path(value).exists():
+        raise ConfigError(f"{told}, which is not here; give its --{kind}")
 
 
 def check(file: Path, sets: Sequence[str]) -> None:
@@ -146,6 +172,7 @@ def check(file: Path, sets: Sequence[str]) -> None:
         return
     if "stages" in table:
         composition = load_method(file, sets)
+        composition.check_files()
         count = len(composition.stages)
         what = f"a method of {count} stage{'s' if count > 1 else ''}"
     elif table.keys() & {*FIELDS, "size"}:
@@ -186,7 +213,7 @@ def show_plugins() -> None:
     from vitrail.listing import plugin_lines
 
     out = console()
-    say(out, plugin_lines(registry(), out.width))
+    say(out, plugin_lines(installed(), out.width))
 
 
 def rank_options(

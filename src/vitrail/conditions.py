@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, evolve, field
 
 if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
     from vitrail.core.inputs import Inputs
     from vitrail.core.protocols import AttentionRequest, Rows
     from vitrail.core.step import Step
@@ -23,7 +24,7 @@ class Conditions:
         request: The attention maps wanted, if any.
     """
 
-    backbone: Any
+    backbone: Backbone
     inputs: Sequence[Inputs]
     request: AttentionRequest | None
     _made: dict[int, Any] = field(factory=dict)
@@ -31,14 +32,24 @@ class Conditions:
 
     def of(self, step: Step, rows: Rows) -> Any:
         """What the rows of a step are conditioned on, with all of their texts."""
-        phase = step.phase if self._lies_on_the_picture else 0  # a hint has another size in every phase
-        if phase not in self._made:
-            self._made[phase] = self.backbone.condition(self.inputs[phase], self.request)
-            self._texts[phase] = set()
+        phase = self._phase(step)
+        self.at(step)
         for text in {text for text in rows.texts if text is not None} - self._texts[phase]:
             self._made[phase] = self.backbone.also(self._made[phase], evolve(self.inputs[phase], prompt=text))
             self._texts[phase].add(text)
         return self._made[phase]
+
+    def at(self, step: Step) -> Any:
+        """What a step is conditioned on, with the run's prompt."""
+        phase = self._phase(step)
+        if phase not in self._made:
+            self._made[phase] = self.backbone.condition(self.inputs[phase], self.request)
+            self._texts[phase] = set()
+        return self._made[phase]
+
+    def _phase(self, step: Step) -> int:
+        """Which conditioning counts; a hint has another size in every phase."""
+        return step.phase if self._lies_on_the_picture else 0
 
     @property
     def _lies_on_the_picture(self) -> bool:

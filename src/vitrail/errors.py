@@ -59,6 +59,23 @@ class DecodeError(VitrailError, RuntimeError):
         self.latents, self.recipes = latents, tuple(recipes)
 
 
+class OutputError(VitrailError, RuntimeError):
+    """A file cannot be written.
+
+    Attributes:
+        path: Of the file.
+        reason: What the system says.
+    """
+
+    def __init__(self, path: Any, reason: str):
+        super().__init__(f"{path}: cannot be written: {reason}")
+        self.path, self.reason = path, reason
+
+
+class Interrupted(DecodeError):
+    """A run was stopped at once; what was sampled whole by then is not lost, see ``DecodeError``."""
+
+
 class CommError(VitrailError, RuntimeError):
     """Ranks cannot go on together."""
 
@@ -92,6 +109,10 @@ class CommAborted(CommError):
         super().__init__(f"rank {culprit} ended the run: {reason}")
         self.culprit, self.reason = culprit, reason
         self.kept: DecodeError | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[int, str]]:
+        """So that it comes out of another process as it went in, without what was kept there."""
+        return type(self), (self.culprit, self.reason)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-from vitrail.errors import ModelError, Problems
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
     from vitrail.core.composition import Composition
     from vitrail.core.gradients import Gradients
     from vitrail.core.layout import Layout
@@ -17,31 +16,14 @@ if TYPE_CHECKING:
 NEED = "gradients"
 
 
-def check_gradients(composition: Composition, backbone: Any) -> None:
-    """Refuse networks that cannot be differentiated and files of other weights, before anything is computed.
-
-    Raises:
-        VitrailError: With every file that does not fit, and where it stands in the method.
-    """
+def check_gradients(composition: Composition, backbone: Backbone) -> None:
+    """Refuse networks that cannot be differentiated, before anything is computed."""
     if NEED not in composition.needs:
         return
-    from vitrail.backbones.perceptual import check_weights
-
     backbone.check_gradients()
-    problems = Problems()
-    for index, stage in enumerate(composition.stages):
-        for number, guidance in enumerate(stage.guidance):
-            weights = getattr(guidance, "weights", None) if NEED in guidance.needs else None
-            with problems.collect():
-                try:
-                    if weights is not None:
-                        check_weights(weights)
-                except ModelError as error:
-                    raise ModelError(f"stages.{index}.guidance.{number}.weights: {error}") from error
-    problems.tell()
 
 
-def gradients_of(layout: Layout, predictor: Predictor, backbone: Any) -> Gradients | None:
+def gradients_of(layout: Layout, predictor: Predictor, backbone: Backbone) -> Gradients | None:
     """What differentiates the views of a run; None if its method does not."""
     if NEED not in layout.composition.needs:
         return None

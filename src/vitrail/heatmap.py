@@ -12,14 +12,18 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 from attrs import define, evolve, field, frozen
 
 from vitrail import commands
 from vitrail.backbones.source import ModelOptions, find_model
+from vitrail.comm.in_process import solo
 from vitrail.core.composition import Composition
+from vitrail.core.exchange import Exchange
 from vitrail.core.fields import as_tuple
 from vitrail.core.hookspecs import hookimpl
 from vitrail.core.run_config import RunConfig
+from vitrail.core.streams import Streams
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems
 from vitrail.heatmap_figure import Panel, check_target, draw
@@ -211,7 +215,8 @@ def _panel(sampler: Sampler, moment: Moment, run: RunConfig, block: str) -> Pane
 
     backbone, layers = sampler.backbone, moment.layers
     with torch.inference_mode():
-        picture = backbone.decode(moment.clean)[..., : run.height, : run.width]
+        decoded = backbone.decode(moment.clean, Exchange.among(solo()), "none", True, streams=Streams(run.seed))
+        picture = decoded[..., : run.height, : run.width]
     backbone.release()
     kept = _spread(sorted(layers), MOST_LAYERS)
     return Panel(
@@ -239,6 +244,6 @@ def _title(run: RunConfig) -> str:
 
 def _subtitle(run: RunConfig, composition: Composition) -> str:
     model = Path(run.model).name if os.sep in run.model else run.model
-    words = getattr(composition.stages[0].masking, "words", ())
+    words = attrs.asdict(composition.stages[0].masking, recurse=False).get("words")  # type: ignore[arg-type]
     of = f" of {', '.join(words)}" if words else ""
     return f"{_name(composition)}{of}, model {model}, {run.width}x{run.height} pixels, seed {run.seed}"

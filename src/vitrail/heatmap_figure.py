@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from vitrail.core.atomic import replacing
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,9 +99,8 @@ def draw(final: Image, panels: Sequence[Panel], title: str, note: str, out: Path
                 axes.set_ylabel(name, fontsize=9, color=INK)
             if row == 1 and heat is None:
                 axes.text(0.5, 0.5, "everywhere", ha="center", transform=axes.transAxes, fontsize=8, color=INK)
-    part = out.with_name(f"{out.stem}.part{out.suffix}")
-    figure.savefig(part, dpi=DPI, metadata={"Software": None} if out.suffix == ".png" else {})
-    part.replace(out)
+    with replacing(out) as part:
+        figure.savefig(part, dpi=DPI, metadata={"Software": None} if out.suffix == ".png" else {})
 
 
 def overlaid(picture: Image, heat: ndarray[Any, Any] | None, stretch: bool) -> Image:

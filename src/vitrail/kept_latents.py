@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +14,21 @@ import attrs
 
 from vitrail.backbones.source import ModelOptions, find_model
 from vitrail.core.config import Loader
+from vitrail.core.fields import expanded
 from vitrail.core.forwarding import is_out_of_memory, let_go
 from vitrail.core.run_config import RunConfig
+from vitrail.core.sealed import load_sealed, save_sealed
 from vitrail.discovery import registry
-from vitrail.errors import CommAborted, ConfigError, DecodeError, ModelError
-from vitrail.recipe import KEY, Recipe, save_picture
+from vitrail.errors import CommAborted, ConfigError, DecodeError, ModelError, OutputError
+from vitrail.recipe import Recipe, recipe_of, save_picture
 from vitrail.replaying import located, relocated
 from vitrail.terminal import console, say
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
+
+    from vitrail.core.backbone import Backbone
 
 SUFFIX = ".latents.safetensors"
 
@@ -65,36 +70,26 @@ def save_latents(latents: Tensor, recipe: Recipe, path: Path) -> None:
         recipe: Of the picture.
         path: Of the file, by custom ``NAME.latents.safetensors``.
     """
-    from safetensors.torch import save_file
-
-    part = path.with_name(path.name + ".part")
-    try:
-        tensors = {"latents": latents.detach().cpu().contiguous().clone()}
-        save_file(tensors, part, metadata={KEY: json.dumps(attrs.asdict(recipe))})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    save_sealed(path, {"latents": latents}, json.dumps(attrs.asdict(recipe)))
 
 
 def load_latents(path: Path) -> tuple[Tensor, Recipe]:
     """Read what ``save_latents`` wrote.
 
     Raises:
-        ConfigError: If the file is none of ours or is broken.
+        ConfigError: If the file is none of ours or is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            latents: Tensor = file.get_tensor("latents")
-            return latents, Recipe(**json.loads((file.metadata() or {})[KEY]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: holds no latents that vitrail kept, or is broken: {error}") from error
+    tensors, text = load_sealed(path, "latents that vitrail kept")
+    recipe = recipe_of(text, path)
+    latents = tensors.get("latents")
+    if latents is None or latents.ndim != 4 or not latents.is_floating_point():
+        raise ConfigError(f"{path}: is not latents that vitrail kept: it has no tensor of four dimensions 'latents'")
+    return latents, recipe
 
 
 @contextmanager
 def latents_written(out: Console, paths: Sequence[Path], run: RunConfig) -> Iterator[None]:
-    """Write the latents of pictures that the block could not decode beside where these would be.
+    """Keep the latents of pictures that the block could not decode.
 
     Args:
         out: Where to say how to go on.
@@ -106,16 +101,42 @@ def latents_written(out: Console, paths: Sequence[Path], run: RunConfig) -> Iter
     except (CommAborted, DecodeError) as error:
         kept = error if isinstance(error, DecodeError) else error.kept
         if kept is not None:
-            _write(out, kept, paths, run)
+            for path, latents, recipe in zip(paths, kept.latents, kept.recipes, strict=False):
+                keep(out, latents, recipe, path, run)
         raise
 
 
-def _write(out: Console, error: DecodeError, paths: Sequence[Path], run: RunConfig) -> None:
-    for path, latents, recipe in zip(paths, error.latents, error.recipes, strict=False):
-        kept = path.with_suffix(SUFFIX)
-        save_latents(latents[None], recipe, kept)
+@contextmanager
+def latents_instead(out: Console, latents: Tensor, recipe: Recipe, path: Path, run: RunConfig) -> Iterator[None]:
+    """Keep the latents of a picture that the block cannot write; see ``keep``."""
+    try:
+        yield
+    except OutputError:
+        keep(out, latents, recipe, path, run)
+        raise
+
+
+def keep(out: Console, latents: Tensor, recipe: Recipe, path: Path, run: RunConfig) -> None:
+    """Write latents beside where their picture would be or, if that cannot be, into the temporary folder.
+
+    Args:
+        out: Where to say how to go on.
+        latents: Of one picture, Float32[Tensor, "channels height width"].
+        recipe: Of the picture.
+        path: Of the picture.
+        run: As the command line gave it.
+    """
+    name = path.stem[:48] + SUFFIX
+    for folder in (path.parent, Path(tempfile.gettempdir())):
+        kept = folder / name
+        try:
+            save_latents(latents[None], recipe, kept)
+        except OutputError as error:
+            say(out, str(error), style="yellow")
+            continue
         again = f"vitrail decode {shlex.quote(str(kept))} -o {shlex.quote(str(path))}{located(run)}"
         say(out, f"{kept}: the latents are kept; go on with `{again}`", style="yellow")
+        return
 
 
 def decode(file: Path, output: Path | None, force: bool, device: str | None, changes: dict[str, Any]) -> None:
@@ -131,6 +152,7 @@ def decode(file: Path, output: Path | None, force: bool, device: str | None, cha
     from vitrail.backbones.pipeline_backbone import quiet_libraries
     from vitrail.rendering import output_paths
 
+    file, output = file.expanduser(), expanded(output)
     latents, recipe = load_latents(file)
     run = Loader(registry()).structure(relocated(recipe, changes), RunConfig, f"run in {file}")
     try:
@@ -146,12 +168,15 @@ def decode(file: Path, output: Path | None, force: bool, device: str | None, cha
     say(out, f"{path}: {image.width}x{image.height}, seed {run.seed}")
 
 
-def _picture(backbone: Any, run: RunConfig, latents: Tensor) -> Any:
+def _picture(backbone: Backbone, run: RunConfig, latents: Tensor) -> Any:
     import torch
 
     from vitrail.comm.in_process import solo
+    from vitrail.core.cpu_threads import threads_of
     from vitrail.core.exchange import Exchange
+    from vitrail.core.streams import Streams
 
-    with torch.inference_mode():
-        decoded = backbone.decode(latents.to(backbone.device), Exchange.among(solo()), run.wrap, run.memory == "auto")
+    with torch.inference_mode(), threads_of(backbone) as threads:
+        given = (Exchange.among(solo(), workers=threads), run.wrap, run.memory == "auto", Streams(run.seed))
+        decoded = backbone.decode(latents.to(backbone.device), *given)
         return backbone.to_pil(decoded[..., : run.height, : run.width])[0]

@@ -10,7 +10,8 @@ from typing import Any
 
 import attrs
 
-from vitrail.core.registry import MEMBERS, Registry
+from vitrail.core.fitness import SLOTS
+from vitrail.core.registry import Registry
 from vitrail.methods import summary
 
 LABELS = {  # a slot's heading, and how it is written in a method file
@@ -58,20 +59,21 @@ def _slots(names: Registry, labels: Mapping[str, str], width: int) -> Iterator[s
 
 def plugin_lines(names: Registry, width: int) -> Iterator[str]:
     """Every plugin with what it adds, then those that failed."""
-    slots = [*MEMBERS, "methods", "models"]
+    slots = [*SLOTS, "methods", "models"]
     column = max(map(len, slots))
     for plugin, source in names.plugins.items():
         yield f"{plugin}, from {source}"
         found = {slot: [e.name for e in names.entries(slot) if e.plugin == plugin] for slot in slots}
         for slot in (slot for slot in slots if found[slot]):
             yield from _hanging(slot, column, ", ".join(found[slot]), width)
-        if not any(found.values()):
+        if plugin in names.observers:
+            yield "  watches or wraps the stages of every run"
+        elif not any(found.values()):
             yield "  adds nothing by name"
     for failure in names.failures:
         yield f"{failure.plugin}, from {failure.distribution}"
-        yield from textwrap.wrap(
-            f"could not be loaded: {failure.error}", width, initial_indent="  ", subsequent_indent="  "
-        )
+        told = f"{'refused' if failure.stops else 'could not be loaded'}: {failure.error}"
+        yield from textwrap.wrap(told, width, initial_indent="  ", subsequent_indent="  ")
 
 
 def _hanging(name: str, column: int, text: str, width: int, indent: int = 2) -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vitrail.core.composition import Composition
+from vitrail.core.composition import Composition, Stage
 from vitrail.core.config import Loader
 from vitrail.core.files import read_file
 from vitrail.core.overrides import override
+from vitrail.core.soundness import told
 from vitrail.discovery import registry
+from vitrail.errors import ConfigError
 
 
 def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composition:
@@ -24,9 +26,28 @@ def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composit
     """
     names = registry()
     is_file = isinstance(method, Path) or Path(method).suffix in (".toml", ".yaml", ".yml")
-    path = Path(method) if is_file else names.path("methods", str(method))
+    path = Path(method).expanduser() if is_file else names.path("methods", str(method))
     where = str(path) if is_file else f"method {method!r}"
     return Loader(names).structure(override(read_file(path), list(assignments)), Composition, where)
+
+
+def composition_of(method: object) -> Composition:
+    """A method, however it is given.
+
+    Args:
+        method: A registered name, a TOML or YAML file, a table as in one, or a composition.
+
+    Raises:
+        ConfigError: Listing every problem with path and nearest name.
+    """
+    if isinstance(method, Composition):
+        return method
+    if isinstance(method, Mapping):
+        return Loader(registry()).structure(dict(method), Composition, "method={...}")
+    if isinstance(method, (str, Path)):
+        return load_method(method)
+    hint = "; put its stages into one: Composition(stages=[...])" if isinstance(method, (Stage, list, tuple)) else ""
+    raise ConfigError(f"method: expected a name, a file, a table or a Composition, got {told(method)}{hint}")
 
 
 def summary(path: Path) -> str:

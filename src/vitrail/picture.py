@@ -2,59 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitrail.errors import ConfigError
+from vitrail.picture_reader import read
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
 
-def open_picture(path: str | None) -> Image:
-    """A file as an upright RGB picture.
+def open_picture(path: str | None, quiet: bool = False) -> Image:
+    """A file as an upright RGB picture; see ``read``.
+
+    Args:
+        path: Of the file, ``~`` for the home folder.
+        quiet: Say nothing of a ground that shows, since it was said or will be.
 
     Raises:
         ConfigError: If it is not there or no picture.
     """
     from PIL import Image
 
+    file = Path(str(path)).expanduser()
     try:
-        with Image.open(str(path)) as image:
-            return _rgb(image)
+        with Image.open(file) as image:
+            image.load()
+            picture = read(image, f"image {path!r}", quiet=quiet)
     except FileNotFoundError as error:
         raise ConfigError(f"image {path!r}: no such file") from error
+    except ConfigError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ConfigError(f"image {path!r}: cannot be read as a picture: {type(error).__name__}") from error
-
-
-def upright(picture: Any, latents: tuple[int, ...]) -> Any:
-    """A picture as it is to be read: Pillow's in RGB, others as they are.
-
-    Args:
-        picture: As Pillow, numpy or torch have it.
-        latents: Shape that latents given in its place would need.
-
-    Raises:
-        ConfigError: If it is a tensor of neither three colours nor that shape.
-    """
-    from PIL import Image
-
-    if isinstance(picture, Image.Image):
-        return _rgb(picture)
-    shape = tuple(getattr(picture, "shape", ()))
-    is_tensor = hasattr(picture, "untyped_storage")
-    if is_tensor and (shape[-3:-2] != (3,) or len(shape) not in (3, 4) or (len(shape) == 4 and shape[0] != 1)):
-        raise ConfigError(f"image must be (3, height, width) in [0, 1], or latents of {latents}; got {shape}")
+    assert isinstance(picture, Image.Image)
     return picture
-
-
-def _rgb(picture: Image) -> Image:
-    """Upright and in colours; what is transparent shows what lies below."""
-    from PIL import ImageOps
-
-    turned = ImageOps.exif_transpose(picture)
-    return turned.convert("RGB")
 
 
 def pad_picture(picture: Tensor, height: int, width: int) -> Tensor:

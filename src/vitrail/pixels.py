@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -11,8 +11,10 @@ from vitrail.picture import pad_picture
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.core.backbone import Backbone
     from vitrail.core.exchange import Exchange
     from vitrail.core.run_config import Wrap
+    from vitrail.core.streams import Streams
     from vitrail.core.views import Canvas
 
 
@@ -28,18 +30,21 @@ class Pixels:
         exchange: Ranks that share decoding.
         wrap: Axes on which the picture's edges meet.
         backs_off: Whether decoding may be cut when memory runs out.
+        streams: Of the picture.
     """
 
-    backbone: Any
+    backbone: Backbone
     exchange: Exchange
     wrap: Wrap
     backs_off: bool
+    streams: Streams
 
     def decode(self, latents: Tensor, canvas: Canvas) -> Tensor:
         """A picture in [0, 1] without padding, Float32[Tensor, "batch 3 Height Width"]."""
         import torch
 
-        decoded = [self.backbone.decode(one[None], self.exchange, self.wrap, self.backs_off) for one in latents]
+        decode, given = self.backbone.decode, (self.exchange, self.wrap, self.backs_off, self.streams)
+        decoded = [decode(one[None], *given) for one in latents]
         height, width = canvas.picture
         return torch.cat(decoded)[..., :height, :width]
 

@@ -12,6 +12,7 @@ from attrs import field, frozen
 from vitrail.comm.communicator import TIMEOUT_S
 from vitrail.comm.environment import HOSTED, RankEnvironment, from_environment
 from vitrail.core.fields import as_tuple
+from vitrail.core.members import OptionalBackend, has_own
 from vitrail.discovery import registry
 from vitrail.errors import CommAborted, CommError, ConfigError
 
@@ -78,7 +79,7 @@ def place(options: RankOptions) -> Placement:
     ranks = options.ranks or (environment.world_size if environment else 1)
     if options.speeds and len(options.speeds) != ranks:
         raise ConfigError(f"--speeds gives {len(options.speeds)} numbers for {ranks} rank{'s' * (ranks > 1)}")
-    local = backend is not None and not hasattr(backend, "join")  # its ranks are not processes
+    local = backend is not None and not has_own(backend, OptionalBackend.join)  # its ranks are not processes
     if environment is not None:
         if ranks != environment.world_size:
             raise ConfigError(f"--ranks {ranks}, but the launcher started {environment.world_size}; leave --ranks out")

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs import validators as v
 
+from vitrail.attached import told_changes
+from vitrail.core.atomic import replacing
 from vitrail.core.config import Loader
 from vitrail.core.run_config import RunConfig
 from vitrail.core.streams import SCHEME
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError
+from vitrail.own_pictures import of_any_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,11 +28,13 @@ if TYPE_CHECKING:
     from vitrail.core.composition import Composition
 
 KEY = "vitrail.run"
+FORMAT = 2  # of recipes; before 2 an empty negative_prompt was none
 
 
 def current_versions() -> dict[str, str]:
-    """Of Vitrail, its random streams and the libraries that shape the picture."""
-    return {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")} | {"streams": str(SCHEME)}
+    """Of Vitrail, its random streams, its recipes and the libraries that shape the picture."""
+    libraries = {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")}
+    return libraries | {"streams": str(SCHEME), "recipe": str(FORMAT)}
 
 
 def digest_of(text: str) -> str:
@@ -46,16 +51,35 @@ class Recipe:
         method: The composition with every default spelt out, or None if a strategy is not registered.
         versions: Of Vitrail, its random streams and the libraries that shape the picture.
         given: Digests of inputs that shaped the picture and are not in here, such as a ControlNet's hint, by name.
+        files: Digests of files that strategies read, by where the strategy stands in the method.
+        plugins: Versions of plugins that wrapped stages, by name.
     """
 
     run: dict[str, Any] = field(validator=v.instance_of(dict))
     method: dict[str, Any] | None = field(validator=v.optional(v.instance_of(dict)))
     versions: dict[str, str] = field(validator=v.instance_of(dict))
     given: dict[str, str] = field(factory=dict, validator=v.instance_of(dict))
+    files: dict[str, str] = field(factory=dict, validator=v.instance_of(dict))
+    plugins: dict[str, str] = field(factory=dict, validator=v.instance_of(dict))
 
     @classmethod
-    def of(cls, config: RunConfig, composition: Composition, given: Mapping[str, str] | None = None) -> Recipe:
-        """The recipe of one picture; a model's folder and a method's file are named without their path."""
+    def of(
+        cls,
+        config: RunConfig,
+        composition: Composition,
+        given: Mapping[str, str] | None = None,
+        files: Mapping[str, str] | None = None,
+        plugins: Mapping[str, str] | None = None,
+    ) -> Recipe:
+        """The recipe of one picture; a model's folder and a method's file are named without their path.
+
+        Args:
+            config: The run.
+            composition: The method.
+            given: See the attributes, as the others.
+            files: ``composition.digests()`` as the run began.
+            plugins: Of those that wrapped a stage.
+        """
         run = attrs.asdict(config)
         run["method"] = Path(run["method"]).stem
         if run["model"] not in registry().names("models") and Path(run["model"]).expanduser().exists():
@@ -67,21 +91,38 @@ class Recipe:
             method = Loader(registry()).unstructure(composition)
         except ConfigError:
             method = None
-        return cls(run, method, current_versions(), dict(given or {}))
+        return cls(run, method, current_versions(), dict(given or {}), dict(files or {}), dict(plugins or {}))
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Recipe:
+        """A recipe as a file carries it, also one of an earlier format, which means the same picture.
+
+        Raises:
+            TypeError: If it has other fields, or fields of other types.
+        """
+        recipe = cls(**data)
+        if "recipe" not in recipe.versions and recipe.run.get("negative_prompt") == "":
+            return evolve(recipe, run=recipe.run | {"negative_prompt": None})
+        return recipe
 
     @property
     def digest(self) -> str:
         """Stands for everything that determines the pixels, versions aside."""
-        return digest_of(json.dumps([self.run, self.method, self.given], sort_keys=True))
+        more = [part for part in (self.files, self.plugins) if part]  # older digests stay what they are
+        return digest_of(json.dumps([self.run, self.method, self.given, *more], sort_keys=True))
 
-    def changes(self) -> list[str]:
-        """What has another version here than when the picture was made, one line each."""
+    def changes(self, plugins: Mapping[str, str] | None = None) -> list[str]:
+        """What has another version here than when the picture was made, one line each.
+
+        Args:
+            plugins: Versions of those that wrap stages here, by name.
+        """
         here = current_versions()
         return [
             f"note: made with {name} {then}, here is {here.get(name, 'none')}; pixels may differ"
             for name, then in self.versions.items()
             if then != here.get(name)
-        ]
+        ] + told_changes(self.plugins, plugins or {})
 
     def parameters(self) -> str:
         """The text that A1111-style tools read."""
@@ -95,23 +136,29 @@ class Recipe:
         )
 
 
-def save_picture(image: Image, recipe: Recipe, path: Path) -> None:
-    """Write a PNG with its recipe inside; the file appears only when it is complete."""
+def save_picture(image: Image, recipe: Recipe, path: Path, overwrite: bool = True) -> None:
+    """Write a PNG with its recipe inside.
+
+    Args:
+        image: In any mode that PNG has.
+        recipe: Of the picture.
+        path: Of the file, which appears only when it is complete.
+        overwrite: Whether it may take the place of another.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text("parameters", recipe.parameters())
     info.add_itxt(KEY, json.dumps(attrs.asdict(recipe), ensure_ascii=False), zip=True)
-    part = path.with_name(path.name + ".part")
-    try:
+    with replacing(path, overwrite) as part:
         image.save(part, format="PNG", pnginfo=info)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe inside a picture.
+    """The recipe inside a picture; its pixels are checked and not decoded, so it may be of any size.
 
     Raises:
         ConfigError: If the file is no PNG or carries none.
@@ -119,17 +166,34 @@ def read_recipe(path: Path) -> Recipe:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            image.load()
-            text = getattr(image, "text", {}).get(KEY)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with of_any_size(), Image.open(path) as image:
+            text = image.info.get(KEY)
+            image.verify()  # every chunk of it by its checksum
+    except (OSError, SyntaxError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a picture: {_reason(error)}") from error
-    if text is None:
+    if not isinstance(text, str):
         raise ConfigError(f"{path}: carries no recipe; only PNG files that vitrail wrote do, as they left it")
+    return recipe_of(text, path)
+
+
+def recipe_of(text: str, where: object) -> Recipe:
+    """A recipe from its text.
+
+    Args:
+        text: JSON.
+        where: It stands, for the error.
+
+    Raises:
+        ConfigError: If it is none.
+    """
     try:
-        return Recipe(**json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: its recipe is broken: {error.args[0]}") from error
+        recipe = Recipe.read(json.loads(text))
+        if not all(isinstance(each, str) for each in (*recipe.versions.values(), *recipe.given.values())):
+            raise ValueError("versions and digests must be texts")
+    except (TypeError, ValueError, RecursionError) as error:
+        told = error.args[0] if error.args else type(error).__name__
+        raise ConfigError(f"{where}: its recipe is broken: {told}") from error
+    return recipe
 
 
 def _reason(error: Exception) -> str:

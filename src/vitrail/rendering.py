@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +15,17 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from vitrail.core.atomic import write_text
 from vitrail.core.composition import Composition
+from vitrail.core.fields import as_tuple, expanded
 from vitrail.core.run_config import RunConfig
-from vitrail.errors import ConfigError, Problems
-from vitrail.kept_latents import latents_written
+from vitrail.errors import ConfigError, OutputError, Problems
+from vitrail.kept_latents import latents_instead, latents_written
 from vitrail.progress import Progress
 from vitrail.ranks import Placement, RankOptions, place, run_ranks, start_ranks
-from vitrail.recipe import digest_of
+from vitrail.recipe import digest_of, save_picture
 from vitrail.replaying import located
+from vitrail.signals import INTERRUPTED, held, stopping
 from vitrail.terminal import console, say
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class RenderOptions:
-    """How a run is carried out; none of it reaches the picture.
+    """How a run is carried out; none of it but plugins that wrap a stage reaches the picture.
 
     Attributes:
         output: PNG file, named after the prompt if None.
@@ -48,16 +50,18 @@ class RenderOptions:
         checkpoint: A file to go on from and to write, or None.
         checkpoint_every: Steps between two writes.
         trace: File for what every rank did when, or None.
+        plugins: (name, plugin) pairs that watch or wrap the run.
     """
 
-    output: Path | None = None
+    output: Path | None = field(default=None, converter=expanded)
     force: bool = False
     device: str | None = None
     dry_run: bool = False
     ranks: RankOptions = field(factory=RankOptions)
-    checkpoint: Path | None = None
+    checkpoint: Path | None = field(default=None, converter=expanded)
     checkpoint_every: int = 5
-    trace: Path | None = None
+    trace: Path | None = field(default=None, converter=expanded)
+    plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple, default=())
 
 
 def sample(run: RunConfig, composition: Composition, options: RenderOptions, notes: Sequence[str] = ()) -> None:
@@ -72,8 +76,8 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
     from vitrail.sampler import Sampler, Spread
 
     quiet_libraries()
-    device = options.device or _rank_device(placement)
-    first = Sampler.of(run, composition, device)
+    device = _rank_device(placement) if options.device is None else options.device
+    first = Sampler.of(run, composition, device, options.plugins)
     plan = first.plan(run)
     outlook = forecast(first.engine(run, run.seed), first.backbone, placement.world_size, run.row_batch)
     say(out, [*notes, *plan_lines(run, plan), *memory_lines(outlook), *rank_lines(placement, run, plan, outlook.rows)])
@@ -145,8 +149,8 @@ def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], Placemen
         paths = output_paths(run, options.output, options.force)
     for option, path in (("--checkpoint", options.checkpoint), ("--trace", options.trace)):
         with problems.collect():
-            if path is not None and not path.parent.is_dir():
-                raise ConfigError(f"{option} {path}: the folder {path.parent} does not exist")
+            if path is not None:
+                check_target(path, option)
     with problems.collect():
         if options.checkpoint_every < 1:
             raise ConfigError(f"--checkpoint-every must be 1 or more, got {options.checkpoint_every}")
@@ -161,12 +165,9 @@ def output_paths(run: RunConfig, output: Path | None, force: bool) -> list[Path]
         raise ConfigError(f"--output {output}: only .png files are written, since they can carry the recipe")
     slug = re.sub(r"[^a-z0-9]+", "-", run.prompt.lower()).strip("-")[:48] or "picture"
     base = output or Path(f"{slug}-{run.seed}.png")
-    if not base.parent.is_dir():
-        raise ConfigError(f"--output {base}: the folder {base.parent} does not exist")
-    if not os.access(base.parent, os.W_OK):
-        raise ConfigError(f"--output {base}: the folder {base.parent} cannot be written to")
     many = run.num_images > 1
     paths = [base.with_stem(f"{base.stem}-{i}") if many else base for i in range(run.num_images)]
+    check_target(paths[-1], "--output")
     taken = [path for path in paths if path.exists() and not force]
     if taken and output is None:
         free = next(n for n in range(2, 10**6) if not any(p.with_stem(f"{p.stem}-{n}").exists() for p in paths))
@@ -174,6 +175,24 @@ def output_paths(run: RunConfig, output: Path | None, force: bool) -> list[Path]
     if taken:
         raise ConfigError(f"--output {taken[0]}: exists; give another name, or --force to overwrite it")
     return paths
+
+
+def check_target(path: Path, option: str) -> None:
+    """Refuse what cannot be a file's path, before anything is computed.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    try:
+        if not path.parent.is_dir():
+            raise ConfigError(f"{option} {path}: the folder {path.parent} does not exist")
+        if not os.access(path.parent, os.W_OK):
+            raise ConfigError(f"{option} {path}: the folder {path.parent} cannot be written to")
+        if path.is_dir() or not path.name:
+            raise ConfigError(f"{option} {str(path)!r}: is a folder; name a file in it")
+    except (OSError, ValueError) as error:
+        shown = str(path) if len(str(path)) < 80 else f"{str(path)[:80]}..."
+        raise ConfigError(f"{option} {shown!r}: cannot be a file: {error.args[-1]}") from error
 
 
 def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:
@@ -201,28 +220,35 @@ def _besides(plan: Plan, num_images: int) -> str:
 
 
 def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list[Path], options: RenderOptions) -> None:
-    """Complete pictures under their names, one that was stopped in between as ``NAME.partial.png``."""
-    from vitrail.recipe import save_picture
+    """Complete pictures under their names, one that was stopped in between as ``NAME.partial.png``.
 
+    Raises:
+        OutputError: If one cannot be written, once all others are; its latents are kept where there is room.
+    """
     steps = sum(stage.num_steps for stage in plan.stages)
     complete, rest = divmod(result.report.steps, steps)
-    for number, (path, image, recipe) in enumerate(zip(paths, result.images, result.recipes, strict=False)):
-        if number < complete:
-            save_picture(image, recipe, path)
-            say(out, f"{path}: {image.width}x{image.height}, seed {recipe.run['seed']}")
-        elif rest:
-            partial = path.with_suffix(".partial.png")
-            save_picture(image, recipe, partial)
-            say(out, f"{partial}: what was predicted after {rest} of {steps} steps, seed {recipe.run['seed']}")
+    made = zip(paths, result.images, result.recipes, result.latents, strict=False)
+    problems = Problems()
+    with held():
+        for number, (path, image, recipe, latents) in enumerate(made):
+            with problems.collect(), latents_instead(out, latents, recipe, path, run):
+                if number < complete:
+                    save_picture(image, recipe, path, overwrite=options.force)
+                    say(out, f"{path}: {image.width}x{image.height}, seed {recipe.run['seed']}")
+                elif rest:
+                    partial = path.with_suffix(".partial.png")
+                    save_picture(image, recipe, partial)
+                    say(out, f"{partial}: what was predicted after {rest} of {steps} steps, seed {recipe.run['seed']}")
+    problems.tell()
     say(out, _summary(result.report))
     say(out, result.report.notes, style="yellow")
     _tell_ranks(out, result, options)
     if complete < run.num_images:
-        if options.checkpoint is not None:
+        if options.checkpoint is not None and options.checkpoint.exists():
             say(out, f"{options.checkpoint}: the same command goes on from here")
         kept = f"{complete} of {run.num_images} pictures complete" if complete else "no picture is complete"
         say(out, f"stopped early: {kept}", style="yellow")
-        raise SystemExit(130)
+        raise SystemExit(INTERRUPTED)
     if options.checkpoint is not None:
         options.checkpoint.unlink(missing_ok=True)
     say(out, f"again: {_again(paths[0], run)}")
@@ -230,13 +256,17 @@ def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list
 
 def _tell_ranks(out: Console, result: Result, options: RenderOptions) -> None:
     """What the ranks did, and the trace if one is wanted."""
-    from vitrail.comm.chrome import write_trace
+    from vitrail.comm.chrome import trace_text
     from vitrail.comm.summary import lines, summarize
 
     if len(result.traces) > 1:
         say(out, lines(summarize(result.traces)))
     if options.trace is not None:
-        write_trace(options.trace, result.traces)
+        try:
+            write_text(options.trace, trace_text(result.traces))
+        except OutputError as error:
+            say(out, f"no trace: {error}", style="yellow")
+            return
         say(out, f"{options.trace}: what every rank did when; for https://ui.perfetto.dev or `vitrail timeline`")
 
 
@@ -250,21 +280,18 @@ def _summary(report: Report) -> str:
 
 @contextmanager
 def _stop_on_interrupt(sampler: Sampler, out: Console) -> Iterator[None]:
-    """Ctrl-C once stops at the next step and keeps what is there, twice stops at once."""
+    """Ctrl-C or SIGTERM once stops at the next step and keeps what is there, twice stops at once."""
 
-    def handle(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def stop() -> None:
         sampler.interrupt()
-        say(out, "stopping at the next step; Ctrl-C again stops at once and keeps nothing", style="yellow")
+        say(out, "stopping at the next step; Ctrl-C again stops at once, without the picture in work", style="yellow")
 
-    before = signal.signal(signal.SIGINT, handle)
     try:
-        yield
+        with stopping(stop):
+            yield
     except KeyboardInterrupt:
         sys.stderr.write("Stopped at once; the picture in work is lost.\n")
-        raise SystemExit(130) from None
-    finally:
-        signal.signal(signal.SIGINT, before)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _again(path: Path, run: RunConfig) -> str:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitrail.backbones.source import kind_of
 from vitrail.core.run_config import RunConfig
 from vitrail.digests import content_digest
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError
+from vitrail.methods import composition_of
 from vitrail.picture import open_picture
 from vitrail.recipe import Recipe
+
+if TYPE_CHECKING:
+    from vitrail.core.composition import Composition
 
 USEFUL = {"folder": ("variant",), "file": ("model_config",), "hub": ("variant", "revision")}
 
@@ -42,8 +46,36 @@ def check_image(recipe: Recipe, run: RunConfig, where: str) -> None:
     if run.image is None:
         return
     there = recipe.given.get("image")
-    if there is not None and content_digest(open_picture(run.image)) != there:
+    if there is not None and content_digest(open_picture(run.image, quiet=True)) != there:
         raise ConfigError(f"{where}: {run.image!r} is not the picture it started from; give that one's --image")
+
+
+def check_files(recipe: Recipe, composition: Composition, where: str) -> None:
+    """Refuse other contents of the files that strategies read, where the strategy itself is the recipe's.
+
+    Args:
+        recipe: As a picture carries it.
+        composition: Its method, with what was changed on purpose.
+        where: The picture, for the message.
+
+    Raises:
+        ConfigError: With every file that is missing or has changed since.
+    """
+    composition.check_files()
+    if recipe.method is None:
+        return
+    then = {place.path: place.strategy for place in composition_of(recipe.method).places()}
+    now = composition.digests()
+    changed = [
+        f"{where}: {place.path}: {type(place.strategy).__name__} reads a file that has changed since the picture was "
+        f"made; give it back, or choose another by --set {place.path}..."
+        for place in composition.places()
+        if place.path in recipe.files
+        and then.get(place.path) == place.strategy
+        and now.get(place.path) != recipe.files[place.path]
+    ]
+    if changed:
+        raise ConfigError("\n".join(changed))
 
 
 def located(run: RunConfig, folder: Path | None = None) -> str:

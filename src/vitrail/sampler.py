@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
 
+from vitrail.attached import attached
 from vitrail.backbones.rectification.surround import check_rectifications
 from vitrail.backbones.source import ModelOptions, adapter_of, find_model
 from vitrail.building import Builder
@@ -20,13 +23,16 @@ from vitrail.core.inputs import Extras
 from vitrail.core.log import logger
 from vitrail.core.run_config import Dtype, RunConfig
 from vitrail.discovery import registry
-from vitrail.errors import ConfigError
-from vitrail.methods import load_method
+from vitrail.errors import ConfigError, Problems
+from vitrail.methods import composition_of
+from vitrail.picture_reader import with_pictures
 from vitrail.recipe import digest_of
 from vitrail.result import Plan, Report, Result, StagePlan
 from vitrail.session import Session
 
 if TYPE_CHECKING:
+    from vitrail.conditions import Conditions
+    from vitrail.core.backbone import Backbone
     from vitrail.core.engine import Engine
     from vitrail.core.forwarding import Forwarding
 
@@ -36,22 +42,27 @@ class Sampler:
 
     def __init__(
         self,
-        backbone: Any,
-        composition: Composition,
+        backbone: Backbone,
+        composition: Composition | Mapping[str, Any],
         *,
         model: str,
         options: ModelOptions | None = None,
         plugins: Iterable[tuple[str, object]] = (),
     ):
+        composition = composition_of(composition)
         composition.check(backbone.offers, f"model {model!r}", registry())
+        composition.check_files()
         request = composition.attention_request()
         if request is not None:
             backbone.check_attention(request)
         check_rectifications(composition, backbone)
         self.backbone, self.composition, self.model = backbone, composition, model
         self._options = options or ModelOptions()
-        self._plugins = tuple(plugins)
-        self._interrupt = False
+        self._own = tuple(plugins)
+        self.plugins = attached(self._own)
+        self._lock = threading.RLock()  # a signal handler may come while this thread holds it
+        self._at_work: list[threading.Event] = []  # one a run in work, set when it is to stop
+        self._is_early = False
         logger().info(
             "composition.resolved", model=model, digest=digest_of(repr(composition)), composition=repr(composition)
         )
@@ -60,7 +71,7 @@ class Sampler:
     def from_pretrained(
         cls,
         model: str = "demo",
-        method: str | Path | Composition = "asg-plus",
+        method: str | Path | Mapping[str, Any] | Composition = "asg-plus",
         *,
         device: str | None = None,
         dtype: Dtype = "float32",
@@ -73,7 +84,7 @@ class Sampler:
 
         Args:
             model: ``demo``, a folder in diffusers' layout, a ``.safetensors`` file or a hub id.
-            method: A registered name, a TOML or YAML file, or a composition.
+            method: A registered name, a TOML or YAML file, a table as in one, or a composition.
             device: A torch device; the accelerator if there is one, else the CPU.
             dtype: Of the networks.
             variant: Of the weight files, e.g. ``fp16``.
@@ -84,17 +95,18 @@ class Sampler:
         Raises:
             VitrailError: Before any weight is loaded, if the method is wrong or does not fit the model.
         """
-        composition = method if isinstance(method, Composition) else load_method(method)
+        composition = composition_of(method)
         options = ModelOptions(dtype=dtype, variant=variant, revision=revision, config=model_config)
         spec = find_model(model, registry(), options)
         composition.check(spec.offers, f"model {model!r}", registry())
+        composition.check_files()
         return cls(spec.load(device), composition, model=model, options=options, plugins=plugins)
 
     @classmethod
     def from_pipeline(
         cls,
         pipe: Any,
-        method: str | Path | Composition = "asg-plus",
+        method: str | Path | Mapping[str, Any] | Composition = "asg-plus",
         *,
         plugins: Iterable[tuple[str, object]] = (),
     ) -> Sampler:
@@ -102,29 +114,67 @@ class Sampler:
 
         Args:
             pipe: With its LoRAs, adapters, scheduler and offload; they may also be changed later.
-            method: A registered name, a TOML or YAML file, or a composition.
+            method: A registered name, a TOML or YAML file, a table as in one, or a composition.
             plugins: (name, plugin) pairs that wrap or observe this sampler's stages.
 
         Raises:
-            VitrailError: If no adapter serves the pipeline, or the method does not fit it.
+            VitrailError: If no adapter serves the pipeline; with every part of it that is missing, of another class
+                or goes from the picture to noise; and if the method does not fit it.
         """
-        composition = method if isinstance(method, Composition) else load_method(method)
-        backbone = adapter_of(type(pipe).__name__, registry()).adopt(pipe)
+        composition = composition_of(method)
+        adapter, problems = adapter_of(type(pipe).__name__, registry()), Problems()
+        backbone: Backbone | None = None
+        with problems.collect():
+            composition.check(adapter.offers, "model 'pipeline'", registry())
+        with problems.collect():
+            backbone = adapter.adopt(pipe)
+        problems.tell()
+        assert backbone is not None
         options = ModelOptions(dtype=cast(Dtype, str(backbone.network.dtype).removeprefix("torch.")))
         return cls(backbone, composition, model="pipeline", options=options, plugins=plugins)
 
     @classmethod
-    def of(cls, run: RunConfig, composition: Composition, device: str | None = None) -> Sampler:
+    def of(
+        cls,
+        run: RunConfig,
+        composition: Composition,
+        device: str | None = None,
+        plugins: Iterable[tuple[str, object]] = (),
+    ) -> Sampler:
         """Load the model of a run."""
-        return cls.from_pretrained(run.model, composition, device=device, **ModelOptions.of(run).as_fields())
+        options = ModelOptions.of(run).as_fields()
+        return cls.from_pretrained(run.model, composition, device=device, plugins=plugins, **options)
 
     def again(self, plugins: Iterable[tuple[str, object]] = ()) -> Sampler:
-        """The same model and method with other plugins."""
-        return Sampler(self.backbone, self.composition, model=self.model, options=self._options, plugins=plugins)
+        """The same model, method and plugins, with more of these."""
+        every = (*self._own, *plugins)
+        return Sampler(self.backbone, self.composition, model=self.model, options=self._options, plugins=every)
 
     def interrupt(self) -> None:
-        """Stop at the next step; may be called from a callback, a signal handler or another thread."""
-        self._interrupt = True
+        """Stop this sampler's runs at their next step; with none at work, the next one before its first step.
+
+        Each call counts once: a run that begins after the one that was stopped is not. May be called from a callback, a
+        signal handler or another thread. Among several ranks that of rank 0 counts, one step later.
+        """
+        with self._lock:
+            self._is_early = not self._at_work
+            for stop in self._at_work:
+                stop.set()
+
+    @contextmanager
+    def _stopping(self) -> Iterator[threading.Event]:
+        """A run at work, which ``interrupt`` may stop."""
+        stop = threading.Event()
+        with self._lock:
+            if self._is_early:
+                stop.set()
+            self._is_early = False
+            self._at_work.append(stop)
+        try:
+            yield stop
+        finally:
+            with self._lock:
+                self._at_work.remove(stop)
 
     def plan(self, config: RunConfig, extras: Extras | None = None) -> Plan:
         """What a run would do; costs no model call."""
@@ -154,6 +204,7 @@ class Sampler:
         width: int | None = None,
         seed: int = 0,
         callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
         output_type: OutputType = "pil",
         spread: Spread | None = None,
         **options: Any,
@@ -165,8 +216,10 @@ class Sampler:
             height: Pixels, 64 or more, any number; what suits the model if not given.
             width: Pixels, as above.
             seed: Of all randomness; picture i of several has ``seed + i``.
-            callback_on_step_end: In diffusers' form, ``(sampler, step, timestep, {"latents": ...})``; may
-                return replaced latents.
+            callback_on_step_end: In diffusers' form, ``(run, step, timestep, {"latents": ...})``, also one of its
+                ``PipelineCallback``; may return replaced latents and set what ``CallbackRun`` says. With several ranks
+                it must do the same on each.
+            callback_on_step_end_tensor_inputs: Names of the tensors that it is given; the latents if None.
             output_type: ``pil``, ``pt`` or ``latent``.
             spread: The ranks of the run and its checkpoint; every rank makes the same call.
             options: The other fields of ``RunConfig``, e.g. ``negative_prompt``, ``num_inference_steps``,
@@ -185,7 +238,9 @@ class Sampler:
         sides = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
         table = {**self.backbone.defaults, "prompt": prompt, "seed": seed, **sides, **named, **options}
         config = Loader(registry()).structure(table, RunConfig, "sampler(...)")
-        return self.run(config, callback_on_step_end, output_type, extras, spread)
+        return self.run(
+            config, callback_on_step_end, output_type, extras, spread, tensor_inputs=callback_on_step_end_tensor_inputs
+        )
 
     def run(
         self,
@@ -194,14 +249,21 @@ class Sampler:
         output_type: OutputType = "pil",
         extras: Extras | None = None,
         spread: Spread | None = None,
+        tensor_inputs: Sequence[str] | None = None,
     ) -> Result:
         """Sample what a config says; see ``__call__``."""
         if output_type not in ("pil", "pt", "latent"):
             raise ConfigError(f"output_type must be pil, pt or latent, got {output_type!r}")
-        self._interrupt = False
         config = evolve(config, model=self.model, **self._options.as_fields())
-        call = Call(config, extras or Extras(), callback, output_type, spread or Spread(), lambda: self._interrupt)
-        return Session(self, call).run()
+        extras, spread = with_pictures(extras or Extras()), spread or Spread()
+        with self._stopping() as stop:
+            call = Call(config, extras, callback, output_type, spread, stop.is_set, tensor_inputs)
+            return Session(self, call).run()
+
+    def conditions(self, config: RunConfig, engine: Engine, extras: Extras) -> Conditions:
+        """What the network is conditioned on, for a callback that looks at it."""
+        builder = Builder(self.backbone, self.composition, (), config)
+        return builder.conditions(extras, engine.phases)
 
     def engine(
         self,
@@ -225,7 +287,7 @@ class Sampler:
         Raises:
             VitrailError: If the model cannot use the inputs, or a view is too large for it.
         """
-        builder = Builder(self.backbone, self.composition, self._plugins, evolve(config, model=self.model))
+        builder = Builder(self.backbone, self.composition, self.plugins, evolve(config, model=self.model))
         return builder.engine(seed, extras or Extras(), exchange or Exchange.among(solo()), watched, forwarding)
 
 

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 from attrs import evolve
 
+from vitrail.attached import wrapping
 from vitrail.call import Call
+from vitrail.callback_run import SETTABLE, CallbackRun, copied, taken, wanted_inputs
 from vitrail.comm.agreement import agree
 from vitrail.comm.chrome import as_data, from_data
 from vitrail.comm.in_process import solo
 from vitrail.core.checkpoint import Checkpoints, kept_row_batch
+from vitrail.core.cpu_threads import threads_of
 from vitrail.core.exchange import Exchange
 from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
 from vitrail.core.run_state import Sampled
-from vitrail.digests import given_digests
-from vitrail.errors import CommAborted, ConfigError, VitrailError
+from vitrail.core.streams import Streams
+from vitrail.digests import content_digest, given_digests
+from vitrail.errors import CommAborted, ConfigError, Interrupted, VitrailError
 from vitrail.gradients import without_graph
 from vitrail.kept_latents import latents_kept
 from vitrail.picture import open_picture
+from vitrail.picture_reader import read as read_picture
 from vitrail.recipe import Recipe, digest_of
 from vitrail.result import Report, Result
 
@@ -44,19 +51,28 @@ class Session:
     def __init__(self, sampler: Sampler, call: Call):
         self._sampler, self._call, self._config, self._spread = sampler, call, call.config, call.spread
         self._communicator = call.spread.communicator or solo()
-        self._began = self._communicator.trace.clock()
         self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
-        self._stopped = False
+        self._stopped = self._started = False
         self._image: Image | None = None  # the file's, read once
+        self._brought: Any = None  # the caller's, read once
         self._given: dict[str, str] = {}
+        self._files: dict[str, str] = {}
+        self._plugins = wrapping(sampler.plugins)
         self._first = 0
         self._split: Communicator | None = None
+        self._wanted: tuple[str, ...] = ()  # tensors that the callback is given
+        self._caller: Any = None  # what it sees of the picture in work
+        self._conditions: Any = None
         self._forwarding: Forwarding | None = None  # one for all pictures, so that what was learnt stays
+        self._workers = 1
 
     def run(self) -> Result:
         """Sample and decode all pictures; the backbone is released afterwards, however it ends."""
+        self._communicator.trace.restart()
         try:
-            return self._run()
+            with threads_of(self._sampler.backbone) as threads:
+                self._workers = max(1, threads // self._communicator.world_size)
+                return self._run()
         finally:
             self._sampler.backbone.release()
 
@@ -65,17 +81,22 @@ class Session:
 
         config, begin = self._config, time.perf_counter()
         self._image = None if config.image is None else open_picture(config.image)
+        self._brought = self._read_image()
         self._given = given_digests(self._call.extras, self._image)
+        self._files = self._sampler.composition.digests()
+        offered = self._sampler.backbone.callback_inputs
+        self._wanted = wanted_inputs(self._call.callback, self._call.tensor_inputs, offered)
         seeds = range(config.seed, config.seed + config.num_images)
         try:
             with without_graph(self._sampler.composition):
                 self._check_alike()
                 self._config = self._resolved()
                 checkpoints = self._open_checkpoints()
-                done = []
-                for seed in seeds:
-                    if not self._stopped:
-                        done.append(self._sample(seed, checkpoints))
+                done: list[Sampled] = []
+                with self._finished_kept(done):
+                    for seed in seeds:
+                        if not self._stopped:
+                            done.append(self._sample(seed, checkpoints))
                 begun = [one for one in done if one.steps > self._first]  # one that was stopped at once shows nothing
                 done = begun or done[:1]
                 final = torch.cat([one.latents for one in done])
@@ -89,7 +110,8 @@ class Session:
         except CommAborted:
             raise  # told by the rank where it began
         except VitrailError as error:
-            self._log.error("run.failed", error=str(error))
+            if self._started:  # what is refused before that is told once, by the error
+                self._log.error("run.failed", error=str(error))
             raise
         report = Report(
             steps=sum(one.steps - self._first for one in done),
@@ -113,9 +135,23 @@ class Session:
         )
         return Result(images=images, latents=final, report=report, recipes=recipes, traces=traces)
 
+    @contextmanager
+    def _finished_kept(self, done: Sequence[Sampled]) -> Iterator[None]:
+        """Give the pictures that are whole to whoever ends the sampling of further ones at once."""
+        import torch
+
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if not done:
+                raise
+            recipes = [self._recipe(self._config.seed + number) for number in range(len(done))]
+            told = f"stopped at once; {len(done)} whole picture{'s' * (len(done) > 1)} had yet to be decoded"
+            raise Interrupted(told, torch.cat([one.latents for one in done]), recipes) from error
+
     def _traces(self) -> list[Recorder]:
         """What every rank did, on every rank."""
-        communicator, own = self._communicator, self._communicator.trace.since(self._began)
+        communicator, own = self._communicator, self._communicator.trace.copy()
         if communicator.world_size == 1:
             return [own]
         data = as_data(own)
@@ -131,7 +167,7 @@ class Session:
 
     def _recipe(self, seed: int) -> Recipe:
         config = evolve(self._config, seed=seed, num_images=1)
-        return Recipe.of(config, self._sampler.composition, self._given)
+        return Recipe.of(config, self._sampler.composition, self._given, self._files, self._plugins)
 
     def _resolved(self) -> RunConfig:
         """The run with what is left to this machine decided; the same on every rank."""
@@ -153,9 +189,12 @@ class Session:
             "composition": repr(self._sampler.composition),
             "versions": json.dumps(recipe.versions, sort_keys=True),
             "given": json.dumps(recipe.given, sort_keys=True),
+            "files of strategies": json.dumps(recipe.files, sort_keys=True),
+            "plugins": json.dumps(recipe.plugins, sort_keys=True),
             "output": self._call.output_type,
             "weights": self._sampler.backbone.fingerprint(),
             "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, relays {relays}",
+            "callback": f"given {', '.join(self._wanted)}" if self._call.callback else "none",
             "checkpoint": f"every {self._spread.checkpoint_every}" if self._spread.checkpoint else "none",
         }
         agree(self._communicator, facts)
@@ -164,9 +203,16 @@ class Session:
         spread = self._spread
         if spread.checkpoint is None:
             return None
+        found = self._sampler.backbone.remembers()
+        if found is not None:
+            raise ConfigError(
+                f"--checkpoint {spread.checkpoint}: the network remembers earlier forwards ({found.where}), which a "
+                f"checkpoint does not hold; leave it out, or {found.remedy}"
+            )
         recipe = self._recipe(self._config.seed)
         kept: dict[str, Any] = {"run": {**recipe.run, "num_images": self._config.num_images}}
         kept |= {"method": recipe.method, "versions": recipe.versions, "given": recipe.given}
+        kept |= {name: part for name, part in (("files", recipe.files), ("plugins", recipe.plugins)) if part}
         checkpoints = Checkpoints(spread.checkpoint, spread.checkpoint_every, kept, self._communicator)
         checkpoints.open(self._device())
         return checkpoints
@@ -195,7 +241,7 @@ class Session:
         self._first = engine.first
         if checkpoints is not None and number < len(checkpoints.finished):
             return Sampled(checkpoints.finished[number].to(self._device()), len(engine.steps()))
-        model_calls = engine.cost().model_calls
+        self._started, model_calls = True, engine.cost().model_calls
         self._log.info(
             "run.started",
             seed=seed,
@@ -205,8 +251,21 @@ class Session:
             model_calls=model_calls,
         )
         engine.stages.run_start(len(engine.steps()), engine.canvas, model_calls)
-        start, stop = self._start(engine), self._call.stop
-        done = engine.run(start, stop, lambda step, new: self._call_back(engine, step, new), checkpoints)
+        start = self._start(engine)
+        self._begin_callback(engine)
+        caller = self._caller
+
+        def stop() -> bool:
+            return self._call.stop() or bool(caller.interrupt)
+
+        def guidance() -> tuple[float, float]:
+            return caller.guidance_scale, caller.guidance_rescale
+
+        def call_back(step: Step, new: Tensor) -> Tensor:
+            return self._call_back(engine, step, new)
+
+        with self._sampler.backbone.adapters_kept() if self._call.callback else nullcontext():
+            done = engine.run(start, stop, call_back, checkpoints, guidance if self._call.callback else None)
         if done.steps < len(engine.steps()):
             self._stopped = True
             done.latents = engine.shown(done)
@@ -218,7 +277,7 @@ class Session:
 
     def _start(self, engine: Engine) -> Tensor:
         """The first latents: noise, or a picture with the noise of the step to begin at."""
-        noise, stepper = self._noise(engine).to(self._device()), engine.phases[0].stepper
+        noise, stepper = self._noise(engine), engine.phases[0].stepper
         picture = self._picture(engine)
         if picture is None:
             return noise * stepper.init_noise_sigma
@@ -229,39 +288,111 @@ class Session:
         noise: Tensor = engine.streams.normal(shape, "initial-latents") if latents is None else latents
         if tuple(noise.shape) != shape:
             raise ConfigError(f"latents must be {shape} for this canvas, got {tuple(noise.shape)}")
-        return noise
+        return self._as_canvas(noise)
+
+    def _as_canvas(self, latents: Tensor) -> Tensor:
+        """Latents that somebody brings, as the engine has them: float32, on the model's device."""
+        return latents.to(self._device()).float()
 
     def _shape(self, engine: Engine) -> tuple[int, int, int, int]:
         canvas = engine.phases[0].canvas
         return (1, self._sampler.backbone.latent_channels, canvas.height, canvas.width)
 
+    def _read_image(self) -> Any:
+        """The picture that the caller brought, before anything is computed; None if it may be latents."""
+        import torch
+
+        image = self._call.extras.image
+        channels = self._sampler.backbone.latent_channels
+        shape = tuple(getattr(image, "shape", ()))
+        is_floats = isinstance(image, torch.Tensor) and image.is_floating_point()
+        if image is None or (is_floats and len(shape) == 4 and shape[:2] == (1, channels)):
+            return None  # these may be latents, which the size of the canvas tells
+        return read_picture(image, "image", told=f", or latents with {channels} channels")
+
     def _picture(self, engine: Engine) -> Tensor | None:
         """Latents of the picture to start from, if there is one."""
-        from vitrail.picture import pad_picture, upright
+        from vitrail.picture import pad_picture
 
         shape, picture, phase = self._shape(engine), self._call.extras.image, engine.phases[0]
         if picture is None and self._image is None:
             return None
         backbone = self._sampler.backbone
         if tuple(getattr(picture, "shape", ())) == shape:
-            return cast("Tensor", picture).to(self._device())
-        picture = self._image if picture is None else upright(picture, shape)
-        read = backbone.read_picture(picture, *phase.picture)
+            return self._as_canvas(cast("Tensor", picture))
+        if picture is not None and self._brought is None:
+            raise ConfigError(
+                f"image: floats of {tuple(picture.shape)} may be a picture with alpha or latents of another canvas; "
+                f"give the picture as Pillow or uint8, or latents of {shape}"
+            )
+        read = backbone.read_picture(self._image if picture is None else self._brought, *phase.picture).float()
         factor = backbone.vae_scale_factor
         read = pad_picture(read, factor * phase.canvas.height, factor * phase.canvas.width)
         noise = engine.streams.normal(shape, "image-latents").to(read.device)
-        return cast("Tensor", backbone.encode(read, noise))
+        return backbone.encode(read, noise)
+
+    def _begin_callback(self, engine: Engine) -> None:
+        """What the callback of a picture sees."""
+        config, extras = self._config, self._call.extras
+        fields = {
+            "guidance_scale": config.guidance_scale,
+            "guidance_rescale": config.guidance_rescale,
+            "num_timesteps": len(engine.steps()) - engine.first,
+            "clip_skip": extras.clip_skip,
+            "cross_attention_kwargs": extras.cross_attention_kwargs,
+            "joint_attention_kwargs": extras.joint_attention_kwargs,
+        }
+        self._caller = CallbackRun(self._sampler, fields, self._check_guidance)
+        self._conditions = self._sampler.conditions(config, engine, extras)
+
+    def _check_guidance(self, scale: float) -> None:
+        """Refuse a guidance scale that a callback sets and this run cannot change to."""
+        if self._spread.checkpoint is not None:
+            raise ConfigError("a callback set _guidance_scale, which a checkpoint does not keep; leave one of them out")
+        if scale > 1 and self._config.guidance_scale <= 1:
+            raise ConfigError(
+                f"a callback set _guidance_scale to {scale:g}, but the run began without guidance, so nothing is "
+                "encoded to guide away from; begin with a guidance_scale above 1"
+            )
+        names = [
+            type(g).__name__ for s in self._sampler.composition.stages for g in s.guidance if g.point == "branches"
+        ]
+        if scale <= 1 and names:
+            raise ConfigError(
+                f"a callback set _guidance_scale to {scale:g}, which switches classifier-free guidance off, and "
+                f"{names[0]} of the method combines its branches; keep it above 1"
+            )
 
     def _call_back(self, engine: Engine, step: Step, new: Tensor) -> Tensor:
-        if self._call.callback is None:
+        call, caller = self._call, self._caller
+        if call.callback is None:
             return new
-        timestep = engine.phases[step.phase].stepper.timestep(step)
-        given = self._call.callback(self._sampler, step.index, timestep, {"latents": new})
-        replaced: Tensor = (given or {}).get("latents", new)
-        return replaced
+        stepper, guided = engine.phases[step.phase].stepper, caller.do_classifier_free_guidance
+        vars(caller)["scheduler"] = stepper.scheduler
+        given: dict[str, Any] = {"latents": new} if "latents" in self._wanted else {}
+        if self._wanted != tuple(given):
+            made = self._sampler.backbone.callback_tensors(self._conditions.at(step), step, guided)
+            given = {name: new if name == "latents" else made[name] for name in self._wanted}
+        before, kept, scale = copied(given), new.clone(), caller.guidance_scale
+        answer = call.callback(caller, step.index - engine.first, stepper.timestep(step), dict(given))
+        latents = taken(answer, given, before, new, guided and not caller.do_classifier_free_guidance)
+        changed = caller.guidance_scale != scale or not bool((latents == kept).all())
+        if changed:
+            self._given["callback_on_step_end"] = "changed the run"
+        self._check_callbacks_alike(latents)
+        return latents
+
+    def _check_callbacks_alike(self, latents: Tensor) -> None:
+        """Whether the callbacks of all ranks did the same; costs an exchange a step."""
+        if self._split is None or self._split.world_size == 1:
+            return
+        caller = self._caller
+        facts = {name: repr(getattr(caller, name)) for name in SETTABLE}
+        told = {f"what callbacks set as {name}": value for name, value in facts.items()}
+        agree(self._split, {"the latents that callbacks left": content_digest(latents)} | told)
 
     def _engine(self, seed: int, communicator: Communicator) -> Engine:
-        exchange = Exchange.among(communicator, self._spread.speeds)
+        exchange = Exchange.among(communicator, self._spread.speeds, self._workers)
         watched = self._call.callback is not None
         engine = self._sampler.engine(self._config, seed, exchange, watched, self._call.extras, self._forwarding)
         self._forwarding = engine.viewing.predictor.forwarding
@@ -269,13 +400,14 @@ class Session:
 
     def _decode(self, latents: Tensor) -> list[Any]:
         backbone, config = self._sampler.backbone, self._config
-        exchange = Exchange.among(self._communicator, self._spread.speeds)
+        exchange = Exchange.among(self._communicator, self._spread.speeds, self._workers)
+        decode, given = backbone.decode, (exchange, config.wrap, config.memory == "auto")
         with self._communicator.trace.span("compute", "decode"):
-            decoded = [backbone.decode(one[None], exchange, config.wrap, config.memory == "auto") for one in latents]
+            decoded = [decode(one[None], *given, Streams(config.seed + i)) for i, one in enumerate(latents)]
         pictures = [picture[..., : config.height, : config.width] for picture in decoded]
         if self._call.output_type == "pt":
             return [picture[0] for picture in pictures]
         return [backbone.to_pil(picture)[0] for picture in pictures]
 
     def _device(self) -> Any:
-        return getattr(self._sampler.backbone, "device", None)
+        return self._sampler.backbone.device

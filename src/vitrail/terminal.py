@@ -1,14 +1,19 @@
-"""How text reaches the user: as it is, without markup."""
+"""How text reaches the user: as it is, without markup, and without what would move a terminal's cursor or its text."""
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import unicodedata
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+TURNS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # of the direction of writing
 PIPE_WIDTH = 100  # columns of what is written to a pipe or file
 
 
@@ -16,6 +21,8 @@ def console(quiet: bool = False) -> Console:
     """As wide as the terminal, or ``PIPE_WIDTH`` elsewhere; a quiet one prints nothing."""
     from rich.console import Console
 
+    if sys.stdout is None:  # closed by whoever started the program
+        return Console(file=_nowhere(), width=PIPE_WIDTH)
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
 
@@ -23,4 +30,29 @@ def console(quiet: bool = False) -> Console:
 def say(out: Console, lines: Iterable[str] | str, style: str | None = None) -> None:
     """Print a line or several."""
     for line in [lines] if isinstance(lines, str) else lines:
-        out.print(line, style=style)
+        try:
+            out.print(printable(line), style=style)
+        except BrokenPipeError:  # nobody reads any more; the picture is worth more than the line
+            out.file = _nowhere()
+            sys.stdout = out.file
+
+
+def printable(text: str) -> str:
+    """A text, which may come from a stranger's file, with control characters and turns of direction spelt out."""
+    return "".join(each if _is_harmless(each) else each.encode("unicode_escape").decode() for each in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character in "\n\t" or not (unicodedata.category(character) in ("Cc", "Cs") or character in TURNS)
+
+
+def _nowhere() -> TextIO:
+    """What takes text and keeps none."""
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
+def replace_unknown_signs() -> None:
+    """Let streams show "?" for what their encoding does not have, rather than end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.comm.chrome import read_trace
 from vitrail.comm.summary import Summary, summarize, union
+from vitrail.core.atomic import replacing
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,10 +57,9 @@ def draw(paths: Sequence[Path], labels: Sequence[str], out: Path) -> None:
         panel.set_xlim(0, longest * 1.002)
     panels[-1].set_xlabel("seconds")
     _legend(figure, runs)
-    part = out.with_name(f"{out.stem}.part{out.suffix}")
     metadata = {"Software": None} if out.suffix == ".png" else {}
-    figure.savefig(part, dpi=DPI, bbox_inches="tight", metadata=metadata)
-    part.replace(out)
+    with replacing(out) as part:
+        figure.savefig(part, dpi=DPI, bbox_inches="tight", metadata=metadata)
 
 
 def _check_target(out: Path) -> None:

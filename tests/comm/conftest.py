@@ -4,7 +4,8 @@ import time
 
 import pool as pools
 import pytest
-import schedules
+
+from vitrail.testing.comm import schedules
 
 
 def pytest_terminal_summary(terminalreporter):

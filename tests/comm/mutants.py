@@ -1,5 +1,6 @@
 """Twelve mistakes that a communication library could make, planted one at a time: the tests must find each.
 
+Those of communication are found through the door that others have, the laws of ``vitrail.testing.comm``.
 ``python tests/comm/mutants.py`` plants all of them and prints which test found which; with a name, that one.
 """
 
@@ -14,9 +15,7 @@ from pathlib import Path
 from attrs import frozen
 
 ROOT = Path(__file__).parents[2]
-SAFETY, ORDER = "tests/comm/test_comm_safety.py", "tests/comm/test_comm_order.py"
-LIVENESS, SLOWNESS = "tests/comm/test_comm_liveness.py", "tests/comm/test_comm_slowness.py"
-MACHINE, FAILURE = "tests/comm/test_comm_channel_machine.py", "tests/comm/test_comm_failure.py"
+SIMULATED, THREADS = "tests/comm/test_laws.py::TestSimulated", "tests/comm/test_laws.py::TestInProcess"
 RANKS = "tests/integration/test_ranks.py"
 FOUND = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
@@ -121,11 +120,11 @@ def skipped_collective():
 
     original, calls = Exchange.share, {}
 
-    def share(self, batches, forward):
+    def share(self, batches, forward, *more):
         calls[id(self)] = calls.get(id(self), 0) + 1
         if self.communicator.rank == 1 and calls[id(self)] == 2:
             return [forward(rows) for rows in batches]
-        return original(self, batches, forward)
+        return original(self, batches, forward, *more)
 
     Exchange.share = share
 
@@ -196,18 +195,18 @@ def mutant(name, plant, *tests):
 
 
 MUTANTS = (
-    mutant("no snapshot copy", no_snapshot, SAFETY, MACHINE),
-    mutant("off-by-one version", off_by_one_version, SAFETY, MACHINE),
-    mutant("latest instead of exact", latest_instead_of_exact, SAFETY, MACHINE),
-    mutant("slot count s + 1", one_slot_less, LIVENESS, MACHINE),
-    mutant("missing stream wait (on CPU: a part before it has come)", handed_out_early, SAFETY, ORDER),
+    mutant("no snapshot copy", no_snapshot, SIMULATED),
+    mutant("off-by-one version", off_by_one_version, SIMULATED),
+    mutant("latest instead of exact", latest_instead_of_exact, SIMULATED),
+    mutant("slot count s + 1", one_slot_less, SIMULATED),
+    mutant("missing stream wait (on CPU: a part before it has come)", handed_out_early, SIMULATED),
     mutant("arrival-order sum", arrival_order_sum, RANKS, "-k", "number_of_ranks"),
     mutant("rank-dependent seed", rank_dependent_seed, RANKS, "-k", "number_of_ranks"),
     mutant("skip the collective on a cache hit", skipped_collective, RANKS, "-k", "number_of_ranks"),
-    mutant("timeout without abort", timeout_without_abort, SLOWNESS),
-    mutant("header check removed", no_header_check, SAFETY),
+    mutant("timeout without abort", timeout_without_abort, THREADS),
+    mutant("header check removed", no_header_check, SIMULATED),
     mutant("jitter from the global generator", global_jitter, RANKS, "-k", "every_method"),
-    mutant("error reported on rank 0 only", told_on_rank_0_only, FAILURE),
+    mutant("error reported on rank 0 only", told_on_rank_0_only, THREADS),
 )
 
 

@@ -5,12 +5,14 @@ import multiprocessing
 import os
 import signal
 import time
+from typing import ClassVar
 
 from attrs import frozen
 
-MODULES = ["torch.distributed", "hypothesis.strategies", "vitrail.comm.process_group", "vitrail.comm.communicator"]
+MODULES = ["torch.distributed", "hypothesis.strategies", "vitrail.comm.process_group", "vitrail.testing.comm"]
 TIMEOUT_S = 20.0  # of one wait of a rank
 PATIENCE_S = 60.0  # for an answer
+MOST = 5  # ranks of a law
 FAILURES = 12  # after so many failed jobs the processes are renewed: each leaves groups that cannot be destroyed
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -163,3 +165,32 @@ def values(answers):
         if answer.error is not None:
             raise answer.error
     return [answer.value for answer in answers]
+
+
+@frozen(kw_only=True)
+class PooledGloo:
+    """What ``Gloo`` is, in processes that live on from run to run."""
+
+    timeout: float = TIMEOUT_S
+    checksums: bool = False
+    pools: ClassVar[list] = []
+
+    def run(self, world_size, program, run_id="run"):
+        from vitrail.comm.outcome import first_cause
+        from vitrail.comm.transport import Abort
+        from vitrail.errors import CommAborted
+
+        if not self.pools:
+            self.pools.append(Pool(MOST))
+        options = {"timeout": self.timeout, "checksums": self.checksums}
+        answers = self.pools[0].run(world_size, program, run_ids=[run_id] * world_size, **options)
+        errors = {rank: answer.error for rank, answer in enumerate(answers) if answer.error is not None}
+        aborts = [Abort(error.culprit, error.reason) for error in errors.values() if isinstance(error, CommAborted)]
+        if errors:
+            raise first_cause(errors, aborts[0] if aborts else None)
+        return values(answers)
+
+    @classmethod
+    def end(cls):
+        while cls.pools:
+            cls.pools.pop().close()

@@ -5,11 +5,11 @@ import os
 import sys
 
 import pytest
-import schedules
 from hypothesis import given, settings
 
 from vitrail.comm import InProcess
 from vitrail.comm.world import World
+from vitrail.testing.comm import schedules
 
 PROFILE = os.environ.get("VITRAIL_PROFILE", "fast")
 SIMULATED = {"fast": 40, "ci": 100, "long": 400}[PROFILE]  # examples of a law
@@ -22,11 +22,11 @@ REAL_TIMEOUT_S = 20.0
 class Simulator:
     """Ranks on a virtual clock, by a drawn schedule."""
 
-    name = "simulated"
+    name, kind = "simulated", "virtual"
     examples = SIMULATED
 
     def __call__(self, world_size, program, schedule=None, *, timeout=TIMEOUT_S, checksums=False, run_id="run"):
-        schedules.explored[self.name] += 1
+        schedules.explored[self.kind] += 1
         chance = schedules.DrawnSchedule() if schedule is None else schedule
         return World(world_size, chance, timeout, checksums).run(program, run_id)
 
@@ -34,11 +34,11 @@ class Simulator:
 class Threads:
     """Ranks as threads that take turns as often as the interpreter lets them; what was drawn plays no part."""
 
-    name = "in-process"
+    name, kind = "in-process", "threads"
     examples = THREADS
 
     def __call__(self, world_size, program, schedule=None, *, timeout=REAL_TIMEOUT_S, checksums=False, run_id="run"):
-        schedules.explored[self.name] += 1
+        schedules.explored[self.kind] += 1
         before = sys.getswitchinterval()
         sys.setswitchinterval(1e-6)
         try:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loads import costs, loads, random_recorder, relayed, traces, world_sizes
 from vitrail.comm import InProcess, Simulated
-from vitrail.comm.chrome import as_data, events_of, from_data, read_trace, write_trace
+from vitrail.comm.chrome import as_data, events_of, from_data, read_trace, trace_text
 from vitrail.comm.cost import CostModel
 from vitrail.comm.summary import summarize
 from vitrail.comm.trace import LANES, Recorder
@@ -21,7 +21,7 @@ COST = CostModel(row_s=0.1, latency_s=0.03, jitter=0.2)
 
 def written(tmp_path, recorders):
     path = tmp_path / "trace.json"
-    write_trace(path, recorders)
+    path.write_text(trace_text(recorders), encoding="utf-8")
     return path
 
 

@@ -3,18 +3,18 @@
 import math
 
 import pytest
-import schedules
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from payloads import PAYLOADS, bits, spoil
 from runners import SIMULATED
 
 from vitrail.comm.channel import VersionedChannel
 from vitrail.comm.communicator import RankCommunicator
 from vitrail.comm.hub import Hub
 from vitrail.errors import CommAborted, CommTimeout, ProtocolError, StaleVersion
+from vitrail.testing.comm import schedules
+from vitrail.testing.comm.payloads import PAYLOADS, bits, spoil
 
 RANKS, TIMEOUT_S = 2, 10.0
 WHO, WHICH = st.integers(0, RANKS - 1), st.integers(0, 1)
@@ -57,7 +57,7 @@ class ChannelMachine(RuleBasedStateMachine):
 
     @initialize(payload=PAYLOADS, bounds=st.tuples(st.integers(0, 2), st.integers(0, 2)), checksums=st.booleans())
     def begin(self, payload, bounds, checksums):
-        schedules.explored["simulated"] += 1
+        schedules.explored["virtual"] += 1
         self.now, self.moments, self.delay = 0.0, set(), 0.0
         self.payload, self.bounds = payload, bounds
         self.hub = Hub(RANKS, lambda: self.now, self.arrivals)

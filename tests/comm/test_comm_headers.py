@@ -3,9 +3,7 @@
 import pytest
 import torch
 from hypothesis import strategies as st
-from payloads import Payload
 from runners import law, simulate, threads
-from test_comm_safety import opened
 
 from vitrail.comm import solo
 from vitrail.comm.header import SIZE, pack_header, read_header
@@ -13,25 +11,10 @@ from vitrail.comm.hub import Hub
 from vitrail.comm.transport import Part
 from vitrail.comm.work import PostedWork
 from vitrail.errors import ProtocolError
+from vitrail.testing.comm.judging import opened
+from vitrail.testing.comm.payloads import Payload
 
 SMALL = Payload(torch.int32, (2,))
-BOTH = pytest.mark.parametrize("run", [simulate, threads], ids=lambda run: run.name)
-
-
-@BOTH
-@pytest.mark.parametrize("field", ["name", "src", "shape", "dtype", "max_staleness"])
-def test_the_arguments_of_a_channel_are_compared(run, field):
-    def program(communicator):
-        arguments = {"name": "a", "src": 0, "shape": (2,), "dtype": torch.float32, "max_staleness": 1}
-        other = {"name": "b", "src": 1, "shape": (3,), "dtype": torch.int32, "max_staleness": 2}
-        if communicator.rank == 1:
-            arguments[field] = other[field]
-        communicator.channel(arguments.pop("name"), **arguments)
-
-    outcome = run(2, program)
-    assert set(outcome.errors) == {0, 1}
-    with pytest.raises(ProtocolError, match=r"ranks disagree: .*channel\('.*channel\('"):
-        outcome.values()
 
 
 @law(simulate, data=st.data(), world=st.integers(2, 5))

@@ -3,52 +3,15 @@
 import pytest
 import torch
 from hypothesis import strategies as st
-from payloads import PAYLOADS, Payload, bits
-from runners import clean, law, simulate
-from schedules import DrawnSchedule, schedules
-from test_comm_safety import opened
+from runners import law, simulate
 
 from vitrail.comm.communicator import RankCommunicator
 from vitrail.comm.guard import guarded
 from vitrail.comm.world import SimulatedTransport, World
 from vitrail.errors import CommAborted, CommTimeout, ProtocolError
-
-SMALL = Payload(torch.int32, (2,))
-BOUNDS = st.integers(0, 3)
-
-
-@law(world=st.integers(1, 3), bound=BOUNDS, schedule=schedules())
-def test_i1_channels_of_one_shape_never_cross(run, world, bound, schedule):
-    """Whatever their names: also where a split's and a channel's name read alike when put together."""
-
-    def program(communicator):
-        split = communicator.split("a")
-        channels = [(communicator, "a/b"), (split, "b"), (communicator, "b"), (split, "a"), (split, "%2F")]
-        opened_ = [opened(owner, SMALL, name, world - 1, bound) for owner, name in channels]
-        read = []
-        for version in range(3):
-            for number, channel in enumerate(opened_):
-                channel.publish(version, SMALL.make(number, version) if communicator.rank == world - 1 else None)
-            read += [bits(channel.fetch(version)) for channel in reversed(opened_)]
-        return read
-
-    wanted = [bits(SMALL.make(number, version)) for version in range(3) for number in reversed(range(5))]
-    assert clean(run(world, program, schedule)) == [wanted] * world
-
-
-@law(world=st.integers(1, 4), first=st.integers(0, 3), schedule=schedules())
-def test_i2_a_run_never_sees_what_the_one_before_left_unread(run, world, first, schedule):
-    def program(tag, unread):
-        def body(communicator):
-            channel = opened(communicator, SMALL, bound=3)
-            for version in range(1 + unread):
-                channel.publish(version, SMALL.make(tag, version) if communicator.rank == 0 else None)
-            return bits(channel.fetch(0)), channel.latest() <= unread
-
-        return body
-
-    assert clean(run(world, program("one", first), schedule.again())) == [(bits(SMALL.make("one", 0)), True)] * world
-    assert clean(run(world, program("two", 0), schedule)) == [(bits(SMALL.make("two", 0)), True)] * world
+from vitrail.testing.comm.judging import opened
+from vitrail.testing.comm.payloads import PAYLOADS, bits
+from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 
 
 @law(simulate, odd=st.integers(0, 2), schedule=schedules())
@@ -68,32 +31,6 @@ def test_i2_a_message_of_another_run_is_refused(run, odd, schedule):
     world._take_turns(rank_main)
     assert set(errors) == {0, 1, 2}
     assert "run True" in world.hub.abort.reason and "run False" in world.hub.abort.reason
-
-
-@law(world=st.integers(2, 4), culprit=st.integers(0, 3), schedule=schedules())
-def test_i3_after_an_aborted_run_the_next_one_starts_clean(run, world, culprit, schedule):
-    culprit %= world
-
-    def failing(communicator):
-        channel = opened(communicator, SMALL)
-        channel.publish(0, SMALL.make("old") if communicator.rank == 0 else None)
-        communicator.broadcast(SMALL.blank(), culprit, async_op=True)
-        if communicator.rank == culprit:
-            raise ValueError("on purpose")
-        communicator.barrier()
-
-    outcome = run(world, failing, schedule.again())
-    assert outcome.abort.culprit == culprit
-    assert isinstance(outcome.errors[culprit], ValueError)
-
-    def program(communicator):
-        communicator.check()
-        channel = opened(communicator, SMALL)
-        channel.publish(0, SMALL.make("new") if communicator.rank == 0 else None)
-        communicator.barrier()
-        return bits(channel.fetch(0))
-
-    assert clean(run(world, program, schedule)) == [bits(SMALL.make("new"))] * world
 
 
 @law(simulate, payload=PAYLOADS, kind=st.sampled_from(["broadcast", "gather", "channel"]), late=st.integers(101, 250))

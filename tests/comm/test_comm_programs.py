@@ -1,16 +1,18 @@
-"""Whole programs: whatever the schedule, every rank sees what the program says (E3, E5, C1, L2, L4, F3)."""
+"""Whole programs on a clock that can be turned: overtaking messages, deadlocks, traces, faults (E5, C1, L2, L4)."""
 
 import math
 import pickle
 
 import attrs
 from hypothesis import strategies as st
-from programs import Player, outcome_of, programs, sized_programs
 from runners import TIMEOUT_S, clean, law, simulate
-from schedules import faults, schedules
 
 from vitrail.comm.schedule import SeededSchedule, SimulatedCrash, SimulatedError
 from vitrail.errors import CommAborted, CommTimeout
+from vitrail.testing.comm.bench import Ended, Report
+from vitrail.testing.comm.laws.whole import check_program
+from vitrail.testing.comm.programs import Player, outcome_of, programs, sized_programs
+from vitrail.testing.comm.schedules import faults, schedules
 
 
 def play(ops):
@@ -18,22 +20,8 @@ def play(ops):
 
 
 def check(ops, values):
-    """Every rank saw what the program says; what nobody waited for is told, and arrived all the same."""
-    seen, works = outcome_of(ops)
-    waits = {at: [op.number for op in ops if op.kind == "wait" and op.at == at] for at in range(len(works))}
-    dropped = sum(not waits[at] for at in waits)
-    doubtful = sum(bool(numbers) and not any(numbers) for numbers in waits.values())
-    for value, leaked in values:
-        assert value.keys() == seen.keys()
-        for index in seen:
-            assert value[index] == seen[index], (index, ops[index])
-        assert dropped <= len(leaked) <= dropped + doubtful
-
-
-@law(drawn=sized_programs(), schedule=schedules(), checksums=st.booleans())
-def test_e3_any_schedule_gives_what_the_program_says(run, drawn, schedule, checksums):
-    world, ops = drawn
-    check(ops, clean(run(world, play(ops), schedule, checksums=checksums)))
+    reports = {rank: Report(result=value, is_over=True) for rank, value in enumerate(values)}
+    check_program(ops, Ended(len(values), reports, values, None))
 
 
 @law(simulate, drawn=sized_programs(max_world=8), seed=st.integers(0, 2**32), latency=st.sampled_from([0.0, 1e-3, 5.0]))
@@ -82,26 +70,3 @@ def _check_failed(ops, outcome, struck):
             assert rank in struck
     if outcome.abort is not None:
         assert outcome.abort.culprit in struck
-
-
-@law(ops=programs(3), rank=st.integers(0, 2), data=st.data())
-def test_f3_what_a_failing_rank_leaves_behind_is_whole_or_untouched(run, ops, rank, data):
-    """Every tensor that a rank holds at its end is the old one or the new one, never a part."""
-    at = data.draw(st.integers(0, len(ops)))
-    held = {}
-
-    def program(communicator):
-        player = held[communicator.rank] = Player(communicator)
-        if communicator.rank == rank:
-            player.play_until(ops, at)
-            raise ValueError("here")
-        return player.play(ops)
-
-    outcome = run(3, program)
-    assert isinstance(outcome.errors[rank], ValueError)
-    assert outcome.abort.culprit == rank
-    for other in {0, 1, 2} - {rank}:
-        assert isinstance(outcome.errors[other], CommAborted)
-        assert outcome.errors[other].culprit == rank
-    for player in held.values():
-        player.assert_whole(ops)

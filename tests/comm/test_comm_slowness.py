@@ -1,18 +1,17 @@
 """Slowness: it costs time and nothing else, up to the timeout, which names who is slow (W1 to W4)."""
 
 import math
-import threading
 
 import pytest
 import torch
 from hypothesis import strategies as st
-from payloads import Payload, bits
-from programs import Player, programs
-from runners import TIMEOUT_S, clean, law, simulate, threads
-from schedules import DrawnSchedule, schedules
+from runners import TIMEOUT_S, clean, law, simulate
 
 from vitrail.comm.schedule import Fault
 from vitrail.errors import CommAborted, CommTimeout
+from vitrail.testing.comm.payloads import Payload, bits
+from vitrail.testing.comm.programs import Player, programs
+from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 
 SMALL = Payload(torch.int32, (2,))
 
@@ -70,28 +69,6 @@ def test_w2_a_timeout_names_the_rank_that_is_slow(run, world, slow, point, secon
     assert f"waited {TIMEOUT_S:g} s on rank" in outcome.abort.reason
     assert f"rank {slow} is behind, last seen " in outcome.abort.reason
     assert set(outcome.errors) == set(range(world))
-
-
-@law(threads, world=st.integers(2, 3), slow=st.integers(0, 2))
-def test_w2_in_real_time_too(run, world, slow):
-    slow %= world
-    awake = threading.Event()
-
-    def program(communicator):
-        communicator.note("the second step")
-        communicator.barrier()
-        if communicator.rank == slow:
-            awake.wait(10)
-        try:
-            communicator.barrier(timeout=0.05)
-        finally:
-            awake.set()
-
-    outcome = run(world, program)
-    assert outcome.abort.culprit == slow
-    assert type(outcome.errors[slow]) is CommAborted
-    with pytest.raises(CommTimeout, match=f"for rank.s. .*{slow}.*; rank {slow} is behind, last seen the second step"):
-        outcome.values()
 
 
 def test_w2_a_message_that_is_lost_is_its_senders_fault():

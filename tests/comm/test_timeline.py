@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from loads import relayed, traces
-from vitrail.comm.chrome import write_trace
+from vitrail.comm.chrome import trace_text
 from vitrail.comm.cost import CostModel
 from vitrail.errors import ConfigError
 from vitrail.timeline import draw
@@ -20,7 +20,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("traces")
     paths = [folder / f"{exchange}.json" for exchange in ("gather", "channel")]
     for path in paths:
-        write_trace(path, traces(relayed(path.stem), COST, 3))
+        path.write_text(trace_text(traces(relayed(path.stem), COST, 3)), encoding="utf-8")
     return paths
 
 

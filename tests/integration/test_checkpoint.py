@@ -118,7 +118,7 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
     with pytest.raises(ConfigError, match=r"method.stages.0.until 0.5 there, 0.25 here"):
         sample(toy_sampler(other, DETAIL), spread=Spread(checkpoint=path))
     path.write_bytes(b"no checkpoint")
-    with pytest.raises(ConfigError, match="is no checkpoint"):
+    with pytest.raises(ConfigError, match="is not a checkpoint"):
         sample(toy_sampler(*ASG), spread=Spread(checkpoint=path))
     with pytest.raises(ConfigError, match="does not exist"):
         sample(toy_sampler(*ASG), spread=Spread(checkpoint=tmp_path / "none" / "run.ckpt"))

@@ -38,7 +38,10 @@ BAD = {
     "seed is negative": ([*FOX, "--seed", "-5"], ["--seed: must be >= 0, got -5"]),
     "seed is a text": ([*FOX, "--seed", "x"], ["Invalid value for '--seed'"]),
     "no steps": ([*FOX, "--steps", "0"], ["--num-inference-steps: must be >= 1, got 0"]),
-    "guidance below 1": ([*FOX, "--guidance-scale", "0.5"], ["--guidance-scale: must be >= 1.0, got 0.5"]),
+    "guidance below 1": (
+        [*FOX, "--guidance-scale", "0.5"],
+        ["--guidance-scale: must be >= 1, where 1 switches guidance off, got 0.5"],
+    ),
     "guidance is no number": ([*FOX, "--guidance-scale", "nan"], ["expected a finite number, got nan"]),
     "no ranks": ([*FOX, "--ranks", "0"], ["--ranks must be 1 or more, got 0"]),
     "unknown comm": ([*FOX, "--ranks", "2", "--comm", "glo"], ["no comm named 'glo' (did you mean 'gloo'?)"]),

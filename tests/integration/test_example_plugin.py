@@ -50,7 +50,8 @@ def test_its_own_tests_pass(name):
 def test_it_is_registered_under_its_distribution(installed):
     assert installed.plugins["example"] == f"vitrail-example {metadata.version('vitrail-example')}"
     added = {(e.slot, e.name) for e in installed._entries.values() if e.plugin == "example"}
-    strategies = {("guidance", "clamp-clean"), ("masking", "center"), ("metrics", "colourfulness")}
+    masks = {("masking", "center"), ("masking", "picture")}
+    strategies = {("guidance", "clamp-clean"), ("metrics", "colourfulness")} | masks
     assert added == strategies | {("methods", "example-centered")}
 
 

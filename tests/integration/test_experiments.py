@@ -1,6 +1,5 @@
 """Experiments run for real on a tiny model: resumed, sharded, merged, interrupted, failing, on ranks and on Ray."""
 
-import errno
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import pytest
 import structlog
 
 from command_line import vitrail
+from vitrail.errors import OutputError
 from vitrail.experiments.origin import commit_of_vitrail
 from vitrail.experiments.peak import STATM
 from vitrail.experiments.store import Folder, merge
@@ -125,14 +125,14 @@ def test_a_full_disk_ends_the_work_with_one_error_and_what_was_done_is_kept(expe
 
     def full(*arguments):
         if len(pictures(path)) == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OutputError(path / "picture.png", "No space left on device")
         save(*arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(running, "save_picture", full)
         answer = vitrail(monkeypatch, capsys, "run", experiment)
     assert answer.code == 2
-    assert "grid: the disk takes no more (No space left on device); make room" in answer.err.replace("\n", " ")
+    assert "picture.png: cannot be written: No space left on device; mend that, and the same" in answer.err
     assert [outcome.error for outcome in Folder(path).outcomes().values()] == [None]
     assert vitrail(monkeypatch, capsys, "run", experiment).code == 0
 

@@ -93,7 +93,7 @@ def test_files_that_hold_no_latents_are_refused(tmp_path, monkeypatch, capsys, f
     monkeypatch.chdir(tmp_path)
     Path("notes.latents.safetensors").write_text("hello")
     for name in ("notes.latents.safetensors", "missing.latents.safetensors"):
-        with pytest.raises(ConfigError, match="holds no latents that vitrail kept, or is broken"):
+        with pytest.raises(ConfigError, match="is not latents that vitrail kept, or is damaged"):
             load_latents(Path(name))
         assert vitrail(monkeypatch, capsys, "decode", name).code == 2
 

@@ -250,3 +250,34 @@ def test_e2_every_family_gives_the_same_picture_on_three_ranks(family):
     with torch.inference_mode():
         for image in BACKENDS["in-process"].run(3, program):
             assert torch.equal(image, alone)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_communicator_that_is_used_again_traces_each_run_by_itself(world_size):
+    """Both runs compute as much, and nothing of the first is told, or kept, with the second."""
+    sampler = toy_sampler(*ASG)
+
+    def program(communicator):
+        own = Sampler(sampler.backbone, sampler.composition, model=sampler.model)
+        traces, kept = [], []
+        for _ in range(2):
+            communicator.barrier()
+            result = own("", height=128, width=128, num_inference_steps=4, spread=Spread(communicator=communicator))
+            traces.append(result.traces)
+            kept.append(sum(span.lane != "wait" for span in communicator.trace.spans))
+        return traces, kept
+
+    with torch.inference_mode():
+        told = BACKENDS["in-process"].run(world_size, program)
+    for traces, kept in told:
+        first, second = ([rows_of(trace) for trace in run] for run in traces)
+        assert first == second and len(first) == world_size and all(first)
+        assert all(
+            max(s.end for s in one.spans) <= min(s.begin for s in two.spans) for one, two in zip(*traces, strict=True)
+        )
+        assert kept[0] == kept[1]
+
+
+def rows_of(trace):
+    """Rows that a rank computed at every step."""
+    return [(span.args["step"], span.args["rows"]) for span in trace.spans if "rows" in span.args]

@@ -15,7 +15,7 @@ from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
 from vitrail.core.run_config import RunConfig
 from vitrail.discovery import registry
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, OutputError
 from vitrail.methods import load_method
 from vitrail.recipe import KEY, Recipe, digest_of, read_recipe, save_picture
 from vitrail.sampler import Sampler
@@ -117,7 +117,7 @@ def test_a_file_that_cannot_be_completed_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OutputError, match="No space"):
         save_picture(GREY, recipe_of(), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 

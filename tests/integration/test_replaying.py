@@ -2,16 +2,21 @@
 
 import functools
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 from PIL import Image
 
 from command_line import vitrail
 from original_format import save_single_file
 from tiny_families import tiny_sd
+from vitrail.core.run_config import RunConfig
 from vitrail.digests import content_digest
 from vitrail.errors import ConfigError
+from vitrail.methods import load_method
+from vitrail.recipe import Recipe, save_picture
 from vitrail.sampler import Sampler, Spread
 
 WORDS = ["a fox", "--size", "96", "--steps", "2", "-m", "multidiffusion"]
@@ -91,7 +96,36 @@ def test_a_picture_of_any_kind_is_read_in_colours(pipe, mode):
     assert torch.equal(sampler("a fox", image=picture.convert(mode), **call).latents, expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 7, 7), (1, 1, 64, 64), (2, 3, 64, 64), (64, 64)])
+@pytest.mark.parametrize("shape", [(1, 4, 7, 7), (5, 5, 5), (2, 3, 64, 64), (1, 0, 64, 64)])
 def test_a_tensor_that_is_neither_picture_nor_latents_is_refused(pipe, shape):
-    with pytest.raises(ConfigError, match=r"or latents of \(1, 4, 8, 8\); got"):
+    with pytest.raises(ConfigError, match=r"or latents (of \(1, 4, 8, 8\)|with 4 channels; got)|got 2 in one array"):
         Sampler.from_pipeline(pipe, "direct")("a", image=torch.zeros(shape), height=64, width=64, num_inference_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"model": "someone/model"}, "--model"),
+        ({"model": "/etc/model"}, "--model"),
+        ({"model": "../model"}, "--model"),
+        ({"image": "/etc/passwd"}, "--image"),
+        ({"image": "~/secret.png"}, "--image"),
+    ],
+)
+def test_a_picture_does_not_choose_what_is_read_or_fetched(tmp_path, monkeypatch, capsys, changes, option):
+    monkeypatch.chdir(tmp_path)
+    run = RunConfig(prompt="a fox", method="direct", width=64, height=64)
+    recipe = Recipe.of(run, load_method("direct"))
+    save_picture(Image.new("RGB", (64, 64)), evolve(recipe, run=recipe.run | changes), Path("theirs.png"))
+    told = vitrail(monkeypatch, capsys, "replay", "theirs.png")
+    assert told.code == 2 and "a picture does not choose what is read or fetched" in told.err
+    assert option in told.err
+
+
+def test_escapes_in_a_recipe_reach_no_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.of(RunConfig(prompt="a fox", method="direct", width=64, height=64), load_method("direct"))
+    hostile = evolve(recipe, run=recipe.run | {"method": "\x1b[2J\x1b]0;owned\x07", "model": "demo\x1b[31m"})
+    save_picture(Image.new("RGB", (64, 64)), hostile, Path("theirs.png"))
+    told = vitrail(monkeypatch, capsys, "replay", "theirs.png")
+    assert told.code == 2 and "\x1b" not in told.out + told.err

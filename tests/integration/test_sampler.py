@@ -1,10 +1,13 @@
 """The public face: the call, its callbacks and outputs, and what it leaves behind."""
 
+import threading
+
 import pytest
 import torch
 from structlog.testing import capture_logs
 
 from toy import toy_sampler
+from vitrail import hookimpl
 from vitrail.core.log import EVENTS
 from vitrail.core.run_config import RunConfig
 from vitrail.errors import CapabilityError, ConfigError, ModelError
@@ -49,7 +52,7 @@ def test_callback_may_return_nothing(sampler):
     for answer in (None, {}):
         given = latents(sampler, callback_on_step_end=lambda *call, answer=answer: seen.append(call[0]) or answer)
         assert torch.equal(given, plain)
-    assert len(seen) == 8 and all(caller is sampler for caller in seen)
+    assert len(seen) == 8 and all(caller.sampler is sampler for caller in seen)
 
 
 def test_callback_may_replace_the_latents(sampler):
@@ -118,6 +121,62 @@ def test_interrupt_among_several_pictures(sampler):
     assert torch.equal(result.latents[:1], latents(sampler))
 
 
+@pytest.mark.parametrize("from_thread", [False, True], ids=["here", "another thread"])
+def test_interrupt_before_a_call_stops_that_call_and_no_other(sampler, from_thread):
+    plain = latents(sampler)
+    if from_thread:
+        other = threading.Thread(target=sampler.interrupt)
+        other.start()
+        other.join()
+    else:
+        sampler.interrupt()
+        sampler.interrupt()
+    result = sampler("a fox", **CALL)
+    assert result.report.interrupted and result.report.steps == 0 and result.report.model_calls == 0
+    result = sampler("a fox", **CALL)
+    assert not result.report.interrupted and torch.equal(result.latents, plain)
+
+
+def test_interrupt_stops_every_run_at_work_and_none_that_comes_later(sampler):
+    reached, go_on, results = threading.Barrier(3), threading.Event(), []
+
+    def wait(caller, index, timestep, kwargs):
+        if index == 0:
+            reached.wait(60)
+            go_on.wait(60)
+
+    def run():
+        results.append(sampler("a fox", callback_on_step_end=wait, **CALL))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    reached.wait(60)
+    sampler.interrupt()
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert [(one.report.interrupted, one.report.steps) for one in results] == [(True, 1)] * 2
+    assert not sampler("a fox", **CALL).report.interrupted
+
+
+def test_interrupt_outlives_a_call_that_was_refused_before_it_began(sampler):
+    sampler.interrupt()
+    with pytest.raises(ConfigError):
+        sampler("a fox", **(CALL | {"height": 32}))
+    assert sampler("a fox", **CALL).report.interrupted
+    assert not sampler("a fox", **CALL).report.interrupted
+
+
+def test_a_callback_may_interrupt_as_with_diffusers(sampler):
+    def stop(pipeline, index, timestep, kwargs):
+        pipeline._interrupt = index == 1
+        return kwargs
+
+    result = sampler("a fox", callback_on_step_end=stop, **CALL)
+    assert result.report.interrupted and result.report.steps == 2
+
+
 # ---------------------------------------------------------------- what goes in and comes out
 
 
@@ -146,6 +205,50 @@ def test_latents_of_the_users_own(sampler):
     assert not torch.equal(first, latents(sampler))
     with pytest.raises(ConfigError, match=r"latents must be \(1, 4, 12, 8\) for this canvas, got \(1, 4, 8, 12\)"):
         latents(sampler, latents=noise.transpose(2, 3))
+
+
+TYPES = [torch.float16, torch.bfloat16, torch.float64]
+
+
+class Types:
+    """Notes the types of what a step shows."""
+
+    def __init__(self):
+        self.seen = set()
+
+    @hookimpl
+    def vitrail_step_end(self, latents, prediction):
+        self.seen |= {latents.dtype, prediction.latents.dtype, prediction.model_output.dtype}
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("how", ["latents", "image", "image and latents"])
+def test_the_canvas_is_float32_whatever_type_it_is_given_in(sampler, how, dtype):
+    brought = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3)).to(dtype)
+    types = Types()
+    watched = Sampler(sampler.backbone, sampler.composition, model="pipeline", plugins=[("types", types)])
+    wide, given = (dict.fromkeys(how.split(" and "), value) for value in (brought.float(), brought))
+    strength = {"strength": 0.5} if "image" in how else {}
+    found = latents(watched, **given, **strength)
+    assert types.seen == {torch.float32} and found.dtype == torch.float32
+    assert torch.equal(found, latents(sampler, **wide, **strength))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_latents_of_a_callback_are_taken_over_in_float32(sampler, dtype):
+    def cast(to):
+        return lambda caller, i, timestep, kwargs: {"latents": kwargs["latents"].to(dtype).to(to)}
+
+    types = Types()
+    watched = Sampler(sampler.backbone, sampler.composition, model="pipeline", plugins=[("types", types)])
+    found = latents(watched, callback_on_step_end=cast(dtype))
+    assert types.seen == {torch.float32} and found.dtype == torch.float32
+    assert torch.equal(found, latents(sampler, callback_on_step_end=cast(torch.float32)))
+
+
+def test_latents_of_a_callback_must_fit_the_canvas(sampler):
+    with pytest.raises(ConfigError, match=r"callback_on_step_end at step 0 returned latents of \(1, 4, 12, 4\)"):
+        latents(sampler, callback_on_step_end=lambda c, i, t, kwargs: {"latents": kwargs["latents"][..., :4]})
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from vitrail.core.gradients import CountedGradients
 from vitrail.core.run_config import RunConfig
 from vitrail.core.run_state import Sampled, Timings
 from vitrail.core.streams import Streams
-from vitrail.errors import CapabilityError, ModelError
+from vitrail.errors import CapabilityError, ConfigError
 from vitrail.gradients import without_graph
 from vitrail.methods import load_method
 from vitrail.plugins.synchronized import Synchronized
@@ -219,7 +219,7 @@ def test_a_file_of_weights_is_another_distance_and_a_wrong_one_is_refused_before
     assert by_file.isfinite().all() and not torch.equal(by_file, sampled(pipe, **call))
     other = copy.deepcopy(pipe)
     no_call(other)
-    with pytest.raises(ModelError, match=r"stages.0.guidance.0.weights: .*lin0.model.1.weight"):
+    with pytest.raises(ConfigError, match=r"stages.0.guidance.0: weights: .*lin0.model.1.weight"):
         sampled(other, f"{GUIDANCE}.weights={wrong}")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         sampled(other, f"{GUIDANCE}.weights={tmp_path / 'none.safetensors'}")

@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 
 from adapters import (
     build,
@@ -269,3 +270,44 @@ def test_pictures_that_do_not_fit_an_ip_adapter_are_refused():
     pipe.register_modules(image_encoder=None)
     with pytest.raises(ConfigError, match="has no image encoder, so give ip_adapter_image_embeds"):
         ours(sampler, pipe, ip_adapter_image=picture())
+
+
+# ---------------------------------------------------------------- pictures, whatever they are brought as
+
+
+def brought_as(values):
+    """One picture of eight bits as callers have it, Float32["1 3 h w"] in; no two of one class, type and shape."""
+    levels = (255 * values[0]).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(levels)
+    return [picture, levels, torch.from_numpy(levels), [picture], levels[None], levels.astype("uint16") * 257]
+
+
+@pytest.mark.parametrize("family", TEXTS)
+def test_a_picture_to_start_from_is_the_same_whatever_it_is_brought_as(family):
+    pipe, call = plain(family), CALL | {"strength": 0.5}
+    made = [wrap(pipe)("a fox", image=given, **call).latents for given in brought_as(hint(2 * SIDE, SIDE))]
+    assert all(torch.equal(one, made[0]) for one in made)
+
+
+def test_a_hint_and_the_picture_of_an_ip_adapter_are_the_same_whatever_they_are_brought_as():
+    pipe, _ = build("sd", "controlnet", "ip-adapter")
+    given = zip(brought_as(hint(SIDE, SIDE)), brought_as(hint(24, 24)), strict=True)
+    made = [ours(wrap(pipe), pipe, control_image=a, ip_adapter_image=[b]) for a, b in given]
+    assert all(torch.equal(one, made[0]) for one in made)
+
+
+@pytest.mark.parametrize("name", ["image", "control_image", "ip_adapter_image"])
+def test_what_is_no_picture_is_refused_by_its_name_before_the_first_step(name):
+    pipe, more = build("sd", "controlnet", "ip-adapter")
+    call = CALL | more | {name: 255 * hint(SIDE, SIDE).numpy()}
+    with pytest.raises(ConfigError, match=rf"^{name}: floats must be in \[0, 1\].*divide 8 bits by 255"):
+        wrap(pipe)("a fox", callback_on_step_end=lambda *step: pytest.fail("a step was done"), **call)
+
+
+def test_floats_for_an_ip_adapter_are_what_its_processor_gives():
+    pipe, more = build("sd", "ip-adapter")
+    values = pipe.feature_extractor(more["ip_adapter_image"], return_tensors="pt").pixel_values
+    made = assert_same(wrap(pipe), pipe, ip_adapter_image=values)
+    assert torch.equal(made, ours(wrap(pipe), pipe, **more))
+    with pytest.raises(ConfigError, match="as floats is what the feature_extractor gives"):
+        ours(wrap(pipe), pipe, ip_adapter_image=values[..., :16])

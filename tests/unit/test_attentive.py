@@ -11,7 +11,7 @@ from vitrail.core.noise_schedule import Stepper
 from vitrail.core.prediction import Prediction
 from vitrail.core.scene import Scene
 from vitrail.core.streams import Streams
-from vitrail.plugins.attentive import Attentive, attended
+from vitrail.plugins.attentive import Attentive, attended, gamma_at
 from vitrail.testing import make_step
 
 WHOLE = {"patching": "whole", "fusion": "average"}
@@ -64,7 +64,7 @@ def test_the_change_is_the_same_in_every_form(alpha):
 
 def test_the_published_schedule_of_fifty_steps():
     steps = [make_step(0, 50, stage_step=k, stage_num_steps=50) for k in range(50)]
-    gammas = [Attentive().gamma(step) for step in steps]
+    gammas = [gamma_at(Attentive(), step) for step in steps]
     assert gammas[:3] == [0.0] * 3
     assert gammas[3] == 0.004
     assert gammas[3:] == sorted(gammas[3:], reverse=True)
@@ -79,7 +79,7 @@ def test_the_published_schedule_of_fifty_steps():
 def test_the_schedule_is_a_share_of_any_number_of_steps(num_steps):
     steps = [make_step(0, num_steps, stage_step=k, stage_num_steps=num_steps) for k in range(num_steps)]
     first = math.floor(0.06 * num_steps + 0.5)
-    gammas = [Attentive().gamma(step) for step in steps]
+    gammas = [gamma_at(Attentive(), step) for step in steps]
     assert gammas[:first] == [0.0] * first and gammas[first] == 0.004
 
 

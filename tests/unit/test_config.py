@@ -232,7 +232,10 @@ def test_a_key_that_is_not_there_is_named_wherever_it_stands(composition, data):
         LOADER.structure(tables, Composition, "mutated")
 
 
-@given(st.builds(RunConfig, prompt=st.text(), seed=st.integers(0, 2**63 - 1), scheduler=st.none() | st.text()))
+NAMES = st.text(min_size=1).filter(str.strip)
+
+
+@given(st.builds(RunConfig, prompt=st.text(), seed=st.integers(0, 2**63 - 1), scheduler=st.none() | NAMES))
 def test_run_goes_to_data_and_back(config):
     assert LOADER.structure(json.loads(json.dumps(attrs.asdict(config))), RunConfig, "dumped") == config
 

@@ -12,7 +12,7 @@ from vitrail import hookimpl
 from vitrail.core.scene import Scene, Start
 from vitrail.core.streams import Streams
 from vitrail.core.views import Canvas
-from vitrail.plugins.dilated import Dilated, blurred, gaussian_weights, with_moments_of
+from vitrail.plugins.dilated import Dilated, blurred, deviation_at, gaussian_weights, with_moments_of
 from vitrail.plugins.patching import Windows
 from vitrail.plugins.residual import SkipResidual
 from vitrail.testing import make_step
@@ -43,13 +43,13 @@ def noise(height, width, seed=0, batch=1):
     [(2, [0.2388, 0.5224, 0.2388]), (4, [0.0004, 0.0218, 0.2282, 0.4991, 0.2282, 0.0218, 0.0004])],
 )
 def test_the_published_kernels(stride, weights):
-    assert gaussian_weights(Dilated().deviation(FIRST), stride) == pytest.approx(weights, abs=6e-5)
+    assert gaussian_weights(deviation_at(Dilated(), FIRST), stride) == pytest.approx(weights, abs=6e-5)
 
 
 def test_the_published_cosines():
     for timestep, (cosine, cube) in PUBLISHED.items():
         step = make_step(3, 50, timestep=float(timestep))
-        assert Dilated(sigma=1.0).deviation(step) == pytest.approx(0.99 * cosine + 0.01, abs=6e-5)
+        assert deviation_at(Dilated(sigma=1.0), step) == pytest.approx(0.99 * cosine + 0.01, abs=6e-5)
         start = Start(torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 2))
         kept, _ = SkipResidual().guide(step, torch.ones(1, 4, 2, 2), Scene(start=start), None)
         assert float(1 - kept.mean()) == pytest.approx(cube, abs=6e-5)

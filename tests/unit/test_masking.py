@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attrs import evolve, frozen
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -173,19 +173,6 @@ def test_a_model_without_the_maps_is_refused_with_what_would_do(masking, adapter
         composed(masking()).check(offers, "model 'x'", names)
     with pytest.raises(CapabilityError, match=rf"needs '{need}'\n"):
         composed(masking()).check(offers, "model 'x'")
-
-
-@frozen
-class Elsewhere:
-    """A strategy of a slot that no registry knows."""
-
-    needs = frozenset({"magic"})
-
-
-def test_a_slot_that_nothing_is_registered_in_is_told_without_names(names, monkeypatch):
-    monkeypatch.setattr(Stage, "strategies", lambda _: iter([("wand", Elsewhere())]))
-    with pytest.raises(CapabilityError, match=r"stages\.0\.wand: Elsewhere needs 'magic'\n"):
-        composed(NoMask()).check(frozenset(), "model 'x'", names)
 
 
 def test_stages_must_want_the_same_maps():

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from perceptual_files import WIDTHS, random_weights, write
-from vitrail.backbones.perceptual import BLOCKS, check_weights, load_distance
+from vitrail.backbones.perceptual import load_distance
+from vitrail.core.lpips import BLOCKS, check_weights
 from vitrail.core.streams import Streams
 from vitrail.errors import ModelError, ShapeError
 

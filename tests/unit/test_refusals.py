@@ -73,11 +73,10 @@ def test_windows_cannot_be_remembered_as_the_picture():
         assert made(stage | {"remember": True}).stages[0].remember
 
 
-@pytest.mark.parametrize("guidance", ["sync", "async"])
-def test_a_map_of_the_picture_is_not_laid_on_a_window(guidance):
-    with pytest.raises(ConfigError, match=r"stages\.1\.masking: RememberedAttention is of the whole picture.*Windows"):
-        grown(WINDOWS | RECALLED | {"guidance": [guidance]})
-    assert grown(LATTICE | RECALLED | {"guidance": [guidance]})
+@pytest.mark.parametrize("guidance", ["sync", "async", "anchored"])
+@pytest.mark.parametrize("stage", [WINDOWS, LATTICE])
+def test_a_map_of_the_picture_serves_windows_and_lattices(stage, guidance):
+    assert grown(stage | RECALLED | {"guidance": [guidance]})
 
 
 @pytest.mark.parametrize("guidance", ["anchored", "skip-residual", "wavelet"])

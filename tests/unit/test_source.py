@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from original_format import hollow_file
-from vitrail.backbones.header import read_header
 from vitrail.backbones.single_file import scheduler_changes
 from vitrail.backbones.source import ModelOptions, find_model
+from vitrail.core.header import read_header
 from vitrail.errors import ModelError
 
 UNET = "model.diffusion_model.input_blocks.0.0.weight"

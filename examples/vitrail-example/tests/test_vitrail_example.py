@@ -1,12 +1,19 @@
 """What an author of a plugin tests: the contract of each slot, and one law of each class."""
 
+import tempfile
+from pathlib import Path
+
+import pytest
 import torch
-from vitrail_example import Center, ClampClean, Colourfulness, Probe
+from PIL import Image
+from vitrail_example import Center, ClampClean, Colourfulness, PictureMask, Probe
 
 from vitrail.core.measuring import Shown
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 from vitrail.core.scene import Scene
+from vitrail.core.views import Canvas, Span, View
+from vitrail.errors import ConfigError
 from vitrail.testing import check_guidance, check_masking, make_prediction, make_step
 
 
@@ -33,12 +40,26 @@ def test_clamping_leaves_no_outlier_and_nothing_else_moved():
 
 def test_center_is_one_in_the_middle_and_falls_towards_every_border():
     key = make_prediction((2, 4, 9, 15), make_step(0))
-    mask, _ = Center(radius=0.7).mask(key.step, key, Predicted(key.model_output), None)
+    wanted = Predicted(key.model_output, view=View(Span(0, 9), Span(0, 15)), canvas=Canvas(9, 15, 8), inner=(9, 15))
+    mask, _ = Center(radius=0.7).mask(key.step, key, wanted, None)
     assert mask[0, 0, 4, 7] == 1
     assert mask[0, 0, 0, 0] == 0
     assert torch.equal(mask, mask.flip(-1))
     assert torch.equal(mask, mask.flip(-2))
     assert (mask[..., 7:].diff(dim=-1) <= 0).all()
+
+
+def test_a_picture_is_a_mask_and_a_missing_one_is_told():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mask.png"
+        Image.new("L", (4, 4), 255).save(path)
+        check_masking(PictureMask(path=str(path)))
+        white = PictureMask(path=str(path)).digest()
+        Image.new("L", (4, 4), 0).save(path)
+        assert PictureMask(path=str(path)).digest() != white
+        path.unlink()
+        with pytest.raises(ConfigError, match="there is no picture"):
+            PictureMask(path=str(path)).check()
 
 
 def test_probe_counts_steps_and_tells_sharp_from_flat():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from attrs import field, frozen
 from torch import Tensor
@@ -15,6 +17,9 @@ from vitrail.core.inputs import Inputs
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import AttentionRequest, Predicted, Rows
 from vitrail.core.step import Step
+
+if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
 
 
 @frozen(eq=False)
@@ -52,6 +57,13 @@ class AnalyticBackbone:
     defaults: ClassVar[Mapping[str, Any]] = {}
     max_view: ClassVar[None] = None
     network: ClassVar[None] = None
+    pipeline: ClassVar[None] = None
+    callback_inputs: ClassVar[tuple[str, ...]] = ("latents",)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the templates are."""
+        return self.prior.templates.device
 
     def new_scheduler(self, name: str | None = None) -> Any:
         """A copy of the scheduler it was given."""
@@ -77,6 +89,9 @@ class AnalyticBackbone:
 
     def check_wrap(self) -> None:
         """It draws cell by cell."""
+
+    def remembers(self) -> None:
+        """Nothing."""
 
     def words(self, inputs: Inputs) -> tuple[str, ...]:
         """None."""
@@ -106,10 +121,28 @@ class AnalyticBackbone:
         small = F.avg_pool2d(picture, self.vae_scale_factor)
         return F.pad(small, (0, 0, 0, 0, 0, self.latent_channels - 3))
 
+    def check_gradients(self) -> None:
+        """Latents are cells of the picture, and the posterior mean is smooth."""
+
+    def decoder(self) -> Callable[[Tensor], Tensor]:
+        """The first three channels, enlarged and not clipped, so that there is a way back from all of them."""
+        factor = self.vae_scale_factor
+        return lambda clean: clean[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+    def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def adapters_kept(self) -> AbstractContextManager[None]:
+        """It has none."""
+        return nullcontext()
+
     def release(self) -> None:
         """Nothing is held."""
 
-    def decode(self, latents: Tensor, exchange: Any = None, wrap: Any = "none", backs_off: bool = True) -> Tensor:
+    def decode(
+        self, latents: Tensor, exchange: Any = None, wrap: Any = "none", backs_off: bool = True, streams: Any = None
+    ) -> Tensor:
         """The first three channels, enlarged."""
         factor = self.vae_scale_factor
         picture = latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
@@ -120,3 +153,7 @@ class AnalyticBackbone:
         from PIL import Image
 
         return [Image.fromarray((p.permute(1, 2, 0) * 255).round().byte().cpu().numpy()) for p in pictures]
+
+
+if TYPE_CHECKING:
+    _CONFORMS: type[Backbone] = AnalyticBackbone

@@ -150,7 +150,7 @@ def shares_of(heads: Heads, columns: Sequence[int], most: int = MOST_SCORES) -> 
     """
     batch, count, cells, _ = heads.query.shape
     chunk = max(1, most // (batch * count * heads.key.shape[-2]))
-    chosen = torch.as_tensor(list(columns), device=heads.key.device)
+    chosen = torch.as_tensor(list(columns), dtype=torch.int64, device=heads.key.device)
     parts = []
     with torch.autocast(heads.key.device.type, enabled=False):
         key = heads.key.float().transpose(-1, -2) * heads.scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import ConfigError, Problems
@@ -14,13 +15,14 @@ GUIDANCE = ("control_guidance_start", "control_guidance_end")
 BY_NETWORK = ("controlnet_conditioning_scale", *GUIDANCE)
 
 
-def check_brought(pipe: Any, inputs: Inputs, served: frozenset[str]) -> None:
+def check_brought(pipe: Any, inputs: Inputs, served: frozenset[str], lacking: Sequence[str] = ()) -> None:
     """Refuse conditioning that a pipeline cannot use.
 
     Args:
         pipe: Of diffusers.
         inputs: Of the run.
         served: Names of the ``Extras`` that the pipeline can use.
+        lacking: Parts that a text would need to be encoded and that the pipeline does not have.
 
     Raises:
         ConfigError: With every problem.
@@ -28,7 +30,7 @@ def check_brought(pipe: Any, inputs: Inputs, served: frozenset[str]) -> None:
     problems, extras, name = Problems(), inputs.extras, type(pipe).__name__
     with problems.collect():
         extras.refuse(served, name)
-    found = [*_embeddings(extras, inputs, served), *_numbers(extras)]
+    found = [*_embeddings(extras, inputs, served), *_texts(pipe, inputs, lacking), *_numbers(extras)]
     if "ip_adapter_image" in served:
         found += _pictures(pipe, extras, inputs.guided, name)
     if "control_image" in served:
@@ -55,13 +57,13 @@ def _embeddings(extras: Extras, inputs: Inputs, served: frozenset[str]) -> Itera
     for side in ("", "negative_"):
         name, beside = f"{side}prompt_embeds", f"{side}pooled_prompt_embeds"
         value, more = getattr(extras, name), getattr(extras, beside)
-        if value is not None and len(value) != 1:
+        if value is not None and (len(value) != 1 or value.numel() == 0):
             yield f"{name} must be of one prompt, (1, tokens, width), got {tuple(value.shape)}"
         if pooled and (value is None) != (more is None):
             missing, there = (name, beside) if value is None else (beside, name)
             yield f"{there} need {missing} beside them; encode_prompt of the pipeline gives both"
     cond, uncond = extras.prompt_embeds, extras.negative_prompt_embeds
-    if uncond is not None and inputs.negative_prompt:
+    if uncond is not None and inputs.negative_prompt is not None:
         yield "negative_prompt and negative_prompt_embeds say the same thing; give one of them"
     if not inputs.guided or cond is None or uncond is None:
         return
@@ -72,8 +74,28 @@ def _embeddings(extras: Extras, inputs: Inputs, served: frozenset[str]) -> Itera
         )
 
 
+def _texts(pipe: Any, inputs: Inputs, lacking: Sequence[str]) -> Iterator[str]:
+    """Texts that would have to be encoded by parts that are not there."""
+    extras, zeros = inputs.extras, pipe.config.get("force_zeros_for_empty_prompt", False)
+    needs = ["prompt_embeds"] if extras.prompt_embeds is None else []
+    given = extras.negative_prompt_embeds is not None or (zeros and inputs.negative_prompt is None)
+    needs += [] if given or not inputs.guided else ["negative_prompt_embeds"]
+    if lacking and needs:
+        yield (
+            f"{type(pipe).__name__} has no {', '.join(lacking)} to encode a text with; load {_them(lacking)}, or give "
+            f"{' and '.join(needs)}"
+        )
+
+
+def _them(parts: Sequence[str]) -> str:
+    return "them" if len(parts) > 1 else "it"
+
+
 def _numbers(extras: Extras) -> Iterator[str]:
-    """What goes to attention processors and is no number."""
+    """Text layers that there cannot be, and what goes to attention processors and is no number."""
+    skip: object = extras.clip_skip
+    if skip is not None and (isinstance(skip, bool) or not isinstance(skip, Integral) or int(skip) < 0):
+        yield f"clip_skip must be a whole number, 0 or more, or left out; got {skip!r}"
     for name in ("cross_attention_kwargs", "joint_attention_kwargs"):
         for key, value in (getattr(extras, name) or {}).items():
             if value is not None and not isinstance(value, (int, float)):
@@ -92,7 +114,16 @@ def _pictures(pipe: Any, extras: Extras, guided: bool, name: str) -> Iterator[st
         yield "ip_adapter_image and ip_adapter_image_embeds say the same thing; give one of them"
     if picture is not None and getattr(pipe, "image_encoder", None) is None:
         yield f"{name} has no image encoder, so give ip_adapter_image_embeds instead of ip_adapter_image"
+    if picture is not None and getattr(pipe, "feature_extractor", None) is None:
+        yield f"{name} has no feature_extractor, so give ip_adapter_image_embeds instead of ip_adapter_image"
     given = picture if isinstance(picture, list) else [picture]
+    for shape in (tuple(each.shape) for each in given if hasattr(each, "untyped_storage")):
+        side = getattr(getattr(pipe.image_encoder, "config", None), "image_size", None)
+        if side is not None and shape != (1, 3, side, side):
+            yield (
+                f"ip_adapter_image as floats is what the feature_extractor gives, {(1, 3, side, side)}, got {shape}; "
+                "give the picture itself, as a Pillow image or uint8"
+            )
     if picture is not None and len(given) != count:
         yield f"{name} has {count} IP-Adapters; give ip_adapter_image as a list of as many, got {len(given)}"
     if embeds is None:

@@ -15,6 +15,7 @@ from vitrail.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.backbones.kept_forwards import KeptForwards
     from vitrail.core.inputs import Inputs
     from vitrail.core.protocols import AttentionRequest, Branch, Rows
     from vitrail.core.views import Span, View
@@ -65,6 +66,7 @@ class Conditioning:
         inputs: What it was made from.
         pack: What else the family wants to keep, e.g. a control network's weights over the steps.
         in_turn: Whether a forward changes the networks, so that threads must not run them at once.
+        kept: The picture's forwards, if the network remembers them.
     """
 
     given: tuple[Given, ...] = field(converter=as_tuple)
@@ -73,6 +75,7 @@ class Conditioning:
     inputs: Inputs
     pack: Any = None
     in_turn: bool = False
+    kept: KeptForwards | None = None
     words: tuple[tuple[int, ...], ...] = field(converter=as_tuple, default=())
 
     def also(self, text: str, other: Conditioning) -> Conditioning:
@@ -88,6 +91,11 @@ class Conditioning:
                 raise ConfigError(f"{own.name} of the text {text!r} have another shape than those of the prompt")
             given.append(own if values is None else evolve(own, texts={**own.texts, text: values}))
         return evolve(self, given=given)
+
+    def both(self, name: str, guided: bool) -> Tensor:
+        """A tensor as diffusers' loop has it: of both branches, ``uncond`` first, or of the text's alone."""
+        (values,) = (given.values for given in self.given if given.name == name)
+        return torch.cat([values["uncond"], values["cond"]]) if guided else values["cond"]
 
     def rows(self, rows: Rows) -> dict[str, Tensor]:
         """Every tensor for a micro-batch, by name."""
@@ -128,8 +136,8 @@ def crop(canvas: Tensor, view: View, scale: int) -> Tensor:
     rows = _cells(view.vertical, scale, canvas.shape[-2])
     cols = _cells(view.horizontal, scale, canvas.shape[-1])
     down, right = view.vertical.step, view.horizontal.step
-    cut = canvas.index_select(-2, torch.as_tensor(rows, device=canvas.device))
-    cut = cut.index_select(-1, torch.as_tensor(cols, device=canvas.device))
+    cut = canvas.index_select(-2, torch.as_tensor(rows, dtype=torch.int64, device=canvas.device))
+    cut = cut.index_select(-1, torch.as_tensor(cols, dtype=torch.int64, device=canvas.device))
     return cut if down == right == 1 else F.avg_pool2d(cut, (down, right))
 
 

@@ -21,9 +21,10 @@ from torch import Tensor
 from vitrail.backbones.strip_check import check_strips
 from vitrail.backbones.strip_check import check_wrap as check_wrap
 from vitrail.backbones.strip_ops import Exchange, Shortage
-from vitrail.backbones.strips import cut_rows, decode_strips, decode_whole, gather_picture
+from vitrail.backbones.strips import UNSEEDED, cut_rows, decode_strips, decode_whole, gather_picture
 from vitrail.core.log import logger
 from vitrail.core.run_config import Wrap
+from vitrail.core.streams import Streams
 from vitrail.errors import CapabilityError, OutOfMemory, PredictionError, ShapeError
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -42,6 +43,7 @@ def decode(
     wrap: Wrap = "none",
     backs_off: bool = True,
     upcasts: bool = True,
+    streams: Streams = UNSEEDED,
 ) -> Tensor:
     """A picture from latents, on every rank; collective, since ranks share a large one by strips.
 
@@ -55,6 +57,7 @@ def decode(
         wrap: Axes on which the edges of the picture meet.
         backs_off: Whether strips that do not fit in memory are halved.
         upcasts: Whether ``force_upcast`` counts; most VAEs say it by default, and only XL's pipelines mind.
+        streams: Of the picture, for a decoder that draws noise.
 
     Returns:
         In [0, 1], Float32[Tensor, "1 3 Height Width"].
@@ -69,7 +72,7 @@ def decode(
 
     def once(used: Any, copyable: bool) -> Tensor:
         if wrap == "none" and not (copyable and _can_cut(used)):
-            return _whole(used, latents)
+            return _whole(used, latents, streams)
         return _in_strips(used, latents, native_size, exchange, wrap, backs_off)
 
     return _finite(vae, ENCODER, latents.device, once, "the decoded picture", upcasts)
@@ -197,11 +200,11 @@ def _can_cut(vae: Any) -> bool:
     return True
 
 
-def _whole(vae: Any, latents: Tensor) -> Tensor:
+def _whole(vae: Any, latents: Tensor, streams: Streams) -> Tensor:
     """The ordinary decode; cutting it any finer is not known how to."""
     shortage, pictures = Shortage(), dict[int, Tensor]()
     with shortage.noted():
-        pictures[0] = decode_whole(vae, latents)
+        pictures[0] = decode_whole(vae, latents, streams)
     if shortage.reason:
         raise OutOfMemory(f"out of memory while decoding the whole picture: {shortage.reason}; try {REMEDIES}")
     return pictures[0]
@@ -240,7 +243,7 @@ def _shortage(exchange: Exchange, reason: str) -> str:
     """Why the first rank that ran out of memory did so, or "" if none has; collective."""
     keys = [(rank, "short") for rank in range(exchange.world_size)]
     like = {key: torch.empty(1, dtype=torch.uint8, device="meta") for key in keys}
-    mine = {(exchange.rank, "short"): torch.tensor([bool(reason)]).byte()}
+    mine = {(exchange.rank, "short"): torch.tensor([bool(reason)], dtype=torch.uint8, device="cpu")}
     told = exchange.gather(mine, like, {key: key[0] for key in keys})
     short = [rank for rank, _ in keys if bool(told[rank, "short"])]
     return (reason or f"on rank {short[0]}") if short else ""

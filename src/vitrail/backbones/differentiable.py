@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vitrail.backbones.decoding import ENCODER, float32_copy, is_copyable
 from vitrail.backbones.strip_check import check_strips
-from vitrail.backbones.strips import scaled
+from vitrail.backbones.strips import draws_noise, scaled
 from vitrail.backbones.turns import moves
+from vitrail.core.ambient import plain_defaults
 from vitrail.errors import CapabilityError
 
 
@@ -43,6 +44,11 @@ def check_differentiable(vae: Any, *networks: Any) -> None:
             "a method that differentiates cannot use weights that were made in torch.inference_mode: load the pipeline "
             "outside of it"
         )
+    if draws_noise(vae):
+        raise CapabilityError(
+            f"a method that differentiates needs a decoder that is a function of the latents, but {type(vae).__name__} "
+            "draws noise at every decode: use another VAE, or another method"
+        )
     if vae.dtype == torch.float16 and not is_copyable(vae, ENCODER):
         raise CapabilityError(
             "a VAE in float16 is differentiated as a copy in float32, but hooks or replaced methods keep this one from "
@@ -59,6 +65,7 @@ def decoder_of(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
     return partial(_decode, used, _layers(used))
 
 
+@plain_defaults()
 def _decode(vae: Any, layers: list[Callable[[Tensor], Tensor]], latents: Tensor) -> Tensor:
     hidden = scaled(vae, latents)
     for layer in layers:

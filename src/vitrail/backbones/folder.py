@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail.backbones.header import read_header
+from vitrail.core.header import read_header
 from vitrail.errors import ModelError
 
 INDEX = "model_index.json"

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.backbones.folder import T5, UNUSED, check_folder, left_out, read_index
-from vitrail.backbones.header import read_header
 from vitrail.backbones.hub import fetch_parts, remedy
 from vitrail.backbones.single_file import CONFIGS, T5_WEIGHTS, scheduler_changes
 from vitrail.backbones.weights import align, check_filled
+from vitrail.core.ambient import plain_defaults
+from vitrail.core.header import read_header
 from vitrail.core.log import logger
 from vitrail.errors import ConfigError, ModelError
 
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
     from vitrail.backbones.source import ModelSource
 
+REASON = 120  # characters of what torch says of a device
 CLIP_VOCABULARY = CONFIGS / "clip-tokenizer"  # of every shipped family
 
 
+@plain_defaults()
 def load_pipeline(source: ModelSource, device: str | None = None) -> Any:
     """Load the weights; only safetensors, and nothing that a picture from a text does without.
 
@@ -131,9 +134,15 @@ def find_device(name: str | None) -> torch.device:
     import torch
 
     try:
-        return torch.empty(0, device=name or default_device()).device
+        wanted = torch.device(default_device() if name is None else name)
+    except RuntimeError as error:  # whose text lists every device that torch was ever built for
+        raise ConfigError(
+            f"no device {name!r} here: torch knows no such name; {default_device()!r} can be used"
+        ) from error
+    try:
+        return torch.empty(0, dtype=torch.uint8, device=wanted).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0][:REASON]
         raise ConfigError(f"no device {name!r} here: {reason}; {default_device()!r} can be used") from error
 
 

@@ -15,6 +15,7 @@ from vitrail.core.run_config import ROW_BATCH, RunConfig
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
     from vitrail.core.engine import Engine
 
 SHARE = 0.6  # of what is free that tensors may take; the rest is scratch memory, fragments and the canvas
@@ -36,7 +37,7 @@ class Forecast:
     free_bytes: int | None = None
 
 
-def resolve(config: RunConfig, engine: Engine, backbone: Any) -> RunConfig:
+def resolve(config: RunConfig, engine: Engine, backbone: Backbone) -> RunConfig:
     """A run with its number of rows a forward, which every rank then takes; collective.
 
     Args:
@@ -52,7 +53,7 @@ def resolve(config: RunConfig, engine: Engine, backbone: Any) -> RunConfig:
     return evolve(config, row_batch=rows)
 
 
-def forecast(engine: Engine, backbone: Any, ranks: int, row_batch: int | None = None) -> Forecast:
+def forecast(engine: Engine, backbone: Backbone, ranks: int, row_batch: int | None = None) -> Forecast:
     """The rows of a forward that fit on this rank now, or what a given number needs.
 
     On the CPU at most ``ROW_BATCH``, since more are not faster there. On an accelerator the largest of
@@ -64,7 +65,7 @@ def forecast(engine: Engine, backbone: Any, ranks: int, row_batch: int | None = 
         ranks: Of the run; on the CPU they share the memory.
         row_batch: The number that was given, or None.
     """
-    network = getattr(backbone, "network", None)
+    network = backbone.network
     free = None if network is None else free_bytes(backbone.device)
     if free is None:
         return Forecast(rows=row_batch or ROW_BATCH)
@@ -87,8 +88,9 @@ def smallest(engine: Engine, own: int) -> int:
     ranks = range(communicator.world_size)
     if len(ranks) == 1:
         return own
-    every = {rank: torch.zeros(1, dtype=torch.int64) for rank in ranks}
-    communicator.all_gather_into(every, {communicator.rank: torch.tensor([own])}, {rank: rank for rank in ranks})
+    every = {rank: torch.zeros(1, dtype=torch.int64, device=communicator.device) for rank in ranks}
+    mine = torch.tensor([own], dtype=torch.int64, device=communicator.device)
+    communicator.all_gather_into(every, {communicator.rank: mine}, {rank: rank for rank in ranks})
     return min(int(each) for each in every.values())
 
 

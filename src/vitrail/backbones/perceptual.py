@@ -9,7 +9,7 @@ Without a file the features are those of the judge that ships with the demo mode
 drawn objects, and w = 1/5, which makes distances about as large as those of LPIPS. For photographs give the file of
 LPIPS in its VGG16 form, in float32 or less, with
 
-    features.N.weight, features.N.bias   the convolutions of VGG16 under torchvision's numbers, N in ``CONVS``
+    features.N.weight, features.N.bias   the convolutions of VGG16 under torchvision's numbers, N in ``lpips.CONVS``
     linL.model.1.weight                  w_L of relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, (1, channels, 1, 1)
 
 which are the names of the two published weight files put together.
@@ -27,11 +27,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitrail.backbones.demo.judge import Judge, JudgeNetwork
-from vitrail.backbones.header import read_header
-from vitrail.errors import ModelError, ShapeError
+from vitrail.core.lpips import BLOCKS, check_weights, head_name, names
+from vitrail.errors import ShapeError
 
-CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision's numbers
-BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # between two poolings
 LEAST = 16  # pixels of a side, so that a cell is left after four poolings
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of colours in [-1, 1], as LPIPS was made
 TINY = 1e-10  # beside the square of a feature's length, which may be 0
@@ -88,7 +86,7 @@ class VggDistance:
 
     def between(self, features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
         """The distance of every picture to its other, Float[Tensor, "batch"]."""
-        return apart(features, others, [self._weights[_head(number)] for number in range(len(BLOCKS))])
+        return apart(features, others, [self._weights[head_name(number)] for number in range(len(BLOCKS))])
 
 
 def normalised(features: Tensor, least: float) -> Tensor:
@@ -122,49 +120,5 @@ def load_distance(weights: str | None, device: Any = None) -> JudgeDistance | Vg
         if weights is None:
             return JudgeDistance(Judge.load().network.to(device))
         check_weights(weights)
-        loaded = load_file(weights)
-        return VggDistance({name: loaded[name].float().to(device) for name in _names()})
-
-
-def check_weights(weights: str) -> None:
-    """Refuse a file of other weights by its header alone; other tensors beside them do not matter.
-
-    Raises:
-        ModelError: If the file is missing, broken, or lacks a tensor that fits the others.
-    """
-    shapes = read_header(Path(weights)).shapes
-    missing = [name for name in _names() if name not in shapes]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise _refusal(weights, f"it has no {', '.join(missing[:3])}{more}")
-    channels = 3
-    for number, block in enumerate(BLOCKS):
-        for conv in block:
-            weight, bias = f"features.{conv}.weight", f"features.{conv}.bias"
-            width = shapes[bias][0] if shapes[bias] else 0
-            _fit(weights, weight, shapes[weight], (width, channels, 3, 3))
-            _fit(weights, bias, shapes[bias], (width,))
-            channels = width
-        _fit(weights, _head(number), shapes[_head(number)], (1, channels, 1, 1))
-
-
-def _fit(weights: str, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    if shape != wanted:
-        raise _refusal(weights, f"{name} is {shape} and should be {wanted}")
-
-
-def _refusal(weights: str, what: str) -> ModelError:
-    return ModelError(
-        f"{weights} has not the weights of LPIPS in its VGG16 form: {what}; wanted are features.N.weight and .bias "
-        f"for N in {', '.join(map(str, CONVS))} and linL.model.1.weight for L in 0 to {len(BLOCKS) - 1}, "
-        "or leave `weights` out for the distance that ships inside"
-    )
-
-
-def _head(number: int) -> str:
-    return f"lin{number}.model.1.weight"
-
-
-def _names() -> list[str]:
-    convs = [f"features.{conv}.{kind}" for conv in CONVS for kind in ("weight", "bias")]
-    return convs + [_head(number) for number in range(len(BLOCKS))]
+        loaded = load_file(Path(weights).expanduser())
+        return VggDistance({name: loaded[name].float().to(device) for name in names()})

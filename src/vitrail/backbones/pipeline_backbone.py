@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from attrs import evolve
 
+from vitrail.backbones.adoption import Part, check_adopted, check_parts, missing_encoders
 from vitrail.backbones.brought import check_brought
 from vitrail.backbones.fingerprint import fingerprint_of
-from vitrail.backbones.turns import attributes_kept, lasting, moves, scales_kept
+from vitrail.backbones.kept_forwards import KeptForwards, find_kept, forget
+from vitrail.backbones.turns import adapter_scales_kept, attributes_kept, lasting, moves, scales_kept
+from vitrail.core.ambient import plain_defaults
 from vitrail.core.inputs import Extras
 from vitrail.core.protocols import Predicted
 from vitrail.errors import CapabilityError, ConfigError, nearest
@@ -25,17 +29,25 @@ if TYPE_CHECKING:
 
     from vitrail.backbones.conditioning import Conditioning
     from vitrail.backbones.strip_ops import Exchange
+    from vitrail.core.backbone import Backbone
     from vitrail.core.inputs import Inputs
     from vitrail.core.noise_schedule import Scheduler
     from vitrail.core.protocols import AttentionRequest, Rows
+    from vitrail.core.remembering import Remembering
     from vitrail.core.run_config import Wrap
     from vitrail.core.step import Step
+    from vitrail.core.streams import Streams
 
+_PICTURES = itertools.count()
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
 
 
 class Family(Protocol):
     """What pipelines of one architecture have of their own."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The components that a run needs, and of which classes they may be."""
 
     @property
     def upcasts(self) -> bool:
@@ -68,6 +80,13 @@ class Family(Protocol):
     def forward(self, pipe: Any, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
         """One forward of the network."""
 
+    @property
+    def callback_inputs(self) -> Sequence[str]:
+        """Names of the tensors that a callback may be given."""
+
+    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+        """These tensors besides the latents, as diffusers' loop has them at a step."""
+
 
 class PipelineBackbone:
     """A loaded pipeline and its family.
@@ -82,7 +101,7 @@ class PipelineBackbone:
     """
 
     def __init__(self, pipe: Any, family: Family, offers: frozenset[str], defaults: Mapping[str, Any]):
-        family.check(pipe)
+        check_adopted(pipe, family)
         self._pipe, self._family = pipe, family
         self._lock = threading.Lock()  # ranks that are threads may share a backbone; tokenizers and weights change
         self._users: set[int] = set()  # threads that are at work with it
@@ -103,6 +122,7 @@ class PipelineBackbone:
         """Where the networks run, also when they wait elsewhere."""
         return cast("torch.device", self._pipe._execution_device)
 
+    @plain_defaults()
     def new_scheduler(self, name: str | None = None) -> Scheduler:
         """A copy of the pipeline's scheduler, or another class with the same noise schedule."""
         import diffusers
@@ -124,6 +144,7 @@ class PipelineBackbone:
         _refuse_other_prediction(current, scheduler, name)
         return cast("Scheduler", scheduler)
 
+    @plain_defaults()
     def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, Any]:
         """What ``set_timesteps`` wants besides the number of steps, for latents of a size in cells."""
         return self._family.timestep_options(self._pipe, scheduler, height, width)
@@ -138,13 +159,22 @@ class PipelineBackbone:
         return fingerprint_of(self._pipe.components)
 
     def check_attention(self, request: AttentionRequest) -> None:
-        """Refuse layers that the network does not have."""
+        """Refuse layers that the network does not have, and words that no tokenizer counts."""
+        if self._pipe.tokenizer is None:
+            raise CapabilityError(
+                f"{type(self._pipe).__name__} has no tokenizer, and the method looks at the attention to words; load "
+                "it, or use a method without a mask, such as 'multidiffusion'"
+            )
         self._family.check_attention(self._pipe, request)
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Refuse conditioning that this pipeline cannot use, as it is now."""
-        self._family.check(self._pipe)
-        check_brought(self._pipe, inputs, self._family.serves(self._pipe))
+        from vitrail.backbones.dropout import check_dropout
+
+        check_parts(self._pipe, self._family)
+        check_dropout(self._pipe.components)
+        lacking = missing_encoders(self._pipe, self._family)
+        check_brought(self._pipe, inputs, self._family.serves(self._pipe), lacking)
 
     def check_wrap(self) -> None:
         """Refuse edges that meet, if the VAE cannot draw them."""
@@ -152,6 +182,7 @@ class PipelineBackbone:
 
         check_wrap(self._pipe.vae)
 
+    @plain_defaults()
     def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Conditioning:
         """Encode what a picture is conditioned on."""
         encoders = [getattr(self._pipe, name, None) for name in ENCODERS]
@@ -159,8 +190,9 @@ class PipelineBackbone:
             self._users.add(threading.get_ident())
             made = self._family.condition(self._pipe, inputs, self.device, request)
         scaled = inputs.extras.lora_scale not in (None, 1.0)
-        return evolve(made, in_turn=scaled or moves(*self._denoising()))
+        return evolve(made, in_turn=scaled or moves(*self._denoising()), kept=self._kept())
 
+    @plain_defaults()
     def words(self, inputs: Inputs) -> tuple[str, ...]:
         """The words of the prompt that the network reads, in their order."""
         from vitrail.backbones.words import words_of
@@ -172,11 +204,17 @@ class PipelineBackbone:
         """The same conditioning with one more text that rows may have."""
         return conditioning.also(inputs.prompt, self.condition(evolve(inputs, extras=_text_only(inputs.extras)), None))
 
+    @plain_defaults()
     def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
         """One forward of the network, with the wanted attention maps computed beside it."""
-        with self._turn(conditioning):
-            return self._family.forward(self._pipe, rows, step, timestep, conditioning)
 
+        def ask(part: Rows) -> Predicted:
+            return self._family.forward(self._pipe, part, step, timestep, conditioning)
+
+        with self._turn(conditioning):
+            return ask(rows) if conditioning.kept is None else conditioning.kept.forward(rows, step, ask)
+
+    @plain_defaults()
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
         """Latents of a picture in [-1, 1], Float32[Tensor, "1 3 Height Width"]; ``noise`` draws from the posterior."""
         from vitrail.backbones.decoding import encode
@@ -184,18 +222,27 @@ class PipelineBackbone:
         with lasting(self._pipe.vae):
             return encode(self._pipe.vae, picture, noise, self._family.upcasts)
 
+    @plain_defaults()
     def decode(
-        self, latents: Tensor, exchange: Exchange | None = None, wrap: Wrap = "none", backs_off: bool = True
+        self,
+        latents: Tensor,
+        exchange: Exchange | None = None,
+        wrap: Wrap = "none",
+        backs_off: bool = True,
+        streams: Streams | None = None,
     ) -> Tensor:
         """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"]; ranks share a large one by strips."""
         from vitrail.backbones.decoding import decode
         from vitrail.backbones.strip_ops import Alone
+        from vitrail.backbones.strips import UNSEEDED
 
-        with lasting(self._pipe.vae):
+        vae, upcasts = self._pipe.vae, self._family.upcasts
+        with lasting(vae):
             return decode(
-                self._pipe.vae, latents, self.native_size, exchange or Alone(), wrap, backs_off, self._family.upcasts
+                vae, latents, self.native_size, exchange or Alone(), wrap, backs_off, upcasts, streams or UNSEEDED
             )
 
+    @plain_defaults()
     def check_gradients(self) -> None:
         """Refuse networks through which there is no way back, as they are now."""
         from vitrail.backbones.differentiable import check_differentiable
@@ -208,21 +255,56 @@ class PipelineBackbone:
 
         return decoder_of(self._pipe.vae, self.device)
 
+    @plain_defaults()
     def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
         """A picture of any size in [-1, 1] at the wanted size, by the pipeline's own image processor."""
         return read_picture(self._pipe.image_processor, picture, height, width).to(self.device)
 
+    @plain_defaults()
     def to_pil(self, pictures: Tensor) -> list[Image]:
         """Pictures as Pillow images, by the pipeline's own image processor."""
         processor = self._pipe.image_processor
         return cast("list[Image]", processor.numpy_to_pil(processor.pt_to_numpy(pictures)))
+
+    @property
+    def pipeline(self) -> Any:
+        """As the user has it, for callbacks, which may change it."""
+        return self._pipe
+
+    @property
+    def callback_inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that a callback may be given: the pipeline's own, as far as a run has them."""
+        made = self._family.callback_inputs
+        return tuple(name for name in self._pipe._callback_tensor_inputs if name in made)
+
+    def callback_tensors(self, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+        """What a callback sees besides the latents, as diffusers' loop has it; ``uncond`` first if guided."""
+        return self._family.callback_tensors(self._pipe, conditioning, step, guided)
+
+    @contextmanager
+    def adapters_kept(self) -> Iterator[None]:
+        """Leave the scales of IP-Adapters as they were, which a callback may change for the rest of a picture."""
+        with adapter_scales_kept(self.network):
+            yield
 
     def release(self) -> None:
         """Send networks back to where the pipeline keeps them between calls, when the last thread is done."""
         with self._lock:
             self._users.discard(threading.get_ident())
             if not self._users:
+                forget(*self._denoising())
                 self._pipe.maybe_free_model_hooks()
+
+    def remembers(self) -> Remembering | None:
+        """What the networks keep of earlier forwards, as they are now; None if nothing."""
+        return find_kept(*self._denoising())
+
+    def _kept(self) -> KeptForwards | None:
+        """Of a picture that begins."""
+        found = self.remembers()
+        if found is None:
+            return None
+        return KeptForwards(self._denoising(), found.by_name, next(_PICTURES), lambda: len(self._users) <= 1)
 
     def _denoising(self) -> tuple[Any, ...]:
         return self.network, getattr(self._pipe, "controlnet", None)
@@ -279,3 +361,7 @@ def _refuse_other_prediction(current: Any, other: Any, name: str) -> None:
     have, want = prediction_type_of(current), prediction_type_of(other)
     if have != want:
         raise CapabilityError(f"the model predicts {have!r}, but {name} reads {want!r}; choose another scheduler")
+
+
+if TYPE_CHECKING:
+    _CONFORMS: type[Backbone] = PipelineBackbone

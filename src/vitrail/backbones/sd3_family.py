@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch.nn.functional as F
 from attrs import frozen
 
+from vitrail.backbones.adoption import SCHEDULER, VAES, Part
 from vitrail.backbones.attention import eager
 from vitrail.backbones.conditioning import Conditioning, Given, branches_of
 from vitrail.backbones.families import POOLED, TEXT
@@ -28,6 +29,23 @@ class SD3Family:
     """Medium and large, with and without T5."""
 
     upcasts: ClassVar[bool] = False
+    callback_inputs: ClassVar[tuple[str, ...]] = (
+        "latents",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )
+    parts: ClassVar[tuple[Part, ...]] = (
+        Part("transformer", ["SD3Transformer2DModel"], "load it"),
+        Part("vae", VAES, "load it"),
+        SCHEDULER,
+        Part("text_encoder", encodes=True),
+        Part("tokenizer", encodes=True),
+        Part("text_encoder_2", encodes=True),
+        Part("tokenizer_2", encodes=True),
+        Part("text_encoder_3"),
+    )
 
     def network(self, pipe: Any) -> Any:
         """The transformer."""
@@ -82,7 +100,7 @@ class SD3Family:
     def _text(self, pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
         extras = inputs.extras
         prompt = inputs.prompt if extras.prompt_embeds is None else None
-        negative = (inputs.negative_prompt or None) if extras.negative_prompt_embeds is None else None
+        negative = inputs.negative_prompt if extras.negative_prompt_embeds is None else None
         words = {name: getattr(extras, name) for name in (*TEXT, *POOLED)}
         cond, uncond, pooled, negative_pooled = pipe.encode_prompt(
             prompt=prompt,
@@ -124,6 +142,16 @@ class SD3Family:
         mean, each = maps.mean(latents.shape[-2:]), maps.each(latents.shape[-2:])
         layers = {number: one[..., :height, :width] for number, one in each.items()}
         return Predicted(output[..., :height, :width].to(dtype), mean[..., :height, :width], layers=layers)
+
+    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+        """Text and pooled text."""
+        text, pooled = (conditioning.both(name, guided) for name in ("encoder_hidden_states", "pooled_projections"))
+        return {
+            "prompt_embeds": text,
+            "negative_prompt_embeds": text[:1] if guided else None,
+            "pooled_prompt_embeds": pooled,
+            "negative_pooled_prompt_embeds": pooled[:1] if guided else None,
+        }
 
 
 def pad_to(latents: Tensor, multiple: int) -> Tensor:

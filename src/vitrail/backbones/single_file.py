@@ -9,7 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from vitrail.backbones.folder import read_index
-from vitrail.backbones.header import Header
+from vitrail.core.header import Header
 from vitrail.errors import ModelError, nearest
 
 CONFIGS = Path(__file__).parent / "configs"

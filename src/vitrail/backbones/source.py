@@ -8,14 +8,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from attrs import frozen
 
 from vitrail.backbones.folder import PICKLED, PICKLES, check_folder, read_index
-from vitrail.backbones.header import read_header
 from vitrail.backbones.hub import HUB_ID, fetch_index, is_offline, remedy
 from vitrail.backbones.single_file import config_of
+from vitrail.core.backbone import BackboneSpec
+from vitrail.core.header import read_header
 from vitrail.core.registry import Registry
 from vitrail.core.run_config import Dtype, RunConfig
 from vitrail.errors import ConfigError, ModelError, nearest
@@ -74,7 +75,7 @@ class ModelSource:
     suits: Mapping[str, Any] = {}
 
 
-def find_model(model: str, registry: Registry, options: ModelOptions | None = None) -> Any:
+def find_model(model: str, registry: Registry, options: ModelOptions | None = None) -> BackboneSpec:
     """The spec of a model, found but not loaded.
 
     Args:
@@ -108,7 +109,7 @@ def find_model(model: str, registry: Registry, options: ModelOptions | None = No
     source = ModelSource(
         name=model, kind=kind, location=location, pipeline=pipeline, options=options, config=config, suits=suits
     )
-    return adapter(source=source)
+    return cast("BackboneSpec", adapter(source=source))
 
 
 def _suits(folder: Path, where: str) -> dict[str, Any]:
@@ -176,12 +177,9 @@ def adapter_of(pipeline: str, registry: Registry, where: str = "") -> Any:
     Raises:
         ModelError: With the nearest name, if there is none.
     """
-    adapters = _adapters(registry)
-    known = {name: cls for cls in adapters for name in cls.pipelines}
+    known = {name: cls for cls in _adapters(registry) for name in cls.pipelines}
     if pipeline not in known:
-        hint = nearest(pipeline, known).partition(";")[0]
-        first = ", ".join(sorted(cls.pipelines[0] for cls in adapters if cls.pipelines))
-        raise ModelError(f"{where}no adapter for {pipeline!r}{hint}; known: {first}")
+        raise ModelError(f"{where}no adapter for {pipeline!r}{nearest(pipeline, known)}")
     return known[pipeline]
 
 
@@ -198,6 +196,9 @@ def check_scheduler(name: str | None) -> None:
     if name is not None and name not in _scheduler_names():
         hint, _, every = nearest(name, _scheduler_names()).partition(";")
         raise ConfigError(f"no scheduler named {name!r}{hint or every}")
+    if name is not None and "Inverse" in name:
+        plain = name.replace("Inverse", "")
+        raise ConfigError(f"scheduler {name!r} goes from a picture to noise, which is no sampling; use {plain!r}")
 
 
 @functools.cache

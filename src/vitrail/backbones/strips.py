@@ -22,8 +22,10 @@ from torch import Tensor
 from vitrail.backbones.strip_check import check_strips, check_wrap
 from vitrail.backbones.strip_ops import Alone, Exchange, Shortage, Strips, Team
 from vitrail.core.run_config import Wrap
+from vitrail.core.streams import Streams
 from vitrail.errors import OutOfMemory, ShapeError
 
+UNSEEDED = Streams(0)  # of who decodes without a run
 LEAST_ROWS = 4  # of a strip that is halved for want of memory, in latent cells
 
 
@@ -68,9 +70,8 @@ def decode_strips(
 
     Returns:
         Pictures in [0, 1] by strip, Float32[Tensor, "1 3 Rows Width"]; all NaN if the decoder's answer is not
-        finite. They are bit for bit the same on any number of ranks of one kind of machine and one number of
-        threads, on which the order of sums inside torch depends; a single strip without ``wrap`` is bit for bit
-        ``vae.decode``.
+        finite. They are bit for bit the same on any number of ranks of one kind of machine, with as many threads
+        an operator (``core.cpu_threads``); a single strip without ``wrap`` is bit for bit ``vae.decode``.
 
     Raises:
         CapabilityError: Before any exchange, if there are several strips or ``wrap`` and the decoder has a layer
@@ -101,9 +102,23 @@ def decode_strips(
     return pictures
 
 
-def decode_whole(vae: Any, latents: Tensor) -> Tensor:
-    """The ordinary decode: pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"]; all NaN if not finite."""
-    return _to_picture(vae.decode(scaled(vae, latents), return_dict=False)[0])
+def decode_whole(vae: Any, latents: Tensor, streams: Streams = UNSEEDED) -> Tensor:
+    """The ordinary decode: pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"]; all NaN if not finite.
+
+    Args:
+        vae: Of a diffusers pipeline.
+        latents: As the sampler has them, Float32[Tensor, "batch channels height width"].
+        streams: For a decoder that draws noise; alike at every decode of a run.
+    """
+    options = {"generator": streams.generator("decoder-noise")} if draws_noise(vae) else {}
+    return _to_picture(vae.decode(scaled(vae, latents), return_dict=False, **options)[0])
+
+
+def draws_noise(vae: Any) -> bool:
+    """Whether a decoder is a sampler itself, which begins with noise."""
+    from diffusers import ConsistencyDecoderVAE
+
+    return isinstance(vae, ConsistencyDecoderVAE)
 
 
 def gather_picture(
@@ -124,7 +139,7 @@ def gather_picture(
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     channels, width = vae.config.out_channels, latents.shape[3] * factor
     like = {
-        (index, "picture"): torch.empty(1, channels, rows * factor, width, device="meta")
+        (index, "picture"): torch.empty(1, channels, rows * factor, width, dtype=torch.float32, device="meta")
         for index, rows in enumerate(team.rows)
     }
     owner = {key: team.owner(key[0]) for key in like}

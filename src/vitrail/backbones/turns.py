@@ -6,6 +6,7 @@ forward and by one after another: two at once would scale it twice.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,18 @@ HOOKS = ("_hf_hook", "_diffusers_hook")  # where accelerate and diffusers keep w
 def moves(*networks: Any) -> bool:
     """Whether hooks move or cast the weights of networks, or keep state between forwards."""
     return any(name in vars(module) for module in _modules(networks) for name in HOOKS)
+
+
+def is_plain(network: Any) -> bool:
+    """Whether a network is torch's and diffusers' own layers, without hooks, so that no forward knows of another."""
+    modules = list(network.modules())
+    parts = [*modules, *getattr(network, "attn_processors", {}).values()]
+    if any(type(part).__module__.partition(".")[0] not in ("torch", "diffusers") for part in parts):
+        return False
+    hooked = {"forward", *HOOKS}
+    return not any(
+        m._forward_hooks or m._forward_pre_hooks or m._compiled_call_impl or hooked & vars(m).keys() for m in modules
+    )
 
 
 @contextmanager
@@ -43,6 +56,18 @@ def scales_kept(*networks: Any) -> Iterator[None]:
     finally:
         for module, scaling in kept:
             module.scaling.update(scaling)
+
+
+@contextmanager
+def adapter_scales_kept(network: Any) -> Iterator[None]:
+    """Leave the scales of IP-Adapters in a network as they were."""
+    processors = getattr(network, "attn_processors", {}).values()
+    kept = [(processor, copy.copy(processor.scale)) for processor in processors if hasattr(processor, "scale")]
+    try:
+        yield
+    finally:
+        for processor, scale in kept:
+            processor.scale = scale
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 
+from vitrail.backbones.adoption import SCHEDULER, VAES, Part
 from vitrail.backbones.attention import capture_maps, cross_attentions, eager
 from vitrail.backbones.brought import adapters_of, nets_of
 from vitrail.backbones.conditioning import Conditioning, Given, branches_of
-from vitrail.backbones.control import Control, control_of
+from vitrail.backbones.control import Control, control_of, hint_names
 from vitrail.backbones.families import POOLED, TEXT
 from vitrail.backbones.words import content_tokens, words_of
 from vitrail.core.protocols import Predicted
@@ -27,6 +28,23 @@ if TYPE_CHECKING:
     from vitrail.core.views import View
 
 IMAGES = ("ip_adapter_image", "ip_adapter_image_embeds")
+XL_CALLBACKS = (
+    "add_text_embeds",
+    "add_time_ids",
+    "negative_pooled_prompt_embeds",
+    "negative_add_time_ids",
+    "add_neg_time_ids",
+)
+SIZES = 6  # numbers that the U-Net of XL is told: original size, crop, target size
+UNET_PARTS = (
+    Part("unet", ["UNet2DConditionModel"], "load it"),
+    Part("vae", VAES, "load it"),
+    SCHEDULER,
+    Part("controlnet", ["ControlNetModel"]),
+    Part("text_encoder", encodes=True),
+    Part("tokenizer", encodes=True),
+)
+XL_PARTS = (*UNET_PARTS, Part("text_encoder_2", encodes=True), Part("tokenizer_2", encodes=True))
 CONTROL = ("control_image", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
 
 
@@ -35,6 +53,11 @@ class UNetFamily:
     """One question to U-Nets with and without pooled text and sizes (``is_xl``)."""
 
     is_xl: bool
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """A U-Net and a VAE; encoders unless embeddings are given."""
+        return XL_PARTS if self.is_xl else UNET_PARTS
 
     @property
     def upcasts(self) -> bool:
@@ -58,6 +81,8 @@ class UNetFamily:
             raise CapabilityError("the U-Net is distilled for an embedded guidance scale (LCM), which is not served")
         if self.is_xl != (config.addition_embed_type == "text_time"):
             raise CapabilityError(f"the U-Net's additional embedding {config.addition_embed_type!r} is not served")
+        if self.is_xl:
+            _refuse_refiner(pipe)
         if config.encoder_hid_dim_type not in (None, "ip_image_proj"):
             raise CapabilityError(f"the U-Net's projection {config.encoder_hid_dim_type!r} is not served")
         controlnet = getattr(pipe, "controlnet", None)
@@ -101,7 +126,7 @@ class UNetFamily:
         extras = inputs.extras
         words: dict[str, Any] = {
             "prompt": inputs.prompt if extras.prompt_embeds is None else None,
-            "negative_prompt": (inputs.negative_prompt or None) if extras.negative_prompt_embeds is None else None,
+            "negative_prompt": inputs.negative_prompt if extras.negative_prompt_embeds is None else None,
             "device": device,
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": inputs.guided,
@@ -154,6 +179,34 @@ class UNetFamily:
         by_word = maps.by_word(size) if rows.words else None
         return Predicted(output.to(dtype), maps.mean(size), layers=maps.each(size), words=by_word)
 
+    @property
+    def callback_inputs(self) -> tuple[str, ...]:
+        """The names of diffusers' loops with a U-Net."""
+        plain = ("latents", "prompt_embeds", "negative_prompt_embeds", "image", "control_image")
+        return plain + (XL_CALLBACKS if self.is_xl else ())
+
+    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+        """Text, hints, and what XL is told of the whole picture."""
+        text = conditioning.both("encoder_hidden_states", guided)
+        found: dict[str, Any] = {"prompt_embeds": text, "negative_prompt_embeds": text[:1] if guided else None}
+        if conditioning.pack is not None:
+            hints = [conditioning.both(name, guided) for name in hint_names(len(conditioning.pack.scales))]
+            found["image"] = found["control_image"] = hints if len(hints) > 1 else hints[0]
+        if not self.is_xl:
+            return found
+        pooled, sizes = conditioning.both("text_embeds", guided), conditioning.inputs.sizes[step.stage]
+        known = self._known(pipe, conditioning, step)
+        told = (*known[sizes.original], 0, 0, *known[sizes.target])
+        ids = torch.tensor([told] * (1 + guided), dtype=pooled.dtype, device=pooled.device)
+        found |= {"add_text_embeds": pooled, "negative_pooled_prompt_embeds": pooled[:1] if guided else None}
+        return found | {"add_time_ids": ids, "negative_add_time_ids": ids[:1], "add_neg_time_ids": ids[:1]}
+
+    def _known(self, pipe: Any, conditioning: Conditioning, step: Step) -> dict[Size, tuple[int, int]]:
+        """Height and width in pixels of each kind of size."""
+        native = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        inputs = conditioning.inputs
+        return {"canvas": inputs.picture(-1), "phase": inputs.picture(step.phase), "native": (native, native)}
+
     def _added(
         self, pipe: Any, rows: Rows, step: Step, conditioning: Conditioning, given: dict[str, Tensor]
     ) -> dict[str, Any]:
@@ -165,17 +218,25 @@ class UNetFamily:
         if self.is_xl:
             sizes = rows.sizes or conditioning.inputs.sizes[step.stage]
             factor = pipe.vae_scale_factor
-            native = pipe.unet.config.sample_size * factor
             batch = len(rows.model_input) // len(rows.branches)
-            known: dict[Size, tuple[int, int]] = {
-                "canvas": conditioning.inputs.picture(-1),
-                "phase": conditioning.inputs.picture(step.phase),
-                "native": (native, native),
-            }
+            known = self._known(pipe, conditioning, step)
             ids = [time_ids(sizes, view, known, factor) for view in rows.views for _ in range(batch)]
             text = given["text_embeds"]
             added |= {"text_embeds": text, "time_ids": torch.tensor(ids, dtype=text.dtype, device=text.device)}
         return added
+
+
+def _refuse_refiner(pipe: Any) -> None:
+    """Refuse a U-Net of XL that is told an aesthetic score in place of the size it should draw."""
+    config, encoder, told = pipe.unet.config, pipe.text_encoder_2, SIZES
+    if encoder is not None:
+        beside = config.projection_class_embeddings_input_dim - encoder.config.projection_dim
+        told = beside // config.addition_time_embed_dim
+    if pipe.config.get("requires_aesthetics_score", False) or told != SIZES:
+        raise CapabilityError(
+            f"the unet of {type(pipe).__name__} is a refiner, told an aesthetic score and not the size that it should "
+            "draw, which is not served; adopt the base pipeline, and give its picture to the refiner's own pipeline"
+        )
 
 
 def time_ids(

@@ -22,7 +22,7 @@ def check_filled(pipe: Any, source: ModelSource) -> None:
     import torch
 
     starts = _starts(source)
-    cast = torch.tensor(starts, dtype=getattr(torch, source.options.dtype))
+    cast = torch.tensor(starts, dtype=getattr(torch, source.options.dtype), device="cpu")
     known = {*starts, *cast.tolist()}  # some weights stay in float32
     lacking = [
         f"{part}.{name}"

@@ -49,11 +49,13 @@ def content_tokens(pipe: Any, prompt: str, request: AttentionRequest | None) -> 
     Args:
         pipe: Its first tokenizer counts, whose positions a second one shares; those of a third, T5, follow.
         prompt: With the words of textual inversion, which stand for several tokens.
-        request: What counts; None for every word.
+        request: What counts; None for every word, or none where there is no tokenizer.
 
     Raises:
         ConfigError: If a word that is asked for is not in the prompt, or beyond what the network reads.
     """
+    if request is None and pipe.tokenizer is None:
+        return ()
     request = request or AttentionRequest()
     positions = _content(pipe, pipe.tokenizer, prompt, request, 0)
     third = getattr(pipe, "tokenizer_3", None) if request.t5 else None

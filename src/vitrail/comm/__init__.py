@@ -1,4 +1,8 @@
-"""Moving tensors between ranks: a library of its own, which knows torch and nothing else of Vitrail."""
+"""Moving tensors between ranks: a library of its own, which knows torch and nothing else of Vitrail.
+
+Programs are written against ``Communicator``, ``Channel`` and ``Work``; backends bring a ``Backend`` and a
+``Transport``.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,17 @@ from typing import Any
 
 import pluggy
 
+from vitrail.comm.backend import Backend, JoiningBackend
+from vitrail.comm.communicator import TIMEOUT_S, RankCommunicator
 from vitrail.comm.gloo import Gloo
+from vitrail.comm.guard import guarded
+from vitrail.comm.header import odd_one_out
 from vitrail.comm.in_process import InProcess, solo
 from vitrail.comm.nccl import Nccl
+from vitrail.comm.outcome import first_cause
 from vitrail.comm.protocol import Channel, Communicator, Work
 from vitrail.comm.simulated import Simulated
+from vitrail.comm.transport import Abort, Part, Posting, Transport, Witness
 
 hookimpl = pluggy.HookimplMarker("vitrail")
 
@@ -24,4 +34,25 @@ def vitrail_register(registry: Any) -> None:
     registry.add("comm", "nccl", Nccl)
 
 
-__all__ = ["Channel", "Communicator", "Gloo", "InProcess", "Nccl", "Simulated", "Work", "solo"]
+__all__ = [
+    "TIMEOUT_S",
+    "Abort",
+    "Backend",
+    "Channel",
+    "Communicator",
+    "Gloo",
+    "InProcess",
+    "JoiningBackend",
+    "Nccl",
+    "Part",
+    "Posting",
+    "RankCommunicator",
+    "Simulated",
+    "Transport",
+    "Witness",
+    "Work",
+    "first_cause",
+    "guarded",
+    "odd_one_out",
+    "solo",
+]

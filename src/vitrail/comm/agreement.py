@@ -29,7 +29,7 @@ def agree(communicator: Communicator, facts: Mapping[str, str]) -> None:
     names = sorted(facts)
     own = b"".join(hashlib.blake2b(facts[name].encode(), digest_size=DIGEST).digest() for name in names)
     ranks = range(communicator.world_size)
-    told = {rank: torch.zeros(len(own), dtype=torch.uint8) for rank in ranks}
+    told = {rank: torch.zeros(len(own), dtype=torch.uint8, device=communicator.device) for rank in ranks}
     mine = {communicator.rank: torch.frombuffer(bytearray(own), dtype=torch.uint8)}
     communicator.all_gather_into(told, mine, {rank: rank for rank in ranks})
     problems = []

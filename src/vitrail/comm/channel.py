@@ -36,7 +36,7 @@ class VersionedChannel:
 
         self._owner, self.domain = owner, domain
         self.name, self.src, self.max_staleness = name, src, max_staleness
-        self._like = torch.empty(shape, dtype=dtype)
+        self._like = torch.empty(shape, dtype=dtype, device=owner.device)
         self._slots: dict[int, tuple[PostedWork, Tensor]] = {}
         self._last = self._complete = -1
         owner.open_domain(domain)

@@ -69,12 +69,10 @@ def _moments(recorder: Recorder) -> Iterator[float]:
 # ---------------------------------------------------------------------- writing
 
 
-def write_trace(path: Path, recorders: Iterable[Recorder]) -> None:
-    """Write one file for all ranks; it is there when it is whole."""
-    part = path.with_name(path.name + ".part")
+def trace_text(recorders: Iterable[Recorder]) -> str:
+    """One file's text for all ranks."""
     lines = ",\n".join(json.dumps(event, sort_keys=True, allow_nan=False) for event in events_of(recorders))
-    part.write_text(f'{{"displayTimeUnit": "ms", "traceEvents": [\n{lines}\n]}}\n', encoding="utf-8")
-    part.replace(path)
+    return f'{{"displayTimeUnit": "ms", "traceEvents": [\n{lines}\n]}}\n'
 
 
 def events_of(recorders: Iterable[Recorder]) -> list[Event]:
@@ -208,7 +206,7 @@ class _Marks:
 
 
 def read_trace(path: Path) -> list[Recorder]:
-    """The recorders of a file that ``write_trace`` made, by rank; messages that nobody fetched are not in it.
+    """The recorders of a file that ``trace_text`` made, by rank; messages that nobody fetched are not in it.
 
     Raises:
         ConfigError: If there is no such file or it holds something else.

@@ -126,7 +126,7 @@ class RankCommunicator:
         import torch
 
         body = json.dumps(value, sort_keys=True).encode() if self.rank == src else b""
-        length = torch.tensor([len(body)], dtype=torch.int64)
+        length = torch.tensor([len(body)], dtype=torch.int64, device="cpu")
         self.broadcast(length, src)
         data = torch.frombuffer(bytearray(body or int(length)), dtype=torch.uint8)
         self.broadcast(data, src)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +31,24 @@ def pack_header(run_id: str, seq: int, call: str, details: str = "") -> bytes:
 def read_header(header: bytes) -> str:
     """The text of a header, shortened if it was long."""
     return header[DIGEST:].rstrip(b"\0").decode(errors="replace")
+
+
+def odd_one_out(headers: Mapping[int, bytes], rank: int) -> tuple[int, bytes] | None:
+    """Who disagrees, and a header that differs from this rank's: whose header fewest ranks have.
+
+    Args:
+        headers: Of the ranks whose headers are here, this rank's among them.
+        rank: This rank; in a tie it is not the one to blame.
+
+    Returns:
+        None if all are equal.
+    """
+    others = [other for other in sorted(headers) if headers[other] != headers[rank]]
+    if not others:
+        return None
+    votes = Counter(headers.values())
+    odd = min(others, key=lambda other: votes[headers[other]])
+    return (rank if votes[headers[rank]] < votes[headers[odd]] else odd), headers[odd]
 
 
 def describe(tensor: Tensor) -> str:

@@ -6,12 +6,12 @@ model says when.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
+from vitrail.comm.header import odd_one_out
 from vitrail.comm.transport import Abort, Part, Witness
 
 if TYPE_CHECKING:
@@ -125,12 +125,7 @@ class HubPosting:
         if len(set(headers.values())) < 2:
             return None
         known = {source: header for source, header in headers.items() if self._has_reached(source)}
-        others = [source for source in sorted(known) if known[source] != self._header]
-        if not others:
-            return None
-        votes = Counter(known.values())
-        odd = min(others, key=lambda source: votes[known[source]])
-        return (self._rank if votes[self._header] < votes[known[odd]] else odd), known[odd]
+        return odd_one_out(known | {self._rank: self._header}, self._rank)
 
     def missing(self) -> list[int]:
         """Ranks of which something is awaited."""

@@ -29,7 +29,7 @@ def to_bytes(tensors: Sequence[Tensor], checksums: bool) -> Tensor:
         for piece in flat:
             crc = zlib.crc32(piece.numpy().data, crc)
         flat.append(torch.frombuffer(bytearray(crc.to_bytes(CHECKSUM, "little")), dtype=torch.uint8))
-    return torch.cat([torch.empty(0, dtype=torch.uint8), *flat])
+    return torch.cat([torch.empty(0, dtype=torch.uint8, device="cpu"), *flat])
 
 
 def _dense(tensor: Tensor) -> Tensor:

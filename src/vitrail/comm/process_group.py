@@ -203,7 +203,7 @@ class ProcessGroupTransport:
         options = nccl.Options()
         options._timeout = GROUP_TIMEOUT
         group = nccl(within(self._store, name), self.rank, self.world_size, options)
-        group.broadcast(torch.zeros(1, device=self.device), 0).wait()  # connects, which blocks
+        group.broadcast(torch.zeros(1, dtype=torch.float32, device=self.device), 0).wait()  # connects, which blocks
         return group  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------------ the run's life

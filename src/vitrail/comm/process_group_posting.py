@@ -7,13 +7,13 @@ travel in one group of a domain, parts in another, cut into frames.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from vitrail.comm.header import SIZE
+from vitrail.comm.header import SIZE, odd_one_out
 from vitrail.comm.transport import Part
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class GatheredPosting:
             headers = [bytes(header.tolist()) for header in self._headers]
             self._settled = len(set(headers)) == 1
             if not self._settled:
-                self._lane.conflict = _vote(headers, self._rank)
+                self._lane.conflict = odd_one_out(dict(enumerate(headers)), self._rank)
         return self._settled
 
     def conflict(self) -> tuple[int, bytes] | None:
@@ -171,14 +171,6 @@ def _empty(nbytes: int, device: torch.device | str = "cpu") -> Tensor:
     import torch
 
     return torch.empty(nbytes, dtype=torch.uint8, device=device)
-
-
-def _vote(headers: list[bytes], rank: int) -> tuple[int, bytes]:
-    """Who disagrees, and a header that differs from this rank's; in a tie not this rank."""
-    votes = Counter(headers)
-    others = [other for other, header in enumerate(headers) if header != headers[rank]]
-    odd = min(others, key=lambda other: votes[headers[other]])
-    return (rank if votes[headers[rank]] < votes[headers[odd]] else odd), headers[odd]
 
 
 class SourcesPosting:

@@ -89,7 +89,20 @@ class Channel(Protocol):
 
 
 class Communicator(Protocol):
-    """One rank's view of a run."""
+    """One rank's view of a run. Every rank makes the same calls in the same order, which is compared.
+
+    Every call but ``note``, ``abort`` and ``close`` raises ``CommAborted`` if the run was revoked, ``ProtocolError`` if
+    the ranks disagree, after ``close`` or from another thread, and those that wait ``CommTimeout``; each ends the run
+    on all ranks, but for calls from another thread and after ``close``.
+
+    Attributes:
+        rank: 0, 1, ..., world_size - 1.
+        world_size: Number of ranks.
+        backend: The backend's name.
+        device: Where collectives' data travel.
+        run_id: Alike on all ranks; messages of another run are refused.
+        trace: What this rank did and when, by the clock that all ranks share; of all splits together.
+    """
 
     rank: int
     world_size: int
@@ -99,10 +112,20 @@ class Communicator(Protocol):
     trace: Recorder
 
     def barrier(self, *, timeout: float | None = None) -> None:
-        """Wait for all ranks."""
+        """Wait for all ranks; nobody leaves before all have come.
+
+        Args:
+            timeout: Seconds; the communicator's own if None.
+        """
 
     def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> Work | None:
-        """Overwrite ``tensor`` on every rank with the source's."""
+        """Overwrite ``tensor`` on every rank with the source's.
+
+        Args:
+            tensor: Of one type and shape on all ranks, of any layout. On the source it is read before the call returns.
+            src: The rank whose values count, alike on all ranks.
+            async_op: Return a ``Work`` at once; the others' tensors change when it is waited for, or by the end.
+        """
 
     def all_gather_into(
         self,
@@ -122,12 +145,25 @@ class Communicator(Protocol):
         """
 
     def broadcast_object(self, value: Any, src: int) -> Any:
-        """The source's value on every rank: small, made of what JSON knows."""
+        """The source's value on every rank.
+
+        Args:
+            value: Small, made of what JSON knows; only the source's is looked at.
+            src: The rank whose value counts.
+        """
 
     def channel(
         self, name: str, *, src: int, shape: tuple[int, ...], dtype: torch.dtype, max_staleness: int = 1
     ) -> Channel:
-        """Open a channel; collective, and its arguments are compared."""
+        """Open a channel; collective, and its arguments are compared.
+
+        Args:
+            name: Free here: no open channel or split of this communicator has it.
+            src: The rank that writes.
+            shape: Of every version.
+            dtype: Of every version.
+            max_staleness: How many versions behind the last posted one may be read; ``max_staleness + 2`` are kept.
+        """
 
     def split(self, name: str) -> Communicator:
         """The same ranks with an ordering of their own; collective. The name is free again when it is closed."""
@@ -136,10 +172,17 @@ class Communicator(Protocol):
         """Say where this rank is, e.g. "step 12"; others read it in error messages."""
 
     def abort(self, reason: str) -> None:
-        """Revoke the run on all ranks; may be called from any thread."""
+        """Revoke the run on all ranks; may be called from any thread, and again: the first reason of all counts."""
 
     def check(self) -> None:
-        """Raise if the run was revoked."""
+        """Raise ``CommAborted`` if the run was revoked."""
 
     def close(self) -> tuple[str, ...]:
-        """End: wait for all ranks if nothing went wrong. Returns the works that nobody waited for."""
+        """End: wait for all ranks if nothing went wrong, for nobody after an abort.
+
+        Returns:
+            The calls of the works that nobody waited for or asked; () when closed again.
+
+        Raises:
+            ProtocolError: If ranks differ in what they did, e.g. in how often they published.
+        """

@@ -72,8 +72,11 @@ class Recorder:
         """Record a counter."""
         self.counts.append(Count(name, value, self.clock()))
 
-    def since(self, moment: float) -> Recorder:
-        """What began at a moment or later."""
-        spans = [span for span in self.spans if span.begin >= moment]
-        flows = [flow for flow in self.flows if flow.time >= moment]
-        return Recorder(self.rank, self.clock, spans, flows, [count for count in self.counts if count.time >= moment])
+    def restart(self) -> None:
+        """Forget what is there: a run begins, and what its communicator was used for before is none of it."""
+        for events in (self.spans, self.flows, self.counts):
+            events.clear()
+
+    def copy(self) -> Recorder:
+        """What is there now, which stays as it is."""
+        return Recorder(self.rank, self.clock, list(self.spans), list(self.flows), list(self.counts))

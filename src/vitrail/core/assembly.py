@@ -88,7 +88,7 @@ def permute_views(views: Tensor, patches: Patches) -> Tensor:
 
     permuted = views
     if patches.permutation is not None:
-        permuted = views.take_along_dim(patches.permutation.expand_as(views), dim=0)
+        permuted = views.take_along_dim(patches.permutation.to(views.device).expand_as(views), dim=0)
     if patches.clean_key:
         permuted = torch.cat([permuted, views[patches.key : patches.key + 1]])
     return permuted
@@ -106,7 +106,7 @@ def restore_order(output: Tensor, patches: Patches) -> Tensor:
     """
     restored = output[: len(patches.views)]
     if patches.permutation is not None:
-        order = patches.permutation.expand_as(restored)
+        order = patches.permutation.to(restored.device).expand_as(restored)
         restored = restored.new_empty(restored.shape).scatter_(0, order, restored)
     if patches.clean_key:
         restored = restored.clone() if patches.permutation is None else restored

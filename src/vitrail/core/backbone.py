@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
     from torch import Tensor
 
@@ -13,19 +15,57 @@ if TYPE_CHECKING:
     from vitrail.core.inputs import Inputs
     from vitrail.core.noise_schedule import Scheduler
     from vitrail.core.protocols import AttentionRequest, Predicted, Rows
+    from vitrail.core.remembering import Remembering
     from vitrail.core.run_config import Wrap
     from vitrail.core.step import Step
+    from vitrail.core.streams import Streams
+
+
+class BackboneSpec(Protocol):
+    """A model that is found and not loaded: what can be said of it without its weights."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What strategies may need of it."""
+
+    @property
+    def suits(self) -> Mapping[str, Any]:
+        """Fields of a run that suit it."""
+
+    def load(self, device: str | None = None) -> Backbone:
+        """Load its weights."""
 
 
 class Backbone(Protocol):
     """A model: predicts rows at a timestep, encodes what they are conditioned on, decodes. Loaded from a spec."""
 
-    latent_channels: int
-    vae_scale_factor: int
-    native_size: int  # latent cells of the side it was trained at
-    max_view: int | None  # latent cells of the longest side it takes
-    offers: frozenset[str]
-    defaults: Mapping[str, Any]  # fields of a run that suit it
+    @property
+    def latent_channels(self) -> int:
+        """Channels of its latents."""
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of a latent cell's side."""
+
+    @property
+    def native_size(self) -> int:
+        """Latent cells of the side that it was trained at."""
+
+    @property
+    def max_view(self) -> int | None:
+        """Latent cells of the longest side that it takes; None for any."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What strategies may need of it."""
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Fields of a run that suit it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its networks run, also when they wait elsewhere; latents are there."""
 
     @property
     def network(self) -> Any:
@@ -55,6 +95,9 @@ class Backbone(Protocol):
     def words(self, inputs: Inputs) -> tuple[str, ...]:
         """The words of the prompt that the network reads, in their order."""
 
+    def remembers(self) -> Remembering | None:
+        """What the network keeps of earlier forwards; None if nothing, so that forwards may come in any order."""
+
     def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Any:
         """Encode what a picture is conditioned on; handed back to ``predict``."""
 
@@ -70,8 +113,11 @@ class Backbone(Protocol):
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
         """Latents of a picture in [-1, 1]; ``noise`` draws from the encoder's posterior, None takes its mean."""
 
-    def decode(self, latents: Tensor, exchange: Exchange, wrap: Wrap, backs_off: bool) -> Tensor:
-        """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"], on every rank; they may share the work."""
+    def decode(self, latents: Tensor, exchange: Exchange, wrap: Wrap, backs_off: bool, streams: Streams) -> Tensor:
+        """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"], on every rank; they may share the work.
+
+        What a decoder draws comes from ``streams``, so that the same latents of a run are the same picture every time.
+        """
 
     def check_gradients(self) -> None:
         """Refuse networks that cannot be differentiated; asked only of a backbone that offers ``gradients``."""
@@ -81,6 +127,20 @@ class Backbone(Protocol):
 
     def to_pil(self, pictures: Tensor) -> list[Image]:
         """The same as Pillow images."""
+
+    @property
+    def pipeline(self) -> Any:
+        """Where a callback reads what a run does not have; None if there is no such thing."""
+
+    @property
+    def callback_inputs(self) -> Sequence[str]:
+        """Names of the tensors that a callback may be given, ``latents`` among them."""
+
+    def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> Mapping[str, Any]:
+        """The tensors of ``callback_inputs`` besides the latents; both branches in one, or None, if there are two."""
+
+    def adapters_kept(self) -> AbstractContextManager[None]:
+        """A context that leaves the scales of adapters as they were, whatever a callback does."""
 
     def release(self) -> None:
         """The run is over: networks may go back to where they wait."""

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from vitrail.core.growing import phase_noise
+from vitrail.core.log import logger
 from vitrail.core.prediction import Prediction
 from vitrail.core.run_state import Sampled
 from vitrail.core.scene import Start
 from vitrail.core.state_file import load_state, pack, save_state, unpack
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from vitrail.core.step import Step
 
 
+CURRENT = {  # what is kept of the picture in work
+    *("latents", "steps", "cost", "memory", "base", "grown", "picture", "guidance", "masking"),
+    *("predicted_from", "model_output", "scheduler"),
+}
 MANNER = {"run.memory"}  # what of a recipe does not reach the picture
 
 
@@ -37,6 +42,7 @@ class Checkpoints:
         communicator: Of this rank; rank 0 reads and writes.
         finished: Final latents of the pictures that are done.
         current: The picture in work as it was read, or None.
+        failed: Whether the last writing failed, which is said once.
     """
 
     path: Path
@@ -45,6 +51,7 @@ class Checkpoints:
     communicator: Communicator
     finished: list[Tensor] = field(factory=list)
     current: dict[str, Any] | None = None
+    failed: bool = False
 
     def open(self, device: Any) -> None:
         """Read the file if there is one; collective.
@@ -64,6 +71,8 @@ class Checkpoints:
             self.finished, self.current = content["finished"], content["current"]
 
     def _check(self, content: Any) -> None:
+        if not _is_sound(content):
+            raise ConfigError(f"--checkpoint {self.path}: is not a checkpoint of a run of this version")
         there, here = _flat(json.loads(content["recipe"])), _flat(self.recipe)
         changed = sorted(key for key in (there.keys() | here.keys()) - MANNER if there.get(key) != here.get(key))
         if changed:
@@ -77,7 +86,8 @@ class Checkpoints:
         done = Sampled(latents, engine.first)
         if self.current is not None:
             kept, self.current = self.current, None
-            done.latents, done.steps = kept["latents"], kept["steps"]
+            self._check_place(engine, kept)
+            done.latents, done.steps = kept["latents"].float(), kept["steps"]
             state, step = done.state, engine.steps()[done.steps - 1]
             state.phase, state.stage = step.phase, step.stage
             state.guidance, state.masking = kept["guidance"], kept["masking"]
@@ -89,6 +99,16 @@ class Checkpoints:
             done.prediction = Prediction(kept["predicted_from"], kept["model_output"], step)
             engine.phases[step.phase].stepper.load(kept["scheduler"])
         return done
+
+    def _check_place(self, engine: Engine, kept: dict[str, Any]) -> None:
+        """Whether a picture in work is one that this run could have come to."""
+        steps = engine.steps()
+        if kept["steps"] in range(engine.first + 1, len(steps)):
+            canvas = engine.phases[steps[kept["steps"] - 1].phase].canvas
+            shapes = {tuple(kept[name].shape[-2:]) for name in ("latents", "predicted_from", "model_output")}
+            if shapes == {(canvas.height, canvas.width)}:
+                return
+        raise ConfigError(f"--checkpoint {self.path}: holds step {kept['steps']} of another canvas; begin again")
 
     def is_due(self, step: Step) -> bool:
         """Whether a step is one after which the run is written."""
@@ -128,7 +148,13 @@ class Checkpoints:
     def _write(self, current: dict[str, Any] | None) -> None:
         if self.communicator.rank == 0:
             content = {"recipe": json.dumps(self.recipe), "finished": self.finished, "current": current}
-            save_state(self.path, content)
+            try:
+                save_state(self.path, content)
+                self.failed = False
+            except OutputError as error:  # the run is worth more than the way back to it
+                if not self.failed:
+                    logger().warning("checkpoint.not_written", path=str(self.path), reason=error.reason)
+                self.failed = True
 
 
 def kept_row_batch(path: Path | None, communicator: Communicator) -> int | None:
@@ -156,11 +182,29 @@ def broadcast_state(communicator: Communicator, value: Any, src: int, device: An
         told = [skeleton, [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors]]
     skeleton, shapes = communicator.broadcast_object(told, src)
     if communicator.rank != src:
-        tensors = [torch.empty(shape, dtype=getattr(torch, dtype)) for shape, dtype in shapes]
+        tensors = [
+            torch.empty(shape, dtype=getattr(torch, dtype), device=communicator.device) for shape, dtype in shapes
+        ]
     tensors = [tensor.detach().cpu().contiguous() for tensor in tensors]
     for tensor in tensors:
         communicator.broadcast(tensor, src)
     return unpack(skeleton, tensors, device)
+
+
+def _is_sound(content: Any) -> bool:
+    """Whether what a file holds has the parts of a checkpoint."""
+    import torch
+
+    if not isinstance(content, dict) or content.keys() != {"recipe", "finished", "current"}:
+        return False
+    current, tensors = content["current"], content["finished"]
+    if not isinstance(content["recipe"], str) or not isinstance(tensors, list):
+        return False
+    if current is not None:
+        if not isinstance(current, dict) or current.keys() != CURRENT or not isinstance(current["steps"], int):
+            return False
+        tensors = [*tensors, *(current[name] for name in ("latents", "predicted_from", "model_output"))]
+    return all(isinstance(tensor, torch.Tensor) and tensor.ndim == 4 for tensor in tensors)
 
 
 def _flat(recipe: Any, path: str = "") -> dict[str, Any]:

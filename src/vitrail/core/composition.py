@@ -12,15 +12,18 @@ from attrs import validators as v
 
 from vitrail.core.asked import Asked
 from vitrail.core.cascade import Cascade, Enter
-from vitrail.core.fields import RAMPS, as_tuple, share
+from vitrail.core.fields import RAMPS, as_items, share
+from vitrail.core.fitness import unknown_need
+from vitrail.core.members import OPTIONAL, ReadsFiles, recalls
 from vitrail.core.protocols import AttentionRequest, Fusion, Guidance, Masking, Patching, Prompting, Rectification
 from vitrail.core.refusals import refuse
 from vitrail.core.returned import check_granularity
 from vitrail.core.shared import Shared
 from vitrail.core.sizes import SizeConditioning
+from vitrail.core.soundness import Place, places, refuse_unsound
 from vitrail.core.step import Ramp
 from vitrail.core.views import Canvas
-from vitrail.errors import CapabilityError, CompositionError
+from vitrail.errors import CapabilityError, CompositionError, ConfigError, Problems, VitrailError
 
 if TYPE_CHECKING:
     from vitrail.core.registry import Registry
@@ -46,9 +49,9 @@ class Stage:
     masking: Masking  # where guidance acts; in a file "none" if unset
     prompting: Prompting = field(factory=Shared)  # which text each view gets
     enter: Enter | None = None  # begins on the picture so far, at the next size
-    guidance: tuple[Guidance, ...] = field(default=(), converter=as_tuple)  # corrections of predictions or latents
-    also: tuple[Family, ...] = field(default=(), converter=as_tuple)  # further view families
-    rectification: tuple[Rectification, ...] = field(default=(), converter=as_tuple)  # changes inside the network
+    guidance: tuple[Guidance, ...] = field(default=(), converter=as_items)  # corrections of predictions or latents
+    also: tuple[Family, ...] = field(default=(), converter=as_items)  # further view families
+    rectification: tuple[Rectification, ...] = field(default=(), converter=as_items)  # changes inside the network
     sizes: SizeConditioning = field(factory=SizeConditioning)  # what a network is told about sizes
     guidance_factor: float = field(default=1.0, validator=v.gt(0))  # times the run's guidance scale
     remember: bool = False  # keep the mean of its attention maps, word by word, for later stages
@@ -58,7 +61,8 @@ class Stage:
     until: float = field(default=1.0, validator=share)  # fraction of the steps that are done at its size
 
     def __attrs_post_init__(self) -> None:
-        if sum(family.weight for family in self.also) > 1:
+        families = self.also if isinstance(self.also, tuple) else ()
+        if sum(family.weight for family in families if isinstance(family, Family)) > 1:
             raise ValueError("the weights in 'also' add up to more than 1; the main family takes what is left")
 
     def strategies(self) -> Iterator[tuple[str, Any]]:
@@ -73,14 +77,20 @@ class Stage:
             yield from (("patching", family.patching), ("fusion", family.fusion))
 
 
+def _some(instance: object, attribute: object, stages: object) -> None:
+    if stages == ():
+        raise ValueError("must have 1 or more entries, got 0")
+
+
 @frozen(kw_only=True)
 class Composition:
     """A sampling method: what to do in which share of the steps."""
 
-    stages: tuple[Stage, ...] = field(converter=as_tuple, validator=v.min_len(1))  # in turn
+    stages: tuple[Stage, ...] = field(converter=as_items, validator=_some)  # in turn
     cascade: Cascade | None = None  # the sizes before the wanted one
 
     def __attrs_post_init__(self) -> None:
+        refuse_unsound(self.stages, self.cascade)
         if self.stages[0].enter is not None:
             raise ValueError("the first stage begins with noise, so it cannot have 'enter'")
         if (self.cascade is None) != (len(self.groups()) == 1):
@@ -123,6 +133,32 @@ class Composition:
             return AttentionRequest(each=True) if remembers else None
         return evolve(request, each=remembers)
 
+    def places(self) -> Iterator[Place]:
+        """Every strategy with its slot and where it stands."""
+        for index, stage in enumerate(self.stages):
+            yield from places(index, stage)
+
+    def check_files(self) -> None:
+        """Refuse strategies whose files are missing or broken.
+
+        Raises:
+            ConfigError: With every such strategy and where it stands.
+        """
+        problems = Problems()
+        for place in self.places():
+            if place.slot != "rectification":  # theirs look at a network
+                with problems.collect():
+                    try:
+                        ReadsFiles.of(place.strategy).check()
+                    except (VitrailError, OSError) as error:
+                        raise ConfigError(f"{place.path}: {error}") from error
+        problems.tell()
+
+    def digests(self) -> dict[str, str]:
+        """What stands for the contents of the files that strategies read, by where the strategy stands."""
+        found = {place.path: OPTIONAL[place.slot].of(place.strategy).digest() for place in self.places()}
+        return {path: digest for path, digest in found.items() if digest}
+
     @property
     def needs(self) -> frozenset[str]:
         """What all strategies together need of a backbone."""
@@ -143,10 +179,10 @@ class Composition:
         """
         problems = []
         for index, stage in enumerate(self.stages):
-            for slot, strategy in stage.strategies():
-                for need in sorted(strategy.needs - offers):
-                    instead = _served(slot, offers, known)
-                    problems.append(f"stages.{index}.{slot}: {type(strategy).__name__} needs {need!r}{instead}")
+            for place in places(index, stage):
+                for need in sorted(place.strategy.needs - offers):
+                    told = unknown_need(need, _offered(known)) or f"needs {need!r}{_served(place.slot, offers, known)}"
+                    problems.append(f"{place.path}: {type(place.strategy).__name__} {told}")
             if stage.enter is not None and stage.enter.resize == "pixels" and "vae" not in offers:
                 problems.append(f"stages.{index}.enter: resize = 'pixels' needs 'vae'; 'latents' would do")
             if stage.remember and "attention-maps" not in offers:
@@ -159,9 +195,15 @@ class Composition:
             )
 
 
+def _offered(known: Registry | None) -> frozenset[str]:
+    """What any registered backbone offers."""
+    entries: list[Any] = known.entries("backbones") if known is not None else []
+    return frozenset(offer for entry in entries for offer in entry.value.offers)
+
+
 def _served(slot: str, offers: frozenset[str], known: Registry | None) -> str:
     """Which registered strategies of a slot a backbone with these offers can serve, to be added to a message."""
     entries: list[Any] = known.entries(slot) if known is not None else []
-    alone = [entry for entry in entries if not getattr(entry.value, "recalls", False)]  # others need an earlier stage
+    alone = [entry for entry in entries if not recalls(entry.value)]  # others need an earlier stage
     names = [entry.name for entry in alone if entry.value.needs <= offers]
     return f"; {' or '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)} would do" if names else ""

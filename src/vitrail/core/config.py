@@ -6,6 +6,7 @@ import functools
 import math
 import operator
 import re
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -16,11 +17,13 @@ from cattrs import override as cattrs_override
 from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+from vitrail.core.call_words import CALL_WORDS
 from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.composition import Composition, Family, Stage
+from vitrail.core.fitness import slots_of
 from vitrail.core.measuring import Features, Metric, References
 from vitrail.core.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
-from vitrail.core.registry import MEMBERS, Registry
+from vitrail.core.registry import Registry
 from vitrail.core.run_config import RunConfig
 from vitrail.core.sizes import SizeConditioning
 from vitrail.errors import ConfigError, nearest
@@ -91,7 +94,7 @@ class Loader:
         if isinstance(value, (tuple, list)):
             return [self.unstructure(item) for item in value]
         if attrs.has(type(value)):
-            slot = next((s for s in SLOTS.values() if all(hasattr(value, m) for m in MEMBERS[s])), "a strategy")
+            slot = (slots_of(type(value)) or ["a strategy"])[0]
             raise ConfigError(f"{type(value).__name__} is not registered as {slot}, so it cannot be written to a file")
         return value
 
@@ -146,7 +149,11 @@ class Loader:
             title = spoken if slot_name is None else "{} {!r}".format(*slot_name)
             known = [f.name for f in attrs.fields(error.cl)]
             extra = sorted(map(str, error.extra_fields))
-            return "; ".join(f"{title} has no key {key!r}{nearest(key, known)}" for key in extra)
+            words = CALL_WORDS if error.cl is RunConfig else {}
+            known_words = {key: f": {words[key]}" for key in extra if key in words}
+            return "; ".join(
+                f"{title} has no key {key!r}{known_words.get(key) or nearest(key, known)}" for key in extra
+            )
         if isinstance(error, KeyError):
             return "is missing"
         text = " ".join(str(error.args[0]).split()) if error.args else repr(error)
@@ -165,19 +172,28 @@ def _table(value: object) -> dict[str, Any]:
     return dict(value)
 
 
+def _plain(value: Any) -> object:
+    """A scalar of numpy as Python's; anything else as it is."""
+    numpy = sys.modules.get("numpy")  # which is loaded if somebody has such a scalar
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
+
+
 def _bool(value: object, _: type) -> bool:
+    value = _plain(value)
     if not isinstance(value, bool):
         raise ValueError(f"expected true or false, got {_shown(value)}")
     return value
 
 
 def _int(value: object, _: type) -> int:
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"expected a whole number, got {_shown(value)}")
     return value
 
 
 def _float(value: object, _: type) -> float:
+    value = _plain(value)
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
         raise ValueError(f"expected a number, got {_shown(value)}; YAML wants a point in it, as in 1.0e-3")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -190,11 +206,13 @@ def _float(value: object, _: type) -> float:
 def _str(value: object, _: type) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected text, got {_shown(value)}")
-    return value
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise ValueError(f"expected text in UTF-8, got other bytes in {value!a}; look at the terminal's encoding")
+    return str(value)
 
 
 def _literal(value: object, kind: Any) -> Any:
-    allowed = typing.get_args(kind)
+    value, allowed = _plain(value), typing.get_args(kind)
     if value not in allowed:
         hint = "; YAML reads on, off, yes and no as true or false" if isinstance(value, bool) else ""
         raise ValueError(f"got {_shown(value)}{nearest(str(value), map(str, allowed))}{hint}")

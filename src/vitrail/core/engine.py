@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from vitrail.core.assembly import mix_families
 from vitrail.core.exchange import Control, Exchange
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.checkpoint import Checkpoints
+    from vitrail.core.protocols import Branch
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
 
@@ -59,6 +60,7 @@ class Engine(Layout):
         should_stop: Callable[[], bool],
         on_step: Callable[[Step, Tensor], Tensor],
         checkpoints: Checkpoints | None = None,
+        guidance: Callable[[], tuple[float, float]] | None = None,
     ) -> Sampled:
         """Sample.
 
@@ -67,6 +69,8 @@ class Engine(Layout):
             should_stop: Asked before every step; with several ranks, rank 0's answer of the step before counts.
             on_step: May replace the latents after a step, alike on all ranks.
             checkpoints: Where to go on from and what to keep, if anything.
+            guidance: Asked after ``on_step`` for the guidance scale and rescale from the next step on, alike on all
+                ranks; None if they stay.
 
         Returns:
             How far it came: all steps, unless it was stopped.
@@ -74,6 +78,7 @@ class Engine(Layout):
         done = Sampled(latents, self.first) if checkpoints is None else checkpoints.resume(self, latents)
         begin, steps, control = time.perf_counter(), self.steps(), Control(self.exchange)
         done.state.unison = Unison(self.exchange)
+        engine = self
         for step in steps[done.steps :]:
             if control.decide(should_stop()):
                 logger().info("run.interrupted", step=step.index)
@@ -84,9 +89,10 @@ class Engine(Layout):
             self.exchange.communicator.note(f"step {step.index + 1} of {len(steps)}")
             self._enter(step, done)
             with _logged(step, done.timings):
-                done.latents, done.prediction = self.step(step, done)
+                done.latents, done.prediction = engine.step(step, done)
             done.latents, done.steps = on_step(step, done.latents), step.index + 1
             done.state.note(step, "the callback", done.latents)
+            engine = engine if guidance is None else engine.guided(*guidance())
             due = checkpoints is not None and checkpoints.is_due(step)
             if due or step.stage_step + 1 == step.stage_num_steps:
                 self._gather(done)
@@ -98,6 +104,27 @@ class Engine(Layout):
             done.timings.total_s = time.perf_counter() - begin
         done.state.compare()  # before anything is shown or kept
         return done
+
+    def guided(self, guidance_scale: float, guidance_rescale: float) -> Engine:
+        """The same run with other classifier-free guidance; a scale of 1 or less leaves the text's branch alone.
+
+        Args:
+            guidance_scale: Of the difference between the branches; above 1 only if both are encoded.
+            guidance_rescale: Share of the contrast that is undone.
+        """
+        predictor, layout, guiding = self.viewing.predictor, self.viewing.layout, self.viewing.guiding
+        if (predictor.guidance_scale, predictor.guidance_rescale) == (guidance_scale, guidance_rescale):
+            return self
+        branches: tuple[Branch, ...] = ("uncond", "cond") if guidance_scale > 1 else ("cond",)
+        layout = evolve(layout, branches=branches)
+        predictor = evolve(
+            predictor, branches=branches, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale
+        )
+        gradients = guiding.gradients
+        gradients = None if gradients is None else evolve(gradients, layout=layout, predictor=predictor)
+        guiding = evolve(guiding, layout=layout, predictor=predictor, gradients=gradients)
+        viewing = evolve(self.viewing, layout=layout, predictor=predictor, guiding=guiding)
+        return evolve(self, branches=branches, viewing=viewing)
 
     def shown(self, done: Sampled) -> Tensor:
         """What a run that was stopped has to show: its clean prediction, grown to the wanted size."""
@@ -181,9 +208,7 @@ class Engine(Layout):
             fusion = stage.fusion if family == 0 else stage.also[family - 1].fusion
             state.note(step, self.stages.who("fusion", step, fusion), outputs[-1])
         prediction = Prediction(latents, mix_families(outputs, stage.also, step), step)
-        prediction = guiding.at(
-            "canvas", step, prediction, done, mask=self.viewing.mask_of_canvas(step, prediction, state)
-        )
+        prediction = guiding.at("canvas", step, prediction, done, mask=self.viewing.mask_of_canvas(step, state))
         noise = self.streams.generator("step-noise", step.index)
         latents = self.phases[step.phase].stepper.step(prediction.model_output, step.phase_step, latents, noise)
         state.trail.add("the scheduler's step", latents, SCHEDULER)

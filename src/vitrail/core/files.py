@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from vitrail.errors import ConfigError
 
 SUFFIXES = (".toml", ".yaml", ".yml")
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -20,23 +22,27 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: If it is not there, not TOML or YAML, empty or broken; with line and column where known.
     """
+    path = path.expanduser()
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; a .toml, .yaml or .yml file is expected")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(f"{path}: a .toml, .yaml or .yml file is expected")
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        if data[:2] in UTF16:
+            raise ConfigError(f"{path}: is UTF-16 text; save it as UTF-8, e.g. in the editor's dialogue")
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text; byte {error.start} is {error.object[error.start]:#x}") from error
-    data = _toml(path, text) if suffix == ".toml" else _yaml(path, text)
-    if data is None or data == {}:
+    table = _toml(path, text) if suffix == ".toml" else _yaml(path, text)
+    if table is None or table == {}:
         raise ConfigError(f"{path}: is empty")
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a table of keys is expected at the top, got a {type(data).__name__}")
-    return data
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: a table of keys is expected at the top, got a {type(table).__name__}")
+    return table
 
 
 def _toml(path: Path, text: str) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vitrail.core.gradients import Gradients
     from vitrail.core.layout import Layout
     from vitrail.core.predictor import Predictor
-    from vitrail.core.protocols import Point
+    from vitrail.core.protocols import Guidance, Point
     from vitrail.core.run_state import Sampled, Timings
     from vitrail.core.scene import Vae
     from vitrail.core.step import Step
@@ -86,7 +86,7 @@ class Guiding:
         state = done.state
         for number, guidance in enumerate(self.layout.composition.stages[step.stage].guidance):
             if guidance.point == point:
-                scene = self._scene(step, done, patches, mask)
+                scene = self._scene(step, done, guidance, patches, mask)
                 subject, state.guidance[number] = self.layout.stages.guide(
                     step, guidance, subject, scene, state.guidance[number]
                 )
@@ -98,7 +98,9 @@ class Guiding:
         """The VAE; its calls go into the timings."""
         return None if self.vae is None else CountedVae(self.vae, timings)
 
-    def _scene(self, step: Step, done: Sampled, patches: Patches | None, mask: Tensor | None) -> Scene:
+    def _scene(
+        self, step: Step, done: Sampled, guidance: Guidance, patches: Patches | None, mask: Tensor | None
+    ) -> Scene:
         def ask(asked: Step, model_input: Tensor, view: View, sizes: Any = None) -> Tensor:
             return self.predictor.ask(asked, model_input, view, sizes, done.timings)
 
@@ -114,5 +116,7 @@ class Guiding:
             step_at=lambda alpha, sigma: schedule.step_at(step, alpha, sigma),
             vae=self.counted_vae(done.timings),
             exchange=self.predictor.exchange,
+            needs=frozenset(guidance.needs),
+            guidance=type(guidance).__name__,
             gradients=None if self.gradients is None else CountedGradients(self.gradients, done.timings),
         )

@@ -106,8 +106,19 @@ def attach(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
         )
     try:
         manager.register(plugin, name)
-        manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
+        raise RegistrationError(f"plugin {name!r}: {error}") from error
+    try:
+        _check_hooks(manager, name, plugin)
+    except RegistrationError:
+        manager.unregister(plugin)  # or what is wrong with it would be told of the next one
+        raise
+
+
+def _check_hooks(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
         raise RegistrationError(f"plugin {name!r}: {error}") from error
     callers = manager.get_hookcallers(plugin) or []
     if not callers:
@@ -122,3 +133,34 @@ def attach(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
                     f"plugin {name!r}: {caller.name} takes {', '.join(map(repr, never))}, which is never passed; "
                     f"the hook passes, by position, {', '.join(known)}"
                 )
+
+
+def stage_hooks(manager: pluggy.PluginManager, plugin: object) -> list[str]:
+    """The hooks of a run that an attached plugin implements."""
+    return [caller.name for caller in manager.get_hookcallers(plugin) or () if caller.name in vars(StageSpecs)]
+
+
+def wraps(plugin: object) -> bool:
+    """Whether a plugin wraps a stage, so that it may change the picture; one that only watches does not."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(StageSpecs)
+    manager.register(plugin)
+    return any(hook in EXCLUSIVE for hook in stage_hooks(manager, plugin))
+
+
+def answers(manager: pluggy.PluginManager, plugin: object) -> list[str]:
+    """The exclusive hooks that a plugin answers rather than wraps."""
+    return [
+        hook
+        for hook in EXCLUSIVE
+        for implementation in getattr(manager.hook, hook).get_hookimpls()
+        if implementation.plugin is plugin and not (implementation.wrapper or implementation.hookwrapper)
+    ]
+
+
+def told_answer(name: str, hook: str) -> str:
+    """What is wrong with a plugin that answers an exclusive hook."""
+    return (
+        f"plugin {name!r} answers {hook}, which plugin 'composition' answers already: register a strategy and choose "
+        "it in the config, or make the hook a wrapper (@hookimpl(wrapper=True))"
+    )

@@ -90,7 +90,7 @@ class Inputs:
 
     Attributes:
         prompt: One sentence.
-        negative_prompt: "" for none.
+        negative_prompt: None for what the model guides away from by itself; "" is a text, the empty one.
         guided: Whether classifier-free guidance is on, so that both branches are needed.
         height: Of the picture at this size of the run, pixels.
         width: Of the picture at this size of the run, pixels.
@@ -102,7 +102,7 @@ class Inputs:
     """
 
     prompt: str
-    negative_prompt: str
+    negative_prompt: str | None
     guided: bool
     height: int
     width: int

@@ -10,6 +10,7 @@ from attrs import field, frozen
 from vitrail.core.asked import Asked
 from vitrail.core.cost import Cost
 from vitrail.core.fields import as_tuple
+from vitrail.core.members import OptionalGuidance, has_own
 from vitrail.core.phase import steps_of
 from vitrail.core.returned import check_branches
 
@@ -91,11 +92,16 @@ class Layout:
         if more:
             main = self.patches(step)[0]
             costs.append(Cost(rows={main.cells: more * (len(main.views) + main.clean_key)}))
+        return [*costs, *self.cost_of_asking(step)]
+
+    def cost_of_asking(self, step: Step) -> list[Cost]:
+        """What guidance does on its own at a step, besides the rows of views."""
+        costs, branches = [], len(self.branches)
         for guidance in self.composition.stages[step.stage].guidance:
-            if hasattr(guidance, "cost"):
-                costs.append(guidance.cost(step, self.phases[step.phase].canvas, branches))
-            if hasattr(guidance, "cost_of_views"):
-                costs.append(guidance.cost_of_views(step, self.patches(step)[0], branches))
+            own = OptionalGuidance.of(guidance)
+            costs.append(own.cost(step, self.phases[step.phase].canvas, branches))
+            if has_own(guidance, OptionalGuidance.cost_of_views):  # the views are not laid out for others
+                costs.append(own.cost_of_views(step, self.patches(step)[0], branches))
         return costs
 
     def stage_starts(self) -> list[tuple[Step, int]]:
@@ -119,6 +125,7 @@ def branches_of(stage: Stage, step: Step, branches: Sequence[Branch], family: in
         family: 0 is the main one.
     """
     found = list(branches)
-    for guidance in () if family else (g for g in stage.guidance if g.point == "branches" and hasattr(g, "branches")):
-        found += check_branches(Asked("guidance", guidance, step), guidance.branches(step), branches)
+    for guidance in () if family else (guidance for guidance in stage.guidance if guidance.point == "branches"):
+        wanted = OptionalGuidance.of(guidance).branches(step)
+        found += check_branches(Asked("guidance", guidance, step), wanted, branches)
     return tuple(found)

@@ -6,6 +6,7 @@ scheduler scales the model input) and flow (``alpha = 1 - sigma``).
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from bisect import bisect_left
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from attrs import evolve, field, frozen
 
+from vitrail.core.ambient import plain_defaults
 from vitrail.core.fields import as_tuple
 from vitrail.core.step import PredictionType, Step
 from vitrail.errors import CapabilityError, ConfigError
@@ -216,26 +218,65 @@ def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: dict
         raise ConfigError(f"{name} refuses {num_inference_steps} steps: {error}") from error
 
 
+def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
+    """Refuse timesteps that do not fall: such a scheduler goes from a picture to noise, or stands still.
+
+    Two calls may share a timestep, as those of second-order schedulers do. One step says nothing, so a copy is asked
+    for a few.
+    """
+    shown = scheduler
+    if len(scheduler.timesteps) == 1:
+        shown = copy.deepcopy(scheduler)
+        few = min(4, int(getattr(scheduler.config, "num_train_timesteps", 4)))
+        try:
+            shown.set_timesteps(few, **options)
+        except ValueError:  # made for one step
+            return
+    times = [float(t) for t in shown.timesteps]
+    if len(times) > 1 and (times[-1] >= times[0] or any(later > before for before, later in pairwise(times))):
+        raise CapabilityError(
+            f"the timesteps of {type(scheduler).__name__} must fall from noise to the picture, and go from "
+            f"{times[0]:g} to {times[-1]:g}: an inverse scheduler, inverted sigmas, or more steps than its spacing "
+            "tells apart; sample with the scheduler that the model was published with, e.g. scheduler="
+            f'"{_plain_name(scheduler)}"'
+        )
+
+
+def _plain_name(scheduler: Scheduler) -> str:
+    """The scheduler of diffusers that goes the other way."""
+    name = type(scheduler).__name__
+    return name.replace("Inverse", "") if "Inverse" in name else "EulerDiscreteScheduler"
+
+
 class Stepper:
     """A scheduler set for one run: scaling of the input, one step on the canvas, the noise schedule."""
 
+    @plain_defaults()
     def __init__(self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: dict[str, Any] | None = None):
         _set_timesteps(scheduler, num_inference_steps, set_timesteps or {})
+        _refuse_rising(scheduler, set_timesteps or {})
         self._scheduler: Any = scheduler
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self.timesteps: Tensor = scheduler.timesteps
         self.schedule = NoiseSchedule.of(scheduler)
 
     @property
+    def scheduler(self) -> Any:
+        """The scheduler that steps, as a callback sees it."""
+        return self._scheduler
+
+    @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial latents."""
         return float(getattr(self._scheduler, "init_noise_sigma", 1.0))
 
+    @plain_defaults()
     def begin_at(self, first: int) -> None:
         """Start at a later step, as img2img does; before the first call of anything else."""
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(first)
 
+    @plain_defaults()
     def noised(self, latents: Tensor, noise: Tensor, index: int) -> Tensor:
         """Clean latents with the noise of a step, Float32[Tensor, "batch channels height width"]."""
         add = self._scheduler.scale_noise if _is_flow_match(self._scheduler) else self._scheduler.add_noise
@@ -267,12 +308,14 @@ class Stepper:
         """Calls of the scheduler for one inference step, nearly; 2 for Heun."""
         return int(getattr(self._scheduler, "order", 1))
 
+    @plain_defaults()
     def scale(self, latents: Tensor, index: int) -> Tensor:
         """The latents as the network wants them at a step; once a step, on the whole canvas."""
         if not hasattr(self._scheduler, "scale_model_input"):
             return latents
         return cast("Tensor", self._scheduler.scale_model_input(latents, self.timesteps[index]))
 
+    @plain_defaults()
     def step(self, model_output: Tensor, index: int, latents: Tensor, generator: Generator) -> Tensor:
         """One scheduler step on the whole canvas; its noise, if any, comes from ``generator``."""
         extra = {"generator": generator} if self._takes_generator else {}

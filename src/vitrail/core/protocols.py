@@ -116,7 +116,9 @@ class Predicted:
         has_content: False if the prompt has no content token to look at.
         layers: The same map by block, for whoever looks at them; on the rank that captured.
         words: Maps of every word, Float32[Tensor, "batch words h w"], if they were wanted.
-        memory: What earlier stages saw, for a mask.
+        memory: What earlier stages saw, for a mask source that says ``recalls``.
+        view: For a mask: what it is wanted of, the key view or the whole canvas.
+        canvas: For a mask: on which the view lies.
         inner: Height and width in cells of what is masked, without its padding; all of it if None.
     """
 
@@ -126,6 +128,8 @@ class Predicted:
     layers: Mapping[int, Tensor] = field(factory=dict)
     words: Tensor | None = None
     memory: Memory | None = None
+    view: View | None = None
+    canvas: Canvas | None = None
     inner: tuple[int, int] | None = None
 
     @classmethod
@@ -166,8 +170,8 @@ class Rectification(Protocol):
     """A temporary change inside the network, for a range of steps.
 
     It works by hooks on modules and is undone when the call is over, also if that raised. Ranks may be threads that
-    share the network, so it must not act in the forward of another thread. With a field ``branches`` it acts on rows
-    of these CFG branches alone, if there are any in it; a micro-batch is then parted.
+    share the network, so it must not act in the forward of another thread. All optional members are in
+    ``members.OptionalRectification``.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -182,7 +186,7 @@ class Rectification(Protocol):
 class Patching(Protocol):
     """Which views of the canvas does the network see at this step, and in which order of pixels.
 
-    With ``shows_whole = True`` each shows the whole picture, so that the maps of one are those of the picture.
+    All optional members are in ``members.OptionalPatching``.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -191,15 +195,11 @@ class Patching(Protocol):
         """The canvas is padded to multiples of these (height, width)."""
 
     def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
-        """The views of this step; as many at every step of a stage.
-
-        With a method ``prepare(step, model_input, canvas) -> Tensor`` it also changes what its views are read from,
-        Float32[Tensor, "batch channels height width"]. What they predict is held against the canvas as it is.
-        """
+        """The views of this step; as many at every step of a stage."""
 
 
 class Prompting(Protocol):
-    """Which text does each view of the main family get. With ``recalls = True`` it wants remembered maps."""
+    """Which text does each view of the main family get; all optional members are in ``members.OptionalPrompting``."""
 
     needs: ClassVar[frozenset[str]]
 
@@ -210,14 +210,16 @@ class Prompting(Protocol):
     def texts(
         self, prompt: str, views: Sequence[View], canvas: Canvas, memory: Memory | None
     ) -> tuple[str | None, ...]:
-        """A text for each view, None for the prompt; or () if all have the prompt."""
+        """A text for each view, None for the prompt; or () if all have it. ``memory`` needs ``recalls = True``."""
 
 
 class Masking(Protocol):
-    """Where does guidance act: a weight in [0, 1] per cell of the key view.
+    """Where does guidance act: a weight in [0, 1] per cell of the key view, or of the whole canvas.
 
-    With ``recalls = True`` it wants remembered maps and knows the whole picture, so guidance of the canvas can read it.
-    With ``is_everywhere = True`` it is no mask.
+    ``predicted.view`` is what the mask is wanted of, ``predicted.canvas`` where that lies. By default it is the key
+    view, whose mask counts for all views. With ``knows_whole = True`` it is the whole canvas, once a step: every view
+    gets its own cut, and guidance of the canvas can read it, too. With ``recalls = True`` it wants what earlier stages
+    remembered. All optional members are in ``members.OptionalMasking``.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -230,7 +232,17 @@ class Masking(Protocol):
         """State before the first step of a stage."""
 
     def mask(self, step: Step, key: Prediction, predicted: Predicted, state: Any) -> tuple[Tensor | None, Any]:
-        """The mask, Float32[Tensor, "batch 1 h w"], or None for everywhere; and the new state."""
+        """The mask, and the new state.
+
+        Args:
+            step: Where the run stands.
+            key: The key view's prediction, also if the mask is of the whole canvas.
+            predicted: What the network said of the key view, with what the mask is wanted of.
+            state: Of the step before.
+
+        Returns:
+            Float32[Tensor, "batch 1 h w"] of ``predicted.view``, or None for everywhere; and the new state.
+        """
 
 
 class Guidance(Protocol):
@@ -241,18 +253,12 @@ class Guidance(Protocol):
     - ``before``: the latents, Float32[Tensor, "batch channels height width"];
     - ``inputs``: the latents of the main family's views, Float32[Tensor, "views batch channels h w"]; the canvas is
       then fused from them;
-    - ``branches``: a ``Branches``, the CFG branches of the main family's views; one guidance a stage. It may have a
-      method ``branches(step) -> tuple[Branch, ...]`` for those it wants besides;
+    - ``branches``: a ``Branches``, the CFG branches of the main family's views; one guidance a stage;
     - ``views``: the ``Prediction`` of the main family's views;
     - ``canvas``: the ``Prediction`` of the canvas;
     - ``after``: the latents after the scheduler's step.
 
-    With a method ``cost(step, canvas, branches) -> Cost`` it says what it asks of networks besides the views, or with
-    ``cost_of_views(step, patches, branches) -> Cost`` if that depends on the main family's views.
-
-    With ``reads_mask = True`` it looks at the scene's mask, at "views" or "canvas"; a mask that no guidance of a stage
-    reads is refused. With ``follows_start = True`` it needs what a size begins with, and is refused at the first. With
-    ``is_idle = True`` it is no guidance.
+    All optional members are in ``members.OptionalGuidance``, and those of guidance by messages in ``MessageGuidance``.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -282,7 +288,7 @@ class MessageGuidance(Guidance, Protocol):
 
 
 class Fusion(Protocol):
-    """How the views' predictions become the canvas's."""
+    """How the views' predictions become the canvas's; all optional members are in ``members.OptionalFusion``."""
 
     needs: ClassVar[frozenset[str]]
 

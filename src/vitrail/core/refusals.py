@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vitrail.core.members import OptionalGuidance, OptionalMasking, OptionalPatching, has_own, recalls
 
 if TYPE_CHECKING:
     from vitrail.core.composition import Stage
+    from vitrail.core.protocols import Guidance
 
 
 def refuse(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:
@@ -25,21 +28,20 @@ def refuse(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:
     for index, stage in enumerate(stages):
         _refuse_exclusive(index, stage)
         _refuse_parts_remembered(index, stage)
-        _refuse_parts_recalled(index, stage)
         _refuse_unread(index, stage)
         _refuse_unprepared(index, stage)
 
 
-def _name(strategy: Any) -> str:
+def _name(strategy: object) -> str:
     return type(strategy).__name__
 
 
-def _reads_mask(guidance: Any) -> bool:
-    return getattr(guidance, "reads_mask", False)
+def _reads_mask(guidance: Guidance) -> bool:
+    return OptionalGuidance.of(guidance).reads_mask
 
 
 def _shows_whole(stage: Stage) -> bool:
-    return getattr(stage.patching, "shows_whole", False)
+    return OptionalPatching.of(stage.patching).shows_whole
 
 
 def _refuse_exclusive(index: int, stage: Stage) -> None:
@@ -52,7 +54,7 @@ def _refuse_exclusive(index: int, stage: Stage) -> None:
 def _refuse_startless(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:
     """What follows the picture of the size before needs one before."""
     for index in groups[0]:
-        names = [_name(g) for g in stages[index].guidance if getattr(g, "follows_start", False)]
+        names = [_name(g) for g in stages[index].guidance if OptionalGuidance.of(g).follows_start]
         if names:
             raise ValueError(
                 f"stages.{index}: {names[0]} follows the picture of the size before, and the first size has none, so "
@@ -66,7 +68,7 @@ def _refuse_without_picture(stages: Sequence[Stage], groups: Sequence[Sequence[i
     for group in groups:
         enter = stages[group[0]].enter
         for index in group if enter is not None and enter.resize != "pixels" else ():
-            names = [_name(g) for g in stages[index].guidance if getattr(g, "compares_pictures", False)]
+            names = [_name(g) for g in stages[index].guidance if OptionalGuidance.of(g).compares_pictures]
             if names:
                 raise ValueError(
                     f"stages.{index}: {names[0]} compares with the grown picture, but latents grow to this size; "
@@ -79,7 +81,7 @@ def _refuse_forgotten(stages: Sequence[Stage]) -> None:
     remembers = False
     for index, stage in enumerate(stages):
         for slot, strategy in (("masking", stage.masking), ("prompting", stage.prompting)):
-            if getattr(strategy, "recalls", False) and not remembers:
+            if recalls(strategy) and not remembers:
                 raise ValueError(f"stages.{index}.{slot}: no earlier stage has 'remember = true'; the first one could")
         remembers = remembers or stage.remember
 
@@ -93,21 +95,10 @@ def _refuse_parts_remembered(index: int, stage: Stage) -> None:
         )
 
 
-def _refuse_parts_recalled(index: int, stage: Stage) -> None:
-    """A mask of the whole picture fits no window."""
-    readers = [_name(g) for g in stage.guidance if g.point == "views" and _reads_mask(g)]
-    if readers and getattr(stage.masking, "recalls", False) and not _shows_whole(stage):
-        raise ValueError(
-            f"stages.{index}.masking: {_name(stage.masking)} is of the whole picture, but {readers[0]} guides views, "
-            f"and a view of {_name(stage.patching)} shows a part of it; use a mask of the key view, views of the whole "
-            '(patching = "lattice"), or guidance of the canvas ("anchored")'
-        )
-
-
 def _refuse_unread(index: int, stage: Stage) -> None:
     """A mask beside guidance is one that the guidance reads; without any guidance it is there to be looked at."""
-    masking, acting = stage.masking, [g for g in stage.guidance if not getattr(g, "is_idle", False)]
-    if not acting or getattr(masking, "is_everywhere", False):
+    masking, acting = stage.masking, [g for g in stage.guidance if not OptionalGuidance.of(g).is_idle]
+    if not acting or OptionalMasking.of(masking).is_everywhere:
         return
     what = f"stages.{index}.masking: {_name(masking)}"
     readers = [guidance for guidance in acting if _reads_mask(guidance)]
@@ -115,18 +106,18 @@ def _refuse_unread(index: int, stage: Stage) -> None:
         names = " and ".join(map(_name, acting))
         reads = "reads" if len(acting) == 1 else "read"
         raise ValueError(f'{what} would be ignored, since {names} {reads} no mask; set masking = "none"')
-    blind = [_name(g) for g in readers if g.point == "canvas" and not getattr(masking, "recalls", False)]
+    blind = [_name(g) for g in readers if g.point == "canvas" and not OptionalMasking.of(masking).knows_whole]
     if blind:
         raise ValueError(
             f"{what} would be ignored by {blind[0]}: it is of the key view, and {blind[0]} guides the canvas; set "
-            'masking = "remembered-attention", which knows the whole picture, or "none"'
+            'masking to one that knows the whole picture, such as "remembered-attention", or to "none"'
         )
 
 
 def _refuse_unprepared(index: int, stage: Stage) -> None:
     """What changes the canvas before its views are read does not reach views with latents of their own."""
     movers = [_name(guidance) for guidance in stage.guidance if guidance.point == "inputs"]
-    if movers and hasattr(stage.patching, "prepare"):
+    if movers and has_own(stage.patching, OptionalPatching.prepare):
         raise ValueError(
             f"stages.{index}.patching: {_name(stage.patching)} changes the canvas before its views are read, but "
             f'{movers[0]} gives every view latents of its own; use patching = "windows" or "lattice" beside it'

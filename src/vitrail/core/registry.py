@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import attrs
 from attrs import frozen
 
+from vitrail.comm.backend import check_backend
+from vitrail.core.fitness import SLOTS, misfits
 from vitrail.errors import ConfigError, RegistrationError, nearest
 
-MEMBERS: dict[str, tuple[str, ...]] = {  # what a class of each slot must have
-    "patching": ("needs", "granularity", "patch"),
-    "guidance": ("needs", "point", "init", "guide"),
-    "masking": ("needs", "request", "init", "mask"),
-    "fusion": ("needs", "fuse"),
-    "prompting": ("needs", "request", "texts"),
-    "rectification": ("needs", "check", "apply"),
-    "backbones": ("pipelines", "offers", "defaults", "load", "adopt"),
-    "comm": ("run",),
-    "metrics": ("columns", "eye", "needs_reference", "gather"),
-    "features": ("extract", "probabilities"),
-    "references": ("pictures", "digest"),
-}
 FILE_SLOTS = {"methods": "a TOML file", "models": "a diffusers folder"}
-POINTS = ("before", "inputs", "branches", "views", "canvas", "after")
+HERE = "this process"  # whoever registers by hand, such as a notebook's cell
+KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 @frozen
@@ -38,11 +29,20 @@ class Entry:
 
 @frozen
 class Failure:
-    """A plugin that could not be loaded."""
+    """A plugin that is not to be had.
+
+    Attributes:
+        plugin: Its name.
+        distribution: And version, where it comes from.
+        error: What is wrong.
+        stops: Whether nothing may run before it is mended: it takes a name that is taken, or is none that fits. One
+            that cannot be imported is only missed by whoever asks for its names.
+    """
 
     plugin: str
     distribution: str
     error: str
+    stops: bool = False
 
 
 class Registry:
@@ -52,7 +52,8 @@ class Registry:
         self._entries: dict[tuple[str, str], Entry] = {}
         self.plugins: dict[str, str] = {}  # name -> distribution and version
         self.failures: list[Failure] = []
-        self.plugin = "?"  # whose hook is running; set by discovery
+        self.observers: dict[str, object] = {}  # plugins with hooks of a run, by name
+        self.plugin = HERE  # whose hook is running; set by discovery
 
     def add(self, slot: str, name: str, cls: type) -> None:
         """Register a strategy or backbone class.
@@ -61,21 +62,20 @@ class Registry:
             slot: One of ``patching``, ``guidance``, ``masking``, ``fusion``, ``prompting``, ``rectification``,
                 ``backbones``, ``comm``, ``metrics``, ``features``, ``references``.
             name: Kebab-case, as written in a config file.
-            cls: A frozen attrs class with the members of the slot's protocol.
+            cls: A frozen attrs class with the members of the slot's protocol. In a notebook, a cell that is run again
+                registers its new class in the place of the old one.
 
         Raises:
             RegistrationError: If the slot is unknown, the name is taken or the class is unfit.
         """
         where = f"plugin {self.plugin!r}: {slot} {name!r}"
-        if slot not in MEMBERS:
-            raise RegistrationError(f"{where}: no such slot{nearest(slot, MEMBERS)}")
+        if slot not in SLOTS:
+            raise RegistrationError(f"{where}: no such slot{nearest(slot, SLOTS)}")
         if not isinstance(cls, type):
             raise RegistrationError(f"{where}: register the class, not an instance; remove the `()` of {cls!r}")
-        missing = [member for member in MEMBERS[slot] if not hasattr(cls, member)]
-        if missing:
-            raise RegistrationError(f"{where}: {cls.__name__} lacks {', '.join(missing)}")
-        if not _is_frozen(cls):
-            raise RegistrationError(f"{where}: {cls.__name__} must be a frozen attrs class (decorate with @frozen)")
+        _refuse_name(where, name)
+        if unfit := misfits(slot, cls):
+            raise RegistrationError(f"{where}: {'; '.join(unfit)}")
         try:
             attrs.resolve_types(cls)
         except NameError as error:
@@ -83,8 +83,8 @@ class Registry:
                 f"{where}: an annotation of {cls.__name__} cannot be read: {error}; a config file needs the types of "
                 "fields, so import them outside of `if TYPE_CHECKING:`"
             ) from error
-        if slot == "guidance" and cls.point not in POINTS:  # type: ignore[attr-defined]
-            raise RegistrationError(f"{where}: {cls.__name__}.point must be one of {', '.join(POINTS)}")
+        if slot == "comm":
+            check_backend(where, cls)
         self._put(Entry(slot, name, cls, self.plugin))
 
     def add_file(self, slot: str, name: str, path: Path) -> None:
@@ -92,6 +92,7 @@ class Registry:
         where = f"plugin {self.plugin!r}: {slot} {name!r}"
         if slot not in FILE_SLOTS:
             raise RegistrationError(f"{where}: no such slot for files{nearest(slot, FILE_SLOTS)}")
+        _refuse_name(where, name)
         if not path.exists():
             raise RegistrationError(f"{where}: {FILE_SLOTS[slot]} is expected at {path.name!r}, nothing is there")
         self._put(Entry(slot, name, path, self.plugin))
@@ -133,9 +134,21 @@ class Registry:
         failed = "".join(f"; plugin {f.plugin!r} failed to load: {f.error}" for f in self.failures)
         raise ConfigError(f"no {slot.removesuffix('s')} named {name!r}{nearest(name, self.names(slot))}{failed}")
 
+    def refuse_broken(self) -> None:
+        """Refuse to go on while plugins collide or do not fit.
+
+        Raises:
+            RegistrationError: With every one of them.
+        """
+        broken = [failure.error for failure in self.failures if failure.stops]
+        if broken:
+            raise RegistrationError("\n".join(broken))
+
     def _put(self, entry: Entry) -> None:
+        """A class that is made anew by a notebook's cell takes the place of the one before."""
         known = self._entries.get((entry.slot, entry.name))
-        if known is not None:
+        again = known is not None and known.plugin == entry.plugin == HERE and _source(known) == _source(entry)
+        if known is not None and not again:
             raise RegistrationError(
                 f"{entry.slot} {entry.name!r} comes from both plugin {known.plugin!r} and plugin {entry.plugin!r}; "
                 "switch one off with VITRAIL_DISABLE_PLUGINS or rename it"
@@ -143,14 +156,14 @@ class Registry:
         self._entries[entry.slot, entry.name] = entry
 
 
-def _is_frozen(cls: type) -> bool:
-    """Whether attrs refuses any assignment; a class that is only ``@define`` validates and assigns."""
-    if not attrs.has(cls):
-        return False
-    try:
-        object.__new__(cls).frozen = True  # type: ignore[attr-defined]
-    except attrs.exceptions.FrozenInstanceError:
-        return True
-    except (AttributeError, TypeError):
-        return False
-    return False
+def _source(entry: Entry) -> tuple[str, ...]:
+    """Where a class is written, or where a file lies."""
+    value = entry.value
+    return (value.__module__, value.__qualname__) if isinstance(value, type) else (str(value),)
+
+
+def _refuse_name(where: str, name: str) -> None:
+    if not KEBAB.fullmatch(name):
+        plain = "-".join(re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)).lower()
+        hint = f", e.g. {plain!r}" if KEBAB.fullmatch(plain) else ""
+        raise RegistrationError(f"{where}: a name is lower-case words with hyphens between{hint}")

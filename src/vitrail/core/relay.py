@@ -16,10 +16,12 @@ from attrs import define, evolve
 
 from vitrail.core.assembly import gather_views
 from vitrail.core.exchange import Exchange, whole_views
+from vitrail.core.members import OptionalFusion, OptionalMasking, OptionalPatching, has_own, speaks
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from vitrail.comm.protocol import Channel
@@ -36,9 +38,8 @@ Follow = Callable[["Step", "MessageGuidance", Prediction, int, "Tensor | None"],
 
 def message_guidance(stage: Stage) -> tuple[MessageGuidance, ...] | None:
     """The stage's guidance if it goes by messages: none or one; None if it does not."""
-    if any(not hasattr(guidance, "tell") or guidance.point != "views" for guidance in stage.guidance):
-        return None
-    return stage.guidance if len(stage.guidance) < 2 else None  # type: ignore[return-value]
+    speaking = tuple(guidance for guidance in stage.guidance if speaks(guidance) and guidance.point == "views")
+    return speaking if len(speaking) == len(stage.guidance) < 2 else None
 
 
 def can_relay(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
@@ -49,9 +50,13 @@ def can_relay(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
         canvas: For what the views must part.
         every: The patches of its steps.
     """
-    if stage.also or message_guidance(stage) is None or not getattr(stage.fusion, "is_local", False):
+    if stage.also or message_guidance(stage) is None or not OptionalFusion.of(stage.fusion).is_local:
         return False
-    if stage.remember or hasattr(stage.patching, "prepare"):
+    if (
+        stage.remember
+        or OptionalMasking.of(stage.masking).knows_whole
+        or has_own(stage.patching, OptionalPatching.prepare)
+    ):
         return False
     views: tuple[View, ...] | None = None
     for patches in every:
@@ -77,6 +82,7 @@ class Relay:
         channel: Carries the messages.
         owners: Of the micro-batches, once they are known.
         row_batch: Rows of a micro-batch; the last may have fewer.
+        device: Where messages are wanted, once the channel is open.
     """
 
     exchange: Exchange
@@ -88,6 +94,7 @@ class Relay:
     channel: Channel | None = None
     owners: tuple[int, ...] = ()
     row_batch: int = 1
+    device: torch.device | None = None
 
     def view_owners(self) -> list[int]:
         """The rank of every view."""
@@ -177,6 +184,7 @@ class Relay:
     def _open(self, step: Step, views: Tensor) -> None:
         """Open the channel before anything is computed, since that is collective; the owner may be steps ahead."""
         batch, channels, height, width = views.shape[1:]
+        self.device = views.device
         self.channel = self.exchange.communicator.channel(
             f"phase {step.phase} stage {step.stage}",
             src=self.view_owners()[self.patches.key],
@@ -187,4 +195,4 @@ class Relay:
 
     def _fetch(self, version: int) -> Tensor:
         assert self.channel is not None
-        return self.channel.fetch(version)
+        return self.channel.fetch(version).to(self.device)

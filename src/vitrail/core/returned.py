@@ -73,16 +73,17 @@ def check_guided(asked: Asked, subject: Any, guided: Any, point: str) -> None:
         check_like(asked, "the latents", guided, subject)
 
 
-def check_mask(asked: Asked, mask: object, latents: Tensor) -> None:
-    """A mask has one weight for each cell of the key view; whether it lies in [0, 1], ``outside`` counts.
+def check_mask(asked: Asked, mask: object, latents: Tensor, shape: Sequence[int]) -> None:
+    """A mask has one weight for each cell of the view that was asked about; that it lies in [0, 1], ``outside`` sees.
 
     Args:
         asked: The mask source.
         mask: Its answer.
         latents: Of the key view, Float32[Tensor, "batch channels h w"].
+        shape: Height and width of the view.
     """
     if mask is not None:
-        check_like(asked, "the mask", mask, latents[:, :1])
+        check_like(asked, "the mask", mask, latents[:, :1, :1, :1].expand(-1, -1, *shape))
 
 
 def outside(mask: Tensor) -> Tensor:

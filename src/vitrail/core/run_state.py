@@ -30,6 +30,7 @@ class RunState:
     stage: int = -1
     guidance: list[Any] = field(factory=list)
     masking: Any = None
+    mask: Tensor | None = None  # of the whole canvas at the step in work, if the stage's is one
     memory: Memory | None = None
     start: Start | None = None
     base: Tensor | None = None  # mean and deviation of the first size's result

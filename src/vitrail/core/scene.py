@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from attrs import field, frozen
 
 from vitrail.core.fields import as_tuple
+from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,8 +121,9 @@ class Scene:
 
     Attributes:
         key: Index of the key view, at "views".
-        mask: Where guidance acts, Float32[Tensor, "batch 1 h w"]: of the key view at "views", of the canvas at "canvas"
-            if it is one that is remembered; None is everywhere.
+        mask: Where guidance acts, for one that says ``reads_mask``; None is everywhere. At "views" of the key view,
+            Float32[Tensor, "batch 1 h w"], which counts for all; or, if the mask knows the whole picture, of every
+            view, Float32[Tensor, "views batch 1 h w"]. At "canvas" of the canvas, if it knows the whole picture.
         patches: The views, at "inputs", "branches" and "views".
         canvas: Of the phase.
         streams: The run's randomness.
@@ -129,9 +131,9 @@ class Scene:
         ask: Puts a question to the network.
         step_at: The step of given scales (alpha, sigma) as the network knows it, in its own form and at its nearest
             training timestep; for questions about latents of another noise.
-        vae: Declare the need ``vae``.
         exchange: The ranks, to share work of one's own.
-        gradients: Differentiable predictions and pictures; declare the need ``gradients``.
+        needs: What the guidance declares; None where nobody asks, as in a test.
+        guidance: What it is called.
     """
 
     key: int = 0
@@ -142,9 +144,42 @@ class Scene:
     start: Start | None = None
     ask: Ask | None = None
     step_at: Callable[[float, float], Step] | None = None
-    vae: Vae | None = None
     exchange: Exchange | None = None
-    gradients: Gradients | None = None
+    needs: frozenset[str] | None = None
+    guidance: str = "this guidance"
+    _vae: Vae | None = None
+    _gradients: Gradients | None = None
+
+    @property
+    def vae(self) -> Vae | None:
+        """The way between latents and pictures, for a guidance with the need ``vae``; CapabilityError for others."""
+        self._declared("vae")
+        return self._vae
+
+    @property
+    def gradients(self) -> Gradients | None:
+        """For a guidance with the need ``gradients``; CapabilityError for others."""
+        self._declared("gradients")
+        return self._gradients
+
+    @property
+    def key_mask(self) -> Tensor | None:
+        """At "views": the mask of the key view, Float32[Tensor, "batch 1 h w"]."""
+        masks = self.own_masks
+        return self.mask if masks is None else masks[self.key]
+
+    @property
+    def own_masks(self) -> Tensor | None:
+        """At "views": the mask of every view, Float32[Tensor, "views batch 1 h w"], if each has its own."""
+        return self.mask if self.mask is not None and self.mask.ndim > 4 else None
+
+    def _declared(self, need: str) -> None:
+        if self.needs is not None and need not in self.needs:
+            wanted = ", ".join(f'"{each}"' for each in sorted({need, *self.needs}))
+            raise CapabilityError(
+                f"{self.guidance} looks at {need!r} of its scene and does not declare that it needs it, so a model "
+                f"without could be taken; declare it: needs = frozenset({{{wanted}}})"
+            )
 
 
 @frozen(eq=False)

@@ -14,8 +14,18 @@ from attrs import evolve
 
 from vitrail.core import returned
 from vitrail.core.asked import Asked, Naming, unnamed
-from vitrail.core.hookspecs import EXCLUSIVE, PROJECT, StageSpecs, attach, hookimpl
-from vitrail.errors import CompositionError, ShapeError, VitrailError
+from vitrail.core.hookspecs import (
+    PROJECT,
+    RegistrationSpecs,
+    StageSpecs,
+    answers,
+    attach,
+    hookimpl,
+    stage_hooks,
+    told_answer,
+)
+from vitrail.core.members import OptionalPatching, has_own
+from vitrail.errors import CompositionError, RegistrationError, ShapeError, VitrailError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,22 +107,20 @@ class Answers:
 class Stages:
     """One run's hooks: the composition's answers, wrapped and observed by the given plugins, and checked."""
 
-    def __init__(self, answers: Answers, plugins: Iterable[tuple[str, object]] = ()):
-        self._answers = answers
+    def __init__(self, composed: Answers, plugins: Iterable[tuple[str, object]] = ()):
+        self._answers = composed
         self._counts: dict[tuple[int, int, int], tuple[Step, int]] = {}  # of views, by phase, stage and family
         self._looked_at: set[tuple[int, int]] = set()  # steps and families whose permutation was
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(StageSpecs)
-        for name, plugin in (("composition", answers), *plugins):
+        self._manager.add_hookspecs(RegistrationSpecs)  # a plugin may have its hook, too
+        for name, plugin in (("composition", composed), *plugins):
             attach(self._manager, name, plugin)
-        for hook in EXCLUSIVE:
-            for implementation in getattr(self._manager.hook, hook).get_hookimpls():
-                if implementation.plugin is not answers and not (implementation.wrapper or implementation.hookwrapper):
-                    raise CompositionError(
-                        f"plugin {implementation.plugin_name!r} answers {hook}, which plugin 'composition' answers "
-                        "already: register a strategy and choose it in the config, or make the hook a wrapper "
-                        "(@hookimpl(wrapper=True))"
-                    )
+            if not stage_hooks(self._manager, plugin):
+                raise RegistrationError(f"plugin {name!r} implements no hook of a run; the reference lists them")
+            answered = [] if plugin is composed else answers(self._manager, plugin)
+            if answered:
+                raise CompositionError(told_answer(name, answered[0]))
 
     @property
     def watches_canvas(self) -> bool:
@@ -125,6 +133,11 @@ class Stages:
     def who(self, slot: str, step: Step, strategy: Any) -> str:
         """A strategy in words: its slot, its registered name if it has one, and its class."""
         return str(evolve(self._answers.asked(slot, step, strategy), step=None))
+
+    @property
+    def watches_forwards(self) -> bool:
+        """Whether a plugin wraps or observes single forwards, and so may expect one after another."""
+        return bool(self._others("vitrail_predict"))
 
     def _others(self, hook: str) -> list[pluggy.HookImpl]:
         """Implementations of a hook that are not the composition's."""
@@ -166,7 +179,7 @@ class Stages:
         patching = self._answers.patching(step, family)
         asked = self._answers.asked("patching", step, patching)
         patches = self._answer("vitrail_patch", step, asked, Patches, canvas=canvas, family=family)
-        returned.check_patches(asked, patches, canvas, getattr(patching, "shows_whole", False))
+        returned.check_patches(asked, patches, canvas, OptionalPatching.of(patching).shows_whole)
         self._check_count(asked, step, family, len(patches.views))
         if (step.index, family) not in self._looked_at:  # views are asked for several times a step
             returned.check_permutation(asked, patches, self._answers.channels)
@@ -185,12 +198,11 @@ class Stages:
     def prepare(self, step: Step, model_input: Tensor, canvas: Canvas, family: int) -> Tensor:
         """What the views of a family are read from, Float32[Tensor, "batch channels height width"]."""
         patching = self._answers.patching(step, family)
-        prepare = getattr(patching, "prepare", None)
-        if prepare is None:
+        if not has_own(patching, OptionalPatching.prepare):
             return model_input
         asked = self._answers.asked("patching", step, patching)
         with asked.noted():
-            prepared: Tensor = prepare(step, model_input, canvas)
+            prepared = OptionalPatching.of(patching).prepare(step, model_input, canvas)
         returned.check_like(asked, "the canvas that its views are read from", prepared, model_input)
         return prepared
 
@@ -225,7 +237,8 @@ class Stages:
         arguments = {"key": key, "predicted": predicted, "state": state}
         pair = self._answer("vitrail_mask", step, asked, tuple, **arguments)
         mask, state = returned.check_pair(asked, "(mask, state)", pair)
-        returned.check_mask(asked, mask, key.latents)
+        view = predicted.view
+        returned.check_mask(asked, mask, key.latents, key.latents.shape[-2:] if view is None else view.shape)
         if mask is not None:
             trail.claim(returned.outside(mask), f"{asked} returned a mask that does not lie in [0, 1]")
         return mask, state

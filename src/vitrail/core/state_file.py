@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from vitrail.core.sealed import load_sealed, save_sealed
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,31 +75,19 @@ def unpack(data: Any, tensors: Sequence[Tensor], device: Any = None) -> Any:
 
 def save_state(path: Path, value: Any) -> None:
     """Write a value; the file appears, or is replaced, only when it is complete."""
-    from safetensors.torch import save_file
-
     tensors: list[Tensor] = []
     skeleton = json.dumps(pack(value, tensors))
-    part = path.with_name(path.name + ".part")
-    try:
-        named = {str(i): tensor.detach().cpu().contiguous().clone() for i, tensor in enumerate(tensors)}
-        save_file(named, part, metadata={"vitrail": skeleton})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    save_sealed(path, {str(i): tensor for i, tensor in enumerate(tensors)}, skeleton)
 
 
 def load_state(path: Path, device: Any = None) -> Any:
     """Read what ``save_state`` wrote.
 
     Raises:
-        ConfigError: If the file is none of ours or is broken.
+        ConfigError: If the file is none of ours or is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
+    tensors, skeleton = load_sealed(path, "a checkpoint of a run")
     try:
-        with safe_open(path, "pt") as file:
-            skeleton = json.loads((file.metadata() or {})["vitrail"])
-            tensors = [file.get_tensor(str(i)) for i in range(len(file.keys()))]
-        return unpack(skeleton, tensors, device)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise ConfigError(f"{path}: is no checkpoint of a run, or is broken: {error}") from error
+        return unpack(json.loads(skeleton), [tensors[str(i)] for i in range(len(tensors))], device)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not a checkpoint of a run: {type(error).__name__}: {error}") from error

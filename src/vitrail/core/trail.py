@@ -109,7 +109,7 @@ class Trail:
 
         def sums() -> Tensor:
             message = fetch()
-            return torch.zeros(1) if message is None else _sums(message, 1)
+            return torch.zeros(1, dtype=torch.float32, device="cpu") if message is None else _sums(message, 1)
 
         self.made.append(Made("the message of the key view, which another rank may have", NETWORK, sums))
 

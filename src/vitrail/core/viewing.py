@@ -9,9 +9,11 @@ from attrs import evolve, frozen
 
 from vitrail.core.assembly import gather_views, restore_order
 from vitrail.core.growing import inside
+from vitrail.core.members import OptionalMasking, recalls
 from vitrail.core.prediction import Prediction
 from vitrail.core.protocols import Predicted
 from vitrail.core.scene import Memory
+from vitrail.core.views import Span, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,19 +81,10 @@ class Viewing:
             found.append((patches, predict(step, latents, reading, done)))
         return latents, found
 
-    def mask_of_canvas(self, step: Step, prediction: Prediction, state: RunState) -> Tensor | None:
-        """Where guidance of the canvas acts, if the stage's mask is one that knows the whole picture.
-
-        Args:
-            step: Where the run stands.
-            prediction: Of the canvas.
-            state: Of the strategies.
-        """
-        recalls = getattr(self._stage(step).masking, "recalls", False)
-        if not recalls or not self.guiding.acts_at("canvas", step):
-            return None
-        inner = self.layout.phases[step.phase].canvas.inner
-        return self._mask(step, prediction, Predicted(prediction.model_output), state, inner)
+    def mask_of_canvas(self, step: Step, state: RunState) -> Tensor | None:
+        """Where guidance of the canvas acts, if the stage's mask is one that knows the whole picture."""
+        knows_whole = OptionalMasking.of(self._stage(step).masking).knows_whole
+        return state.mask if knows_whole and self.guiding.acts_at("canvas", step) else None
 
     def _stage(self, step: Step) -> Stage:
         return self.layout.composition.stages[step.stage]
@@ -138,9 +131,10 @@ class Viewing:
             shown = self.predictor.scaled_early(step, phase.stepper.scale(inputs, step.phase_step), family, ratio)
         texts: Sequence[str | None] = ()
         if family == 0:
-            prompt, memory = self.predictor.prompt, done.state.memory
+            prompting = self._stage(step).prompting
+            prompt, memory = self.predictor.prompt, done.state.memory if recalls(prompting) else None
             texts = self.layout.stages.texts(step, prompt, patches.views, phase.canvas, memory)
-            done.state.note(step, self.layout.stages.who("prompting", step, self._stage(step).prompting), texts)
+            done.state.note(step, self.layout.stages.who("prompting", step, prompting), texts)
         batches = self.predictor.batches(step, shown, patches, family, texts)
         done.timings.count(batches)
         views = gather_views(latents, patches.views) if inputs is None else inputs
@@ -161,9 +155,8 @@ class Viewing:
         if family == 0:
             key = evolve(views, latents=views.latents[patches.key], model_output=output[patches.key])
             seen = next((a for a in answers if a.attention is not None), answers[0])
-            inner = self._inner(step, patches)
-            self._remember(step, seen, state, inner)
-            mask = self._mask(step, key, seen, state, inner)
+            self._remember(step, seen, state, patches)
+            mask = self._mask_of_views(step, key, seen, state, patches)
             views = self.guiding.at("views", step, views, done, patches, mask)
         return views
 
@@ -177,7 +170,7 @@ class Viewing:
             return self.predictor.combine(step, answers, len(latents))
 
         def tell(guidance: MessageGuidance, key: Prediction, seen: Predicted) -> Tensor:
-            mask = self._mask(step, key, seen, done.state, self._inner(step, reading.patches))
+            mask = self._mask_of_views(step, key, seen, done.state, reading.patches)
             alone = evolve(key, latents=key.latents[None], model_output=key.model_output[None])
             return self.layout.stages.tell(step, guidance, alone, 0, mask)
 
@@ -190,22 +183,42 @@ class Viewing:
             trail.add_guided(relay.guidance, views, reading.patches)
         return views
 
-    def _inner(self, step: Step, patches: Patches) -> tuple[int, int]:
-        """Cells of the key view that are no padding."""
-        return inside(patches.views[patches.key], self.layout.phases[step.phase].canvas)
-
-    def _remember(self, step: Step, seen: Predicted, state: RunState, inner: tuple[int, int]) -> None:
+    def _remember(self, step: Step, seen: Predicted, state: RunState, patches: Patches) -> None:
         """Keep the maps of every word, without the padding, if the stage does."""
         if self._stage(step).remember and seen.words is not None:
+            inner = inside(patches.views[patches.key], self.layout.phases[step.phase].canvas)
             maps = seen.words[..., : inner[0], : inner[1]].contiguous()
             state.memory = Memory(self.predictor.words, maps) if state.memory is None else state.memory.seen(maps)
 
-    def _mask(
-        self, step: Step, key: Prediction, seen: Predicted, state: RunState, inner: tuple[int, int]
+    def _mask_of_views(
+        self, step: Step, key: Prediction, seen: Predicted, state: RunState, patches: Patches
     ) -> Tensor | None:
-        """Where guidance acts, from the key view's prediction and attention; cells beyond ``inner`` are padding."""
-        seen = evolve(seen, model_output=key.model_output, memory=state.memory, inner=inner)
-        mask, state.masking = self.layout.stages.mask(step, key, seen, state.masking, state.trail)
+        """Where guidance acts on views, from the key view's prediction and attention.
+
+        Returns:
+            Of the key view, Float32[Tensor, "batch 1 h w"]; or of every view its own cut of the canvas's mask,
+            Float32[Tensor, "views batch 1 h w"], if the stage's mask knows the whole picture.
+        """
+        import torch
+
+        if not OptionalMasking.of(self._stage(step).masking).knows_whole:
+            return self._mask(step, key, seen, state, patches.views[patches.key])
+        canvas = self.layout.phases[step.phase].canvas
+        state.mask = self._mask(step, key, seen, state, View(Span(0, canvas.height), Span(0, canvas.width)))
+        return None if state.mask is None else torch.stack([view.read(state.mask) for view in patches.views])
+
+    def _mask(self, step: Step, key: Prediction, seen: Predicted, state: RunState, view: View) -> Tensor | None:
+        """Where guidance acts in a view, Float32[Tensor, "batch 1 h w"], or None for everywhere."""
+        canvas, masking = self.layout.phases[step.phase].canvas, self._stage(step).masking
+        wanted = evolve(
+            seen,
+            model_output=key.model_output,
+            memory=state.memory if recalls(masking) else None,
+            view=view,
+            canvas=canvas,
+            inner=inside(view, canvas),
+        )
+        mask, state.masking = self.layout.stages.mask(step, key, wanted, state.masking, state.trail)
         if mask is not None:
-            state.note(step, self.layout.stages.who("masking", step, self._stage(step).masking), mask)
+            state.note(step, self.layout.stages.who("masking", step, masking), mask)
         return mask

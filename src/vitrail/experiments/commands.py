@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from attrs import field, frozen
 
+from vitrail.attached import load_plugins
 from vitrail.backbones.source import ModelOptions, check_scheduler, find_model
 from vitrail.core.config import Loader
 from vitrail.core.fields import as_tuple
@@ -19,7 +20,7 @@ from vitrail.errors import ConfigError, Problems, nearest
 from vitrail.experiments.executing import Executor, Here, Shard, stop_on_interrupt
 from vitrail.experiments.experiment import Experiment
 from vitrail.experiments.grid import Cell, Row, cells_of, heat_row, pairs_of, rows_of
-from vitrail.experiments.loading import load_experiment
+from vitrail.experiments.loading import load_experiment, structure
 from vitrail.experiments.meter import Meter
 from vitrail.experiments.plots import check_matplotlib
 from vitrail.experiments.running import Worker
@@ -36,7 +37,7 @@ ExecutorName = Literal["here", "ray"]
 
 @frozen(kw_only=True)
 class RunOptions:
-    """How an experiment is carried out; none of it reaches the pictures.
+    """How an experiment is carried out; none of it but plugins that wrap a stage reaches the pictures.
 
     Attributes:
         out: The experiment's folder.
@@ -46,6 +47,7 @@ class RunOptions:
         workers: Of a Ray cluster; 0 for as many as it has room for.
         device: A torch device, or None.
         dry_run: Show the plan and stop.
+        plugins: ``MODULE:OBJECT`` each, attached besides those of the file.
     """
 
     out: Path
@@ -55,6 +57,7 @@ class RunOptions:
     workers: int = 0
     device: str | None = None
     dry_run: bool = False
+    plugins: tuple[str, ...] = field(default=(), converter=as_tuple)
 
 
 def executor_name(name: str) -> ExecutorName:
@@ -77,6 +80,9 @@ def run(file: Path, options: RunOptions) -> None:
         SystemExit: 130 if it was interrupted, 1 if cells have failed.
     """
     experiment, table = load_experiment(file, options.sets)
+    if options.plugins:
+        table = {**table, "plugins": [*experiment.plugins, *options.plugins]}
+        experiment = structure(table, str(file))
     run_experiment(experiment, table, file.parent, options, console())
 
 
@@ -122,6 +128,10 @@ def check(experiment: Experiment, beside: Path) -> RunConfig:
         offers = find_model(first.model, registry(), ModelOptions.of(first)).offers
     with problems.collect():
         pairs_of(experiment, beside)
+    with problems.collect():
+        registry().get("comm", experiment.comm)
+    with problems.collect():
+        load_plugins(experiment.plugins)
     rows: list[Row] = []
     with problems.collect():
         rows += rows_of(experiment)
@@ -133,6 +143,7 @@ def check(experiment: Experiment, beside: Path) -> RunConfig:
     for row in rows if first is not None else ():
         with problems.collect():
             _run_of(experiment, row.run, f"row {row.name!r}")
+            row.composition.check_files()
             if offers is not None:
                 row.composition.check(offers, f"model {experiment.model!r}", registry())
     problems.tell()

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from vitrail.core.atomic import replacing
 from vitrail.core.fields import as_tuple
 from vitrail.errors import ConfigError
 from vitrail.experiments.commands import RunOptions, run_experiment
 from vitrail.experiments.formats import show
 from vitrail.experiments.loading import located, spelt_out, structure
 from vitrail.experiments.measuring import Loaded, load, look
-from vitrail.experiments.own_pictures import open_own
 from vitrail.experiments.page_of_results import told_of
 from vitrail.experiments.reporting import stopping
 from vitrail.experiments.sheets import FAINT, FONT, GAP, INK, MARGIN, folded
 from vitrail.experiments.tables import Heading, Table
+from vitrail.own_pictures import open_own
 from vitrail.terminal import console, say
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def compare(wanted: Wanted) -> None:
         if loaded.done:
             seen = look(loaded, out)
             _show(loaded, seen, out)
-            sheet(loaded, seen).save(folder / SHEET)
+            with replacing(folder / SHEET) as part:
+                sheet(loaded, seen).save(part)
             say(out, f"{folder / SHEET}")
     if failed:
         raise SystemExit(1)

@@ -46,4 +46,4 @@ def noted(outcome: Outcome) -> Tensor:
 
     memory = math.nan if outcome.peak_bytes is None else outcome.peak_bytes / 2**20
     calls = (outcome.model_calls, outcome.critical_calls, outcome.predicted_calls)
-    return torch.tensor([outcome.seconds, *map(float, calls), memory], dtype=torch.float64)
+    return torch.tensor([outcome.seconds, *map(float, calls), memory], dtype=torch.float64, device="cpu")

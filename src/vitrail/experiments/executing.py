@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from vitrail.errors import ConfigError
 from vitrail.experiments.grid import Cell
 from vitrail.experiments.running import Worker
 from vitrail.experiments.store import Outcome
+from vitrail.signals import INTERRUPTED, stopping
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,18 +105,15 @@ def stop_on_interrupt(stop: Callable[[], bool], out: Console) -> Iterator[Callab
 
     stopped = False
 
-    def handle(*_: object) -> None:
+    def end() -> None:
         nonlocal stopped
         stopped = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         when = "at the next step; what is half done is dropped" if stop() else "once the cell in work is done"
         say(out, f"stopping {when}, Ctrl-C again stops at once", style="yellow")
 
-    before = signal.signal(signal.SIGINT, handle)
     try:
-        yield lambda: stopped
+        with stopping(end):
+            yield lambda: stopped
     except KeyboardInterrupt:
         sys.stderr.write("Stopped at once; the cell in work is lost.\n")
-        raise SystemExit(130) from None
-    finally:
-        signal.signal(signal.SIGINT, before)
+        raise SystemExit(INTERRUPTED) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -150,7 +150,8 @@ class Experiment:
     methods: tuple[MethodEntry, ...] = field(default=(), converter=as_tuple)  # one or more
     axes: tuple[Axis, ...] = field(default=(), converter=as_tuple)  # what is varied besides
     ranks: tuple[int, ...] = field(default=(1,), converter=as_tuple)  # process counts; more than one is for timing
-    comm: Literal["gloo", "nccl", "in-process"] = "gloo"  # how ranks talk
+    comm: str = "gloo"  # how ranks talk: a registered backend
+    plugins: tuple[str, ...] = field(default=(), converter=as_tuple)  # MODULE:OBJECT each, attached to every run
     run: dict[str, Any] = run_table  # options of every run, e.g. num_inference_steps
     heatmaps: tuple[HeatMap, ...] = field(default=(), converter=as_tuple)  # figures of mask sources
     metrics: tuple[Metric, ...] = field(default=(), converter=as_tuple)  # what is measured of the pictures

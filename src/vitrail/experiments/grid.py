@@ -14,8 +14,10 @@ from typing import Any, Literal
 import attrs
 from attrs import evolve, field, frozen
 
+from vitrail.attached import attached, load_plugins, wrapping
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
+from vitrail.core.fields import as_tuple
 from vitrail.core.run_config import RunConfig
 from vitrail.core.streams import SCHEME
 from vitrail.digests import content_digest
@@ -46,6 +48,7 @@ class Cell:
         composition: The method as plain tables, every default spelt out.
         ranks: Processes that share the work.
         comm: How they talk.
+        plugins: ``MODULE:OBJECT`` each, attached to its run.
         kind: A sampled picture, or the figure of a mask source.
         options: Of a heat map.
     """
@@ -59,6 +62,7 @@ class Cell:
     composition: dict[str, Any]
     ranks: int = 1
     comm: str = "gloo"
+    plugins: tuple[str, ...] = field(default=(), converter=as_tuple)
     kind: Kind = "picture"
     options: dict[str, Any] = field(factory=dict)
 
@@ -240,7 +244,7 @@ def _cell(
     run = attrs.asdict(loader.structure(table, RunConfig, f"row {row.name!r}"))
     composition = loader.unstructure(row.composition)
     return Cell(
-        address=_address(run, composition, model, ranks, experiment.comm),
+        address=_address(run, composition, model, ranks, experiment.comm, _besides(experiment, row)),
         row=row.name if len(experiment.ranks) == 1 else f"{row.name}, {ranks} rank{'s' * (ranks > 1)}",
         method=row.method,
         axes=row.axes,
@@ -249,6 +253,7 @@ def _cell(
         composition=composition,
         ranks=ranks,
         comm=experiment.comm,
+        plugins=experiment.plugins,
     )
 
 
@@ -270,15 +275,30 @@ def _heat_cell(experiment: Experiment, model: Model, heat: HeatMap, pair: tuple[
     return evolve(cell, address=address, kind="heatmap", options={"at": heat.at})
 
 
-def _address(run: dict[str, Any], composition: dict[str, Any], model: Model, ranks: int, comm: str) -> str:
+def _besides(experiment: Experiment, row: Row) -> list[dict[str, str]]:
+    """What determines pixels and is no plain data: contents of strategies' files, and plugins that wrap stages."""
+    found = (row.composition.digests(), wrapping(attached(load_plugins(experiment.plugins))))
+    return [part for part in found if part]
+
+
+def _address(
+    run: dict[str, Any],
+    composition: dict[str, Any],
+    model: Model,
+    ranks: int,
+    comm: str,
+    besides: Sequence[dict[str, str]] = (),
+) -> str:
     """A digest of what determines the pixels, and of who shares the work, since that is timed.
 
     Where a model comes from is in no address: its fingerprint says what was loaded.
     """
     fields = {name: value for name, value in run.items() if name not in NAMES}
+    given = run["negative_prompt"]
+    fields["negative_prompt"] = {None: "", "": None}.get(given, given)  # as before "" was a text, so that cells last
     if run["image"] is not None:
         fields["image"] = _image_digest(run["image"])
-    data = [fields, composition, model.fingerprint, SCHEME, ranks, comm if ranks > 1 else None]
+    data = [fields, composition, model.fingerprint, SCHEME, ranks, comm if ranks > 1 else None, *besides]
     return _digest(data)
 
 

@@ -84,8 +84,9 @@ def located(table: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(methods, list):
         for entry in methods:
             method = entry.get("method") if isinstance(entry, dict) else None
-            if isinstance(method, str) and Path(method).suffix in SUFFIXES and (folder / method).exists():
-                entry["method"] = str(folder / method)
+            if isinstance(method, str) and Path(method).suffix in SUFFIXES:
+                place = folder / Path(method).expanduser()
+                entry["method"] = str(place) if place.exists() else method
     return table
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.core.atomic import replacing
 from vitrail.errors import ConfigError
 from vitrail.recipe import digest_of
 
@@ -96,9 +96,8 @@ class Answers:
 
         if self._changed:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_suffix(f".{os.getpid()}.part")
-            save_file(self._seen, part, {"eye": self._key, "complete": str(self._complete)})
-            part.replace(self._path)
+            with replacing(self._path) as part:
+                save_file(self._seen, part, {"eye": self._key, "complete": str(self._complete)})
         self._changed, self._kept = False, time.monotonic()
 
     def _read(self) -> None:

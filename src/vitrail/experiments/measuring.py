@@ -10,14 +10,15 @@ from attrs import evolve, field, frozen
 
 from vitrail.core.fields import as_tuple
 from vitrail.core.measuring import Eye, Shown
+from vitrail.core.members import OptionalEye
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.experiments.experiment import Experiment
 from vitrail.experiments.grid import Cell
 from vitrail.experiments.loading import structure
 from vitrail.experiments.looked import Answers
 from vitrail.experiments.meter import Meter
-from vitrail.experiments.own_pictures import open_own
 from vitrail.experiments.store import PLAN, Folder, Outcome, Plan, same_plan
+from vitrail.own_pictures import open_own
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +111,7 @@ class Seen:
 
 def key_of(eye: Eye) -> str:
     """What an eye's answers are kept under: its ``repr``, and what stands for the weights that it looks with."""
-    digest = getattr(eye, "digest", "")
+    digest = OptionalEye.of(eye).digest
     return f"{eye!r} with {digest}" if digest else repr(eye)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
+from vitrail.core.atomic import write_text
 from vitrail.core.fields import as_tuple
 from vitrail.errors import ConfigError
 from vitrail.experiments.page_pictures import Prepared, Sides, prepare
@@ -167,9 +168,7 @@ def write_page(page: Page, out: Path) -> Path:
     _check_files(page.files(), out.parent)
     into = f"{out.stem}_files"
     prepared = {p.file: prepare(out.parent, p.file, into) for p in page.pictures if p.file is not None}
-    part = out.with_name(out.name + ".part")
-    part.write_text(render(page, prepared), encoding="utf-8", newline="\n")
-    part.replace(out)
+    write_text(out, render(page, prepared))
     return out
 
 

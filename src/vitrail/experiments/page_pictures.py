@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from attrs import field, frozen
 
+from vitrail.core.atomic import replacing, replacing_folder
 from vitrail.core.fields import as_tuple
-from vitrail.errors import ConfigError
-from vitrail.experiments.own_pictures import of_any_size
+from vitrail.errors import ConfigError, OutputError
+from vitrail.own_pictures import of_any_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,11 +78,15 @@ def prepare(folder: Path, file: str, into: str) -> Prepared:
             height, width = image.height, image.width
             is_large = max(height, width) > LARGEST
             if not _is_newer(folder / thumb, path):
-                _save(_small(image), folder / thumb, lossless=False)
+                (folder / thumb).parent.mkdir(parents=True, exist_ok=True)
+                with replacing(folder / thumb) as part:
+                    _save(_small(image), part, lossless=False)
             if is_large and not _is_newer(folder / tiles, path):
                 write_tiles(image.convert("RGB"), folder / tiles)
         with Image.open(folder / thumb) as small:
             thumb_size = small.height, small.width
+    except OutputError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a picture: {error}") from error
     return Prepared(
@@ -110,16 +114,14 @@ def write_tiles(image: Image, folder: Path) -> None:
         image: In RGB.
         folder: Takes a folder for each level.
     """
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    for level, (height, width) in enumerate(levels_of(image.height, image.width)):
-        image = image.reduce(2) if level else image
-        for row, top in enumerate(range(0, height, TILE)):
-            for column, left in enumerate(range(0, width, TILE)):
-                tile = image.crop((left, top, min(left + TILE, width), min(top + TILE, height)))
-                _save(tile, part / str(level) / f"{row}_{column}.webp", lossless=level == 0)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+    with replacing_folder(folder) as part:
+        for level, (height, width) in enumerate(levels_of(image.height, image.width)):
+            image = image.reduce(2) if level else image
+            (part / str(level)).mkdir()
+            for row, top in enumerate(range(0, height, TILE)):
+                for column, left in enumerate(range(0, width, TILE)):
+                    tile = image.crop((left, top, min(left + TILE, width), min(top + TILE, height)))
+                    _save(tile, part / str(level) / f"{row}_{column}.webp", lossless=level == 0)
 
 
 def _small(image: Image) -> Image:
@@ -132,10 +134,7 @@ def _small(image: Image) -> Image:
 
 
 def _save(image: Image, path: Path, *, lossless: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    image.save(part, format="WEBP", lossless=lossless, quality=20 if lossless else 88, method=1 if lossless else 4)
-    part.replace(path)
+    image.save(path, format="WEBP", lossless=lossless, quality=20 if lossless else 88, method=1 if lossless else 4)
 
 
 def _is_newer(copy: Path, original: Path) -> bool:

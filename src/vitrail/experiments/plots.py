@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.core.atomic import replacing
 from vitrail.core.measuring import Column
 from vitrail.errors import ConfigError
 from vitrail.experiments.costs import CALLS, CRITICAL, SECONDS
@@ -255,7 +256,6 @@ def _legend(figure: Any, panel: Axes, count: int) -> None:
 
 def _save(figure: Any, out: Path) -> Path:
     """The file is there when it is whole."""
-    part = out.with_name(f"{out.stem}.part{out.suffix}")
-    figure.savefig(part, dpi=DPI, metadata={"Software": None})
-    part.replace(out)
+    with replacing(out) as part:
+        figure.savefig(part, dpi=DPI, metadata={"Software": None})
     return out

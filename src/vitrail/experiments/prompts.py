@@ -21,13 +21,13 @@ def prompts_of(experiment: Experiment, folder: Path) -> tuple[str, ...]:
     if experiment.prompts:
         return experiment.prompts
     if experiment.prompts_file is not None:
-        return _read(folder / experiment.prompts_file)
+        return _read(folder / Path(experiment.prompts_file).expanduser())
     return tuple(scene(number)[1] for number in range(experiment.scenes))
 
 
 def _read(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompts_file {path}: cannot be read as text: {error}") from error
     found = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs import validators as v
 
+from vitrail.core.atomic import replacing
 from vitrail.errors import ConfigError
 from vitrail.experiments.grid import Cell
 from vitrail.experiments.store import Outcome
@@ -107,9 +108,8 @@ def import_ray() -> Any:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_bytes(content)
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import evolve, field, frozen
 
+from vitrail.core.atomic import write_text
 from vitrail.core.fields import as_tuple
 from vitrail.discovery import registry
 from vitrail.experiments.experiment import Experiment
@@ -106,9 +107,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     _clear(out, keeps_plots=not plots and _is_of(results, out))
     for name, text in _texts(results, tables, notes):
-        part = out / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(out / name)
+        write_text(out / name, text)
     drawn = draw_plots(results, out / "plots") if plots else sorted((out / "plots").glob("*.png"))
     sheets = draw_sheets(results, out / "sheets")
     say(

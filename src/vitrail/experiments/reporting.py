@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from vitrail.experiments.page import write_page
 from vitrail.experiments.page_of_results import page_of
 from vitrail.experiments.report import write_report
 from vitrail.experiments.store import PLAN, Folder, merge
+from vitrail.signals import INTERRUPTED, raising
 from vitrail.terminal import console, say
 
 PAGE = "report.html"
@@ -85,11 +85,9 @@ def _measured(folder: Folder, sets: Sequence[str]) -> Experiment:
 @contextmanager
 def stopping() -> Iterator[None]:
     """Ctrl-C ends a report at once, and what was looked at stays."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        yield
+        with raising():
+            yield
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; pictures that were looked at are kept, the same command goes on from there.\n")
-        raise SystemExit(130) from None
-    finally:
-        signal.signal(signal.SIGINT, before)
+        raise SystemExit(INTERRUPTED) from None

@@ -60,7 +60,7 @@ class Drawing:
         """The numbers of the pictures of each draw, Int64[Tensor, "drawn"]."""
         import torch
 
-        clusters = [torch.tensor(cluster) for cluster in self.clusters]
+        clusters = [torch.tensor(cluster, dtype=torch.int64, device="cpu") for cluster in self.clusters]
         for drawn in draws(len(clusters), resamples):
             alone = len(clusters) == len(self.prompts)
             yield drawn if alone else torch.cat([clusters[number] for number in drawn.tolist()])
@@ -71,7 +71,7 @@ def draws(count: int, resamples: int) -> Tensor:
     import torch
 
     generator = Streams(SEED).generator("bootstrap", count)
-    return torch.randint(max(count, 1), (resamples, count), generator=generator)
+    return torch.randint(max(count, 1), (resamples, count), generator=generator, dtype=torch.int64, device="cpu")
 
 
 def told_prompts(sets: Sequence[tuple[int, int]]) -> str:

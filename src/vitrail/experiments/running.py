@@ -13,20 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field, fields_dict, has
 
+from vitrail.attached import load_plugins
 from vitrail.call import Spread
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
+from vitrail.core.members import OptionalBackend, has_own
 from vitrail.discovery import registry
-from vitrail.errors import VitrailError
+from vitrail.errors import OutputError, VitrailError
 from vitrail.experiments.grid import Cell, Model
 from vitrail.experiments.origin import commit_of_vitrail, machine
 from vitrail.experiments.peak import Peak
-from vitrail.experiments.store import Outcome, is_full
+from vitrail.experiments.store import Outcome
 from vitrail.recipe import current_versions, save_picture
 
 if TYPE_CHECKING:
     from vitrail.call import Callback
     from vitrail.comm.communicator import RankCommunicator
+    from vitrail.core.backbone import Backbone
     from vitrail.core.run_config import RunConfig
     from vitrail.result import Result
     from vitrail.sampler import Sampler
@@ -43,7 +46,7 @@ class Worker:
         device: As asked for.
     """
 
-    backbone: Any
+    backbone: Backbone
     device: str | None = None
     _commit: str = field(factory=lambda: commit_of_vitrail() or "", init=False)
     _samplers: dict[str, Sampler] = field(factory=dict, init=False)
@@ -70,7 +73,7 @@ class Worker:
         return Model(native_size=side, defaults=self.backbone.defaults, fingerprint=fingerprint)
 
     def sampler(self, cell: Cell) -> Sampler:
-        """Of the cell's method; one for all cells that share it.
+        """Of the cell's method and plugins; one for all cells that share them.
 
         Raises:
             VitrailError: If the method does not fit the model.
@@ -78,11 +81,13 @@ class Worker:
         from vitrail.backbones.source import ModelOptions
         from vitrail.sampler import Sampler
 
-        key = repr(cell.composition)
+        key = repr((cell.composition, cell.plugins))
         if key not in self._samplers:
             composition = composition_of(cell)
             options, model = ModelOptions.of(cell.config()), cell.run["model"]
-            self._samplers[key] = Sampler(self.backbone, composition, model=model, options=options)
+            self._samplers[key] = Sampler(
+                self.backbone, composition, model=model, options=options, plugins=load_plugins(cell.plugins)
+            )
         return self._samplers[key]
 
     def work(self, cell: Cell) -> float:
@@ -112,7 +117,7 @@ class Worker:
             None if it was interrupted; nothing of it is kept then.
 
         Raises:
-            OSError: If the disk is full, as it then is for every other cell.
+            OutputError: If the folder takes no more, as it then does of no other cell.
         """
         stamp: dict[str, Any] = {
             "cell": cell.address,
@@ -122,11 +127,11 @@ class Worker:
         }
         try:
             found = self._look(cell, folder) if cell.kind == "heatmap" else self._sample(cell, folder, on_step)
+        except OutputError:
+            raise
         except VitrailError as error:
             return Outcome(**stamp, error=str(error), finished=_now())
         except Exception as error:  # a bug of one row is no reason to lose the others
-            if is_full(error):
-                raise
             return Outcome(**stamp, error=f"{type(error).__name__}: {error}", finished=_now())
         return None if found is None else evolve(found, **stamp, finished=_now())
 
@@ -171,7 +176,7 @@ class Worker:
         backend = registry().get("comm", cell.comm)()
         backend = _started_once(backend)
         program: Callable[[RankCommunicator], Result] = functools.partial(_process, cell, self.device)
-        if not hasattr(backend, "join"):
+        if not has_own(backend, OptionalBackend.join):
             program = functools.partial(_thread, self.sampler(cell), cell.config())
         results = backend.run(cell.ranks, program, cell.address)
         found: Result = results[0]

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.core.atomic import replacing
 from vitrail.experiments.measuring import Size
-from vitrail.experiments.own_pictures import open_own
 from vitrail.experiments.plots import slug
 from vitrail.experiments.results import Group, Results
 from vitrail.experiments.tables import curves, spoken
+from vitrail.own_pictures import open_own
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -175,7 +176,6 @@ def folded(text: str, width: int, font: Any, lines: int) -> str:
 
 def _save(sheet: Image, out: Path) -> Path:
     """The file is there when it is whole."""
-    part = out.with_name(f"{out.stem}.part{out.suffix}")
-    sheet.save(part, quality=QUALITY) if out.suffix == ".webp" else sheet.save(part)
-    part.replace(out)
+    with replacing(out) as part:
+        sheet.save(part, quality=QUALITY) if out.suffix == ".webp" else sheet.save(part)
     return out

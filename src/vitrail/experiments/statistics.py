@@ -197,10 +197,10 @@ def sample(
     import torch
 
     drawing = drawing or Drawing.of_each(len(looked))
-    value = torch.tensor(metric.gather(looked, reference), dtype=torch.float64)
+    value = torch.tensor(metric.gather(looked, reference), dtype=torch.float64, device="cpu")
     times = resamples if len(looked) >= FEWEST else 0
     rows = [metric.gather(looked[drawn], reference) for drawn in drawing.draws(times)]
-    resampled = torch.tensor(rows, dtype=torch.float64).reshape(times, len(value))
+    resampled = torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(times, len(value))
     return Sample(value=value, resampled=resampled, alone=by_itself(metric, looked, reference), drawing=drawing)
 
 
@@ -209,7 +209,7 @@ def by_itself(metric: Gathers, looked: Tensor, reference: Tensor | None) -> Tens
     import torch
 
     rows = [metric.gather(looked[number : number + 1], reference) for number in range(len(looked))]
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _intervals(value: Tensor, resampled: Tensor, count: int) -> list[tuple[float, float]]:
@@ -217,7 +217,7 @@ def _intervals(value: Tensor, resampled: Tensor, count: int) -> list[tuple[float
 
     if not len(resampled):
         return [(math.nan, math.nan)] * len(value)
-    levels = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    levels = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64, device="cpu")
     ends = value + widening(count) * (resampled.nanquantile(levels, dim=0) - resampled.nanmean(dim=0))
     return [(low, high) for low, high in ends.T.tolist()]
 

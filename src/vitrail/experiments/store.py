@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,9 +12,10 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
+from vitrail.core.atomic import replacing, told, write_text
 from vitrail.core.fields import as_tuple
 from vitrail.digests import content_digest
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, OutputError
 from vitrail.experiments.grid import Cell
 
 PLAN = "experiment.json"
@@ -107,9 +107,7 @@ class Folder:
     def write_plan(self, plan: Plan) -> None:
         """Keep what was planned; shards of one experiment write the same."""
         self.make()
-        part = self.path / f"{PLAN}.{os.getpid()}.part"
-        part.write_text(json.dumps(attrs.asdict(plan), ensure_ascii=False, indent=1), encoding="utf-8")
-        part.replace(self.path / PLAN)
+        write_text(self.path / PLAN, json.dumps(attrs.asdict(plan), ensure_ascii=False, indent=1))
 
     def plan(self) -> Plan:
         """What was planned.
@@ -129,10 +127,13 @@ class Folder:
     def append(self, outcome: Outcome, shard: str) -> None:
         """Add a line to the file of one shard, which one process alone writes; a line that was cut off stays alone."""
         line = json.dumps(attrs.asdict(outcome), ensure_ascii=False)
-        with (self.path / f"cells-{shard}.jsonl").open("ab+") as file:
+        path = self.path / f"cells-{shard}.jsonl"
+        with told(path), path.open("ab+") as file:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 line = "\n" + line
             file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def outcomes(self) -> dict[str, Outcome]:
         """By address, from every shard's lines: what was done counts more than what failed, later more than earlier.
@@ -155,24 +156,15 @@ class Folder:
 
 @contextmanager
 def told_if_full(folder: Path) -> Iterator[None]:
-    """A disk that takes no more ends the work, with one clear error; what was done is kept.
+    """A folder that takes no more ends the work, with one clear error; what was done is kept.
 
     Raises:
         ConfigError: In place of the system's error.
     """
     try:
         yield
-    except OSError as error:
-        if not is_full(error):
-            raise
-        raise ConfigError(
-            f"{folder}: the disk takes no more ({error.strerror}); make room, and the same command goes on from here"
-        ) from error
-
-
-def is_full(error: Exception) -> bool:
-    """Whether it says that a disk takes no more."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    except OutputError as error:
+        raise ConfigError(f"{error}; mend that, and the same command goes on from what {folder} has") from error
 
 
 def _read(file: Path) -> Iterable[Outcome]:
@@ -217,9 +209,8 @@ def _copy(file: Path, place: Path) -> None:
     """The copy is there when it is whole."""
     import shutil
 
-    part = place.with_name(place.name + ".part")
-    shutil.copyfile(file, part)
-    part.replace(place)
+    with replacing(place) as part:
+        shutil.copyfile(file, part)
 
 
 def same_plan(folders: Sequence[Folder]) -> Plan:

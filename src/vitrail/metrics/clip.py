@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs import validators as v
 
+from vitrail.core.ambient import plain_defaults
 from vitrail.core.fields import as_tuple
+from vitrail.core.file_digests import digest_of_files
 from vitrail.errors import ConfigError, ModelError
-from vitrail.metrics.files import digest_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +88,7 @@ class ClipNetwork:
         """What CLIP multiplies cosines by before a softmax; 100 in the published models."""
         return float(self.model.logit_scale.exp())
 
+    @plain_defaults()
     def of_pictures(self, pictures: Tensor) -> Tensor:
         """Projected embeddings, Float32[Tensor, "batch dim"]."""
         import torch
@@ -98,6 +100,7 @@ class ClipNetwork:
             embedded: Tensor = self.model.visual_projection(seen.pooler_output)
         return embedded
 
+    @plain_defaults()
     def of_text(self, text: str) -> Tensor:
         """The projected embedding, Float32[Tensor, "dim"]; a text that is too long is cut."""
         import torch
@@ -131,11 +134,12 @@ def middle(pictures: Tensor, side: int) -> Tensor:
 
 def digest_of_clip(folder: str) -> str:
     """Stands for what a folder's files hold, by name; those of folders in it are left out."""
-    path = Path(folder)
+    path = Path(folder).expanduser()
     return digest_of_files(sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [])
 
 
 @functools.cache
+@plain_defaults()
 def load_clip(folder: str, device: str, digest: str = "") -> ClipNetwork:
     """The model of a folder on a device, loaded once.
 
@@ -149,7 +153,7 @@ def load_clip(folder: str, device: str, digest: str = "") -> ClipNetwork:
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    path = Path(folder)
+    path = Path(folder).expanduser()
     config = _json(path / "config.json")
     if config.get("model_type") != "clip":
         raise ModelError(f"{folder} holds no CLIPModel but {config.get('model_type', 'something else')!r}")

@@ -45,10 +45,10 @@ class ClipScore:
         import torch
 
         if not shown.prompt.strip():
-            return torch.tensor([math.nan])
+            return torch.tensor([math.nan], dtype=torch.float32, device="cpu")
         network = load_clip(self.folder, str(shown.picture.device), self.digest)
         found = similarity(network.of_pictures(shown.picture[None])[0], network.of_text(shown.prompt))
-        return torch.tensor([100 * max(0.0, found)])
+        return torch.tensor([100 * max(0.0, found)], dtype=torch.float32, device="cpu")
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """The mean over the pictures that have a prompt."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vitrail.core.ambient import plain_defaults
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ def passing(num_features: int) -> Any:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Random numbers that are the same at every call and leave the process's own as they are; no warnings.
+    """Random numbers and types that are the same at every call and leave the process's own as they are; no warnings.
 
     torchmetrics shuffles by the process's random state, and warns that it keeps what it is given.
     """
     import torch
 
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), plain_defaults():
         warnings.simplefilter("ignore")
-        torch.set_rng_state(torch.Generator().manual_seed(0).get_state())
+        torch.set_rng_state(torch.Generator("cpu").manual_seed(0).get_state())
         yield

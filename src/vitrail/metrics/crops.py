@@ -8,6 +8,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.measuring import Features, Shown
+from vitrail.core.members import OptionalEye
 from vitrail.core.streams import Streams
 from vitrail.errors import ConfigError
 from vitrail.metrics.demo_judge import JUDGE
@@ -31,7 +32,7 @@ class CropsEye:
     @property
     def digest(self) -> str:
         """Of the features, if they have one."""
-        return str(getattr(self.features, "digest", ""))
+        return OptionalEye.of(self.features).digest
 
     def look(self, shown: Shown) -> Tensor:
         """Features or probabilities of the crops or of the whole, Float32[Tensor, "crops dim"].
@@ -90,6 +91,6 @@ def places(height: int, width: int, side: int, count: int, seed: int) -> tuple[t
             f"a crop of {side} pixels does not fit in a picture of {height}x{width}; choose a smaller crop_size"
         )
     generator = Streams(seed).generator("crops", height, width, side)
-    drawn = torch.rand(count, 2, generator=generator)
-    free = torch.tensor([height - side + 1, width - side + 1])
+    drawn = torch.rand(count, 2, generator=generator, dtype=torch.float32, device="cpu")
+    free = drawn.new_tensor([height - side + 1, width - side + 1])
     return tuple((int(y), int(x)) for y, x in (drawn * free).long().tolist())

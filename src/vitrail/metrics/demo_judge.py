@@ -8,8 +8,8 @@ from weakref import WeakKeyDictionary
 
 from attrs import frozen
 
+from vitrail.core.file_digests import digest_of_files
 from vitrail.core.measuring import Shown
-from vitrail.metrics.files import digest_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor

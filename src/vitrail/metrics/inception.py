@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs import validators as v
 
+from vitrail.core.file_digests import digest_of_files
 from vitrail.errors import ModelError
-from vitrail.metrics.files import digest_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ def load_inception(weights: str, device: str, digest: str = "") -> InceptionNetw
         network = InceptionNetwork()
     found, wanted = _read(Path(weights).expanduser()), network.state_dict()
     _check(weights, found, {name: tuple(each.shape) for name, each in wanted.items()})
-    counters = {name: torch.zeros(()) for name in wanted if name.endswith(COUNTER)}
+    counters = {name: torch.zeros((), dtype=torch.int64, device="cpu") for name in wanted if name.endswith(COUNTER)}
     learned = {name: found[name].float() for name in wanted if name not in counters}
     network.load_state_dict(learned | counters, assign=True)
     return network.eval().requires_grad_(False).to(device)

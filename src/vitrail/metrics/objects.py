@@ -47,7 +47,8 @@ class Objects:
         found = detections(shown)
         subject = subject_of(shown.prompt, load_judge(str(shown.picture.device)).config.classes)
         largest = max(found, key=lambda each: each.size).name if found else None
-        return torch.tensor([float(len(found)), math.nan if subject is None else float(largest == subject)])
+        named = math.nan if subject is None else float(largest == subject)
+        return torch.tensor([float(len(found)), named], dtype=torch.float32, device="cpu")
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Share with exactly one object, mean count, and the share named right of those that have a subject."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 from attrs import validators as v
 
+from vitrail.core.file_digests import digest_of_files
 from vitrail.core.measuring import Shown
 from vitrail.errors import ConfigError
-from vitrail.metrics.files import digest_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor

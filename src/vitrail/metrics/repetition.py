@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import frozen
 
 from vitrail.core.measuring import Column, Eye, Features, Shown
+from vitrail.core.members import OptionalEye
 from vitrail.metrics.demo_judge import JUDGE
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Repetition:
     @property
     def digest(self) -> str:
         """Of the features, if they have one."""
-        return str(getattr(self.features, "digest", ""))
+        return OptionalEye.of(self.features).digest
 
     def look(self, shown: Shown) -> Tensor:
         """Largest and mean agreement of two tiles that do not overlap, Float32[Tensor, "2"] in [0, 1]."""
@@ -55,7 +56,7 @@ class Repetition:
 
         sides = sides_of_tiles(shown.native_size, max(shown.picture.shape[-2:]))
         if not sides:
-            return torch.tensor([math.nan, math.nan])
+            return torch.tensor([math.nan, math.nan], dtype=torch.float32, device="cpu")
         return torch.stack([self._agreement(shown.picture, each) for each in sides]).amax(dim=0)
 
     def _agreement(self, picture: Tensor, side: int) -> Tensor:
@@ -64,7 +65,7 @@ class Repetition:
 
         height, width = picture.shape[-2:]
         spots = list(product(starts(height, side), starts(width, side)))
-        place = torch.tensor(spots)
+        place = torch.tensor(spots, dtype=torch.int64, device=picture.device)
         apart = (place[:, None] - place).abs().amax(dim=-1) >= side
         tiles = [picture[:, y : y + side, x : x + side] for y, x in spots]
         batches = [torch.stack(tiles[first : first + BATCH]) for first in range(0, len(tiles), BATCH)]

@@ -50,13 +50,11 @@ class Seams:
 
     def look(self, shown: Shown) -> Tensor:
         """Mean logarithm of the ratio over the picture's borders, Float32[Tensor, "1"]."""
-        import torch
-
         picture, found = shown.picture.float(), []
         for plane, borders in ((picture, shown.rows), (picture.transpose(1, 2), shown.columns)):
             chosen = tuple(range(shown.native_size, plane.shape[1], shown.native_size)) if self.grid else borders
             found += contrasts(steps(plane, self.width), chosen, self.width)
-        return torch.tensor([sum(found) / len(found) if found else math.nan])
+        return picture.new_tensor([sum(found) / len(found) if found else math.nan], device="cpu")
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """The geometric mean over the pictures that have borders."""
@@ -90,7 +88,8 @@ def contrasts(sizes: Tensor, borders: Sequence[int], width: int) -> list[float]:
     """
     import torch
 
-    rows, logs = torch.arange(len(sizes)), (sizes.cpu() + FAINT).log()
+    logs = (sizes.cpu() + FAINT).log()
+    rows = torch.arange(len(sizes), dtype=torch.int64, device=logs.device)
     clear = torch.ones_like(rows, dtype=torch.bool)
     for border in borders:
         clear &= (rows - border).abs() > width + BLUR

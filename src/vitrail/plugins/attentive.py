@@ -46,19 +46,20 @@ class Attentive:
 
     def guide(self, step: Step, subject: Tensor, scene: Scene, state: None) -> tuple[Tensor, None]:
         """The latents after the scheduler's step, Float32[Tensor, "batch channels height width"], moved."""
-        gamma = self.gamma(step)
+        gamma = gamma_at(self, step)
         if gamma == 0 or step.next_alpha == 0:
             return subject, None
         exploding = subject / step.next_alpha
         return subject + gamma * step.next_alpha * (attended(exploding) - exploding), None
 
-    def gamma(self, step: Step) -> float:
-        """The scale at a step; sec. 3.2, where the steps before the delay's end are not guided."""
-        first = math.floor(self.delay * step.stage_num_steps + 0.5)
-        done, guided = step.stage_step - first, step.stage_num_steps - first
-        if not 0 <= done < guided:
-            return 0.0
-        return float(self.scale * (0.5 * (1 + math.cos(math.pi * done / guided))) ** self.power)
+
+def gamma_at(options: Attentive, step: Step) -> float:
+    """The scale at a step; sec. 3.2, where the steps before the delay's end are not guided."""
+    first = math.floor(options.delay * step.stage_num_steps + 0.5)
+    done, guided = step.stage_step - first, step.stage_num_steps - first
+    if not 0 <= done < guided:
+        return 0.0
+    return float(options.scale * (0.5 * (1 + math.cos(math.pi * done / guided))) ** options.power)
 
 
 def attended(latents: Tensor) -> Tensor:

@@ -71,14 +71,15 @@ class Dilated:
         stride, _ = self.granularity(canvas)
         if stride == 1:
             return model_input
-        weights = gaussian_weights(self.deviation(step), stride)
+        weights = gaussian_weights(deviation_at(self, step), stride)
         soft = blurred(model_input, weights, (canvas.wraps("y"), canvas.wraps("x")))
         return with_moments_of(model_input, soft)
 
-    def deviation(self, step: Step) -> float:
-        """Of the blur at a step, in latent cells; the authors' code, where c_3 = 0.99 c^power + 0.01."""
-        left: float = step.ramp("timestep") ** self.power
-        return self.sigma * ((1 - LEAST) * left + LEAST)
+
+def deviation_at(options: Dilated, step: Step) -> float:
+    """Of the blur at a step, in latent cells; the authors' code, where c_3 = 0.99 c^power + 0.01."""
+    left: float = step.ramp("timestep") ** options.power
+    return options.sigma * ((1 - LEAST) * left + LEAST)
 
 
 def gaussian_weights(deviation: float, stride: int) -> list[float]:

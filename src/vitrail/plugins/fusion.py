@@ -6,6 +6,7 @@ on every device, which an atomic scatter does not promise.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -17,10 +18,13 @@ from vitrail.core.prediction import Prediction
 from vitrail.errors import CoverageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from vitrail.core.step import Step
     from vitrail.core.views import View
+
+GEOMETRIES = 16  # sets of views whose weights are kept; jittered windows are others at every step
 
 
 @frozen
@@ -49,11 +53,7 @@ class Gaussian:
 
     def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
         """Weighted mean."""
-        height, width = views[0].shape
-        columns = latents.new_tensor(_bell(height, self.std))[:, None]
-        return weighted_mean(
-            views, prediction.model_output, latents, columns * latents.new_tensor(_bell(width, self.std))
-        )
+        return weighted_mean(views, prediction.model_output, latents, self.std)
 
 
 def _bell(count: int, std: float) -> list[float]:
@@ -62,29 +62,52 @@ def _bell(count: int, std: float) -> list[float]:
     return [max(1e-8, math.exp(-(((i - middle) / (count * std)) ** 2) / 2)) for i in range(count)]
 
 
-def weighted_mean(views: Sequence[View], outputs: Tensor, latents: Tensor, weight: Tensor | None) -> Tensor:
-    """Sum of weighted views over the sum of weights.
+def weighted_mean(views: Sequence[View], outputs: Tensor, latents: Tensor, std: float | None) -> Tensor:
+    """Sum of weighted views over the sum of weights; does not wait for the device.
 
     Args:
         views: Together they cover the canvas.
         outputs: Float32[Tensor, "views batch channels h w"].
-        latents: The canvas, for its shape.
-        weight: Float32[Tensor, "h w"], positive, or None for one.
+        latents: The canvas, for its shape, Float32[Tensor, "batch channels height width"].
+        std: Of the Gaussian that weighs each view, as a share of its side; None weighs all cells alike.
 
     Raises:
         CoverageError: If a latent cell lies in no view.
     """
     if _is_canvas(views, latents):
         return outputs[0]
+    height, width = latents.shape[-2:]
+    weight, weights = _weights_of(tuple(views), height, width, std, latents.dtype, latents.device)
     total = latents.new_zeros(latents.shape)
-    weights = latents.new_zeros(latents.shape[-2:])
-    counted = latents.new_ones(views[0].shape) if weight is None else weight
     for view, output in zip(views, outputs, strict=True):
         view.add_to(total, output if weight is None else output * weight)
-        view.add_to(weights, counted)
-    if not bool((weights > 0).all()):
-        raise CoverageError(f"{int((weights == 0).sum())} latent cells lie in no view; use a patching that covers")
     return total / weights
+
+
+@functools.lru_cache(maxsize=GEOMETRIES)
+def _weights_of(
+    views: tuple[View, ...], height: int, width: int, std: float | None, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor | None, Tensor]:
+    """The weight of a view's cells, None for one, and the sum of all views' at each cell of the canvas.
+
+    Worked out on the host, where it can be looked at without waiting for the device, once a geometry.
+
+    Returns:
+        Float32[Tensor, "h w"] or None, and Float32[Tensor, "height width"]; on the device.
+    """
+    import torch
+
+    with torch.inference_mode(False), torch.no_grad():  # later runs may be in any mode
+        own = torch.ones(views[0].shape, dtype=dtype, device="cpu")
+        if std is not None:
+            columns, rows = (own.new_tensor(_bell(count, std)) for count in own.shape)
+            own = columns[:, None] * rows
+        weights = own.new_zeros(height, width)
+        for view in views:
+            view.add_to(weights, own)
+        if not bool((weights > 0).all()):
+            raise CoverageError(f"{int((weights == 0).sum())} latent cells lie in no view; use a patching that covers")
+        return None if std is None else own.to(device), weights.to(device)
 
 
 def _is_canvas(views: Sequence[View], latents: Tensor) -> bool:

@@ -83,7 +83,8 @@ class SyncGuidance:
 
     def guide(self, step: Step, subject: Prediction, scene: Scene, state: None) -> tuple[Prediction, None]:
         """All views but the key view, corrected."""
-        return self.follow(step, subject, scene.key, self.tell(step, subject, scene.key, scene.mask)), None
+        message = self.tell(step, subject, scene.key, scene.key_mask)
+        return corrected(subject, scene.key, message, _weight(self, step), self.form, scene.own_masks), None
 
     def lag(self, step: Step) -> int:
         """The message of the same step."""
@@ -95,7 +96,7 @@ class SyncGuidance:
 
     def follow(self, step: Step, subject: Prediction, key: int, message: Tensor | None) -> Prediction:
         """All views but the key view, corrected by a message."""
-        return corrected(subject, key, message, self.scale * step.ramp(self.ramp), self.form)
+        return corrected(subject, key, message, _weight(self, step), self.form)
 
 
 @frozen(kw_only=True)
@@ -120,8 +121,9 @@ class AsyncGuidance:
 
     def guide(self, step: Step, subject: Prediction, scene: Scene, state: Tensor | None) -> tuple[Prediction, Tensor]:
         """All views but the key view, corrected by the message of the step before."""
-        fresh = self.tell(step, subject, scene.key, scene.mask)
-        return self.follow(step, subject, scene.key, state if self.lag(step) else fresh), fresh
+        fresh = self.tell(step, subject, scene.key, scene.key_mask)
+        message = state if self.lag(step) else fresh
+        return corrected(subject, scene.key, message, _weight(self, step), self.form, scene.own_masks), fresh
 
     def lag(self, step: Step) -> int:
         """The message of the step before, after the warm-up."""
@@ -133,7 +135,7 @@ class AsyncGuidance:
 
     def follow(self, step: Step, subject: Prediction, key: int, message: Tensor | None) -> Prediction:
         """All views but the key view, corrected by a message."""
-        return corrected(subject, key, message, self.scale * step.ramp(self.ramp), self.form)
+        return corrected(subject, key, message, _weight(self, step), self.form)
 
 
 def message_of(subject: Prediction, key: int, mask: Tensor | None, form: Form) -> Tensor:
@@ -145,7 +147,13 @@ def message_of(subject: Prediction, key: int, mask: Tensor | None, form: Form) -
     return torch.cat([told, weight.expand(told.shape[0], -1, -1, -1)], dim=1)
 
 
-def corrected(subject: Prediction, key: int, message: Tensor | None, scale: float, form: Form) -> Prediction:
+def _weight(options: SyncGuidance | AsyncGuidance, step: Step) -> float:
+    return options.scale * step.ramp(options.ramp)
+
+
+def corrected(
+    subject: Prediction, key: int, message: Tensor | None, scale: float, form: Form, masks: Tensor | None = None
+) -> Prediction:
     """Correct every view but the key view; a scale of 0 (1 for ``cfg-like``) changes no bit.
 
     Args:
@@ -154,10 +162,11 @@ def corrected(subject: Prediction, key: int, message: Tensor | None, scale: floa
         message: Of this step or the one before; None leaves the subject as it is.
         scale: w, the ramp included.
         form: See the module.
+        masks: Of every view its own, Float32[Tensor, "views batch 1 h w"]; the message's for all if None.
     """
     if message is None:
         return subject
-    told, weight = message[:, :-1], scale * message[:, -1:]
+    told, weight = message[:, :-1], scale * (message[:, -1:] if masks is None else masks.to(message.dtype))
     own = subject.clean if form == "x0" else subject.noise
     if form == "x0":
         weight = weight.clamp(0, 1)

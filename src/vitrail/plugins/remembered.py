@@ -36,6 +36,7 @@ class RememberedAttention:
 
     needs: ClassVar[frozenset[str]] = frozenset({"attention-maps"})
     recalls: ClassVar[bool] = True
+    knows_whole: ClassVar[bool] = True
     words: tuple[str, ...] = field(default=(), converter=as_words)  # of the prompt, that alone count; () for all
     skip_stop_words: bool = True  # "a", "on" and their like are no content
     tokens: Over = field(default="mean", validator=v.in_(OVERS))  # of the content words; "max" is that of any
@@ -53,7 +54,7 @@ class RememberedAttention:
         """No state."""
 
     def mask(self, step: Step, key: Prediction, predicted: Predicted, state: None) -> tuple[Tensor | None, None]:
-        """At the size of the key view, the padding as the edge; everywhere, with a warning, if there is none."""
+        """At the size that is wanted, the padding as the edge; everywhere, with a warning, if there is none."""
         import torch.nn.functional as F
 
         memory = predicted.memory
@@ -69,7 +70,7 @@ class RememberedAttention:
             mask = opened(above, int(self.opening * max(heat.shape[-2:])))
         if mask is None:
             return None, None
-        height, width = key.latents.shape[-2:]
+        height, width = key.latents.shape[-2:] if predicted.view is None else predicted.view.shape
         inner = predicted.inner or (height, width)
         mask = F.interpolate(mask, inner, mode="bilinear", align_corners=False).clamp(0, 1)
         return F.pad(mask, (0, width - inner[1], 0, height - inner[0]), mode="replicate"), None

@@ -15,13 +15,17 @@ The anchor itself stays as it is. All windows come to look alike, which suits wi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.cost import Cost
+from vitrail.core.file_digests import digest_of_files
+from vitrail.core.lpips import check_weights
 from vitrail.core.protocols import Point
+from vitrail.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +69,18 @@ class Synchronized:
         moved = subject.clone()
         moved[others] -= self.scale * self.decay**step.stage_step * step.norm**2 * uphill
         return moved, None
+
+    def check(self) -> None:
+        """The file of weights, by its header."""
+        if self.weights is not None:
+            try:
+                check_weights(self.weights)
+            except ModelError as error:
+                raise ModelError(f"weights: {error}") from error
+
+    def digest(self) -> str:
+        """Of the file of weights; the judge ships inside."""
+        return "" if self.weights is None else digest_of_files([Path(self.weights)])
 
     def cost_of_views(self, step: Step, patches: Patches, branches: int) -> Cost:
         """A forward and a picture of every view, and a way back for all but one."""

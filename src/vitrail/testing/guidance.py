@@ -13,6 +13,7 @@ from torch import Tensor
 from vitrail.comm.in_process import solo
 from vitrail.core.asked import Asked
 from vitrail.core.exchange import Exchange
+from vitrail.core.members import OptionalGuidance, speaks
 from vitrail.core.prediction import Prediction
 from vitrail.core.returned import check_branches, check_guided
 from vitrail.core.scene import Branches, Scene, Start, subject_tensor
@@ -42,7 +43,9 @@ def check_guidance(guidance: Any) -> None:
     strategy = instance_of("guidance", guidance)
     answers = _played(strategy, Exchange.among(solo()), PREDICTION_TYPES)
     acts = any(moved for _, moved in answers)
-    assert acts or not getattr(strategy, "follows_start", False), "it changes nothing where it has a picture to follow"
+    assert acts or not OptionalGuidance.of(strategy).follows_start, (
+        "it changes nothing where it has a picture to follow"
+    )
     assert strategy.init() is None or strategy.init() is not strategy.init(), "state must start anew in every run"
     check_repeats(strategy, _play)
 
@@ -61,7 +64,7 @@ def _played(strategy: Any, exchange: Exchange, kinds: Sequence[PredictionType]) 
         for number, step in enumerate(make_steps(kind, phase=phase)):
             if step.stage_step == 0:
                 state, spoken = strategy.init(), []
-            scene = _scene(step, strategy.point, exchange, masked)
+            scene = _scene(step, strategy, exchange, masked)
             subject = _subject(strategy, step, seed=number)
             guided, state = _checked(strategy, step, subject, scene, state)
             if _speaks(strategy, step) and step.stage_step == len(spoken):
@@ -88,7 +91,7 @@ def _checked(strategy: Any, step: Step, subject: Any, scene: Scene, state: Any) 
 
 def _speaks(strategy: Any, step: Step) -> bool:
     """Whether it goes by a message at a step."""
-    return hasattr(strategy, "tell") and strategy.lag(step) is not None
+    return speaks(strategy) and strategy.lag(step) is not None
 
 
 def _check_follows(
@@ -121,7 +124,7 @@ def _subject(guidance: Any, step: Step, seed: int) -> Any:
     lead = (4, 1) if guidance.point in OF_VIEWS else (1,)
     made = make_prediction((*lead, CHANNELS, 8, 8), step, seed)
     if guidance.point == "branches":
-        wanted = guidance.branches(step) if hasattr(guidance, "branches") else ()
+        wanted = OptionalGuidance.of(guidance).branches(step)
         with contract():
             check_branches(Asked("guidance", guidance, step), wanted, ("uncond", "cond"))
         shape, streams = made.latents.shape, Streams(seed)
@@ -130,8 +133,9 @@ def _subject(guidance: Any, step: Step, seed: int) -> Any:
     return made.latents if guidance.point in ("before", "inputs", "after") else made
 
 
-def _scene(step: Step, point: str, exchange: Exchange, masked: bool) -> Scene:
+def _scene(step: Step, strategy: Any, exchange: Exchange, masked: bool) -> Scene:
     """Of a canvas of twice the training size; what is asked of the network is answered with the question."""
+    point = strategy.point
     of_views = point in OF_VIEWS
     side, native = (16, 8) if of_views else (8, 4)
     canvas, streams = Canvas(side, side, native, cell=CELL), Streams(5)
@@ -148,6 +152,8 @@ def _scene(step: Step, point: str, exchange: Exchange, masked: bool) -> Scene:
         step_at=lambda alpha, sigma: evolve(step, alpha=alpha, sigma=sigma),
         gradients=_Cells(),
         exchange=exchange,
+        needs=frozenset(strategy.needs),
+        guidance=type(strategy).__name__,
     )
 
 

@@ -15,6 +15,7 @@ from vitrail.core.returned import check_mask, outside
 from vitrail.core.scene import Memory
 from vitrail.core.step import PredictionType, Step
 from vitrail.core.streams import Streams
+from vitrail.core.views import Canvas, Span, View
 from vitrail.testing.instances import contract, instance_of
 from vitrail.testing.repeats import check_repeats
 from vitrail.testing.steps import CHANNELS, PREDICTION_TYPES, make_prediction, make_steps, told
@@ -64,7 +65,15 @@ def _predicted(key: Prediction, maps: str, seed: int) -> Predicted:
     attention = Streams(seed).uniform(SHAPE, "attention") if maps in ("attention", "no content") else None
     remembered = Memory(("fox", "snow"), Streams(0).uniform((1, 2, 16, 16), "maps")) if maps == "memory" else None
     output = key.model_output[None]
-    return Predicted(output, attention, has_content=maps != "no content", memory=remembered, inner=SHAPE[-2:])
+    return Predicted(
+        output,
+        attention,
+        has_content=maps != "no content",
+        memory=remembered,
+        view=View(Span(0, SHAPE[-2]), Span(0, SHAPE[-1])),
+        canvas=Canvas(*SHAPE[-2:], SHAPE[-1]),
+        inner=SHAPE[-2:],
+    )
 
 
 def _checked(strategy: Any, step: Step, key: Prediction, predicted: Predicted, state: Any) -> tuple[Tensor | None, Any]:
@@ -73,7 +82,7 @@ def _checked(strategy: Any, step: Step, key: Prediction, predicted: Predicted, s
     assert isinstance(pair, tuple) and len(pair) == 2, f"expected (mask, state), got {type(pair).__name__}"
     mask, new = pair
     with contract():
-        check_mask(Asked("masking", strategy, step), mask, key.latents)
+        check_mask(Asked("masking", strategy, step), mask, key.latents, SHAPE[-2:])
     assert mask is None or not int(outside(mask)), f"a mask lies in [0, 1], not so at {told(step)}"
     kept = (key.model_output == before[0]).all() and (key.latents == before[1]).all()
     assert bool(kept), "masking must not write into what it receives"

@@ -11,6 +11,7 @@ from attrs import evolve
 from vitrail.core.asked import Asked
 from vitrail.core.assembly import permute_views, restore_order
 from vitrail.core.exchange import Exchange
+from vitrail.core.members import OptionalPatching, has_own
 from vitrail.core.returned import check_granularity, check_patches, check_permutation, uncovered
 from vitrail.core.run_config import Wrap
 from vitrail.core.step import Step
@@ -109,7 +110,7 @@ def _check_patches(strategy: Any, step: Step, canvas: Canvas) -> Patches:
 
 def _prepared(strategy: Any, step: Step, canvas: Canvas) -> torch.Tensor | None:
     """The canvas as views are read from it, if the patching changes it; finite, and its input as it was."""
-    if not hasattr(strategy, "prepare"):
+    if not has_own(strategy, OptionalPatching.prepare):
         return None
     picture = _picture(canvas)
     before = picture.clone()

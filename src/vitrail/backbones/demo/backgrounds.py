@@ -18,16 +18,29 @@ class Background:
     alone: str  # the caption of the bare background
 
 
+def _uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def _below_count(count: int, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Whole numbers in [0, count)."""
+    return torch.randint(count, shape, generator=generator, dtype=torch.int64, device="cpu")
+
+
+def _numbers(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.int64, device="cpu")
+
+
 def _noise(height: int, width: int, scale_y: float, scale_x: float, generator: Generator) -> Tensor:
     """Smooth noise in about [-1, 1] with features of the given size in pixels, Float32["1 height width"]."""
-    grid = torch.rand(1, 1, math.ceil(height / scale_y) + 3, math.ceil(width / scale_x) + 3, generator=generator)
+    grid = _uniform((1, 1, math.ceil(height / scale_y) + 3, math.ceil(width / scale_x) + 3), generator)
     size = (round(grid.shape[2] * scale_y), round(grid.shape[3] * scale_x))
     large = F.interpolate(grid * 2 - 1, size=size, mode="bicubic", align_corners=False)
     return large[0, :, -height:, -width:]
 
 
 def _color(*rgb: int) -> Tensor:
-    return torch.tensor(rgb, dtype=torch.float32).view(3, 1, 1) / 255
+    return torch.tensor(rgb, dtype=torch.float32, device="cpu").view(3, 1, 1) / 255
 
 
 def _mix(low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
@@ -36,16 +49,16 @@ def _mix(low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
 
 def _below(height: int, edge: float) -> Tensor:
     """1 below a horizontal edge (a fraction of the height), 0 above, one pixel of transition."""
-    rows = torch.arange(height, dtype=torch.float32).view(1, -1, 1)
+    rows = torch.arange(height, dtype=torch.float32, device="cpu").view(1, -1, 1)
     return (rows - edge * height + 0.5).clamp(0, 1)
 
 
 def _ramp(height: int) -> Tensor:
-    return torch.linspace(0, 1, height).view(1, -1, 1)
+    return torch.linspace(0, 1, height, dtype=torch.float32, device="cpu").view(1, -1, 1)
 
 
 def _edge(generator: Generator, low: float, high: float) -> float:
-    return low + (high - low) * torch.rand((), generator=generator).item()
+    return low + (high - low) * _uniform((), generator).item()
 
 
 def _sky(height: int, width: int, generator: Generator) -> Tensor:
@@ -77,9 +90,9 @@ def _beach(height: int, width: int, generator: Generator) -> Tensor:
 def _night(height: int, width: int, generator: Generator) -> Tensor:
     glow = 0.5 * _noise(height, width, 30, 45, generator)
     dark = _mix(_color(8, 10, 38), _color(40, 34, 92), _ramp(height) * 0.7 + 0.25 * glow)
-    draw = torch.rand(2, height, width, generator=generator)
-    stars = torch.where(draw[0] < 1 / 160, 0.35 + 0.65 * draw[1], torch.zeros(()))
-    kernel = torch.tensor([[0.1, 0.35, 0.1], [0.35, 1.0, 0.35], [0.1, 0.35, 0.1]])
+    draw = _uniform((2, height, width), generator)
+    stars = torch.where(draw[0] < 1 / 160, 0.35 + 0.65 * draw[1], draw.new_zeros(()))
+    kernel = draw.new_tensor([[0.1, 0.35, 0.1], [0.35, 1.0, 0.35], [0.1, 0.35, 0.1]])
     light = F.conv2d(stars[None, None], kernel[None, None], padding=1)[0]
     return _mix(dark, _color(255, 250, 225), light)
 
@@ -92,12 +105,12 @@ def _snow(height: int, width: int, generator: Generator) -> Tensor:
 
 def _bricks(height: int, width: int, generator: Generator) -> Tensor:
     brick_h, brick_w = 9, 20  # pixels
-    offset = torch.randint(brick_w, (2,), generator=generator)
-    ys = torch.arange(height) + int(offset[0])
+    offset = _below_count(brick_w, (2,), generator)
+    ys = _numbers(height) + int(offset[0])
     row = ys // brick_h
-    xs = torch.arange(width)[None] + int(offset[1]) + (row[:, None] % 2) * (brick_w // 2)
+    xs = _numbers(width)[None] + int(offset[1]) + (row[:, None] % 2) * (brick_w // 2)
     column = xs // brick_w
-    tones = torch.rand(int(row.max()) + 1, int(column.max()) + 1, generator=generator)
+    tones = _uniform((int(row.max()) + 1, int(column.max()) + 1), generator)
     tone = tones[row[:, None].expand_as(column), column][None] + 0.25 * _noise(height, width, 1.5, 2, generator)
     wall = _mix(_color(140, 62, 46), _color(194, 104, 76), tone)
     mortar = ((ys % brick_h < 2)[:, None] | (xs % brick_w < 2))[None].float()
@@ -106,9 +119,9 @@ def _bricks(height: int, width: int, generator: Generator) -> Tensor:
 
 def _wood(height: int, width: int, generator: Generator) -> Tensor:
     plank = 26  # pixels
-    offset = int(torch.randint(plank, (), generator=generator))
-    ys = torch.arange(height) + offset
-    tones = torch.rand(int(ys.max()) // plank + 1, generator=generator)[ys // plank].view(1, -1, 1)
+    offset = int(_below_count(plank, (), generator))
+    ys = _numbers(height) + offset
+    tones = _uniform((int(ys.max()) // plank + 1,), generator)[ys // plank].view(1, -1, 1)
     grain = _noise(height, width, 1.6, 26, generator) + 0.7 * _noise(height, width, 5, 60, generator)
     boards = _mix(_color(122, 78, 42), _color(196, 142, 88), 0.25 + 0.5 * tones + 0.3 * grain)
     return boards * (1 - 0.55 * (ys % plank < 1).view(1, -1, 1).float())

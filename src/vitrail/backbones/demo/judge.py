@@ -99,7 +99,7 @@ class JudgeNetwork(nn.Module):
         self.trunk = nn.Sequential(*(_Residual(width) for _ in range(config.num_blocks)))
         self.features = _conv(width, config.num_features)
         self.heads = nn.Conv2d(config.num_features, len(config.classes) + 3, 1)
-        rare = torch.tensor([-4.0] * len(config.classes) + [0.0] * 3)  # few cells hold an object
+        rare = self.heads.weight.new_tensor([-4.0] * len(config.classes) + [0.0] * 3)  # few cells hold an object
         self.heads.register_parameter("bias", nn.Parameter(rare))
 
     def forward(self, pictures: Tensor) -> Heads:
@@ -132,8 +132,11 @@ class Judge:
             if not (folder / name).exists():
                 raise ModelError(f"cannot load the judge: {folder / name} is missing; train it with the tool's `judge`")
         config = JudgeConfig(**json.loads((folder / "config.json").read_text()))
-        network = JudgeNetwork(config).eval()
-        network.load_state_dict(load_file(folder / "judge.safetensors"))  # copied into single precision
+        with torch.device("meta"):  # random weights that would be overwritten are never drawn
+            network = JudgeNetwork(config).eval()
+        weights = load_file(folder / "judge.safetensors", device="cpu")
+        single = {name: each.float() if each.is_floating_point() else each for name, each in weights.items()}
+        network.load_state_dict(single, assign=True)
         return cls(config, network.requires_grad_(False))
 
     @torch.no_grad()
@@ -187,7 +190,7 @@ class Judge:
         row, column = peaks.nonzero(as_tuple=True)
         size = log_size[0, row, column].exp() * math.sqrt(self.config.band_low * self.config.band_high)
         ratio = picture.new_tensor(level.shape[-2:]) / picture.new_tensor(picture.shape[-2:])
-        cells = torch.stack([row, column], dim=1) + 0.5 + offset[0, :, row, column].T
+        cells = torch.stack([row, column], dim=1).to(offset.dtype) + 0.5 + offset[0, :, row, column].T
         center = (cells * STRIDE - PAD) / ratio
         seen = (size > 0.85 * self.config.band_low) & (size < 1.2 * self.config.band_high)
         inside = ((center > 0) & (center < picture.new_tensor(picture.shape[-2:]))).all(dim=1)
@@ -205,7 +208,7 @@ class Judge:
         alike = (size[:, None] / size).log().abs() < 0.5
         same = near & alike & (name[:, None] == name) & (level[:, None] != level)
         second = (score * same).amax(dim=1) if len(found) else score
-        shown = size[:, None] * torch.tensor(scales)
+        shown = size[:, None] * size.new_tensor(scales)
         levels = ((shown > 0.9 * self.config.band_low) & (shown < self.config.band_high)).sum(dim=1)
         return torch.where(levels > 1, (score + second) / 2, score)
 

@@ -83,8 +83,8 @@ def paste(picture: Tensor, placement: Placement) -> Tensor:
         return picture
     level = next((s for s in reversed(sprite_pyramid(placement.name)) if s.shape[-1] >= side), None)
     sprite = sprite_pyramid(placement.name)[0] if level is None else level
-    ys = ((torch.arange(y0, y1) + 0.5 - top) / side) * 2 - 1
-    xs = ((torch.arange(x0, x1) + 0.5 - left) / side) * 2 - 1
+    ys = ((torch.arange(y0, y1, dtype=picture.dtype, device=picture.device) + 0.5 - top) / side) * 2 - 1
+    xs = ((torch.arange(x0, x1, dtype=picture.dtype, device=picture.device) + 0.5 - left) / side) * 2 - 1
     grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1)
     cut = F.grid_sample(sprite[None], grid[None], align_corners=False)[0]
     result = picture.clone()
@@ -112,12 +112,12 @@ def render(scene: Scene, height: int, width: int, generator: Generator) -> Tenso
 
 def uniform(generator: Generator, low: float, high: float) -> float:
     """One number in [low, high)."""
-    return low + (high - low) * torch.rand((), generator=generator).item()
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float32, device="cpu").item()
 
 
 def choice(generator: Generator, options: tuple[str, ...]) -> str:
     """One of the options, each as likely."""
-    return options[int(torch.randint(len(options), (), generator=generator))]
+    return options[int(torch.randint(len(options), (), generator=generator, dtype=torch.int64, device="cpu"))]
 
 
 def draw_scene(generator: Generator, close_up: float = 0.09, empty: float = 0.08) -> Scene:
@@ -148,7 +148,7 @@ def draw_crowd(generator: Generator, most: int = 9) -> Scene:
     the smaller one's size is left out.
     """
     background = choice(generator, tuple(BACKGROUNDS))
-    wanted = int(torch.randint(most + 1, (), generator=generator))
+    wanted = int(torch.randint(most + 1, (), generator=generator, dtype=torch.int64, device="cpu"))
     largest = min(1.0, 1.1 / math.sqrt(max(wanted, 1)))
     placed: list[Placement] = []
     for _ in range(8 * wanted):

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import evolve
 
 from vitrail.core.asked import Asked, Naming, unnamed
+from vitrail.core.members import OptionalRectification
 from vitrail.core.protocols import Forward, Predicted
 from vitrail.core.returned import check_context
 from vitrail.errors import CapabilityError, Problems
 
 if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
     from vitrail.core.composition import Composition
     from vitrail.core.protocols import Branch, Rectification, Rows
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
 
 
-def check_rectifications(composition: Composition, backbone: Any) -> None:
+def check_rectifications(composition: Composition, backbone: Backbone) -> None:
     """Refuse what the network cannot take, before it is called.
 
     Raises:
@@ -39,7 +41,7 @@ def check_rectifications(composition: Composition, backbone: Any) -> None:
 
 def predict_rectified(
     rectifications: Sequence[Rectification],
-    backbone: Any,
+    backbone: Backbone,
     step: Step,
     rows: Rows,
     streams: Streams,
@@ -81,7 +83,7 @@ def predict_rectified(
 
 def _acting(rectifications: Sequence[Rectification], branch: Branch) -> tuple[int, ...]:
     """Numbers of those that act on rows of a branch."""
-    chosen = (getattr(rectification, "branches", ()) for rectification in rectifications)
+    chosen = (OptionalRectification.of(rectification).branches for rectification in rectifications)
     return tuple(number for number, branches in enumerate(chosen) if not branches or branch in branches)
 
 

@@ -139,7 +139,7 @@ def _spans(sides: Any, windows: int) -> Iterator[tuple[slice, slice]]:
 def _drawn(generator: Any) -> int:
     import torch
 
-    return int(torch.randint(SHIFTS, (), generator=generator))
+    return int(torch.randint(SHIFTS, (), generator=generator, dtype=torch.int64, device=generator.device))
 
 
 def _remember(size: list[int]) -> Any:

@@ -1,0 +1,42 @@
+"""What stands for the contents of files that a strategy, a metric or a reference reads."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+CHUNK = 2**20  # bytes read at once
+
+Stamp = tuple[Path, int, int]
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """Hexadecimal digits that stand for what files hold, in their order and whatever they are called.
+
+    Files that are not there count as empty ones: who reads them says better what is wrong. A file is read again only
+    once its size or the time of its last change is another.
+    """
+    return _of_stamps(tuple(_stamp(file) for file in files))
+
+
+def _stamp(file: Path) -> Stamp:
+    if not file.is_file():
+        return file, 0, 0
+    found = file.stat()
+    return file, found.st_size, found.st_mtime_ns
+
+
+@functools.cache
+def _of_stamps(stamps: tuple[Stamp, ...]) -> str:
+    return hashlib.sha256("\n".join(_of_file(file, changed) for file, _, changed in stamps).encode()).hexdigest()
+
+
+def _of_file(file: Path, changed: int) -> str:
+    digest = hashlib.sha256()
+    if changed:
+        with file.open("rb") as content:
+            while chunk := content.read(CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()

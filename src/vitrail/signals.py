@@ -1,0 +1,86 @@
+"""What Ctrl-C and SIGTERM do, decided in one place for every command.
+
+At any moment one rule is in force: the process ends at once while nothing is at stake, the first signal asks work to
+stop and the second ends it, or signals wait until something short is done. Rules nest, the innermost holds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+from vitrail.core import atomic
+
+INTERRUPTED = 128 + signal.SIGINT  # exit code
+Handler = Callable[[int, FrameType | None], Any]
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """A signal ends the process without an exception, which a library that is being imported might swallow.
+
+    A file that is being written is cleaned up first, by KeyboardInterrupt.
+    """
+    with _handling(_end):
+        yield
+
+
+@contextmanager
+def stopping(stop: Callable[[], None]) -> Iterator[None]:
+    """The first signal asks work to stop, the second raises KeyboardInterrupt.
+
+    Args:
+        stop: Called from the handler.
+    """
+
+    def first(*_: object) -> None:
+        for number in handled():
+            signal.signal(number, signal.default_int_handler)
+        stop()
+
+    with _handling(first):
+        yield
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """A signal raises KeyboardInterrupt."""
+    with _handling(signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A signal waits until the block is done, and then raises KeyboardInterrupt."""
+    came: list[int] = []
+    with _handling(lambda number, _: came.append(number)):
+        yield
+    if came:
+        raise KeyboardInterrupt
+
+
+def handled() -> tuple[signal.Signals, ...]:
+    """The signals that a rule is about: in a rank that a launcher started, SIGTERM is the launcher's, and deadly."""
+    return (signal.SIGINT,) if {"RANK", "SLURM_PROCID"} & os.environ.keys() else (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _handling(handler: Handler) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in handled()}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    if atomic.in_work():
+        raise KeyboardInterrupt
+    told = b"Stopped.\n" if atomic.count_written() else b"Stopped; nothing was written.\n"
+    os.write(2, told)
+    os._exit(128 + number)

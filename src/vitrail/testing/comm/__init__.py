@@ -1,0 +1,32 @@
+"""Laws of communication, for whoever writes a backend.
+
+::
+
+    from vitrail.testing.comm import CommLaws
+
+    class TestTcp(CommLaws):  # in a test file: pytest tries every law
+        backend = Tcp  # the class that is registered in the slot "comm"
+
+or, without pytest, ``python -m vitrail.testing.comm my_package:Tcp``. A law that does not hold is told with the
+smallest program that breaks it, rank by rank, and with the command that runs this program again.
+"""
+
+from vitrail.testing.comm import laws  # fills LAWS
+from vitrail.testing.comm.bench import Bench, Ended, LawBroken, OnBackend, OnSimulator, bench_of
+from vitrail.testing.comm.judging import LAWS, Law, Watched, law
+from vitrail.testing.comm.suite import CommLaws
+
+__all__ = [
+    "LAWS",
+    "Bench",
+    "CommLaws",
+    "Ended",
+    "Law",
+    "LawBroken",
+    "OnBackend",
+    "OnSimulator",
+    "Watched",
+    "bench_of",
+    "law",
+    "laws",
+]

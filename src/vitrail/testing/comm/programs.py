@@ -1,0 +1,280 @@
+"""Programs of any operations that every rank runs, and what each operation must give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import define, field, frozen
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vitrail.comm.protocol import Communicator
+from vitrail.errors import StaleVersion
+from vitrail.testing.comm.payloads import PAYLOADS, Payload, bits
+from vitrail.testing.comm.telling import ToldChannel, ToldCommunicator, ToldWork
+
+PLAIN = Payload()
+
+
+@frozen
+class Op:
+    """One call; ``at`` is a communicator or a channel or a work, by its number."""
+
+    kind: str
+    at: int = 0
+    src: int = 0
+    payload: Payload = PLAIN
+    number: int = 0  # a version, a staleness bound, milliseconds, or 1 for a call that returns at once
+    owners: tuple[int, ...] = ()
+
+
+@define
+class _Opened:
+    """A channel of a program, as far as it has come."""
+
+    src: int
+    bound: int
+    payload: Payload
+    last: int = -1
+
+
+@define
+class Resolver:
+    """Makes sense of small numbers: whatever they are, the program is one that no rank may refuse."""
+
+    world: int
+    payloads: Sequence[Payload]
+    ops: list[Op] = field(factory=list)
+    communicators: int = 1
+    channels: list[_Opened] = field(factory=list)
+    works: int = 0
+
+    def add(self, kind: str, a: int, b: int) -> None:
+        """The next operation."""
+        getattr(self, f"_{kind}")(a, b)
+
+    def _payload(self, b: int) -> Payload:
+        return self.payloads[b % len(self.payloads)]
+
+    def _barrier(self, a: int, b: int) -> None:
+        self.ops.append(Op("barrier", a % self.communicators))
+
+    def _rest(self, a: int, b: int) -> None:
+        self.ops.append(Op("rest", a % self.world, number=b))
+
+    def _split(self, a: int, b: int) -> None:
+        self.ops.append(Op("split", a % self.communicators))
+        self.communicators += 1
+
+    def _broadcast(self, a: int, b: int) -> None:
+        later = b % 2
+        self.ops.append(Op("broadcast", a % self.communicators, b % self.world, self._payload(a), later))
+        self.works += later
+
+    def _gather(self, a: int, b: int) -> None:
+        owners = tuple((a >> shift) % self.world for shift in range(b % 5))
+        self.ops.append(Op("gather", a % self.communicators, 0, self._payload(b), b & 1, owners))
+        self.works += b & 1
+
+    def _tell(self, a: int, b: int) -> None:
+        self.ops.append(Op("tell", a % self.communicators, b % self.world, number=a))
+
+    def _channel(self, a: int, b: int) -> None:
+        opened = _Opened(b % self.world, a % 4, self._payload(b))
+        self.channels.append(opened)
+        self.ops.append(Op("channel", a % self.communicators, opened.src, opened.payload, opened.bound))
+
+    def _publish(self, a: int, b: int) -> None:
+        if not self.channels:
+            self._channel(b, a)
+        index = a % len(self.channels)
+        opened = self.channels[index]
+        opened.last += 1
+        self.ops.append(Op("publish", index, opened.src, opened.payload, opened.last))
+
+    def _fetch(self, a: int, b: int) -> None:
+        index = self._published(a, b)
+        opened = self.channels[index]
+        self.ops.append(Op("fetch", index, 0, opened.payload, max(0, opened.last - b % (opened.bound + 1))))
+
+    def _stale(self, a: int, b: int) -> None:
+        index = self._published(a, b)
+        opened = self.channels[index]
+        if opened.last > opened.bound:
+            self.ops.append(Op("stale", index, 0, opened.payload, b % (opened.last - opened.bound)))
+
+    def _within(self, a: int, b: int) -> None:
+        index = self._published(a, b)
+        opened = self.channels[index]
+        self.ops.append(Op("within", index, opened.bound, opened.payload, opened.last))
+
+    def _wait(self, a: int, b: int) -> None:
+        if self.works:
+            self.ops.append(Op("wait", a % self.works, number=b % 3))
+
+    def _published(self, a: int, b: int) -> int:
+        """A channel of which something was published."""
+        if not any(opened.last >= 0 for opened in self.channels):
+            self._publish(a, b)
+        known = [index for index, opened in enumerate(self.channels) if opened.last >= 0]
+        return known[a % len(known)]
+
+
+OFTEN = ("barrier", "broadcast", "gather", "publish", "fetch", "within", "publish", "fetch", "wait", "channel")
+KINDS = (*OFTEN, "split", "tell", "stale", "rest")
+
+
+def resolve(world: int, raw: Sequence[tuple[int, int, int]], payloads: Sequence[Payload]) -> tuple[Op, ...]:
+    """A program from small numbers."""
+    resolver = Resolver(world, payloads)
+    for kind, a, b in raw:
+        resolver.add(KINDS[kind], a, b)
+    return tuple(resolver.ops)
+
+
+def programs(world: int, max_size: int = 10) -> st.SearchStrategy[tuple[Op, ...]]:
+    """Programs for so many ranks."""
+    small = st.integers(0, 255)
+    raw = st.lists(st.tuples(st.integers(0, len(KINDS) - 1), small, small), max_size=max_size)
+    return st.builds(resolve, st.just(world), raw, st.lists(PAYLOADS, min_size=1, max_size=3))
+
+
+def sized_programs(max_world: int = 4, max_size: int = 10) -> st.SearchStrategy[tuple[int, tuple[Op, ...]]]:
+    """(number of ranks, program)."""
+    return st.integers(1, max_world).flatmap(lambda world: st.tuples(st.just(world), programs(world, max_size)))
+
+
+def expected(op: Op, index: int) -> Any:
+    """What a call at a place of the program must give: the same on every rank."""
+    if op.kind == "broadcast":
+        return [bits(op.payload.make(index))]
+    if op.kind == "gather":
+        return [bits(op.payload.make(index, key)) for key in range(len(op.owners))]
+    if op.kind == "tell":
+        return {"number": op.number, "text": ["é", None]}
+    if op.kind == "fetch":
+        return bits(op.payload.make(op.at, op.number))
+    return {"stale": "StaleVersion"}.get(op.kind)
+
+
+class Player:
+    """One rank at a program; every source is overwritten as soon as its call returns."""
+
+    def __init__(self, communicator: Communicator | ToldCommunicator):
+        told = communicator if isinstance(communicator, ToldCommunicator) else ToldCommunicator(communicator)
+        self.communicators: list[ToldCommunicator] = [told]
+        self.channels: list[ToldChannel] = []
+        self.works: list[tuple[int, ToldWork, list[Tensor]]] = []  # (index, work, tensors)
+        self.rank = told.rank
+        self.seen: dict[int, Any] = {}
+
+    def play(self, ops: Sequence[Op]) -> tuple[dict[int, Any], tuple[str, ...]]:
+        """Run it, close, and give what was seen by index, with the works that nobody waited for."""
+        for index, op in enumerate(ops):
+            result = self._do(index, op)
+            if result is not None:
+                self.seen[index] = result
+        leaked = self.communicators[0].close()
+        for index, _, tensors in self.works:  # also of those that nobody waited for
+            self.seen[index] = [bits(tensor) for tensor in tensors]
+        return self.seen, leaked
+
+    def play_until(self, ops: Sequence[Op], end: int) -> None:
+        """The first operations of a program."""
+        for index, op in enumerate(ops[:end]):
+            self._do(index, op)
+
+    def assert_whole(self, ops: Sequence[Op]) -> None:
+        """What was begun is here as a whole, or not at all."""
+        for index, _, tensors in self.works:
+            op, new = ops[index], expected(ops[index], index)
+            old = [bits(op.payload.blank())] * len(tensors)
+            assert [bits(tensor) for tensor in tensors] in (old, new), f"a part of operation {index + 1} is here"
+
+    def _do(self, index: int, op: Op) -> Any:
+        return getattr(self, f"_{op.kind}")(index, op)
+
+    def _barrier(self, index: int, op: Op) -> None:
+        self.communicators[op.at].barrier()
+
+    def _rest(self, index: int, op: Op) -> None:
+        if self.rank == op.at:
+            self.communicators[0].rest(op.number * 1e-3)
+
+    def _split(self, index: int, op: Op) -> None:
+        self.communicators.append(self.communicators[op.at].split(f"split/{index}"))
+
+    def _broadcast(self, index: int, op: Op) -> Any:
+        tensor = op.payload.make(index) if self.rank == op.src else op.payload.blank()
+        owner = self.communicators[op.at]
+        work = owner.broadcast(tensor, op.src, async_op=bool(op.number))
+        kept = tensor.clone() if self.rank == op.src else tensor
+        if self.rank == op.src:
+            owner.spoil(tensor, "what it broadcast")
+        return self._begun(index, work, [kept])
+
+    def _gather(self, index: int, op: Op) -> Any:
+        owner = dict(enumerate(op.owners))
+        out = {key: op.payload.blank() for key in owner}
+        mine: Mapping[int, Tensor] = {k: op.payload.make(index, k) for k in owner if owner[k] == self.rank}
+        communicator = self.communicators[op.at]
+        work = communicator.all_gather_into(out, mine, owner, async_op=bool(op.number))
+        for key, tensor in mine.items():
+            communicator.spoil(tensor, f"what it gave as {key}")
+        return self._begun(index, work, list(out.values()))
+
+    def _begun(self, index: int, work: ToldWork | None, tensors: list[Tensor]) -> Any:
+        if work is None:
+            return [bits(tensor) for tensor in tensors]
+        self.works.append((index, work, tensors))
+        return None
+
+    def _wait(self, index: int, op: Op) -> None:
+        begun, work, tensors = self.works[op.at]
+        if op.number == 0 and not work.is_completed():
+            return
+        work.wait()
+        assert work.is_completed() and work.exception() is None, "a work that was waited for is not complete"
+        self.seen[begun] = [bits(tensor) for tensor in tensors]
+
+    def _tell(self, index: int, op: Op) -> Any:
+        value = {"number": op.number, "text": ["é", None]} if self.rank == op.src else None
+        return self.communicators[op.at].broadcast_object(value, op.src)
+
+    def _channel(self, index: int, op: Op) -> None:
+        options: dict[str, Any] = {"shape": op.payload.shape, "dtype": op.payload.dtype, "max_staleness": op.number}
+        self.channels.append(self.communicators[op.at].channel(f"channel/{index}", src=op.src, **options))
+
+    def _publish(self, index: int, op: Op) -> None:
+        value = op.payload.make(op.at, op.number) if self.rank == op.src else None
+        self.channels[op.at].publish(op.number, value)
+        self.communicators[0].spoil(value, "what it published")
+
+    def _fetch(self, index: int, op: Op) -> Any:
+        got = self.channels[op.at].fetch(op.number)
+        told = bits(got)
+        self.communicators[0].spoil(got, "what it fetched")
+        return told
+
+    def _stale(self, index: int, op: Op) -> str | None:
+        try:
+            self.channels[op.at].fetch(op.number)
+        except StaleVersion:
+            return "StaleVersion"
+        return None
+
+    def _within(self, index: int, op: Op) -> None:
+        before = self.channels[op.at].latest()
+        version, got = self.channels[op.at].fetch_within(op.number)
+        newest = f"version {version} was given at step {op.number}, after version {before}"
+        assert max(0, op.number - op.src, before) <= version <= op.number, newest  # src holds the bound here
+        assert bits(got) == bits(op.payload.make(op.at, version)), f"what is given as version {version} is another"
+        assert self.channels[op.at].latest() >= before, "the latest version went back"
+
+
+def outcome_of(ops: Sequence[Op]) -> tuple[dict[int, Any], list[int]]:
+    """What every rank must have seen, and the operations that returned at once."""
+    works = [index for index, op in enumerate(ops) if op.kind in ("broadcast", "gather") and op.number]
+    seen = {i: expected(op, i) for i, op in enumerate(ops) if expected(op, i) is not None}
+    return seen, works
