@@ -61,7 +61,7 @@ class Drifting:
     how: str
     kept: list = field(factory=list, eq=False, repr=False)
 
-    def moved(self, step, tensor):
+    def _moved(self, step, tensor):
         return DRIFTS[self.how](tensor, self.kept) if step.index >= FIRST else tensor
 
 
@@ -74,16 +74,16 @@ class DriftingGuidance(Drifting):
 
     def guide(self, step, subject, scene, state):
         if isinstance(subject, torch.Tensor):
-            return self.moved(step, subject), state
+            return self._moved(step, subject), state
         if self.point == "branches":
-            return evolve(subject, combined=self.moved(step, subject.combined)), state
-        return evolve(subject, model_output=self.moved(step, subject.model_output)), state
+            return evolve(subject, combined=self._moved(step, subject.combined)), state
+        return evolve(subject, model_output=self._moved(step, subject.model_output)), state
 
 
 @frozen
 class DriftingFusion(Drifting):
     def fuse(self, step, views, prediction, latents):
-        return self.moved(step, Average().fuse(step, views, prediction, latents))
+        return self._moved(step, Average().fuse(step, views, prediction, latents))
 
 
 @frozen
@@ -95,7 +95,7 @@ class DriftingMasking(Drifting):
 
     def mask(self, step, key, predicted, state):
         ramp = torch.linspace(0.1, 0.5, key.latents.shape[-1]).expand_as(key.latents[:, :1])
-        return self.moved(step, ramp), state
+        return self._moved(step, ramp), state
 
 
 @frozen
@@ -201,7 +201,7 @@ def test_the_last_step_is_compared_too():
 
     @frozen
     class Late(DriftingGuidance):
-        def moved(self, step, tensor):
+        def _moved(self, step, tensor):
             return tensor + rank() if step.index == STEPS - 1 else tensor
 
     told = accused(end(3, lambda _: with_parts([DETAIL], guidance=[Late("rank", point="after")])), 3)
@@ -271,7 +271,7 @@ def test_sound_strategies_are_never_accused(tmp_path, stages, count):
 class Unseeded(DriftingGuidance):
     """As a plugin author writes it."""
 
-    def moved(self, step, tensor):
+    def _moved(self, step, tensor):
         return tensor + 1e-6 * torch.randn_like(tensor)
 
 
