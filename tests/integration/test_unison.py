@@ -208,12 +208,14 @@ def test_the_last_step_is_compared_too():
     assert "at step 5 of 5 (stage 1) in what came from guidance Late" in told
 
 
-def test_a_callback_that_drifts_is_named():
-    def callback(caller, index, timestep, state):
-        return {"latents": state["latents"] + rank()} if index == FIRST else {}
+def test_guidance_that_drifts_is_named_also_where_a_callback_looks_on():
+    """Callbacks are held against each other, too, and would be blamed for what they were shown."""
 
-    told = accused(end(3, lambda _: toy_sampler(DETAIL), callback_on_step_end=callback), 3)
-    assert "at step 3 of 5 (stage 1) in what came from the callback" in told
+    def make(_):
+        return with_parts([DETAIL], guidance=[DriftingGuidance("rank")])
+
+    told = accused(end(3, make, callback_on_step_end=lambda caller, index, timestep, state: {}), 3)
+    assert "at step 3 of 5 (stage 1) in what came from guidance DriftingGuidance" in told
 
 
 def test_what_drifts_is_not_written_to_a_checkpoint(tmp_path):
