@@ -64,10 +64,10 @@ class BrokenGuidance(Broken):
         output = subject.model_output
         changed = drifts(self, output, scene)
         if changed is None:
-            changed = self.wrong(step, subject, scene)
+            changed = self._wrong(step, subject, scene)
         return evolve(subject, model_output=changed), state
 
-    def wrong(self, step, subject, scene):
+    def _wrong(self, step, subject, scene):
         output = subject.model_output
         match self.how:
             case "float64":

@@ -63,7 +63,7 @@ class Broken:
         """Any will do."""
 
     @contextlib.contextmanager
-    def scaled(self, module, factor):
+    def _scaled(self, module, factor):
         owner = threading.get_ident()
 
         def scale(module, args, output):
@@ -101,7 +101,7 @@ class Broken:
         if self.how == "state on itself":
             self.kept.append(1)
             factor = len(self.kept)
-        return self.scaled(forward.network.conv_in, factor)
+        return self._scaled(forward.network.conv_in, factor)
 
 
 @pytest.mark.parametrize(

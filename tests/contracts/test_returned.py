@@ -38,7 +38,7 @@ class Answering:
     needs: ClassVar[frozenset[str]] = frozenset()
     change: object
 
-    def changed(self, step, answer):
+    def _changed(self, step, answer):
         return answer if step.index < AFTER else self.change(answer)
 
 
@@ -48,7 +48,7 @@ class OddPatching(Answering):
         return 1, 1
 
     def patch(self, step, canvas, channels, streams):
-        return self.changed(step, Windows(overlap=0.5).patch(step, canvas, channels, streams))
+        return self._changed(step, Windows(overlap=0.5).patch(step, canvas, channels, streams))
 
 
 @frozen
@@ -59,7 +59,7 @@ class OddLattice(Answering):
         return Lattice().granularity(canvas)
 
     def patch(self, step, canvas, channels, streams):
-        return self.changed(step, Lattice().patch(step, canvas, channels, streams))
+        return self._changed(step, Lattice().patch(step, canvas, channels, streams))
 
 
 @frozen
@@ -68,7 +68,7 @@ class OddPreparing(OddPatching):
         return Windows(overlap=0.5).patch(step, canvas, channels, streams)
 
     def prepare(self, step, model_input, canvas):
-        return self.changed(step, model_input)
+        return self._changed(step, model_input)
 
 
 @frozen
@@ -79,7 +79,7 @@ class OddMasking(Answering):
         return None
 
     def mask(self, step, key, predicted, state):
-        return self.changed(step, (torch.ones_like(key.latents[:, :1]), state))
+        return self._changed(step, (torch.ones_like(key.latents[:, :1]), state))
 
 
 @frozen
@@ -90,13 +90,13 @@ class OddGuidance(Answering):
         return None
 
     def guide(self, step, subject, scene, state):
-        return self.changed(step, (subject, state))
+        return self._changed(step, (subject, state))
 
 
 @frozen
 class OddFusion(Answering):
     def fuse(self, step, views, prediction, latents):
-        return self.changed(step, Average().fuse(step, views, prediction, latents))
+        return self._changed(step, Average().fuse(step, views, prediction, latents))
 
 
 @frozen
@@ -125,11 +125,11 @@ class OddMessages(Answering):
 
     def tell(self, step, subject, key, mask):
         told = SyncGuidance().tell(step, subject, key, mask)
-        return self.changed(step, told) if self.which == "tell" else told
+        return self._changed(step, told) if self.which == "tell" else told
 
     def follow(self, step, subject, key, message):
         followed = SyncGuidance().follow(step, subject, key, message)
-        return self.changed(step, followed) if self.which == "follow" else followed
+        return self._changed(step, followed) if self.which == "follow" else followed
 
 
 def sampler_with(stage=WINDOWS, **parts):

@@ -61,7 +61,7 @@ class Drifting:
     how: str
     kept: list = field(factory=list, eq=False, repr=False)
 
-    def moved(self, step, tensor):
+    def _moved(self, step, tensor):
         return DRIFTS[self.how](tensor, self.kept) if step.index >= FIRST else tensor
 
 
@@ -74,16 +74,16 @@ class DriftingGuidance(Drifting):
 
     def guide(self, step, subject, scene, state):
         if isinstance(subject, torch.Tensor):
-            return self.moved(step, subject), state
+            return self._moved(step, subject), state
         if self.point == "branches":
-            return evolve(subject, combined=self.moved(step, subject.combined)), state
-        return evolve(subject, model_output=self.moved(step, subject.model_output)), state
+            return evolve(subject, combined=self._moved(step, subject.combined)), state
+        return evolve(subject, model_output=self._moved(step, subject.model_output)), state
 
 
 @frozen
 class DriftingFusion(Drifting):
     def fuse(self, step, views, prediction, latents):
-        return self.moved(step, Average().fuse(step, views, prediction, latents))
+        return self._moved(step, Average().fuse(step, views, prediction, latents))
 
 
 @frozen
@@ -95,7 +95,7 @@ class DriftingMasking(Drifting):
 
     def mask(self, step, key, predicted, state):
         ramp = torch.linspace(0.1, 0.5, key.latents.shape[-1]).expand_as(key.latents[:, :1])
-        return self.moved(step, ramp), state
+        return self._moved(step, ramp), state
 
 
 @frozen
@@ -201,19 +201,21 @@ def test_the_last_step_is_compared_too():
 
     @frozen
     class Late(DriftingGuidance):
-        def moved(self, step, tensor):
+        def _moved(self, step, tensor):
             return tensor + rank() if step.index == STEPS - 1 else tensor
 
     told = accused(end(3, lambda _: with_parts([DETAIL], guidance=[Late("rank", point="after")])), 3)
     assert "at step 5 of 5 (stage 1) in what came from guidance Late" in told
 
 
-def test_a_callback_that_drifts_is_named():
-    def callback(caller, index, timestep, state):
-        return {"latents": state["latents"] + rank()} if index == FIRST else {}
+def test_guidance_that_drifts_is_named_also_where_a_callback_looks_on():
+    """Callbacks are held against each other, too, and would be blamed for what they were shown."""
 
-    told = accused(end(3, lambda _: toy_sampler(DETAIL), callback_on_step_end=callback), 3)
-    assert "at step 3 of 5 (stage 1) in what came from the callback" in told
+    def make(_):
+        return with_parts([DETAIL], guidance=[DriftingGuidance("rank")])
+
+    told = accused(end(3, make, callback_on_step_end=lambda caller, index, timestep, state: {}), 3)
+    assert "at step 3 of 5 (stage 1) in what came from guidance DriftingGuidance" in told
 
 
 def test_what_drifts_is_not_written_to_a_checkpoint(tmp_path):
@@ -271,7 +273,7 @@ def test_sound_strategies_are_never_accused(tmp_path, stages, count):
 class Unseeded(DriftingGuidance):
     """As a plugin author writes it."""
 
-    def moved(self, step, tensor):
+    def _moved(self, step, tensor):
         return tensor + 1e-6 * torch.randn_like(tensor)
 
 

@@ -90,8 +90,9 @@ class Engine(Layout):
             self._enter(step, done)
             with _logged(step, done.timings):
                 done.latents, done.prediction = engine.step(step, done)
+            if self.watched:  # so that who looks at the canvas is not blamed for what came before
+                done.state.compare()
             done.latents, done.steps = on_step(step, done.latents), step.index + 1
-            done.state.note(step, "the callback", done.latents)
             engine = engine if guidance is None else engine.guided(*guidance())
             due = checkpoints is not None and checkpoints.is_due(step)
             if due or step.stage_step + 1 == step.stage_num_steps:
