@@ -213,7 +213,7 @@ def test_the_plugin_of_pytest_tries_every_law_without_a_file(tmp_path, capsys):
     reports = Reports()
     words = ["-q", "-p", "no:cacheprovider", "-p", "vitrail.testing.comm.plugin", "--vitrail-comm"]
     with planted(Eager):
-        code = pytest.main([*words, "mailboxes:Mailboxes", "--vitrail-comm-examples", "2", str(tmp_path)], [reports])
+        code = pytest.main([*words, "mailboxes:Mailboxes", "--vitrail-comm-examples", "1", str(tmp_path)], [reports])
     assert code == 1
     assert set(reports.ended) == {f"Mailboxes[{law}]" for law in LAWS}
     assert reports.ended["Mailboxes[f1-killed]"].skipped

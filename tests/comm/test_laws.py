@@ -13,7 +13,7 @@ PROFILE = os.environ.get("VITRAIL_PROFILE", "fast")
 
 class TestSimulated(CommLaws):
     simulator = OnSimulator(
-        examples={"fast": 30, "ci": 100, "long": 400}[PROFILE], stirred={"fast": 0, "ci": 1, "long": 5}[PROFILE]
+        examples={"fast": 25, "ci": 100, "long": 400}[PROFILE], stirred={"fast": 0, "ci": 1, "long": 5}[PROFILE]
     )
 
     @classmethod
