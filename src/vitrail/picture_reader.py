@@ -81,7 +81,7 @@ def _composited(picture: Image, name: str, quiet: bool = False) -> Image:
     """On the ground, which is said if it shows."""
     from PIL import Image
 
-    if picture.getextrema()[3][0] == EIGHT:  # opaque
+    if picture.getchannel("A").getextrema()[0] == EIGHT:  # opaque
         return picture.convert("RGB")
     if not quiet:
         _say_ground(name)
