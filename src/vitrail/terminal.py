@@ -8,7 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,23 +18,30 @@ PIPE_WIDTH = 100  # columns of what is written to a pipe or file
 
 
 def console(quiet: bool = False) -> Console:
-    """As wide as the terminal, or ``PIPE_WIDTH`` elsewhere; a quiet one prints nothing."""
+    """As wide as the terminal, or ``PIPE_WIDTH`` elsewhere; a quiet one prints nothing.
+
+    Where nobody reads, because the output is closed or the reader has gone, nothing is shown and the command goes on:
+    the picture is worth more than the line.
+    """
     from rich.console import Console
 
+    class Patient(Console):
+        """Goes on when its reader has gone, where rich would end the program."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
     if sys.stdout is None:  # closed by whoever started the program
-        return Console(file=_nowhere(), width=PIPE_WIDTH)
+        return Console(file=Path(os.devnull).open("w", encoding="utf-8"), width=PIPE_WIDTH, quiet=True)
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
+    return Patient(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
 
 
 def say(out: Console, lines: Iterable[str] | str, style: str | None = None) -> None:
     """Print a line or several."""
     for line in [lines] if isinstance(lines, str) else lines:
-        try:
-            out.print(printable(line), style=style)
-        except BrokenPipeError:  # nobody reads any more; the picture is worth more than the line
-            out.file = _nowhere()
-            sys.stdout = out.file
+        out.print(printable(line), style=style)
 
 
 def printable(text: str) -> str:
@@ -44,11 +51,6 @@ def printable(text: str) -> str:
 
 def _is_harmless(character: str) -> bool:
     return character in "\n\t" or not (unicodedata.category(character) in ("Cc", "Cs") or character in TURNS)
-
-
-def _nowhere() -> TextIO:
-    """What takes text and keeps none."""
-    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def replace_unknown_signs() -> None:

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import diffusers
 import pytest
 import torch
 import yaml
+from structlog.testing import capture_logs
 
 from command_line import vitrail
 from tiny import NATIVE
@@ -218,3 +220,19 @@ def test_a_network_that_is_compiled_meanwhile_is_refused(pipe):
             sampler("a fox", output_type="latent", **CALL)
     finally:
         pipe.unet = network
+
+
+def test_a_network_without_a_mid_block_is_damped_without_it_and_that_is_said():
+    pipe = FAMILIES["sd"]()
+    torch.manual_seed(4)
+    options = {"mid_block_type": None, "block_out_channels": (32, 32), "layers_per_block": 1}
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+    widths = {"cross_attention_dim": 32, "attention_head_dim": 4, "sample_size": 8}
+    pipe.unet = diffusers.UNet2DConditionModel(**options, **blocks, **widths).eval()
+    with capture_logs() as events:
+        sampler = Sampler.from_pipeline(pipe, "scalecrafter-damped")
+    told = [event["sites"] for event in events if event["event"] == "rectification.left_out"]
+    assert told == [["down_blocks.2", "down_blocks.3", "mid_block"], ["mid_block"]]
+    call = {"height": 128, "width": 128, "num_inference_steps": 2, "output_type": "latent"}
+    assert sampler("a fox", **call).latents.isfinite().all()

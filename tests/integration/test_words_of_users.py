@@ -72,7 +72,7 @@ def test_the_picture_of_a_file_lies_beside_it(tmp_path, monkeypatch):
 
 def test_a_terminal_without_the_signs_shows_others(tmp_path):
     done = run(tmp_path, "methods", PYTHONIOENCODING="cp932")
-    assert done.returncode == 0 and b"Traceback" not in done.stderr and b"?" in done.stdout
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
     done = run(tmp_path, "sample", "a fox: f\u00fcchse", "--method", "f\u00fcchs", PYTHONIOENCODING="cp932")
     assert done.returncode == 2 and b"Traceback" not in done.stderr and b"no method named 'f?chs'" in done.stderr
 
@@ -85,8 +85,9 @@ def test_a_prompt_that_is_no_text_is_refused(tmp_path):
 def test_a_reader_that_goes_away_does_not_take_the_picture_along(tmp_path):
     process = start(tmp_path, *SMALL, "-o", "fox.png")
     process.stdout.close()
-    told = process.stderr.read()
-    assert process.wait() == 0 and "Traceback" not in told
+    with process:
+        told = process.stderr.read()
+    assert process.returncode == 0 and "Traceback" not in told
     with Image.open(tmp_path / "fox.png") as picture:
         assert picture.size == (64, 64)
 

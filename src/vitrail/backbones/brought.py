@@ -93,8 +93,8 @@ def _them(parts: Sequence[str]) -> str:
 
 def _numbers(extras: Extras) -> Iterator[str]:
     """Text layers that there cannot be, and what goes to attention processors and is no number."""
-    skip: object = extras.clip_skip
-    if skip is not None and (isinstance(skip, bool) or not isinstance(skip, Integral) or int(skip) < 0):
+    skip: Any = extras.clip_skip
+    if skip is not None and (isinstance(skip, bool) or not isinstance(skip, Integral) or skip < 0):
         yield f"clip_skip must be a whole number, 0 or more, or left out; got {skip!r}"
     for name in ("cross_attention_kwargs", "joint_attention_kwargs"):
         for key, value in (getattr(extras, name) or {}).items():

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from attrs import define, evolve
@@ -23,7 +24,7 @@ from vitrail.comm.launch_overseer import Ending, Overseer
 from vitrail.comm.outcome import first_cause
 from vitrail.comm.process_group_store import LOOPBACK, connect, host, local_listener, within
 from vitrail.comm.transport import Abort
-from vitrail.errors import CommAborted
+from vitrail.errors import CommAborted, CommError
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -103,7 +104,9 @@ def run_spawned(
     Raises:
         BaseException: What the culprit raised, with its traceback as a note.
         CommAborted: If the culprit's process died.
+        CommError: If processes cannot be started from here, or the program cannot be sent to them.
     """
+    _check_startable(program)
     listener = local_listener()
     port = listener.getsockname()[1]
     server = host(port, listener)
@@ -127,6 +130,32 @@ def run_spawned(
     if ending is not None:
         raise _cause(children, ending)
     return [_result(rank, child.answer) for rank, child in enumerate(children)]
+
+
+def _check_startable(program: object) -> None:
+    """Refuse what would end in every new process with an error of its own.
+
+    A new process imports the main module again and finds the program by its name there.
+    """
+    own: Any = multiprocessing.current_process()
+    if getattr(own, "_inheriting", False):
+        raise CommError(
+            "ranks are started while the main module is imported, so each would start ranks again; put the call below "
+            'if __name__ == "__main__":'
+        )
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    if main is not None and not Path(main).exists():
+        raise CommError(
+            f"ranks import the main module again, and {main!r} is no file; write the script to one, or use InProcess, "
+            "whose ranks are threads"
+        )
+    try:
+        pickle.dumps(program)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise CommError(
+            f"the program {program!r} cannot be sent to other processes ({error}); give a function that a module "
+            "defines at its top, no lambda and none inside another, or use InProcess, whose ranks are threads"
+        ) from error
 
 
 def _result(rank: int, answer: tuple[bool, Any] | None) -> Any:

@@ -16,6 +16,7 @@ EVENTS = {
     "plugin.load_failed": "a plugin could not be imported: plugin, distribution, error",
     "model.part_left_out": "a part of a model is there and not used: model, part, reason",
     "picture.composited": "a transparent picture is laid on a ground: input, ground",
+    "rectification.left_out": "places that a network does not have are not changed: sites, network",
     "composition.resolved": "strategies are chosen and fit: digest, model, composition",
     "run.started": "a run begins: run_id, seed, num_inference_steps, height, width, model_calls",
     "step.finished": "one step is done: step, timestep, stage, duration_ms, rows",

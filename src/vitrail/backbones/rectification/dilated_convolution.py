@@ -17,6 +17,7 @@ from vitrail.backbones.rectification.scale import scale_of
 from vitrail.backbones.rectification.sites import BLOCKS, choose, each_once, present, sites_in
 from vitrail.backbones.rectification.steps import after_start, known_branches, steps_between, within
 from vitrail.core.fields import as_tuple, share_below_one
+from vitrail.core.log import logger
 from vitrail.core.protocols import Branch
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ class DilatedConvolution:
         """Refuse sites without a 3x3 convolution, or that share one."""
         refuse_compiled(network, (), NAME)
         refuse_compiled(network, (conv.name for conv, _ in self._chosen(network)), NAME)
+        if self.skip_missing:
+            there = present(convolutions(network, also=[name for name in OUTER if name in self.sites]), self.sites)
+            missing = [site for site in self.sites if site not in there]
+            if missing:
+                logger().warning("rectification.left_out", sites=missing, network=type(network).__name__)
 
     def apply(self, forward: Forward) -> AbstractContextManager[None]:
         """The sites' convolutions, dilated, in the steps of the range."""
