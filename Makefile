@@ -13,7 +13,7 @@ OLD_TESTS := $(addprefix tests/integration/test_,family_parity.py loading.py use
 .PHONY: demo test lint types long oldest gallery clean
 
 demo: $(READY)
-	$(BIN)/vitrail sample "a fox on a snow field" --size 512 --method asg-plus --seed 7 -o fox.png --force
+	$(BIN)/vitrail sample "a fox on a snow field" --size 512 --method asg-cascade --seed 7 -o fox.png --force
 
 # Ranks first and alone, since their laws are about time; then the rest on two cores.
 test: $(READY) $(VENV)/.example

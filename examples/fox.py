@@ -5,6 +5,6 @@ from pathlib import Path
 from vitrail import Sampler
 from vitrail.recipe import save_picture
 
-sampler = Sampler.from_pretrained("demo", method="asg-plus")
+sampler = Sampler.from_pretrained("demo", method="asg-cascade")
 result = sampler("a fox on a snow field", height=256, width=256, seed=7, num_inference_steps=12)
 save_picture(result.images[0], result.recipes[0], Path("fox.png"))

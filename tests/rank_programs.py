@@ -1,5 +1,7 @@
 """What ranks that are processes run: importable, since it is sent to them by name."""
 
+import functools
+
 import torch
 
 from tiny import tiny_pipeline
@@ -26,3 +28,19 @@ def every_method(names, communicator):
 def every_toy(stages, communicator):
     spread = Spread(communicator=communicator)
     return {f"toy {name}": sample(toy_sampler(*each), row_batch=2, spread=spread) for name, each in stages.items()}
+
+
+@functools.cache
+def demo(method):
+    """The model that ships, loaded once a process; ranks that are threads cannot load at once."""
+    return Sampler.from_pretrained("demo", load_method(method))
+
+
+def demo_latents(communicator=None, *, method, steps, threads=None):
+    """Latents and picture of the model that ships, of 256 pixels, on this rank; with so many threads, if given."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    sampler = demo(method).again()
+    call = {"height": 256, "width": 256, "num_inference_steps": steps, "seed": 7, "output_type": "pt"}
+    result = sampler("a fox on a snow field", spread=Spread(communicator=communicator), **call)
+    return result.latents, result.images[0]

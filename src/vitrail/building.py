@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from vitrail.backbones.rectification.surround import predict_rectified
+from vitrail.backbones.turns import is_plain
 from vitrail.conditions import Conditions
 from vitrail.core.composition import Composition
 from vitrail.core.fields import as_tuple
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from vitrail.core.forwarding import Forwarding
     from vitrail.core.noise_schedule import Stepper
     from vitrail.core.phase import Phase
-    from vitrail.core.protocols import AttentionRequest, Branch, Predicted, Rows
+    from vitrail.core.protocols import Branch, Predicted, Rows
+    from vitrail.core.stages import Stages
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
 
@@ -67,9 +69,9 @@ class Builder:
             backbone.check_inputs(each)
         self._check(inputs[0])
         request = self.composition.attention_request()
-        answers = Answers(
-            self.composition, self._predict(phases, inputs, request, streams), backbone.latent_channels, streams
-        )
+        conditions = Conditions(backbone, inputs, request)
+        predict = self._predict(phases, conditions, streams)
+        answers = Answers(self.composition, predict, backbone.latent_channels, streams)
         made: dict[str, Any] = {"composition": self.composition, "stages": Stages(answers, self.plugins)}
         branches: tuple[Branch, ...] = ("uncond", "cond") if inputs[0].guided else ("cond",)
         layout = Layout(**made, phases=phases, branches=branches)
@@ -81,6 +83,8 @@ class Builder:
             guidance_scale=config.guidance_scale,
             guidance_rescale=config.guidance_rescale,
             row_batch=config.row_batch or ROW_BATCH,
+            condition=conditions.of,
+            workers=self._workers(exchange, made["stages"]),
             words=backbone.words(inputs[0]) if request is not None and request.each else (),
             prompt=config.prompt,
         )
@@ -142,11 +146,17 @@ class Builder:
         options = self.backbone.timestep_options(scheduler, canvas.height, canvas.width)
         return Stepper(scheduler, self.config.num_inference_steps, options)
 
+    def _workers(self, exchange: Exchange, stages: Stages) -> int:
+        """Micro-batches side by side: none where a plugin sees each forward, or a network is more than its layers."""
+        if exchange.workers == 1 or stages.watches_forwards:
+            return 1
+        network = getattr(self.backbone, "network", None)
+        return exchange.workers if network is not None and is_plain(network) else 1
+
     def _predict(
-        self, phases: Sequence[Phase], inputs: Sequence[Inputs], request: AttentionRequest | None, streams: Streams
+        self, phases: Sequence[Phase], conditions: Conditions, streams: Streams
     ) -> Callable[[Step, Rows], Predicted]:
         """The composition's answer to ``vitrail_predict``."""
-        conditions = Conditions(self.backbone, inputs, request)
 
         def predict(step: Step, rows: Rows) -> Predicted:
             conditioning = conditions.of(step, rows)  # encoded at the first model call, so that a plan costs none

@@ -150,8 +150,10 @@ def _picture(backbone: Any, run: RunConfig, latents: Tensor) -> Any:
     import torch
 
     from vitrail.comm.in_process import solo
+    from vitrail.core.cpu_threads import threads_of
     from vitrail.core.exchange import Exchange
 
-    with torch.inference_mode():
-        decoded = backbone.decode(latents.to(backbone.device), Exchange.among(solo()), run.wrap, run.memory == "auto")
+    with torch.inference_mode(), threads_of(backbone) as threads:
+        exchange = Exchange.among(solo(), workers=threads)
+        decoded = backbone.decode(latents.to(backbone.device), exchange, run.wrap, run.memory == "auto")
         return backbone.to_pil(decoded[..., : run.height, : run.width])[0]

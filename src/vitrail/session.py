@@ -14,6 +14,7 @@ from vitrail.comm.agreement import agree
 from vitrail.comm.chrome import as_data, from_data
 from vitrail.comm.in_process import solo
 from vitrail.core.checkpoint import Checkpoints, kept_row_batch
+from vitrail.core.cpu_threads import threads_of
 from vitrail.core.exchange import Exchange
 from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
@@ -52,11 +53,14 @@ class Session:
         self._first = 0
         self._split: Communicator | None = None
         self._forwarding: Forwarding | None = None  # one for all pictures, so that what was learnt stays
+        self._workers = 1
 
     def run(self) -> Result:
         """Sample and decode all pictures; the backbone is released afterwards, however it ends."""
         try:
-            return self._run()
+            with threads_of(self._sampler.backbone) as threads:
+                self._workers = max(1, threads // self._communicator.world_size)
+                return self._run()
         finally:
             self._sampler.backbone.release()
 
@@ -261,7 +265,7 @@ class Session:
         return replaced
 
     def _engine(self, seed: int, communicator: Communicator) -> Engine:
-        exchange = Exchange.among(communicator, self._spread.speeds)
+        exchange = Exchange.among(communicator, self._spread.speeds, self._workers)
         watched = self._call.callback is not None
         engine = self._sampler.engine(self._config, seed, exchange, watched, self._call.extras, self._forwarding)
         self._forwarding = engine.viewing.predictor.forwarding
@@ -269,7 +273,7 @@ class Session:
 
     def _decode(self, latents: Tensor) -> list[Any]:
         backbone, config = self._sampler.backbone, self._config
-        exchange = Exchange.among(self._communicator, self._spread.speeds)
+        exchange = Exchange.among(self._communicator, self._spread.speeds, self._workers)
         with self._communicator.trace.span("compute", "decode"):
             decoded = [backbone.decode(one[None], exchange, config.wrap, config.memory == "auto") for one in latents]
         pictures = [picture[..., : config.height, : config.width] for picture in decoded]

@@ -121,11 +121,11 @@ def skipped_collective():
 
     original, calls = Exchange.share, {}
 
-    def share(self, batches, forward):
+    def share(self, batches, forward, *more):
         calls[id(self)] = calls.get(id(self), 0) + 1
         if self.communicator.rank == 1 and calls[id(self)] == 2:
             return [forward(rows) for rows in batches]
-        return original(self, batches, forward)
+        return original(self, batches, forward, *more)
 
     Exchange.share = share
 

@@ -67,10 +67,12 @@ def test_limit_is_full_guidance_by_a_clean_key_view(pipe):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_row_batch_changes_nothing_beyond_rounding(pipe, method):
-    wide = latents(pipe, method, row_batch=64, num_inference_steps=3)
+    """In double precision, since gradients and quantiles make much of how a network in single precision rounds."""
+    exact = copy.deepcopy(pipe).to(torch.float64)
+    wide = latents(exact, method, row_batch=64, num_inference_steps=3)
     for row_batch in (1, 5):
-        narrow = latents(pipe, method, row_batch=row_batch, num_inference_steps=3)
-        torch.testing.assert_close(narrow, wide, rtol=1e-5, atol=1e-4)
+        narrow = latents(exact, method, row_batch=row_batch, num_inference_steps=3)
+        torch.testing.assert_close(narrow, wide)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -29,6 +29,7 @@ class RankExchange:
     """Strips' messages over a communicator."""
 
     communicator: object
+    workers: int = 2
 
     def gather(self, mine, like, owner):
         out = {key: torch.empty_like(each, device="cpu") for key, each in like.items()}

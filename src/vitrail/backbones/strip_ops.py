@@ -12,7 +12,7 @@ above its first; nothing else differs, since norms, activations and repetition k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vitrail.core.forwarding import is_out_of_memory, let_go
 from vitrail.core.run_config import Wrap
+from vitrail.core.side_by_side import begun
 
 Key = tuple[int, str]  # a strip, and what of it
 
@@ -37,6 +38,10 @@ class Exchange(Protocol):
     @property
     def world_size(self) -> int:
         """Of all ranks."""
+
+    @property
+    def workers(self) -> int:
+        """Strips that this rank may compute side by side."""
 
     def gather(
         self, mine: Mapping[Key, Tensor], like: Mapping[Key, Tensor], owner: Mapping[Key, int]
@@ -53,7 +58,7 @@ class Exchange(Protocol):
 class Alone:
     """The exchange of one rank that owns every strip."""
 
-    rank, world_size = 0, 1
+    rank, world_size, workers = 0, 1, 1
 
     def gather(
         self, mine: Mapping[Key, Tensor], like: Mapping[Key, Tensor], owner: Mapping[Key, int]
@@ -141,8 +146,7 @@ class Strips:
         seen = self._look_around(conv.in_channels, conv.weight.dtype)
         out: dict[int, Tensor] = {}
         with self.shortage.noted(self.tensors, out):
-            for index in tuple(self.tensors):
-                out[index] = _conv_rows(self._pad(index, seen), conv, self._wraps("x"))
+            self._each(lambda index: _conv_rows(self._pad(index, seen), conv, self._wraps("x")), out)
         return evolve(self, tensors=out)
 
     def norm_act_conv(self, norm: nn.GroupNorm, conv: nn.Conv2d) -> Strips:
@@ -154,11 +158,14 @@ class Strips:
         out: dict[int, Tensor] = {}
         with self.shortage.noted(self.tensors, out):
             scale, shift = (each.to(conv.weight.device, wide) for each in scale_and_shift(norm, mean, variance))
-            for index in tuple(self.tensors):
+
+            def one(index: int) -> Tensor:
                 strip = self._pad(index, seen).to(wide)
                 F.silu(strip.mul_(scale).add_(shift), inplace=True)
                 self._blank_outside(index, strip)
-                out[index] = _conv_rows(strip.to(conv.weight.dtype), conv, self._wraps("x"))
+                return _conv_rows(strip.to(conv.weight.dtype), conv, self._wraps("x"))
+
+            self._each(one, out)
         return evolve(self, tensors=out)
 
     def upsample_conv(self, conv: nn.Conv2d) -> Strips:
@@ -166,9 +173,12 @@ class Strips:
         seen = self._look_around(conv.in_channels, conv.weight.dtype)
         out: dict[int, Tensor] = {}
         with self.shortage.noted(self.tensors, out):
-            for index in tuple(self.tensors):
+
+            def one(index: int) -> Tensor:
                 grown = F.interpolate(self._pad(index, seen), scale_factor=2.0, mode="nearest")
-                out[index] = _conv_rows(grown[:, :, 1:-1], conv, self._wraps("x"))
+                return _conv_rows(grown[:, :, 1:-1], conv, self._wraps("x"))
+
+            self._each(one, out)
         return evolve(self, width=2 * self.width, tensors=out)
 
     def resnet(self, block: Any) -> Strips:
@@ -184,6 +194,13 @@ class Strips:
                 if block.output_scale_factor != 1:
                     strip.div_(block.output_scale_factor)
         return inner
+
+    def _each(self, compute: Callable[[int], Tensor], out: dict[int, Tensor]) -> None:
+        """Put in what is computed of every strip, by its index; side by side, as far as the rank may."""
+        indices = tuple(self.tensors)
+        with begun(compute, indices, self.team.exchange.workers) as asked:
+            for index, ask in zip(indices, asked, strict=True):
+                out[index] = ask()
 
     def _wraps(self, axis: str) -> bool:
         return self.wrap != "none" and axis in self.wrap

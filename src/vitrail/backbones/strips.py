@@ -68,9 +68,8 @@ def decode_strips(
 
     Returns:
         Pictures in [0, 1] by strip, Float32[Tensor, "1 3 Rows Width"]; all NaN if the decoder's answer is not
-        finite. They are bit for bit the same on any number of ranks of one kind of machine and one number of
-        threads, on which the order of sums inside torch depends; a single strip without ``wrap`` is bit for bit
-        ``vae.decode``.
+        finite. They are bit for bit the same on any number of ranks of one kind of machine, with as many threads
+        an operator (``core.cpu_threads``); a single strip without ``wrap`` is bit for bit ``vae.decode``.
 
     Raises:
         CapabilityError: Before any exchange, if there are several strips or ``wrap`` and the decoder has a layer

@@ -20,6 +20,18 @@ def moves(*networks: Any) -> bool:
     return any(name in vars(module) for module in _modules(networks) for name in HOOKS)
 
 
+def is_plain(network: Any) -> bool:
+    """Whether a network is torch's and diffusers' own layers, without hooks, so that no forward knows of another."""
+    modules = list(network.modules())
+    parts = [*modules, *getattr(network, "attn_processors", {}).values()]
+    if any(type(part).__module__.partition(".")[0] not in ("torch", "diffusers") for part in parts):
+        return False
+    hooked = {"forward", *HOOKS}
+    return not any(
+        m._forward_hooks or m._forward_pre_hooks or m._compiled_call_impl or hooked & vars(m).keys() for m in modules
+    )
+
+
 @contextmanager
 def lasting(*networks: Any) -> Iterator[None]:
     """Leave inference mode for networks whose weights move: what hooks make of them there could not be trained."""

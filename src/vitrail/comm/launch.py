@@ -130,8 +130,11 @@ def _temporary() -> IO[bytes]:
 
 
 def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """The environment of a rank: this process's, and who the rank is."""
-    threads = max(1, (os.cpu_count() or 1) // world_size)
+    """The environment of a rank: this process's, and who the rank is.
+
+    Its operators have as many threads as they would have in this process, since their number reaches the last bits of
+    what a large network computes. Those of several ranks are more than the cores, so they must sleep while they wait.
+    """
     own = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -139,7 +142,7 @@ def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": LOOPBACK,
         "MASTER_PORT": port,
         HOSTED: 1,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
     }
     other = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
     return other | {name: str(value) for name, value in own.items()}

@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -139,9 +139,27 @@ def _start(method: str, arguments: tuple[Any, ...]) -> SpawnedRank:
     context: Any = multiprocessing.get_context(method)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_rank_main, args=(theirs, *arguments))
-    process.start()
+    with _sleeping_threads():
+        process.start()
     theirs.close()
     return SpawnedRank(process, ours)
+
+
+@contextmanager
+def _sleeping_threads() -> Iterator[None]:
+    """Have processes that start here let their threads sleep while these wait, being more than the cores.
+
+    A rank's operators have as many threads as in this process: their number reaches the last bits.
+    """
+    name = "OMP_WAIT_POLICY"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "passive"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _rank_main(
@@ -152,12 +170,8 @@ def _rank_main(
     run_id: str,
 ) -> None:
     """The life of a spawned rank; after a failure it ends at once, since torch's threads may hang."""
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the ranks
     try:
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // environment.world_size))
         communicator = backend.join(environment, run_id)
         pipe.send_bytes(pickle.dumps((True, guarded(communicator, program))))
     except BaseException as error:

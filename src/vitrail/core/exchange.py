@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import evolve, field, frozen
@@ -11,6 +12,7 @@ from attrs import evolve, field, frozen
 from vitrail.comm.plan import assign, rounds
 from vitrail.core.fields import as_tuple
 from vitrail.core.protocols import Predicted, Rows
+from vitrail.core.side_by_side import begun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 Forward = Callable[[Rows], Predicted]
+Record = Callable[[Rows], AbstractContextManager[object]]
 
 
 @frozen(eq=False)
@@ -28,15 +31,17 @@ class Exchange:
     Attributes:
         communicator: Of this rank.
         speeds: Relative speeds of the ranks.
+        workers: Micro-batches or strips that this rank may compute side by side; it reaches no bit.
     """
 
     communicator: Communicator
     speeds: tuple[float, ...] = field(converter=as_tuple)
+    workers: int = 1
 
     @classmethod
-    def among(cls, communicator: Communicator, speeds: Sequence[float] = ()) -> Exchange:
+    def among(cls, communicator: Communicator, speeds: Sequence[float] = (), workers: int = 1) -> Exchange:
         """Ranks of the given speeds, of one speed if none are given."""
-        return cls(communicator, speeds or [1.0] * communicator.world_size)
+        return cls(communicator, speeds or [1.0] * communicator.world_size, workers)
 
     @property
     def is_alone(self) -> bool:
@@ -63,19 +68,47 @@ class Exchange:
         self.communicator.all_gather_into(out, mine, owner)
         return out
 
-    def share(self, batches: Sequence[Rows], forward: Forward) -> list[Predicted]:
-        """Every rank computes some micro-batches and receives the others' answers."""
-        if self.is_alone:
-            return [forward(rows) for rows in batches]
+    def share(
+        self, batches: Sequence[Rows], forward: Forward, recorded: Record = nullcontext, workers: int = 1
+    ) -> list[Predicted]:
+        """Every rank computes some micro-batches and receives the others' answers.
+
+        Args:
+            batches: In canonical order.
+            forward: One through the network.
+            recorded: Entered while this rank waits for an answer of its own.
+            workers: Micro-batches that this rank computes side by side.
+        """
         first = _captured(batches)
         owners = assign([len(rows.views) for rows in batches], self.speeds, first)
+        turns = rounds(owners, self.communicator.world_size, first)
+        own = [unit for units in turns for unit in units if owners[unit] == self.communicator.rank]
+        with begun(forward, [batches[unit] for unit in own], workers) as asked:
+            ask = dict(zip(own, asked, strict=True))
+
+            def answer(unit: int) -> Predicted:
+                with recorded(batches[unit]):
+                    return ask[unit]()
+
+            if self.is_alone:
+                return [answer(unit) for unit in range(len(batches))]
+            return self._gathered(batches, owners, turns, answer)
+
+    def _gathered(
+        self,
+        batches: Sequence[Rows],
+        owners: Sequence[int],
+        turns: Sequence[Sequence[int]],
+        answer: Callable[[int], Predicted],
+    ) -> list[Predicted]:
+        """The answers of all ranks, sent round by round while the next ones are computed."""
         answers: dict[int, Any] = {}
         works = []
-        for units in rounds(owners, self.communicator.world_size, first):
+        for units in turns:
             out = {key: like for unit in units for key, like in _wire(unit, batches[unit], None).items()}
             mine: dict[tuple[int, str], Tensor] = {}
             for unit in (unit for unit in units if owners[unit] == self.communicator.rank):
-                mine = _wire(unit, batches[unit], forward(batches[unit]))
+                mine = _wire(unit, batches[unit], answer(unit))
             owner = {key: owners[key[0]] for key in out}
             works.append(self.communicator.all_gather_into(out, mine, owner, async_op=True))
             answers |= out

@@ -64,7 +64,9 @@ class Forwarding:
         return Predicted.join([self.forward(step, part, predict) for part in rows.cut(self.limit)])
 
     def _back_off(self, step: Step, count: int) -> None:
-        """Halve the limit for the rest of the run."""
+        """Halve the limit for the rest of the run, unless a forward side by side has done so."""
+        if self.limit is not None and self.limit < count:
+            return
         self.limit = (count + 1) // 2
         rows = f"{self.limit} row{'s' * (self.limit > 1)}"
         self.notes += (f"forwards of {rows} instead of {count}: out of memory at step {step.index + 1}",)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
@@ -41,6 +42,8 @@ class Predictor:
         guidance_scale: Of classifier-free guidance.
         guidance_rescale: See ``combine_branches``.
         row_batch: Rows a forward, at most.
+        condition: Encodes what a micro-batch is conditioned on, if that was not done yet.
+        workers: Micro-batches that are computed side by side.
         words: Of the prompt, if their attention maps are wanted.
         prompt: The run's.
     """
@@ -53,6 +56,8 @@ class Predictor:
     guidance_scale: float
     guidance_rescale: float
     row_batch: int
+    condition: Callable[[Step, Rows], object]
+    workers: int = 1
     words: tuple[str, ...] = field(default=(), converter=as_tuple)
     prompt: str = ""
 
@@ -128,16 +133,31 @@ class Predictor:
 
     def forward(self, step: Step, rows: Rows, timings: Timings) -> Predicted:
         """One micro-batch through the network."""
-        started, count = time.perf_counter(), len(rows.views)
-        trace = self.exchange.communicator.trace
-        with trace.span("compute", f"step {step.index}", step=step.index, stage=step.stage, rows=count):
-            answer = self.forwarding.forward(step, rows, lambda part: self.stages.predict(step, part))
-        timings.predict_s += time.perf_counter() - started
-        return answer
+        with self._recorded(step, rows, timings):
+            return self._forward(step, rows)
 
     def share(self, step: Step, batches: Sequence[Rows], timings: Timings) -> list[Predicted]:
         """Every rank's answers on every rank."""
-        return self.exchange.share(batches, lambda rows: self.forward(step, rows, timings))
+        if self.workers > 1:
+            for rows in batches:
+                self.condition(step, rows)
+        return self.exchange.share(
+            batches,
+            lambda rows: self._forward(step, rows),
+            lambda rows: self._recorded(step, rows, timings),
+            self.workers,
+        )
+
+    def _forward(self, step: Step, rows: Rows) -> Predicted:
+        return self.forwarding.forward(step, rows, lambda part: self.stages.predict(step, part))
+
+    @contextmanager
+    def _recorded(self, step: Step, rows: Rows, timings: Timings) -> Iterator[None]:
+        """Note the time of a block that gives a micro-batch's answer, unless it raises."""
+        started, trace = time.perf_counter(), self.exchange.communicator.trace
+        with trace.span("compute", f"step {step.index}", step=step.index, stage=step.stage, rows=len(rows.views)):
+            yield
+        timings.predict_s += time.perf_counter() - started
 
     def scale_at(self, step: Step) -> float:
         """The guidance scale of a step."""

@@ -88,6 +88,11 @@ class Stages:
         seen = (set(i.argnames) | set(i.kwargnames) for i in self._others("vitrail_step_end"))
         return any({"latents", "prediction"} & names for names in seen)
 
+    @property
+    def watches_forwards(self) -> bool:
+        """Whether a plugin wraps or observes single forwards, and so may expect one after another."""
+        return bool(self._others("vitrail_predict"))
+
     def _others(self, hook: str) -> list[pluggy.HookImpl]:
         """Implementations of a hook that are not the composition's."""
         return [i for i in getattr(self._manager.hook, hook).get_hookimpls() if i.plugin is not self._answers]
