@@ -1,5 +1,6 @@
 """Tiny real networks built from config; no mocks."""
 
+import copy
 import tempfile
 from pathlib import Path
 
@@ -72,3 +73,8 @@ def tiny_pipeline(scheduler=None):
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def in_double(pipe):
+    """A copy in double precision, for laws that hold to rounding: methods make different things of it."""
+    return copy.deepcopy(pipe).to(torch.float64)

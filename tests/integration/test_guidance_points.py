@@ -6,6 +6,7 @@ import pytest
 import torch
 from attrs import evolve, field, frozen
 
+from tiny import in_double
 from vitrail.core.assembly import combine_branches
 from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.composition import Composition, Stage
@@ -62,9 +63,10 @@ def test_branches_come_apart_as_they_are_combined(pipe):
         assert not torch.equal(subject.rows["uncond"], subject.rows["cond"])
         return evolve(subject, combined=subject.rows["cond"])
 
+    pipe = in_double(pipe)
     only_cond = latents(pipe, Watch(point="branches", change=again), Windows(overlap=0.5))
     off = latents(pipe, None, Windows(overlap=0.5), call=CALL | {"guidance_scale": 1.0})
-    torch.testing.assert_close(only_cond, off, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(only_cond, off)
 
 
 def test_branches_that_are_not_there_cannot_be_combined(pipe):
@@ -76,8 +78,8 @@ def test_what_a_views_latents_become_is_what_the_canvas_becomes(pipe):
     """The canvas is fused from the changed views, and they are what the network sees."""
     moved = Watch(point="inputs", change=lambda step, views, scene: views + 0.1)
     as_canvas = Watch(point="before", change=lambda step, canvas, scene: canvas + 0.1)
-    windows = Windows(overlap=0.5)
-    torch.testing.assert_close(latents(pipe, moved, windows), latents(pipe, as_canvas, windows), rtol=1e-4, atol=1e-4)
+    pipe, windows = in_double(pipe), Windows(overlap=0.5)
+    torch.testing.assert_close(latents(pipe, moved, windows), latents(pipe, as_canvas, windows))
 
 
 def test_asking_about_the_canvas_gives_its_prediction(pipe):
