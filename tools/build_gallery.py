@@ -17,7 +17,8 @@ from vitrail.picture import open_picture
 from vitrail.sampler import Sampler
 
 SHOWN = 192  # pixels of a cell on the sheet
-SHOWN_ALONE = "asg-plus"  # the method whose largest picture and heat maps are shown
+PICTURE_OF = "asg-cascade"  # the method whose largest picture is shown
+HEAT_MAPS_OF = "asg-plus"  # a method with masks
 
 
 class MaskRecorder:
@@ -77,8 +78,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     heads = [f"{width}x{height}" for height, width in sizes]
     sheet(rows, methods, heads, SHOWN).save(out / "compositions.webp", quality=88)
-    rows[methods.index(SHOWN_ALONE)][-1].save(out / "fox.png", optimize=True)
-    heat_maps(prompt, seed, steps, SHOWN_ALONE, sizes[0]).save(out / "heat-maps.webp", quality=88)
+    rows[methods.index(PICTURE_OF)][-1].save(out / "fox.png", optimize=True)
+    heat_maps(prompt, seed, steps, HEAT_MAPS_OF, sizes[0]).save(out / "heat-maps.webp", quality=88)
     (out / "index.md").write_text(PAGE.format(prompt=prompt, seed=seed, steps=steps))
     Console().print(f"written to {out}")
 

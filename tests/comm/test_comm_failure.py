@@ -196,7 +196,7 @@ def test_f4_after_an_abort_every_call_raises_it(call, run):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_f5_an_abort_from_another_thread_wakes_every_rank(place, rank):
     """The ranks wait for one another for ever; a thread that is no rank revokes the run."""
-    asleep, begun = threading.Semaphore(0), []
+    asleep = threading.Semaphore(0)
 
     def program(communicator):
         channel = communicator.channel("a", src=0, shape=(2,), dtype=torch.int32, max_staleness=0)
@@ -204,7 +204,6 @@ def test_f5_an_abort_from_another_thread_wakes_every_rank(place, rank):
             for _ in range(2):
                 asleep.acquire()
             time.sleep(0.02)  # the two are in their waits by now, or will find the abort
-            begun.append(time.monotonic())
             helper = threading.Thread(target=made[rank].abort, args=("from outside",))
             helper.start()
             helper.join()
@@ -228,7 +227,6 @@ def test_f5_an_abort_from_another_thread_wakes_every_rank(place, rank):
 
     made = {}
     outcome = threads(3, program)
-    assert time.monotonic() - begun[0] < BOUND_S
     assert {type(error) for error in outcome.errors.values()} == {CommAborted}
     assert {(e.culprit, e.reason) for e in outcome.errors.values()} == {(rank, "from outside")}
     assert set(outcome.errors) == {0, 1, 2}

@@ -136,13 +136,11 @@ def big_and_small(communicator, order):
         works[index].wait()
         assert works[index].is_completed() and works[index].exception() is None
         assert bool((tensors[index] == index + 1).all())
-    begin = time.monotonic()
+    limit = time.monotonic() + 60
     while not works[0].is_completed():
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() < limit
         time.sleep(0.001)
-    seen = time.monotonic()
-    works[0].wait()
-    assert time.monotonic() - seen < 0.1
+    works[0].wait(timeout=1e-9)  # what is completed is not waited for
     leaked = communicator.close()
     return [float(tensor.sum()) for tensor in tensors], len(leaked)
 
