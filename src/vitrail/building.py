@@ -162,7 +162,7 @@ class Builder:
         """Micro-batches side by side: none where a plugin sees each forward, or a network is more than its layers."""
         if exchange.workers == 1 or stages.watches_forwards:
             return 1
-        network = getattr(self.backbone, "network", None)
+        network = self.backbone.network
         return exchange.workers if network is not None and is_plain(network) else 1
 
     def _predict(

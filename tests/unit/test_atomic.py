@@ -126,7 +126,7 @@ def test_the_packages_files_are_all_written_whole():
     """No call that writes a file stands outside of a block that replaces it."""
     found = []
     for module in sorted(Path(vitrail.__file__).parent.rglob("*.py")):
-        if module.name != "atomic.py":
+        if module.name != "atomic.py" and "testing" not in module.parts:  # tests write what they like
             found += [f"{module.name}:{line}" for line in loose_writes(module)]
     assert found == []
 

@@ -48,5 +48,5 @@ def test_a_damped_row_counts_while_it_is_wanted(pipe):
 
 @pytest.mark.parametrize("method", ["scalecrafter", "scalecrafter-damped", "hidiffusion"])
 def test_a_transformer_is_refused(method):
-    with pytest.raises(CapabilityError, match=r"stages.0.rectification: \w+ needs 'convolutions'"):
+    with pytest.raises(CapabilityError, match=r"stages\.0\.rectification\.0: \w+ needs 'convolutions'"):
         cost(FAMILIES["sd3"](), method, 1024)

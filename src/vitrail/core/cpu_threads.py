@@ -13,9 +13,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from attrs import define
+
+if TYPE_CHECKING:
+    from vitrail.core.backbone import Backbone
 
 SMALL = 100_000_000  # parameters
 
@@ -37,7 +40,7 @@ _LOCK, _INSIDE = threading.Lock(), _Inside()
 
 
 @contextmanager
-def threads_of(backbone: Any) -> Iterator[int]:
+def threads_of(backbone: Backbone) -> Iterator[int]:
     """The threads that operators have in a run of a model, for the calling thread.
 
     Args:
@@ -46,9 +49,10 @@ def threads_of(backbone: Any) -> Iterator[int]:
     Yields:
         How many forwards may be computed side by side.
     """
-    network, device = getattr(backbone, "network", None), getattr(backbone, "device", None)
-    on_cpu = device is None or device.type == "cpu"
-    if on_cpu and (network is None or sum(parameter.numel() for parameter in network.parameters()) < SMALL):
+    network = backbone.network
+    if backbone.device.type == "cpu" and (
+        network is None or sum(parameter.numel() for parameter in network.parameters()) < SMALL
+    ):
         with one_thread() as found:
             yield found
     else:

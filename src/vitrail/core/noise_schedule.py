@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
+ROUNDING = 1e-3  # of a training timestep: two calls at one timestep, as second-order schedulers work it out
+
 
 class Scheduler(Protocol):
     """What the engine asks of a scheduler; diffusers' schedulers have it."""
@@ -233,7 +235,9 @@ def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
         except ValueError:  # made for one step
             return
     times = [float(t) for t in shown.timesteps]
-    if len(times) > 1 and (times[-1] >= times[0] or any(later > before for before, later in pairwise(times))):
+    if len(times) > 1 and (
+        times[-1] >= times[0] or any(later > before + ROUNDING for before, later in pairwise(times))
+    ):
         raise CapabilityError(
             f"the timesteps of {type(scheduler).__name__} must fall from noise to the picture, and go from "
             f"{times[0]:g} to {times[-1]:g}: an inverse scheduler, inverted sigmas, or more steps than its spacing "

@@ -235,8 +235,12 @@ class OnBackend:
     address: str = field(default="", init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.name = self.name or getattr(self.backend, "__name__", str(self.backend))
-        self.address = f"{getattr(self.backend, '__module__', '?')}:{getattr(self.backend, '__qualname__', self.name)}"
+        if isinstance(self.backend, type):
+            self.name = self.name or self.backend.__name__
+            self.address = f"{self.backend.__module__}:{self.backend.__qualname__}"
+        else:
+            self.name = self.name or str(self.backend)
+            self.address = f"?:{self.name}"
         self.examples = self.examples or {"threads": 6, "processes": 3}[self.kind]
 
     @cached_property
