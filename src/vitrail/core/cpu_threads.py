@@ -50,9 +50,8 @@ def threads_of(backbone: Backbone) -> Iterator[int]:
         How many forwards may be computed side by side.
     """
     network = backbone.network
-    if backbone.device.type == "cpu" and (
-        network is None or sum(parameter.numel() for parameter in network.parameters()) < SMALL
-    ):
+    is_small = network is None or sum(parameter.numel() for parameter in network.parameters()) < SMALL
+    if is_small and backbone.device.type == "cpu":
         with one_thread() as found:
             yield found
     else:

@@ -235,9 +235,8 @@ def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
         except ValueError:  # made for one step
             return
     times = [float(t) for t in shown.timesteps]
-    if len(times) > 1 and (
-        times[-1] >= times[0] or any(later > before + ROUNDING for before, later in pairwise(times))
-    ):
+    rises = any(later > before + ROUNDING for before, later in pairwise(times))
+    if len(times) > 1 and (rises or times[-1] >= times[0]):
         raise CapabilityError(
             f"the timesteps of {type(scheduler).__name__} must fall from noise to the picture, and go from "
             f"{times[0]:g} to {times[-1]:g}: an inverse scheduler, inverted sigmas, or more steps than its spacing "
