@@ -40,8 +40,8 @@ def check_own_noise(scheduler: Any, takes_generator: bool) -> None:
     if watch.drawn:
         raise CapabilityError(
             f"{type(scheduler).__name__} draws noise ({watch.drawn[0]}) that the run's seed does not decide, so the "
-            "same seed would give other pictures, and ranks would differ; use another scheduler, or a setting of this one "
-            "that draws from the generator its step is given"
+            "same seed would give other pictures, and ranks would differ; use another scheduler, or a setting of this "
+            "one that draws from the generator its step is given"
         )
     _checked.add(place)
 
