@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from diffusers import ConsistencyDecoderVAE
+from diffusers import ConsistencyDecoderVAE, EulerDiscreteScheduler
 from torch import nn
 
+from schedulers import READ, new_scheduler
 from tiny import tiny_pipeline
 from tiny_families import tiny_t5
 from vitrail.comm import InProcess
+from vitrail.core import own_noise
+from vitrail.core.noise_schedule import Stepper
 from vitrail.core.run_config import RunConfig
 from vitrail.core.streams import Streams
 from vitrail.errors import CapabilityError, VitrailError
@@ -99,6 +102,38 @@ def test_it_is_the_plain_decode_with_that_generator(pipe):
 def test_a_method_that_differentiates_refuses_a_decoder_that_draws_noise(pipe):
     with pytest.raises(CapabilityError, match="ConsistencyDecoderVAE draws noise at every decode"):
         Sampler.from_pipeline(pipe, "syncdiffusion")("a fox", height=128, width=128, num_inference_steps=1)
+
+
+# ---------------------------------------------------------------- schedulers
+
+
+class DrawsAlone(EulerDiscreteScheduler):
+    """Takes a generator and does not ask it."""
+
+    def step(self, model_output, timestep, sample, generator=None, **options):
+        stepped = super().step(model_output, timestep, sample, generator=generator, **options)
+        return (stepped[0] + 0.1 * torch.randn(sample.shape),)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_scheduler_that_draws_what_no_seed_decides_is_refused_before_the_run(mode):
+    state = torch.get_rng_state()
+    with mode(), pytest.raises(CapabilityError, match=r"DrawsAlone draws noise \(aten\.randn\.default\)"):
+        Stepper(DrawsAlone(), 4)
+    torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_schedulers_are_left_as_they_were_by_the_look_at_their_noise(name):
+    own_noise._checked.clear()
+    looked_at, not_again = Stepper(new_scheduler(name), 4), Stepper(new_scheduler(name), 4)
+    first, second = looked_at.state(), not_again.state()
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, second[key], rtol=0, atol=0, equal_nan=True)
+        else:
+            assert repr(value) == repr(second[key]), key
 
 
 # ---------------------------------------------------------------- dropout

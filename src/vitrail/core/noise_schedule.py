@@ -18,6 +18,7 @@ from attrs import evolve, field, frozen
 
 from vitrail.core.ambient import plain_defaults
 from vitrail.core.fields import as_tuple
+from vitrail.core.own_noise import check_own_noise
 from vitrail.core.step import PredictionType, Step
 from vitrail.errors import CapabilityError, ConfigError
 
@@ -262,6 +263,7 @@ class Stepper:
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self.timesteps: Tensor = scheduler.timesteps
         self.schedule = NoiseSchedule.of(scheduler)
+        check_own_noise(scheduler, self._takes_generator)
 
     @property
     def scheduler(self) -> Any:
