@@ -96,7 +96,7 @@ def test_a_run_from_a_picture_does_the_last_steps_and_no_others(pipe, method):
     call = {"height": 136, "width": 192, "num_inference_steps": 10, "strength": 0.7, "output_type": "latent"}
     result = sampler("a fox", image=picture, callback_on_step_end=lambda *given: seen.append(given[1]), **call)
     assert seen == list(range(len(seen))) and result.report.steps == len(seen)
-    assert seen[-1] == 9 or sampler.composition.cascade is not None
+    assert seen[-1] == 6 or sampler.composition.cascade is not None  # the last seven of ten steps
     assert result.latents.isfinite().all() and "image" in result.recipes[0].given
 
 
