@@ -48,6 +48,7 @@ class Sampler:
         model: str,
         options: ModelOptions | None = None,
         plugins: Iterable[tuple[str, object]] = (),
+        method: str | None = None,
     ):
         composition = composition_of(composition)
         composition.check(backbone.offers, f"model {model!r}", registry())
@@ -58,6 +59,7 @@ class Sampler:
         check_rectifications(composition, backbone)
         self.backbone, self.composition, self.model = backbone, composition, model
         self._options = options or ModelOptions()
+        self._named = {} if method is None else {"method": method}  # as recipes call it
         self._own = tuple(plugins)
         self.plugins = attached(self._own)
         self._lock = threading.RLock()  # a signal handler may come while this thread holds it
@@ -100,7 +102,8 @@ class Sampler:
         spec = find_model(model, registry(), options)
         composition.check(spec.offers, f"model {model!r}", registry())
         composition.check_files()
-        return cls(spec.load(device), composition, model=model, options=options, plugins=plugins)
+        named = str(method) if isinstance(method, (str, Path)) else None
+        return cls(spec.load(device), composition, model=model, options=options, plugins=plugins, method=named)
 
     @classmethod
     def from_pipeline(
@@ -131,7 +134,8 @@ class Sampler:
         problems.tell()
         assert backbone is not None
         options = ModelOptions(dtype=cast(Dtype, str(backbone.network.dtype).removeprefix("torch.")))
-        return cls(backbone, composition, model="pipeline", options=options, plugins=plugins)
+        named = str(method) if isinstance(method, (str, Path)) else None
+        return cls(backbone, composition, model="pipeline", options=options, plugins=plugins, method=named)
 
     @classmethod
     def of(
@@ -148,7 +152,10 @@ class Sampler:
     def again(self, plugins: Iterable[tuple[str, object]] = ()) -> Sampler:
         """The same model, method and plugins, with more of these."""
         every = (*self._own, *plugins)
-        return Sampler(self.backbone, self.composition, model=self.model, options=self._options, plugins=every)
+        named = self._named.get("method")
+        return Sampler(
+            self.backbone, self.composition, model=self.model, options=self._options, plugins=every, method=named
+        )
 
     def interrupt(self) -> None:
         """Stop this sampler's runs at their next step; with none at work, the next one before its first step.
@@ -236,7 +243,8 @@ class Sampler:
         named = {"image": str(options.pop("image"))} if isinstance(options.get("image"), (str, Path)) else {}
         extras = Extras.take(options)
         sides = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
-        table = {**self.backbone.defaults, "prompt": prompt, "seed": seed, **sides, **named, **options}
+        given = {"prompt": prompt, "seed": seed, **sides, **named, **self._named, **options}
+        table = {**self.backbone.defaults, **given}
         config = Loader(registry()).structure(table, RunConfig, "sampler(...)")
         return self.run(
             config, callback_on_step_end, output_type, extras, spread, tensor_inputs=callback_on_step_end_tensor_inputs

@@ -393,7 +393,7 @@ class BrokenFusion(Broken):
                 return fused + 1e-6 * torch.randn_like(fused)
             case "state on itself":
                 self.kept.append(1)
-                return fused + 1e-9 * len(self.kept) * torch.ones_like(fused)
+                return fused + 1e-6 * len(self.kept) * torch.ones_like(fused)
             case "ambient dtype":
                 return fused * torch.ones(1)[0] + torch.zeros(1)
         return fused

@@ -104,10 +104,10 @@ def test_masks_find_the_object_of_a_sampled_picture(source):
 def test_a_sampler_of_its_loaded_backbone_takes_what_suits_it(monkeypatch):
     """A method that is tried on a model that is loaded already must not get its family's options instead."""
     whole = Sampler.from_pretrained("demo", "direct")
-    again = Sampler(whole.backbone, whole.composition, model="demo")
+    again = Sampler(whole.backbone, whole.composition, model="demo", method="direct")
     seen = []
     for sampler in (whole, again):
-        monkeypatch.setattr(sampler, "run", lambda config, *_: seen.append(config))
+        monkeypatch.setattr(sampler, "run", lambda config, *_, **__: seen.append(config))
         sampler("a fox on a snow field")
     assert seen[0] == seen[1]
     assert seen[0].guidance_scale == 3.0

@@ -208,8 +208,8 @@ def test_sample_tells_of_a_site(monkeypatch, capsys, folder, file):
 def test_a_transformer_is_refused_by_what_it_lacks(file):
     with pytest.raises(CapabilityError) as error:
         load_method(file()).check(StableDiffusion3.offers, "model 'sd3'")
-    assert "stages.0.rectification: FreeU needs 'unet-skips'" in str(error.value)
-    assert "stages.0.rectification: AttentionScale needs 'self-attention'" in str(error.value)
+    assert "stages.0.rectification.0: FreeU needs 'unet-skips'" in str(error.value)
+    assert "stages.0.rectification.1: AttentionScale needs 'self-attention'" in str(error.value)
 
 
 def test_a_network_that_is_compiled_meanwhile_is_refused(pipe):

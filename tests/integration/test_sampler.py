@@ -247,7 +247,9 @@ def test_latents_of_a_callback_are_taken_over_in_float32(sampler, dtype):
 
 
 def test_latents_of_a_callback_must_fit_the_canvas(sampler):
-    with pytest.raises(ConfigError, match=r"callback_on_step_end at step 0 returned latents of \(1, 4, 12, 4\)"):
+    with pytest.raises(
+        ConfigError, match=r"callback_on_step_end returned latents of torch.float32 \(1, 4, 12, 4\); they must be"
+    ):
         latents(sampler, callback_on_step_end=lambda c, i, t, kwargs: {"latents": kwargs["latents"][..., :4]})
 
 
@@ -273,7 +275,7 @@ def test_only_pipelines_that_are_known_are_taken(pipe):
     class KandinskyPipeline:
         """Another class."""
 
-    with pytest.raises(ModelError, match=r"no adapter for 'KandinskyPipeline'.*StableDiffusionPipeline"):
+    with pytest.raises(ModelError, match=r"(?s)no adapter for 'KandinskyPipeline'; known:.*StableDiffusionPipeline"):
         Sampler.from_pipeline(KandinskyPipeline(), "direct")
     with pytest.raises(ModelError, match="no adapter for 'str'"):
         Sampler.from_pipeline("a/folder", "direct")
@@ -350,3 +352,11 @@ def test_report_adds_pictures_up(sampler):
     one, two = (sampler("a fox", num_images=n, **CALL).report for n in (1, 2))
     assert (one.steps, two.steps) == (4, 8) and two.model_calls == 2 * one.model_calls
     assert 0 < one.predict_s <= one.engine_s and one.decode_s >= 0 and not one.interrupted
+
+
+@pytest.mark.parametrize("method", ["direct", "multidiffusion"])
+def test_a_recipe_names_the_method_that_made_the_picture(pipe, method):
+    sampler = Sampler.from_pipeline(pipe, method)
+    for each in (sampler, sampler.again()):
+        recipe = each("a fox", **(CALL | {"output_type": "latent"})).recipes[0]
+        assert recipe.run["method"] == method and f"Method: {method}," in recipe.parameters()

@@ -56,8 +56,9 @@ class Bench:
 
     def guide(self, views, **options):
         done = Sampled(views, timings=self.timings)
-        scene = self.engine.viewing.guiding._scene(self.step, done, self.patches, None)
-        return Synchronized(**options).guide(self.step, views, scene, None)[0]
+        guidance = Synchronized(**options)
+        scene = self.engine.viewing.guiding._scene(self.step, done, guidance, self.patches, None)
+        return guidance.guide(self.step, views, scene, None)[0]
 
 
 @pytest.mark.parametrize("off", ["scale=0", "steps=0"])

@@ -1,6 +1,7 @@
 """What a forward needs, what is free, and how many rows that makes."""
 
 import platform
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,7 +200,7 @@ def test_a_number_that_was_given_stays(monkeypatch, case):
 
 def test_a_backbone_without_a_network_takes_the_usual_number(case):
     _, engine, _ = case
-    assert forecast(engine, object(), 1).rows == ROW_BATCH
+    assert forecast(engine, SimpleNamespace(network=None), 1).rows == ROW_BATCH
 
 
 # ---------------------------------------------------------------- what a picture took

@@ -179,7 +179,9 @@ def adapter_of(pipeline: str, registry: Registry, where: str = "") -> Any:
     """
     known = {name: cls for cls in _adapters(registry) for name in cls.pipelines}
     if pipeline not in known:
-        raise ModelError(f"{where}no adapter for {pipeline!r}{nearest(pipeline, known)}")
+        hint = nearest(pipeline, known).partition("; known")[0]
+        served = "\n  ".join(", ".join(cls.pipelines) for cls in _adapters(registry))
+        raise ModelError(f"{where}no adapter for {pipeline!r}{hint}; known:\n  {served}")
     return known[pipeline]
 
 

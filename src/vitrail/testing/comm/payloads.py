@@ -42,19 +42,19 @@ class Payload:
         if self.is_nan and self.dtype in FLOATS:
             mask = FLOATS[self.dtype].to_bytes(self.dtype.itemsize, "little") * count
             data = bytearray(a | b for a, b in zip(data, mask, strict=True))
-        flat = torch.frombuffer(data, dtype=self.dtype) if data else torch.empty(0, dtype=self.dtype)
+        flat = torch.frombuffer(data, dtype=self.dtype) if data else torch.empty(0, dtype=self.dtype, device="cpu")
         return self.laid_out(flat.reshape(self.shape))
 
     def blank(self) -> Tensor:
         """A tensor to receive into, every byte 1."""
-        return self.laid_out(torch.ones(self.shape, dtype=torch.uint8).to(self.dtype))
+        return self.laid_out(torch.ones(self.shape, dtype=torch.uint8, device="cpu").to(self.dtype))
 
     def laid_out(self, tensor: Tensor) -> Tensor:
         """The same values, lying in memory as ``layout`` says."""
         if self.layout == "turned" and tensor.dim() > 1:
             return tensor.transpose(0, 1).contiguous().transpose(0, 1)
         if self.layout == "sparse" and tensor.dim() > 0:
-            wide = torch.zeros((*tensor.shape[:-1], tensor.shape[-1] * 2), dtype=tensor.dtype)
+            wide = torch.zeros((*tensor.shape[:-1], tensor.shape[-1] * 2), dtype=tensor.dtype, device="cpu")
             wide[..., ::2].copy_(tensor)
             return wide[..., ::2]
         return tensor.clone()
@@ -62,7 +62,7 @@ class Payload:
 
 def bits(tensor: Tensor) -> Bits:
     """Type, shape and bytes: what must arrive."""
-    data = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor).reshape(-1).view(torch.uint8)
+    data = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor).reshape(-1).view(torch.uint8)
     return str(tensor.dtype), tuple(tensor.shape), data.numpy().tobytes()
 
 

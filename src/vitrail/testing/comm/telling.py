@@ -26,7 +26,11 @@ def show(value: Any) -> str:
     """A value in a few words: of a tensor, or of its bits, the type, the shape and the first values."""
     if isinstance(value, tuple) and len(value) == 3 and isinstance(value[2], bytes):
         dtype = getattr(torch, value[0].removeprefix("torch."))
-        flat = torch.frombuffer(bytearray(value[2]), dtype=dtype) if value[2] else torch.empty(0, dtype=dtype)
+        flat = (
+            torch.frombuffer(bytearray(value[2]), dtype=dtype)
+            if value[2]
+            else torch.empty(0, dtype=dtype, device="cpu")
+        )
         value = flat.reshape(value[1])
     if isinstance(value, Tensor):
         first = ", ".join(_number(each) for each in value.reshape(-1)[:FEW].tolist())

@@ -116,7 +116,7 @@ def killed(run: Watched, world: int, rank: int, at: int, end: Callable[[], None]
 
 WAITS: dict[str, Callable[[ToldCommunicator, ToldCommunicator, ToldChannel], Any]] = {
     "barrier": lambda c, s, ch: c.barrier(),
-    "split": lambda c, s, ch: s.broadcast(torch.zeros(1), 1),
+    "split": lambda c, s, ch: s.broadcast(torch.zeros(1, dtype=torch.float32, device="cpu"), 1),
     "fetch": lambda c, s, ch: (ch.publish(0, None), ch.fetch(0)),
     "publish": lambda c, s, ch: [ch.publish(v, None) for v in range(9)],
     "open": lambda c, s, ch: c.split("another"),
@@ -171,11 +171,11 @@ def first_abort(run: Watched, world: int, order: list[int], schedule: DrawnSched
 
 CALLS: dict[str, Callable[[ToldCommunicator, ToldChannel], Any]] = {
     "barrier": lambda c, _: c.barrier(),
-    "broadcast": lambda c, _: c.broadcast(torch.zeros(2), 0),
-    "async": lambda c, _: c.broadcast(torch.zeros(2), 0, async_op=True),
+    "broadcast": lambda c, _: c.broadcast(torch.zeros(2, dtype=torch.float32, device="cpu"), 0),
+    "async": lambda c, _: c.broadcast(torch.zeros(2, dtype=torch.float32, device="cpu"), 0, async_op=True),
     "gather": lambda c, _: c.all_gather_into({}, {}, {}),
-    "bad gather": lambda c, _: c.all_gather_into({}, {5: torch.zeros(1)}, {}),
-    "bad rank": lambda c, _: c.broadcast(torch.zeros(2), 17),
+    "bad gather": lambda c, _: c.all_gather_into({}, {5: torch.zeros(1, dtype=torch.float32, device="cpu")}, {}),
+    "bad rank": lambda c, _: c.broadcast(torch.zeros(2, dtype=torch.float32, device="cpu"), 17),
     "object": lambda c, _: c.broadcast_object(1, 0),
     "channel": lambda c, _: c.channel("b", src=0, shape=(), dtype=torch.float32),
     "taken": lambda c, _: c.channel("a", src=0, shape=(), dtype=torch.float32),
@@ -232,7 +232,9 @@ def held_up(c: ToldCommunicator, place: str, culprit: int) -> Any:
     last = c.world_size - 1
     channel = c.channel("a", src=0, shape=(2,), dtype=torch.int32, max_staleness=0)
     awake = c.channel("awake", src=0, shape=(2,), dtype=torch.int32)
-    work = c.broadcast(torch.zeros(2), last, async_op=True) if c.rank != last else None
+    work = (
+        c.broadcast(torch.zeros(2, dtype=torch.float32, device="cpu"), last, async_op=True) if c.rank != last else None
+    )
     awake.publish(0, SMALL.make(0) if c.rank == 0 else None)
     awake.fetch(0)  # rank 0 at least is on its way
     if c.rank == culprit:
@@ -294,7 +296,7 @@ def slow(c: ToldCommunicator, culprit: int, how: str) -> Any:
     elif how == "fetch":
         came[culprit].fetch(0, timeout=SHORT_S)
     else:
-        work = c.broadcast(torch.zeros(2), culprit, async_op=True)
+        work = c.broadcast(torch.zeros(2, dtype=torch.float32, device="cpu"), culprit, async_op=True)
         assert work is not None
         work.wait(SHORT_S)
 

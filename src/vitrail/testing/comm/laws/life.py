@@ -133,7 +133,10 @@ UNFIT: dict[str, tuple[Callable[[ToldCommunicator], Any], str]] = {
     "both": (lambda c: c.split("a"), "is taken"),
     "bound": (lambda c: opened(c, SMALL, "c", bound=-1), "0 or more"),
     "source": (lambda c: opened(c, SMALL, "c", src=2), "rank 2 does not exist"),
-    "owner": (lambda c: c.all_gather_into({0: torch.zeros(1)}, {}, {0: -1}), "rank -1 does not exist"),
+    "owner": (
+        lambda c: c.all_gather_into({0: torch.zeros(1, dtype=torch.float32, device="cpu")}, {}, {0: -1}),
+        "rank -1 does not exist",
+    ),
 }
 
 
@@ -155,7 +158,7 @@ def unfit(run: Watched, case: str, schedule: DrawnSchedule) -> None:
 
 ELSEWHERE: dict[str, Callable[[ToldCommunicator, ToldChannel, ToldWork], Any]] = {
     "barrier": lambda c, _ch, _w: c.barrier(),
-    "broadcast": lambda c, _ch, _w: c.broadcast(torch.zeros(1), 0),
+    "broadcast": lambda c, _ch, _w: c.broadcast(torch.zeros(1, dtype=torch.float32, device="cpu"), 0),
     "gather": lambda c, _ch, _w: c.all_gather_into({}, {}, {}),
     "split": lambda c, _ch, _w: c.split("x"),
     "channel": lambda c, _ch, _w: c.channel("x", src=0, shape=(), dtype=torch.float32),

@@ -140,7 +140,7 @@ def graph(c: ToldCommunicator, nodes: Nodes) -> Any:
         made = None
         if owner == c.rank:
             total = sum(int(channels[need].fetch(0)) for need in _needs(nodes, index))
-            made = torch.tensor([index + 1 + 3 * total])
+            made = torch.tensor([index + 1 + 3 * total], dtype=torch.int64, device="cpu")
         channels[index].publish(0, made)
     return [int(channel.fetch(0)) for channel in channels]
 

@@ -91,7 +91,7 @@ def constants(c: ToldCommunicator, bound: int, size: int) -> Any:
     """Versions of one number throughout; readers take whatever is newest."""
     channel, read = c.channel("a", src=0, shape=(size,), dtype=torch.int64, max_staleness=bound), []
     for version in range(8):
-        channel.publish(version, torch.full((size,), version) if c.rank == 0 else None)
+        channel.publish(version, torch.full((size,), version, dtype=torch.int64, device="cpu") if c.rank == 0 else None)
         at, got = channel.fetch_within(version)
         read.append((version, at, sorted(set(got.tolist()))))
     return read
@@ -209,16 +209,20 @@ def _other_split(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held:
 
 
 def _broadcast(c: ToldCommunicator, shape: tuple[int, ...], dtype: torch.dtype, src: int, held: list[Tensor]) -> None:
-    tensor = torch.full(shape, 7 if c.rank == src else -1, dtype=dtype)
+    tensor = torch.full(shape, 7 if c.rank == src else -1, dtype=dtype, device="cpu")
     if c.rank != src:
         held.append(tensor)
     c.broadcast(tensor, src)
 
 
 def _gather(c: ToldCommunicator, owner: dict[int, int], held: list[Tensor]) -> None:
-    out = {key: torch.full((2,), -1.0) for key in owner}
+    out = {key: torch.full((2,), -1.0, dtype=torch.float32, device="cpu") for key in owner}
     held += out.values()
-    c.all_gather_into(out, {key: torch.full((2,), 7.0) for key in owner if owner[key] == c.rank}, owner)
+    c.all_gather_into(
+        out,
+        {key: torch.full((2,), 7.0, dtype=torch.float32, device="cpu") for key in owner if owner[key] == c.rank},
+        owner,
+    )
 
 
 DEVIATIONS: dict[str, Callable[[ToldCommunicator, bool, int, int, list[Tensor]], None]] = {

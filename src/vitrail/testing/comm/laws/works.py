@@ -59,7 +59,10 @@ def any_order(run: Watched, world: int, payload: Payload, order: list[int], sche
 
 def sizes(c: ToldCommunicator, order: list[int]) -> Any:
     """Big and small messages at once."""
-    tensors = [torch.full((size,), float(index + 1) if c.rank == 0 else 0.0) for index, size in enumerate(SIZES)]
+    tensors = [
+        torch.full((size,), float(index + 1) if c.rank == 0 else 0.0, dtype=torch.float32, device="cpu")
+        for index, size in enumerate(SIZES)
+    ]
     works = [_begin(c, tensor, 0) for tensor in tensors]
     seen = []
     for index in order:
@@ -85,7 +88,11 @@ def dropping(c: ToldCommunicator, dropped: set[int], pause: bool) -> Any:
     """Works of which some are forgotten at once."""
     tensors = [SMALL.make(i) if c.rank == i % c.world_size else SMALL.blank() for i in range(5)]
     for index, tensor in enumerate(tensors):
-        target = torch.zeros(index) if index in dropped else torch.zeros(0)
+        target = (
+            torch.zeros(index, dtype=torch.float32, device="cpu")
+            if index in dropped
+            else torch.zeros(0, dtype=torch.float32, device="cpu")
+        )
         work = _begin(c, tensor, index % c.world_size)
         c.broadcast(target, 0)
         if index not in dropped:
