@@ -12,7 +12,7 @@ from vitrail.comm import odd_one_out
 from vitrail.testing.comm import LAWS, CommLaws, LawBroken, OnBackend
 from vitrail.testing.comm.__main__ import main
 
-EXAMPLES = str(Path(__file__).parents[2] / "examples")
+EXAMPLES = str(Path(__file__).parents[2] / "examples/vitrail-mailboxes")
 sys.path.insert(0, EXAMPLES)
 import mailboxes  # noqa: E402
 from mailboxes import LetterTransport, Mailboxes, Office  # noqa: E402
