@@ -132,10 +132,10 @@ def test_the_engine_takes_as_long_as_foretold(world_size, jitter):
 @given(world_size=st.integers(2, 4), latency=st.sampled_from([1e-3, 0.1, 0.5]))
 @settings(max_examples=6)
 def test_with_slow_links_the_engine_takes_a_few_messages_more(world_size, latency):
-    """They compare what they are about to do, and say goodbye: the same number in a run of any length."""
+    """They compare what they are about to do and, twice in a stage of two steps, what they did, and say goodbye."""
     cost = CostModel(row_s=0.05, cells=64, latency_s=latency)
     more = computed_until(on_simulator(cost, world_size)) - predict(LOAD, cost, world_size).makespan_s
-    assert -latency <= more <= 4 * latency
+    assert -latency <= more <= (4 + 2 * len(LOAD.stages)) * latency
 
 
 def test_by_channel_the_engine_takes_at_most_a_forward_and_a_few_messages_more():
@@ -143,4 +143,4 @@ def test_by_channel_the_engine_takes_at_most_a_forward_and_a_few_messages_more()
     cost = CostModel(row_s=0.05, cells=64, latency_s=0.01)
     load = evolve(LOAD, stages=(evolve(LOAD.stages[0], exchange="channel"), LOAD.stages[1]))
     more = computed_until(on_simulator(cost, 4, (apart, ASG[1]))) - predict(load, cost, 4).makespan_s
-    assert -cost.latency_s <= more <= cost.forward_s(2, 64) + 4 * cost.latency_s
+    assert -cost.latency_s <= more <= cost.forward_s(2, 64) + (4 + len(load.stages) + 1) * cost.latency_s

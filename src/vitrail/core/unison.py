@@ -3,8 +3,9 @@
 All but the network's forwards is computed on every rank alike. A strategy that draws from torch's global random state,
 keeps something on itself or asks for its rank breaks this in silence: every rank goes on with a canvas of its own, and
 rank 0's is saved. So each result of a step leaves a digest of its bits. All digests since the last comparison are
-folded to one number, which ranks exchange before they share out the next forwards, and at the end. If it differs, they
-exchange them one by one, and the first that differs names step, stage and strategy.
+folded to one number, which ranks exchange before they share out the forwards of a stage's first, second, third, fifth
+and ninth step and so on, and at the end. If it differs, they exchange them one by one, and the first that differs names
+step, stage and strategy.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ class Viewing:
         """
         every = self._patches(step, done.state)
         latents, inputs = self._inputs(step, latents, every[0], done)
-        if done.state.relay is None:  # before the first forwards are shared out, which all ranks must do alike
+        is_due = step.stage_step & (step.stage_step - 1) == 0  # 0, 1, 2, 4, 8, ...: soon, and few in a long run
+        if is_due and done.state.relay is None:  # before the forwards are shared out, which all ranks must do alike
             done.state.compare()
         scaled = self.layout.phases[step.phase].stepper.scale(latents, step.phase_step)
         found = []
