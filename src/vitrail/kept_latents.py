@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vitrail.core.backbone import Backbone
 
 SUFFIX = ".latents.safetensors"
+LONGEST_NAME = 255  # bytes, on the file systems in use
 
 
 @contextmanager
@@ -126,7 +128,8 @@ def keep(out: Console, latents: Tensor, recipe: Recipe, path: Path, run: RunConf
         path: Of the picture.
         run: As the command line gave it.
     """
-    name = path.stem[:48] + SUFFIX
+    is_short = len(os.fsencode(path.stem + SUFFIX)) <= LONGEST_NAME
+    name = (path.stem if is_short else f"{path.stem[:40]}-{recipe.digest}") + SUFFIX  # no other picture's
     for folder in (path.parent, Path(tempfile.gettempdir())):
         kept = folder / name
         try:
