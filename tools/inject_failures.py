@@ -1,191 +1,264 @@
-"""Let ranks fail and see how runs end: every run must end soon and name the rank where it began.
+"""Send signals to real runs on several ranks, and see how these end: soon, with one culprit, with nothing left over.
 
-    python tools/inject_failures.py --runs 200
+    python tools/inject_failures.py --count 40 --seed 0
 
-A program of ten steps, each with a barrier, a gather and a channel, runs on two or three ranks; at a step drawn by
-chance one rank is killed, leaves, raises, is stopped or is slow. Seconds count from that moment (wall time).
+Each injection samples a small picture with the model that ships, on two or three ranks, and sends one signal to one
+process in one phase. A run may end in two ways: it fails, and there is no picture, or it ends well, and the picture has
+the bytes of a run that nobody disturbed. Seconds count from the signal until the last process is gone; a rank that is
+stopped is noticed after --timeout, which is taken off. Needs Linux; nothing else but an installed Vitrail.
 """
 
 import argparse
-import functools
-import multiprocessing
+import collections
+import contextlib
 import os
 import random
+import secrets
 import signal
 import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
-from collections import defaultdict
 from pathlib import Path
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
-STEPS = 10
-TIMEOUT_S = 1.0  # of one wait; what is stopped or slow is noticed after so long
-SLOW_S = 12.0
-LIMIT_S = {"kill": 2.0, "leave": 2.0, "raise": 2.0, "crash": 2.0, "stop": TIMEOUT_S + 2.0, "slow": TIMEOUT_S + 2.0}
-KINDS = {
-    "gloo": ("kill", "leave", "raise", "stop", "slow"),
-    "in-process": ("raise", "slow"),
-    "simulated": ("crash", "raise", "slow"),
-}
-SHARES = {"gloo": 0.6, "in-process": 0.1, "simulated": 0.3}
+from processes import MARK, kill_all, listeners, processes, ranks, shared_memory, still_listening
+
+PHASES = ("startup", "joining", "step", "decode", "write", "launcher", "torchrun")
+SIGNALS = ("KILL", "STOP", "TERM", "INT")
+TIMEOUT_S = 4.0  # of the runs
+LIMIT_S = 2.0  # for all to be gone
+PATIENCE_S = 120.0  # for a run that does not end
+CONTINUED_S = 1.5  # after which a launcher that was stopped goes on
+SIZE, STEPS = 256, 12
+SAMPLE = ["sample", "a fox on a snow field", "--size", SIZE, "--steps", STEPS, "--method", "multidiffusion"]
+SAMPLE += ["--row-batch", 1, "-o", "fox.png"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
+MOMENT = {"startup": 1.5, "joining": 0.6, "step": 0.1, "decode": 0.1, "write": 0.02, "launcher": 6.0, "torchrun": 8.0}
 
 
 @frozen
-class Failure:
-    """What befalls which rank at which step; ``mark`` is a file that tells when it did."""
+class Injection:
+    """Which signal comes when to whom; ``victim`` is a rank, or -1 for the process that started the ranks."""
 
-    kind: str
-    rank: int
+    phase: str
+    signal: str
+    world: int
+    victim: int
+    later: float  # seconds after the phase has begun, of a run that nobody slows down
     step: int
-    mark: str = ""
-    seconds: float = SLOW_S
-
-
-def steps(communicator, failure):
-    """The program."""
-    import torch
-
-    rank, size = communicator.rank, communicator.world_size
-    channel = communicator.channel("guidance", src=0, shape=(4,), dtype=torch.float32, max_staleness=1)
-    owner = {key: key % size for key in range(4)}
-    out = {key: torch.zeros(8) for key in owner}
-    for step in range(STEPS):
-        communicator.note(f"step {step}")
-        if (rank, step) == (failure.rank, failure.step):
-            fail(failure)
-        channel.publish(step, torch.full((4,), float(step)) if rank == 0 else None)
-        communicator.all_gather_into(out, {k: torch.full((8,), float(step)) for k in owner if owner[k] == rank}, owner)
-        assert float(channel.fetch(max(0, step - 1))[0]) == max(0, step - 1)
-        communicator.barrier()
-    return step
-
-
-def fail(failure):
-    Path(failure.mark).write_text(repr(time.monotonic()))
-    if failure.kind == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif failure.kind == "leave":
-        os._exit(3)
-    elif failure.kind == "raise":
-        raise ValueError(f"injected at step {failure.step}")
-    elif failure.kind == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-    elif failure.kind == "slow":
-        time.sleep(failure.seconds)
 
 
 @frozen
 class Found:
-    """How a run ended: the error, whom it names, seconds since the failure."""
+    """How a run ended."""
 
-    error: BaseException | None
-    named: bool
+    code: int | None  # None if it did not
     seconds: float
+    told: str
+    is_sound: bool  # no picture, or the right one
+    is_named: bool | None  # None where there is nobody to name
+    left: tuple[str, ...]
 
 
-def run_gloo(world, failure, method="forkserver"):
-    from vitrail.comm import Gloo
-    from vitrail.comm.process_group_spawn import run_spawned
+@define
+class Run:
+    """A run and what it says."""
 
-    backend, program = Gloo(timeout=TIMEOUT_S), functools.partial(steps, failure=failure)
-    found = judged(failure, lambda: run_spawned(backend, world, program, "run", method))
-    assert not multiprocessing.active_children(), "a process was left behind"
-    return found
+    folder: Path
+    world: int
+    under_torchrun: bool = False
+    mark: str = field(factory=lambda: secrets.token_hex(8))
+    process: subprocess.Popen = None
+    said: list = field(factory=list)
+    ports: set = field(factory=set)
+    pids: set = field(factory=set)
+    _threads: list = field(factory=list)
+
+    def start(self):
+        words = ["-m", "vitrail", *SAMPLE, "--timeout", TIMEOUT_S]
+        if self.under_torchrun:
+            words = [*TORCHRUN, f"--nproc-per-node={self.world}", *words]
+        elif self.world > 1:
+            words += ["--ranks", self.world]
+        (self.folder / "temporary").mkdir()
+        more = {MARK: self.mark, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder / "temporary")}
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=self.folder,
+            env={**os.environ, **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for stream in (self.process.stdout, self.process.stderr):
+            self._threads.append(threading.Thread(target=self._listen, args=(stream,), daemon=True))
+            self._threads[-1].start()
+        return self
+
+    def _listen(self, stream):
+        for line in stream:
+            self.said.append(line)
+
+    def text(self):
+        return "".join(self.said)
+
+    def look(self):
+        """Remember the processes that there are, and where they listen."""
+        living = processes(self.mark)
+        self.pids |= set(living)
+        self.ports |= {each.port for each in listeners(living)}
+        return living
+
+    def wait(self, happened):
+        """Whether it happens before the run ends."""
+        limit = time.monotonic() + PATIENCE_S
+        while not happened():
+            if self.process.poll() is not None or time.monotonic() > limit:
+                return False
+            time.sleep(0.002)
+        return True
+
+    def end(self):
+        """Wait until every process is gone, or kill what does not go; whether all went by themselves."""
+        limit = time.monotonic() + PATIENCE_S
+        while self.process.poll() is None or processes(self.mark):
+            if time.monotonic() > limit:
+                kill_all(self.mark)
+                self.process.wait()
+                return False
+            time.sleep(0.01)
+        for thread in self._threads:
+            thread.join(5)
+        return True
 
 
-def run_in_process(world, failure):
-    from vitrail.comm import InProcess
-
-    program = functools.partial(steps, failure=failure)
-    return judged(failure, lambda: InProcess(timeout=TIMEOUT_S).run(world, program))
-
-
-def run_simulated(world, failure):
-    """Here the failure strikes at a call of the communicator, in virtual time."""
-    from vitrail.comm.schedule import Fault, SeededSchedule
-    from vitrail.comm.world import World
-
-    kinds = {"crash": Fault("crash"), "raise": Fault("raise"), "slow": Fault("stall", SLOW_S)}
-
-    class Once(SeededSchedule):
-        def fault(self, rank, point):
-            if rank == failure.rank and point == 3 * failure.step + 2:
-                Path(failure.mark).write_text(repr(time.monotonic()))
-                return kinds[failure.kind]
-            return None
-
-    program = functools.partial(steps, failure=Failure("none", -1, -1))
-    outcome = World(world, Once(failure.step), TIMEOUT_S).run(program, "run")
-    named = outcome.abort is not None and outcome.abort.culprit == failure.rank
-    return Found(next(iter(outcome.errors.values()), None), named, since(failure))
+def arrive(run, injection):
+    """Wait until a phase has begun; whether it has."""
+    begun = {
+        "startup": lambda: len(ranks(run.mark)) == injection.world,
+        "joining": lambda: "evaluations of the network" in run.text(),
+        "step": lambda: f"step {injection.step}/" in run.text() or ", decoding" in run.text(),
+        "decode": lambda: ", decoding" in run.text(),
+        "write": lambda: any(run.folder.glob(".vitrail-*")),
+        "launcher": lambda: len(ranks(run.mark)) == injection.world,
+        "torchrun": lambda: len(ranks(run.mark)) == injection.world,
+    }[injection.phase]
+    has_come = run.wait(begun)
+    time.sleep(injection.later)
+    return has_come
 
 
-def judged(failure, run):
-    """Run, and see whether the error names the rank: as culprit, in words, or by being its own."""
-    try:
-        run()
-    except Exception as error:
-        seconds, text = since(failure), f"rank {failure.rank}"
-        own = isinstance(error, ValueError) and "injected" in str(error)
-        named = getattr(error, "culprit", None) == failure.rank or own or f"{text} is behind" in str(error)
-        return Found(error, named, seconds)
-    return Found(None, False, since(failure))
+def inject(injection, whole):
+    """One run, one signal."""
+    with tempfile.TemporaryDirectory() as name:
+        run = Run(Path(name), injection.world, injection.phase == "torchrun").start()
+        try:
+            arrive(run, injection)
+            run.look()
+            victim = run.process.pid if injection.victim < 0 else ranks(run.mark).get(injection.victim)
+            begin = time.monotonic()
+            if victim is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, getattr(signal, f"SIG{injection.signal}"))
+            if injection.victim < 0 and injection.signal == "STOP":
+                time.sleep(CONTINUED_S)
+                begin = time.monotonic()
+                os.kill(victim, signal.SIGCONT)
+            has_ended = run.end()
+            return judged(injection, run, time.monotonic() - begin, has_ended, whole)
+        finally:
+            kill_all(run.mark)
 
 
-def since(failure):
-    return time.monotonic() - float(Path(failure.mark).read_text())
+def judged(injection, run, seconds, has_ended, whole):
+    """How it went."""
+    code, told, picture = run.process.returncode, run.text(), run.folder / "fox.png"
+    made = picture.read_bytes() if picture.exists() else None
+    is_sound = made == whole if code == 0 else made is None or (injection.victim == -1 and made == whole)
+    waits = injection.signal == "STOP" and injection.victim >= 0 and code != 0
+    is_named = None
+    if injection.victim >= 0 and code != 0 and (injection.signal, injection.victim) != ("INT", 0):
+        is_named = f"rank {injection.victim}" in told or f"rank      : {injection.victim} " in told
+    usual = {"fox.png", "fox.partial.png", "temporary"}
+    left = [path.name for path in run.folder.iterdir() if path.name not in usual and "latents" not in path.name]
+    left += [f"temporary/{path.name}" for path in (run.folder / "temporary").iterdir()]
+    left += [f"port {port}" for port in still_listening(run.ports)]
+    left += [f"shared memory {name}" for name in shared_memory(run.pids)]
+    left += [] if has_ended else ["processes"]
+    return Found(
+        code if has_ended else None,
+        max(0.0, seconds - TIMEOUT_S) if waits else seconds,
+        told,
+        is_sound,
+        is_named,
+        tuple(left),
+    )
 
 
-RUNS = {"gloo": run_gloo, "in-process": run_in_process, "simulated": run_simulated}
+def draw(chance, count):
+    """Injections, every phase with every signal in turn."""
+    kinds = [(phase, name) for name in SIGNALS for phase in PHASES]
+    chance.shuffle(kinds)
+    for number in range(count):
+        phase, name = kinds[number % len(kinds)]
+        world = chance.choice([2, 2, 3])
+        victim = chance.randrange(world)
+        if phase == "launcher" or (phase == "torchrun" and number % 2):
+            victim = -1
+        if phase == "write":
+            victim = chance.choice([0, 1])
+        yield Injection(phase, name, world, victim, chance.uniform(0, MOMENT[phase]), chance.randrange(2, STEPS))
 
 
-@frozen
-class Row:
-    """All runs of a backend and a kind."""
+def table(found):
+    """Markdown, a row for each phase and signal."""
+    yield "| phase | signal | runs | ended | median s | worst s | culprit named | left over | picture sound |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|"
+    for (phase, name), row in sorted(found.items(), key=lambda each: (PHASES.index(each[0][0]), each[0][1])):
+        seconds = [each.seconds for each in row]
+        named = [each.is_named for each in row if each.is_named is not None]
+        cells = [phase, name, len(row), sum(each.code is not None for each in row)]
+        cells += [f"{statistics.median(seconds):.2f}", f"{max(seconds):.2f}"]
+        cells += [f"{sum(named)} of {len(named)}", sum(bool(each.left) for each in row)]
+        cells += [sum(each.is_sound for each in row)]
+        yield "| " + " | ".join(map(str, cells)) + " |"
 
-    found: list = field(factory=list)
 
-    def cells(self, limit):
-        seconds = [each.seconds for each in self.found]
-        ended = sum(each.error is not None for each in self.found)
-        named, soon = sum(each.named for each in self.found), sum(each <= limit for each in seconds)
-        return [len(self.found), ended, named, soon, f"{statistics.median(seconds):.2f}", f"{max(seconds):.2f}"]
-
-
-def draw(chance, runs, folder):
-    """(backend, world size, failure) of every run, kinds in turn."""
-    for backend, share in SHARES.items():
-        for number in range(round(runs * share)):
-            world = chance.choice([2, 3])
-            kind = KINDS[backend][number % len(KINDS[backend])]
-            mark = str(Path(folder) / f"{backend}-{number}")
-            seconds = SLOW_S if backend == "gloo" else 2 * TIMEOUT_S  # a thread cannot be ended
-            yield backend, world, Failure(kind, chance.randrange(world), chance.randrange(STEPS), mark, seconds)
+def undisturbed():
+    """The picture of a run that nobody disturbs."""
+    with tempfile.TemporaryDirectory() as name:
+        run = Run(Path(name), 1).start()
+        run.process.wait()
+        run.end()
+        assert run.process.returncode == 0, run.text()
+        return (Path(name) / "fox.png").read_bytes()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--count", type=int, default=28)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--phase", choices=PHASES, help="only this one")
+    parser.add_argument("--signal", choices=SIGNALS, help="only this one")
+    parser.add_argument("--verbose", action="store_true", help="what each run said")
     options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["torch.distributed", "vitrail.comm.process_group", "vitrail.comm.process_group_spawn"]
-    )
-    rows, begin = defaultdict(Row), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        for backend, world, failure in draw(random.Random(options.seed), options.runs, folder):
-            found = RUNS[backend](world, failure)
-            rows[backend, failure.kind].found.append(found)
-            if found.error is None or not found.named or found.seconds > LIMIT_S[failure.kind]:
-                print(f"unlike the others: {backend}, {world} ranks, {failure}: {found}", flush=True)
-    print("| backend | failure | runs | ended with an error | rank named | within the limit | median s | worst s |")
-    print("|---|---|--:|--:|--:|--:|--:|--:|")
-    for (backend, kind), row in rows.items():
-        print("|", " | ".join(map(str, [backend, kind, *row.cells(LIMIT_S[kind])])), "|")
-    print(f"{sum(len(row.found) for row in rows.values())} runs in {time.monotonic() - begin:.0f} s")
+    found, begin, whole = collections.defaultdict(list), time.monotonic(), undisturbed()
+    drawn = draw(random.Random(options.seed), 10**6)
+    chosen = (each for each in drawn if options.phase in (None, each.phase) and options.signal in (None, each.signal))
+    for injection, _ in zip(chosen, range(options.count), strict=False):
+        one = inject(injection, whole)
+        found[injection.phase, injection.signal].append(one)
+        is_odd = one.code is None or not one.is_sound or one.is_named is False or one.left or one.seconds > LIMIT_S
+        if options.verbose or (is_odd and not (one.code == 0 and one.is_sound and not one.left)):
+            print(f"{injection}: {one.seconds:.2f} s, code {one.code}, left {list(one.left)}", flush=True)
+            print("".join(f"    {line}\n" for line in one.told.splitlines()[-12:]), end="", flush=True)
+    print("\n".join(table(found)))
+    print(f"{sum(map(len, found.values()))} injections in {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":

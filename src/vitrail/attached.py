@@ -12,7 +12,7 @@ from types import ModuleType
 
 from vitrail.core.file_digests import digest_of_files
 from vitrail.core.hookspecs import wraps
-from vitrail.discovery import registry
+from vitrail.discovery import installed, registry
 from vitrail.errors import ConfigError, nearest
 
 DIGITS = 12
@@ -38,8 +38,9 @@ def _load(name: str) -> object:
     module_name, colon, path = name.partition(":")
     if not (module_name and colon and path):
         raise ConfigError(f"plugin {name!r}: write MODULE:OBJECT, e.g. my_package.probe:Probe")
+    installed()  # installed plugins are found first: what lies in the working folder is not installed
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))  # last, so that nothing there is taken for a library
     try:
         found: object = importlib.import_module(module_name)
     except Exception as error:

@@ -30,8 +30,10 @@ from vitrail.cli_options import (
     Verbose,
     configure_logging,
 )
+from vitrail.comm.lifeline import hold
+from vitrail.core import atomic
 from vitrail.errors import Interrupted, VitrailError
-from vitrail.signals import INTERRUPTED, ended_at_once
+from vitrail.signals import INTERRUPTED, UNTOLD, ended_at_once
 from vitrail.terminal import printable, replace_unknown_signs
 
 app = typer.Typer(
@@ -207,14 +209,16 @@ def main() -> NoReturn:
     replace_unknown_signs()
     try:
         with ended_at_once():
+            hold(atomic.discard)
             code: Any = app(standalone_mode=False)
     except VitrailError as error:
-        from vitrail.ranks import end_rank, is_told_by_launcher
+        from vitrail.ranks import end_rank, teller
 
-        if not is_told_by_launcher(error):
-            typer.echo(printable(f"Error: {error}"), err=True)
         code = INTERRUPTED if isinstance(error, Interrupted) else 2 if isinstance(error, ValueError) else 1
-        end_rank(code)
+        who = teller(error)
+        if who == "me":
+            typer.echo(printable(f"Error: {error}"), err=True)
+        end_rank(UNTOLD if who == "launcher" else code)
     except Exception as error:
         _report(error)
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -77,7 +77,13 @@ class Interrupted(DecodeError):
 
 
 class CommError(VitrailError, RuntimeError):
-    """Ranks cannot go on together."""
+    """Ranks cannot go on together.
+
+    Attributes:
+        is_known: Whether the run's store tells of it, so that whoever started the ranks can.
+    """
+
+    is_known: bool = False
 
 
 class ProtocolError(CommError):
@@ -104,6 +110,8 @@ class CommAborted(CommError):
         reason: What happened there.
         kept: If all was sampled here by then, what a failed decode would have raised; else None.
     """
+
+    is_known = True
 
     def __init__(self, culprit: int, reason: str):
         super().__init__(f"rank {culprit} ended the run: {reason}")

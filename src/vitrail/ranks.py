@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attrs import field, frozen
 
 from vitrail.comm.communicator import TIMEOUT_S
 from vitrail.comm.environment import HOSTED, RankEnvironment, from_environment
+from vitrail.comm.lifeline import ALONE, DONE, tell
+from vitrail.comm.process_group_store import LOST
 from vitrail.core.fields import as_tuple
 from vitrail.core.members import OptionalBackend, has_own
 from vitrail.discovery import registry
@@ -96,10 +99,17 @@ def place(options: RankOptions) -> Placement:
 
 
 def start_ranks(placement: Placement) -> int:
-    """Run this very command once for each rank; the exit code to end with."""
+    """Run this very command once for each rank; the exit code to end with.
+
+    The current folder is not where the ranks look for libraries, unless Vitrail itself lies in it.
+    """
     from vitrail.comm.launch import launch
 
-    return launch([sys.executable, "-m", "vitrail", *sys.argv[1:]], placement.world_size)
+    command = [sys.executable, "-P", "-m", "vitrail", *sys.argv[1:]]
+    variables, home = dict(os.environ), Path(__file__).resolve().parents[1]
+    if home == Path.cwd():
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
+    return launch(command, placement.world_size, timeout=placement.options.timeout, variables=variables)
 
 
 def run_ranks(placement: Placement, on_cuda: bool, program: Callable[[RankCommunicator], T], run_id: str) -> T:
@@ -121,17 +131,34 @@ def run_ranks(placement: Placement, on_cuda: bool, program: Callable[[RankCommun
     if placement.environment is None:
         results: Sequence[T] = backend.run(placement.world_size, program, run_id)
         return results[0]
-    return guarded(backend.join(placement.environment, run_id), program)
+    result = guarded(backend.join(placement.environment, run_id), program)
+    tell(ALONE)
+    return result
 
 
-def is_told_by_launcher(error: Exception) -> bool:
-    """Whether the process that started the ranks says what happened, so that this one need not."""
-    return isinstance(error, CommAborted) and HOSTED in os.environ
+def tell_done() -> None:
+    """Tell whoever started this rank that its work is done."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    tell(DONE)
+
+
+def teller(error: Exception) -> Literal["me", "launcher", "rank"]:
+    """Who tells the user of an error: this process, unless all ranks know of it; then one of them or their launcher."""
+    if not (isinstance(error, CommError) and error.is_known):
+        return "me"
+    if HOSTED in os.environ:
+        return "launcher"
+    environment = from_environment()
+    is_left_alone = isinstance(error, CommAborted) and error.reason == LOST
+    speaker = 1 if is_left_alone else 0
+    return "me" if environment is None or environment.rank == speaker else "rank"
 
 
 def end_rank(code: int) -> None:
     """End a rank that failed at once: its open transfers would keep the interpreter from ending."""
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         os._exit(code)

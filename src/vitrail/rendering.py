@@ -22,7 +22,7 @@ from vitrail.core.run_config import RunConfig
 from vitrail.errors import ConfigError, OutputError, Problems
 from vitrail.kept_latents import latents_instead, latents_written
 from vitrail.progress import Progress
-from vitrail.ranks import Placement, RankOptions, place, run_ranks, start_ranks
+from vitrail.ranks import Placement, RankOptions, place, run_ranks, start_ranks, tell_done
 from vitrail.recipe import digest_of, save_picture
 from vitrail.replaying import located
 from vitrail.signals import INTERRUPTED, held, stopping
@@ -103,6 +103,7 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
     result = run_ranks(placement, on_cuda, program, digest_of(repr(run)))
     if placement.speaks:
         _write(out, run, plan, result, paths, options)
+    tell_done()
 
 
 def memory_lines(outlook: Forecast) -> Iterator[str]:

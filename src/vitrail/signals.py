@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from vitrail.core import atomic
 
 INTERRUPTED = 128 + signal.SIGINT  # exit code
+UNTOLD = 3  # exit code of a rank that leaves it to its launcher to say what happened
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -23,9 +24,11 @@ Handler = Callable[[int, FrameType | None], Any]
 def ended_at_once() -> Iterator[None]:
     """A signal ends the process without an exception, which a library that is being imported might swallow.
 
-    A file that is being written is cleaned up first, by KeyboardInterrupt.
+    A file that is being written is cleaned up first, by KeyboardInterrupt. SIGTERM ends a rank as if nobody handled it,
+    but leaves no half a file behind; this holds under every rule.
     """
-    with _handling(_end):
+    others = () if signal.SIGTERM in handled() else (signal.SIGTERM,)
+    with _handling(_die, others), _handling(_end):
         yield
 
 
@@ -69,13 +72,20 @@ def handled() -> tuple[signal.Signals, ...]:
 
 
 @contextmanager
-def _handling(handler: Handler) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in handled()}
+def _handling(handler: Handler, numbers: Iterable[signal.Signals] | None = None) -> Iterator[None]:
+    chosen = handled() if numbers is None else numbers
+    before = {number: signal.signal(number, handler) for number in chosen}
     try:
         yield
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+def _die(number: int, _: FrameType | None) -> None:
+    atomic.discard()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:

@@ -33,11 +33,10 @@ class Pool:
     """Processes that wait for jobs."""
 
     def __init__(self, size):
-        from vitrail.comm.process_group_store import host, local_listener
+        from vitrail.comm.store import StoreServer, listener_at
 
-        listener = local_listener()
-        self.port = listener.getsockname()[1]
-        self._store = host(self.port, listener)
+        self._store = StoreServer(listener_at(), "secret", "a pool of ranks")
+        self.port = self._store.port
         self._workers = [None] * size
         self._jobs = self._failures = 0
 
@@ -56,6 +55,7 @@ class Pool:
     def close(self):
         for worker in self._workers:
             _end(worker)
+        self._store.close()
 
     def _answer(self, rank):
         process, pipe = self._workers[rank]
@@ -111,40 +111,20 @@ def _end(worker):
 def _work(pipe):
     """The life of a worker; the end of the pipe ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connections = Connections()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            pipe.send(_perform(connections, *pipe.recv()))
+            pipe.send(_perform(*pipe.recv()))
     os._exit(0)
 
 
-class Connections:
-    """A worker's connections to the store, used again: each new one may cost seconds where names resolve slowly."""
-
-    def __init__(self):
-        from vitrail.comm import process_group
-
-        self._make, self._free, self._lent = process_group.connect, [], []
-        process_group.connect = self.lend
-
-    def lend(self, *arguments):
-        self._lent.append(self._free.pop() if self._free else self._make(*arguments))
-        return self._lent[-1]
-
-    def take_back(self, transport):
-        if transport is not None and not transport._line._thread.is_alive():
-            self._free += self._lent
-        self._lent = []
-
-
-def _perform(connections, job, rank, world, port, program, arguments, options):
+def _perform(job, rank, world, port, program, arguments, options):
     from vitrail.comm.communicator import RankCommunicator
     from vitrail.comm.environment import RankEnvironment
     from vitrail.comm.guard import guarded
     from vitrail.comm.process_group import ProcessGroupTransport
     from vitrail.comm.process_group_spawn import portable
 
-    environment = RankEnvironment(rank, world, rank, "127.0.0.1", port, store_is_hosted=True)
+    environment = RankEnvironment(rank, world, rank, "127.0.0.1", port, store_is_hosted=True, secret="secret")
     transport = None
     try:
         transport = ProcessGroupTransport(environment, f"pool/{job}", options["timeout"])
@@ -155,7 +135,6 @@ def _perform(connections, job, rank, world, port, program, arguments, options):
     finally:
         if transport is not None:
             transport.close()
-        connections.take_back(transport)
 
 
 def values(answers):

@@ -1,17 +1,25 @@
 """``vitrail sample --ranks``: the same file on any number of processes, one voice, and an end to every failure."""
 
+import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from command_line import start, wait_for
+from processes import MARK, listeners, ranks
+from vitrail.comm import Gloo
+from vitrail.comm.environment import RankEnvironment
+from vitrail.comm.store import StoreClient
+from vitrail.errors import CommError
 
 SHORT = ["sample", "a fox", "--steps", 3, "--size", 136, "--row-batch", 2, "--method", "asg", "--seed", 5]
 LONG = ["sample", "a fox", "--steps", 900, "--size", 256, "--row-batch", 1, "--method", "multidiffusion"]
@@ -66,14 +74,21 @@ def test_e1_every_kind_of_ranks_writes_the_same_file(tmp_path, folder, alone, wo
     assert {path.name for path in tmp_path.iterdir()} == {"fox.png", "t.json"}
 
 
-def test_under_torchrun_it_joins_the_group(tmp_path, folder, alone):
+def test_under_torchrun_it_joins_the_group_and_only_this_host_can_reach_it(tmp_path, folder, alone):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vitrail"]
     command += [*map(str, SHORT), "--model", str(folder), "-o", "fox.png"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", MARK: tmp_path.name}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
+    seen = set()
+    while process.poll() is None:  # what it says fits into the pipes
+        seen |= set(listeners(ranks(tmp_path.name).values()))
+        time.sleep(0.02)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
     assert (tmp_path / "fox.png").read_bytes() == alone
-    assert done.stdout.count("loading model") == 1
+    assert out.count("loading model") == 1
+    assert seen and all(each.is_loopback for each in seen), seen
 
 
 def test_ranks_that_the_launcher_did_not_start_are_not_made_up(tmp_path, folder):
@@ -89,42 +104,102 @@ def test_ranks_that_the_launcher_did_not_start_are_not_made_up(tmp_path, folder)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("rank", "how"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGTERM)])
-def test_f6_a_killed_rank_ends_all_with_its_name_and_leaves_no_file(tmp_path, folder, rank, how):
+@pytest.mark.parametrize(
+    ("rank", "how", "code"), [(1, "SIGKILL", 1), (0, "SIGKILL", 1), (1, "SIGTERM", 1), (1, "SIGINT", 130)]
+)
+def test_f6_a_killed_rank_ends_all_with_its_name_and_leaves_no_file(tmp_path, folder, rank, how, code):
     process = start(tmp_path, *LONG, "--ranks", 2, "--model", folder, "-o", "fox.png")
     wait_for(process, "step 2/900")
-    ranks = children(process)
-    assert set(ranks) == {0, 1}
-    os.kill(ranks[rank], how)
-    code, _, err = finish(process)  # long before a timeout of the ranks, which would name another reason
-    assert code == 1 and f"rank {rank}" in err and how.name in err and "at step " in err
-    assert len(err.splitlines()) < 8 and "Traceback" not in err
-    assert not any(map(alive, ranks.values()))
+    ranked = children(process)
+    assert set(ranked) == {0, 1}
+    os.kill(ranked[rank], getattr(signal, how))
+    found, _, err = finish(process)  # long before a timeout of the ranks, which would name another reason
+    assert found == code and how in err and "at step " in err
+    assert err.startswith(f"vitrail: rank {rank} ended the run: ") and len(err.splitlines()) == 1  # told once
+    assert not any(map(alive, ranked.values()))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_w2_a_stopped_rank_is_named_after_the_timeout(tmp_path, folder):
-    process = start(tmp_path, *LONG, "--ranks", 2, "--timeout", 2, "--model", folder, "-o", "fox.png")
-    wait_for(process, "step 2/900")
-    ranks = children(process)
+@pytest.mark.parametrize("begun", ["startup", "step 2/900"])
+def test_w2_a_stopped_rank_is_named_after_the_timeout(tmp_path, folder, begun):
+    process = start(tmp_path, *LONG, "--ranks", 2, "--timeout", 3, "--model", folder, "-o", "fox.png")
+    if begun == "startup":
+        while len(children(process)) < 2:
+            time.sleep(0.01)
+    else:
+        wait_for(process, begun)
+    ranked = children(process)
     begin = time.monotonic()
-    os.kill(ranks[1], signal.SIGSTOP)
+    os.kill(ranked[1], signal.SIGSTOP)
     code, _, err = finish(process)
-    assert time.monotonic() - begin >= 2  # not before
-    assert code == 1 and "rank 1" in err and "Traceback" not in err
-    assert not any(map(alive, ranks.values()))
+    assert time.monotonic() - begin >= 3  # not before
+    assert code == 1 and err.startswith("vitrail: rank 1 ended the run: ") and "3 s" in err
+    assert len(err.splitlines()) == 1  # told once
+    assert not any(map(alive, ranked.values()))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_stops_all_ranks_at_one_step(tmp_path, folder):
+PROBE = """
+import atexit, os, signal
+from vitrail import hookimpl
+rank = os.environ.get("RANK")
+class Probe:
+    @hookimpl
+    def vitrail_run_start(self):
+        open(f"probed-{rank}", "w").close()
+if rank == "1":
+    atexit.register(os.kill, os.getpid(), signal.SIGKILL)
+"""
+INTRUDER = """
+import os
+open(f"intruded-{os.environ.get('RANK')}", "w").close()
+"""
+
+
+def test_ranks_import_nothing_from_here_but_the_plugin_and_may_die_when_all_is_done(tmp_path, folder, alone):
+    """A file named like a library and what looks like an installed plugin lie in the current folder."""
+    (tmp_path / "fractions.py").write_text(INTRUDER)
+    (tmp_path / "intruder.py").write_text(INTRUDER)
+    (tmp_path / "probe.py").write_text(PROBE)
+    (tmp_path / "intruder-1.0.dist-info").mkdir()
+    (tmp_path / "intruder-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: intruder\nVersion: 1.0\n"
+    )
+    (tmp_path / "intruder-1.0.dist-info" / "entry_points.txt").write_text("[vitrail.plugins]\nintruder = intruder\n")
+    words = [*SHORT, "--ranks", 2, "--plugin", "probe:Probe", "--model", folder, "-o", "fox.png"]
+    environment = {name: value for name, value in os.environ.items() if name != "VITRAIL_DISABLE_PLUGINS"}
+    command = [sys.executable, "-P", "-m", "vitrail", *map(str, words)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in tmp_path.glob("probed-*")} == {"probed-0", "probed-1"}
+    assert list(tmp_path.glob("intruded-*")) == []
+    assert done.stderr.startswith("vitrail: rank 1, when all was done: it was ended by SIGKILL")
+    assert len(done.stderr.splitlines()) == 1
+    assert Image.open(tmp_path / "fox.png").tobytes() == Image.open(io.BytesIO(alone)).tobytes()
+
+
+def test_ctrl_c_stops_all_ranks_at_one_step_whatever_strangers_try(tmp_path, folder):
     process = start(tmp_path, *LONG, "--ranks", 2, "--model", folder, "-o", "fox.png")
     wait_for(process, "step 2/900")
-    ranks = children(process)
+    ranked = children(process)
+    found = listeners([process.pid, *ranked.values()])
+    assert found and all(each.is_loopback for each in found), found
+    for each in found:  # the run's store and the sockets of its groups
+        with socket.create_connection(("127.0.0.1", each.port)) as stranger:
+            stranger.sendall(b"abort" * 10)
+    port = next(each.port for each in found if each.pid == process.pid)
+    with pytest.raises(CommError, match=r"kept by ranks of vitrail --ranks.*MASTER_PORT"):  # to read, to abort
+        StoreClient("127.0.0.1", port, "guess", "a stranger", 0.1)
+    with pytest.raises(CommError, match="not by this run"):  # to join
+        Gloo(timeout=1.0).join(RankEnvironment(1, 2, 1, "127.0.0.1", port, store_is_hosted=True))
+    for pid in ranked.values():  # which others can read
+        assert b"secret" not in Path(f"/proc/{pid}/cmdline").read_bytes().lower()
+    wait_for(process, "step ")  # it goes on
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
     assert (code, err) == (130, ""), out + err
     assert "fox.partial.png: what was predicted after " in out
-    assert not any(map(alive, ranks.values()))
+    assert not any(map(alive, ranked.values()))
     assert [path.name for path in tmp_path.iterdir()] == ["fox.partial.png"]
 
 

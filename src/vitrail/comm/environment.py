@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import ipaddress
 import os
 from collections.abc import Mapping
 
-from attrs import frozen
+from attrs import field, frozen
 
 from vitrail.errors import CommError
 
-PORT = 29500  # under SLURM, if MASTER_PORT is not set; torchrun's default
+FIRST_PORT, PORTS = 16384, 16384  # of SLURM steps, if MASTER_PORT is not set: below those that systems give away
 HOSTED = "VITRAIL_STORE_IS_HOSTED"  # set to 1 by a launcher that keeps the store itself
+SECRET = "VITRAIL_SECRET"  # noqa: S105 - the variable's name; set by vitrail's launcher, or by whoever starts ranks
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
 
@@ -25,8 +28,14 @@ class RankEnvironment:
         local_rank: Counts the ranks of one host.
         master_addr: Host of the store through which the ranks find each other.
         master_port: Its port.
-        store_is_hosted: Whether the launcher keeps the store; otherwise rank 0 does.
+        store_is_hosted: Whether the launcher keeps a store there; otherwise rank 0 does.
         attempt: How often the launcher has restarted the run.
+        secret: What the run's ranks know and strangers do not; never sent. Under SLURM, and under torchrun with a run
+            id that others know, they can guess it unless VITRAIL_SECRET is set.
+        name: What strangers may know of the run.
+        is_local: Whether all ranks are on one host, so that nobody else need reach them.
+        has_torch_store: Whether what the launcher keeps there is a store of torch's, which anybody may read: rank 0
+            keeps the run's own elsewhere and says there where.
     """
 
     rank: int
@@ -36,11 +45,19 @@ class RankEnvironment:
     master_port: int
     store_is_hosted: bool = False
     attempt: int = 0
+    secret: str = field(default="", repr=False)
+    name: str = "a run"
+    is_local: bool = field()
+    has_torch_store: bool = False
+
+    @is_local.default
+    def _leads_here(self) -> bool:
+        return is_loopback(self.master_addr)
 
     @property
     def hosts_store(self) -> bool:
-        """Whether this process has to keep the store."""
-        return self.rank == 0 and not self.store_is_hosted
+        """Whether this process has to keep the run's store."""
+        return self.rank == 0 and (self.has_torch_store or not self.store_is_hosted)
 
 
 def from_environment(variables: Mapping[str, str] | None = None) -> RankEnvironment | None:
@@ -60,7 +77,8 @@ def from_environment(variables: Mapping[str, str] | None = None) -> RankEnvironm
 
 def _from_torchrun(known: Mapping[str, str]) -> RankEnvironment:
     _require(known, TORCHRUN, "torchrun")
-    hosted = known.get(HOSTED) == "1" or known.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    hosted, agent = known.get(HOSTED) == "1", known.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    place = (known["MASTER_ADDR"], known["MASTER_PORT"])
     return _checked(
         RankEnvironment(
             rank=_number(known, "RANK"),
@@ -68,8 +86,12 @@ def _from_torchrun(known: Mapping[str, str]) -> RankEnvironment:
             local_rank=_number(known, "LOCAL_RANK", _number(known, "RANK")),
             master_addr=known["MASTER_ADDR"],
             master_port=_number(known, "MASTER_PORT"),
-            store_is_hosted=hosted,
+            store_is_hosted=hosted or agent,
             attempt=_number(known, "TORCHELASTIC_RESTART_COUNT", 0),
+            secret=known.get(SECRET) or _derived("torchrun", known.get("TORCHELASTIC_RUN_ID", ""), *place),
+            name="ranks of vitrail --ranks" if hosted else "ranks of torchrun",
+            is_local=is_loopback(place[0]) or known.get("LOCAL_WORLD_SIZE") == known["WORLD_SIZE"],
+            has_torch_store=agent and not hosted,
         ),
         "RANK",
         "WORLD_SIZE",
@@ -78,18 +100,37 @@ def _from_torchrun(known: Mapping[str, str]) -> RankEnvironment:
 
 def _from_slurm(known: Mapping[str, str]) -> RankEnvironment:
     _require(known, SLURM, "SLURM")
+    job, step = known.get("SLURM_JOB_ID", ""), known.get("SLURM_STEP_ID", "")
+    address = known.get("MASTER_ADDR") or _first_host(known.get("SLURM_JOB_NODELIST", ""))
+    own_port = FIRST_PORT + int(_derived("port", job, step), 16) % PORTS
     return _checked(
         RankEnvironment(
             rank=_number(known, "SLURM_PROCID"),
             world_size=_number(known, "SLURM_NTASKS"),
             local_rank=_number(known, "SLURM_LOCALID", 0),
-            master_addr=known.get("MASTER_ADDR") or _first_host(known.get("SLURM_JOB_NODELIST", "")),
-            master_port=_number(known, "MASTER_PORT", PORT),
+            master_addr=address,
+            master_port=_number(known, "MASTER_PORT", own_port),
             attempt=_number(known, "SLURM_RESTART_COUNT", 0),
+            secret=known.get(SECRET) or _derived("slurm", job, step),
+            name=f"SLURM job {job or 'of no number'}, step {step or 'of no number'}",
+            is_local=is_loopback(address) or "1" in (known.get("SLURM_STEP_NUM_NODES"), known.get("SLURM_NNODES")),
         ),
         "SLURM_PROCID",
         "SLURM_NTASKS",
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address leads to the host that it is used on, as far as it tells."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _derived(*parts: str) -> str:
+    """Hexadecimal digits that depend on all parts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _first_host(nodes: str) -> str:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from vitrail.comm.communicator import RankCommunicator
 from vitrail.comm.schedule import SimulatedCrash
 from vitrail.comm.transport import describe_error
-from vitrail.errors import CommAborted
+from vitrail.errors import CommAborted, CommError
 
 T = TypeVar("T")
 
@@ -27,5 +27,7 @@ def guarded(communicator: RankCommunicator, program: Callable[[RankCommunicator]
         raise
     except BaseException as error:
         communicator.abort(describe_error(error))
+        if isinstance(error, CommError):
+            error.is_known = True
         raise
     return result

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import datetime
-import ipaddress
 import math
 import threading
 import time
@@ -19,10 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitrail.comm.communicator import RankCommunicator
 from vitrail.comm.environment import RankEnvironment
+from vitrail.comm.lifeline import GONE, hold
+from vitrail.comm.meeting import meet, strangers
 from vitrail.comm.process_group_clock import clock_offset
 from vitrail.comm.process_group_posting import GatheredPosting, Lane, SourcesPosting, Transfer
-from vitrail.comm.process_group_store import LOOPBACK, StoreLine, connect, within
-from vitrail.comm.process_group_store import host as host_store
+from vitrail.comm.process_group_store import LOST, StoreLine
+from vitrail.comm.store import LOOPBACK
+from vitrail.comm.torch_store import torch_store
 from vitrail.comm.transport import Abort, Part, Posting, Witness
 from vitrail.errors import CommAborted, CommTimeout
 
@@ -34,10 +36,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FIRST_SLICE_S, LONGEST_SLICE_S = 1e-4, 1e-2  # between two looks of a wait
-START_S = 60.0  # for the store to answer and, at least, for all ranks to start: long, as they load libraries
+START_S = 30.0  # at least, for ranks to load libraries where their launcher ends those that are stopped or dead
 CLOSE_S = 2.0  # for the last bytes of a clean end
 THREADS = 4  # of a group: so many of its operations move at once, as many versions of a channel as are kept
-_hosted: dict[int, Any] = {}  # stores that this process keeps until it ends, by port
 GROUP_TIMEOUT = datetime.timedelta(days=30)  # a group's own; ours comes first
 
 
@@ -69,28 +70,26 @@ class ProcessGroupTransport:
         self._groups: dict[str, list[ProcessGroup]] = {}  # by domain
         self._flying: dict[str, list[Transfer]] = {}  # by domain
         self._closed = False
-        host, port = environment.master_addr, environment.master_port
-        self._one_host = _is_loopback(host)
-        if environment.hosts_store and port not in _hosted:
-            _hosted[port] = host_store(port)
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(_hosted[port]))  # it ends with the process, not before
-        self._store: Store = within(connect(host, port, START_S), namespace)  # of the threads that make groups
-        lost = "rank 0 is gone, and with it the run's store"
-        if environment.store_is_hosted:
-            lost = "the process that started the ranks is gone"
-        own_line = within(connect(host, port, START_S), namespace)
-        self._line = StoreLine(
-            own_line, self.rank, self.world_size, Abort(self.rank if environment.store_is_hosted else 0, lost)
-        )
+        self._environment = environment
+        hold()
+        begin = time.monotonic()
+        self._client = meet(environment, timeout)
+        self._words = self._client.words.within(namespace)
+        is_watched = environment.store_is_hosted and not environment.has_torch_store
+        lost = Abort(self.rank, GONE) if is_watched else Abort(0, LOST)
+        self._line = StoreLine(self._words, self.rank, self.world_size, lost)
         self._line.clock = self.clock
+        limit = max(timeout, START_S) if is_watched else timeout
         try:
             self._offset = self._together(
-                lambda is_over: clock_offset(self._store, self.rank, self.world_size, is_over),
+                lambda is_over: clock_offset(self._words, self.rank, self.world_size, is_over),
                 "the start",
-                max(timeout, START_S),
+                limit,
+                time.monotonic() - begin,
             )
         except BaseException:
             self._line.close()
+            self._client.close()
             raise
 
     # ------------------------------------------------------------------ time and waiting
@@ -120,7 +119,7 @@ class ProcessGroupTransport:
         """
         make = self._gloo if self.device.type == "cpu" else self._nccl
         groups = self._together(
-            lambda is_over: (self._gloo(f"{domain}/control"), make(f"{domain}/payload")),
+            lambda is_over: (self._gloo(f"{domain}/control", is_over), make(f"{domain}/payload", is_over)),
             f"opening {domain!r}",
             self._timeout,
         )
@@ -144,13 +143,14 @@ class ProcessGroupTransport:
         self._flying[domain] = under_way + posting.transfers
         return posting
 
-    def _together(self, action: Callable[[Callable[[], bool]], T], what: str, limit: float) -> T:
+    def _together(self, action: Callable[[Callable[[], bool]], T], what: str, limit: float, spent: float = 0.0) -> T:
         """Do with all ranks what cannot be interrupted, once all are there, in a thread that can be given up.
 
         Args:
             action: Is given a question: whether it was given up.
             what: Names it, in messages and to the other ranks.
             limit: Seconds.
+            spent: Seconds of these that are over.
 
         Raises:
             CommAborted: If the run was revoked.
@@ -165,28 +165,55 @@ class ProcessGroupTransport:
             except Exception as error:
                 self._line.broken(f"{what}: {error}")
 
-        deadline = self.clock() + limit
-        self.wait(lambda: not self._line.absent(what), deadline)
+        deadline = self.clock() + limit - spent
+        self.wait(lambda: self._line.absent(what) == [], deadline)
         missing = self._line.absent(what)
-        if not missing and self._line.abort is None:
+        if missing == [] and self._line.abort is None:
             threading.Thread(target=run, name="process-group", daemon=True).start()
             self.wait(lambda: bool(results), deadline)
-            over.set()
+        over.set()
         if self._line.abort is None and not results:
-            culprit = missing[0] if missing else self._line.behind()[0]
-            told = f"{what}: rank(s) {', '.join(map(str, missing)) or culprit} did not come within {limit:g} s"
-            self._line.revoke(Abort(culprit, told))
-            raise CommTimeout(told)
+            culprit, told = self._late(what, limit, missing)
+            late = CommTimeout(told)
+            late.is_known = self._line.revoke(Abort(culprit, told))
+            raise late
         if self._line.abort is not None:
             raise CommAborted(self._line.abort.culprit, self._line.abort.reason)
         return results[0]
 
-    def _gloo(self, name: str) -> ProcessGroup:
+    def _late(self, what: str, limit: float, missing: list[int] | None) -> tuple[int, str]:
+        """Whom a timeout blames, and how.
+
+        Args:
+            what: Was awaited.
+            limit: Seconds.
+            missing: Ranks that have not come; None if the store does not answer.
+        """
+        if missing is None:
+            own = self._environment
+            keeper = (
+                "rank 0" if own.has_torch_store or not own.store_is_hosted else "the process that started the ranks"
+            )
+            culprit = self.rank if keeper != "rank 0" else 0
+            return culprit, f"{what}: {keeper}, which keeps the run's store, did not answer within {limit:g} s"
+        culprit = missing[0] if missing else self._line.behind()[0]
+        told = f"{what}: rank(s) {', '.join(map(str, missing)) or culprit} did not come within {limit:g} s"
+        if what == "the start" and self._environment.name.startswith("SLURM"):
+            told += (
+                f"; SLURM says that there are {self.world_size} tasks: write srun before the command to start them all"
+            )
+        for stranger in strangers(self._environment):
+            told += (
+                f"; {stranger} came to port {self._environment.master_port}: set MASTER_PORT to one of this run's own"
+            )
+        return culprit, told
+
+    def _gloo(self, name: str, is_over: Callable[[], bool]) -> ProcessGroup:
         from torch import distributed
 
         gloo: Any = distributed.ProcessGroupGloo
-        store = within(self._store, name)
-        if not self._one_host:
+        store = self._torch_store(name, is_over)
+        if not self._environment.is_local:
             group = gloo(store, self.rank, self.world_size, GROUP_TIMEOUT)  # heeds GLOO_SOCKET_IFNAME
         else:
             options = gloo._Options()  # the only way to say where to listen
@@ -195,16 +222,21 @@ class ProcessGroupTransport:
             group = gloo(store, self.rank, self.world_size, options)
         return group  # type: ignore[no-any-return]
 
-    def _nccl(self, name: str) -> ProcessGroup:
+    def _nccl(self, name: str, is_over: Callable[[], bool]) -> ProcessGroup:
         import torch
         from torch import distributed
 
         nccl: Any = distributed.ProcessGroupNCCL
         options = nccl.Options()
         options._timeout = GROUP_TIMEOUT
-        group = nccl(within(self._store, name), self.rank, self.world_size, options)
+        group = nccl(self._torch_store(name, is_over), self.rank, self.world_size, options)
         group.broadcast(torch.zeros(1, dtype=torch.float32, device=self.device), 0).wait()  # connects, which blocks
         return group  # type: ignore[no-any-return]
+
+    def _torch_store(self, name: str, is_over: Callable[[], bool]) -> Store:
+        store = torch_store(self._words.within(name), is_over)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))  # its group may ask it as long as there is one
+        return store
 
     # ------------------------------------------------------------------ the run's life
 
@@ -236,6 +268,7 @@ class ProcessGroupTransport:
         if self._line.abort is None and self._is_quiet(list(self._groups), "closed"):
             self._destroy(list(self._groups))
         self._line.close()
+        self._client.close()
 
     def shut(self, domains: Sequence[str]) -> None:
         """Destroy the groups of domains that every rank has closed."""
@@ -257,8 +290,8 @@ class ProcessGroupTransport:
         flying = [transfer for domain in domains for transfer in self._flying.get(domain, [])]
         deadline = self.clock() + CLOSE_S
         self.wait(lambda: all(transfer.is_done() for transfer in flying), deadline)
-        self.wait(lambda: not self._line.absent(what), deadline)
-        return all(transfer.is_done() for transfer in flying) and not self._line.absent(what)
+        self.wait(lambda: self._line.absent(what) == [], deadline)
+        return all(transfer.is_done() for transfer in flying) and self._line.absent(what) == []
 
 
 def join(
@@ -277,11 +310,3 @@ def join(
     except BaseException:
         transport.close()
         raise
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether all ranks are on this host, as far as the store's address tells."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

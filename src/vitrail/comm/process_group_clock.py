@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+    from vitrail.comm.store import Words
 
 PINGS = 16
 PAUSE_S = 1e-4
@@ -24,7 +24,7 @@ def boot() -> str:
 
 
 def clock_offset(
-    store: Store, rank: int, world_size: int, is_over: Callable[[], bool] = lambda: False, where: str | None = None
+    store: Words, rank: int, world_size: int, is_over: Callable[[], bool] = lambda: False, where: str | None = None
 ) -> float:
     """Seconds to add to this rank's monotonic clock to get rank 0's; collective, and it blocks.
 
@@ -36,11 +36,11 @@ def clock_offset(
     """
 
     def get(key: str) -> bytes:
-        while not store.check([key]):  # a blocking get could not be given up
+        while (found := store.get(key)) is None:
             if is_over():
                 raise TimeoutError(f"no answer of another rank ({key})")
             time.sleep(PAUSE_S)
-        return store.get(key)
+        return found
 
     here = boot() if where is None else where
     store.set(f"boot/{rank}", here)
@@ -52,14 +52,14 @@ def clock_offset(
     return 0.0 if get("boot/0") == here.encode() else _ask(store, get, rank)
 
 
-def _answer(store: Store, get: Callable[[str], bytes], other: int) -> None:
+def _answer(store: Words, get: Callable[[str], bytes], other: int) -> None:
     store.set(f"clock/{other}/start", "")
     for number in range(PINGS):
         get(f"clock/{other}/ping/{number}")
         store.set(f"clock/{other}/pong/{number}", repr(time.monotonic()))
 
 
-def _ask(store: Store, get: Callable[[str], bytes], rank: int) -> float:
+def _ask(store: Words, get: Callable[[str], bytes], rank: int) -> float:
     found = []
     get(f"clock/{rank}/start")
     for number in range(PINGS):

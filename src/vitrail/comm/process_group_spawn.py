@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import secrets
 import signal
 import sys
 import traceback
@@ -21,8 +22,9 @@ from vitrail.comm.environment import RankEnvironment
 from vitrail.comm.gloo import namespace
 from vitrail.comm.guard import guarded
 from vitrail.comm.launch_overseer import Ending, Overseer
+from vitrail.comm.lifeline import hold_to_parent
 from vitrail.comm.outcome import first_cause
-from vitrail.comm.process_group_store import LOOPBACK, connect, host, local_listener, within
+from vitrail.comm.store import LOOPBACK, StoreServer, listener_at, told_name
 from vitrail.comm.transport import Abort
 from vitrail.errors import CommAborted, CommError
 
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 T = TypeVar("T")
-GRACE_S = 1.0
-CONNECT_S = 10.0
+_OF_RANKS = {"OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "rank"}
 
 
 class Joins(Protocol):
     """A backend of processes."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds of one wait."""
 
     def join(self, environment: RankEnvironment, run_id: str) -> RankCommunicator:
         """The communicator of a process."""
@@ -69,6 +74,15 @@ class SpawnedRank:
     def pid(self) -> int | None:
         """The process's number."""
         return self.process.pid
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its result has come."""
+        return self.answer is not None and self.answer[0]
+
+    def let_go(self) -> None:
+        """SIGTERM, too: nothing is half done."""
+        self.terminate()
 
     def reap(self) -> None:
         """Give the ended process and its pipe back."""
@@ -107,13 +121,11 @@ def run_spawned(
         CommError: If processes cannot be started from here, or the program cannot be sent to them.
     """
     _check_startable(program)
-    listener = local_listener()
-    port = listener.getsockname()[1]
-    server = host(port, listener)
-    first = RankEnvironment(0, world_size, 0, LOOPBACK, port, store_is_hosted=True)
-    store = within(connect(LOOPBACK, port, CONNECT_S), namespace(first, 0))
+    secret, name = secrets.token_hex(16), "ranks of a Python program"
+    server = StoreServer(listener_at(), secret, told_name(name))
+    first = RankEnvironment(0, world_size, 0, LOOPBACK, server.port, store_is_hosted=True, secret=secret, name=name)
     children: list[SpawnedRank] = []
-    overseer = Overseer(children, store, GRACE_S)
+    overseer = Overseer(children, server.words.within(namespace(first, 0)), timeout=backend.timeout)
     try:
         for rank in range(world_size):
             arguments = (backend, evolve(first, rank=rank, local_rank=rank), program, run_id)
@@ -126,7 +138,7 @@ def run_spawned(
     finally:
         for child in children:
             child.reap()
-        del store, server
+        server.close()
     if ending is not None:
         raise _cause(children, ending)
     return [_result(rank, child.answer) for rank, child in enumerate(children)]
@@ -168,27 +180,26 @@ def _start(method: str, arguments: tuple[Any, ...]) -> SpawnedRank:
     context: Any = multiprocessing.get_context(method)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_rank_main, args=(theirs, *arguments))
-    with _sleeping_threads():
+    with _environment_of_ranks():
         process.start()
     theirs.close()
     return SpawnedRank(process, ours)
 
 
 @contextmanager
-def _sleeping_threads() -> Iterator[None]:
+def _environment_of_ranks() -> Iterator[None]:
     """Have processes that start here let their threads sleep while these wait, being more than the cores.
 
-    A rank's operators have as many threads as in this process: their number reaches the last bits.
+    A rank's operators have as many threads as in this process: their number reaches the last bits. What lies in the
+    current folder is not taken for a library while they start; later they find what this process finds.
     """
-    name = "OMP_WAIT_POLICY"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "passive"
+    given = {name: value for name, value in _OF_RANKS.items() if name not in os.environ}
+    os.environ.update(given)
     try:
         yield
     finally:
-        del os.environ[name]
+        for name in given:
+            del os.environ[name]
 
 
 def _rank_main(
@@ -199,6 +210,9 @@ def _rank_main(
     run_id: str,
 ) -> None:
     """The life of a spawned rank; after a failure it ends at once, since torch's threads may hang."""
+    hold_to_parent()
+    if os.environ.get("PYTHONSAFEPATH") == _OF_RANKS["PYTHONSAFEPATH"]:
+        del os.environ["PYTHONSAFEPATH"]  # of this process alone
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the ranks
     try:
         communicator = backend.join(environment, run_id)

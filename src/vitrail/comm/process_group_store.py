@@ -1,15 +1,13 @@
 """A rank's line to the run's store: word of aborts, heartbeats, who is behind.
 
-The line has a connection and a thread of its own, since a store's client that two threads use at once blocks.
+The line has a thread of its own, so that a rank never waits longer than it means to for a store that does not answer.
 """
 
 from __future__ import annotations
 
 import atexit
-import datetime
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -20,19 +18,18 @@ from typing import TYPE_CHECKING
 from attrs import asdict, frozen
 
 from vitrail.comm.transport import Abort
-from vitrail.errors import CommError
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store, TCPStore
+    from vitrail.comm.store import Words
 
-LOOPBACK = "127.0.0.1"
 BEAT_S = 0.075  # between two heartbeats
-BLAME_S = 1.5  # a broken connection waits so long for somebody who knows which rank died
+BLAME_S = 1.0  # a broken connection waits so long for somebody who knows which rank died
 SILENT_S = 1.0  # a heartbeat that is older tells of a rank that is stopped or dead
 ANSWER_S = 1.0  # the store's answer to a question
 NOTE_S = 0.05  # until a note is written down
-LEAVE_S = 1.5  # to end by oneself after the store was lost
-FOREVER = datetime.timedelta(days=30)  # waits are bounded here, not in the store
+LEAVE_S = 1.0  # to end by oneself after the store was lost
+LOST = "rank 0 is gone, and with it the run's store"
+SHOWN = 80  # signs of a word that nobody understands
 
 
 @frozen
@@ -44,90 +41,55 @@ class Beat:
     time: float = float("-inf")
 
 
-def local_listener() -> socket.socket:
-    """A socket for a store that only this host can reach, at any free port."""
-    return socket.create_server((LOOPBACK, 0), backlog=128)
+def read_abort(words: Words) -> Abort | None:
+    """The abort that the store knows of; a word that nobody understands is one, too."""
+    return understood(words.get("abort"))
 
 
-def host(port: int, listener: socket.socket | None = None) -> TCPStore:
-    """Keep a store in this process, at a port or with a socket that already listens there.
-
-    Raises:
-        CommError: If the port is taken.
-    """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    given = None if listener is None else listener.detach()
+def understood(word: bytes | None) -> Abort | None:
+    """The abort in a word."""
+    if not word:
+        return None
     try:
-        server: TCPStore = TCPStore(LOOPBACK, port, None, True, wait_for_workers=False, master_listen_fd=given)
-        return server
-    except RuntimeError as error:
-        raise CommError(
-            f"port {port} cannot be opened for the run's store; set MASTER_PORT to a free one ({_first_line(error)})"
-        ) from error
+        abort = Abort(**json.loads(word))
+        if isinstance(abort.culprit, int) and isinstance(abort.reason, str):
+            return abort
+    except (ValueError, TypeError):  # what is told below
+        pass
+    text = word[:SHOWN].decode(errors="replace")
+    return Abort(0, f"the run's store has an abort that no rank of this version wrote: {text!r}")
 
 
-def connect(address: str, port: int, timeout: float) -> TCPStore:
-    """A new connection to a run's store.
-
-    Raises:
-        CommError: If nobody answers.
-    """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    try:
-        store: TCPStore = TCPStore(
-            address, port, None, False, datetime.timedelta(seconds=timeout), wait_for_workers=False
-        )
-    except RuntimeError as error:
-        raise CommError(
-            f"the run's store at {address}:{port} did not answer within {timeout:g} s; does the launcher or rank 0 run "
-            f"there, and can this host reach it? ({_first_line(error)})"
-        ) from error
-    store.set_timeout(FOREVER)
-    return store
-
-
-def within(store: Store, namespace: str) -> Store:
-    """A part of a store."""
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-
-    part: Store = PrefixStore(namespace, store)
-    return part
-
-
-def _first_line(error: BaseException | str) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def read_abort(store: Store) -> Abort | None:
-    """The abort that the store knows of."""
-    return Abort(**json.loads(store.get("abort"))) if store.check(["abort"]) else None
-
-
-def write_abort(store: Store, abort: Abort) -> Abort:
+def write_abort(words: Words, abort: Abort) -> Abort:
     """Revoke the run; gives the abort that counts, the first."""
-    return Abort(**json.loads(store.compare_set("abort", "", json.dumps(asdict(abort)))))
+    return understood(words.swap("abort", b"", json.dumps(asdict(abort)).encode())) or abort
 
 
-def read_beat(store: Store, rank: int) -> Beat:
-    """What a rank told last."""
-    key = f"beat/{rank}"
-    return Beat(**json.loads(store.get(key))) if store.check([key]) else Beat()
+def read_beats(words: Words, world_size: int) -> list[Beat]:
+    """What all ranks told last."""
+    return [_beat(word) for word in words.ask([words.getting(f"beat/{rank}") for rank in range(world_size)])]
+
+
+def _beat(word: bytes | None) -> Beat:
+    try:
+        beat = Beat(**json.loads(word or b"{}"))
+        return Beat(int(beat.posted), str(beat.note), float(beat.time))
+    except (ValueError, TypeError):  # it tells nothing
+        return Beat()
 
 
 class StoreLine:
     """The line of one rank.
 
     Args:
-        store: A client that nobody else uses.
+        words: Of the run's store.
         rank: This rank.
         world_size: Number of ranks.
         lost: Whose fault it is if the store goes away, and why.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int, lost: Abort):
-        self._store, self._rank, self._world_size, self._lost = store, rank, world_size, lost
+    def __init__(self, words: Words, rank: int, world_size: int, lost: Abort):
+        self._words, self._rank, self._world_size, self._lost = words, rank, world_size, lost
         self.clock: Callable[[], float] = time.monotonic
         self.abort: Abort | None = None
         self.posted = 0
@@ -147,26 +109,28 @@ class StoreLine:
         self.note = note
         self._ask(self._beat, NOTE_S)
 
-    def revoke(self, abort: Abort) -> None:
-        """Abort the run; the first abort of all ranks counts."""
+    def revoke(self, abort: Abort) -> bool:
+        """Abort the run; the first abort of all ranks counts. Whether the store knows of one."""
 
         def write() -> None:
-            self.abort = write_abort(self._store, abort)
+            self.abort = write_abort(self._words, abort)
 
-        if self.abort is None and not self._ask(write) and self.abort is None:
-            self.abort = abort  # the store does not answer: known here only
+        if self.abort is not None or self._ask(write):
+            return True
+        self.abort = self.abort or abort  # the store does not answer: known here only
+        return False
 
     def broken(self, error: str) -> None:
         """A connection to a peer broke; ends the run unless somebody who knows more does."""
         if self._broken is None:
-            self._broken = time.monotonic(), _first_line(error)
+            self._broken = time.monotonic(), error.strip().partition("\n")[0]
 
     def beats(self) -> list[Beat]:
         """What all ranks told last; nothing where the store does not answer."""
         found: list[Beat] = []
 
         def read() -> None:
-            found.extend(self._read_beats())
+            found.extend(read_beats(self._words, self._world_size))
 
         return found if self._ask(read) else [Beat() for _ in range(self._world_size)]
 
@@ -188,15 +152,19 @@ class StoreLine:
         rank = min(range(self._world_size), key=progress)
         return rank, beats[rank].note
 
-    def absent(self, place: str) -> list[int]:
-        """Put this rank's mark at a place of that name; gives the ranks whose mark is not there yet."""
+    def absent(self, place: str) -> list[int] | None:
+        """Put this rank's mark at a place of that name; gives the ranks whose mark is not there yet.
+
+        None if the store does not answer.
+        """
         found: list[int] = []
 
         def mark() -> None:
-            self._store.set(f"{place}/{self._rank}", "")
-            found.extend(rank for rank in range(self._world_size) if not self._store.check([f"{place}/{rank}"]))
+            marks = [self._words.getting(f"{place}/{rank}") for rank in range(self._world_size)]
+            answers = self._words.ask([self._words.setting(f"{place}/{self._rank}", ""), *marks])[1:]
+            found.extend(rank for rank, answer in enumerate(answers) if answer is None)
 
-        return found if self._ask(mark) else [rank for rank in range(self._world_size) if rank != self._rank]
+        return found if self._ask(mark) else None
 
     def close(self) -> None:
         """Hang up."""
@@ -231,22 +199,22 @@ class StoreLine:
                     self._jobs.popleft()()
                 self._beat()
                 self._wake.wait(BEAT_S)
-        except RuntimeError:  # the connection broke; a slow store never raises, see FOREVER
+        except OSError:  # the store is gone; one that is slow or stopped is waited for
             self._leave()
+        except Exception as error:  # nobody would hear of anything any more
+            self.abort = self.abort or Abort(self._rank, f"its line to the run's store broke: {error!r}")
 
     def _beat(self) -> None:
-        self._store.set(f"beat/{self._rank}", json.dumps(asdict(Beat(self.posted, self.note, self.clock()))))
-        if self.abort is None:
-            self.abort = read_abort(self._store)
+        own = json.dumps(asdict(Beat(self.posted, self.note, self.clock())))
+        beat = self._words.setting(f"beat/{self._rank}", own)
+        abort = understood(self._words.ask([beat, self._words.getting("abort")])[1])
+        self.abort = self.abort or abort
         if self.abort is None and self._broken is not None and time.monotonic() - self._broken[0] > BLAME_S:
-            beats = self._read_beats()
+            beats = read_beats(self._words, self._world_size)
             others = [rank for rank in range(self._world_size) if rank != self._rank]
             culprit = min(others, key=lambda rank: beats[rank].time)
             last = f", last seen at {beats[culprit].note}" if beats[culprit].note else ""
-            self.abort = write_abort(self._store, Abort(culprit, f"its connection broke{last} ({self._broken[1]})"))
-
-    def _read_beats(self) -> list[Beat]:
-        return [read_beat(self._store, rank) for rank in range(self._world_size)]
+            self.abort = write_abort(self._words, Abort(culprit, f"its connection broke{last} ({self._broken[1]})"))
 
     def _leave(self) -> None:
         """The store is gone: nobody is left who would end this process, so it ends itself."""

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vitrail.errors import OutputError
@@ -33,6 +33,13 @@ def in_work() -> bool:
 def count_written() -> int:
     """How many files and folders this process has completed."""
     return len(_written)
+
+
+def discard() -> None:
+    """Remove what this process has begun to write, from any thread, since it is about to end."""
+    for part in list(_in_work):
+        with suppress(OSError):
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 @contextmanager
