@@ -9,6 +9,7 @@ from attrs import frozen
 
 from vitrail.errors import CommError
 
+MOST_RANKS = 256  # that one command starts; a launcher may start more
 PORT = 29500  # under SLURM, if MASTER_PORT is not set; torchrun's default
 HOSTED = "VITRAIL_STORE_IS_HOSTED"  # set to 1 by a launcher that keeps the store itself
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
