@@ -46,7 +46,7 @@ def _load(name: str) -> object:
     except Exception as error:
         raise ConfigError(f"plugin {name!r}: {module_name} cannot be imported: {error!r}") from error
     for part in path.split("."):
-        members = {key: value for key, value in vars(found).items() if not key.startswith("_")}
+        members = {key: value for key, value in getattr(found, "__dict__", {}).items() if not key.startswith("_")}
         if part not in members:
             raise ConfigError(f"plugin {name!r}: {module_name} has no {part!r}{nearest(part, members)}")
         found = members[part]
@@ -54,6 +54,8 @@ def _load(name: str) -> object:
         return found() if isinstance(found, type) else found
     except TypeError as error:
         raise ConfigError(f"plugin {name!r}: {path} is a class and wants arguments: {error}; name an object") from error
+    except Exception as error:
+        raise ConfigError(f"plugin {name!r}: {path} cannot be made: {error!r}") from error
 
 
 def attached(plugins: Iterable[Named]) -> tuple[Named, ...]:

@@ -244,7 +244,7 @@ class Builder:
         if limit is None:
             return
         for step, _ in engine.stage_starts():
-            sides = {side for patches in engine.patches(step) for view in patches.views for side in view.shape}
+            sides = {side for outline in engine.outlines(step) for side in outline.shape}
             if max(sides) > limit:
                 raise CapabilityError(
                     f"stage {step.stage + 1} has views of {max(sides)} latent cells a side, model "

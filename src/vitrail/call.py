@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
 
-from vitrail.core.fields import expanded
+from vitrail.core.paths import expanded_or_none
 
 if TYPE_CHECKING:
     from vitrail.comm.protocol import Communicator
@@ -32,7 +32,7 @@ class Spread:
 
     communicator: Communicator | None = None
     speeds: Sequence[float] = ()
-    checkpoint: Path | None = field(default=None, converter=expanded)
+    checkpoint: Path | None = field(default=None, converter=expanded_or_none)
     checkpoint_every: int = 5
 
 

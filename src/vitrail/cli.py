@@ -32,6 +32,7 @@ from vitrail.cli_options import (
 )
 from vitrail.comm.lifeline import hold
 from vitrail.core import atomic
+from vitrail.core.forwarding import REMEDIES, is_out_of_memory
 from vitrail.errors import Interrupted, VitrailError
 from vitrail.signals import INTERRUPTED, UNTOLD, ended_at_once
 from vitrail.terminal import printable, replace_unknown_signs
@@ -230,10 +231,24 @@ def _report(error: Exception) -> NoReturn:
     if show is not None:
         show()
         raise SystemExit(getattr(error, "exit_code", 2))
+    if _is_shortage(error):
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        typer.echo(printable(f"Error: out of memory: {reason}; free some, or try {REMEDIES}"), err=True)
+        raise SystemExit(1)
     if type(error).__name__ == "Abort":  # how typer passes KeyboardInterrupt on
         typer.echo("Stopped; files that were complete are kept.", err=True)
         raise SystemExit(INTERRUPTED)
     raise error
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether memory ran out; only torch knows how it says so, and it may be what could not be imported."""
+    if isinstance(error, MemoryError):
+        return True
+    try:
+        return is_out_of_memory(error)
+    except ImportError:
+        return False
 
 
 __all__ = ["app", "main"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,22 @@ from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
 from vitrail.core.files import read_file
 from vitrail.core.overrides import override
-from vitrail.core.run_config import RunConfig
+from vitrail.core.paths import expanded, expanded_or_none
+from vitrail.core.run_config import PIXELS, RunConfig
 from vitrail.discovery import installed, registry
-from vitrail.errors import ConfigError, Problems, nearest
+from vitrail.errors import ConfigError, Problems, nearest, shortened
 from vitrail.experiments.loading import MARKS, load_experiment
 from vitrail.methods import load_method
 from vitrail.picture import open_picture
 from vitrail.ranks import RankOptions
+from vitrail.relative_paths import of_run
 from vitrail.terminal import console, say
 
 if TYPE_CHECKING:
     from vitrail.recipe import Recipe
 
+LONGEST_TIMEOUT_S = 1e6  # more than eleven days
+MOST_TRACES = 64  # of one figure
 FIELDS = attrs.fields_dict(RunConfig)
 
 
@@ -43,12 +46,13 @@ def prepare(
         VitrailError: Naming every problem of the run, its method, its model and its scheduler.
     """
     problems = Problems()
-    table = read_file(file) if file else {}
+    file = expanded_or_none(file)
+    table = of_run(read_file(file), file.parent) if file else {}
     with problems.collect():
         table = _with_sides(table, table.pop("size", None), f"{file}: size")
     with problems.collect():
         given = _with_sides(given, size, "--size")
-    table = beside(table, file) | given
+    table = table | given
     if table.get("seed") == -1:
         import secrets
 
@@ -83,14 +87,6 @@ def prepare(
     return run, composition
 
 
-def beside(table: dict[str, Any], file: Path | None) -> dict[str, Any]:
-    """A run's table with the picture that it starts from, which lies beside the file if its path is relative."""
-    image = table.get("image")
-    if file is None or not isinstance(image, str) or not image.strip():
-        return table
-    return table | {"image": str(file.parent / Path(image).expanduser())}
-
-
 def _structure(table: dict[str, Any], given: dict[str, Any], where: str) -> RunConfig:
     """The run of a table; problems of flags are told in the words of the command line."""
     try:
@@ -106,9 +102,10 @@ def _with_sides(table: dict[str, Any], size: object, where: str) -> dict[str, An
     """A table with ``size`` taken apart into width and height."""
     if size is None:
         return table
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", str(size).strip().lower())
+    shown = shortened(str(size), 60)
+    found = PIXELS.fullmatch(shown.strip().lower())
     if not found:
-        raise ConfigError(f"{where}: {str(size)!r} is no number of pixels; write 512, or 768x512 for width x height")
+        raise ConfigError(f"{where}: {shown!r} is no number of pixels; write 512, or 768x512 for width x height")
     if table.keys() & {"width", "height"}:
         raise ConfigError(f"{where}: give either the size or width and height, not both")
     return table | {"width": int(found[1]), "height": int(found[2] or found[1])}
@@ -119,7 +116,7 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     from vitrail.recipe import read_recipe
     from vitrail.replaying import check_files, check_image, relocated
 
-    picture = picture.expanduser()
+    picture = expanded(picture)
     recipe = read_recipe(picture)
     if recipe.method is None:
         raise ConfigError(f"{picture}: its method used a strategy that no plugin registers, so it cannot be replayed")
@@ -160,12 +157,13 @@ def _check_own(picture: Path, kind: str, value: str) -> None:
     told = f"{picture}: made with the {kind} {value!r}"
     if Path(value).name != value:
         raise ConfigError(f"{told}; a picture does not choose what is read or fetched: give --{kind} if you trust it")
-    if not Path(value).exists():
+    if not expanded(value).exists():
         raise ConfigError(f"{told}, which is not here; give its --{kind}")
 
 
 def check(file: Path, sets: Sequence[str]) -> None:
     """Say that the file of a method, a run or an experiment is sound, or raise with every problem."""
+    file = expanded(file)
     table = read_file(file)
     if table.keys() & set(MARKS):
         say(console(), f"{file}: sound, {_check_experiment(file, sets)}")
@@ -220,14 +218,15 @@ def rank_options(
     ranks: int | None = None, comm: str | None = None, timeout: float = TIMEOUT_S, speeds: str | None = None
 ) -> RankOptions:
     """What the command line says about ranks, read."""
+    shown = shortened(speeds or "")
     try:
         each = [float(part) for part in speeds.split(",")] if speeds else []
     except ValueError as error:
-        raise ConfigError(f"--speeds {speeds!r}: write a number for each rank, e.g. 1,1,0.5") from error
+        raise ConfigError(f"--speeds {shown!r}: write a number for each rank, e.g. 1,1,0.5") from error
     if any(not 0 < speed < float("inf") for speed in each):
-        raise ConfigError(f"--speeds {speeds!r}: speeds are positive numbers")
-    if not timeout > 0:
-        raise ConfigError(f"--timeout must be more than 0 seconds, got {timeout:g}")
+        raise ConfigError(f"--speeds {shown!r}: speeds are positive numbers")
+    if not 0 < timeout <= LONGEST_TIMEOUT_S:
+        raise ConfigError(f"--timeout must be more than 0 seconds and at most {LONGEST_TIMEOUT_S:g}, got {timeout:g}")
     return RankOptions(ranks=ranks, comm=comm, timeout=timeout, speeds=each)
 
 
@@ -237,5 +236,8 @@ def draw_timeline(traces: Sequence[Path], labels: Sequence[str], output: Path) -
 
     if labels and len(labels) != len(traces):
         raise ConfigError(f"--label: {len(labels)} labels for {len(traces)} traces; give one for each, or none")
+    if len(traces) > MOST_TRACES:
+        raise ConfigError(f"{len(traces)} traces are more than {MOST_TRACES}, the most of one figure")
+    traces, output = [expanded(path) for path in traces], expanded(output)
     draw(traces, labels or [path.stem for path in traces], output)
     say(console(), f"{output}: {len(traces)} trace{'s' * (len(traces) > 1)}")

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+MOST_NAMES, LONGEST_NAME = 200, 100  # that a message lists, and characters of each
+
 
 class VitrailError(Exception):
     """Base of every error that Vitrail raises on purpose."""
@@ -123,16 +125,23 @@ class CommAborted(CommError):
         return type(self), (self.culprit, self.reason)
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """A text for a message, which says how long it is where it is cut."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Text for an unknown name: the nearest known one, if any is near, and the list of all."""
-    names = sorted(known)
+    """Text for an unknown name: the nearest known one, if any is near, and the list of all, or of the first of many."""
+    every = sorted(known)
+    names, name = [shortened(each, LONGEST_NAME) for each in every[:MOST_NAMES]], shortened(name, LONGEST_NAME)
     plain = {each: each.lower().replace("-", "").replace("_", "") for each in (name, *names)}
     close = difflib.get_close_matches(name, names, n=1)
     if not close and len(plain[name]) > 2:  # a part of a name: rather its beginning, rather the shorter name
         holding = [each for each in names if plain[name] in plain[each]]
         close = sorted(holding, key=lambda each: (not plain[each].startswith(plain[name]), len(each)))
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{hint}; known: {', '.join(names) or 'none'}"
+    more = f" and {len(every) - len(names)} more" if len(every) > len(names) else ""
+    return f"{hint}; known: {', '.join(names) or 'none'}{more}"
 
 
 class Problems:

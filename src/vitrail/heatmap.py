@@ -22,6 +22,7 @@ from vitrail.core.composition import Composition
 from vitrail.core.exchange import Exchange
 from vitrail.core.fields import as_tuple
 from vitrail.core.hookspecs import hookimpl
+from vitrail.core.paths import expanded
 from vitrail.core.run_config import RunConfig
 from vitrail.core.streams import Streams
 from vitrail.discovery import registry
@@ -60,7 +61,7 @@ class Wanted:
     words: tuple[str, ...] = field(converter=as_tuple, default=())
     at: tuple[float, ...] = field(converter=as_tuple, default=(0.25, 0.5, 1.0))
     sets: tuple[str, ...] = field(converter=as_tuple, default=())
-    output: Path = Path("heatmap.png")
+    output: Path = field(default=Path("heatmap.png"), converter=expanded)
     force: bool = False
     device: str | None = None
 

@@ -15,8 +15,8 @@ import attrs
 
 from vitrail.backbones.source import ModelOptions, find_model
 from vitrail.core.config import Loader
-from vitrail.core.fields import expanded
 from vitrail.core.forwarding import is_out_of_memory, let_go
+from vitrail.core.paths import expanded, expanded_or_none
 from vitrail.core.run_config import RunConfig
 from vitrail.core.sealed import load_sealed, save_sealed
 from vitrail.discovery import registry
@@ -155,7 +155,7 @@ def decode(file: Path, output: Path | None, force: bool, device: str | None, cha
     from vitrail.backbones.pipeline_backbone import quiet_libraries
     from vitrail.rendering import output_paths
 
-    file, output = file.expanduser(), expanded(output)
+    file, output = expanded(file), expanded_or_none(output)
     latents, recipe = load_latents(file)
     run = Loader(registry()).structure(relocated(recipe, changes), RunConfig, f"run in {file}")
     try:

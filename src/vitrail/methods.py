@@ -9,7 +9,9 @@ from vitrail.core.composition import Composition, Stage
 from vitrail.core.config import Loader
 from vitrail.core.files import read_file
 from vitrail.core.overrides import override
+from vitrail.core.paths import expanded
 from vitrail.core.soundness import told
+from vitrail.core.text_files import read_text
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError
 
@@ -26,7 +28,7 @@ def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composit
     """
     names = registry()
     is_file = isinstance(method, Path) or Path(method).suffix in (".toml", ".yaml", ".yml")
-    path = Path(method).expanduser() if is_file else names.path("methods", str(method))
+    path = expanded(method) if is_file else names.path("methods", str(method))
     where = str(path) if is_file else f"method {method!r}"
     return Loader(names).structure(override(read_file(path), list(assignments)), Composition, where)
 
@@ -53,7 +55,7 @@ def composition_of(method: object) -> Composition:
 def summary(path: Path) -> str:
     """The first comment of a method file: its name, paper and section."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitrail.core.paths import expanded, refuse_irregular
 from vitrail.errors import ConfigError
 from vitrail.picture_reader import read
 
@@ -25,8 +25,9 @@ def open_picture(path: str | None, quiet: bool = False) -> Image:
     """
     from PIL import Image
 
-    file = Path(str(path)).expanduser()
+    file = expanded(str(path))
     try:
+        refuse_irregular(file)
         with Image.open(file) as image:
             image.load()
             picture = read(image, f"image {path!r}", quiet=quiet)

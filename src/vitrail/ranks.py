@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from attrs import field, frozen
 
 from vitrail.comm.communicator import TIMEOUT_S
-from vitrail.comm.environment import HOSTED, RankEnvironment, from_environment
+from vitrail.comm.environment import HOSTED, MOST_RANKS, RankEnvironment, from_environment
 from vitrail.comm.lifeline import ALONE, DONE, tell
 from vitrail.comm.process_group_store import LOST
 from vitrail.core.fields import as_tuple
 from vitrail.core.members import OptionalBackend, has_own
 from vitrail.discovery import registry
-from vitrail.errors import CommAborted, CommError, ConfigError
+from vitrail.errors import CommAborted, CommError, ConfigError, shortened
 
 if TYPE_CHECKING:
     from vitrail.comm.communicator import RankCommunicator
@@ -74,11 +74,16 @@ def place(options: RankOptions) -> Placement:
     """
     backend = None if options.comm is None else registry().get("comm", options.comm)
     if options.ranks is not None and options.ranks < 1:
-        raise ConfigError(f"--ranks must be 1 or more, got {options.ranks}")
+        raise ConfigError(f"--ranks must be 1 or more, got {shortened(str(options.ranks), 20)}")
     try:
         environment = from_environment()
     except CommError as error:
         raise ConfigError(str(error)) from error
+    if environment is None and (options.ranks or 1) > MOST_RANKS:
+        raise ConfigError(
+            f"--ranks must be at most {MOST_RANKS}, got {shortened(str(options.ranks), 20)}; more are for a launcher "
+            "such as torchrun, on several machines"
+        )
     ranks = options.ranks or (environment.world_size if environment else 1)
     if options.speeds and len(options.speeds) != ranks:
         raise ConfigError(f"--speeds gives {len(options.speeds)} numbers for {ranks} rank{'s' * (ranks > 1)}")

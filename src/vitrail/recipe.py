@@ -16,6 +16,8 @@ from attrs import validators as v
 from vitrail.attached import told_changes
 from vitrail.core.atomic import replacing
 from vitrail.core.config import Loader
+from vitrail.core.paths import expanded, refuse_irregular
+from vitrail.core.plain_data import check_plain
 from vitrail.core.run_config import RunConfig
 from vitrail.core.streams import SCHEME
 from vitrail.discovery import registry
@@ -82,8 +84,8 @@ class Recipe:
         """
         run = attrs.asdict(config)
         run["method"] = Path(run["method"]).stem
-        if run["model"] not in registry().names("models") and Path(run["model"]).expanduser().exists():
-            run["model"] = Path(run["model"]).expanduser().resolve().name
+        if run["model"] not in registry().names("models") and expanded(run["model"]).exists():
+            run["model"] = expanded(run["model"]).resolve().name
         for name in ("image", "model_config"):
             if run[name] is not None:
                 run[name] = Path(run[name]).name
@@ -166,6 +168,7 @@ def read_recipe(path: Path) -> Recipe:
     from PIL import Image
 
     try:
+        refuse_irregular(path)
         with of_any_size(), Image.open(path) as image:
             text = image.info.get(KEY)
             image.verify()  # every chunk of it by its checksum
@@ -187,7 +190,9 @@ def recipe_of(text: str, where: object) -> Recipe:
         ConfigError: If it is none.
     """
     try:
-        recipe = Recipe.read(json.loads(text))
+        data = json.loads(text)
+        check_plain(data, str(where))
+        recipe = Recipe.read(data)
         if not all(isinstance(each, str) for each in (*recipe.versions.values(), *recipe.given.values())):
             raise ValueError("versions and digests must be texts")
     except (TypeError, ValueError, RecursionError) as error:

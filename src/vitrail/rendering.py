@@ -17,7 +17,8 @@ from attrs import field, frozen
 
 from vitrail.core.atomic import write_text
 from vitrail.core.composition import Composition
-from vitrail.core.fields import as_tuple, expanded
+from vitrail.core.fields import as_tuple
+from vitrail.core.paths import expanded_or_none
 from vitrail.core.run_config import RunConfig
 from vitrail.errors import ConfigError, OutputError, Problems
 from vitrail.kept_latents import latents_instead, latents_written
@@ -53,14 +54,14 @@ class RenderOptions:
         plugins: (name, plugin) pairs that watch or wrap the run.
     """
 
-    output: Path | None = field(default=None, converter=expanded)
+    output: Path | None = field(default=None, converter=expanded_or_none)
     force: bool = False
     device: str | None = None
     dry_run: bool = False
     ranks: RankOptions = field(factory=RankOptions)
-    checkpoint: Path | None = field(default=None, converter=expanded)
+    checkpoint: Path | None = field(default=None, converter=expanded_or_none)
     checkpoint_every: int = 5
-    trace: Path | None = field(default=None, converter=expanded)
+    trace: Path | None = field(default=None, converter=expanded_or_none)
     plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple, default=())
 
 

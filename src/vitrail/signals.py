@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -73,6 +74,9 @@ def handled() -> tuple[signal.Signals, ...]:
 
 @contextmanager
 def _handling(handler: Handler, numbers: Iterable[signal.Signals] | None = None) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where no rule can be made, and the outer one holds
+        yield
+        return
     chosen = handled() if numbers is None else numbers
     before = {number: signal.signal(number, handler) for number in chosen}
     try:

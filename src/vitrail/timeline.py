@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.comm.chrome import read_trace
+from vitrail.comm.chrome import recorders_of
 from vitrail.comm.summary import Summary, summarize, union
 from vitrail.core.atomic import replacing
+from vitrail.core.text_files import LARGEST_RECORD, read_json
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,6 +61,15 @@ def draw(paths: Sequence[Path], labels: Sequence[str], out: Path) -> None:
     metadata = {"Software": None} if out.suffix == ".png" else {}
     with replacing(out) as part:
         figure.savefig(part, dpi=DPI, bbox_inches="tight", metadata=metadata)
+
+
+def read_trace(path: Path) -> list[Recorder]:
+    """The recorders of a file of ``vitrail sample --trace``, by rank.
+
+    Raises:
+        ConfigError: If there is no such file or it holds something else.
+    """
+    return recorders_of(read_json(path, LARGEST_RECORD), path)
 
 
 def _check_target(out: Path) -> None:

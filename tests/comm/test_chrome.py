@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from loads import costs, loads, random_recorder, relayed, traces, world_sizes
 from vitrail.comm import InProcess, Simulated
-from vitrail.comm.chrome import as_data, events_of, from_data, read_trace, trace_text
+from vitrail.comm.chrome import as_data, events_of, from_data, trace_text
 from vitrail.comm.cost import CostModel
 from vitrail.comm.summary import summarize
 from vitrail.comm.trace import LANES, Recorder
 from vitrail.errors import ConfigError
+from vitrail.timeline import read_trace
 
 COST = CostModel(row_s=0.1, latency_s=0.03, jitter=0.2)
 
@@ -137,7 +138,7 @@ def test_reading_gives_back_spans_messages_and_numbers(tmp_path):
     ("text", "told"),
     [
         (None, "cannot be read"),
-        ("no json", "not a trace"),
+        ("no json", "is no JSON"),
         ("[]", "not a trace"),
         ('{"traceEvents": [{"ph": "X"}]}', "event 0"),
         ('{"traceEvents": [3]}', "event 0"),

@@ -92,7 +92,7 @@ BROKEN = {
     ),
     "what cells have": (SOUND + "seed = 3\n", ["$.run: 'seed' is said elsewhere in an experiment"]),
     "no size": (SOUND.replace('"192x128"', '"large"'), ["$.sizes[1].size: 'large' is no size", "times the size"]),
-    "too small": (SOUND.replace('"192x128"', '"2x2"'), ["'2x2'", "64 pixels or more", "write 2x for twice"]),
+    "too small": (SOUND.replace('"192x128"', '"2x2"'), ["'2x2'", "64 to 65536 pixels", "write 2x for twice"]),
     "same label": (SOUND.replace('"no mask"', '"direct"'), ["method 'direct' is there twice"]),
     "idle axis": (
         SOUND + '[[axes]]\nname = "w"\nvalues = [1]\n',
@@ -102,7 +102,7 @@ BROKEN = {
     "value twice": (SOUND + AXIS.replace("[1, 2]", "[1, 1]"), ["axis 'scale' has a value twice"]),
     "axis for nobody": (SOUND + AXIS + 'methods = ["asgg"]\n', ["axis 'scale' is for 'asgg', which is no method's"]),
     "seeds and repeats": ("seeds = [1]\nrepeats = 2\n" + SOUND, ["'repeats' gives seeds itself"]),
-    "no ranks": ("ranks = [0]\n" + SOUND, ["'ranks' are numbers of processes"]),
+    "no ranks": ("ranks = [0]\n" + SOUND, ["'ranks' are one or more numbers of processes"]),
     "unknown metric": ("metrics = ['objcts']\n" + SOUND, ["no metric named 'objcts' (did you mean 'objects'?)"]),
     "size twice": (SOUND.replace('"192x128"', '"128"'), ["size '128' is there twice; leave one out"]),
     "ranks twice": ("ranks = [2, 2]\n" + SOUND, ["number of ranks '2' is there twice"]),

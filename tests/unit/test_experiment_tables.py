@@ -17,6 +17,7 @@ from vitrail.experiments.formats import (
     as_markdown,
     as_page_table,
     differences_as_csv,
+    escaped_csv,
     escaped_latex,
     orders_as_csv,
     show,
@@ -168,6 +169,20 @@ def test_csv_has_every_number_in_full(results):
             assert float(line[column.name]) == found.value
             assert float(line[f"{column.name} low"]) == found.low
             assert float(line[f"{column.name} high"]) == found.high
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-x", "@SUM(A1)", "\t=1", "\r=1", "-1-1"])
+def test_a_cell_that_a_spreadsheet_would_compute_is_text(results, text):
+    shown = "'" + text.replace("\r", "\\r")
+    assert escaped_csv(text) == shown
+    group = evolve(results.groups[0], row=text, method=text)
+    line = next(csv.DictReader(io.StringIO(as_csv(evolve(results, groups=[group])))))
+    assert (line["row"], line["method"]) == (shown, shown)
+
+
+@pytest.mark.parametrize("cell", ["-1", "+1.5e3", "-inf", "fox", "1-1", "", 3, -3.5])
+def test_numbers_and_plain_words_stay_as_they_are(cell):
+    assert escaped_csv(cell) == cell
 
 
 def test_csv_of_differences_and_orders(results):

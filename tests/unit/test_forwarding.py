@@ -1,5 +1,6 @@
 """A micro-batch in parts, and what happens to one that does not fit in memory."""
 
+import errno
 import gc
 import weakref
 
@@ -157,5 +158,7 @@ def test_what_allocators_say_is_understood():
         torch.empty(2**60)
     assert is_out_of_memory(caught.value)
     said = ["MPS backend out of memory (MPS allocated: 8 GB)", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"]
+    said += ["could not create a primitive", "std::bad_alloc"]
     assert all(is_out_of_memory(RuntimeError(text)) for text in said)
+    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
     assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("mat1 and mat2 shapes"))

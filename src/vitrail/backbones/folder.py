@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vitrail.core.header import read_header
-from vitrail.errors import ModelError
+from vitrail.core.text_files import LARGEST_RECORD, read_json
+from vitrail.errors import ConfigError, ModelError
 
 INDEX = "model_index.json"
 UNUSED = ("feature_extractor", "image_encoder", "safety_checker")  # a picture from a text needs none of them
@@ -33,14 +33,14 @@ def read_index(folder: Path, where: str) -> Index:
         ModelError: If it is not there or names no pipeline of diffusers.
     """
     file = folder / INDEX
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not file.exists():
         raise ModelError(
             f"{where}{INDEX} is missing in {folder}; give the folder that `pipeline.save_pretrained(folder)` wrote"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{where}{file} is not a diffusers model index: {error!r}") from error
+        )
+    try:
+        index = read_json(file)
+    except ConfigError as error:
+        raise ModelError(f"{where}{file} is not a diffusers model index: {error}") from error
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise ModelError(f"{where}{file} is not a diffusers model index: it names no pipeline class of diffusers")
     return index
@@ -140,10 +140,10 @@ def _weights(part: Path, stem: str, variant: str | None) -> list[Path]:
     if whole.is_file():
         return [whole]
     try:
-        shards = json.loads((part / f"{stem}.safetensors.index{tag}.json").read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError):
+        shards = read_json(part / f"{stem}.safetensors.index{tag}.json", LARGEST_RECORD)["weight_map"]
+        return [part / name for name in sorted(set(shards.values()))]
+    except (ConfigError, KeyError, TypeError, AttributeError):
         return []
-    return [part / name for name in sorted(set(shards.values()))]
 
 
 def _variants(part: Path, stem: str) -> list[str]:

@@ -13,9 +13,10 @@ from vitrail.backbones.hub import fetch_parts, remedy
 from vitrail.backbones.single_file import CONFIGS, T5_WEIGHTS, scheduler_changes
 from vitrail.backbones.weights import align, check_filled
 from vitrail.core.ambient import plain_defaults
+from vitrail.core.forwarding import REMEDIES, is_out_of_memory
 from vitrail.core.header import read_header
 from vitrail.core.log import logger
-from vitrail.errors import ConfigError, ModelError
+from vitrail.errors import ConfigError, ModelError, OutOfMemory, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -45,11 +46,14 @@ def load_pipeline(source: ModelSource, device: str | None = None) -> Any:
     load = _from_file if source.kind == "file" else _from_folder
     try:
         pipe = load(pipeline, source)
+        pipe = pipe.to(place)
     except ModelError:
         raise
     except Exception as error:  # diffusers, transformers and safetensors have errors of many kinds
-        raise ModelError(f"model {source.name!r} cannot be loaded: {error}") from error
-    pipe = pipe.to(place)
+        what, reason = f"model {source.name!r} cannot be loaded", str(error).strip() or type(error).__name__
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"{what}: out of memory: {reason}; free some, or try {REMEDIES}") from error
+        raise ModelError(f"{what}: {reason}") from error
     align(pipe)
     return pipe
 
@@ -135,10 +139,12 @@ def find_device(name: str | None) -> torch.device:
 
     try:
         wanted = torch.device(default_device() if name is None else name)
-    except RuntimeError as error:  # whose text lists every device that torch was ever built for
+    except (RuntimeError, ValueError, OverflowError) as error:  # whose text may list every device there ever was
         raise ConfigError(
-            f"no device {name!r} here: torch knows no such name; {default_device()!r} can be used"
+            f"no device {shortened(str(name), 60)!r} here: torch knows no such name; {default_device()!r} can be used"
         ) from error
+    if wanted.type == "meta":
+        raise ConfigError(f"device {name!r} holds shapes and no values; {default_device()!r} can be used")
     try:
         return torch.empty(0, dtype=torch.uint8, device=wanted).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:

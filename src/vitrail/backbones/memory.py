@@ -97,7 +97,7 @@ def smallest(engine: Engine, own: int) -> int:
 def _work(engine: Engine) -> tuple[list[tuple[int, int]], int]:
     """The shapes of all views, and the rows of the stage that has the fewest."""
     starts = [step for step, _ in engine.stage_starts()]
-    shapes = [patches.views[0].shape for step in starts for patches in engine.patches(step)]
+    shapes = [outline.shape for step in starts for outline in engine.outlines(step)]
     return shapes, min(engine.count_views(step) for step in starts) * len(engine.branches)
 
 

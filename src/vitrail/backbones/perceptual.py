@@ -18,7 +18,6 @@ which are the names of the two published weight files put together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from vitrail.backbones.demo.judge import Judge, JudgeNetwork
 from vitrail.core.lpips import BLOCKS, check_weights, head_name, names
+from vitrail.core.paths import expanded
 from vitrail.errors import ShapeError
 
 LEAST = 16  # pixels of a side, so that a cell is left after four poolings
@@ -120,5 +120,5 @@ def load_distance(weights: str | None, device: Any = None) -> JudgeDistance | Vg
         if weights is None:
             return JudgeDistance(Judge.load().network.to(device))
         check_weights(weights)
-        loaded = load_file(Path(weights).expanduser())
+        loaded = load_file(expanded(weights))
         return VggDistance({name: loaded[name].float().to(device) for name in names()})

@@ -141,6 +141,8 @@ class PipelineBackbone:
             scheduler = cls.from_config(current.config, **options)
         except ImportError as error:
             raise ConfigError(f"scheduler {name!r} needs a package that is not installed: {error}") from error
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise ConfigError(f"scheduler {name!r} cannot be made with this model's noise schedule: {error}") from error
         _refuse_other_prediction(current, scheduler, name)
         return cast("Scheduler", scheduler)
 

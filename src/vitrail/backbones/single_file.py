@@ -10,6 +10,7 @@ from attrs import frozen
 
 from vitrail.backbones.folder import read_index
 from vitrail.core.header import Header
+from vitrail.core.paths import expanded
 from vitrail.errors import ModelError, nearest
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -173,7 +174,7 @@ def config_of(header: Header, wanted: str | None, where: str) -> tuple[str, Path
 
 
 def _given_folder(pipeline: str, wanted: str, where: str) -> Path:
-    folder = Path(wanted).expanduser()
+    folder = expanded(wanted)
     if not folder.is_dir():
         raise ModelError(f"{where}no model_config {wanted!r}{nearest(wanted, FAMILIES)}, or a diffusers folder")
     found = read_index(folder, f"{where}model_config: ")["_class_name"]

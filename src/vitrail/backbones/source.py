@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +16,24 @@ from vitrail.backbones.hub import HUB_ID, fetch_index, is_offline, remedy
 from vitrail.backbones.single_file import config_of
 from vitrail.core.backbone import BackboneSpec
 from vitrail.core.header import read_header
+from vitrail.core.paths import expanded
 from vitrail.core.registry import Registry
 from vitrail.core.run_config import Dtype, RunConfig
-from vitrail.errors import ConfigError, ModelError, nearest
+from vitrail.core.text_files import read_json
+from vitrail.errors import ConfigError, ModelError, nearest, shortened
 
+SERVES = "EulerDiscreteScheduler"
+UNFIT = {  # schedulers of diffusers, by what keeps them from sampling here; others are found when they are made
+    "is of models of another kind": (
+        *("Amused", "BlockRefinement", "ConsistencyDecoder", "DiscreteDDIM", "EntropyBound", "Helios", "HeliosDMD"),
+        *("MiniMaxH3", "Piflow", "RFD4Proteina", "SCM", "UnCLIP", "VQDiffusion"),
+    ),
+    "does not show what a step's noise is, or scales the network's output itself": (
+        *("CMStochasticIterative", "CosineDPMSolverMultistep", "DDPMWuerstchen", "EDMDPMSolverMultistep", "EDMEuler"),
+        "IPNDM",
+    ),
+    "steps from more than a prediction, a timestep and latents": ("CogVideoXDPM", "RePaint", "ScoreSdeVe"),
+}
 SUITS = "vitrail.json"  # in a model's folder
 SUITABLE = {"height", "width", "guidance_scale", "num_inference_steps", "scheduler"}
 Kind = Literal["folder", "file", "hub"]
@@ -117,10 +130,7 @@ def _suits(folder: Path, where: str) -> dict[str, Any]:
     file = folder / SUITS
     if not file.is_file():
         return {}
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{where}{file} is no JSON: {error}") from error
+    table = read_json(file, kind=ModelError, where=where)
     unknown = sorted(set(table) - SUITABLE) if isinstance(table, dict) else ["a list"]
     if unknown:
         raise ModelError(f"{where}{file} has {', '.join(unknown)}; it may have {', '.join(sorted(SUITABLE))}")
@@ -132,7 +142,14 @@ def _place(model: str, registry: Registry) -> tuple[Kind, str]:
     names = registry.names("models")
     if model in names:
         return "folder", str(registry.path("models", model))
-    path = Path(model).expanduser()
+    try:
+        return _found(model, expanded(model), names)
+    except (ConfigError, OSError) as error:
+        raise ModelError(f"model {shortened(model)!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _found(model: str, path: Path, names: list[str]) -> tuple[Kind, str]:
+    """What lies at a path, or else is on the hub."""
     if path.is_dir():
         return "folder", str(path)
     if path.suffix in PICKLES:
@@ -146,8 +163,8 @@ def _place(model: str, registry: Registry) -> tuple[Kind, str]:
     if HUB_ID.fullmatch(model):
         return "hub", model
     raise ModelError(
-        f"no model or folder {model!r}{nearest(model, names)}, a diffusers folder, a .safetensors file, "
-        "or a hub id `org/name`"
+        f"no model or folder {shortened(model, 100)!r}{nearest(model, names)}, a diffusers folder, a .safetensors "
+        "file, or a hub id `org/name`"
     )
 
 
@@ -197,10 +214,15 @@ def check_scheduler(name: str | None) -> None:
     """
     if name is not None and name not in _scheduler_names():
         hint, _, every = nearest(name, _scheduler_names()).partition(";")
-        raise ConfigError(f"no scheduler named {name!r}{hint or every}")
+        raise ConfigError(f"no scheduler named {shortened(name, 60)!r}{hint or every}")
     if name is not None and "Inverse" in name:
         plain = name.replace("Inverse", "")
         raise ConfigError(f"scheduler {name!r} goes from a picture to noise, which is no sampling; use {plain!r}")
+    why = next(
+        (why for why, names in UNFIT.items() if name is not None and name.removesuffix("Scheduler") in names), ""
+    )
+    if why:
+        raise ConfigError(f"scheduler {name!r} {why}, so no picture can be sampled with it; e.g. {SERVES!r} serves")
 
 
 @functools.cache

@@ -205,25 +205,26 @@ class _Marks:
 # ---------------------------------------------------------------------- reading
 
 
-def read_trace(path: Path) -> list[Recorder]:
-    """The recorders of a file that ``trace_text`` made, by rank; messages that nobody fetched are not in it.
+def recorders_of(data: Any, path: Path) -> list[Recorder]:
+    """The recorders of what ``trace_text`` made, by rank; messages that nobody fetched are not in it.
+
+    Args:
+        data: Of the JSON.
+        path: Of its file, for messages.
 
     Raises:
-        ConfigError: If there is no such file or it holds something else.
+        ConfigError: If it is something else.
     """
-    try:
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a trace: expected JSON with a list 'traceEvents'") from error
+    events = data.get("traceEvents") if isinstance(data, dict) else None
+    if not isinstance(events, list):
+        raise ConfigError(f"{path}: not a trace: expected JSON with a list 'traceEvents'")
     ranks: dict[int, Recorder] = {}
     for number, event in enumerate(events):
         try:
             recorder = ranks.setdefault(event["pid"], Recorder(int(event["pid"]), float))
             _take(event, recorder)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {error}"[:200]
             raise ConfigError(f"{path}: event {number} is not one of a Vitrail trace ({reason})") from error
     if not any(recorder.spans for recorder in ranks.values()):
         raise ConfigError(f"{path}: the trace has no spans; was the run recorded?")

@@ -12,6 +12,7 @@ from attrs import field, frozen
 from vitrail.errors import CommError
 
 FIRST_PORT, PORTS = 16384, 16384  # of SLURM steps, if MASTER_PORT is not set: below those that systems give away
+MOST_RANKS = 256  # that one command starts; a launcher may start more
 HOSTED = "VITRAIL_STORE_IS_HOSTED"  # set to 1 by a launcher that keeps the store itself
 SECRET = "VITRAIL_SECRET"  # noqa: S105 - the variable's name; set by vitrail's launcher, or by whoever starts ranks
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Base = Literal["area", "side"]
 Spacing = Literal["side", "area", "ratio"]
 Resize = Literal["latents", "pixels"]
+MOST_SIZES = 256
 TINY = 1e-6  # a size that is this near to the last one is the last one
 
 
@@ -34,8 +35,9 @@ class Cascade:
     base: Base = field(default="area", validator=v.in_(("area", "side")))  # of the first: a training picture's area,
     # or its side for the longer one
     spacing: Spacing = field(default="ratio", validator=v.in_(("side", "area", "ratio")))  # what grows in equal steps
-    count: int | None = field(default=None, validator=v.optional(v.ge(1)))  # sizes after the first; if unset one for
-    # each training size (side) or each doubling (area, ratio)
+    count: int | None = field(
+        default=None, validator=v.optional(v.and_(v.ge(1), v.le(MOST_SIZES)))
+    )  # sizes after the first; if unset one for each training size (side) or each doubling (area, ratio)
 
     def sizes(
         self, height: int, width: int, native: int, unit: int, wrap: Wrap = "none"

@@ -22,13 +22,15 @@ from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.composition import Composition, Family, Stage
 from vitrail.core.fitness import slots_of
 from vitrail.core.measuring import Features, Metric, References
+from vitrail.core.plain_data import LARGEST_WHOLE
 from vitrail.core.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
 from vitrail.core.registry import Registry
 from vitrail.core.run_config import RunConfig
 from vitrail.core.sizes import SizeConditioning
-from vitrail.errors import ConfigError, nearest
+from vitrail.errors import ConfigError, nearest, shortened
 
 T = TypeVar("T")
+MOST_TOLD, MOST_KEYS, LONGEST_TOLD = 40, 20, 2000  # problems, unknown keys of one table, characters of a problem
 SLOTS: dict[type, str] = {
     Patching: "patching",
     Guidance: "guidance",
@@ -82,8 +84,10 @@ class Loader:
             return self._converter.structure(data, kind)
         except (BaseValidationError, ValueError, TypeError) as error:
             lines = transform_error(error, path="$", format_exception=self._explain)
-            told = [f"{path}: {text}" for text, _, path in (line.rpartition(" @ ") for line in lines)]
-            raise ConfigError(f"{where}:\n  " + "\n  ".join(told)) from error
+            split = (line.rpartition(" @ ") for line in lines[:MOST_TOLD])
+            told = [f"{shortened(path)}: {shortened(text, LONGEST_TOLD)}" for text, _, path in split]
+            more = [f"and {len(lines) - MOST_TOLD} problems more"] if len(lines) > MOST_TOLD else []
+            raise ConfigError(f"{where}:\n  " + "\n  ".join([*told, *more])) from error
 
     def unstructure(self, value: Any) -> Any:
         """The way back: every default spelt out, strategies as tables with their registered ``type``."""
@@ -148,12 +152,11 @@ class Loader:
             spoken = TITLES.get(error.cl) or getattr(error.cl, "spoken", error.cl.__name__)
             title = spoken if slot_name is None else "{} {!r}".format(*slot_name)
             known = [f.name for f in attrs.fields(error.cl)]
-            extra = sorted(map(str, error.extra_fields))
+            extra = sorted(map(str, error.extra_fields))[:MOST_KEYS]
             words = CALL_WORDS if error.cl is RunConfig else {}
             known_words = {key: f": {words[key]}" for key in extra if key in words}
-            return "; ".join(
-                f"{title} has no key {key!r}{known_words.get(key) or nearest(key, known)}" for key in extra
-            )
+            hints = {key: known_words.get(key) or nearest(key, known) for key in extra}
+            return "; ".join(f"{title} has no key {shortened(key, 60)!r}{hint}" for key, hint in hints.items())
         if isinstance(error, KeyError):
             return "is missing"
         text = " ".join(str(error.args[0]).split()) if error.args else repr(error)
@@ -189,6 +192,8 @@ def _int(value: object, _: type) -> int:
     value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"expected a whole number, got {_shown(value)}")
+    if not -LARGEST_WHOLE <= value < LARGEST_WHOLE:
+        raise ValueError(f"expected a whole number of 64 bits, got {_shown(value)}")
     return value
 
 
@@ -198,6 +203,8 @@ def _float(value: object, _: type) -> float:
         raise ValueError(f"expected a number, got {_shown(value)}; YAML wants a point in it, as in 1.0e-3")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"expected a number, got {_shown(value)}")
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+        raise ValueError(f"expected a number of 64 bits, got {_shown(value)}")
     if not math.isfinite(value):
         raise ValueError(f"expected a finite number, got {value}")
     return float(value)
@@ -207,7 +214,8 @@ def _str(value: object, _: type) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected text, got {_shown(value)}")
     if any("\ud800" <= sign <= "\udfff" for sign in value):
-        raise ValueError(f"expected text in UTF-8, got other bytes in {value!a}; look at the terminal's encoding")
+        shown = ascii(shortened(value))
+        raise ValueError(f"expected text in UTF-8, got other bytes in {shown}; look at the terminal's encoding")
     return str(value)
 
 
@@ -224,7 +232,9 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return f"the text {value!r}"
+        return f"the text {shortened(value)!r}"
     if isinstance(value, Mapping):
         return "a table"
-    return {list: "a list", tuple: "a list", type(None): "nothing"}.get(type(value)) or repr(value)
+    if isinstance(value, int) and not -LARGEST_WHOLE <= value < LARGEST_WHOLE:
+        return "a number of more than 64 bits"  # which Python may refuse to write
+    return {list: "a list", tuple: "a list", type(None): "nothing"}.get(type(value)) or shortened(repr(value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from attrs import validators as v
@@ -18,11 +17,6 @@ def as_items(items: Any) -> tuple[Any, ...]:
     """As ``as_tuple``; what is no list, such as a text or a strategy alone, stays for a clear refusal later."""
     is_list = isinstance(items, Iterable) and not isinstance(items, (str, Mapping))
     return tuple(items) if is_list else items
-
-
-def expanded(path: Path | None) -> Path | None:
-    """A path with the home folder in the place of ``~``."""
-    return None if path is None else Path(path).expanduser()
 
 
 def as_tuple(items: Iterable[Any]) -> tuple[Any, ...]:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from vitrail.core.protocols import Rows
     from vitrail.core.step import Step
 
-SIGNS = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")  # in what allocators say
+SIGNS = (  # in what allocators say, and oneDNN where an allocator has refused it
+    *("out of memory", "not enough memory", "allocate memory", "alloc_failed", "bad_alloc"),
+    "could not create a primitive",
+)
 REMEDIES = "a smaller dtype (--dtype bfloat16), a method with smaller views, or a pipeline with CPU offload"
 
 
@@ -76,12 +79,14 @@ class Forwarding:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator refused: on an accelerator, in the host's memory, or in a library below torch."""
     import torch
+    from safetensors import SafetensorError
 
     if isinstance(error, VitrailError):
         return False
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
+    kinds = (RuntimeError, OSError, ImportError, SafetensorError)
+    return isinstance(error, kinds) and any(sign in str(error).lower() for sign in SIGNS)
 
 
 def let_go(error: BaseException | None) -> None:

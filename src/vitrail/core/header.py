@@ -9,6 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from vitrail.core.paths import refuse_irregular
 from vitrail.errors import ModelError
 
 LONGEST = 100_000_000  # bytes of a header, as in the safetensors library
@@ -53,6 +54,7 @@ def read_header(path: Path) -> Header:
         ModelError: If the file is missing, something else, or cut short.
     """
     try:
+        refuse_irregular(path)
         size = path.stat().st_size
         with path.open("rb") as file:
             begin = file.read(64)

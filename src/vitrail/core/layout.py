@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vitrail.core.protocols import Branch
     from vitrail.core.stages import Stages
     from vitrail.core.step import Step
-    from vitrail.core.views import Canvas, Patches
+    from vitrail.core.views import Canvas, Outline, Patches
 
 
 @frozen(kw_only=True, eq=False)
@@ -59,6 +59,12 @@ class Layout:
         canvas = self.phases[step.phase].canvas
         return [self.stages.patch(step, canvas, family).canonical() for family in range(families)]
 
+    def outlines(self, step: Step) -> list[Outline]:
+        """What the views of every family are like at a step."""
+        families = 1 + len(self.composition.stages[step.stage].also)
+        canvas = self.phases[step.phase].canvas
+        return [self.stages.outline(step, canvas, family) for family in range(families)]
+
     def cost(self) -> Cost:
         """What the run will ask of its networks for one picture, decoding it at the end included.
 
@@ -79,19 +85,16 @@ class Layout:
 
     def cost_of_views(self, step: Step) -> Cost:
         """Rows of all families at a step, with the run's own branches."""
-        rows = [
-            Cost(rows={patches.cells: (len(patches.views) + patches.clean_key) * len(self.branches)})
-            for patches in self.patches(step)
-        ]
-        return Cost.total(rows)
+        branches = len(self.branches)
+        return Cost.total([Cost(rows={each.cells: each.forwards * branches}) for each in self.outlines(step)])
 
     def _cost_of_guidance(self, step: Step) -> list[Cost]:
         """What guidance asks for besides: branches of the main family, and what it does on its own."""
         costs, branches = [], len(self.branches)
         more = len(branches_of(self.composition.stages[step.stage], step, self.branches)) - branches
         if more:
-            main = self.patches(step)[0]
-            costs.append(Cost(rows={main.cells: more * (len(main.views) + main.clean_key)}))
+            main = self.outlines(step)[0]
+            costs.append(Cost(rows={main.cells: more * main.forwards}))
         return [*costs, *self.cost_of_asking(step)]
 
     def cost_of_asking(self, step: Step) -> list[Cost]:
@@ -100,8 +103,8 @@ class Layout:
         for guidance in self.composition.stages[step.stage].guidance:
             own = OptionalGuidance.of(guidance)
             costs.append(own.cost(step, self.phases[step.phase].canvas, branches))
-            if has_own(guidance, OptionalGuidance.cost_of_views):  # the views are not laid out for others
-                costs.append(own.cost_of_views(step, self.patches(step)[0], branches))
+            if has_own(guidance, OptionalGuidance.cost_of_views):  # others do not ask about the views
+                costs.append(own.cost_of_views(step, self.outlines(step)[0], branches))
         return costs
 
     def stage_starts(self) -> list[tuple[Step, int]]:
@@ -112,7 +115,7 @@ class Layout:
 
     def count_views(self, step: Step) -> int:
         """Forwards of one branch at a step: the views of all families and clean key views."""
-        return sum(len(patches.views) + patches.clean_key for patches in self.patches(step))
+        return sum(outline.forwards for outline in self.outlines(step))
 
 
 def branches_of(stage: Stage, step: Step, branches: Sequence[Branch], family: int = 0) -> tuple[Branch, ...]:

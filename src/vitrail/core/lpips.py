@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vitrail.core.header import read_header
+from vitrail.core.paths import expanded
 from vitrail.errors import ModelError
 
 CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision's numbers
@@ -17,7 +16,7 @@ def check_weights(weights: str) -> None:
     Raises:
         ModelError: If the file is missing, broken, or lacks a tensor that fits the others.
     """
-    shapes = read_header(Path(weights).expanduser()).shapes
+    shapes = read_header(expanded(weights)).shapes
     missing = [name for name in names() if name not in shapes]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vitrail.comm.environment import RankEnvironment
     from vitrail.core.protocols import Branch, Guidance
     from vitrail.core.step import Step
-    from vitrail.core.views import Canvas, Patches
+    from vitrail.core.views import Canvas, Outline
 
 ABSENT = object()
 
@@ -76,6 +76,13 @@ class OptionalPatching(ReadsFiles):
 
     shows_whole: bool = False  # each view shows the whole picture, so that the maps of one are those of the picture
 
+    def outline(self, step: Step, canvas: Canvas) -> Outline:
+        """How many views ``patch`` will answer, and what they are like; without it they are laid out to be counted.
+
+        A plan asks for it, so that it takes no longer for a picture of a gigapixel.
+        """
+        raise NotImplementedError
+
     def prepare(self, step: Step, model_input: Tensor, canvas: Canvas) -> Tensor:
         """What the views are read from, Float32[Tensor, "batch channels height width"].
 
@@ -100,7 +107,7 @@ class OptionalGuidance(ReadsFiles):
         """What it asks of networks besides the views."""
         return Cost()
 
-    def cost_of_views(self, step: Step, patches: Patches, branches: int) -> Cost:
+    def cost_of_views(self, step: Step, outline: Outline, branches: int) -> Cost:
         """The same, where it depends on the main family's views."""
         return Cost()
 

@@ -67,7 +67,7 @@ class NoiseSchedule:
                 output through a scaling of its own (EDM, consistency models), or if it has a step at which an output
                 of its type leaves open what the picture or the noise is.
         """
-        timesteps = [float(t) for t in scheduler.timesteps]
+        timesteps = _floats(scheduler.timesteps)
         scales = None
         if getattr(scheduler.config, "sigma_data", None) is None:
             scales = _flow(scheduler) or _by_sigmas(scheduler) or _by_alphas(scheduler)
@@ -146,7 +146,7 @@ def _trained(scheduler: Any) -> list[float]:
     """Noise over signal at every training timestep; none of a flow."""
     if _is_flow(scheduler):
         return []
-    cumulative = [float(c) for c in scheduler.alphas_cumprod]
+    cumulative = _floats(scheduler.alphas_cumprod)
     return [math.sqrt((1 - c) / c) if c > 0 else math.inf for c in cumulative]
 
 
@@ -176,6 +176,11 @@ def _refuse_open_ends(scheduler: Scheduler, kind: PredictionType, pairs: Sequenc
         )
 
 
+def _floats(values: Any) -> list[float]:
+    """Numbers of a tensor, an array or a list; a tensor gives them all at once in a hundredth of the time."""
+    return [float(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+
+
 def _is_flow(scheduler: Scheduler) -> bool:
     config = scheduler.config
     named = getattr(config, "prediction_type", None) == "flow_prediction" or getattr(config, "use_flow_sigmas", False)
@@ -185,14 +190,14 @@ def _is_flow(scheduler: Scheduler) -> bool:
 def _flow(scheduler: Scheduler) -> list[tuple[float, float]] | None:
     if not _is_flow(scheduler) or not hasattr(scheduler, "sigmas"):
         return None
-    return [(1.0 - s, s) for s in (float(s) for s in scheduler.sigmas)]
+    return [(1.0 - s, s) for s in _floats(scheduler.sigmas)]
 
 
 def _by_sigmas(scheduler: Any) -> list[tuple[float, float]] | None:
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None or len(sigmas) < len(scheduler.timesteps):
         return None
-    values = [float(s) for s in sigmas]
+    values = _floats(sigmas)
     between = getattr(scheduler, "sigmas_interpol", None)
     if between is not None:  # KDPM2: every second call is at a midpoint; the ancestral table lies one entry earlier
         first = 0 if hasattr(scheduler, "sigmas_up") else 1
@@ -221,6 +226,17 @@ def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: dict
         raise ConfigError(f"{name} refuses {num_inference_steps} steps: {error}") from error
 
 
+def _refuse_other_step(scheduler: Scheduler) -> None:
+    """Refuse a scheduler whose step wants what the engine does not have."""
+    wanted = inspect.signature(scheduler.step).parameters.values()
+    more = [p.name for p in wanted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD][3:]
+    if more:
+        raise CapabilityError(
+            f"{type(scheduler).__name__} steps from {' and '.join(more)} besides a prediction, a timestep and latents, "
+            "so no picture can be sampled with it; use another scheduler"
+        )
+
+
 def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
     """Refuse timesteps that do not fall: such a scheduler goes from a picture to noise, or stands still.
 
@@ -235,7 +251,7 @@ def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
             shown.set_timesteps(few, **options)
         except ValueError:  # made for one step
             return
-    times = [float(t) for t in shown.timesteps]
+    times = _floats(shown.timesteps)
     rises = any(later > before + ROUNDING for before, later in pairwise(times))
     if len(times) > 1 and (rises or times[-1] >= times[0]):
         raise CapabilityError(
@@ -257,6 +273,7 @@ class Stepper:
 
     @plain_defaults()
     def __init__(self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: dict[str, Any] | None = None):
+        _refuse_other_step(scheduler)
         _set_timesteps(scheduler, num_inference_steps, set_timesteps or {})
         _refuse_rising(scheduler, set_timesteps or {})
         self._scheduler: Any = scheduler

@@ -7,7 +7,12 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-from vitrail.errors import ConfigError, nearest
+from vitrail.core.files import parse_toml
+from vitrail.core.plain_data import DEEPEST, check_plain
+from vitrail.errors import ConfigError, nearest, shortened
+
+LONGEST = 2**16  # characters of an assignment
+LONGEST_INDEX = 6  # digits
 
 
 def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -21,9 +26,10 @@ def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]
         try:
             _assign(result, assignment)
         except ConfigError as error:
-            problems.append(f"--set {assignment!r}: {error}")
+            problems.append(f"--set {shortened(assignment)!r}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
+    check_plain(result, "with --set")
     return result
 
 
@@ -32,6 +38,8 @@ def _assign(data: dict[str, Any], assignment: str) -> None:
     parts = [part.strip() for part in path.split(".")]
     if not sign or not all(parts):
         raise ConfigError("write path=value, e.g. stages.0.guidance.0.scale=2")
+    if len(parts) > DEEPEST or len(assignment) > LONGEST:
+        raise ConfigError(f"a path has {DEEPEST} parts at most, and an assignment {LONGEST} characters")
     target: Any = data
     for depth in range(len(parts) - 1):
         target = _descend(target, parts, depth)
@@ -44,7 +52,7 @@ def _descend(target: Any, parts: list[str], depth: int) -> Any:
     key = _key(target, parts, depth)
     if isinstance(target, dict) and key not in target:
         here = ".".join(parts[: depth + 1])
-        raise ConfigError(f"there is no {here}{nearest(str(key), target)}; to add it, set {here} itself")
+        raise ConfigError(f"there is no {here}{nearest(str(key), map(str, target))}; to add it, set {here} itself")
     if isinstance(target[key], str):
         target[key] = {"type": target[key]}
     return target[key]
@@ -56,8 +64,8 @@ def _key(target: Any, parts: list[str], depth: int) -> str | int:
     if isinstance(target, dict):
         return part
     if not isinstance(target, list):
-        raise ConfigError(f"{parent} is {target!r}, which has no parts")
-    if not part.isdecimal() or int(part) >= len(target):
+        raise ConfigError(f"{parent} is {shortened(repr(target))}, which has no parts")
+    if not part.isdecimal() or len(part) > LONGEST_INDEX or int(part) >= len(target):
         raise ConfigError(
             f"{parent} is a list of {len(target)}, counted from 0; got {part!r}. "
             f"To make it longer, set it as a whole: {parent}=[...]"
@@ -67,7 +75,7 @@ def _key(target: Any, parts: list[str], depth: int) -> str | int:
 
 def _value(text: str) -> Any:
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = parse_toml(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text.strip()
     return parsed["value"] if len(parsed) == 1 else text.strip()

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from vitrail.comm.backend import check_backend
 from vitrail.core.fitness import SLOTS, misfits
-from vitrail.errors import ConfigError, RegistrationError, nearest
+from vitrail.errors import ConfigError, RegistrationError, nearest, shortened
 
 FILE_SLOTS = {"methods": "a TOML file", "models": "a diffusers folder"}
 HERE = "this process"  # whoever registers by hand, such as a notebook's cell
@@ -132,7 +132,9 @@ class Registry:
         if (slot, name) in self._entries:
             return self._entries[slot, name]
         failed = "".join(f"; plugin {f.plugin!r} failed to load: {f.error}" for f in self.failures)
-        raise ConfigError(f"no {slot.removesuffix('s')} named {name!r}{nearest(name, self.names(slot))}{failed}")
+        raise ConfigError(
+            f"no {slot.removesuffix('s')} named {shortened(name, 100)!r}{nearest(name, self.names(slot))}{failed}"
+        )
 
     def refuse_broken(self) -> None:
         """Refuse to go on while plugins collide or do not fit.

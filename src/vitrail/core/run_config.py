@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from attrs import field, frozen
@@ -12,7 +13,10 @@ from vitrail.core.fields import share
 Dtype = Literal["float32", "bfloat16", "float16"]
 Wrap = Literal["none", "x", "y", "xy"]
 Memory = Literal["auto", "fixed"]
-MIN_SIZE = 64  # pixels
+MIN_SIZE, MAX_SIZE = 64, 2**16  # pixels of a side
+MAX_STEPS, MAX_IMAGES, MAX_ROWS = 10_000, 10_000, 2**16
+LARGEST_SEED = 2**63 - 1
+PIXELS = re.compile(r"([0-9]{1,18})(?:x([0-9]{1,18}))?")  # of a size as people write it: 512, or 768x512
 ROW_BATCH = 4  # rows a forward on a CPU, where more are not faster
 
 
@@ -28,13 +32,16 @@ def _guided(instance: object, attribute: Any, value: float) -> None:
         raise ValueError(f"'{attribute.name}' must be >= 1, where 1 switches guidance off: {value:g}")
 
 
+side = v.and_(v.ge(MIN_SIZE), v.le(MAX_SIZE))
+
+
 @frozen(kw_only=True)
 class RunConfig:
     """A run as data; with the method's tables it is the recipe that a picture carries."""
 
     prompt: str  # one sentence
-    height: int = field(default=512, validator=v.ge(MIN_SIZE))  # pixels
-    width: int = field(default=512, validator=v.ge(MIN_SIZE))  # pixels
+    height: int = field(default=512, validator=side)  # pixels
+    width: int = field(default=512, validator=side)  # pixels
     method: str = field(default="asg-plus", validator=_said)  # a registered method or a TOML or YAML file
     model: str = field(
         default="demo", validator=_said
@@ -45,8 +52,8 @@ class RunConfig:
     variant: str | None = field(default=None, validator=_said)  # of the weight files, e.g. fp16
     revision: str | None = field(default=None, validator=_said)  # of a hub id
     dtype: Dtype = "float32"  # of the networks
-    seed: int = field(default=0, validator=v.and_(v.ge(0), v.lt(2**63)))  # of all randomness
-    num_inference_steps: int = field(default=30, validator=v.ge(1))  # sampling steps
+    seed: int = field(default=0, validator=v.and_(v.ge(0), v.le(LARGEST_SEED)))  # of all randomness
+    num_inference_steps: int = field(default=30, validator=v.and_(v.ge(1), v.le(MAX_STEPS)))  # sampling steps
     guidance_scale: float = field(default=3.0, validator=_guided)  # 1.0 switches classifier-free guidance off
     guidance_rescale: float = field(default=0.0, validator=share)  # of the prediction to the text's contrast
     negative_prompt: str | None = None  # what the picture should not show; "" is the empty text, unset the model's own
@@ -54,8 +61,12 @@ class RunConfig:
     strength: float = field(default=0.8, validator=share)  # with an image: the share of steps that change it
     wrap: Wrap = "none"  # axes on which the picture goes on from one edge to the other
     scheduler: str | None = field(default=None, validator=_said)  # a diffusers class; the model's own if unset
-    num_images: int = field(default=1, validator=v.ge(1))  # picture i has seed + i
+    num_images: int = field(default=1, validator=v.and_(v.ge(1), v.le(MAX_IMAGES)))  # picture i has seed + i
     row_batch: int | None = field(
-        default=None, validator=v.optional(v.ge(1))
+        default=None, validator=v.optional(v.and_(v.ge(1), v.le(MAX_ROWS)))
     )  # rows (view x CFG branch) a forward; what ranks share; chosen by the memory if unset
     memory: Memory = "auto"  # auto cuts a forward that does not fit; fixed refuses
+
+    def __attrs_post_init__(self) -> None:
+        if self.seed + self.num_images - 1 > LARGEST_SEED:
+            raise ValueError(f"'seed' and 'num_images': the last picture's seed must be <= {LARGEST_SEED}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.core.atomic import replacing
+from vitrail.core.paths import refuse_irregular
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def load_sealed(path: Path, what: str) -> tuple[dict[str, Tensor], str]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        refuse_irregular(path)
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

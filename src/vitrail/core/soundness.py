@@ -11,7 +11,7 @@ from attrs import frozen
 from vitrail.core.cascade import Cascade, Enter
 from vitrail.core.fitness import misfits, odd_values
 from vitrail.core.sizes import SizeConditioning
-from vitrail.errors import CompositionError
+from vitrail.errors import CompositionError, shortened
 
 if TYPE_CHECKING:
     from vitrail.core.composition import Stage
@@ -131,7 +131,7 @@ def _misfits(slot: str, cls: type) -> tuple[str, ...]:
 def told(value: object) -> str:
     """A value in a message."""
     if isinstance(value, str):
-        return f"the text {value!r}"
+        return f"the text {shortened(value)!r}"
     if isinstance(value, Mapping):
         return "a table"
     if value is None:

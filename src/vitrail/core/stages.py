@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
     from vitrail.core.trail import Trail
-    from vitrail.core.views import Canvas, Patches, View
+    from vitrail.core.views import Canvas, Outline, Patches, View
 
 T = TypeVar("T")
 
@@ -185,6 +185,21 @@ class Stages:
             returned.check_permutation(asked, patches, self._answers.channels)
             self._looked_at.add((step.index, family))
         return patches
+
+    def outline(self, step: Step, canvas: Canvas, family: int) -> Outline:
+        """What the views of one family are like; they are laid out only if nobody can tell without."""
+        from vitrail.core.views import Outline
+
+        patching = self._answers.patching(step, family)
+        if self._others("vitrail_patch") or not has_own(patching, OptionalPatching.outline):
+            return Outline.of(self.patch(step, canvas, family))
+        asked = self._answers.asked("patching", step, patching)
+        with asked.noted():
+            outline = OptionalPatching.of(patching).outline(step, canvas)
+        if not isinstance(outline, Outline):
+            asked.refuse(f"must give an Outline, got {returned.kind(outline)}")
+        self._check_count(asked, step, family, outline.count)
+        return outline
 
     def _check_count(self, asked: Asked, step: Step, family: int, count: int) -> None:
         """A stage has as many views at every step: the plan of who computes what, and its cost, are made from one."""

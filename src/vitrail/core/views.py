@@ -217,6 +217,36 @@ class Patches:
 
 
 @frozen
+class Outline:
+    """What can be told of patches before they are laid out, which is all that a plan needs.
+
+    Attributes:
+        count: Of the views.
+        shape: Height and width of each, in latent cells.
+        clean_key: As ``Patches.clean_key``.
+    """
+
+    count: int
+    shape: tuple[int, int]
+    clean_key: bool = False
+
+    @classmethod
+    def of(cls, patches: Patches) -> Outline:
+        """Of patches that are laid out."""
+        return cls(len(patches.views), patches.views[0].shape, patches.clean_key)
+
+    @property
+    def cells(self) -> int:
+        """Latent cells of a view."""
+        return math.prod(self.shape)
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of one branch: the views, and a clean key view."""
+        return self.count + self.clean_key
+
+
+@frozen
 class Canvas:
     """The canvas in latent cells, and the size the network was trained at.
 

@@ -14,12 +14,13 @@ from vitrail.attached import load_plugins
 from vitrail.backbones.source import ModelOptions, check_scheduler, find_model
 from vitrail.core.config import Loader
 from vitrail.core.fields import as_tuple
+from vitrail.core.paths import expanded
 from vitrail.core.run_config import RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, Problems, nearest
 from vitrail.experiments.executing import Executor, Here, Shard, stop_on_interrupt
 from vitrail.experiments.experiment import Experiment
-from vitrail.experiments.grid import Cell, Row, cells_of, heat_row, pairs_of, rows_of
+from vitrail.experiments.grid import Cell, Row, cells_of, heat_row, pairs_of, refuse_many, rows_of
 from vitrail.experiments.loading import load_experiment, structure
 from vitrail.experiments.meter import Meter
 from vitrail.experiments.plots import check_matplotlib
@@ -50,7 +51,7 @@ class RunOptions:
         plugins: ``MODULE:OBJECT`` each, attached besides those of the file.
     """
 
-    out: Path
+    out: Path = field(converter=expanded)
     sets: tuple[str, ...] = field(default=(), converter=as_tuple)
     shard: Shard = field(factory=Shard)
     executor: ExecutorName = "here"
@@ -79,6 +80,7 @@ def run(file: Path, options: RunOptions) -> None:
         VitrailError: Before anything is sampled, naming every problem.
         SystemExit: 130 if it was interrupted, 1 if cells have failed.
     """
+    file = expanded(file)
     experiment, table = load_experiment(file, options.sets)
     if options.plugins:
         table = {**table, "plugins": [*experiment.plugins, *options.plugins]}
@@ -123,18 +125,21 @@ def check(experiment: Experiment, beside: Path) -> RunConfig:
         VitrailError: Naming every method, override, option, model, scheduler and file of prompts that is wrong.
     """
     problems, first, offers = Problems(), None, None
+    rows: list[Row] = []
+    pairs: list[tuple[str, int]] = []
     with problems.collect():
         first = _run_of(experiment, {}, "the experiment's run")
         offers = find_model(first.model, registry(), ModelOptions.of(first)).offers
     with problems.collect():
-        pairs_of(experiment, beside)
+        pairs += pairs_of(experiment, beside)
     with problems.collect():
         registry().get("comm", experiment.comm)
     with problems.collect():
         load_plugins(experiment.plugins)
-    rows: list[Row] = []
     with problems.collect():
         rows += rows_of(experiment)
+    with problems.collect():
+        refuse_many(experiment, pairs, rows)
     for heat in experiment.heatmaps:
         with problems.collect():
             check_matplotlib()
@@ -144,6 +149,7 @@ def check(experiment: Experiment, beside: Path) -> RunConfig:
         with problems.collect():
             _run_of(experiment, row.run, f"row {row.name!r}")
             row.composition.check_files()
+            row.composition.attention_request()
             if offers is not None:
                 row.composition.check(offers, f"model {experiment.model!r}", registry())
     problems.tell()

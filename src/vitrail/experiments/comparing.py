@@ -12,10 +12,11 @@ from attrs import field, frozen
 
 from vitrail.core.atomic import replacing
 from vitrail.core.fields import as_tuple
+from vitrail.core.paths import expanded_or_none
 from vitrail.errors import ConfigError
 from vitrail.experiments.commands import RunOptions, run_experiment
 from vitrail.experiments.formats import show
-from vitrail.experiments.loading import located, spelt_out, structure
+from vitrail.experiments.loading import spelt_out, structure
 from vitrail.experiments.measuring import Loaded, load, look
 from vitrail.experiments.page_of_results import told_of
 from vitrail.experiments.reporting import stopping
@@ -59,7 +60,7 @@ class Wanted:
     model: str = "demo"
     seed: int = 0
     run: dict[str, Any] = field(factory=dict)
-    out: Path | None = None
+    out: Path | None = field(default=None, converter=expanded_or_none)
     device: str | None = None
 
 
@@ -70,7 +71,7 @@ def compare(wanted: Wanted) -> None:
         VitrailError: Before anything is sampled, naming every problem.
         SystemExit: 130 if it was interrupted; 1 if a method has failed, after the sheet of the others.
     """
-    table = located(spelt_out(table_of(wanted)), Path())
+    table = spelt_out(table_of(wanted))
     slug = re.sub(r"[^a-z0-9]+", "-", wanted.prompt.lower()).strip("-")[:48] or "prompt"
     folder = wanted.out or Path("runs") / f"compare-{slug}-{wanted.seed}"
     out = console()

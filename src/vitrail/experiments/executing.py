@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import frozen
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, shortened
 from vitrail.experiments.grid import Cell
 from vitrail.experiments.running import Worker
 from vitrail.experiments.store import Outcome
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Done = tuple[Cell, Outcome]
+DIGITS = 6  # of the numbers of a shard
 
 
 class Executor(Protocol):
@@ -81,8 +82,9 @@ class Shard:
             ConfigError: If it is none.
         """
         number, slash, count = text.partition("/")
-        if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-            raise ConfigError(f"--shard {text!r}: write i/n with i from 0 to n - 1, e.g. 0/2 and 1/2")
+        is_pair = slash and all(each.isdecimal() and len(each) <= DIGITS for each in (number, count))
+        if not is_pair or int(number) >= int(count):
+            raise ConfigError(f"--shard {shortened(text)!r}: write i/n with i from 0 to n - 1, e.g. 0/2 and 1/2")
         return cls(int(number), int(count))
 
     def has(self, cell: Cell) -> bool:

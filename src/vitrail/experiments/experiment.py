@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
 
+from vitrail.comm.environment import MOST_RANKS
 from vitrail.core.fields import as_tuple
 from vitrail.core.measuring import Metric, References
-from vitrail.core.run_config import MIN_SIZE, RunConfig
+from vitrail.core.run_config import LARGEST_SEED, MAX_SIZE, MIN_SIZE, PIXELS, RunConfig
+from vitrail.errors import nearest, shortened
 from vitrail.experiments.costs import Costs
 
 OF_CELLS = frozenset({"prompt", "seed", "height", "width", "method", "model", "num_images"})  # not in ``run``
 OF_MODEL = frozenset({"dtype", "variant", "revision", "model_config"})  # one model is loaded for all rows
-PIXELS = re.compile(r"(\d+)(?:x(\d+))?")
-TIMES = re.compile(r"(\d+(?:\.\d+)?)x(?:(\d+(?:\.\d+)?)x)?")
+TIMES = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,9})?)x(?:([0-9]{1,4}(?:\.[0-9]{1,9})?)x)?")
+MOST_PAIRS, MOST_ROWS, MOST_CELLS = 100_000, 1_000, 100_000  # of an experiment
+MOST_RESAMPLES = 100_000
 PLACE = "{value}"
 
 
 def _run_fields(instance: object, attribute: Any, table: dict[str, Any]) -> None:
     from attrs import fields_dict
 
-    from vitrail.errors import nearest
-
     for name in table:
         if name in OF_CELLS:
             raise ValueError(f"{name!r} is said elsewhere in an experiment, not in a table of run options")
         if name not in fields_dict(RunConfig):
-            raise ValueError(f"a run has no key {name!r}{nearest(name, set(fields_dict(RunConfig)) - OF_CELLS)}")
+            known = set(fields_dict(RunConfig)) - OF_CELLS
+            raise ValueError(f"a run has no key {shortened(str(name), 60)!r}{nearest(str(name), known)}")
 
 
 def _row_fields(instance: object, attribute: Any, table: dict[str, Any]) -> None:
@@ -44,11 +47,27 @@ def _row_fields(instance: object, attribute: Any, table: dict[str, Any]) -> None
 def _size(instance: object, attribute: Any, size: str) -> None:
     if not (PIXELS.fullmatch(size) or TIMES.fullmatch(size)):
         raise ValueError(
-            f"{size!r} is no size; write 512 or 768x512 for pixels (width x height), 2x or 2x1x for times the size "
-            "that the model was trained at"
+            f"{shortened(size, 60)!r} is no size; write 512 or 768x512 for pixels (width x height), 2x or 2x1x for "
+            "times the size that the model was trained at"
         )
-    if (found := PIXELS.fullmatch(size)) and min(int(side) for side in found.groups() if side) < MIN_SIZE:
-        raise ValueError(f"{size!r}: a side has {MIN_SIZE} pixels or more; write 2x for twice the training size")
+    found = PIXELS.fullmatch(size)
+    if found and not all(MIN_SIZE <= int(side) <= MAX_SIZE for side in found.groups() if side):
+        raise ValueError(f"{size!r}: a side has {MIN_SIZE} to {MAX_SIZE} pixels; write 2x for twice the training size")
+
+
+def _seeds(instance: object, attribute: Any, seeds: tuple[int, ...]) -> None:
+    wrong = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
+    if wrong:
+        raise ValueError(f"'seeds' are numbers from 0 to {LARGEST_SEED}: {wrong[0]}")
+
+
+def _ranks(instance: object, attribute: Any, ranks: tuple[int, ...]) -> None:
+    if not ranks or not all(1 <= count <= MOST_RANKS for count in ranks):
+        raise ValueError(f"'ranks' are one or more numbers of processes from 1 to {MOST_RANKS}; got {list(ranks)}")
+
+
+def _up_to(most: int, least: int = 0) -> Any:
+    return v.and_(v.ge(least), v.le(most))
 
 
 Table = dict[str, Any]
@@ -143,20 +162,24 @@ class Experiment:
     model: str = "demo"  # a registered model, a diffusers folder, a .safetensors file or a hub id
     prompts: tuple[str, ...] = field(default=(), converter=as_tuple)  # sentences
     prompts_file: str | None = None  # or a text file with one on each line
-    scenes: int = field(default=0, validator=v.ge(0))  # or so many of the demo model's own scenes
-    repeats: int = field(default=1, validator=v.ge(1))  # pictures a prompt, each with a seed that no other pair has
-    seeds: tuple[int, ...] = field(default=(), converter=as_tuple)  # or these seeds for every prompt
+    scenes: int = field(default=0, validator=_up_to(MOST_PAIRS))  # or so many of the demo model's own scenes
+    repeats: int = field(
+        default=1, validator=_up_to(MOST_PAIRS, 1)
+    )  # pictures a prompt, each with a seed that no other pair has
+    seeds: tuple[int, ...] = field(default=(), converter=as_tuple, validator=_seeds)  # or these seeds for every prompt
     sizes: tuple[SizeEntry, ...] = field(default=(), converter=as_tuple)  # one or more
     methods: tuple[MethodEntry, ...] = field(default=(), converter=as_tuple)  # one or more
     axes: tuple[Axis, ...] = field(default=(), converter=as_tuple)  # what is varied besides
-    ranks: tuple[int, ...] = field(default=(1,), converter=as_tuple)  # process counts; more than one is for timing
+    ranks: tuple[int, ...] = field(
+        default=(1,), converter=as_tuple, validator=_ranks
+    )  # process counts; more than one is for timing
     comm: str = "gloo"  # how ranks talk: a registered backend
     plugins: tuple[str, ...] = field(default=(), converter=as_tuple)  # MODULE:OBJECT each, attached to every run
     run: dict[str, Any] = run_table  # options of every run, e.g. num_inference_steps
     heatmaps: tuple[HeatMap, ...] = field(default=(), converter=as_tuple)  # figures of mask sources
     metrics: tuple[Metric, ...] = field(default=(), converter=as_tuple)  # what is measured of the pictures
     reference: References | None = None  # true pictures that some metrics compare with
-    resamples: int = field(default=1000, validator=v.ge(0))  # of the bootstrap; 0 gives no intervals
+    resamples: int = field(default=1000, validator=_up_to(MOST_RESAMPLES))  # of the bootstrap; 0 gives no intervals
 
     def __attrs_post_init__(self) -> None:
         given = [bool(self.prompts), self.prompts_file is not None, self.scenes > 0]
@@ -166,8 +189,6 @@ class Experiment:
             raise ValueError("an experiment needs 'methods' and 'sizes', or 'heatmaps'")
         if self.seeds and self.repeats != 1:
             raise ValueError("'repeats' gives seeds itself; leave it out where 'seeds' are given")
-        if any(count < 1 for count in self.ranks):
-            raise ValueError(f"'ranks' are numbers of processes, 1 or more; got {list(self.ranks)}")
         self._refuse_twins()
         for axis in self.axes:
             unknown = {*axis.methods, *(name for place in axis.places() for name in place.skip)} - set(self.labels())
@@ -188,9 +209,9 @@ class Experiment:
             ("number of ranks", list(map(str, self.ranks)), out),
             ("column", [column.name for column in columns], "leave one metric out"),
         ):
-            twice = [name for name in names if names.count(name) > 1]
+            twice = [name for name, count in Counter(names).items() if count > 1]
             if twice:
-                raise ValueError(f"{what} {twice[0]!r} is there twice; {cure}")
+                raise ValueError(f"{what} {shortened(twice[0], 60)!r} is there twice; {cure}")
 
     def labels(self) -> list[str]:
         """What each method is called."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vitrail.experiments.page import PageTable
-from vitrail.experiments.results import Numbers, Results
+from vitrail.experiments.results import Numbers, Results, number
 from vitrail.experiments.statistics import Estimate
 from vitrail.experiments.tables import Heading, Number, Table, spoken
 from vitrail.terminal import say
@@ -26,6 +26,7 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "±": r"$\pm$", "×": r"$\times$", "–": "--",
 }  # fmt: skip
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
 LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", "none": ""}
 LATEX_HEAD = "% needs \\usepackage{booktabs}\n"
 
@@ -172,6 +173,14 @@ def escaped_latex(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
+def escaped_csv(cell: object) -> object:
+    """A cell that a spreadsheet shows as it is written, rather than compute it; numbers are numbers."""
+    text = str(cell)
+    if text.startswith(FORMULAS) and number(text) is None:
+        text = f"'{text}"
+    return text.replace("\r", "\\r") if isinstance(cell, str) else cell  # which the writer would not quote
+
+
 def as_csv(results: Results) -> str:
     """Every number of every row at every size in full precision, with its interval and count."""
     return _csv(results, results.estimates, ["planned", "failed"], lambda group: [group.planned, group.failed])
@@ -190,7 +199,8 @@ def orders_as_csv(results: Results) -> str:
     for ranking in results.rankings:
         for (one, two), share in ranking.better.items():
             sure = "yes" if ranking.apart[one, two] else "no"
-            writer.writerow([spoken(ranking.size), ranking.column, one, two, repr(share), sure, ranking.count])
+            line = [spoken(ranking.size), ranking.column, one, two, repr(share), sure, ranking.count]
+            writer.writerow(map(escaped_csv, line))
     return file.getvalue()
 
 
@@ -199,14 +209,14 @@ def _csv(results: Results, numbers: Numbers, more: list[str], values: Callable[.
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     parts = [f"{column.name}{end}" for column in columns for end in ("", " low", " high", " n")]
-    writer.writerow(["size", "row", "method", *axes, "ranks", *more, *parts])
+    writer.writerow(map(escaped_csv, ["size", "row", "method", *axes, "ranks", *more, *parts]))
     for group in results.groups:
         found = [numbers.get((group.row, group.size, column.name)) for column in columns]
         if any(found) or numbers is results.estimates:
             cells = [cell for each in found for cell in _cells(each)]
             places = [group.axes.get(axis, "") for axis in axes]
             line = [spoken(group.size), group.row, group.method, *places, group.ranks, *values(group), *cells]
-            writer.writerow(line)
+            writer.writerow(map(escaped_csv, line))
     return file.getvalue()
 
 

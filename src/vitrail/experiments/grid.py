@@ -6,8 +6,9 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +19,22 @@ from vitrail.attached import attached, load_plugins, wrapping
 from vitrail.core.composition import Composition
 from vitrail.core.config import Loader
 from vitrail.core.fields import as_tuple
-from vitrail.core.run_config import RunConfig
+from vitrail.core.run_config import PIXELS, RunConfig
 from vitrail.core.streams import SCHEME
 from vitrail.digests import content_digest
 from vitrail.discovery import registry
-from vitrail.errors import ConfigError, Problems
-from vitrail.experiments.experiment import PIXELS, TIMES, Axis, Experiment, HeatMap, MethodEntry, Setting
+from vitrail.errors import ConfigError, Problems, shortened
+from vitrail.experiments.experiment import (
+    MOST_CELLS,
+    MOST_PAIRS,
+    MOST_ROWS,
+    TIMES,
+    Axis,
+    Experiment,
+    HeatMap,
+    MethodEntry,
+    Setting,
+)
 from vitrail.experiments.prompts import prompts_of
 from vitrail.methods import load_method
 from vitrail.picture import open_picture
@@ -115,6 +126,21 @@ class Row:
     run: dict[str, Any]
 
 
+@frozen(kw_only=True)
+class Plain:
+    """A row at a size as plain data, which all of its cells share.
+
+    Attributes:
+        run: With any prompt and seed.
+        composition: The method as plain tables.
+        besides: What else determines the pixels.
+    """
+
+    run: RunConfig
+    composition: dict[str, Any]
+    besides: tuple[dict[str, str], ...] = field(converter=as_tuple)
+
+
 def cells_of(experiment: Experiment, model: Model, folder: Path) -> list[Cell]:
     """Every cell: all rows and sizes grow at the same pace, so that a table made early is balanced.
 
@@ -134,14 +160,17 @@ def cells_of(experiment: Experiment, model: Model, folder: Path) -> list[Cell]:
         for entry in experiment.sizes
     ]
     rows = rows_of(experiment)
+    refuse_many(experiment, pairs, rows)
     order = sorted((pair / count, size, pair) for size, (_, _, count) in enumerate(sizes) for pair in range(count))
     problems = Problems()
     cells: list[Cell] = []
+    plain: dict[tuple[str, int], Plain] = {}
     for _, size, pair in order:
-        height, width, _ = sizes[size]
         for row, ranks in itertools.product(rows, experiment.ranks):
             with problems.collect():
-                cells.append(_cell(experiment, model, row, (height, width), (pair, *pairs[pair]), ranks))
+                if (row.name, size) not in plain:
+                    plain[row.name, size] = _plain(experiment, model, row, sizes[size][:2])
+                cells.append(_cell(experiment, model, row, plain[row.name, size], (pair, *pairs[pair]), ranks))
         problems.tell()
     for heat, pair in itertools.product(experiment.heatmaps, range(len(pairs))):
         if pair < heat.pictures:
@@ -168,11 +197,14 @@ def pairs_of(experiment: Experiment, folder: Path) -> list[tuple[str, int]]:
         ConfigError: If a file of prompts cannot be read, or a prompt has a seed twice.
     """
     prompts = prompts_of(experiment, folder)
+    count = len(prompts) * (len(experiment.seeds) or experiment.repeats)
+    if count > MOST_PAIRS:
+        raise ConfigError(f"{count} pairs of a prompt and a seed are more than {MOST_PAIRS}; split the experiment")
     if experiment.seeds:
         pairs = [(prompt, seed) for seed in experiment.seeds for prompt in prompts]
         (prompt, seed), count = Counter(pairs).most_common(1)[0]
         if count > 1:
-            raise ConfigError(f"prompt {prompt!r} is there twice with seed {seed}; leave one out")
+            raise ConfigError(f"prompt {shortened(prompt)!r} is there twice with seed {seed}; leave one out")
         return pairs
     return [
         (prompt, turn * TURN + number) for turn in range(experiment.repeats) for number, prompt in enumerate(prompts)
@@ -196,14 +228,38 @@ def rows_of(experiment: Experiment) -> list[Row]:
         ConfigError: Naming every method and override that is wrong.
     """
     problems, rows = Problems(), []
-    for entry, label in zip(experiment.methods, experiment.labels(), strict=True):
-        axes = [axis for axis in experiment.axes if not axis.methods or label in axis.methods]
-        choices = [[(axis, place) for place in axis.places() if label not in place.skip] for axis in axes]
+    plans = list(_choices(experiment))
+    count = sum(math.prod(map(len, choices)) for _, _, choices in plans)
+    if count > MOST_ROWS:
+        raise ConfigError(f"methods and axes make {count} rows, more than {MOST_ROWS}; leave some out")
+    for entry, label, choices in plans:
         for chosen in itertools.product(*choices):
             with problems.collect():
                 rows.append(_row(entry, label, chosen))
     problems.tell()
     return rows
+
+
+def _choices(experiment: Experiment) -> Iterator[tuple[MethodEntry, str, list[list[tuple[Axis, Setting]]]]]:
+    """Every method with its label and, for each axis that is for it, the places there."""
+    for entry, label in zip(experiment.methods, experiment.labels(), strict=True):
+        axes = [axis for axis in experiment.axes if not axis.methods or label in axis.methods]
+        yield entry, label, [[(axis, each) for each in axis.places() if label not in each.skip] for axis in axes]
+
+
+def refuse_many(experiment: Experiment, pairs: Sequence[tuple[str, int]], rows: Sequence[Row]) -> None:
+    """Refuse more cells than can be planned at once.
+
+    Raises:
+        ConfigError: With their number.
+    """
+    pictures = sum(min(entry.pictures or len(pairs), len(pairs)) for entry in experiment.sizes)
+    count = pictures * len(rows) * len(experiment.ranks)
+    if count > MOST_CELLS:
+        raise ConfigError(
+            f"{count} pictures are more than {MOST_CELLS}, the most of one experiment; give sizes fewer 'pictures', or "
+            "split it"
+        )
 
 
 def _row(entry: MethodEntry, label: str, chosen: tuple[tuple[Axis, Setting], ...]) -> Row:
@@ -221,30 +277,19 @@ def _row(entry: MethodEntry, label: str, chosen: tuple[tuple[Axis, Setting], ...
     )
 
 
-def _cell(
-    experiment: Experiment,
-    model: Model,
-    row: Row,
-    size: tuple[int, int],
-    pair: tuple[int, str, int],
-    ranks: int,
-) -> Cell:
-    number, prompt, seed = pair
-    table = {
-        **model.defaults,
-        **experiment.run,
-        **row.run,
-        "model": experiment.model,
-        "prompt": prompt,
-        "seed": seed,
-        "height": size[0],
-        "width": size[1],
-    }
+def _plain(experiment: Experiment, model: Model, row: Row, size: tuple[int, int]) -> Plain:
+    """A row at a size as plain data."""
+    table = {**model.defaults, **experiment.run, **row.run, "model": experiment.model, "prompt": ""}
     loader = Loader(registry())
-    run = attrs.asdict(loader.structure(table, RunConfig, f"row {row.name!r}"))
-    composition = loader.unstructure(row.composition)
+    run = loader.structure({**table, "height": size[0], "width": size[1]}, RunConfig, f"row {row.name!r}")
+    return Plain(run=run, composition=loader.unstructure(row.composition), besides=_besides(experiment, row))
+
+
+def _cell(experiment: Experiment, model: Model, row: Row, plain: Plain, pair: tuple[int, str, int], ranks: int) -> Cell:
+    number, prompt, seed = pair
+    run, composition = attrs.asdict(evolve(plain.run, prompt=prompt, seed=seed)), plain.composition
     return Cell(
-        address=_address(run, composition, model, ranks, experiment.comm, _besides(experiment, row)),
+        address=_address(run, composition, model, ranks, experiment.comm, plain.besides),
         row=row.name if len(experiment.ranks) == 1 else f"{row.name}, {ranks} rank{'s' * (ranks > 1)}",
         method=row.method,
         axes=row.axes,
@@ -270,7 +315,8 @@ def heat_row(heat: HeatMap) -> Row:
 def _heat_cell(experiment: Experiment, model: Model, heat: HeatMap, pair: tuple[int, str, int]) -> Cell:
     number, prompt, seed = pair
     side, row = model.native_size, heat_row(heat)
-    cell = _cell(evolve(experiment, ranks=(1,)), model, row, (side, side), (number, prompt, seed), 1)
+    plain = _plain(experiment, model, row, (side, side))
+    cell = _cell(evolve(experiment, ranks=(1,)), model, row, plain, (number, prompt, seed), 1)
     address = _digest([cell.address, heat.at])
     return evolve(cell, address=address, kind="heatmap", options={"at": heat.at})
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.core.config import Loader
-from vitrail.core.files import SUFFIXES, read_file
+from vitrail.core.files import read_file
 from vitrail.core.overrides import override
+from vitrail.core.paths import beside, expanded
 from vitrail.discovery import registry
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, shortened
 from vitrail.experiments.experiment import Experiment
+from vitrail.relative_paths import of_experiment
 
 SHORT = {"methods": "method", "sizes": "size"}  # a list's entries may be this field alone
+MOST_BASES = 8  # below each other
 MARKS = ("methods", "heatmaps", "extends")  # of which an experiment's file has one
 
 
@@ -28,6 +31,7 @@ def load_experiment(path: Path, assignments: Sequence[str] = ()) -> tuple[Experi
     Raises:
         ConfigError: Listing every problem with path and nearest name.
     """
+    path = expanded(path)
     table = override(read_with_bases(path), list(assignments))
     return structure(table, str(path)), table
 
@@ -43,17 +47,20 @@ def read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: If a file extends itself, or cannot be read.
     """
+    read = read_file(path)
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends itself, by way of {' and '.join(str(each.name) for each in seen)}")
-    table = located(spelt_out(read_file(path)), path.parent)
+    if len(seen) == MOST_BASES:
+        raise ConfigError(f"{path}: is the base of a base, and so on; {MOST_BASES} files may stand on each other")
+    table = of_experiment(spelt_out(read), path.parent)
     base = table.pop("extends", None)
     if base is None:
         return table
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: 'extends' is the name of a file beside it, got {base!r}")
-    below = read_with_bases(path.parent / base, (*seen, path.resolve()))
-    if "prompts_file" in below and "prompts_file" not in table:
-        below["prompts_file"] = str(Path(base).parent / below["prompts_file"])
+        raise ConfigError(f"{path}: 'extends' is the name of a file beside it, got {shortened(repr(base))}")
+    below = read_with_bases(path.parent / expanded(base), (*seen, path.resolve()))
+    if isinstance(below.get("prompts_file"), str) and "prompts_file" not in table:
+        below["prompts_file"] = beside(Path(base).parent, below["prompts_file"])
     return merged(below, table)
 
 
@@ -76,18 +83,6 @@ def spelt_out(table: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(result.get(name), list):
             result[name] = [_entry(key, item) for item in result[name]]
     return result
-
-
-def located(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Methods' files as they are found from here; in an experiment's file they lie beside it."""
-    methods = table.get("methods")
-    if isinstance(methods, list):
-        for entry in methods:
-            method = entry.get("method") if isinstance(entry, dict) else None
-            if isinstance(method, str) and Path(method).suffix in SUFFIXES:
-                place = folder / Path(method).expanduser()
-                entry["method"] = str(place) if place.exists() else method
-    return table
 
 
 def _entry(key: str, item: Any) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitrail.core.paths import expanded
+from vitrail.core.text_files import LARGEST_LIST, read_text
 from vitrail.errors import ConfigError
-from vitrail.experiments.experiment import Experiment
+from vitrail.experiments.experiment import MOST_PAIRS, Experiment
 
 
 def prompts_of(experiment: Experiment, folder: Path) -> tuple[str, ...]:
@@ -21,16 +23,15 @@ def prompts_of(experiment: Experiment, folder: Path) -> tuple[str, ...]:
     if experiment.prompts:
         return experiment.prompts
     if experiment.prompts_file is not None:
-        return _read(folder / Path(experiment.prompts_file).expanduser())
+        return _read(folder / expanded(experiment.prompts_file))
     return tuple(scene(number)[1] for number in range(experiment.scenes))
 
 
 def _read(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prompts_file {path}: cannot be read as text: {error}") from error
+    lines = read_text(path, LARGEST_LIST, where="prompts_file ").splitlines()
     found = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if len(found) > MOST_PAIRS:
+        raise ConfigError(f"prompts_file {path}: has {len(found)} prompts; {MOST_PAIRS} is the most")
     if not found:
         raise ConfigError(f"prompts_file {path}: has no prompt")
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.core.overrides import override
+from vitrail.core.paths import expanded, expanded_or_none
 from vitrail.errors import ConfigError
 from vitrail.experiments.experiment import Experiment
 from vitrail.experiments.loading import structure
@@ -46,6 +47,7 @@ def report(
     Raises:
         VitrailError: If a folder is no experiment's or of another one, or something cannot be measured.
     """
+    folders, out = [expanded(folder) for folder in folders], expanded_or_none(out)
     if out is None and len(folders) > 1:
         raise ConfigError("several folders are merged into one; say which by --out")
     home = folders[0] if out is None else _merged(folders, out)

@@ -14,11 +14,13 @@ from attrs import field, frozen
 
 from vitrail.core.atomic import replacing, told, write_text
 from vitrail.core.fields import as_tuple
+from vitrail.core.text_files import read_json
 from vitrail.digests import content_digest
 from vitrail.errors import ConfigError, OutputError
 from vitrail.experiments.grid import Cell
 
 PLAN = "experiment.json"
+LARGEST_PLAN = 2**29  # bytes
 
 
 @frozen(kw_only=True)
@@ -116,12 +118,12 @@ class Folder:
             ConfigError: If the folder is no experiment's.
         """
         file = self.path / PLAN
+        if not file.exists():
+            raise ConfigError(f"{self.path}: no experiment's folder, since it has no {PLAN}")
         try:
-            table = json.loads(file.read_text(encoding="utf-8"))
+            table = read_json(file, LARGEST_PLAN)
             return Plan(**{**table, "cells": [Cell(**cell) for cell in table["cells"]]})
-        except FileNotFoundError as error:
-            raise ConfigError(f"{self.path}: no experiment's folder, since it has no {PLAN}") from error
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (TypeError, KeyError) as error:
             raise ConfigError(f"{file}: cannot be read: {error}") from error
 
     def append(self, outcome: Outcome, shard: str) -> None:

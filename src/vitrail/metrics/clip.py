@@ -8,7 +8,6 @@ needs no torchvision and agrees with transformers' own way to the rounding of 8-
 from __future__ import annotations
 
 import functools
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from attrs import validators as v
 from vitrail.core.ambient import plain_defaults
 from vitrail.core.fields import as_tuple
 from vitrail.core.file_digests import digest_of_files
+from vitrail.core.paths import expanded
+from vitrail.core.text_files import read_json
 from vitrail.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def middle(pictures: Tensor, side: int) -> Tensor:
 
 def digest_of_clip(folder: str) -> str:
     """Stands for what a folder's files hold, by name; those of folders in it are left out."""
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     return digest_of_files(sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [])
 
 
@@ -153,7 +154,7 @@ def load_clip(folder: str, device: str, digest: str = "") -> ClipNetwork:
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     config = _json(path / "config.json")
     if config.get("model_type") != "clip":
         raise ModelError(f"{folder} holds no CLIPModel but {config.get('model_type', 'something else')!r}")
@@ -178,14 +179,11 @@ def _limited(tokenizer: Any, most: int) -> Any:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise ModelError(
             f"{path} is missing: give the folder of a CLIPModel in transformers' format, with its tokenizer"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        )
+    read = read_json(path, kind=ModelError)
     if not isinstance(read, dict):
         raise ModelError(f"{path} holds no table")
     return read

@@ -11,6 +11,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.file_digests import digest_of_files
+from vitrail.core.paths import expanded
 from vitrail.errors import ModelError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Inception:
     @property
     def digest(self) -> str:
         """Of the file."""
-        return digest_of_files([Path(self.weights).expanduser()])
+        return digest_of_files([expanded(self.weights)])
 
     def extract(self, pictures: Tensor) -> Tensor:
         """Features, Float32[Tensor, "batch 2048"], of Float32[Tensor, "batch 3 Height Width"] in [0, 1].
@@ -73,7 +74,7 @@ def load_inception(weights: str, device: str, digest: str = "") -> InceptionNetw
 
     with torch.device("meta"):  # random weights that would be overwritten are never drawn
         network = InceptionNetwork()
-    found, wanted = _read(Path(weights).expanduser()), network.state_dict()
+    found, wanted = _read(expanded(weights)), network.state_dict()
     _check(weights, found, {name: tuple(each.shape) for name, each in wanted.items()})
     counters = {name: torch.zeros((), dtype=torch.int64, device="cpu") for name in wanted if name.endswith(COUNTER)}
     learned = {name: found[name].float() for name in wanted if name not in counters}

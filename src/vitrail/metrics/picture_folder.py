@@ -12,6 +12,7 @@ from attrs import validators as v
 
 from vitrail.core.file_digests import digest_of_files
 from vitrail.core.measuring import Shown
+from vitrail.core.paths import expanded
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def files_of(path: str) -> tuple[Path, ...]:
     Raises:
         ConfigError: If there are none.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     found = sorted(each for each in folder.iterdir() if each.suffix.lower() in ENDINGS) if folder.is_dir() else []
     if not found:
         what = f"has no {', '.join(ENDINGS)} file in it" if folder.is_dir() else "is no folder"

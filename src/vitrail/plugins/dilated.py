@@ -10,14 +10,21 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.views import Patches
-from vitrail.plugins.patching import INTERACTIONS, Interaction, exchange_order, lattice_views, turned_views
+from vitrail.plugins.patching import (
+    INTERACTIONS,
+    Interaction,
+    exchange_order,
+    lattice_views,
+    outline_of_lattice,
+    turned_views,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.step import Step
     from vitrail.core.streams import Streams
-    from vitrail.core.views import Canvas
+    from vitrail.core.views import Canvas, Outline
 
 LEAST = 0.01  # of the blur, at the last step
 
@@ -57,6 +64,10 @@ class Dilated:
                 streams.uniform((len(views), 1, depth, *views[0].shape), "dilated-permutation", step.index)
             )
         return Patches(turned_views(views, step, streams), order)
+
+    def outline(self, step: Step, canvas: Canvas) -> Outline:
+        """As many views as offsets."""
+        return outline_of_lattice(canvas, *self.granularity(canvas))
 
     def prepare(self, step: Step, model_input: Tensor, canvas: Canvas) -> Tensor:
         """The canvas blurred, with the mean and deviation that it had, Float32[Tensor, "batch channels height width"].

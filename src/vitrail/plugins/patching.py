@@ -15,7 +15,7 @@ from attrs import evolve, field, frozen
 from attrs import validators as v
 
 from vitrail.core.fields import share_below_one
-from vitrail.core.views import Patches, Span, View
+from vitrail.core.views import Outline, Patches, Span, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,10 @@ class Whole:
     def granularity(self, canvas: Canvas) -> tuple[int, int]:
         """Any size."""
         return 1, 1
+
+    def outline(self, step: Step, canvas: Canvas) -> Outline:
+        """One view of all."""
+        return Outline(1, (canvas.height, canvas.width))
 
     def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
         """One view."""
@@ -73,13 +77,21 @@ class Windows:
 
     def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
         """Windows in row-major order; the first is the key view."""
-        size = self.size or canvas.native
-        rows = self._axis(canvas.height, size, canvas.wraps("y"))
-        cols = self._axis(canvas.width, size, canvas.wraps("x"))
+        rows, cols = self._axes(canvas)
         shifts = self._shifts(step, streams, rows, cols)
         starts = ((top, left) for top in rows.starts for left in cols.starts)
         views = [View(rows.span(y, dy), cols.span(x, dx)) for (y, x), (dy, dx) in zip(starts, shifts, strict=True)]
         return Patches(turned_views(views, step, streams))
+
+    def outline(self, step: Step, canvas: Canvas) -> Outline:
+        """Their number, and the size of one."""
+        rows, cols = self._axes(canvas)
+        return Outline(len(rows.starts) * len(cols.starts), (rows.window, cols.window))
+
+    def _axes(self, canvas: Canvas) -> tuple[_Axis, _Axis]:
+        size = self.size or canvas.native
+        rows = self._axis(canvas.height, size, canvas.wraps("y"))
+        return rows, self._axis(canvas.width, size, canvas.wraps("x"))
 
     def _axis(self, length: int, size: int, wraps: bool) -> _Axis:
         window = min(size, length)
@@ -185,6 +197,11 @@ def lattice_views(canvas: Canvas, down: int, right: int) -> list[View]:
     return [View(row, col) for row in rows for col in cols]
 
 
+def outline_of_lattice(canvas: Canvas, down: int, right: int) -> Outline:
+    """What the views of ``lattice_views`` are like."""
+    return Outline(down * right, (canvas.height // down, canvas.width // right))
+
+
 def exchange_order(draws: Tensor) -> Tensor:
     """A random permutation of the views at each position, Int64[Tensor, "views #batch #channels h w"].
 
@@ -226,11 +243,21 @@ class Lattice:
         views = lattice_views(canvas, *self.granularity(canvas))
         if self.views == "key":
             return Patches(views[:1])
-        clean = self.key == "extra" or (self.key == "auto" and len(views) > 4)
         depth = channels if self.interaction == "element" else 1
         order = self._order(step, streams, (len(views), 1, depth, *views[0].shape))
-        exchanges = self.interaction != "none" and len(views) > 1
-        return Patches(views, order, key=0, clean_key=clean and exchanges)
+        return Patches(views, order, key=0, clean_key=self._is_clean(len(views)))
+
+    def outline(self, step: Step, canvas: Canvas) -> Outline:
+        """As many views as offsets, or the key view alone."""
+        outline = outline_of_lattice(canvas, *self.granularity(canvas))
+        if self.views == "key":
+            return Outline(1, outline.shape)
+        return evolve(outline, clean_key=self._is_clean(outline.count))
+
+    def _is_clean(self, count: int) -> bool:
+        """Whether the key view gets a clean forward besides, among so many views that exchange their pixels."""
+        exchanges = self.interaction != "none" and count > 1
+        return exchanges and (self.key == "extra" or (self.key == "auto" and count > 4))
 
     def _order(self, step: Step, streams: Streams, shape: tuple[int, ...]) -> Tensor | None:
         if self.interaction == "none" or shape[0] == 1 or step.stage_step % self.interaction_every:

@@ -15,7 +15,6 @@ The anchor itself stays as it is. All windows come to look alike, which suits wi
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
@@ -24,6 +23,7 @@ from attrs import validators as v
 from vitrail.core.cost import Cost
 from vitrail.core.file_digests import digest_of_files
 from vitrail.core.lpips import check_weights
+from vitrail.core.paths import expanded
 from vitrail.core.protocols import Point
 from vitrail.errors import ModelError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from vitrail.core.scene import Scene
     from vitrail.core.step import Step
-    from vitrail.core.views import Patches
+    from vitrail.core.views import Outline
 
 
 @frozen(kw_only=True)
@@ -80,14 +80,14 @@ class Synchronized:
 
     def digest(self) -> str:
         """Of the file of weights; the judge ships inside."""
-        return "" if self.weights is None else digest_of_files([Path(self.weights)])
+        return "" if self.weights is None else digest_of_files([expanded(self.weights)])
 
-    def cost_of_views(self, step: Step, patches: Patches, branches: int) -> Cost:
+    def cost_of_views(self, step: Step, outline: Outline, branches: int) -> Cost:
         """A forward and a picture of every view, and a way back for all but one."""
-        count = len(patches.views)
+        count = outline.count
         if not self._acts(step, count):
             return Cost()
-        return Cost(rows={patches.cells: branches * count}, decodes=count, gradients=count - 1)
+        return Cost(rows={outline.cells: branches * count}, decodes=count, gradients=count - 1)
 
     def _acts(self, step: Step, num_views: int) -> bool:
         return self.scale > 0 and step.stage_step < self.steps and num_views > 1

@@ -16,7 +16,7 @@ from vitrail.core.returned import check_granularity, check_patches, check_permut
 from vitrail.core.run_config import Wrap
 from vitrail.core.step import Step
 from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas, Patches, View
+from vitrail.core.views import Canvas, Outline, Patches, View
 from vitrail.errors import CoverageError
 from vitrail.testing.instances import contract, instance_of
 from vitrail.testing.repeats import check_repeats
@@ -90,6 +90,9 @@ def _check_patches(strategy: Any, step: Step, canvas: Canvas) -> Patches:
     with contract():
         check_patches(asked, patches, canvas, shows_whole=False)
         check_permutation(asked, patches, CHANNELS)
+    if has_own(strategy, OptionalPatching.outline):
+        outline = strategy.outline(step, canvas)
+        assert outline == Outline.of(patches), f"outline told of {outline}, and the views are {Outline.of(patches)}"
     assert all(view.turned.shape == view.shape for view in patches.views), "a turned view has the same cells"
     picture = _picture(canvas)
     total, seen = torch.zeros_like(picture), torch.zeros_like(picture)

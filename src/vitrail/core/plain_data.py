@@ -1,0 +1,49 @@
+"""Bounds of the data that files and options hold, so that no few bytes of them become gigabytes or hours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vitrail.errors import ConfigError, shortened
+
+MOST_VALUES = 20_000  # tables, lists and scalars of a file, each as often as it is named
+DEEPEST = 32  # tables and lists within each other
+LARGEST_WHOLE = 2**63  # that whole numbers stay below, as TOML has them
+
+
+def check_plain(data: object, where: str) -> None:
+    """Refuse data that is too deep, too large or has whole numbers of more than 64 bits.
+
+    Args:
+        data: Nested tables, lists and scalars; what is named several times counts each time.
+        where: How the error begins.
+
+    Raises:
+        ConfigError: With the first place that is out of bounds.
+    """
+    left: list[tuple[object, tuple[object, ...]]] = [(data, ())]
+    count = 0
+    while left:
+        value, path = left.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ConfigError(f"{where}: has more than {MOST_VALUES} values; long lists belong in files of their own")
+        if len(path) > DEEPEST:
+            raise ConfigError(f"{where}: {_told(path)}: is more than {DEEPEST} tables and lists deep")
+        if isinstance(value, int) and not -LARGEST_WHOLE <= value < LARGEST_WHOLE:
+            raise ConfigError(f"{where}: {_told(path)}: a whole number has 64 bits at most")
+        left += [(part, (*path, key)) for key, part in _parts(value)]
+
+
+def _parts(value: object) -> Iterator[tuple[Any, object]]:
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, (list, tuple)):
+        yield from enumerate(value)
+
+
+def _told(path: tuple[object, ...]) -> str:
+    """As errors of a loader tell it."""
+    steps = (f"[{key}]" if isinstance(key, int) else f".{shortened(str(key), 40)}" for key in path)
+    return shortened("$" + "".join(steps))

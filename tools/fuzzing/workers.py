@@ -1,0 +1,165 @@
+"""Runs cases in forked children of this process, which has imported what all of them need.
+
+A fork costs milliseconds, and what a case does to its process is gone with it. Memory is limited (RLIMIT_AS) and
+measured (the most that the child had beside what the parent had at the fork); time is limited from outside.
+"""
+
+import contextlib
+import io
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from fuzzing.cases import MEBIBYTES, SECONDS, Case, Outcome
+
+KILO, MEBI = 2**10, 2**20
+PATIENCE_S = 120.0
+SPARE = 512  # mebibytes of addresses, which are more than the memory behind them
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VITRAIL_DISABLE_PLUGINS": "all"}
+
+
+def warm_up() -> None:
+    """Import what commands import, and load the demo model once: children that load it find it loaded."""
+    os.environ.update(ENVIRONMENT)
+    import torch
+
+    torch.set_num_threads(1)
+    import yaml  # noqa: F401
+
+    from vitrail import cli, commands, heatmap, rendering, sampler  # noqa: F401
+    from vitrail.backbones import loading, memory, unet_family  # noqa: F401
+    from vitrail.experiments import commands as experiments  # noqa: F401
+    from vitrail.experiments import comparing, reporting  # noqa: F401
+
+    cli.app  # noqa: B018
+    _keep_loaded(loading)
+
+
+def _keep_loaded(loading) -> None:
+    """The demo model's pipeline, loaded before the fork, for the first child process that asks for just that."""
+    import vitrail.backbones.pipeline_backbone as backbones
+    from vitrail.backbones.source import find_model
+    from vitrail.discovery import registry
+
+    plain, kept = loading.load_pipeline, {}
+
+    def load_pipeline(source, device=None):
+        key = (source.location, source.options, device or "cpu")
+        return kept.pop(key) if key in kept else plain(source, device)
+
+    source = find_model("demo", registry()).source
+    kept[source.location, source.options, "cpu"] = plain(source)
+    for module in (loading, backbones):
+        if getattr(module, "load_pipeline", None) is plain:
+            module.load_pipeline = load_pipeline
+
+
+def run(case: Case, limit_s: int = SECONDS, patience_s: float = PATIENCE_S, mebibytes: int = MEBIBYTES) -> Outcome:
+    """Run a case in a child process and a folder of its own.
+
+    Args:
+        case: What to run.
+        limit_s: Seconds of a processor's time that it may take, so that a busy machine changes nothing.
+        patience_s: Seconds on the clock after which it stands still.
+        mebibytes: Of memory that it may take.
+    """
+    with tempfile.TemporaryDirectory(prefix="vitrail-fuzz-") as folder:
+        place = Path(folder) / "home"
+        place.mkdir()
+        for name, content in case.files.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+        return _forked(case, place, limit_s, patience_s, mebibytes)
+
+
+def _forked(case: Case, folder: Path, limit_s: int, patience_s: float, room: int) -> Outcome:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before, begin = _resident(), time.monotonic()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _child(case, folder, writing, limit_s, room)
+    os.close(writing)
+    data = _read(reading, begin + patience_s)
+    if data is None:
+        os.kill(child, signal.SIGKILL)
+    _, status, usage = os.wait4(child, 0)
+    seconds = usage.ru_utime + usage.ru_stime
+    was_ended = data is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU)
+    mebibytes = max(0.0, usage.ru_maxrss * KILO - before) / MEBI
+    if not data:
+        return Outcome(None, seconds=seconds, mebibytes=mebibytes, was_ended=was_ended)
+    return Outcome(**json.loads(data), seconds=seconds, mebibytes=mebibytes)
+
+
+def _read(pipe: int, deadline: float) -> bytes | None:
+    """What a child has to tell; None if it does not end in time."""
+    parts = []
+    with open(pipe, "rb", buffering=0) as told:
+        while True:
+            ready, _, _ = select.select([told], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return None
+            part = told.read(MEBI)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+
+
+def _child(case: Case, folder: Path, pipe: int, limit_s: int, room: int) -> None:
+    """Never returns."""
+    out, err, trace, code = io.StringIO(), io.StringIO(), "", None
+    try:
+        addresses = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (addresses + (room + SPARE) * MEBI, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s + 1))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MEBI * KILO, resource.RLIM_INFINITY))
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing, descriptor)
+        os.chdir(folder)
+        os.environ.update(HOME=str(folder))
+        sys.argv = ["vitrail", *case.words]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code, trace = _answer()
+    except BaseException:
+        trace = traceback.format_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            _tell(pipe, {"code": code, "out": out.getvalue(), "err": err.getvalue(), "trace": trace})
+        os._exit(0)
+
+
+def _answer() -> tuple[int | None, str]:
+    """The exit code of the command line, or the trace of what came through."""
+    from vitrail import cli
+
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1, ""
+    except BaseException:
+        return None, traceback.format_exc()[-8000:]
+    return 0, ""
+
+
+def _tell(pipe: int, data: dict) -> None:
+    """All of it; a pipe takes little at once."""
+    data = {name: value[-40_000:] if isinstance(value, str) else value for name, value in data.items()}
+    left = json.dumps(data).encode("utf-8", "replace")
+    while left:
+        left = left[os.write(pipe, left) :]
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
