@@ -25,18 +25,22 @@ def fresh_unet(kind="sd"):
 
 
 def inputs_of(network, size=SIZE):
-    """Latents, timestep and text of three rows for any of the tiny networks."""
-    config, rows = network.config, 3
-    latents = draw(rows, config.in_channels, *size)
+    """Latents, timestep and text of three rows for any of the tiny networks, in the network's own type."""
+    config, rows, dtype = network.config, 3, network.dtype
+
+    def draw_own(*shape):
+        return draw(*shape).to(dtype)
+
+    latents = draw_own(rows, config.in_channels, *size)
     if hasattr(config, "joint_attention_dim"):
-        text = {"encoder_hidden_states": draw(rows, 24, config.joint_attention_dim)}
-        text["pooled_projections"] = draw(rows, config.pooled_projection_dim)
+        text = {"encoder_hidden_states": draw_own(rows, 24, config.joint_attention_dim)}
+        text["pooled_projections"] = draw_own(rows, config.pooled_projection_dim)
         return (latents,), {**text, "timestep": torch.tensor([500.0] * rows)}
-    text = {"encoder_hidden_states": draw(rows, WORDS, config.cross_attention_dim)}
+    text = {"encoder_hidden_states": draw_own(rows, WORDS, config.cross_attention_dim)}
     if config.addition_embed_type == "text_time":
         ids = torch.tensor([[64, 64, 0, 0, 64, 64]] * rows)
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        text["added_cond_kwargs"] = {"text_embeds": draw(rows, pooled), "time_ids": ids}
+        text["added_cond_kwargs"] = {"text_embeds": draw_own(rows, pooled), "time_ids": ids}
     return (latents, torch.tensor(500)), text
 
 
@@ -54,14 +58,14 @@ def captured(network, layers=(), over="mean", size=SIZE, **more):
 
 
 class Scores:
-    """Every pair of queries and keys that the processors hand to the fused attention, with its bias."""
+    """Every pair of queries and keys that the processors hand to the fused attention, in float32, with its bias."""
 
     def __init__(self, monkeypatch):
         self.calls = []
         fused = F.scaled_dot_product_attention
 
         def record(query, key, value, attn_mask=None, **options):
-            self.calls.append((query, key, attn_mask))
+            self.calls.append((query.float(), key.float(), attn_mask))
             return fused(query, key, value, attn_mask=attn_mask, **options)
 
         monkeypatch.setattr(F, "scaled_dot_product_attention", record)

@@ -1,5 +1,6 @@
 """U-Nets that are asked with and without a change inside, and all that a change could leave behind."""
 
+import copy
 import functools
 
 import torch
@@ -52,15 +53,25 @@ def built(name):
     return BUILD[name]()
 
 
+@functools.cache
+def exact(name):
+    """The same in double precision, for laws that hold to rounding: a network makes much of how it rounds."""
+    return copy.deepcopy(built(name)).to(torch.float64)
+
+
 @torch.inference_mode()
 def ask(network, height=2 * NATIVE, width=2 * NATIVE, width_of_text=None, **added):
-    """The output for random latents and text."""
+    """The output for random latents and text, in the network's own type."""
     streams, config = Streams(0), network.config
-    text = streams.normal((1, 3, width_of_text or config.cross_attention_dim), "text")
+
+    def draw(name, *shape):
+        return streams.normal(shape, name).to(network.dtype)
+
+    text = draw("text", 1, 3, width_of_text or config.cross_attention_dim)
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        added |= {"text_embeds": streams.normal((1, pooled), "pooled"), "time_ids": torch.full((1, 6), 64.0)}
-    return network(streams.normal((1, 4, height, width), "latents"), torch.tensor(5), text, added_cond_kwargs=added)[0]
+        added |= {"text_embeds": draw("pooled", 1, pooled), "time_ids": torch.full((1, 6), 64.0)}
+    return network(draw("latents", 1, 4, height, width), torch.tensor(5), text, added_cond_kwargs=added)[0]
 
 
 def forward(network, index=0, height=2 * NATIVE, width=2 * NATIVE):

@@ -68,6 +68,8 @@ class Broken:
                 output = output + 1e-7 * self._calls
             case "global randomness":
                 output = output + 1e-6 * torch.randn_like(output)
+            case "ambient dtype":
+                output = output * torch.tensor(0.1).float()
             case "float64":
                 output = output.double()
             case "shape":
@@ -78,6 +80,8 @@ class Broken:
                 self._sound.network.register_forward_hook(lambda *arguments: None)
             case "map":
                 return evolve(answer, attention=2 * torch.ones(1, 1, *output.shape[-2:]))
+            case "ambient map" if answer.attention is not None:
+                return evolve(answer, attention=answer.attention * torch.tensor(0.1).float())
             case "no map":
                 return evolve(answer, attention=None)
         return evolve(answer, model_output=output)
@@ -89,6 +93,8 @@ class Broken:
                 return 2 * picture + 0.1
             case "decodes at random":
                 return (picture + 0.01 * torch.rand_like(picture)).clamp(0, 1)
+            case "decodes by the default dtype":
+                return picture * torch.tensor(0.1).float()
             case "decodes another size":
                 return picture[..., 1:]
         return picture
@@ -98,6 +104,8 @@ class Broken:
         match self._how:
             case "encodes at random":
                 return encoded + torch.randn_like(encoded)
+            case "encodes by the default dtype":
+                return encoded * torch.tensor(0.1).float()
             case "encodes another size":
                 return encoded[..., 1:]
         return encoded
@@ -114,6 +122,8 @@ BROKEN = [
     ("rows have places", "must not depend on the rows beside it|must not depend on its place"),
     ("memory", "the same rows must be predicted the same again"),
     ("global randomness", "the same rows must be predicted the same again"),
+    ("ambient dtype", r"a prediction changes with torch.set_default_dtype\(torch.bfloat16\)"),
+    ("ambient map", r"a prediction changes with torch.set_default_dtype\(torch"),
     ("float64", "expected float32"),
     ("shape", "expected float32"),
     ("not finite", "must be finite"),
@@ -122,6 +132,8 @@ BROKEN = [
     ("no map", "must come with its attention map"),
     ("decodes beyond", r"lies in \[0, 1\]"),
     ("decodes at random", "same latents must decode to the same picture"),
+    ("decodes by the default dtype", "a decoded picture changes with torch.set_default_dtype"),
+    ("encodes by the default dtype", "what the encoder gives changes with torch.set_default_dtype"),
     ("decodes another size", r"expected float32 \(1, 3, 64, 64\)"),
     ("encodes at random", "the encoder must give its mean"),
     ("encodes another size", "expected latents of"),

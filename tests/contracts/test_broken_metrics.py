@@ -38,6 +38,10 @@ class BrokenMetric(Broken):
         match self.how:
             case "sees at random":
                 return mean + torch.rand(())
+            case "sees by the default dtype":
+                return mean * torch.tensor(0.1).float()
+            case "sees in the default dtype":
+                return torch.tensor(float(mean))
             case "remembers":
                 self.kept.append(1)
                 return mean + len(self.kept)
@@ -62,6 +66,8 @@ class BrokenMetric(Broken):
                 return mean, 1 + most
             case "order":
                 return mean, float(looked[0])
+            case "numbers by the default dtype":
+                return mean, float(most * torch.tensor(0.1))
             case "numbers at random":
                 self.kept.append(1)
                 return mean, most / len(self.kept)
@@ -72,6 +78,8 @@ METRICS = [
     ("no columns", "columns are a tuple of Column"),
     ("one name twice", "names of their own"),
     ("sees at random", "must see the same"),
+    ("sees by the default dtype", r"what the eye sees changes with torch.set_default_dtype\(torch.bfloat16\)"),
+    ("sees in the default dtype", r"what the eye sees changes with torch.set_default_dtype\(torch.float64\)"),
     ("remembers", "must see the same again"),
     ("shapes", "one shape for pictures of any size"),
     ("whole numbers", "answers with floats"),
@@ -81,6 +89,7 @@ METRICS = [
     ("nan", "most is nan for 3 pictures"),
     ("beyond its ends", "outside of"),
     ("order", "the order of the pictures must not count"),
+    ("numbers by the default dtype", "what it makes of the pictures changes with torch.set_default_dtype"),
     ("numbers at random", "the same pictures must give the same numbers"),
     ("goes without a reference", "must refuse, and say so"),
 ]
@@ -126,12 +135,16 @@ class BrokenFeatures(Broken):
                 return pictures.mean((1, 2, 3))
             case "graph":
                 return found.clone().requires_grad_()
+            case "default dtype":
+                return found * torch.tensor(0.1).float()
             case "blind":
                 return torch.ones_like(found)
         return found
 
     def probabilities(self, pictures):
         shares = pictures.mean((2, 3)).softmax(1)
+        if self.how == "default dtype of classes":
+            return torch.tensor(shares.tolist())
         return 2 * shares if self.how == "sums" else shares
 
 
@@ -140,6 +153,8 @@ FEATURES = [
     ("float64", "extract: expected float32"),
     ("shape", r"extract: expected float32 \(2, dim\)"),
     ("graph", "without a graph"),
+    ("default dtype", r"extract changes with torch.set_default_dtype\(torch.bfloat16\)"),
+    ("default dtype of classes", r"probabilities changes with torch.set_default_dtype\(torch.float64\)"),
     ("blind", "unlike pictures look alike"),
     ("sums", "must add up to one"),
     ("digest", "the same files must have the same digest"),

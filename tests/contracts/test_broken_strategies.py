@@ -7,6 +7,7 @@ import torch
 from attrs import evolve, field, frozen
 
 from vitrail import testing
+from vitrail.core.cost import Cost
 from vitrail.core.protocols import AttentionRequest
 from vitrail.core.scene import Branches
 from vitrail.core.views import Patches
@@ -130,6 +131,54 @@ def test_guidance_that_raises_at_the_ends_or_without_a_mask(how, kind):
 @pytest.mark.parametrize("how", ["", "sound"])
 def test_a_sound_guidance_passes(how):
     testing.check_guidance(BrokenGuidance(how))
+
+
+@frozen
+class Miscounting(BrokenGuidance):
+    """Says how much it asks of networks in a way that cannot be added up."""
+
+    def _counted(self, member):
+        if member not in self.how:
+            return Cost(rows={64: 2}, decodes=1)
+        match self.how.split(": ")[1]:
+            case "a number":
+                return 3
+            case "a part of a forward":
+                return Cost(rows={64: 0.5})
+            case "no number":
+                return Cost(rows={64: float("nan")})
+            case "of no cells":
+                return Cost(rows={0: 1})
+            case "below 0":
+                return Cost(gradients=-1)
+        return None
+
+    def cost(self, step, canvas, branches):
+        return self._counted("of the canvas")
+
+    def cost_of_views(self, step, patches, branches):
+        return self._counted("of views")
+
+
+COSTS = [
+    ("nothing", "must return a Cost from `{}`, got nothing"),
+    ("a number", "must return a Cost from `{}`, got a int"),
+    ("a part of a forward", r"must return a Cost of whole numbers from `{}`, .*rows={{64: 0.5}}"),
+    ("no number", r"rows={{64: nan}}"),
+    ("of no cells", r"of views of 1 cell or more and no count below 0, got Cost\(rows={{0: 1}}"),
+    ("below 0", "gradients=-1"),
+]
+
+
+@pytest.mark.parametrize(("how", "told"), COSTS)
+@pytest.mark.parametrize(("of", "member"), [("of the canvas", "cost"), ("of views", "cost_of_views")])
+def test_guidance_that_miscounts(of, member, how, told):
+    with pytest.raises(AssertionError, match=told.format(member)):
+        testing.check_guidance(Miscounting(f"{of}: {how}"))
+
+
+def test_guidance_that_counts_well_passes():
+    testing.check_guidance(Miscounting("sound"))
 
 
 @frozen

@@ -13,6 +13,7 @@ from vitrail import hookimpl
 from vitrail.backbones.rectification.surround import predict_rectified
 from vitrail.comm import InProcess
 from vitrail.core.asked import Asked
+from vitrail.core.cost import Cost
 from vitrail.core.protocols import Predicted, Rows
 from vitrail.core.returned import check_patches
 from vitrail.core.run_config import RunConfig
@@ -91,6 +92,20 @@ class OddGuidance(Answering):
 
     def guide(self, step, subject, scene, state):
         return self._changed(step, (subject, state))
+
+
+@frozen
+class OddCost(OddGuidance):
+    """Says how much it asks of networks."""
+
+    of_canvas: object = Cost()
+    of_views: object = Cost()
+
+    def cost(self, step, canvas, branches):
+        return self.of_canvas
+
+    def cost_of_views(self, step, patches, branches):
+        return self.of_views
 
 
 @frozen
@@ -310,6 +325,29 @@ def test_messages_between_ranks(which):
     found = complaint(InProcess(timeout=60).run, 2, program)
     assert found.startswith("guidance OddMessages at step 3 of 4 must return"), found
     assert "got float64" in found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (None, "must return a Cost from `{}`, got nothing"),
+        (2.0, "must return a Cost from `{}`, got a float"),
+        (Cost(rows={64: float("inf")}), "must return a Cost of whole numbers from `{}`, "),
+        (Cost(rows={64: -2}), "no count below 0, got Cost(rows={{64: -2}}"),
+        (Cost(decodes=True), "of whole numbers from `{}`, "),
+        (Cost(encodes=torch.tensor(1)), "of whole numbers from `{}`, "),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("member", "given"), [("cost", "of_canvas"), ("cost_of_views", "of_views")])
+def test_costs_are_refused_before_a_run(wrong, told, member, given):
+    guidance = OddCost(point="canvas", change=lambda pair: pair, **{given: wrong})
+    sampler = sampler_with(guidance=[guidance])
+    run = RunConfig(prompt="", height=64, width=64, num_inference_steps=4)
+    for asked in (sampler.plan, sampler.run):
+        found = complaint(asked, run)
+        assert found.startswith("guidance OddCost at step 1 of 4 must return a Cost"), found
+        assert told.format(member) in found
 
 
 def test_rectification():

@@ -8,7 +8,7 @@ from attrs import evolve, frozen
 from PIL import Image
 
 from file_mask import FileMask, Shift
-from tiny import NATIVE
+from tiny import NATIVE, in_double
 from vitrail import Composition, Sampler, Stage, hookimpl
 from vitrail.core.views import Canvas
 from vitrail.plugins.fusion import Average, Scatter
@@ -86,6 +86,7 @@ def test_each_view_gets_its_own_cut_of_the_canvas(pipe, picture, views):
 @pytest.mark.parametrize("views", ["windows", "lattice"])
 def test_guidance_of_views_by_a_cut_is_guidance_of_the_canvas_by_the_mask(pipe, picture, views):
     """Moving clean latents is linear and fusion is a mean, so where it is moved alike it comes out alike."""
+    pipe = in_double(pipe)
     _, by_views = run(pipe, views, FileMask(path=picture), Shift())
     seen, by_canvas = run(pipe, views, FileMask(path=picture), OnCanvas())
     torch.testing.assert_close(by_views, by_canvas, rtol=1e-3, atol=1e-3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tiny import in_double
 from vitrail import hookimpl
 from vitrail.core.cascade import Cascade
 from vitrail.core.composition import Composition
@@ -52,7 +53,7 @@ def grown_by_hand(pipe, resize, latents, size):
 @pytest.mark.parametrize("resize", ["latents", "pixels"])
 def test_a_last_size_of_one_step_starts_from_the_grown_picture(pipe, resize):
     """At the last timestep hardly any noise is left, so what was grown comes out nearly as it went in."""
-    composition = cascade(WHOLE | {"enter": {"resize": resize, "strength": [0.01]}})
+    pipe, composition = in_double(pipe), cascade(WHOLE | {"enter": {"resize": resize, "strength": [0.01]}})
     starts, size = Starts(), (192, 192)
     call = CALL | {"num_inference_steps": 50, "guidance_scale": 1.0, "height": 192}
     sampler = Sampler.from_pipeline(pipe, composition, plugins=[("starts", starts)])
@@ -63,7 +64,7 @@ def test_a_last_size_of_one_step_starts_from_the_grown_picture(pipe, resize):
     ends = [s.index for s, t in pairwise(steps) if s.phase != t.phase]
     assert [steps[end].phase for end in ends] == [0, 1] and len(steps) == 52
     with torch.no_grad():
-        grown = grown_by_hand(pipe, resize, starts.after[ends[1]], size)
+        grown = grown_by_hand(pipe, resize, starts.after[ends[1]].double(), size).float()
     noise, sigma = engine.streams.normal(tuple(grown.shape), "phase-noise", 2), steps[-1].sigma
     torch.testing.assert_close(starts.before[51], grown + sigma * noise, rtol=1e-3, atol=1e-3 * sigma)
     assert (starts.before[51] - grown).abs().mean() < sigma < 0.05

@@ -4,6 +4,7 @@ import pytest
 import torch
 from attrs import evolve
 
+from tiny import in_double, tiny_pipeline
 from vitrail import hookimpl
 from vitrail.comm import InProcess
 from vitrail.core.growing import grown_latents, moments, phase_noise
@@ -115,6 +116,7 @@ def test_where_the_dilated_views_want_padding_it_does_not_count(pipe):
 
 def test_with_a_full_skip_residual_the_last_step_alone_counts(pipe):
     """Each step begins where the grown picture has its noise, so all before the last are forgotten."""
+    pipe = in_double(pipe)
     full = latents(pipe, "demofusion", WITHOUT["jitter"], "stages.1.guidance.0.power=0", num_inference_steps=4)
     last = latents(
         pipe,
@@ -130,8 +132,6 @@ def test_with_a_full_skip_residual_the_last_step_alone_counts(pipe):
 @pytest.mark.parametrize(("method", "weight"), [("demofusion", 0.5), ("accdiffusion", 0.5), ("demofusion", 1.0)])
 def test_a_network_that_says_one_thing_ends_where_every_mix_of_views_does(method, weight):
     """A constant noise b takes clean + sigma noise to clean + sigma (noise - b), whatever the views."""
-    from tiny import tiny_pipeline
-
     pipe, seen = tiny_pipeline(), Seen()
     said = torch.tensor([0.3, -0.2, 0.1, 0.5])
     with torch.no_grad():

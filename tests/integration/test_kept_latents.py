@@ -10,10 +10,12 @@ from attrs import evolve
 
 from command_line import vitrail
 from vitrail.backbones.pipeline_backbone import PipelineBackbone
+from vitrail.core.run_config import RunConfig
 from vitrail.errors import ConfigError, DecodeError
-from vitrail.kept_latents import load_latents, save_latents
+from vitrail.kept_latents import keep, load_latents, save_latents
 from vitrail.recipe import read_recipe
 from vitrail.sampler import Sampler
+from vitrail.terminal import console
 
 CALL = {"height": 128, "width": 96, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
 FOX = ("sample", "a fox", "--size", "96x80", "--steps", "2", "-m", "multidiffusion")
@@ -87,6 +89,19 @@ def test_every_picture_of_several_is_kept_under_its_name(folder, tmp_path, monke
     names = ["fox-0.latents.safetensors", "fox-1.latents.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert [load_latents(Path(name))[1].run["seed"] for name in names] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "stem", ["x" * 100, "x" * 240, "ü" * 120], ids=["short enough", "too long", "too long in bytes"]
+)
+def test_pictures_with_long_names_are_kept_apart(pipe, tmp_path, stem):
+    """Names that differ only at their ends, with and without room for what a file of latents is told by."""
+    result = Sampler.from_pipeline(pipe, "multidiffusion")("a fox", num_images=2, **CALL)
+    for number, (latents, recipe) in enumerate(zip(result.latents, result.recipes, strict=True)):
+        keep(console(), latents, recipe, tmp_path / f"{stem}-{number}.png", RunConfig(prompt="a fox"))
+    kept = {recipe.run["seed"]: latents for latents, recipe in map(load_latents, tmp_path.iterdir())}
+    assert sorted(kept) == [0, 1]
+    assert all(torch.equal(kept[seed][0], result.latents[seed]) for seed in kept)
 
 
 def test_files_that_hold_no_latents_are_refused(tmp_path, monkeypatch, capsys, folder):

@@ -1,7 +1,6 @@
 """Dilated convolutions are those of a network that was built with them, and undilated ones are untouched."""
 
 import copy
-import functools
 import math
 
 import pytest
@@ -9,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rectified import BUILD, ask, built, changed, forward
+from rectified import BUILD, ask, changed, exact, forward
 from vitrail.backbones.rectification.convolutions import Convolution, collected, convolutions, dilated, spread
 from vitrail.backbones.rectification.dilated_convolution import DilatedConvolution, shrunk
 from vitrail.backbones.rectification.hooks import attached
 from vitrail.errors import CapabilityError
 from vitrail.methods import load_method
 
-close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+close = torch.testing.assert_close  # in double precision
 
 
 @pytest.fixture(params=BUILD)
 def unet(request):
-    return built(request.param)
+    return exact(request.param)
 
 
 def rebuilt(unet, dilations):
@@ -43,9 +42,9 @@ def at(*sites):
 @pytest.mark.parametrize("dilation", [1, 2, 3, 4, 7])
 def test_phases_are_the_dilated_convolution(stride, dilation):
     torch.manual_seed(0)
-    conv = nn.Conv2d(3, 5, 3, stride, 1).requires_grad_(False)
+    conv = nn.Conv2d(3, 5, 3, stride, 1).double().requires_grad_(False)
     for height, width in ((1, 4), (2, 9), (5, 5), (8, 16), (13, 6)):
-        features = torch.randn(2, 3, height, width)
+        features = torch.randn(2, 3, height, width).double()
         sides = [math.ceil(side / stride) for side in (height, width)]
         ours = collected(conv(spread(features, dilation, stride)), dilation, stride, sides)
         close(ours, F.conv2d(features, conv.weight, conv.bias, stride, dilation, dilation))
@@ -56,11 +55,8 @@ def test_phases_are_the_dilated_convolution(stride, dilation):
 def test_a_dilation_between_whole_numbers_resizes_on_the_way(stride, dilation, grown):
     """13 x 9 features by ceil(d) / d = 4 / 3, 1.2 and 1.25."""
     torch.manual_seed(0)
-    conv, features, holes = (
-        nn.Conv2d(3, 5, 3, stride, 1).requires_grad_(False),
-        torch.randn(2, 3, 13, 9),
-        math.ceil(dilation),
-    )
+    conv = nn.Conv2d(3, 5, 3, stride, 1).double().requires_grad_(False)
+    features, holes = torch.randn(2, 3, 13, 9).double(), math.ceil(dilation)
     larger = F.interpolate(features, size=grown, mode="bilinear")
     answer = F.conv2d(larger, conv.weight, conv.bias, stride, holes, holes)
     expected = F.interpolate(answer, size=conv(features).shape[-2:], mode="bilinear")
@@ -87,14 +83,14 @@ def test_a_whole_dilation_is_a_network_that_was_built_with_it(unet, size):
 
 
 def test_downsamplers_and_upsamplers_are_sites():
-    unet = built("deep")
+    unet = exact("deep")
     sites = ["down_blocks.0.downsamplers", "up_blocks.1.upsamplers.0"]
     reference = rebuilt(unet, at((sites[0], 2), (sites[1], 3)))
     close(changed(unet, DilatedConvolution(sites=sites, dilations=[2, 3])), ask(reference))
 
 
 def test_the_outer_convolutions_are_dilated_if_they_are_named():
-    unet = built("sd")
+    unet = exact("sd")
     reference = copy.deepcopy(unet)
     reference.conv_out.dilation = reference.conv_out.padding = (2, 2)
     close(changed(unet, DilatedConvolution(sites=["conv_out"], dilations=[2])), ask(reference))
@@ -112,17 +108,17 @@ def test_without_dilations_it_follows_the_longer_side_of_the_view(size, dilation
     size = {"height": size[0], "width": size[1]}
     given = DilatedConvolution(sites=["mid_block"], dilations=[dilation])
     follows = DilatedConvolution(sites=["mid_block"])
-    assert torch.equal(changed(built("sd"), follows, **size), changed(built("sd"), given, **size))
+    assert torch.equal(changed(exact("sd"), follows, **size), changed(exact("sd"), given, **size))
 
 
 def test_without_sites_all_blocks_below_the_highest_resolution_are_dilated():
-    unet = built("deep")
+    unet = exact("deep")
     below = at(*((site, 2) for site in ("down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1")))
     close(changed(unet, DilatedConvolution()), ask(rebuilt(unet, below)))
 
 
 def test_it_falls_by_level():
-    unet = built("deep")
+    unet = exact("deep")
     whole = DilatedConvolution(sites=["*"], fall=1.0)
     levels = {"down_blocks.1": 2, "down_blocks.2": 3, "mid_block": 3, "up_blocks.0": 3, "up_blocks.1": 2}
     close(changed(unet, whole, height=24, width=24), ask(rebuilt(unet, at(*levels.items())), 24, 24))
@@ -137,18 +133,18 @@ def test_it_falls_over_the_steps():
     expected = {1: 1, 2: 4, 3: 4, 4: 3, 5: 2, 7: 2, 8: 1}
     for index, dilation in expected.items():
         fixed = DilatedConvolution(sites=["mid_block"], dilations=[dilation])
-        assert torch.equal(changed(built("sd"), falling, index), changed(built("sd"), fixed))
+        assert torch.equal(changed(exact("sd"), falling, index), changed(exact("sd"), fixed))
 
 
 def test_the_published_list_for_4096_pixels_of_sdxl():
     """At the first step; of a U-Net of three levels, as SDXL's is."""
-    unet, strategy = built("deep"), load_method("scalecrafter-damped").stages[0].rectification[0]
+    unet, strategy = exact("deep"), load_method("scalecrafter-damped").stages[0].rectification[0]
     listed = {"down_blocks.2": 4, "mid_block": 4, "up_blocks.0": 4, "up_blocks.1": 3, "up_blocks.2": 2}
     close(changed(unet, strategy, height=32, width=32), ask(rebuilt(unet, at(*listed.items())), 32, 32))
 
 
 def test_changes_of_one_layer_lie_inside_each_other():
-    unet, (two, three) = built("deep"), (DilatedConvolution(sites=["down_blocks.1"], dilations=[d]) for d in (2, 3))
+    unet, (two, three) = exact("deep"), (DilatedConvolution(sites=["down_blocks.1"], dilations=[d]) for d in (2, 3))
     with two.apply(forward(unet)), three.apply(forward(unet)):
         ours = ask(unet)
     close(ours, ask(rebuilt(unet, at(("down_blocks.1", 6)))))
@@ -157,7 +153,7 @@ def test_changes_of_one_layer_lie_inside_each_other():
 def test_lora_layers_are_dilated_as_a_whole():
     from peft import LoraConfig
 
-    own = copy.deepcopy(built("deep"))
+    own = copy.deepcopy(exact("deep"))
     targets = ["conv1", "downsamplers.0.conv"]
     own.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
     wide = DilatedConvolution(sites=["down_blocks", "mid_block"], dilations=[2, 3])
@@ -165,11 +161,11 @@ def test_lora_layers_are_dilated_as_a_whole():
     assert (plain - acting).abs().max() > 1e-3
     own.fuse_lora()
     close(changed(own, wide), acting)
-    assert (changed(built("deep"), wide) - acting).abs().max() > 1e-3
+    assert (changed(exact("deep"), wide) - acting).abs().max() > 1e-3
 
 
 def test_half_precision_stays():
-    unet = copy.deepcopy(built("sd")).to(torch.bfloat16)
+    unet = copy.deepcopy(exact("sd")).to(torch.bfloat16)
     view = torch.zeros(1, 4, 20, 20, dtype=torch.bfloat16)
     with torch.inference_mode(), DilatedConvolution().apply(forward(unet, 0, 20, 20)):
         assert unet(view, torch.tensor(5), torch.zeros(1, 3, 32, dtype=torch.bfloat16))[0].dtype == torch.bfloat16
@@ -181,15 +177,15 @@ PUBLISHED = ["down_blocks.2.downsamplers.0", "down_blocks.3", "mid_block", "up_b
 
 
 def test_sites_that_are_missing_are_refused_unless_they_may_be():
-    unet = built("deep")
+    unet = exact("deep")
     with pytest.raises(
         CapabilityError, match=r"no 3x3 convolution.* at 'down_blocks.2.downsamplers.0'.*'down_blocks.3'"
     ):
         DilatedConvolution(sites=PUBLISHED).check(unet)
     lenient = DilatedConvolution(sites=PUBLISHED, dilations=[4, 4, 2, 3], skip_missing=True)
     lenient.check(unet)
-    exact = DilatedConvolution(sites=PUBLISHED[2:], dilations=[2, 3])
-    assert torch.equal(changed(unet, lenient), changed(unet, exact))
+    named = DilatedConvolution(sites=PUBLISHED[2:], dilations=[2, 3])
+    assert torch.equal(changed(unet, lenient), changed(unet, named))
     with pytest.raises(CapabilityError, match="no 3x3 convolution"):
         DilatedConvolution(sites=["down_blocks.9"], skip_missing=True).check(unet)
 
@@ -199,7 +195,7 @@ def test_sites_that_are_missing_are_refused_unless_they_may_be():
     [("padding_mode", "circular"), ("dilation", (2, 2)), ("padding", (0, 0)), ("kernel_size", (1, 1))],
 )
 def test_convolutions_of_another_kind_are_no_places(change, value):
-    own, site = copy.deepcopy(built("sd")), "mid_block.resnets.0.conv1"
+    own, site = copy.deepcopy(exact("sd")), "mid_block.resnets.0.conv1"
     setattr(own.get_submodule(site), change, value)
     with pytest.raises(
         CapabilityError, match=r"no 3x3 convolution with a border of one zero at 'mid_block.resnets.0.conv1'"
@@ -225,4 +221,4 @@ def test_options_that_cannot_be_are_refused(options, told):
 
 def test_sites_that_share_a_convolution_are_refused():
     with pytest.raises(CapabilityError, match=r"more than one site stands for mid_block.resnets.0.conv1"):
-        DilatedConvolution(sites=["mid_block", "mid_block.resnets.0"], dilations=[2, 3]).check(built("sd"))
+        DilatedConvolution(sites=["mid_block", "mid_block.resnets.0"], dilations=[2, 3]).check(exact("sd"))

@@ -2,25 +2,24 @@
 
 import contextlib
 import copy
-import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
-from rectified import BUILD, ask, built, changed, forward
+from rectified import BUILD, ask, changed, exact, forward
 from tiny import NATIVE, tiny_unet
 from vitrail.backbones.rectification.raunet import RAUNet
 from vitrail.errors import CapabilityError
 
 FORMS = ("stride", "pool")
-close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+close = torch.testing.assert_close  # in double precision
 
 
 @pytest.fixture(params=BUILD)
 def unet(request):
-    return built(request.param)
+    return exact(request.param)
 
 
 def layers(block, emb, text, hidden, skips=None, after=None):
@@ -37,7 +36,7 @@ def layers(block, emb, text, hidden, skips=None, after=None):
 @torch.inference_mode()
 def by_hand(unet, latents, text, strides=(), pools=()):
     """The U-Net's forward with levels whose downsampler steps by 4, and levels that are pooled."""
-    emb = unet.time_embedding(unet.time_proj(torch.tensor([5])))
+    emb = unet.time_embedding(unet.time_proj(torch.tensor([5])).to(latents.dtype))
     hidden = unet.conv_in(latents)
     skips, full = [hidden], {}
     for level, block in enumerate(unet.down_blocks):
@@ -73,7 +72,7 @@ def by_hand(unet, latents, text, strides=(), pools=()):
 def question(unet, height, width):
     generator = torch.Generator().manual_seed(0)
     text = torch.randn(1, 3, unet.config.cross_attention_dim, generator=generator)
-    return torch.randn(1, 4, height, width, generator=generator), text
+    return torch.randn(1, 4, height, width, generator=generator).to(unet.dtype), text.to(unet.dtype)
 
 
 @torch.inference_mode()
@@ -88,7 +87,7 @@ def acting(unet, size, *strategies):
 @pytest.mark.parametrize("name", ["sd", "sd2", "deep"])
 @pytest.mark.parametrize("size", [(20, 20), (13, 18), (20, 9)], ids=str)
 def test_it_is_the_network_written_out_by_hand(name, size):
-    unet = built(name)
+    unet = exact(name)
     stride = {"sd": 0, "sd2": 0, "deep": 1}[name]
     asked = question(unet, *size)
     plain = by_hand(unet, *asked)
@@ -104,14 +103,14 @@ def test_it_is_the_network_written_out_by_hand(name, size):
 
 @pytest.mark.parametrize("site", ["down_blocks.0", "down_blocks.1", "down_blocks.2"])
 def test_any_level_may_be_pooled(site):
-    unet, size = built("deep"), (16, 13)
+    unet, size = exact("deep"), (16, 13)
     reference = by_hand(unet, *question(unet, *size), pools=[int(site[-1])])
     close(acting(unet, size, RAUNet(form="pool", sites=[site])), reference)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "deep"])
 def test_every_size_comes_out_as_it_went_in(name):
-    unet = built(name)
+    unet = exact(name)
     for height in range(9, 21):
         width = 29 - height
         for form in FORMS:
@@ -127,7 +126,7 @@ def test_nothing_happens_in_views_of_the_training_size(unet, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_each_forward_goes_back_to_its_own_sizes(form):
-    unet = built("deep")
+    unet = exact("deep")
     with RAUNet(form=form).apply(forward(unet)):
         both = [ask(unet, 16, 16), ask(unet, 11, 18), ask(unet, 16, 16)]
     assert torch.equal(both[0], both[2])
@@ -136,7 +135,7 @@ def test_each_forward_goes_back_to_its_own_sizes(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_network_is_as_before(form):
-    unet = built("deep")
+    unet = exact("deep")
     plain = ask(unet)
     changed(unet, RAUNet(form=form))
     assert torch.equal(ask(unet), plain)
@@ -144,7 +143,7 @@ def test_the_network_is_as_before(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_a_control_network_adds_is_refused(form):
-    unet = built("deep")
+    unet = exact("deep")
     added = {"down_block_additional_residuals": [torch.zeros(1)], "mid_block_additional_residual": torch.zeros(1)}
     refused = pytest.raises(CapabilityError, match=r"raunet changes the sizes .* control network")
     with refused, RAUNet(form=form).apply(forward(unet)):
@@ -153,7 +152,7 @@ def test_what_a_control_network_adds_is_refused(form):
 
 def test_levels_that_cannot_be_halved_are_refused():
     with pytest.raises(CapabilityError, match=r"no level with a downsampler at 'down_blocks.2'"):
-        RAUNet(sites=["down_blocks.2"]).check(built("deep"))
+        RAUNet(sites=["down_blocks.2"]).check(exact("deep"))
     with pytest.raises(ValueError, match="'mid_block' begins with no part"):
         RAUNet(sites=["mid_block"])
 
@@ -172,7 +171,7 @@ def test_upsamplers_that_take_no_size_are_refused():
 def test_lora_layers_go_on():
     from peft import LoraConfig
 
-    own = copy.deepcopy(built("deep"))
+    own = copy.deepcopy(exact("deep"))
     own.add_adapter(LoraConfig(r=2, target_modules=["downsamplers.0.conv", "conv1"], init_lora_weights=False))
     answer = changed(own, RAUNet())
     own.fuse_lora()

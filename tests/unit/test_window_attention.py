@@ -1,25 +1,24 @@
 """Attention in windows is attention to each window on its own, rolled there and back."""
 
-import functools
 import itertools
 
 import pytest
 import torch
 
-from rectified import BUILD, ask, built, changed, forward
+from rectified import BUILD, ask, changed, exact, forward
 from tiny import NATIVE
 from vitrail.backbones.rectification.attention_scale import AttentionScale, self_attentions
 from vitrail.backbones.rectification.window_attention import SHIFTS, WindowAttention, parted, rejoined
 from vitrail.core.streams import Streams
 from vitrail.errors import CapabilityError
 
-close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+close = torch.testing.assert_close  # in double precision
 SIZES = [(1, 1), (2, 5), (7, 4), (8, 8), (13, 18)]
 
 
 @pytest.fixture(params=BUILD)
 def unet(request):
-    return built(request.param)
+    return exact(request.param)
 
 
 def drawn(index, number):
@@ -33,7 +32,7 @@ def drawn(index, number):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("windows", [1, 2, 3])
 def test_what_is_parted_is_rejoined(size, windows):
-    features = torch.randn(2, *size, 3, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(2, *size, 3, generator=torch.Generator().manual_seed(0)).double()
     for shift in range(SHIFTS):
         parts = parted(features, windows, shift)
         sides = [-(-side // windows) for side in size]
@@ -96,7 +95,7 @@ def test_a_layer_attends_within_each_window(unet, height, width):
 
 
 def test_shifts_are_drawn_for_each_step_and_layer_and_do_not_depend_on_rows():
-    unet = built("deep")
+    unet = exact("deep")
     assert len({drawn(step, layer) for step in range(5) for layer in range(4)}) == SHIFTS
     one = [layer.name for layer in self_attentions(unet)][1]
     chosen, answers = [WindowAttention(sites=[one]), WindowAttention()], {}
@@ -116,12 +115,12 @@ def test_without_sites_it_acts_where_resolution_is_highest():
         "deep": ["down_blocks.1", "up_blocks.1"],
     }
     for name, sites in blocks.items():
-        assert torch.equal(changed(built(name), WindowAttention()), changed(built(name), WindowAttention(sites=sites)))
+        assert torch.equal(changed(exact(name), WindowAttention()), changed(exact(name), WindowAttention(sites=sites)))
 
 
 def test_windows_of_the_training_size_have_the_entropy_of_training():
     """Attention is then not scaled, since a window has as many tokens as a layer had in training."""
-    unet = built("sd")
+    unet = exact("sd")
     sites = ["down_blocks.0", "up_blocks.1"]
     windows, scale = WindowAttention(sites=sites), AttentionScale(sites=sites)
     with windows.apply(forward(unet)), scale.apply(forward(unet)):
@@ -132,6 +131,6 @@ def test_windows_of_the_training_size_have_the_entropy_of_training():
 
 def test_sites_without_self_attention_are_refused():
     with pytest.raises(CapabilityError, match=r"no self-attention at 'down_blocks.0'"):
-        WindowAttention(sites=["down_blocks.0"]).check(built("deep"))
+        WindowAttention(sites=["down_blocks.0"]).check(exact("deep"))
     with pytest.raises(ValueError, match="must be >= 1"):
         WindowAttention(windows=0)

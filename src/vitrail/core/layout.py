@@ -101,10 +101,9 @@ class Layout:
         """What guidance does on its own at a step, besides the rows of views."""
         costs, branches = [], len(self.branches)
         for guidance in self.composition.stages[step.stage].guidance:
-            own = OptionalGuidance.of(guidance)
-            costs.append(own.cost(step, self.phases[step.phase].canvas, branches))
+            costs.append(self.stages.cost(step, guidance, self.phases[step.phase].canvas, branches))
             if has_own(guidance, OptionalGuidance.cost_of_views):  # others do not ask about the views
-                costs.append(own.cost_of_views(step, self.outlines(step)[0], branches))
+                costs.append(self.stages.cost_of_views(step, guidance, self.outlines(step)[0], branches))
         return costs
 
     def stage_starts(self) -> list[tuple[Step, int]]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from vitrail.core.cost import Cost
 from vitrail.core.prediction import Prediction
 from vitrail.core.scene import Branches
 from vitrail.core.views import Patches, View
@@ -132,6 +133,26 @@ def check_branches(asked: Asked, wanted: object, own: Sequence[Branch]) -> tuple
     if len(set(wanted)) < len(wanted) or not set(wanted) <= set(new):
         asked.refuse(f"must return branches among {', '.join(new)}, each once, got {wanted!r}")
     return wanted
+
+
+def check_cost(asked: Asked, member: str, cost: object) -> Cost:
+    """A guidance counts what it asks of networks in whole numbers, none of them below 0.
+
+    Args:
+        asked: The guidance.
+        member: Which of its methods answered.
+        cost: Its answer.
+    """
+    if not isinstance(cost, Cost):
+        asked.refuse(f"must return a Cost from `{member}`, got {kind(cost)}")
+    counts = (*cost.rows.values(), cost.decodes, cost.encodes, cost.gradients)
+    whole = all(type(number) is int for number in (*cost.rows, *counts))
+    if not whole or any(number < 0 for number in counts) or any(cells < 1 for cells in cost.rows):
+        asked.refuse(
+            f"must return a Cost of whole numbers from `{member}`, of views of 1 cell or more and no count below 0, "
+            f"got {cost}"
+        )
+    return cost
 
 
 # ---------------------------------------------------------------- views

@@ -24,13 +24,14 @@ from vitrail.core.hookspecs import (
     stage_hooks,
     told_answer,
 )
-from vitrail.core.members import OptionalPatching, has_own
+from vitrail.core.members import OptionalGuidance, OptionalPatching, has_own
 from vitrail.errors import CompositionError, RegistrationError, ShapeError, VitrailError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.composition import Composition, Stage
+    from vitrail.core.cost import Cost
     from vitrail.core.prediction import Prediction
     from vitrail.core.protocols import Fusion, Guidance, MessageGuidance, Patching, Predicted, Rows
     from vitrail.core.scene import Memory, Scene
@@ -266,6 +267,20 @@ class Stages:
         guided, state = returned.check_pair(asked, "(subject, state)", pair)
         returned.check_guided(asked, subject, guided, guidance.point)
         return guided, state
+
+    def cost(self, step: Step, guidance: Guidance, canvas: Canvas, branches: int) -> Cost:
+        """What a guidance asks of networks besides the views, whatever they are."""
+        asked = self._answers.asked("guidance", step, guidance)
+        with asked.noted():
+            cost = OptionalGuidance.of(guidance).cost(step, canvas, branches)
+        return returned.check_cost(asked, "cost", cost)
+
+    def cost_of_views(self, step: Step, guidance: Guidance, outline: Outline, branches: int) -> Cost:
+        """What a guidance asks of networks besides the views, by what they are."""
+        asked = self._answers.asked("guidance", step, guidance)
+        with asked.noted():
+            cost = OptionalGuidance.of(guidance).cost_of_views(step, outline, branches)
+        return returned.check_cost(asked, "cost_of_views", cost)
 
     def tell(self, step: Step, guidance: MessageGuidance, subject: Prediction, key: int, mask: Tensor | None) -> Tensor:
         """The key view's message, Float32[Tensor, "batch channels+1 h w"]."""

@@ -15,7 +15,7 @@ from vitrail.core.protocols import AttentionRequest, Branch, Predicted, Rows
 from vitrail.core.sizes import SizeConditioning
 from vitrail.core.streams import Streams
 from vitrail.core.views import Span, View
-from vitrail.testing.repeats import surroundings
+from vitrail.testing.repeats import DTYPES, same, surroundings, told_dtype
 from vitrail.testing.traces import Traces
 
 STEPS = 4
@@ -25,8 +25,8 @@ ROUNDING = 1e-4  # of outputs of unit size, in float32
 def check_backbone(backbone: Any, prompt: str = "a fox") -> None:
     """Rows are independent and predicted the same again; latents and pictures have their shapes and ranges.
 
-    Neither the global random state nor earlier calls reach an answer, and the network is left as it was found.
-    Attention maps, where they are offered, are those of the captured row, in [0, 1].
+    Neither the global random state, the default dtype nor earlier calls reach an answer, and the network is left as it
+    was found. Attention maps, where they are offered, are those of the captured row, in [0, 1].
 
     Args:
         backbone: Loaded, in float32; small ones will do.
@@ -92,8 +92,8 @@ def _check_rows(backbone: Any, prompt: str) -> None:
         backbone.check_attention(request)
     rows = _rows(backbone, request is not None)
 
-    def predict(asked: Rows, seed: int) -> Predicted:
-        with surroundings(seed, torch.float32):
+    def predict(asked: Rows, seed: int, dtype: torch.dtype = torch.float32) -> Predicted:
+        with surroundings(seed, dtype):
             conditioning = backbone.condition(inputs, request)
             answer = backbone.predict(asked, step, stepper.timestep(step), conditioning)
         assert isinstance(answer, Predicted), f"predict must return a Predicted, got {type(answer).__name__}"
@@ -113,6 +113,9 @@ def _check_rows(backbone: Any, prompt: str) -> None:
     close(predict(rows.pick(back), 2).model_output.flip(0), output, "a row must not depend on its place")
     again = predict(rows, 3).model_output
     assert torch.equal(again, output), "the same rows must be predicted the same again: no memory, no global randomness"
+    for dtype in DTYPES:
+        other = predict(rows, 0, dtype)
+        same((output, whole.attention), (other.model_output, other.attention), told_dtype("a prediction", dtype))
 
 
 def _rows(backbone: Any, capture: bool) -> Rows:
@@ -148,23 +151,28 @@ def _check_pictures(backbone: Any) -> None:
     exchange = Exchange.among(solo())
     latents = Streams(1).normal((1, channels, side, side), "latents").to(_device(backbone))
 
-    def decode(seed: int) -> Tensor:
-        with surroundings(seed, torch.float32):
+    def decode(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        with surroundings(seed, dtype):
             picture: Tensor = backbone.decode(latents, exchange, "none", True)
         return picture
+
+    def encode(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        with surroundings(seed, dtype):
+            encoded: Tensor = backbone.encode(2 * picture - 1, None)
+        return encoded
 
     picture = decode(0)
     told = f"expected float32 (1, 3, {pixels}, {pixels}), got {picture.dtype} {tuple(picture.shape)}"
     assert picture.shape == (1, 3, pixels, pixels) and picture.dtype == torch.float32, told
     assert bool(picture.min() >= 0) and bool(picture.max() <= 1), "a decoded picture lies in [0, 1]"
     assert torch.equal(decode(1), picture), "the same latents must decode to the same picture: no global randomness"
-    with surroundings(0, torch.float32):
-        encoded = backbone.encode(2 * picture - 1, None)
-    with surroundings(1, torch.float32):
-        again = backbone.encode(2 * picture - 1, None)
+    encoded = encode(0)
     assert encoded.shape == latents.shape, f"expected latents of {tuple(latents.shape)}, got {tuple(encoded.shape)}"
     assert encoded.dtype == torch.float32, f"expected latents in float32, got {encoded.dtype}"
-    assert torch.equal(encoded, again), "without noise the encoder must give its mean, the same again"
+    assert torch.equal(encoded, encode(1)), "without noise the encoder must give its mean, the same again"
+    for dtype in DTYPES:
+        same(picture, decode(0, dtype), told_dtype("a decoded picture", dtype))
+        same(encoded, encode(0, dtype), told_dtype("what the encoder gives", dtype))
     (image,) = backbone.to_pil(picture)
     assert image.size == (pixels, pixels), f"expected a picture of {pixels} pixels a side, got {image.size}"
 

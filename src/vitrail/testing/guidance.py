@@ -15,7 +15,7 @@ from vitrail.core.asked import Asked
 from vitrail.core.exchange import Exchange
 from vitrail.core.members import OptionalGuidance, speaks
 from vitrail.core.prediction import Prediction
-from vitrail.core.returned import check_branches, check_guided
+from vitrail.core.returned import check_branches, check_cost, check_guided
 from vitrail.core.scene import Branches, Scene, Start, subject_tensor
 from vitrail.core.step import PredictionType, Step
 from vitrail.core.streams import Streams
@@ -35,7 +35,8 @@ def check_guidance(guidance: Any) -> None:
     It is asked with every prediction type, with a mask and without one, at the first steps and at the schedule's ends;
     at the first size and, with the grown picture that this began with, at a further one. A guidance that says it
     follows that picture must then do something. One that goes by messages says the same through them. State starts anew
-    in every run, and the same arguments give the same answer whoever asks; see ``check_repeats``.
+    in every run, and the same arguments give the same answer whoever asks; see ``check_repeats``. What it asks of
+    networks it counts in whole numbers.
 
     Raises:
         AssertionError: Naming what is wrong.
@@ -47,7 +48,18 @@ def check_guidance(guidance: Any) -> None:
         "it changes nothing where it has a picture to follow"
     )
     assert strategy.init() is None or strategy.init() is not strategy.init(), "state must start anew in every run"
+    _check_costs(strategy)
     check_repeats(strategy, _play)
+
+
+def _check_costs(strategy: Any) -> None:
+    """What it counts of a canvas and of its views, at every step of both sizes."""
+    own, canvas = OptionalGuidance.of(strategy), Canvas(16, 16, 8, cell=CELL)
+    with contract():
+        for step in (*make_steps("v_prediction", phase=0), *make_steps("v_prediction", phase=1)):
+            asked = Asked("guidance", strategy, step)
+            check_cost(asked, "cost", own.cost(step, canvas, 2))
+            check_cost(asked, "cost_of_views", own.cost_of_views(step, Patches(VIEWS), 2))
 
 
 def _play(strategy: Any, exchange: Exchange) -> list[tuple[Tensor, bool]]:

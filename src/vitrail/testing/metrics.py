@@ -16,7 +16,7 @@ from vitrail.core.members import OptionalEye
 from vitrail.core.streams import Streams
 from vitrail.errors import ConfigError
 from vitrail.testing.instances import instance_of
-from vitrail.testing.repeats import surroundings
+from vitrail.testing.repeats import DTYPES, same, surroundings, told_dtype
 
 SIZES = ((128, 128), (131, 150), (160, 143))
 NATIVE = 64  # pixels, so that there are several tiles and borders
@@ -35,6 +35,8 @@ def make_shown(count: int = 3) -> list[Shown]:
 def check_metric(metric: Any, pictures: Sequence[Shown] | None = None) -> None:
     """A number for each column, within its ends; the same again, in any order of the pictures, whoever asks.
 
+    Neither the global random state nor the default dtype reaches an answer.
+
     Args:
         metric: A class, built with its defaults, or an instance.
         pictures: Three or more to look at; ``make_shown`` if not given.
@@ -47,12 +49,7 @@ def check_metric(metric: Any, pictures: Sequence[Shown] | None = None) -> None:
     columns = chosen.columns
     assert columns and all(isinstance(column, Column) for column in columns), "columns are a tuple of Column"
     assert len({column.name for column in columns}) == len(columns), "columns have names of their own"
-    looked = _looked(chosen, shown)
-    assert torch.equal(looked, _looked(chosen, shown)), "the eye must see the same again"
-    with surroundings(1, torch.float32):
-        other = _looked(copy.deepcopy(chosen), shown)
-    assert torch.equal(looked, other), "the eye must see the same under another global random state"
-    assert repr(copy.deepcopy(chosen.eye)) == repr(chosen.eye), "equal eyes have one repr, under which answers are kept"
+    looked = _checked_eye(chosen, shown)
     reference = looked[:2] if chosen.needs_reference else None
     found = chosen.gather(looked, reference)
     assert len(found) == len(columns), f"expected a number for each of {len(columns)} columns, got {len(found)}"
@@ -62,6 +59,9 @@ def check_metric(metric: Any, pictures: Sequence[Shown] | None = None) -> None:
         within = column.lowest - 1e-4 <= value <= column.highest + 1e-4
         assert within, f"{column.name} is {value}, outside of [{column.lowest}, {column.highest}]"
     assert chosen.gather(looked, reference) == found, "the same pictures must give the same numbers"
+    for dtype in DTYPES:
+        with surroundings(0, dtype):
+            assert chosen.gather(looked, reference) == found, told_dtype("what it makes of the pictures", dtype)
     turned = chosen.gather(looked.roll(1, 0), reference)
     alike = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(found, turned, strict=True))
     assert alike, "the order of the pictures must not count"
@@ -74,8 +74,23 @@ def check_metric(metric: Any, pictures: Sequence[Shown] | None = None) -> None:
         assert "reference" in refused, "without a reference set a metric that compares must refuse, and say so"
 
 
+def _checked_eye(metric: Any, shown: Sequence[Shown]) -> Tensor:
+    """What the eye sees of all pictures, which is the same whatever surrounds it."""
+    looked = _looked(metric, shown)
+    assert torch.equal(looked, _looked(metric, shown)), "the eye must see the same again"
+    with surroundings(1, torch.float32):
+        other = _looked(copy.deepcopy(metric), shown)
+    assert torch.equal(looked, other), "the eye must see the same under another global random state"
+    for dtype in DTYPES:
+        with surroundings(0, dtype):
+            other = _looked(copy.deepcopy(metric), shown)
+        same(looked, other, told_dtype("what the eye sees", dtype))
+    assert repr(copy.deepcopy(metric.eye)) == repr(metric.eye), "equal eyes have one repr, under which answers are kept"
+    return looked
+
+
 def check_features(features: Any, pictures: Tensor | None = None) -> None:
-    """Vectors of float32 without a graph, that do not depend on the batch; probabilities add up to one.
+    """Vectors of float32 without a graph, that depend on no batch and no default dtype; probabilities add up to one.
 
     Args:
         features: A class, built with its defaults, or an instance.
@@ -94,6 +109,9 @@ def check_features(features: Any, pictures: Tensor | None = None) -> None:
         assert found.ndim == 2 and len(found) == 2, told
         assert found.dtype == torch.float32 and not found.requires_grad, told
         torch.testing.assert_close(found[1:], look(pictures[1:]), rtol=1e-4, atol=1e-5)
+        for dtype in DTYPES:
+            with surroundings(0, dtype):
+                same(found, look(pictures), told_dtype(look.__name__, dtype))
         assert not torch.allclose(found[0], found[1], rtol=1e-4), f"{look.__name__}: unlike pictures look alike"
     sums = chosen.probabilities(pictures).sum(dim=1)
     assert bool((sums - 1).abs().max() < 1e-4), "probabilities must add up to one"

@@ -21,10 +21,11 @@ from vitrail.core.exchange import Exchange
 
 RANKS = 2
 SECONDS = 120.0  # that a rank waits for another
+DTYPES = (torch.float64, torch.bfloat16)  # defaults that a process may have set besides float32
 Play = Callable[[Any, Exchange], Any]
 
 
-def check_repeats(strategy: Any, play: Play, dtypes: Sequence[torch.dtype] = (torch.float64, torch.bfloat16)) -> None:
+def check_repeats(strategy: Any, play: Play, dtypes: Sequence[torch.dtype] = DTYPES) -> None:
     """Put the same questions again and again.
 
     Args:
@@ -50,7 +51,7 @@ def check_repeats(strategy: Any, play: Play, dtypes: Sequence[torch.dtype] = (to
     same(answers, ask(again), "another instance answers otherwise: something is kept in the class or its module")
     same(answers, ask(elsewhere, seed=1), "it draws from the global random state; draw from the run's streams")
     for one, dtype in zip(rest, dtypes, strict=False):
-        same(answers, ask(one, dtype=dtype), f"it changes with torch.set_default_dtype({dtype}); name the dtype")
+        same(answers, ask(one, dtype=dtype), told_dtype("it", dtype))
     with surroundings(0, torch.float32):
         found = InProcess(timeout=SECONDS).run(RANKS, lambda c: play(ranks[c.rank], Exchange.among(c)))
     for rank, theirs in enumerate(found):
@@ -79,6 +80,11 @@ def surroundings(seed: int, dtype: torch.dtype) -> Iterator[None]:
             torch.set_default_dtype(default)
             numpy.random.set_state(numbers)
             random.setstate(before)
+
+
+def told_dtype(who: str, dtype: torch.dtype) -> str:
+    """What is wrong with whoever answers otherwise under another default dtype."""
+    return f"{who} changes with torch.set_default_dtype({dtype}); name the dtype"
 
 
 def same(one: Any, other: Any, otherwise: str) -> None:
