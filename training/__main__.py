@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -28,70 +29,54 @@ def main() -> None:
     """Train the demo model stage by stage; Ctrl-C and SIGTERM write a checkpoint first."""
 
 
-def _run(stage: str, task: Task, loop: knobs.LoopSettings, budget: Budget) -> None:
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    reached = train(task, loop, budget, stop.is_set)
-    typer.echo(f"{stage}: step {reached} of {loop.num_steps}; weights in {budget.folder / 'weights'}")
-
-
-def _settings(stage: str, changes: list[str] | None) -> knobs.Settings:
-    return knobs.load(changes=tuple(f"{stage}.{change}" for change in changes or ()))
-
-
-@app.command()
-def autoencoder(
-    folder: Folder = RUNS,
-    minutes: Minutes = None,
-    device: Device = "cpu",
-    threads: Threads = 1,
-    precision: Precision = "measured",
-    changes: Changes = None,
-) -> None:
+def autoencoder(settings: knobs.Settings, device: torch.device) -> tuple[Task, knobs.LoopSettings]:
     """Stage one: the AutoencoderKL."""
     from training.autoencoder import AutoencoderTask
 
-    torch.set_num_threads(threads)
-    settings = _settings("autoencoder", changes).autoencoder
-    budget = Budget(folder=folder / "autoencoder", device=torch.device(device), minutes=minutes, precision=precision)
-    _run("autoencoder", AutoencoderTask(settings), settings.loop, budget)
+    return AutoencoderTask(settings.autoencoder), settings.autoencoder.loop
 
 
-@app.command()
-def judge(
-    folder: Folder = RUNS,
-    minutes: Minutes = None,
-    device: Device = "cpu",
-    threads: Threads = 1,
-    precision: Precision = "measured",
-    changes: Changes = None,
-) -> None:
+def judge(settings: knobs.Settings, device: torch.device) -> tuple[Task, knobs.LoopSettings]:
     """Stage two: the detector that counts objects."""
     from training.detector import JudgeTask
 
-    torch.set_num_threads(threads)
-    settings = _settings("judge", changes).judge
-    budget = Budget(folder=folder / "judge", device=torch.device(device), minutes=minutes, precision=precision)
-    _run("judge", JudgeTask(settings, budget.device), settings.loop, budget)
+    return JudgeTask(settings.judge, device), settings.judge.loop
 
 
-@app.command()
-def denoiser(
-    folder: Folder = RUNS,
-    minutes: Minutes = None,
-    device: Device = "cpu",
-    threads: Threads = 1,
-    precision: Precision = "measured",
-    changes: Changes = None,
-) -> None:
+def denoiser(settings: knobs.Settings, device: torch.device) -> tuple[Task, knobs.LoopSettings]:
     """Stage three: text encoder and U-Net."""
     from training.denoiser import DenoiserTask
 
-    torch.set_num_threads(threads)
-    settings = _settings("denoiser", changes).denoiser
-    budget = Budget(folder=folder / "denoiser", device=torch.device(device), minutes=minutes, precision=precision)
-    _run("denoiser", DenoiserTask(settings, budget.device), settings.loop, budget)
+    return DenoiserTask(settings.denoiser, device), settings.denoiser.loop
+
+
+def _add_stage(stage: Callable[[knobs.Settings, torch.device], tuple[Task, knobs.LoopSettings]]) -> None:
+    """A command that trains a stage, with the options that all stages have."""
+    name = stage.__name__
+
+    def command(
+        folder: Folder = RUNS,
+        minutes: Minutes = None,
+        device: Device = "cpu",
+        threads: Threads = 1,
+        precision: Precision = "measured",
+        changes: Changes = None,
+    ) -> None:
+        torch.set_num_threads(threads)
+        place = torch.device(device)
+        task, loop = stage(knobs.load(changes=tuple(f"{name}.{change}" for change in changes or ())), place)
+        budget = Budget(folder=folder / name, device=place, minutes=minutes, precision=precision)
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        reached = train(task, loop, budget, stop.is_set)
+        typer.echo(f"{name}: step {reached} of {loop.num_steps}; weights in {budget.folder / 'weights'}")
+
+    app.command(name, help=stage.__doc__)(command)
+
+
+for each in (autoencoder, judge, denoiser):
+    _add_stage(each)
 
 
 @app.command()

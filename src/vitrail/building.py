@@ -91,6 +91,7 @@ class Builder:
             workers=self._workers(exchange, made["stages"]),
             words=backbone.words(inputs[0]) if request is not None and request.each else (),
             prompt=config.prompt,
+            negative_prompt=config.negative_prompt,
         )
         vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto", streams)
         gradients = gradients_of(layout, predictor, backbone)

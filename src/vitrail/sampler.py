@@ -48,7 +48,7 @@ class Sampler:
         model: str,
         options: ModelOptions | None = None,
         plugins: Iterable[tuple[str, object]] = (),
-        method: str | None = None,
+        method: object = None,  # as the caller said it
     ):
         composition = composition_of(composition)
         composition.check(backbone.offers, f"model {model!r}", registry())
@@ -59,7 +59,7 @@ class Sampler:
         check_rectifications(composition, backbone)
         self.backbone, self.composition, self.model = backbone, composition, model
         self._options = options or ModelOptions()
-        self._named = {} if method is None else {"method": method}  # as recipes call it
+        self._named = {"method": str(method)} if isinstance(method, (str, Path)) else {}  # for recipes
         self._own = tuple(plugins)
         self.plugins = attached(self._own)
         self._lock = threading.RLock()  # a signal handler may come while this thread holds it
@@ -102,8 +102,7 @@ class Sampler:
         spec = find_model(model, registry(), options)
         composition.check(spec.offers, f"model {model!r}", registry())
         composition.check_files()
-        named = str(method) if isinstance(method, (str, Path)) else None
-        return cls(spec.load(device), composition, model=model, options=options, plugins=plugins, method=named)
+        return cls(spec.load(device), composition, model=model, options=options, plugins=plugins, method=method)
 
     @classmethod
     def from_pipeline(
@@ -134,8 +133,7 @@ class Sampler:
         problems.tell()
         assert backbone is not None
         options = ModelOptions(dtype=cast(Dtype, str(backbone.network.dtype).removeprefix("torch.")))
-        named = str(method) if isinstance(method, (str, Path)) else None
-        return cls(backbone, composition, model="pipeline", options=options, plugins=plugins, method=named)
+        return cls(backbone, composition, model="pipeline", options=options, plugins=plugins, method=method)
 
     @classmethod
     def of(
@@ -151,10 +149,9 @@ class Sampler:
 
     def again(self, plugins: Iterable[tuple[str, object]] = ()) -> Sampler:
         """The same model, method and plugins, with more of these."""
-        every = (*self._own, *plugins)
-        named = self._named.get("method")
+        every, method = (*self._own, *plugins), self._named.get("method")
         return Sampler(
-            self.backbone, self.composition, model=self.model, options=self._options, plugins=every, method=named
+            self.backbone, self.composition, model=self.model, options=self._options, plugins=every, method=method
         )
 
     def interrupt(self) -> None:

@@ -480,7 +480,7 @@ class BrokenPrompting(Broken):
     def request(self):
         return AttentionRequest() if self.how == "not each" else None
 
-    def texts(self, prompt, views, canvas, memory):
+    def texts(self, step, prompt, negative_prompt, views, canvas, memory):
         match self.how:
             case "a lone text":
                 return "a fox"

@@ -118,7 +118,7 @@ class OddFusion(Answering):
 class OddPrompting(Answering):
     request: ClassVar[None] = None
 
-    def texts(self, prompt, views, canvas, memory):
+    def texts(self, step, prompt, negative_prompt, views, canvas, memory):
         return self.change(("a fox",) * len(views))
 
 

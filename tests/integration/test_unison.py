@@ -114,7 +114,7 @@ class DriftingPatching(Drifting):
 class DriftingPrompting(Drifting):
     request: ClassVar[None] = None
 
-    def texts(self, prompt, views, canvas, memory):
+    def texts(self, step, prompt, negative_prompt, views, canvas, memory):
         return (f"a fox {rank()}",) * len(views)
 
 

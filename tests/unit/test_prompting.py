@@ -33,6 +33,11 @@ def halves(height=32, width=32):
     return Memory(WORDS, maps)
 
 
+def texts_of(prompting, prompt, views, canvas, memory):
+    """At some step, without a negative text."""
+    return prompting.texts(make_step(1), prompt, None, views, canvas, memory)
+
+
 def quarters(canvas):
     """The four quarters of a canvas, row-major."""
     height, width = canvas.height // 2, canvas.width // 2
@@ -43,7 +48,7 @@ def quarters(canvas):
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (64, 128), (30, 50), (256, 256)])
 def test_a_window_keeps_the_words_that_are_seen_there(side, height, width):
     canvas = Canvas(height, width, 16)
-    texts = PatchContentAware().texts("a red fox", quarters(canvas), canvas, halves(side, side))
+    texts = texts_of(PatchContentAware(), "a red fox", quarters(canvas), canvas, halves(side, side))
     assert texts == ("a fox", "red fox", "a", "red")
 
 
@@ -60,17 +65,17 @@ def test_the_threshold_is_a_share_of_the_window():
     maps = torch.zeros(1, 2, 10, 10)
     maps[:, 0, :, :3] = maps[:, 1, :3] = 1
     maps[:, 1, 0, 0] = 0
-    kept = PatchContentAware(threshold=0.3, opening=0).texts("a b", view, canvas, Memory(("a", "b"), maps))
+    kept = texts_of(PatchContentAware(threshold=0.3, opening=0), "a b", view, canvas, Memory(("a", "b"), maps))
     assert kept == ("a",)  # 30 cells of 100, and 29
 
 
 def test_all_words_are_the_prompt_and_no_word_is_an_empty_text():
     canvas = Canvas(16, 16, 16)
     views = quarters(canvas)
-    assert PatchContentAware(threshold=0).texts("A red fox!", views, canvas, halves()) == (None,) * 4
+    assert texts_of(PatchContentAware(threshold=0), "A red fox!", views, canvas, halves()) == (None,) * 4
     flat = Memory(WORDS, torch.ones(1, 3, 8, 8))  # nothing is above its own mean
-    assert PatchContentAware().texts("A red fox!", views, canvas, flat) == ("",) * 4
-    assert PatchContentAware().texts("A red fox!", views, canvas, None) == ()
+    assert texts_of(PatchContentAware(), "A red fox!", views, canvas, flat) == ("",) * 4
+    assert texts_of(PatchContentAware(), "A red fox!", views, canvas, None) == ()
 
 
 @given(seed=st.integers(0, 99), reach=st.integers(0, 3), side=st.integers(4, 20))
@@ -103,7 +108,7 @@ def test_any_canvas_has_a_text_for_every_window(height, width, wrap):
     canvas = Canvas(height, width, 8, wrap=wrap)
     views = Windows(jitter=True).patch(make_step(1), canvas, 4, Streams(0)).views
     memory = Memory(WORDS, Streams(1).uniform((1, 3, 8, 5), "maps"))
-    texts = PatchContentAware().texts("a red fox", views, canvas, memory)
+    texts = texts_of(PatchContentAware(), "a red fox", views, canvas, memory)
     assert len(texts) == len(views)
     assert all(text is None or set(text.split()) < set(WORDS) for text in texts)
 
@@ -182,7 +187,7 @@ class Fixed:
     def request(self):
         """No maps."""
 
-    def texts(self, prompt, views, canvas, memory):
+    def texts(self, step, prompt, negative_prompt, views, canvas, memory):
         """The text."""
         return tuple(None if number % self.every else self.text for number in range(len(views)))
 
@@ -215,3 +220,21 @@ def test_nothing_to_recall_and_no_prompt_are_refused(pipe):
 def test_a_prompt_without_words_has_nothing_to_remember(pipe):
     shared = latents(pipe, "accdiffusion", "stages.1.prompting=shared", prompt="")
     assert torch.equal(latents(pipe, "accdiffusion", prompt=""), shared)
+
+
+@pytest.mark.parametrize("negative", [None, "", "grey"])
+def test_a_prompting_is_told_the_step_and_both_texts(pipe, negative):
+    asked = []
+
+    @frozen
+    class Listener(Fixed):
+        def texts(self, step, prompt, negative_prompt, views, canvas, memory):
+            asked.append((step.index, prompt, negative_prompt))
+            return super().texts(step, prompt, negative_prompt, views, canvas, memory)
+
+    registry = build_registry()
+    registry.add("prompting", "listener", Listener)
+    stage = {"patching": "whole", "fusion": "average", "prompting": "listener"}
+    method = Loader(registry).structure({"stages": [stage]}, Composition, "test")
+    Sampler.from_pipeline(pipe, method)("a red fox", negative_prompt=negative, **CALL)
+    assert asked == [(index, "a red fox", negative) for index in range(3)]

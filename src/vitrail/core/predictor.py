@@ -46,6 +46,7 @@ class Predictor:
         workers: Micro-batches that are computed side by side.
         words: Of the prompt, if their attention maps are wanted.
         prompt: The run's.
+        negative_prompt: The run's, or None.
     """
 
     composition: Composition
@@ -60,6 +61,7 @@ class Predictor:
     workers: int = 1
     words: tuple[str, ...] = field(default=(), converter=as_tuple)
     prompt: str = ""
+    negative_prompt: str | None = None
 
     def branches_of(self, step: Step, family: int = 0) -> tuple[Branch, ...]:
         """The CFG branches of a step; a guidance may want further ones for the main family."""

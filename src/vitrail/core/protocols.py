@@ -208,9 +208,27 @@ class Prompting(Protocol):
         """The attention maps it wants remembered, if any."""
 
     def texts(
-        self, prompt: str, views: Sequence[View], canvas: Canvas, memory: Memory | None
+        self,
+        step: Step,
+        prompt: str,
+        negative_prompt: str | None,
+        views: Sequence[View],
+        canvas: Canvas,
+        memory: Memory | None,
     ) -> tuple[str | None, ...]:
-        """A text for each view, None for the prompt; or () if all have it. ``memory`` needs ``recalls = True``."""
+        """A text for each view.
+
+        Args:
+            step: Where the run stands.
+            prompt: The run's.
+            negative_prompt: The run's, None if it has none; it is the same in all views.
+            views: Of the main family.
+            canvas: Where they lie.
+            memory: What earlier stages remembered; needs ``recalls = True``, else None.
+
+        Returns:
+            None for the prompt; or () if all have it.
+        """
 
 
 class Masking(Protocol):

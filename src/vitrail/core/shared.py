@@ -9,6 +9,7 @@ from attrs import frozen
 
 if TYPE_CHECKING:
     from vitrail.core.scene import Memory
+    from vitrail.core.step import Step
     from vitrail.core.views import Canvas, View
 
 
@@ -23,6 +24,14 @@ class Shared:
         """No maps."""
         return None
 
-    def texts(self, prompt: str, views: Sequence[View], canvas: Canvas, memory: Memory | None) -> tuple[()]:
+    def texts(
+        self,
+        step: Step,
+        prompt: str,
+        negative_prompt: str | None,
+        views: Sequence[View],
+        canvas: Canvas,
+        memory: Memory | None,
+    ) -> tuple[()]:
         """None of their own."""
         return ()

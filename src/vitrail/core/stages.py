@@ -223,13 +223,19 @@ class Stages:
         return prepared
 
     def texts(
-        self, step: Step, prompt: str, views: Sequence[View], canvas: Canvas, memory: Memory | None
+        self,
+        step: Step,
+        prompt: str,
+        negative_prompt: str | None,
+        views: Sequence[View],
+        canvas: Canvas,
+        memory: Memory | None,
     ) -> tuple[str | None, ...]:
         """The texts of the main family's views; () for the prompt in all."""
         prompting = self._answers.stage(step).prompting
         asked = self._answers.asked("prompting", step, prompting)
         with asked.noted():
-            texts = prompting.texts(prompt, views, canvas, memory)
+            texts = prompting.texts(step, prompt, negative_prompt, views, canvas, memory)
         return returned.check_texts(asked, texts, len(views))
 
     def predict(self, step: Step, rows: Rows) -> Predicted:

@@ -133,8 +133,9 @@ class Viewing:
         texts: Sequence[str | None] = ()
         if family == 0:
             prompting = self._stage(step).prompting
-            prompt, memory = self.predictor.prompt, done.state.memory if recalls(prompting) else None
-            texts = self.layout.stages.texts(step, prompt, patches.views, phase.canvas, memory)
+            said = self.predictor.prompt, self.predictor.negative_prompt
+            memory = done.state.memory if recalls(prompting) else None
+            texts = self.layout.stages.texts(step, *said, patches.views, phase.canvas, memory)
             done.state.note(step, self.layout.stages.who("prompting", step, prompting), texts)
         batches = self.predictor.batches(step, shown, patches, family, texts)
         done.timings.count(batches)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.scene import Memory
+    from vitrail.core.step import Step
     from vitrail.core.views import Canvas, View
 
 
@@ -44,7 +45,13 @@ class PatchContentAware:
         return AttentionRequest(layers=self.layers, each=True) if self.layers else None
 
     def texts(
-        self, prompt: str, views: Sequence[View], canvas: Canvas, memory: Memory | None
+        self,
+        step: Step,
+        prompt: str,
+        negative_prompt: str | None,
+        views: Sequence[View],
+        canvas: Canvas,
+        memory: Memory | None,
     ) -> tuple[str | None, ...]:
         """The words of each view in their order; None where that is all of them."""
         if memory is None:

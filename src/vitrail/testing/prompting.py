@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from vitrail.core.asked import Asked
@@ -12,15 +13,17 @@ from vitrail.core.streams import Streams
 from vitrail.core.views import Canvas, Span, View
 from vitrail.testing.instances import contract, instance_of
 from vitrail.testing.repeats import check_repeats
+from vitrail.testing.steps import make_steps
 
-PROMPT = "a fox in the snow"
+PROMPT, NEGATIVE = "a fox in the snow", "grey"
 CANVAS = Canvas(24, 32, 16)
 VIEWS = tuple(View(Span(y, 16), Span(x, 16)) for y in (0, 8) for x in (0, 16))
 
 
 def check_prompting(prompting: Any) -> None:
-    """A tuple with a text for each view, or an empty one, with and without remembered maps.
+    """A tuple with a text for each view, or an empty one, with and without remembered maps and a negative text.
 
+    It is asked at the first steps and at the schedule's ends.
     The same arguments give the same texts whoever asks; see ``check_repeats``.
 
     Raises:
@@ -35,12 +38,12 @@ def check_prompting(prompting: Any) -> None:
 def _play(strategy: Any, exchange: Exchange | None = None) -> Any:
     memory = Memory(("fox", "snow"), Streams(0).uniform((1, 2, 16, 16), "maps"))
     every = []
-    for known in (None, memory):
-        for views in (VIEWS, VIEWS[:1]):
-            texts = strategy.texts(PROMPT, views, CANVAS, known)
-            with contract():
-                check_texts(Asked("prompting", strategy), texts, len(views))
-            again = strategy.texts(PROMPT, views, CANVAS, known)
-            assert texts == again, "texts must not change by themselves"
-            every.append(texts)
+    asked = itertools.product(make_steps("v_prediction"), (None, NEGATIVE), (VIEWS, VIEWS[:1]), (None, memory))
+    for step, negative, views, known in asked:
+        texts = strategy.texts(step, PROMPT, negative, views, CANVAS, known)
+        with contract():
+            check_texts(Asked("prompting", strategy), texts, len(views))
+        again = strategy.texts(step, PROMPT, negative, views, CANVAS, known)
+        assert texts == again, "texts must not change by themselves"
+        every.append(texts)
     return every
