@@ -30,9 +30,9 @@ from processes import MARK, kill_all, listeners, processes, ranks, shared_memory
 
 PHASES = ("startup", "joining", "step", "decode", "write", "launcher", "torchrun")
 SIGNALS = ("KILL", "STOP", "TERM", "INT")
-TIMEOUT_S = 4.0  # of the runs
+TIMEOUT_S, TORCHRUN_S = 4.0, 20.0  # of the runs; under torchrun ranks that load libraries are waited for no longer
 LIMIT_S = 2.0  # for all to be gone
-PATIENCE_S = 120.0  # for a run that does not end
+PATIENCE_S = 300.0  # for a phase that does not come, or a run that does not end
 CONTINUED_S = 1.5  # after which a launcher that was stopped goes on
 SIZE, STEPS = 192, 8
 SAMPLE = ["sample", "a fox on a snow field", "--size", SIZE, "--steps", STEPS, "--method", "multidiffusion"]
@@ -79,8 +79,12 @@ class Run:
     pids: set = field(factory=set)
     _threads: list = field(factory=list)
 
+    @property
+    def timeout(self):
+        return TORCHRUN_S if self.under_torchrun else TIMEOUT_S
+
     def start(self):
-        words = ["-m", "vitrail", *SAMPLE, "--timeout", TIMEOUT_S]
+        words = ["-m", "vitrail", *SAMPLE, "--timeout", self.timeout]
         if self.under_torchrun:
             words = [*TORCHRUN, f"--nproc-per-node={self.world}", *words]
         elif self.world > 1:
@@ -188,13 +192,15 @@ def judged(injection, run, seconds, has_ended, whole):
     usual = {"fox.png", "fox.partial.png", "temporary"}
     left = [path.name for path in run.folder.iterdir() if path.name not in usual and "latents" not in path.name]
     kept = (path.name for path in (run.folder / "temporary").iterdir())
-    left += [f"temporary/{name}" for name in kept if not name.startswith("torchinductor_")]  # torch's cache
+    left += [
+        f"temporary/{name}" for name in kept if not name.startswith(("torchinductor_", "torchelastic_"))
+    ]  # torch's
     left += [f"port {port}" for port in still_listening(run.ports)]
     left += [f"shared memory {name}" for name in shared_memory(run.pids)]
     left += [] if has_ended else ["processes"]
     return Found(
         code if has_ended else None,
-        max(0.0, seconds - TIMEOUT_S) if waits else seconds,
+        max(0.0, seconds - run.timeout) if waits else seconds,
         told,
         is_sound,
         is_named,
@@ -261,6 +267,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--phase", choices=PHASES, help="only this one")
     parser.add_argument("--signal", choices=SIGNALS, help="only this one")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no injection after so long")
     parser.add_argument("--verbose", action="store_true", help="what each run said")
     options = parser.parse_args()
     found, begin, whole = collections.defaultdict(list), time.monotonic(), undisturbed()
@@ -268,6 +275,8 @@ def main():
     chosen = (each for each in drawn if options.phase in (None, each.phase) and options.signal in (None, each.signal))
     with contextlib.suppress(KeyboardInterrupt):  # the table of what is done by then
         for injection, _ in zip(chosen, range(options.count), strict=False):
+            if time.monotonic() - begin > 60 * options.minutes:
+                break
             one = inject(injection, whole)
             found[injection.phase, injection.signal].append(one)
             is_late = one.code != 0 and one.seconds > LIMIT_S
