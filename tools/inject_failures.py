@@ -11,6 +11,7 @@ stopped is noticed after --timeout, which is taken off. Needs Linux; nothing els
 import argparse
 import collections
 import contextlib
+import math
 import os
 import random
 import secrets
@@ -29,11 +30,11 @@ from processes import MARK, kill_all, listeners, processes, ranks, shared_memory
 
 PHASES = ("startup", "joining", "step", "decode", "write", "launcher", "torchrun")
 SIGNALS = ("KILL", "STOP", "TERM", "INT")
-TIMEOUT_S = 4.0  # of the runs
+TIMEOUT_S, TORCHRUN_S = 4.0, 20.0  # of the runs; under torchrun ranks that load libraries are waited for no longer
 LIMIT_S = 2.0  # for all to be gone
-PATIENCE_S = 120.0  # for a run that does not end
+PATIENCE_S = 300.0  # for a phase that does not come, or a run that does not end
 CONTINUED_S = 1.5  # after which a launcher that was stopped goes on
-SIZE, STEPS = 256, 12
+SIZE, STEPS = 192, 8
 SAMPLE = ["sample", "a fox on a snow field", "--size", SIZE, "--steps", STEPS, "--method", "multidiffusion"]
 SAMPLE += ["--row-batch", 1, "-o", "fox.png"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
@@ -78,8 +79,12 @@ class Run:
     pids: set = field(factory=set)
     _threads: list = field(factory=list)
 
+    @property
+    def timeout(self):
+        return TORCHRUN_S if self.under_torchrun else TIMEOUT_S
+
     def start(self):
-        words = ["-m", "vitrail", *SAMPLE, "--timeout", TIMEOUT_S]
+        words = ["-m", "vitrail", *SAMPLE, "--timeout", self.timeout]
         if self.under_torchrun:
             words = [*TORCHRUN, f"--nproc-per-node={self.world}", *words]
         elif self.world > 1:
@@ -186,13 +191,16 @@ def judged(injection, run, seconds, has_ended, whole):
         is_named = f"rank {injection.victim}" in told or f"rank      : {injection.victim} " in told
     usual = {"fox.png", "fox.partial.png", "temporary"}
     left = [path.name for path in run.folder.iterdir() if path.name not in usual and "latents" not in path.name]
-    left += [f"temporary/{path.name}" for path in (run.folder / "temporary").iterdir()]
+    kept = (path.name for path in (run.folder / "temporary").iterdir())
+    left += [
+        f"temporary/{name}" for name in kept if not name.startswith(("torchinductor_", "torchelastic_"))
+    ]  # torch's
     left += [f"port {port}" for port in still_listening(run.ports)]
     left += [f"shared memory {name}" for name in shared_memory(run.pids)]
     left += [] if has_ended else ["processes"]
     return Found(
         code if has_ended else None,
-        max(0.0, seconds - TIMEOUT_S) if waits else seconds,
+        max(0.0, seconds - run.timeout) if waits else seconds,
         told,
         is_sound,
         is_named,
@@ -217,12 +225,26 @@ def draw(chance, count):
 
 def table(found):
     """Markdown, a row for each phase and signal."""
-    yield "| phase | signal | runs | ended | median s | worst s | culprit named | left over | picture sound |"
-    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|"
+    names = (
+        "phase",
+        "signal",
+        "runs",
+        "failed",
+        "went on",
+        "hung",
+        "median s",
+        "worst s",
+        "named",
+        "left over",
+        "sound",
+    )
+    yield f"| {' | '.join(names)} |"
+    yield f"|---|---|{'--:|' * (len(names) - 2)}"
     for (phase, name), row in sorted(found.items(), key=lambda each: (PHASES.index(each[0][0]), each[0][1])):
-        seconds = [each.seconds for each in row]
+        seconds = [each.seconds for each in row if each.code != 0] or [math.nan]  # until a run fails
         named = [each.is_named for each in row if each.is_named is not None]
-        cells = [phase, name, len(row), sum(each.code is not None for each in row)]
+        ends = [sum(bool(each.code) for each in row), sum(each.code == 0 for each in row)]
+        cells = [phase, name, len(row), *ends, len(row) - sum(ends)]
         cells += [f"{statistics.median(seconds):.2f}", f"{max(seconds):.2f}"]
         cells += [f"{sum(named)} of {len(named)}", sum(bool(each.left) for each in row)]
         cells += [sum(each.is_sound for each in row)]
@@ -245,18 +267,22 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--phase", choices=PHASES, help="only this one")
     parser.add_argument("--signal", choices=SIGNALS, help="only this one")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no injection after so long")
     parser.add_argument("--verbose", action="store_true", help="what each run said")
     options = parser.parse_args()
     found, begin, whole = collections.defaultdict(list), time.monotonic(), undisturbed()
     drawn = draw(random.Random(options.seed), 10**6)
     chosen = (each for each in drawn if options.phase in (None, each.phase) and options.signal in (None, each.signal))
-    for injection, _ in zip(chosen, range(options.count), strict=False):
-        one = inject(injection, whole)
-        found[injection.phase, injection.signal].append(one)
-        is_odd = one.code is None or not one.is_sound or one.is_named is False or one.left or one.seconds > LIMIT_S
-        if options.verbose or (is_odd and not (one.code == 0 and one.is_sound and not one.left)):
-            print(f"{injection}: {one.seconds:.2f} s, code {one.code}, left {list(one.left)}", flush=True)
-            print("".join(f"    {line}\n" for line in one.told.splitlines()[-12:]), end="", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # the table of what is done by then
+        for injection, _ in zip(chosen, range(options.count), strict=False):
+            if time.monotonic() - begin > 60 * options.minutes:
+                break
+            one = inject(injection, whole)
+            found[injection.phase, injection.signal].append(one)
+            is_late = one.code != 0 and one.seconds > LIMIT_S
+            if options.verbose or one.code is None or not one.is_sound or one.is_named is False or one.left or is_late:
+                print(f"{injection}: {one.seconds:.2f} s, code {one.code}, left {list(one.left)}", flush=True)
+                print("".join(f"    {line}\n" for line in one.told.splitlines()[-12:]), end="", flush=True)
     print("\n".join(table(found)))
     print(f"{sum(map(len, found.values()))} injections in {time.monotonic() - begin:.0f} s")
 

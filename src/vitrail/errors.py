@@ -83,9 +83,11 @@ class CommError(VitrailError, RuntimeError):
 
     Attributes:
         is_known: Whether the run's store tells of it, so that whoever started the ranks can.
+        kept: If all was sampled here by then, what a failed decode would have raised; else None.
     """
 
     is_known: bool = False
+    kept: "DecodeError | None" = None
 
 
 class ProtocolError(CommError):
@@ -110,7 +112,6 @@ class CommAborted(CommError):
     Attributes:
         culprit: The rank where it began.
         reason: What happened there.
-        kept: If all was sampled here by then, what a failed decode would have raised; else None.
     """
 
     is_known = True
@@ -118,7 +119,6 @@ class CommAborted(CommError):
     def __init__(self, culprit: int, reason: str):
         super().__init__(f"rank {culprit} ended the run: {reason}")
         self.culprit, self.reason = culprit, reason
-        self.kept: DecodeError | None = None
 
     def __reduce__(self) -> tuple[type, tuple[int, str]]:
         """So that it comes out of another process as it went in, without what was kept there."""

@@ -20,7 +20,7 @@ from vitrail.core.paths import expanded, expanded_or_none
 from vitrail.core.run_config import RunConfig
 from vitrail.core.sealed import load_sealed, save_sealed
 from vitrail.discovery import registry
-from vitrail.errors import CommAborted, ConfigError, DecodeError, ModelError, OutputError
+from vitrail.errors import CommError, ConfigError, DecodeError, ModelError, OutputError
 from vitrail.recipe import Recipe, recipe_of, save_picture
 from vitrail.replaying import located, relocated
 from vitrail.terminal import console, say
@@ -45,7 +45,7 @@ def latents_kept(latents: Tensor, recipes: Sequence[Recipe]) -> Iterator[None]:
 
     Raises:
         DecodeError: In place of any error, with the latents and recipes.
-        CommAborted: If another rank failed; ``kept`` is then what this rank would have raised.
+        CommError: If another rank failed; ``kept`` is then what this rank would have raised.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def latents_kept(latents: Tensor, recipes: Sequence[Recipe]) -> Iterator[None]:
             latents,
             recipes,
         )
-        if isinstance(error, CommAborted):
+        if isinstance(error, CommError):
             error.kept = kept
             raise
         raise kept from error
@@ -100,7 +100,7 @@ def latents_written(out: Console, paths: Sequence[Path], run: RunConfig) -> Iter
     """
     try:
         yield
-    except (CommAborted, DecodeError) as error:
+    except (CommError, DecodeError) as error:
         kept = error if isinstance(error, DecodeError) else error.kept
         if kept is not None:
             for path, latents, recipe in zip(paths, kept.latents, kept.recipes, strict=False):

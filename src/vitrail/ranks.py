@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -14,6 +16,7 @@ from vitrail.comm.communicator import TIMEOUT_S
 from vitrail.comm.environment import HOSTED, MOST_RANKS, RankEnvironment, from_environment
 from vitrail.comm.lifeline import ALONE, DONE, tell
 from vitrail.comm.process_group_store import LOST
+from vitrail.core import atomic
 from vitrail.core.fields import as_tuple
 from vitrail.core.members import OptionalBackend, has_own
 from vitrail.discovery import registry
@@ -103,18 +106,26 @@ def place(options: RankOptions) -> Placement:
     return Placement("start", ranks, options)
 
 
-def start_ranks(placement: Placement) -> int:
+def start_ranks(placement: Placement, folders: Iterable[Path]) -> int:
     """Run this very command once for each rank; the exit code to end with.
 
     The current folder is not where the ranks look for libraries, unless Vitrail itself lies in it.
+
+    Args:
+        placement: Of kind "start".
+        folders: Where ranks write; what one that was killed had begun there is removed.
     """
     from vitrail.comm.launch import launch
 
     command = [sys.executable, "-P", "-m", "vitrail", *sys.argv[1:]]
-    variables, home = dict(os.environ), Path(__file__).resolve().parents[1]
+    owner, home = secrets.token_hex(8), Path(__file__).resolve().parents[1]
+    variables = {**os.environ, atomic.OWNER: owner}
     if home == Path.cwd():
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
-    return launch(command, placement.world_size, timeout=placement.options.timeout, variables=variables)
+    try:
+        return launch(command, placement.world_size, timeout=placement.options.timeout, variables=variables)
+    finally:
+        atomic.discard_of(owner, [*folders, Path(tempfile.gettempdir())])
 
 
 def run_ranks(placement: Placement, on_cuda: bool, program: Callable[[RankCommunicator], T], run_id: str) -> T:

@@ -69,7 +69,8 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
     """Plan, sample with progress, and write the pictures with their recipes."""
     paths, placement = _check(run, options)
     if placement.kind == "start" and not options.dry_run:
-        raise SystemExit(start_ranks(placement))
+        written = [*paths, *filter(None, [options.checkpoint, options.trace])]
+        raise SystemExit(start_ranks(placement, [path.parent for path in written]))
     out = console(quiet=not placement.speaks)
     say(out, f"loading model {run.model}")
     from vitrail.backbones.memory import forecast

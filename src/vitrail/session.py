@@ -25,7 +25,7 @@ from vitrail.core.run_config import RunConfig
 from vitrail.core.run_state import Sampled
 from vitrail.core.streams import Streams
 from vitrail.digests import content_digest, given_digests
-from vitrail.errors import CommAborted, ConfigError, Interrupted, VitrailError
+from vitrail.errors import CommError, ConfigError, Interrupted, VitrailError
 from vitrail.gradients import without_graph
 from vitrail.kept_latents import latents_kept
 from vitrail.picture import open_picture
@@ -107,8 +107,8 @@ class Session:
                     images = [] if self._call.output_type == "latent" else self._decode(final)
                     now = time.perf_counter()
                     notes, traces = self._notes(), self._traces()
-        except CommAborted:
-            raise  # told by the rank where it began
+        except CommError:
+            raise  # told once for all ranks
         except VitrailError as error:
             if self._started:  # what is refused before that is told once, by the error
                 self._log.error("run.failed", error=str(error))

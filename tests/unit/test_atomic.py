@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import vitrail
 from full_disk import no_file_larger_than
+from vitrail.core import atomic
 from vitrail.core.atomic import count_written, in_work, replacing, replacing_folder, write_text
 from vitrail.errors import OutputError
 
@@ -145,3 +146,26 @@ def loose_writes(module):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if name in WRITES and not (isinstance(node.func, ast.Name) and name == "write_text"):
                 yield node.lineno
+
+
+def test_a_launcher_finds_what_a_dead_process_had_begun(tmp_path, monkeypatch):
+    monkeypatch.setenv(atomic.OWNER, "0123")
+    (tmp_path / ".vitrail-4567-8.part.png").touch()  # another run's
+    with atomic.replacing(tmp_path / "fox.png") as part, atomic.replacing_folder(tmp_path / "foxes") as parts:
+        assert {each.name for each in tmp_path.glob(".vitrail-0123-*")} == {part.name, parts.name}
+        atomic.discard_of("0123", [tmp_path, tmp_path, tmp_path / "nowhere"])
+        assert not part.exists() and not parts.exists()
+        part.touch()
+        parts.mkdir()
+    assert {each.name for each in tmp_path.iterdir()} == {".vitrail-4567-8.part.png", "fox.png", "foxes"}
+    monkeypatch.delenv(atomic.OWNER)
+    with atomic.replacing(tmp_path / "owl.png"):
+        assert not list(tmp_path.glob(".vitrail--*"))  # a name of nobody has no part for it
+
+
+def test_before_an_end_by_force_nothing_half_written_is_left(tmp_path):
+    with atomic.replacing(tmp_path / "fox.png") as part, atomic.replacing_folder(tmp_path / "foxes") as parts:
+        atomic.discard()
+        assert list(tmp_path.iterdir()) == []
+        part.touch()
+        parts.mkdir()

@@ -168,7 +168,7 @@ def _told(overseer: Overseer, ending: Ending | None, ranks: _Ranks) -> str:
     has_spoken = overseer.has_ended_itself(0) and code in (1, USAGE, INTERRUPTED)
     if has_spoken and (ending.culprit == 0 or ranks.interrupts):
         return ""
-    where = f", last seen at {ending.note}" if ending.note else ""
+    where = f", last seen at {ending.note}" if ending.note and ending.note not in ending.reason else ""
     told = f"vitrail: rank {ending.culprit} ended the run: {ending.reason}{where}\n"
     is_interrupted = overseer.codes.get(ending.culprit) == INTERRUPTED
     lines = [] if is_interrupted else ranks.processes[ending.culprit].last_lines()

@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from vitrail.errors import OutputError
 
 PREFIX = ".vitrail-"
 SUFFIX = ".part"  # before the file's own, by which libraries choose a format
+OWNER = "VITRAIL_PARTS"  # variable with what the names of first files begin with, so that a launcher can find them
 LONGEST_SUFFIX = 40  # bytes: a longer one chooses no format
 
 _in_work: set[Path] = set()  # first files of this process, for whoever ends it
@@ -35,11 +36,26 @@ def count_written() -> int:
     return len(_written)
 
 
+def discard_of(owner: str, folders: Iterable[Path]) -> None:
+    """Remove what processes that have died had begun to write.
+
+    Args:
+        owner: Of these processes' variable ``OWNER``.
+        folders: Where they may have written.
+    """
+    for part in (part for folder in set(folders) for part in folder.glob(f"{PREFIX}{owner}-*")):
+        _remove(part)
+
+
 def discard() -> None:
     """Remove what this process has begun to write, from any thread, since it is about to end."""
     for part in list(_in_work):
-        with suppress(OSError):
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        _remove(part)
+
+
+def _remove(part: Path) -> None:
+    with suppress(OSError):
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -84,7 +100,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: If it cannot be written.
     """
-    part = path.with_name(f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}")
+    part = path.with_name(f"{_name()}{SUFFIX}")
     with told(path):
         part.mkdir(parents=True)
     _in_work.add(part)
@@ -112,9 +128,15 @@ def write_text(path: Path, text: str) -> None:
 def _fresh(path: Path) -> Path:
     """An empty file beside another, with the permissions that the process gives new files."""
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= LONGEST_SUFFIX else ""
-    part = path.with_name(f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}{suffix}")
+    part = path.with_name(f"{_name()}{SUFFIX}{suffix}")
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return part
+
+
+def _name() -> str:
+    """What nobody can foresee."""
+    owner = os.environ.get(OWNER, "")
+    return f"{PREFIX}{owner}{'-' * bool(owner)}{secrets.token_hex(8)}"
 
 
 def _synchronise(path: Path) -> None:
