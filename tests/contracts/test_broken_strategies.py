@@ -156,7 +156,7 @@ class Miscounting(BrokenGuidance):
     def cost(self, step, canvas, branches):
         return self._counted("of the canvas")
 
-    def cost_of_views(self, step, patches, branches):
+    def cost_of_views(self, step, outline, branches):
         return self._counted("of views")
 
 

@@ -104,7 +104,7 @@ class OddCost(OddGuidance):
     def cost(self, step, canvas, branches):
         return self.of_canvas
 
-    def cost_of_views(self, step, patches, branches):
+    def cost_of_views(self, step, outline, branches):
         return self.of_views
 
 
