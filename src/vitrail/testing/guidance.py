@@ -19,7 +19,7 @@ from vitrail.core.returned import check_branches, check_cost, check_guided
 from vitrail.core.scene import Branches, Scene, Start, subject_tensor
 from vitrail.core.step import PredictionType, Step
 from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas, Patches, Span, View
+from vitrail.core.views import Canvas, Outline, Patches, Span, View
 from vitrail.testing.instances import contract, instance_of
 from vitrail.testing.repeats import check_repeats
 from vitrail.testing.steps import CHANNELS, PREDICTION_TYPES, make_prediction, make_steps, told
@@ -59,7 +59,7 @@ def _check_costs(strategy: Any) -> None:
         for step in (*make_steps("v_prediction", phase=0), *make_steps("v_prediction", phase=1)):
             asked = Asked("guidance", strategy, step)
             check_cost(asked, "cost", own.cost(step, canvas, 2))
-            check_cost(asked, "cost_of_views", own.cost_of_views(step, Patches(VIEWS), 2))
+            check_cost(asked, "cost_of_views", own.cost_of_views(step, Outline.of(Patches(VIEWS)), 2))
 
 
 def _play(strategy: Any, exchange: Exchange) -> list[tuple[Tensor, bool]]:
