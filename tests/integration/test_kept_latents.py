@@ -10,8 +10,8 @@ from attrs import evolve
 
 from command_line import vitrail
 from vitrail.backbones.pipeline_backbone import PipelineBackbone
-from vitrail.errors import ConfigError, DecodeError
-from vitrail.kept_latents import load_latents, save_latents
+from vitrail.errors import CommAborted, CommTimeout, ConfigError, DecodeError
+from vitrail.kept_latents import latents_kept, load_latents, save_latents
 from vitrail.recipe import read_recipe
 from vitrail.sampler import Sampler
 
@@ -87,6 +87,16 @@ def test_every_picture_of_several_is_kept_under_its_name(folder, tmp_path, monke
     names = ["fox-0.latents.safetensors", "fox-1.latents.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert [load_latents(Path(name))[1].run["seed"] for name in names] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "error", [CommAborted(1, "a bad day"), CommTimeout("rank 1 is behind")], ids=["abort", "timeout"]
+)
+def test_what_ends_the_run_on_all_ranks_stays_the_error_and_carries_the_latents(error):
+    latents = torch.zeros(1, 4, 8, 8)
+    with pytest.raises(type(error)) as caught, latents_kept(latents, ["recipe"]):
+        raise error
+    assert caught.value is error and error.kept.latents is latents
 
 
 def test_files_that_hold_no_latents_are_refused(tmp_path, monkeypatch, capsys, folder):
