@@ -89,9 +89,13 @@ def test_all_is_well_and_only_rank_0_is_heard(tmp_path, capfd):
         ("rank == 1 and os.kill(os.getpid(), 9)", 1, "it was ended by SIGKILL (perhaps for want of memory)\n"),
         ("rank == 1 and 1 / 0\ntime.sleep(LONG)", 1, "ZeroDivisionError: division by zero"),
         ("sys.exit(2)", 2, ""),
+        ("rank == 1 and sys.exit(2)\ntime.sleep(LONG)", 2, "rank 1 ended the run: it ended with exit code 2\n"),
+        ("rank == 1 and sys.exit(130)\ntime.sleep(LONG)", 130, "rank 1 ended the run: it was interrupted by SIGINT\n"),
+        ("rank == 0 and sys.exit(1)\ntime.sleep(LONG)", 1, ""),
+        ("rank == 0 and sys.exit(3)\ntime.sleep(LONG)", 1, "rank 0 ended the run: it ended with exit code 3\n"),
         ("rank == 0 and sys.exit(130)\ntime.sleep(LONG)", 130, ""),
     ],
-    ids=["exit", "killed", "raised", "usage", "interrupted"],
+    ids=["exit", "killed", "raised", "usage", "usage-of-one", "interrupted-one", "spoken", "untold", "interrupted"],
 )  # fmt: skip
 def test_f6_the_exit_code_and_the_message_tell_what_happened(tmp_path, capfd, body, code, told):
     assert launch(script(tmp_path, "mark()\n" + body), 3, grace=0.5) == code
@@ -134,6 +138,16 @@ def test_ctrl_c_is_passed_on_to_rank_0_alone(tmp_path):
     _, err = parent.communicate(timeout=PATIENCE_S)
     assert parent.returncode == 130 and err == ""
     assert (tmp_path / "heard-0").read_text() == "x" and not (tmp_path / "heard-1").exists()
+    assert all(map(is_gone, ranks))
+
+
+def test_ctrl_c_before_rank_0_listens_ends_all_with_one_message(tmp_path):
+    """A rank that is only starting would answer it with a traceback."""
+    parent = started(tmp_path, "mark()\ntime.sleep(LONG)", 2)
+    ranks = pids(tmp_path, 2)
+    parent.send_signal(signal.SIGINT)
+    _, err = parent.communicate(timeout=PATIENCE_S)
+    assert (parent.returncode, err) == (130, "vitrail: stopped at once by SIGINT; files that were complete are kept\n")
     assert all(map(is_gone, ranks))
 
 

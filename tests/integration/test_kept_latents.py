@@ -11,8 +11,8 @@ from attrs import evolve
 from command_line import vitrail
 from vitrail.backbones.pipeline_backbone import PipelineBackbone
 from vitrail.core.run_config import RunConfig
-from vitrail.errors import ConfigError, DecodeError
-from vitrail.kept_latents import keep, load_latents, save_latents
+from vitrail.errors import CommAborted, CommTimeout, ConfigError, DecodeError
+from vitrail.kept_latents import keep, latents_kept, load_latents, save_latents
 from vitrail.recipe import read_recipe
 from vitrail.sampler import Sampler
 from vitrail.terminal import console
@@ -102,6 +102,16 @@ def test_pictures_with_long_names_are_kept_apart(pipe, tmp_path, stem):
     kept = {recipe.run["seed"]: latents for latents, recipe in map(load_latents, tmp_path.iterdir())}
     assert sorted(kept) == [0, 1]
     assert all(torch.equal(kept[seed][0], result.latents[seed]) for seed in kept)
+
+
+@pytest.mark.parametrize(
+    "error", [CommAborted(1, "a bad day"), CommTimeout("rank 1 is behind")], ids=["abort", "timeout"]
+)
+def test_what_ends_the_run_on_all_ranks_stays_the_error_and_carries_the_latents(error):
+    latents = torch.zeros(1, 4, 8, 8)
+    with pytest.raises(type(error)) as caught, latents_kept(latents, ["recipe"]):
+        raise error
+    assert caught.value is error and error.kept.latents is latents
 
 
 def test_files_that_hold_no_latents_are_refused(tmp_path, monkeypatch, capsys, folder):
