@@ -5,6 +5,7 @@ measured (the most that the child had beside what the parent had at the fork); t
 """
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -38,13 +39,16 @@ def warm_up() -> None:
     from vitrail.experiments import commands as experiments  # noqa: F401
     from vitrail.experiments import comparing, reporting  # noqa: F401
 
-    cli.app  # noqa: B018
+    for words in (["check", "e.toml"], ["sample", "a fox", "--config", "r.yaml", "--dry-run"]):
+        _rehearse(words)
     _keep_loaded(loading)
+    gc.collect()
+    gc.freeze()  # else a child's first collection copies all of its parent's memory
 
 
 def _keep_loaded(loading) -> None:
     """The demo model's pipeline, loaded before the fork, for the first child process that asks for just that."""
-    import vitrail.backbones.pipeline_backbone as backbones
+    from vitrail.backbones import families
     from vitrail.backbones.source import find_model
     from vitrail.discovery import registry
 
@@ -56,9 +60,27 @@ def _keep_loaded(loading) -> None:
 
     source = find_model("demo", registry()).source
     kept[source.location, source.options, "cpu"] = plain(source)
-    for module in (loading, backbones):
-        if getattr(module, "load_pipeline", None) is plain:
-            module.load_pipeline = load_pipeline
+    families.load_pipeline = load_pipeline
+
+
+def _rehearse(words: list[str]) -> None:
+    """A command once in this process, so that what it keeps for later is there in every child."""
+    import structlog
+
+    from fuzzing.command_lines import FILES
+
+    before, argv = Path.cwd(), sys.argv
+    with tempfile.TemporaryDirectory(prefix="vitrail-fuzz-") as folder, contextlib.redirect_stdout(io.StringIO()):
+        for name in ("e.toml", "r.yaml", "mine.toml"):
+            (Path(folder) / name).write_bytes(FILES[name])
+        os.chdir(folder)
+        sys.argv = ["vitrail", *words]
+        try:
+            _answer()
+        finally:
+            os.chdir(before)
+            sys.argv = argv
+            structlog.reset_defaults()
 
 
 def run(case: Case, limit_s: int = SECONDS, patience_s: float = PATIENCE_S, mebibytes: int = MEBIBYTES) -> Outcome:
