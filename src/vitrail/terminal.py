@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -47,6 +48,28 @@ def say(out: Console, lines: Iterable[str] | str, style: str | None = None) -> N
 def printable(text: str) -> str:
     """A text, which may come from a stranger's file, with control characters and turns of direction spelt out."""
     return "".join(each if _is_harmless(each) else each.encode("unicode_escape").decode() for each in text)
+
+
+def command_line(*words: str) -> str:
+    """Words of a command as a shell reads them, each spelt so that the terminal can show it.
+
+    A name with characters that its encoding does not have, or that are no text, is spelt in bytes: ``$'...'``.
+    """
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        word.encode(encoding)
+    except UnicodeError:
+        return _in_bytes(word)
+    return shlex.quote(word) if printable(word) == word else _in_bytes(word)
+
+
+def _in_bytes(word: str) -> str:
+    shown = (chr(each) if 32 <= each < 127 and each not in b"'\\" else f"\\x{each:02x}" for each in os.fsencode(word))
+    return f"$'{''.join(shown)}'"
 
 
 def _is_harmless(character: str) -> bool:

@@ -1,12 +1,17 @@
 """Nothing that a stranger's file says reaches the terminal as a command."""
 
 import io
+import os
+import shlex
+import subprocess
+import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from vitrail.terminal import printable, say
+from vitrail.terminal import command_line, printable, say
 
 
 @given(st.text())
@@ -22,3 +27,19 @@ def test_escapes_and_turns_are_spelt_out_and_other_words_stay():
     file = io.StringIO()
     say(Console(file=file, markup=False), "title \x1b]0;owned\x07")
     assert file.getvalue() == "title \\x1b]0;owned\\x07\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_a_shell_reads_the_words_of_a_command_whatever_the_terminal_shows(monkeypatch, encoding):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    words = ["a b", "it's", "狐狸.png", "é\\x", "\x1b[31m", os.fsdecode(b"\xff.png"), "$HOME", "", "'\n"]
+    line = command_line(*words)
+    line.encode(encoding)
+    assert "\x1b" not in line
+    read = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    assert [os.fsdecode(each) for each in read.split(b"\0")[:-1]] == words
+
+
+def test_plain_words_are_quoted_as_ever():
+    words = ["vitrail", "replay", "a b.png", "狐.png"]
+    assert command_line(*words) == shlex.join(words)

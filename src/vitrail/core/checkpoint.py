@@ -98,6 +98,7 @@ class Checkpoints:
             done.timings.add(kept["cost"])
             done.prediction = Prediction(kept["predicted_from"], kept["model_output"], step)
             engine.phases[step.phase].stepper.load(kept["scheduler"])
+            logger().info("run.resumed", path=str(self.path), steps=done.steps)
         return done
 
     def _check_place(self, engine: Engine, kept: dict[str, Any]) -> None:
