@@ -23,7 +23,7 @@ LIBRARIES = ("fractions.py", "pickle.py", "tempfile.py")  # that a starting proc
 
 
 def python(folder, script, stdin=False):
-    """What a script says, from a file or from the standard input; a module lies beside it, others where it is called."""
+    """What a script says, from a file or the standard input; a module lies beside it, others where it is called."""
     home = folder if stdin else folder / "home"
     home.mkdir(exist_ok=True)
     file = home / "script.py"
