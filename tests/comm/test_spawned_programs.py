@@ -10,18 +10,27 @@ from vitrail.errors import CommError
 
 SCRIPT = """
 from vitrail.comm import Gloo
+from beside import rank_of
 
 def program(communicator):
-    return communicator.rank
+    return rank_of(communicator)
 
 {guard}print(Gloo(timeout=60).run(2, program))
 """
 
 
+LIBRARIES = ("fractions.py", "pickle.py", "tempfile.py")  # that a starting process imports
+
+
 def python(folder, script, stdin=False):
-    """What a script says, from a file or from the standard input."""
-    file = folder / "script.py"
+    """What a script says, from a file or the standard input; a module lies beside it, others where it is called."""
+    home = folder if stdin else folder / "home"
+    home.mkdir(exist_ok=True)
+    file = home / "script.py"
     file.write_text(script, encoding="utf-8")
+    (home / "beside.py").write_text("def rank_of(communicator):\n    return communicator.rank\n")
+    for name in () if stdin else LIBRARIES:  # Python itself finds those beside what it reads from there
+        (folder / name).write_text("raise SystemExit('what lies in the current folder was taken for a library')\n")
     words = [sys.executable, "-"] if stdin else [sys.executable, str(file)]
     text = script if stdin else None
     return subprocess.run(words, input=text, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
