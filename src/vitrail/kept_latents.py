@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from vitrail.backbones.model_errors import model_blamed
 from vitrail.backbones.source import ModelOptions, find_model
 from vitrail.core.config import Loader
 from vitrail.core.forwarding import is_out_of_memory, let_go
@@ -23,7 +23,7 @@ from vitrail.discovery import registry
 from vitrail.errors import CommError, ConfigError, DecodeError, ModelError, OutputError
 from vitrail.recipe import Recipe, recipe_of, save_picture
 from vitrail.replaying import located, relocated
-from vitrail.terminal import console, say
+from vitrail.terminal import command_line, console, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,15 +129,17 @@ def keep(out: Console, latents: Tensor, recipe: Recipe, path: Path, run: RunConf
         run: As the command line gave it.
     """
     is_short = len(os.fsencode(path.stem + SUFFIX)) <= LONGEST_NAME
-    name = (path.stem if is_short else f"{path.stem[:40]}-{recipe.digest}") + SUFFIX  # no other picture's
+    stem = path.stem if is_short else f"{path.stem[:40]}-{recipe.digest}"  # no other picture's
+    names = (path, *(path.with_name(f"{stem}-{number}.png") for number in range(2, 100)))
+    target = next((each for each in names if not os.path.lexists(each)), path)  # not what another run has written
     for folder in (path.parent, Path(tempfile.gettempdir())):
-        kept = folder / name
+        kept = folder / (stem + SUFFIX)
         try:
             save_latents(latents[None], recipe, kept)
         except OutputError as error:
             say(out, str(error), style="yellow")
             continue
-        again = f"vitrail decode {shlex.quote(str(kept))} -o {shlex.quote(str(path))}{located(run)}"
+        again = command_line("vitrail", "decode", str(kept), "-o", str(target), *located(run))
         say(out, f"{kept}: the latents are kept; go on with `{again}`", style="yellow")
         return
 
@@ -166,7 +168,9 @@ def decode(file: Path, output: Path | None, force: bool, device: str | None, cha
     out = console()
     say(out, f"loading model {run.model}")
     quiet_libraries()
-    image = _picture(spec.load(device), run, latents)
+    backbone = spec.load(device)
+    with model_blamed(run.model, "cannot decode"):
+        image = _picture(backbone, run, latents)
     save_picture(image, recipe, path)
     say(out, f"{path}: {image.width}x{image.height}, seed {run.seed}")
 

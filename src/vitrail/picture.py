@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from vitrail.core.paths import expanded, refuse_irregular
@@ -11,6 +12,8 @@ from vitrail.picture_reader import read
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+PROGRAMS = ("EPS",)  # formats that Pillow hands to another program
 
 
 def open_picture(path: str | None, quiet: bool = False) -> Image:
@@ -28,14 +31,16 @@ def open_picture(path: str | None, quiet: bool = False) -> Image:
     file = expanded(str(path))
     try:
         refuse_irregular(file)
-        with Image.open(file) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:  # of metadata that is broken
+            if image.format in PROGRAMS:
+                raise ConfigError(f"image {path!r}: is {image.format}, which a program draws; convert it to PNG")
             image.load()
             picture = read(image, f"image {path!r}", quiet=quiet)
     except FileNotFoundError as error:
         raise ConfigError(f"image {path!r}: no such file") from error
     except ConfigError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow has errors of many kinds for a broken file
         raise ConfigError(f"image {path!r}: cannot be read as a picture: {type(error).__name__}") from error
     assert isinstance(picture, Image.Image)
     return picture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 KEY = "vitrail.run"
 FORMAT = 2  # of recipes; before 2 an empty negative_prompt was none
+SEAL = "seal"  # of a recipe's text, a digest of the rest; older ones have none
 
 
 def current_versions() -> dict[str, str]:
@@ -154,25 +156,37 @@ def save_picture(image: Image, recipe: Recipe, path: Path, overwrite: bool = Tru
 
     info = PngInfo()
     info.add_text("parameters", recipe.parameters())
-    info.add_itxt(KEY, json.dumps(attrs.asdict(recipe), ensure_ascii=False), zip=True)
+    info.add_itxt(KEY, sealed_text(recipe), zip=True)
     with replacing(path, overwrite) as part:
         image.save(part, format="PNG", pnginfo=info)
+
+
+def sealed_text(recipe: Recipe) -> str:
+    """A recipe as JSON, with a digest of what it says."""
+    data = attrs.asdict(recipe)
+    return json.dumps(data | {SEAL: _seal(data)}, ensure_ascii=False)
+
+
+def _seal(data: Mapping[str, Any]) -> str:
+    """Of what JSON keeps of plain data, however it is written."""
+    kept = json.loads(json.dumps(data))
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe inside a picture; its pixels are checked and not decoded, so it may be of any size.
 
     Raises:
-        ConfigError: If the file is no PNG or carries none.
+        ConfigError: If the file is no PNG, carries none, or one that is not what was written.
     """
     from PIL import Image
 
     try:
         refuse_irregular(path)
-        with of_any_size(), Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), of_any_size(), Image.open(path) as image:
             text = image.info.get(KEY)
             image.verify()  # every chunk of it by its checksum
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow has errors of many kinds for a broken file
         raise ConfigError(f"{path}: cannot be read as a picture: {_reason(error)}") from error
     if not isinstance(text, str):
         raise ConfigError(f"{path}: carries no recipe; only PNG files that vitrail wrote do, as they left it")
@@ -183,7 +197,7 @@ def recipe_of(text: str, where: object) -> Recipe:
     """A recipe from its text.
 
     Args:
-        text: JSON.
+        text: JSON; what has a seal must be what was sealed.
         where: It stands, for the error.
 
     Raises:
@@ -192,6 +206,8 @@ def recipe_of(text: str, where: object) -> Recipe:
     try:
         data = json.loads(text)
         check_plain(data, str(where))
+        if isinstance(data, dict) and SEAL in data and data.pop(SEAL) != _seal(data):
+            raise ValueError("it is not what was written; take another copy of the file, or give options anew")
         recipe = Recipe.read(data)
         if not all(isinstance(each, str) for each in (*recipe.versions.values(), *recipe.given.values())):
             raise ValueError("versions and digests must be texts")

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from vitrail.backbones.model_errors import model_blamed
 from vitrail.core.atomic import write_text
 from vitrail.core.composition import Composition
+from vitrail.core.cpu_threads import threads_in_bits
 from vitrail.core.fields import as_tuple
 from vitrail.core.paths import expanded_or_none
 from vitrail.core.run_config import RunConfig
@@ -27,15 +28,18 @@ from vitrail.ranks import Placement, RankOptions, place, run_ranks, start_ranks,
 from vitrail.recipe import digest_of, save_picture
 from vitrail.replaying import located
 from vitrail.signals import INTERRUPTED, held, stopping
-from vitrail.terminal import console, say
+from vitrail.terminal import command_line, console, say
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from vitrail.backbones.memory import Forecast
     from vitrail.comm.communicator import RankCommunicator
+    from vitrail.core.backbone import Backbone
     from vitrail.result import Plan, Report, Result
     from vitrail.sampler import Sampler
+
+FAILED = "cannot be sampled with"
 
 
 @frozen(kw_only=True)
@@ -80,9 +84,11 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
     quiet_libraries()
     device = _rank_device(placement) if options.device is None else options.device
     first = Sampler.of(run, composition, device, options.plugins)
-    plan = first.plan(run)
-    outlook = forecast(first.engine(run, run.seed), first.backbone, placement.world_size, run.row_batch)
-    say(out, [*notes, *plan_lines(run, plan), *memory_lines(outlook), *rank_lines(placement, run, plan, outlook.rows)])
+    with model_blamed(run.model, FAILED):
+        plan = first.plan(run)
+        outlook = forecast(first.engine(run, run.seed), first.backbone, placement.world_size, run.row_batch)
+    machine = [*memory_lines(outlook), *thread_lines(first.backbone)]
+    say(out, [*notes, *plan_lines(run, plan), *machine, *rank_lines(placement, run, plan, outlook.rows)])
     if options.dry_run:
         return
 
@@ -102,7 +108,8 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
             return sampler.run(run, spread=spread)
 
     on_cuda = first.backbone.device.type == "cuda"
-    result = run_ranks(placement, on_cuda, program, digest_of(repr(run)))
+    with model_blamed(run.model, FAILED):
+        result = run_ranks(placement, on_cuda, program, digest_of(repr(run)))
     if placement.speaks:
         _write(out, run, plan, result, paths, options)
     tell_done()
@@ -116,6 +123,13 @@ def memory_lines(outlook: Forecast) -> Iterator[str]:
         return
     need, free = (f"{count / 1e9:.2f} GB" for count in (outlook.need_bytes, outlook.free_bytes))
     yield f"{rows}: about {need} beside the weights, of {free} that are free"
+
+
+def thread_lines(backbone: Backbone) -> Iterator[str]:
+    """Threads an operator, if they reach the picture."""
+    count = threads_in_bits(backbone)
+    if count is not None:
+        yield f"  {count} thread{'s' * (count > 1)} an operator (OMP_NUM_THREADS), which the last bits follow"
 
 
 def rank_lines(placement: Placement, run: RunConfig, plan: Plan, row_batch: int) -> Iterator[str]:
@@ -299,7 +313,7 @@ def _stop_on_interrupt(sampler: Sampler, out: Console) -> Iterator[None]:
 
 def _again(path: Path, run: RunConfig) -> str:
     """The command that makes a picture again."""
-    return f"vitrail replay {shlex.quote(str(path))}{located(run)}"
+    return command_line("vitrail", "replay", str(path), *located(run))
 
 
 def _is_verbose() -> bool:

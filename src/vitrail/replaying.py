@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,21 +77,21 @@ def check_files(recipe: Recipe, composition: Composition, where: str) -> None:
         raise ConfigError("\n".join(changed))
 
 
-def located(run: RunConfig, folder: Path | None = None) -> str:
-    """Options of a command line that name the model and the picture of a run, "" if nothing must be named.
+def located(run: RunConfig, folder: Path | None = None) -> list[str]:
+    """Options of a command line that name the model and the picture of a run, as far as they must be named.
 
     Args:
         run: Whose paths are from the working folder.
         folder: Where the command will be called; the working folder if None.
     """
-    words = []
+    words: list[str] = []
     if run.model not in registry().names("models"):
         words += ["--model", _seen_from(folder, run.model)]
         if run.model_config is not None and Path(run.model_config).is_dir():
             words += ["--model-config", _seen_from(folder, run.model_config)]
     if run.image is not None:
         words += ["--image", _seen_from(folder, run.image)]
-    return "".join(f" {shlex.quote(word)}" for word in words)
+    return words
 
 
 def _seen_from(folder: Path | None, name: str) -> str:

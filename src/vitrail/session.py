@@ -18,7 +18,7 @@ from vitrail.comm.agreement import agree
 from vitrail.comm.chrome import as_data, from_data
 from vitrail.comm.in_process import solo
 from vitrail.core.checkpoint import Checkpoints, kept_row_batch
-from vitrail.core.cpu_threads import threads_of
+from vitrail.core.cpu_threads import threads_in_bits, threads_of
 from vitrail.core.exchange import Exchange
 from vitrail.core.log import logger
 from vitrail.core.run_config import RunConfig
@@ -111,7 +111,7 @@ class Session:
             raise  # told once for all ranks
         except VitrailError as error:
             if self._started:  # what is refused before that is told once, by the error
-                self._log.error("run.failed", error=str(error))
+                self._log.info("run.failed", error=str(error))  # which is raised, and so told already
             raise
         report = Report(
             steps=sum(one.steps - self._first for one in done),
@@ -193,6 +193,7 @@ class Session:
             "plugins": json.dumps(recipe.plugins, sort_keys=True),
             "output": self._call.output_type,
             "weights": self._sampler.backbone.fingerprint(),
+            "threads an operator (OMP_NUM_THREADS)": str(threads_in_bits(self._sampler.backbone) or 1),
             "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, relays {relays}",
             "callback": f"given {', '.join(self._wanted)}" if self._call.callback else "none",
             "checkpoint": f"every {self._spread.checkpoint_every}" if self._spread.checkpoint else "none",
@@ -213,6 +214,8 @@ class Session:
         kept: dict[str, Any] = {"run": {**recipe.run, "num_images": self._config.num_images}}
         kept |= {"method": recipe.method, "versions": recipe.versions, "given": recipe.given}
         kept |= {name: part for name, part in (("files", recipe.files), ("plugins", recipe.plugins)) if part}
+        threads = threads_in_bits(self._sampler.backbone)
+        kept |= {} if threads is None else {"OMP_NUM_THREADS": threads}
         checkpoints = Checkpoints(spread.checkpoint, spread.checkpoint_every, kept, self._communicator)
         checkpoints.open(self._device())
         return checkpoints

@@ -17,7 +17,7 @@ from vitrail.core.run_config import RunConfig
 from vitrail.discovery import registry
 from vitrail.errors import ConfigError, OutputError
 from vitrail.methods import load_method
-from vitrail.recipe import KEY, Recipe, digest_of, read_recipe, save_picture
+from vitrail.recipe import KEY, Recipe, digest_of, read_recipe, save_picture, sealed_text
 from vitrail.sampler import Sampler
 
 GREY = Image.new("RGB", (32, 16), "grey")
@@ -144,6 +144,23 @@ def test_foreign_and_broken_pictures_are_refused(tmp_path):
 def test_broken_recipe_is_refused(tmp_path, text):
     with pytest.raises(ConfigError, match=r"a\.png: its recipe is broken: "):
         read_recipe(saved_with(tmp_path, text))
+
+
+@pytest.mark.parametrize("change", [("a fox", "a box"), ('"seed": 7', '"seed": 8'), ('"seal": "', '"seal": "0')])
+def test_a_text_that_is_not_what_was_written_is_refused(tmp_path, change):
+    text = sealed_text(recipe_of())
+    assert read_recipe(saved_with(tmp_path, text)) == recipe_of()
+    respaced = json.dumps(json.loads(text), indent=1, sort_keys=True)  # which says the same
+    assert read_recipe(saved_with(tmp_path, respaced)) == recipe_of()
+    assert change[0] in text
+    with pytest.raises(ConfigError, match=r"a\.png: its recipe is broken: it is not what was written"):
+        read_recipe(saved_with(tmp_path, text.replace(*change)))
+
+
+def test_a_recipe_from_before_there_were_seals_is_read(tmp_path):
+    unsealed = json.loads(sealed_text(recipe_of()))
+    del unsealed["seal"]
+    assert read_recipe(saved_with(tmp_path, json.dumps(unsealed))) == recipe_of()
 
 
 def test_recipe_with_wrong_values_tells_all(tmp_path):

@@ -91,10 +91,11 @@ def test_a_folder_that_is_gone_leaves_the_latents_in_the_temporary_one(run, befo
 
 def test_of_two_runs_with_one_output_the_second_overwrites_nothing(run, before):
     before("decode", lambda: Path("fox.png").write_text("theirs"))
+    Path("fox-2.png").write_text("of before")
     told = run(*FOX, "-o", "fox.png")
     assert told.code == 1 and "fox.png: cannot be written: it exists by now; another run may have" in told.err
-    assert Path("fox.png").read_text() == "theirs"
-    goes_on(run, told)
+    goes_on(run, told, "fox-3.png")
+    assert Path("fox.png").read_text() == "theirs" and Path("fox-2.png").read_text() == "of before"
 
 
 def test_every_picture_that_can_be_written_is(run, before):

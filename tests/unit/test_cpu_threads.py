@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vitrail.backbones.turns import is_plain
-from vitrail.core.cpu_threads import one_thread, threads_of
+from vitrail.core.cpu_threads import one_thread, threads_in_bits, threads_of
 from vitrail.core.side_by_side import begun
 
 
@@ -76,9 +76,12 @@ def test_a_large_network_and_one_elsewhere_keep_their_threads(monkeypatch):
             assert (found, torch.get_num_threads()) == (3, 1)
     with threads_of(Model(nn.Linear(2, 2), "meta")) as found:
         assert (found, torch.get_num_threads()) == (1, 3)
+    assert threads_in_bits(Model(nn.Linear(2, 2))) is threads_in_bits(Model(None)) is None
     monkeypatch.setattr("vitrail.core.cpu_threads.SMALL", 6)
     with threads_of(Model(nn.Linear(2, 2))) as found:
         assert (found, torch.get_num_threads()) == (1, 3)
+    assert threads_in_bits(Model(nn.Linear(2, 2))) == 3
+    assert threads_in_bits(Model(nn.Linear(2, 2), "meta")) is threads_in_bits(Model(None)) is None
 
 
 def test_answers_side_by_side_come_in_order_in_the_caller_s_mode():

@@ -179,6 +179,14 @@ def test_a_float_tiff_and_a_deep_png_are_no_sheets(tmp_path):
         assert same(open_picture(str(tmp_path / name)), GREY, 0.51 * STEP)
 
 
+def test_a_format_that_another_program_draws_is_not_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("a program was run"))
+    Image.fromarray(COLOUR).save(tmp_path / "x.eps")
+    (tmp_path / "x.eps").rename(tmp_path / "x.png")
+    with pytest.raises(ConfigError, match="is EPS, which a program draws; convert it to PNG"):
+        open_picture(str(tmp_path / "x.png"))
+
+
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     Image.fromarray(COLOUR).save(tmp_path / "x.png")

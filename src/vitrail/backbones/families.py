@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import frozen
 
 from vitrail.backbones.loading import load_pipeline
+from vitrail.backbones.model_errors import model_blamed
 from vitrail.backbones.source import ModelSource
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Adapter:
 
     def load(self, device: str | None = None) -> PipelineBackbone:
         """Load the weights, with what suits them; raises as ``load_pipeline`` does."""
-        backbone = self.adopt(load_pipeline(self.source, device))
+        with model_blamed(self.source.name, "cannot be loaded"):
+            backbone = self.adopt(load_pipeline(self.source, device))
         backbone.defaults = self.suits
         return backbone
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vitrail.backbones.part_configs import config_problems
 from vitrail.core.header import read_header
 from vitrail.core.text_files import LARGEST_RECORD, read_json
 from vitrail.errors import ConfigError, ModelError
@@ -16,6 +17,7 @@ UNUSED = ("feature_extractor", "image_encoder", "safety_checker")  # a picture f
 T5 = ("text_encoder_3", "tokenizer_3")  # of Stable Diffusion 3, which can do without
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 CONFIGS = {"Scheduler": "scheduler_config.json", "Tokenizer": "tokenizer_config.json"}  # by a word of the class name
+LONGEST_NAME = 100  # characters of a part's, where those of pipelines have twenty
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 PICKLED = "a pickle can run any code when it is read, so only .safetensors files are"
 
@@ -49,7 +51,11 @@ def read_index(folder: Path, where: str) -> Index:
 def parts_of(index: Index) -> dict[str, tuple[str | None, str | None]]:
     """(library, class) of the parts that the index lists and that are loaded, by name."""
     pairs = {name: pair for name, pair in index.items() if isinstance(pair, list) and len(pair) == 2}
-    return {name: (pair[0], pair[1]) for name, pair in pairs.items() if name not in UNUSED}
+    return {
+        name: (pair[0], pair[1])
+        for name, pair in pairs.items()
+        if name not in UNUSED and all(each is None or isinstance(each, str) for each in pair)
+    }
 
 
 def left_out(folder: Path, index: Index) -> tuple[str, ...]:
@@ -77,7 +83,7 @@ def check_folder(folder: Path, index: Index, variant: str | None, model: str, re
     skipped = left_out(folder, index)
     wanted = {name: pair for name, pair in parts_of(index).items() if name not in skipped}
     problems = [
-        f"{name}: {problem}"
+        f"{name[:LONGEST_NAME]}: {problem}"
         for name, (library, kind) in wanted.items()
         for problem in _part_problems(folder / name, library, kind or "", variant)
     ]
@@ -100,24 +106,31 @@ def _part_problems(part: Path, library: str | None, kind: str, variant: str | No
     if library is None:
         yield "null in the index, but the pipeline needs it"
         return
+    if len(part.name) > LONGEST_NAME:
+        yield "is no name of a part"
+        return
     if not part.is_dir():
         yield f"no folder {part}"
         return
     config = next((file for word, file in CONFIGS.items() if word in kind), "config.json")
     if not (part / config).is_file():
         yield f"no {config} in {part}"
+    elif not _is_model(library, kind):
+        yield from config_problems(part / config)
     if _is_model(library, kind):
         yield from _weight_problems(part, STEMS[library], variant)
 
 
 def _weight_problems(part: Path, stem: str, variant: str | None) -> Iterator[str]:
-    files = _weights(part, stem, variant) or _weights(part, stem, None)
+    files, tensors = _weights(part, stem, variant) or _weights(part, stem, None), []
     for file in files:
         try:
-            read_header(file)
+            tensors.append(len(read_header(file).shapes))
         except ModelError as error:
             yield str(error)
     if files:
+        if len(tensors) == len(files) and (part / "config.json").is_file():
+            yield from config_problems(part / "config.json", sum(tensors))
         return
     names = [f"{stem}.{variant}.safetensors"] if variant else []
     yield f"no {' or '.join([*names, f'{stem}.safetensors'])} in {part}{_instead(part, stem)}"

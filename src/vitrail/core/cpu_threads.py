@@ -5,7 +5,8 @@ chunks as there are threads, and the end of a chunk is computed without vector i
 added up in as many parts. So the number must follow neither the cores nor the ranks that share them. A network below
 ``SMALL`` parameters has one thread an operator, wherever it runs, and the cores are filled with forwards side by side,
 each of which computes what it would alone. A larger one has the threads of the process, and its ranks as many: its
-rows are few, and too large to be in memory many at a time.
+rows are few, and too large to be in memory many at a time. Ranks compare that number before the first step, and a
+checkpoint keeps it.
 """
 
 from __future__ import annotations
@@ -49,13 +50,23 @@ def threads_of(backbone: Backbone) -> Iterator[int]:
     Yields:
         How many forwards may be computed side by side.
     """
-    network = backbone.network
-    is_small = network is None or sum(parameter.numel() for parameter in network.parameters()) < SMALL
-    if is_small and backbone.device.type == "cpu":
+    if backbone.device.type == "cpu" and _is_small(backbone):
         with one_thread() as found:
             yield found
     else:
         yield 1
+
+
+def threads_in_bits(backbone: Backbone) -> int | None:
+    """Threads an operator, if the last bits of a picture follow them: with a large network on the CPU; else None."""
+    import torch
+
+    return None if backbone.device.type != "cpu" or _is_small(backbone) else torch.get_num_threads()
+
+
+def _is_small(backbone: Backbone) -> bool:
+    network = backbone.network
+    return network is None or sum(parameter.numel() for parameter in network.parameters()) < SMALL
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from vitrail.experiments.running import Worker
 from vitrail.experiments.store import Folder, Plan, told_if_full
 from vitrail.experiments.tables import spoken
 from vitrail.heatmap import read_shares
-from vitrail.terminal import console, say
+from vitrail.terminal import command_line, console, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -230,7 +230,7 @@ def _sample(
         raise SystemExit(130)
     if failed:
         say(out, f"{failed} cell{'s' * (failed > 1)} failed; the same command tries again", style="yellow")
-    say(out, f"report: vitrail report {shlex.quote(str(folder.path))}")
+    say(out, f"report: {command_line('vitrail', 'report', str(folder.path))}")
     if failed:
         raise SystemExit(1)
 

@@ -61,7 +61,7 @@ def _pictures(cells: Sequence[Cell], loaded: Loaded, seen: Seen, folder: Path, c
                 **plain,
                 file=cell.picture,
                 metrics=told_of(cell, loaded, seen),
-                command=f"vitrail replay {shlex.quote(cell.picture)}{located(run, folder)} -o again.png",
+                command=shlex.join(["vitrail", "replay", cell.picture, *located(run, folder), "-o", "again.png"]),
                 **({name: getattr(outcome, name) for name in COSTS} if costs else {}),
             )
 
