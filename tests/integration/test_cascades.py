@@ -41,13 +41,13 @@ class Starts:
 
 
 def grown_by_hand(pipe, resize, latents, size):
-    """What a further size of so many pixels begins with, without its noise."""
+    """What a further size of so many pixels begins with, without its noise, in float32 as pictures and latents are."""
     if resize == "latents":
         return F.interpolate(latents, [side // 8 for side in size], mode="bicubic")
-    scaling = pipe.vae.config.scaling_factor
-    picture = (pipe.vae.decode(latents / scaling).sample / 2 + 0.5).clamp(0, 1)
+    vae, scaling = pipe.vae, pipe.vae.config.scaling_factor
+    picture = (vae.decode(latents.to(vae.dtype) / scaling).sample.float() / 2 + 0.5).clamp(0, 1)
     larger = F.interpolate(picture, size, mode="bicubic").clamp(0, 1)
-    return scaling * pipe.vae.encode(2 * larger - 1).latent_dist.mode()
+    return (scaling * vae.encode((2 * larger - 1).to(vae.dtype)).latent_dist.mode()).float()
 
 
 @pytest.mark.parametrize("resize", ["latents", "pixels"])
@@ -64,7 +64,7 @@ def test_a_last_size_of_one_step_starts_from_the_grown_picture(pipe, resize):
     ends = [s.index for s, t in pairwise(steps) if s.phase != t.phase]
     assert [steps[end].phase for end in ends] == [0, 1] and len(steps) == 52
     with torch.no_grad():
-        grown = grown_by_hand(pipe, resize, starts.after[ends[1]].double(), size).float()
+        grown = grown_by_hand(pipe, resize, starts.after[ends[1]], size)
     noise, sigma = engine.streams.normal(tuple(grown.shape), "phase-noise", 2), steps[-1].sigma
     torch.testing.assert_close(starts.before[51], grown + sigma * noise, rtol=1e-3, atol=1e-3 * sigma)
     assert (starts.before[51] - grown).abs().mean() < sigma < 0.05

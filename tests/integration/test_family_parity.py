@@ -44,7 +44,7 @@ def small_unet():
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=32,
-        attention_head_dim=4,
+        attention_head_dim=1,
         norm_num_groups=4,
     ).eval()
 
