@@ -226,7 +226,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(experiment, monkeypatch, cap
         (["axes=[{name='w',values=[1],set=['stages.0.guidance.0.scal={value}'],methods=['asg']}]"], "no key 'scal'"),
         (["axes=[{name='s',option='scheduler',values=['DDIM']}]"], "no scheduler named 'DDIM'"),
         (["axes=[{name='g',option='guidance_scale',values=['much']}]"], "row 'direct, g much':\n  $.guidance_scale"),
-        (["prompts=[]", "prompts_file=nowhere.txt"], "nowhere.txt: cannot be read as text"),
+        (["prompts=[]", "prompts_file=nowhere.txt"], "nowhere.txt: cannot be read"),
         (["heatmaps=[{masking='pfs'}]"], "did you mean 'pfsa'?"),
         (["heatmaps=[{masking='pfsa',at='2'}]"], "heat map 'pfsa': at = '2': write shares of the steps"),
     ):

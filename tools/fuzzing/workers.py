@@ -1,7 +1,7 @@
 """Runs cases in forked children of this process, which has imported what all of them need.
 
 A fork costs milliseconds, and what a case does to its process is gone with it. Memory is limited (RLIMIT_AS) and
-measured (the most that the child had beside what the parent had at the fork); time is limited from outside.
+measured (the most that the child had beside what it began with); time is limited from outside.
 """
 
 import contextlib
@@ -104,7 +104,7 @@ def run(case: Case, limit_s: int = SECONDS, patience_s: float = PATIENCE_S, mebi
 def _forked(case: Case, folder: Path, limit_s: int, patience_s: float, room: int) -> Outcome:
     sys.stdout.flush()
     sys.stderr.flush()
-    before, begin = _resident(), time.monotonic()
+    begin = time.monotonic()
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -117,10 +117,11 @@ def _forked(case: Case, folder: Path, limit_s: int, patience_s: float, room: int
     _, status, usage = os.wait4(child, 0)
     seconds = usage.ru_utime + usage.ru_stime
     was_ended = data is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU)
-    mebibytes = max(0.0, usage.ru_maxrss * KILO - before) / MEBI
     if not data:
-        return Outcome(None, seconds=seconds, mebibytes=mebibytes, was_ended=was_ended)
-    return Outcome(**json.loads(data), seconds=seconds, mebibytes=mebibytes)
+        return Outcome(None, seconds=seconds, was_ended=was_ended)
+    told = json.loads(data)
+    mebibytes = max(0.0, usage.ru_maxrss * KILO - told.pop("before")) / MEBI
+    return Outcome(**told, seconds=seconds, mebibytes=mebibytes)
 
 
 def _read(pipe: int, deadline: float) -> bytes | None:
@@ -139,7 +140,7 @@ def _read(pipe: int, deadline: float) -> bytes | None:
 
 def _child(case: Case, folder: Path, pipe: int, limit_s: int, room: int) -> None:
     """Never returns."""
-    out, err, trace, code = io.StringIO(), io.StringIO(), "", None
+    out, err, trace, code, before = io.StringIO(), io.StringIO(), "", None, _resident()
     try:
         addresses = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (addresses + (room + SPARE) * MEBI, resource.RLIM_INFINITY))
@@ -157,7 +158,7 @@ def _child(case: Case, folder: Path, pipe: int, limit_s: int, room: int) -> None
         trace = traceback.format_exc()
     finally:
         with contextlib.suppress(BaseException):
-            _tell(pipe, {"code": code, "out": out.getvalue(), "err": err.getvalue(), "trace": trace})
+            _tell(pipe, {"before": before, "code": code, "out": out.getvalue(), "err": err.getvalue(), "trace": trace})
         os._exit(0)
 
 
