@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from rank_programs import demo_latents
+from rank_programs import demo, demo_latents
 from vitrail.comm.gloo import Gloo
 from vitrail.comm.in_process import InProcess
 from vitrail.errors import ConfigError, ProtocolError
@@ -50,6 +50,7 @@ def test_the_picture_knows_neither_threads_nor_ranks(method, steps):
 def test_ranks_of_a_large_network_on_unlike_threads_are_refused(monkeypatch):
     """Each would give rows that no number of threads gives all of."""
     threads = {"rank-0": 2, "rank-1": 1}
+    demo("direct")  # once, for both
     monkeypatch.setattr("vitrail.session.threads_in_bits", lambda _: threads[threading.current_thread().name])
     with pytest.raises(ProtocolError, match=r"threads an operator \(OMP_NUM_THREADS\): rank 0 against rank 1"):
         InProcess(timeout=300).run(2, lambda c: demo_latents(communicator=c, method="direct", steps=1))
