@@ -1,7 +1,6 @@
 """The same picture, bit for bit, whatever the number of threads that torch was given, and of ranks."""
 
 import functools
-import threading
 
 import pytest
 import torch
@@ -9,8 +8,6 @@ import torch
 from rank_programs import demo_latents
 from vitrail.comm.gloo import Gloo
 from vitrail.comm.in_process import InProcess
-from vitrail.errors import ConfigError, ProtocolError
-from vitrail.sampler import Sampler, Spread
 
 DEMO = ("asg-plus", "asg-cascade")
 
@@ -45,27 +42,6 @@ def test_the_picture_knows_neither_threads_nor_ranks(method, steps):
             assert torch.equal(found[0], expected) and torch.equal(found[1], picture), world_size
     for found in Gloo(timeout=300).run(3, functools.partial(demo_latents, threads=2, **options)):
         assert torch.equal(found[0], expected) and torch.equal(found[1], picture)
-
-
-def test_ranks_of_a_large_network_on_unlike_threads_are_refused(monkeypatch):
-    """Each would give rows that no number of threads gives all of."""
-    threads = {"rank-0": 2, "rank-1": 1}
-    monkeypatch.setattr("vitrail.session.threads_in_bits", lambda _: threads[threading.current_thread().name])
-    with pytest.raises(ProtocolError, match=r"threads an operator \(OMP_NUM_THREADS\): rank 0 against rank 1"):
-        InProcess(timeout=300).run(2, lambda c: demo_latents(communicator=c, method="direct", steps=1))
-
-
-def test_a_checkpoint_of_a_large_network_goes_on_with_as_many_threads(monkeypatch, tmp_path):
-    monkeypatch.setattr("vitrail.core.cpu_threads.SMALL", 0)
-    torch.set_num_threads(2)
-    call = {"num_inference_steps": 3, "spread": Spread(checkpoint=tmp_path / "run.ckpt", checkpoint_every=1)}
-    sampler = Sampler.from_pretrained("demo", "direct")
-    sampler("a fox", height=128, width=128, callback_on_step_end=lambda *_: sampler.interrupt() or {}, **call)
-    torch.set_num_threads(1)
-    with pytest.raises(ConfigError, match=r"belongs to another run \(OMP_NUM_THREADS 2 there, 1 here\)"):
-        sampler("a fox", height=128, width=128, **call)
-    torch.set_num_threads(2)
-    assert sampler("a fox", height=128, width=128, **call).report.steps == 3
 
 
 def test_without_one_thread_an_operator_it_would_know_them(monkeypatch):
