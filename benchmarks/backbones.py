@@ -26,15 +26,15 @@ from rich.table import Table
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import vitrail.backbones
-from vitrail.sampler import Sampler
+from vitrail.sampling.sampler import Sampler
 
 CONFIGS = Path(vitrail.backbones.__file__).parent / "configs"
 METHODS = ("direct", "multidiffusion", "cutdiffusion", "asg")
-FORWARD = "vitrail.core.stages.Stages.predict"
+FORWARD = "vitrail.core.engine.hooks.Stages.predict"
 MASK = (
-    "vitrail.backbones.attention.Maps.look",
-    "vitrail.backbones.attention.Maps.mean",
-    "vitrail.core.stages.Stages.mask",
+    "vitrail.backbones.attention.cross_attention.Maps.look",
+    "vitrail.backbones.attention.cross_attention.Maps.mean",
+    "vitrail.core.engine.hooks.Stages.mask",
 )
 SMALL = {  # SDXL's shape, a tenth of its width, trained at a quarter of its size
     "sample_size": 32,

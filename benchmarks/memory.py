@@ -33,9 +33,9 @@ from transformers import CLIPTokenizer
 
 import vitrail
 from vitrail import hookimpl
-from vitrail.backbones.footprint import LiveBytes, row_bytes
-from vitrail.core.streams import Streams
-from vitrail.sampler import Sampler
+from vitrail.backbones.memory.footprint import LiveBytes, row_bytes
+from vitrail.core.schedule.streams import Streams
+from vitrail.sampling.sampler import Sampler
 
 CONFIGS = Path(vitrail.__file__).parent / "backbones/configs"
 PRESETS = {

@@ -22,21 +22,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 
 PROMPT = "a fox on a snow field"
 PARTS = {  # part: functions whose time it is, none of which calls another of them
-    "forwards": ["vitrail.core.stages.Stages.predict"],
+    "forwards": ["vitrail.core.engine.hooks.Stages.predict"],
     "mask": [
-        "vitrail.backbones.attention.Maps.look",
-        "vitrail.backbones.attention.Maps.mean",
-        "vitrail.core.stages.Stages.mask",
+        "vitrail.backbones.attention.cross_attention.Maps.look",
+        "vitrail.backbones.attention.cross_attention.Maps.mean",
+        "vitrail.core.engine.hooks.Stages.mask",
     ],
     "exchange": [
-        "vitrail.core.engine.permute_views",
-        "vitrail.core.engine.restore_order",
-        "vitrail.plugins.patching.Lattice._order",
+        "vitrail.core.engine.loop.permute_views",
+        "vitrail.core.engine.loop.restore_order",
+        "vitrail.plugins.patching.grids.Lattice._order",
     ],
 }
 

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vitrail.comm import Gloo
-from vitrail.comm.cost import CostModel
-from vitrail.comm.predict import RunLoad, StageLoad, predict
-from vitrail.comm.summary import summarize
+from vitrail.comm.trace.cost_model import CostModel
+from vitrail.comm.trace.speedup_model import RunLoad, StageLoad, predict
+from vitrail.comm.trace.summary import summarize
 
 CASES = {
     "async, exchange": ("async", "element"),
@@ -50,8 +50,8 @@ def measure(guidance: str, interaction: str, size: int, steps: int, communicator
 
     import torch
 
-    from vitrail.methods import load_method
-    from vitrail.sampler import Sampler, Spread
+    from vitrail.sampling.methods import load_method
+    from vitrail.sampling.sampler import Sampler, Spread
 
     torch.set_num_threads(1)
     sets = [f"stages.0.guidance.0.type={guidance}", f"stages.0.patching.interaction={interaction}"]

@@ -1,10 +1,10 @@
 """Compose a method of your own from strategies: the same words as in a method file."""
 
 from vitrail import Composition, Sampler, Stage
-from vitrail.plugins.fusion import Gaussian, Scatter
-from vitrail.plugins.guidance import SyncGuidance
-from vitrail.plugins.masking import NoMask, UpBlockAttention
-from vitrail.plugins.patching import Lattice, Windows
+from vitrail.plugins.fusion.averages import Gaussian, Scatter
+from vitrail.plugins.guidance.structure import SyncGuidance
+from vitrail.plugins.masking.attention_masks import NoMask, UpBlockAttention
+from vitrail.plugins.patching.grids import Lattice, Windows
 
 structure = Stage(
     until=0.4,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vitrail import Sampler
-from vitrail.recipe import save_picture
+from vitrail.sampling.recipe import save_picture
 
 sampler = Sampler.from_pretrained("demo", method="asg-cascade")
 result = sampler("a fox on a snow field", height=256, width=256, seed=7, num_inference_steps=12)

@@ -9,12 +9,12 @@ import sys
 import pytest
 from attrs import frozen
 
-from vitrail import cli
+from vitrail.cli import app as cli
 
 # Answers command lines one after the other and says which heavy libraries each has imported.
 FRESH = """
 import contextlib, io, json, os, sys
-from vitrail import cli
+from vitrail.cli import app as cli
 os.chdir(sys.argv[1])
 answers = []
 for line in json.load(sys.stdin):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tiny import tiny_pipeline
-from vitrail.discovery import build_registry
+from vitrail.sampling.discovery import build_registry
 
 PROFILE = os.environ.get("VITRAIL_PROFILE", "fast")
 for name, examples in (("fast", 25), ("ci", 50), ("long", 1000)):

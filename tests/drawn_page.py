@@ -3,8 +3,8 @@
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from vitrail.backbones.demo.scenes import Placement, Scene, render
-from vitrail.experiments.page import Page, PagePicture, PagePlot, PageTable
+from vitrail.demo.scenes import Placement, Scene, render
+from vitrail.experiments.report.page import Page, PagePicture, PagePlot, PageTable
 
 EVIL = 'a <b>bold</b> "fox" & \'</script><script>document.title="owned"</script><!-- {{data}} \\u003c on a beach'
 SHOWN = (("fox", "beach"), ("panda", "meadow"), ("rocket", "night"), ("penguin", "snow"))

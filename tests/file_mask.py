@@ -7,7 +7,7 @@ import torch
 from attrs import field, frozen
 from PIL import Image
 
-from vitrail.core.file_digests import digest_of_files
+from vitrail.core.config.file_digests import digest_of_files
 from vitrail.errors import ConfigError
 
 

@@ -6,9 +6,9 @@ from attrs import evolve
 from hypothesis import strategies as st
 
 from simulated_load import simulate
-from vitrail.comm.cost import CostModel
-from vitrail.comm.predict import RunLoad, StageLoad
-from vitrail.comm.trace import LANES, Recorder
+from vitrail.comm.trace.cost_model import CostModel
+from vitrail.comm.trace.recording import LANES, Recorder
+from vitrail.comm.trace.speedup_model import RunLoad, StageLoad
 
 CELLS = 64  # small messages
 

@@ -6,7 +6,7 @@ import torch
 
 from tiny import NATIVE
 from tiny_families import FAMILIES
-from vitrail.sampler import Sampler
+from vitrail.sampling.sampler import Sampler
 
 SIDE = 8 * NATIVE
 CALL = {"num_inference_steps": 3, "guidance_scale": 5.0, "height": SIDE, "width": SIDE, "output_type": "latent"}

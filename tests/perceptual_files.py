@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import save_file
 
-from vitrail.core.lpips import BLOCKS
+from vitrail.core.method.lpips import BLOCKS
 
 WIDTHS = (4, 6, 8, 8, 8)  # of the blocks; 64, 128, 256, 512, 512 in the published one
 

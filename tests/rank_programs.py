@@ -6,8 +6,8 @@ import torch
 
 from tiny import tiny_pipeline
 from toy import sample, toy_sampler
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler, Spread
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler, Spread
 
 CALL = {"height": 136, "width": 200, "num_inference_steps": 2, "output_type": "pt", "row_batch": 2, "seed": 3}
 

@@ -13,9 +13,9 @@ from vitrail.backbones.rectification.dilated_convolution import DilatedConvoluti
 from vitrail.backbones.rectification.freeu import FreeU
 from vitrail.backbones.rectification.raunet import RAUNet
 from vitrail.backbones.rectification.window_attention import WindowAttention
-from vitrail.core.protocols import Forward, Rows
-from vitrail.core.streams import Streams
-from vitrail.core.views import Span, View
+from vitrail.core.geometry.views import Span, View
+from vitrail.core.method.protocols import Forward, Rows
+from vitrail.core.schedule.streams import Streams
 from vitrail.testing import make_step
 
 

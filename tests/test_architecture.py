@@ -98,7 +98,7 @@ def test_no_device_is_written_down(part):
 PROBE = """
 import sys
 if len(sys.argv) > 1:
-    from vitrail.cli import main
+    from vitrail.cli.app import main
     try:
         main()
     except SystemExit as ended:

@@ -4,10 +4,10 @@ import attrs
 from attrs import field, frozen
 from PIL import Image
 
-from vitrail.core.measuring import Column, Shown
-from vitrail.experiments.experiment import Experiment, MethodEntry, SizeEntry
-from vitrail.experiments.grid import Cell
-from vitrail.experiments.store import Folder, Outcome, Plan
+from vitrail.core.method.metric import Column, Shown
+from vitrail.experiments.run.store import Folder, Outcome, Plan
+from vitrail.experiments.spec.cells import Cell
+from vitrail.experiments.spec.experiment import Experiment, MethodEntry, SizeEntry
 
 TABLE = {"title": "Foxes & hounds", "methods": ["direct"], "sizes": [64], "scenes": 2}
 LOOKS: list[str] = []  # what eyes were asked, in order

@@ -4,11 +4,11 @@ import torch.nn.functional as F
 
 from schedulers import new_scheduler
 from vitrail.backbones.analytic import AnalyticBackbone, MixturePrior
-from vitrail.core.composition import Composition
-from vitrail.core.config import Loader
-from vitrail.core.streams import Streams
-from vitrail.discovery import build_registry
-from vitrail.sampler import Sampler
+from vitrail.core.config.loader import Loader
+from vitrail.core.method.composition import Composition
+from vitrail.core.schedule.streams import Streams
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.sampler import Sampler
 
 VARIANCE = 0.05  # of the detail
 NATIVE = 8  # latent cells

@@ -11,10 +11,10 @@ import typer
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from vitrail.core.hookspecs import hookimpl
-from vitrail.experiments.store import Folder
-from vitrail.picture import open_picture
-from vitrail.sampler import Sampler
+from vitrail.core.method.hookspecs import hookimpl
+from vitrail.experiments.run.store import Folder
+from vitrail.sampling.sampler import Sampler
+from vitrail.sampling.start_picture import open_picture
 
 SHOWN = 192  # pixels of a cell on the sheet
 PICTURE_OF = "asg-cascade"  # the method whose largest picture is shown

@@ -16,16 +16,16 @@ from pathlib import Path
 import attrs
 
 from vitrail import errors
-from vitrail.core.cascade import Cascade, Enter
-from vitrail.core.composition import Composition, Family, Stage
-from vitrail.core.fitness import SLOTS
-from vitrail.core.hookspecs import EXCLUSIVE, RegistrationSpecs, StageSpecs
-from vitrail.core.log import EVENTS
-from vitrail.core.run_config import RunConfig
-from vitrail.core.sizes import SizeConditioning
-from vitrail.discovery import build_registry
-from vitrail.experiments.experiment import Axis, Experiment, HeatMap, MethodEntry, Setting, SizeEntry
-from vitrail.methods import summary
+from vitrail.core.config.log import EVENTS
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.geometry.size_conditioning import SizeConditioning
+from vitrail.core.method.cascade import Cascade, Enter
+from vitrail.core.method.composition import Composition, Family, Stage
+from vitrail.core.method.hookspecs import EXCLUSIVE, RegistrationSpecs, StageSpecs
+from vitrail.core.method.registration import SLOTS
+from vitrail.experiments.spec.experiment import Axis, Experiment, HeatMap, MethodEntry, Setting, SizeEntry
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.methods import summary
 
 PAGE = Path(__file__).parents[1] / "docs/reference.md"
 METHOD = {

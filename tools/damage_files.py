@@ -114,7 +114,7 @@ def _note(event: str, arguments: tuple) -> None:
 
 def use(words: list[str]) -> Use:
     """A command line in this process and in the working folder, within bounds."""
-    from vitrail import cli
+    from vitrail.cli import app as cli
 
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv, code, caught = ["vitrail", *words], None, None
@@ -264,10 +264,10 @@ def _draw(file: Path) -> None:
 
 def _make_results() -> None:
     """A checkpoint, kept latents, a picture with its recipe, and what they should come to."""
-    from vitrail import commands
-    from vitrail.kept_latents import save_latents
-    from vitrail.recipe import save_picture
-    from vitrail.sampler import Sampler, Spread
+    from vitrail.cli import preparation as commands
+    from vitrail.sampling.kept_latents import save_latents
+    from vitrail.sampling.recipe import save_picture
+    from vitrail.sampling.sampler import Sampler, Spread
 
     given = {"prompt": "a fox", "model": "model", "num_inference_steps": 3, "row_batch": 2}
 

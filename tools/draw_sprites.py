@@ -34,7 +34,7 @@ OBJECTS = {
     "sunflower": "sunflower",
     "astronaut": "astronaut",
 }
-FOLDER = Path(__file__).parents[1] / "src/vitrail/backbones/demo/sprites"
+FOLDER = Path(__file__).parents[1] / "src/vitrail/demo/sprites"
 
 
 def draw(icons: dict, icon: str) -> Image.Image:

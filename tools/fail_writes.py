@@ -26,7 +26,7 @@ import typer
 from attrs import evolve, frozen
 from PIL import Image
 
-from vitrail.recipe import read_recipe
+from vitrail.sampling.recipe import read_recipe
 
 FOX = ("sample", "a fox on a snow field", "--size", "128", "--steps", "2", "-m", "direct")
 SMALL = 12_000  # bytes: more than the latents take, less than the picture

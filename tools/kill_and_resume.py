@@ -28,7 +28,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts threads, which do not
 import typer
 from attrs import frozen
 
-from vitrail.core.state_file import load_state
+from vitrail.core.engine.state_file import load_state
 
 SAMPLE = ("sample", "a fox on a snow field", "--size", "256", "--steps", "6", "--row-batch", "2", "-v", "-o", "fox.png")
 KEEP = ("--checkpoint", "run.ckpt", "--checkpoint-every", "1")
@@ -64,7 +64,7 @@ class Ranks:
 
 def run_here(words: tuple[str, ...]) -> None:
     """The program, in a process that has its libraries; ranks that are processes begin anew."""
-    from vitrail import cli
+    from vitrail.cli import app as cli
 
     out = os.open("said", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(out, 1)
@@ -175,7 +175,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of ranks and moments.")] = 0,
 ) -> None:
     """Print one line each time, and the score."""
-    from vitrail.sampler import Sampler
+    from vitrail.sampling.sampler import Sampler
 
     Sampler.from_pretrained("demo")  # whatever that imports is there in every fork
     chance, done, failed, begin = random.Random(seed), 0, 0, time.monotonic()

@@ -22,7 +22,7 @@ from typing import Annotated
 
 import typer
 
-from vitrail.experiments.store import PLAN, Folder
+from vitrail.experiments.run.store import PLAN, Folder
 
 TABLES = ("tables.csv", "differences.csv", "orders.csv")
 TIMED = ("seconds", "MiB")  # columns that no two runs share

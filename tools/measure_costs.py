@@ -13,10 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vitrail.core.run_config import RunConfig
-from vitrail.discovery import registry
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler
+from vitrail.core.config.run_config import RunConfig
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 
 SIZES = ((256, 256), (200, 384), (384, 384))  # height and width in pixels
 HEAD = [

@@ -11,10 +11,10 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from vitrail.backbones.demo.judge import Judge
-from vitrail.backbones.demo.scenes import BASE_SIZE
-from vitrail.experiments.prompts import scene
-from vitrail.sampler import Sampler
+from vitrail.demo.judge import Judge
+from vitrail.demo.scenes import BASE_SIZE
+from vitrail.experiments.spec.prompts import scene
+from vitrail.sampling.sampler import Sampler
 
 
 def main(

@@ -16,15 +16,15 @@ from attrs import define, field
 from rich.console import Console
 from rich.table import Table
 
-from vitrail.backbones.demo.judge import Detection, Judge
-from vitrail.core.composition import Composition
-from vitrail.core.config import Loader
-from vitrail.core.hookspecs import hookimpl
-from vitrail.discovery import registry
-from vitrail.experiments.prompts import scene
-from vitrail.plugins.masking import ParameterFreeAttention, UpBlockAttention
-from vitrail.plugins.remembered import RememberedAttention
-from vitrail.sampler import Sampler
+from vitrail.core.config.loader import Loader
+from vitrail.core.method.composition import Composition
+from vitrail.core.method.hookspecs import hookimpl
+from vitrail.demo.judge import Detection, Judge
+from vitrail.experiments.spec.prompts import scene
+from vitrail.plugins.masking.attention_masks import ParameterFreeAttention, UpBlockAttention
+from vitrail.plugins.masking.remembered import RememberedAttention
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.sampler import Sampler
 
 SIZE = 256  # pixels: 4 times the training area
 STRUCTURE = {

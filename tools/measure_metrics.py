@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Generator, Tensor
 
-from vitrail.backbones.demo.backgrounds import BACKGROUNDS
-from vitrail.backbones.demo.scenes import BASE_SIZE, OBJECTS, Placement, Scene, choice, render, uniform
-from vitrail.core.measuring import Metric, Shown
-from vitrail.core.streams import Streams
+from vitrail.core.method.metric import Metric, Shown
+from vitrail.core.schedule.streams import Streams
+from vitrail.demo.backgrounds import BACKGROUNDS
+from vitrail.demo.scenes import BASE_SIZE, OBJECTS, Placement, Scene, choice, render, uniform
 from vitrail.metrics.fid import Fid
 from vitrail.metrics.inception_score import InceptionScore
 from vitrail.metrics.kid import Kid

@@ -16,7 +16,7 @@ from rich.console import Console
 import schedulers
 from tiny import NATIVE
 from tiny_families import FAMILIES
-from vitrail.sampler import Sampler
+from vitrail.sampling.sampler import Sampler
 
 IMG2IMG = {
     "StableDiffusionPipeline": "StableDiffusionImg2ImgPipeline",

@@ -170,9 +170,7 @@ def report(verbose: bool) -> Iterator[str]:
     paths = sorted(ROOT.rglob("*.py"))
     lines = [len(path.read_text(encoding="utf-8").splitlines()) for path in paths]
     lengths = functions(trees)
-    short = [
-        path for path, count in zip(paths, lines, strict=True) if count < SHORT and path.name != "__init__.py"
-    ]
+    short = [path for path, count in zip(paths, lines, strict=True) if count < SHORT and path.name != "__init__.py"]
     loose = sorted(path.stem for path in ROOT.glob("*.py"))
     circles = [group for group in components(graph) if len(group) > 1]
     chain, folders = longest_chain(graph), longest_chain(folder_graph(graph))
@@ -185,7 +183,11 @@ def report(verbose: bool) -> Iterator[str]:
             yield from (f"    {line}" for line in details())
 
     yield from row("files, lines", f"{len(paths)}, {sum(lines)}", list)
-    yield from row("file: median, 90th percentile, most", f"{statistics.median(lines):g}, {percentile(lines, 0.9)}, {max(lines)}", list)
+    yield from row(
+        "file: median, 90th percentile, most",
+        f"{statistics.median(lines):g}, {percentile(lines, 0.9)}, {max(lines)}",
+        list,
+    )
     body = f"{statistics.median(lengths):g}, {percentile(lengths, 0.9)}, {max(lengths)}"
     yield from row("function body: median, 90th percentile, most", body, list)
     yield from row(f"files under {SHORT} lines", len(short), lambda: [str(path.relative_to(ROOT)) for path in short])

@@ -19,10 +19,10 @@ from rich.console import Console
 from simulated_load import simulate
 from speedup_plots import draw_async, draw_speedups
 from speedups_page import PAGE
-from vitrail.comm.chrome import trace_text
-from vitrail.comm.cost import CostModel
-from vitrail.comm.predict import RunLoad, StageLoad, predict
-from vitrail.timeline import draw
+from vitrail.cli.timeline import draw
+from vitrail.comm.trace.chrome import trace_text
+from vitrail.comm.trace.cost_model import CostModel
+from vitrail.comm.trace.speedup_model import RunLoad, StageLoad, predict
 
 STEPS = 25  # of each stage
 PAIR_S = 0.0985  # a forward of two rows: CutDiffusion's whole 2048x2048 time on a 4090 over its 325 pairs

@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from vitrail.experiments.plots import slug
-from vitrail.experiments.store import Folder
+from vitrail.experiments.report.plots import slug
+from vitrail.experiments.run.store import Folder
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
 BEGIN, END = "<!-- made by tools/publish_results.py -->", "<!-- end -->"

@@ -1,6 +1,6 @@
 """A program that computes and communicates like the engine, but computes nothing: for the simulator.
 
-``vitrail.comm.predict`` foretells its makespan, and its traces are what ``vitrail.timeline`` draws as an example.
+``vitrail.comm.trace.speedup_model`` foretells its makespan, and its traces are what ``vitrail.cli.timeline`` draws as an example.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vitrail.comm.backends.simulated import Simulated
 from vitrail.comm.communicator import RankCommunicator
-from vitrail.comm.cost import CostModel, CostSchedule, spend
 from vitrail.comm.outcome import Outcome
-from vitrail.comm.plan import assign
-from vitrail.comm.predict import Batch, RunLoad, StageLoad, share_out
+from vitrail.comm.partition import assign
 from vitrail.comm.protocol import Channel
-from vitrail.comm.simulated import Simulated
+from vitrail.comm.trace.cost_model import CostModel, CostSchedule, spend
+from vitrail.comm.trace.speedup_model import Batch, RunLoad, StageLoad, share_out
 
 
 def simulate(load: RunLoad, cost: CostModel, world_size: int) -> Outcome[None]:

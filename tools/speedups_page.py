@@ -3,7 +3,7 @@
 PAGE = """# What ranks buy, by a cost model
 
 Made by `python tools/predict_speedups.py --out docs/results/speedups.md`. **Nothing on this page was measured on a
-GPU.** It is the arithmetic of `vitrail.comm.predict`, which a test holds to the simulator's makespans; the simulator
+GPU.** It is the arithmetic of `vitrail.comm.trace.speedup_model`, which a test holds to the simulator's makespans; the simulator
 runs the same communication code as a real run. What went in:
 
 - [model] {q} ms for a forward of two rows (one view of 1024x1024 with both branches): the whole time of CutDiffusion

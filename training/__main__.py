@@ -21,7 +21,7 @@ Threads = Annotated[int, typer.Option(help="CPU threads.")]
 Precision = Annotated[str, typer.Option(help="float32, bfloat16, or measured: the faster one.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of settings.toml, e.g. loop.num_steps=9.")]
 RUNS = Path("runs/training")
-SHIPPED = Path("src/vitrail/backbones/demo/model")
+SHIPPED = Path("src/vitrail/demo/model")
 
 
 @app.callback()

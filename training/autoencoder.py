@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from training.pool import PicturePool, mixed_scene, picture_of
 from training.settings import AutoencoderSettings
 from training.sheet import write_sheet
-from vitrail.backbones.demo.scenes import draw_scene
+from vitrail.demo.scenes import draw_scene
 
 KL_START = 300  # steps without it, then as many of a ramp: at once, it wins before the signal is found
 EDGE = 0.15  # of [0, 1]: neighbouring values that differ by more are at an edge

@@ -9,8 +9,8 @@ from attrs import evolve, frozen
 from torch import Generator, Tensor
 
 from training.pool import entering
-from vitrail.backbones.demo.judge import JudgeConfig
-from vitrail.backbones.demo.scenes import OBJECTS, Scene, draw_crowd, draw_scene, render, uniform
+from vitrail.demo.judge import JudgeConfig
+from vitrail.demo.scenes import OBJECTS, Scene, draw_crowd, draw_scene, render, uniform
 
 CROP = 128  # pixels
 MOST = 10  # objects a crop

@@ -14,9 +14,9 @@ from training.pool import PicturePool
 from training.settings import DenoiserSettings
 from training.sheet import write_sheet
 from training.tokenizer import MAX_LENGTH, build_tokenizer
-from vitrail.backbones.demo.judge import Judge
-from vitrail.backbones.demo.scenes import Scene, draw_scene
-from vitrail.experiments.prompts import scene as prompt_of
+from vitrail.demo.judge import Judge
+from vitrail.demo.scenes import Scene, draw_scene
+from vitrail.experiments.spec.prompts import scene as prompt_of
 
 MEASURED_STEPS = 25
 MEASURED_SCALE = 3.0  # of guidance

@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 
 from training.crops import CROP, CropPool, Soften
 from training.settings import JudgeSettings
-from vitrail.backbones.demo.judge import STRIDE, JudgeConfig, JudgeNetwork
-from vitrail.backbones.demo.scenes import OBJECTS
+from vitrail.demo.judge import STRIDE, JudgeConfig, JudgeNetwork
+from vitrail.demo.scenes import OBJECTS
 
 MEASURED_SEED = 99
 FUZZY = 1.3  # factor beyond the band within which an object is neither wanted nor wrong

@@ -19,8 +19,8 @@ from torch import Generator, Tensor
 
 from training.crops import SOFT_OBJECT
 from training.detector import load_soften
-from vitrail.backbones.demo.judge import WEIGHTS, Detection, Judge
-from vitrail.backbones.demo.scenes import OBJECTS, Placement, Scene, draw_crowd, draw_scene, render
+from vitrail.demo.judge import WEIGHTS, Detection, Judge
+from vitrail.demo.scenes import OBJECTS, Placement, Scene, draw_crowd, draw_scene, render
 
 SIDES = (128, 192, 256, 384, 512)  # pixels
 SOFT_SIDES = (128, 192, 256)  # pixels: also measured through the autoencoder

@@ -74,7 +74,7 @@ looks by it, only what the method does to structure.
 
 - Architecture: AutoencoderKL (factor 8, 8 latent channels), UNet2DConditionModel (64/128/256, v-prediction),
   CLIPTextModel (2 layers, width 128), a tokenizer of 658 tokens. Safetensors: {sizes}.
-- Data: drawn by `vitrail.backbones.demo.scenes`; sprites from the Noto Emoji (Apache-2.0).
+- Data: drawn by `vitrail.demo.scenes`; sprites from the Noto Emoji (Apache-2.0).
 - Training: `python -m training autoencoder|denoiser|package`, commit {commit}, {machine}:
 {stages}
 

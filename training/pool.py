@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from vitrail.backbones.demo.scenes import BASE_SIZE, Scene, draw_crowd, draw_scene, render
+from vitrail.demo.scenes import BASE_SIZE, Scene, draw_crowd, draw_scene, render
 
 
 def picture_of(seed: int, index: int, draw: Callable[[Generator], Scene]) -> tuple[Scene, Tensor]:

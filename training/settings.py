@@ -6,9 +6,9 @@ from pathlib import Path
 from attrs import field, frozen
 from attrs.validators import ge, gt, le
 
-from vitrail.core.config import Loader
-from vitrail.core.overrides import override
-from vitrail.discovery import registry
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.overrides import override
+from vitrail.sampling.discovery import registry
 
 FILE = Path(__file__).with_name("settings.toml")
 

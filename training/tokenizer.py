@@ -7,8 +7,8 @@ from pathlib import Path
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
-from vitrail.backbones.demo.backgrounds import BACKGROUNDS
-from vitrail.backbones.demo.scenes import OBJECTS
+from vitrail.demo.backgrounds import BACKGROUNDS
+from vitrail.demo.scenes import OBJECTS
 
 MAX_LENGTH = 16
 START, END = "<|startoftext|>", "<|endoftext|>"

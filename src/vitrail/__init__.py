@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vitrail.core.hookspecs import hookimpl as hookimpl
+from vitrail.core.method.hookspecs import hookimpl as hookimpl
 from vitrail.errors import VitrailError as VitrailError
 
 if TYPE_CHECKING:
-    from vitrail.core.composition import Composition as Composition
-    from vitrail.core.composition import Family as Family
-    from vitrail.core.composition import Stage as Stage
-    from vitrail.core.run_config import RunConfig as RunConfig
-    from vitrail.methods import load_method as load_method
-    from vitrail.result import Result as Result
-    from vitrail.sampler import Sampler as Sampler
+    from vitrail.core.config.run_config import RunConfig as RunConfig
+    from vitrail.core.method.composition import Composition as Composition
+    from vitrail.core.method.composition import Family as Family
+    from vitrail.core.method.composition import Stage as Stage
+    from vitrail.sampling.methods import load_method as load_method
+    from vitrail.sampling.result import Result as Result
+    from vitrail.sampling.sampler import Sampler as Sampler
 
 _HOMES = {
-    "Composition": "vitrail.core.composition",
-    "Family": "vitrail.core.composition",
-    "Stage": "vitrail.core.composition",
-    "RunConfig": "vitrail.core.run_config",
-    "load_method": "vitrail.methods",
-    "Result": "vitrail.result",
-    "Sampler": "vitrail.sampler",
+    "Composition": "vitrail.core.method.composition",
+    "Family": "vitrail.core.method.composition",
+    "Stage": "vitrail.core.method.composition",
+    "RunConfig": "vitrail.core.config.run_config",
+    "load_method": "vitrail.sampling.methods",
+    "Result": "vitrail.sampling.result",
+    "Sampler": "vitrail.sampling.sampler",
 }
 __all__ = ["VitrailError", "hookimpl", *_HOMES]
 

@@ -56,7 +56,7 @@ def fail(failure):
 def run_gloo(world, failure, timeout, method="forkserver"):
     """Run it; gives the error, if there is one, once every process has ended."""
     from vitrail.comm import Gloo
-    from vitrail.comm.process_group_spawn import run_spawned
+    from vitrail.comm.backends.process_group_spawn import run_spawned
 
     try:
         run_spawned(Gloo(timeout=timeout), world, functools.partial(steps, failure=failure), "run", method)

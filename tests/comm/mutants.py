@@ -79,7 +79,7 @@ def handed_out_early():
     """A part is handed out before it has come: on CPU what a missing wait for a stream is on CUDA."""
     import torch
 
-    from vitrail.comm.hub import HubPosting
+    from vitrail.comm.backends.rendezvous import HubPosting
 
     original = HubPosting.part
 
@@ -94,7 +94,7 @@ def handed_out_early():
 
 def arrival_order_sum():
     """Views are added up in the order in which a rank has them: its own first."""
-    from vitrail.plugins import fusion
+    from vitrail.plugins.fusion import averages as fusion
 
     original = fusion.weighted_mean
 
@@ -108,7 +108,7 @@ def arrival_order_sum():
 
 def rank_dependent_seed():
     """Every rank draws numbers of its own."""
-    from vitrail.core.streams import Streams
+    from vitrail.core.schedule.streams import Streams
 
     original = Streams.generator
     Streams.generator = lambda self, name, *index: original(self, f"{name}{rank_here() or ''}", *index)
@@ -116,7 +116,7 @@ def rank_dependent_seed():
 
 def skipped_collective():
     """A rank that has its answers at hand from an earlier call leaves the exchange out."""
-    from vitrail.core.exchange import Exchange
+    from vitrail.core.engine.exchange import Exchange
 
     original, calls = Exchange.share, {}
 
@@ -144,7 +144,7 @@ def timeout_without_abort():
 
 def no_header_check():
     """Whatever the peers call is taken for the same."""
-    from vitrail.comm.hub import HubPosting
+    from vitrail.comm.backends.rendezvous import HubPosting
 
     HubPosting.conflict = lambda self: None
 
@@ -153,7 +153,7 @@ def global_jitter():
     """Windows move by numbers from torch's global generator."""
     import torch
 
-    from vitrail.core.streams import Streams
+    from vitrail.core.schedule.streams import Streams
 
     original = Streams.uniform
 
@@ -165,7 +165,9 @@ def global_jitter():
 
 def told_on_rank_0_only():
     """An exception reaches the other ranks if it was rank 0's."""
-    from vitrail.comm import guard, in_process, world
+    from vitrail.comm import guard
+    from vitrail.comm.backends import in_process
+    from vitrail.comm.backends import virtual_world as world
 
     original = guard.guarded
 

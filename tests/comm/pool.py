@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
-MODULES = ["torch.distributed", "hypothesis.strategies", "vitrail.comm.process_group", "vitrail.testing.comm"]
+MODULES = ["torch.distributed", "hypothesis.strategies", "vitrail.comm.backends.process_group", "vitrail.testing.comm"]
 TIMEOUT_S = 20.0  # of one wait of a rank
 PATIENCE_S = 60.0  # for an answer
 MOST = 5  # ranks of a law
@@ -33,7 +33,7 @@ class Pool:
     """Processes that wait for jobs."""
 
     def __init__(self, size):
-        from vitrail.comm.store import StoreServer, listener_at
+        from vitrail.comm.backends.key_store import StoreServer, listener_at
 
         self._store = StoreServer(listener_at(), "secret", "a pool of ranks")
         self.port = self._store.port
@@ -118,11 +118,11 @@ def _work(pipe):
 
 
 def _perform(job, rank, world, port, program, arguments, options):
+    from vitrail.comm.backends.process_group import ProcessGroupTransport
+    from vitrail.comm.backends.process_group_spawn import portable
     from vitrail.comm.communicator import RankCommunicator
     from vitrail.comm.environment import RankEnvironment
     from vitrail.comm.guard import guarded
-    from vitrail.comm.process_group import ProcessGroupTransport
-    from vitrail.comm.process_group_spawn import portable
 
     environment = RankEnvironment(rank, world, rank, "127.0.0.1", port, store_is_hosted=True, secret="secret")
     transport = None

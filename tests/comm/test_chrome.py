@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loads import costs, loads, random_recorder, relayed, traces, world_sizes
+from vitrail.cli.timeline import read_trace
 from vitrail.comm import InProcess, Simulated
-from vitrail.comm.chrome import as_data, events_of, from_data, trace_text
-from vitrail.comm.cost import CostModel
-from vitrail.comm.summary import summarize
-from vitrail.comm.trace import LANES, Recorder
+from vitrail.comm.trace.chrome import as_data, events_of, from_data, trace_text
+from vitrail.comm.trace.cost_model import CostModel
+from vitrail.comm.trace.recording import LANES, Recorder
+from vitrail.comm.trace.summary import summarize
 from vitrail.errors import ConfigError
-from vitrail.timeline import read_trace
 
 COST = CostModel(row_s=0.1, latency_s=0.03, jitter=0.2)
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from runners import SIMULATED
 
+from vitrail.comm.backends.rendezvous import Hub
 from vitrail.comm.channel import VersionedChannel
 from vitrail.comm.communicator import RankCommunicator
-from vitrail.comm.hub import Hub
 from vitrail.errors import CommAborted, CommTimeout, ProtocolError, StaleVersion
 from vitrail.testing.comm import schedules
 from vitrail.testing.comm.payloads import PAYLOADS, bits, spoil

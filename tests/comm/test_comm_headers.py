@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from runners import law, simulate, threads
 
 from vitrail.comm import solo
-from vitrail.comm.header import SIZE, pack_header, read_header
-from vitrail.comm.hub import Hub
+from vitrail.comm.backends.rendezvous import Hub
+from vitrail.comm.message_header import SIZE, pack_header, read_header
 from vitrail.comm.transport import Part
 from vitrail.comm.work import PostedWork
 from vitrail.errors import ProtocolError

@@ -7,8 +7,8 @@ import torch
 from runners import simulate
 
 from vitrail.comm import InProcess, Simulated, solo
+from vitrail.comm.backends.virtual_schedule import SeededSchedule
 from vitrail.comm.communicator import RankCommunicator
-from vitrail.comm.schedule import SeededSchedule
 from vitrail.errors import ProtocolError
 from vitrail.testing.comm.schedules import DrawnSchedule
 
@@ -49,7 +49,7 @@ def test_a_simulation_may_raise_errors_of_torch_on_any_rank():
 
 def test_a_rank_that_is_dead_does_nothing_more():
     """Not even in its own clean-up."""
-    from vitrail.comm.schedule import Fault, SimulatedCrash
+    from vitrail.comm.backends.virtual_schedule import Fault, SimulatedCrash
 
     after = []
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from runners import clean, law, simulate
 
 from vitrail.comm import solo
-from vitrail.comm.schedule import Fault
+from vitrail.comm.backends.virtual_schedule import Fault
 from vitrail.errors import CommAborted
 from vitrail.testing.comm.judging import opened
 from vitrail.testing.comm.payloads import Payload, bits

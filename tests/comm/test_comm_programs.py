@@ -7,7 +7,7 @@ import attrs
 from hypothesis import strategies as st
 from runners import TIMEOUT_S, clean, law, simulate
 
-from vitrail.comm.schedule import SeededSchedule, SimulatedCrash, SimulatedError
+from vitrail.comm.backends.virtual_schedule import SeededSchedule, SimulatedCrash, SimulatedError
 from vitrail.errors import CommAborted, CommTimeout
 from vitrail.testing.comm.bench import Ended, Report
 from vitrail.testing.comm.laws.whole import check_program

@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from runners import TIMEOUT_S, clean, law, simulate
 
-from vitrail.comm.schedule import Fault
+from vitrail.comm.backends.virtual_schedule import Fault
 from vitrail.errors import CommAborted, CommTimeout
 from vitrail.testing.comm.payloads import Payload, bits
 from vitrail.testing.comm.programs import Player, programs

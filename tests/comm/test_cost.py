@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from loads import computed_until
 from toy import ASG, sample, toy_sampler
 from vitrail.comm import InProcess, Simulated
-from vitrail.comm.cost import CostModel, CostSchedule, SpendingRows, spend
-from vitrail.comm.predict import RunLoad, StageLoad, predict
-from vitrail.comm.summary import summarize
+from vitrail.comm.trace.cost_model import CostModel, CostSchedule, SpendingRows, spend
+from vitrail.comm.trace.speedup_model import RunLoad, StageLoad, predict
+from vitrail.comm.trace.summary import summarize
 from vitrail.errors import ConfigError
-from vitrail.sampler import Sampler, Spread
+from vitrail.sampling.sampler import Sampler, Spread
 
 positive = st.floats(1e-4, 10)
 

@@ -6,9 +6,9 @@ import time
 import pytest
 from attrs import evolve
 
+from vitrail.comm.backends.key_store import StoreServer, listener_at
+from vitrail.comm.backends.process_group_clock import clock_offset
 from vitrail.comm.environment import HOSTED, SECRET, RankEnvironment, from_environment
-from vitrail.comm.process_group_clock import clock_offset
-from vitrail.comm.store import StoreServer, listener_at
 from vitrail.errors import CommError
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "host", "MASTER_PORT": "1234"}

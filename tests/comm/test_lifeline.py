@@ -14,7 +14,7 @@ from vitrail.comm.lifeline import ALONE, DONE, Lifeline
 PATIENCE_S = 100.0
 LAUNCHER = """
 import sys
-from vitrail.comm.launch import launch
+from vitrail.comm.backends.launch import launch
 sys.exit(launch([sys.executable, "-c", sys.argv[1], *sys.argv[2:]], 2))
 """
 RANK = """

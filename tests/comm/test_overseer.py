@@ -3,10 +3,10 @@
 import pytest
 from attrs import define
 
-from vitrail.comm import launch_overseer
-from vitrail.comm.launch_overseer import Overseer
-from vitrail.comm.process_group_store import read_abort, write_abort
-from vitrail.comm.store import StoreServer, listener_at
+from vitrail.comm.backends import launch_overseer
+from vitrail.comm.backends.key_store import StoreServer, listener_at
+from vitrail.comm.backends.launch_overseer import Overseer
+from vitrail.comm.backends.process_group_store import read_abort, write_abort
 from vitrail.comm.transport import Abort
 
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.comm.plan import assign, in_order, rounds
-from vitrail.core.exchange import whole_views
-from vitrail.core.protocols import Rows
+from vitrail.comm.partition import assign, in_order, rounds
+from vitrail.core.engine.exchange import whole_views
+from vitrail.core.method.protocols import Rows
 from vitrail.errors import ConfigError
 
 COSTS = st.lists(st.sampled_from([1.0, 2.0, 3.0]), max_size=20)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loads import computed_until, costs, loads, traces, world_sizes
-from vitrail.comm.cost import CostModel
-from vitrail.comm.predict import RunLoad, StageLoad, predict, share_out
+from vitrail.comm.trace.cost_model import CostModel
+from vitrail.comm.trace.speedup_model import RunLoad, StageLoad, predict, share_out
 
 PAIR_S, TILE_S, SERIAL_S = 0.1, 0.2, 0.3
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pool import values
 
-from vitrail.comm.header import SIZE
+from vitrail.comm.message_header import SIZE
 from vitrail.comm.transport import Part
 from vitrail.errors import CommAborted, CommTimeout, ProtocolError
 

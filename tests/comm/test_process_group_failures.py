@@ -12,9 +12,9 @@ import pytest
 from failing_program import STEPS, Failure, run_gloo, steps
 
 from vitrail.comm import Gloo, Nccl
+from vitrail.comm.backends.process_group_spawn import portable, run_spawned
+from vitrail.comm.backends.store_wire import keeper_of
 from vitrail.comm.environment import RankEnvironment, from_environment
-from vitrail.comm.process_group_spawn import portable, run_spawned
-from vitrail.comm.store_wire import keeper_of
 from vitrail.errors import CommAborted, CommError, CommTimeout
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,7 +24,7 @@ TIMEOUT_S = 4.0  # of one wait
 @pytest.fixture(scope="module", autouse=True)
 def preloaded():
     multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["torch.distributed", "vitrail.comm.process_group"]
+        ["torch.distributed", "vitrail.comm.backends.process_group"]
     )
 
 
@@ -93,7 +93,7 @@ def test_an_error_that_does_not_survive_pickling_is_sent_as_text():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr("vitrail.comm.process_group.START_S", 1.0)
+    monkeypatch.setattr("vitrail.comm.backends.process_group.START_S", 1.0)
 
 
 def test_a_store_that_is_not_there_is_named(impatient):
@@ -123,7 +123,7 @@ def test_slurm_tasks_that_srun_did_not_start_are_said_within_the_timeout():
 
 
 def test_two_jobs_that_meet_at_one_port_name_each_other_and_the_remedy(monkeypatch):
-    monkeypatch.setattr("vitrail.comm.store.STRANGE_S", 0.05)
+    monkeypatch.setattr("vitrail.comm.backends.key_store.STRANGE_S", 0.05)
     port = free_port()
     with ThreadPoolExecutor() as threads:
         first = threads.submit(Gloo(timeout=4.0).join, slurm("7", 0, port))

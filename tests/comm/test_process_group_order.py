@@ -8,7 +8,7 @@ import torch
 from pool import values
 from test_process_group import receive
 
-from vitrail.comm.header import SIZE
+from vitrail.comm.message_header import SIZE
 from vitrail.comm.transport import Part
 from vitrail.errors import CommAborted, CommError, CommTimeout
 

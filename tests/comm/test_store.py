@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from vitrail.comm.process_group_store import Beat, StoreLine, read_abort, read_beats, understood, write_abort
-from vitrail.comm.store import LOOPBACK, StoreClient, StoreServer, listener_at, unpacked
-from vitrail.comm.store_wire import LARGEST, ForeignRunError, enter, receive, send
+from vitrail.comm.backends.key_store import LOOPBACK, StoreClient, StoreServer, listener_at, unpacked
+from vitrail.comm.backends.process_group_store import Beat, StoreLine, read_abort, read_beats, understood, write_abort
+from vitrail.comm.backends.store_wire import LARGEST, ForeignRunError, enter, receive, send
 from vitrail.comm.transport import Abort
 from vitrail.errors import CommError
 
@@ -239,7 +239,7 @@ def test_a_store_that_does_not_answer_blames_no_rank():
         answered.wait(PATIENCE_S)
         return [None] * len(operations)
 
-    from vitrail.comm.store import Words
+    from vitrail.comm.backends.key_store import Words
 
     line = StoreLine(Words(ask), 0, 2, Abort(0, "lost"))
     assert line.absent("the start") is None

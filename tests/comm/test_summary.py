@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loads import costs, loads, random_recorder, relayed, traces, world_sizes
-from vitrail.comm.cost import CostModel
-from vitrail.comm.predict import predict
-from vitrail.comm.summary import lines, summarize
-from vitrail.comm.trace import Count, Flow, Recorder, Span
+from vitrail.comm.trace.cost_model import CostModel
+from vitrail.comm.trace.recording import Count, Flow, Recorder, Span
+from vitrail.comm.trace.speedup_model import predict
+from vitrail.comm.trace.summary import lines, summarize
 
 
 def recorder(rank, *spans):

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from loads import relayed, traces
-from vitrail.comm.chrome import trace_text
-from vitrail.comm.cost import CostModel
+from vitrail.cli.timeline import draw
+from vitrail.comm.trace.chrome import trace_text
+from vitrail.comm.trace.cost_model import CostModel
 from vitrail.errors import ConfigError
-from vitrail.timeline import draw
 
 COST = CostModel(row_s=0.1, latency_s=0.03, jitter=0.2)
 

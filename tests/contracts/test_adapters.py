@@ -8,7 +8,7 @@ import torch
 from adapters import ADAPTERS, build, findings
 from vitrail import hookimpl
 from vitrail.comm import InProcess
-from vitrail.sampler import Sampler, Spread
+from vitrail.sampling.sampler import Sampler, Spread
 
 CALL = {"prompt": "a fox", "height": 128, "width": 64, "num_inference_steps": 2, "output_type": "latent"}
 ROUNDING = 1e-4  # of latents of size 1 to 10; 1.2e-5 measured

@@ -9,7 +9,7 @@ from attrs import evolve
 from tiny_families import FAMILIES
 from toy import toy_sampler
 from vitrail import testing
-from vitrail.sampler import Sampler
+from vitrail.sampling.sampler import Sampler
 
 
 @functools.cache

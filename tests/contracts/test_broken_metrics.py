@@ -5,7 +5,7 @@ import torch
 from attrs import evolve, field, frozen
 
 from vitrail import testing
-from vitrail.core.measuring import Column
+from vitrail.core.method.metric import Column
 from vitrail.errors import ConfigError
 from vitrail.testing import make_shown
 

@@ -7,13 +7,13 @@ import torch
 from attrs import evolve, field, frozen
 
 from vitrail import testing
-from vitrail.core.cost import Cost
-from vitrail.core.protocols import AttentionRequest
-from vitrail.core.scene import Branches
-from vitrail.core.views import Patches
-from vitrail.plugins.fusion import Average
-from vitrail.plugins.guidance import AsyncGuidance, SyncGuidance
-from vitrail.plugins.patching import Windows
+from vitrail.core.engine.guidance_context import Branches
+from vitrail.core.geometry.views import Patches
+from vitrail.core.method.cost import Cost
+from vitrail.core.method.protocols import AttentionRequest
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.guidance.structure import AsyncGuidance, SyncGuidance
+from vitrail.plugins.patching.grids import Windows
 
 KEPT_IN_THE_MODULE = []
 

@@ -10,10 +10,10 @@ import torch
 
 from metric_files import save_picture, write_clip, write_inception
 from vitrail import testing
-from vitrail.core.config import Loader
-from vitrail.core.measuring import Features, Metric, References
-from vitrail.discovery import build_registry
+from vitrail.core.config.loader import Loader
+from vitrail.core.method.metric import Features, Metric, References
 from vitrail.metrics.renders import DemoRenders
+from vitrail.sampling.discovery import build_registry
 
 REGISTRY = build_registry()
 SIZES = ((128, 128), (131, 150), (160, 143))

@@ -10,7 +10,7 @@ import torch
 from rectified import forward
 from tiny import tiny_unet
 from vitrail import testing
-from vitrail.discovery import build_registry
+from vitrail.sampling.discovery import build_registry
 
 ENTRIES = [pytest.param(entry.value, id=entry.name) for entry in build_registry().entries("rectification")]
 

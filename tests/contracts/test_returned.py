@@ -12,20 +12,20 @@ from toy import composition, sample, toy_sampler
 from vitrail import hookimpl
 from vitrail.backbones.rectification.surround import predict_rectified
 from vitrail.comm import InProcess
-from vitrail.core.asked import Asked
-from vitrail.core.cost import Cost
-from vitrail.core.protocols import Predicted, Rows
-from vitrail.core.returned import check_patches
-from vitrail.core.run_config import RunConfig
-from vitrail.core.scene import Branches
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas, Patches, Span, View
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.guidance_context import Branches
+from vitrail.core.geometry.views import Canvas, Patches, Span, View
+from vitrail.core.method.calls import Asked
+from vitrail.core.method.cost import Cost
+from vitrail.core.method.protocols import Predicted, Rows
+from vitrail.core.method.returned_values import check_patches
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ShapeError
-from vitrail.plugins.fusion import Average
-from vitrail.plugins.guidance import SyncGuidance
-from vitrail.plugins.masking import NoMask
-from vitrail.plugins.patching import Lattice, Windows
-from vitrail.sampler import Sampler, Spread
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.guidance.structure import SyncGuidance
+from vitrail.plugins.masking.attention_masks import NoMask
+from vitrail.plugins.patching.grids import Lattice, Windows
+from vitrail.sampling.sampler import Sampler, Spread
 from vitrail.testing import make_step
 
 WINDOWS = {"patching": {"type": "windows", "overlap": 0.5}, "fusion": "average"}

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from vitrail import testing
-from vitrail.core.assembly import gather_views
-from vitrail.core.prediction import Prediction
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas
-from vitrail.discovery import build_registry
+from vitrail.core.engine.assembly import gather_views
+from vitrail.core.geometry.views import Canvas
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.streams import Streams
+from vitrail.sampling.discovery import build_registry
 
 REGISTRY = build_registry()
 

@@ -10,7 +10,7 @@ import pytest
 from browser import missing, started
 from drawn_page import drawn_page
 from opened_page import Opened
-from vitrail.experiments.page import write_page
+from vitrail.experiments.report.page import write_page
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from adapters import control_network, controlled, with_ip_adapter
 from parity import CALL, TEXTS, ours, theirs, wrap
 from tiny_families import FAMILIES, WIDTH_2
 from vitrail.errors import CapabilityError, ConfigError, ModelError, VitrailError
-from vitrail.sampler import Sampler
+from vitrail.sampling.sampler import Sampler
 
 NETWORKS = {"sd": "unet", "sdxl": "unet", "sd3": "transformer"}
 

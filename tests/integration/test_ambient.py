@@ -11,13 +11,13 @@ from metric_files import write_clip, write_inception
 from schedulers import READ, new_scheduler
 from tiny import tiny_pipeline
 from tiny_families import FAMILIES
-from vitrail.core.noise_schedule import Stepper
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas
-from vitrail.discovery import build_registry
-from vitrail.metrics.demo_judge import load_judge
+from vitrail.core.geometry.views import Canvas
+from vitrail.core.schedule.noise_schedule import Stepper
+from vitrail.core.schedule.streams import Streams
+from vitrail.metrics.judge_features import load_judge
 from vitrail.metrics.renders import DemoRenders
-from vitrail.sampler import Sampler
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.sampler import Sampler
 
 REGISTRY = build_registry()
 METHODS = REGISTRY.names("methods")
@@ -208,7 +208,8 @@ def shown():
 
 def looked(name, files):
     """What a metric sees of a picture, with all that it loads loaded anew."""
-    from vitrail.metrics import clip, demo_judge, inception
+    from vitrail.metrics import clip, inception
+    from vitrail.metrics import judge_features as demo_judge
 
     for cached in (load_judge, inception.load_inception, clip.load_clip):
         cached.cache_clear()

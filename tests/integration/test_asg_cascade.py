@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from attrs import evolve
 
 from vitrail import hookimpl
-from vitrail.core.run_config import RunConfig
-from vitrail.methods import load_method
-from vitrail.plugins.anchored import coarse
-from vitrail.sampler import Sampler
+from vitrail.core.config.run_config import RunConfig
+from vitrail.plugins.guidance.anchored import coarse
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 
 WORDS, SCALE, ELSEWHERE = ("a", "red", "fox"), 0.8, 0.5
 

@@ -10,11 +10,11 @@ from PIL import Image
 from command_line import vitrail
 from tiny_families import tiny_sd
 from vitrail import hookimpl
-from vitrail.attached import load_plugins, wrapping
-from vitrail.comm.in_process import InProcess
-from vitrail.discovery import installed
+from vitrail.comm.backends.in_process import InProcess
 from vitrail.errors import ConfigError
-from vitrail.sampler import Sampler
+from vitrail.sampling.discovery import installed
+from vitrail.sampling.run_plugins import load_plugins, wrapping
+from vitrail.sampling.sampler import Sampler
 
 PROBE = """
 from pathlib import Path

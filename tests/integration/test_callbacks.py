@@ -17,7 +17,7 @@ from parity import CALL, SIDE, TEXTS, differ, noise, ours, plain, theirs, wrap
 from tiny_families import FAMILIES
 from vitrail.comm import InProcess
 from vitrail.errors import CommAborted, ConfigError, ProtocolError
-from vitrail.sampler import Sampler, Spread
+from vitrail.sampling.sampler import Sampler, Spread
 
 CUTOFFS = {"sd": SDCFGCutoffCallback, "sdxl": SDXLCFGCutoffCallback, "sd3": SD3CFGCutoffCallback}
 STEPS = {"num_inference_steps": 4}

@@ -10,11 +10,11 @@ from PIL import Image
 from file_mask import FileMask, Shift
 from tiny import NATIVE, in_double
 from vitrail import Composition, Sampler, Stage, hookimpl
-from vitrail.core.views import Canvas
-from vitrail.plugins.fusion import Average, Scatter
-from vitrail.plugins.guidance import AsyncGuidance, SyncGuidance
-from vitrail.plugins.masking import NoMask, ParameterFreeAttention
-from vitrail.plugins.patching import Lattice, Whole, Windows
+from vitrail.core.geometry.views import Canvas
+from vitrail.plugins.fusion.averages import Average, Scatter
+from vitrail.plugins.guidance.structure import AsyncGuidance, SyncGuidance
+from vitrail.plugins.masking.attention_masks import NoMask, ParameterFreeAttention
+from vitrail.plugins.patching.grids import Lattice, Whole, Windows
 from vitrail.testing import make_prediction, make_step
 
 CALL = {"height": 128, "width": 96, "num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "latent", "seed": 4}
@@ -121,7 +121,7 @@ def test_structure_guidance_stays_out_of_where_the_mask_is_black(pipe, tmp_path,
 def test_every_view_is_corrected_by_its_own_mask():
     subject = make_prediction((3, 1, 4, 6, 6), make_step(2))
     masks = torch.stack([torch.full((1, 1, 6, 6), share) for share in (1.0, 0.0, 0.5)])
-    from vitrail.core.scene import Scene
+    from vitrail.core.engine.guidance_context import Scene
 
     guided, _ = SyncGuidance().guide(subject.step, subject, Scene(key=0, mask=masks), None)
     key = subject.clean[0]
@@ -132,8 +132,8 @@ def test_every_view_is_corrected_by_its_own_mask():
 
 @pytest.mark.parametrize("ranks", [3])
 def test_it_is_the_same_picture_on_several_ranks(pipe, picture, ranks):
-    from vitrail.comm.in_process import InProcess
-    from vitrail.sampler import Spread
+    from vitrail.comm.backends.in_process import InProcess
+    from vitrail.sampling.sampler import Spread
 
     stage = Stage(patching=Lattice(), fusion=Scatter(), masking=FileMask(path=picture), guidance=[AsyncGuidance()])
     sampler = Sampler.from_pipeline(pipe, Composition(stages=[stage]))

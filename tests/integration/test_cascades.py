@@ -8,13 +8,13 @@ import torch.nn.functional as F
 
 from tiny import in_double
 from vitrail import hookimpl
-from vitrail.core.cascade import Cascade
-from vitrail.core.composition import Composition
-from vitrail.core.config import Loader
-from vitrail.core.run_config import RunConfig
-from vitrail.discovery import build_registry
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.method.cascade import Cascade
+from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError
-from vitrail.sampler import Sampler
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.sampler import Sampler
 
 WHOLE = {"patching": "whole", "fusion": "average"}
 CALL = {"height": 128, "width": 192, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}

@@ -10,10 +10,10 @@ from schedulers import new_scheduler
 from toy import ASG, DETAIL, STRUCTURE, sample, toy_sampler
 from vitrail import hookimpl
 from vitrail.comm import InProcess
-from vitrail.core.state_file import NotStateError, load_state, pack, save_state, unpack
+from vitrail.core.engine.state_file import NotStateError, load_state, pack, save_state, unpack
 from vitrail.errors import ConfigError
-from vitrail.plugins.guidance import AsyncGuidance
-from vitrail.sampler import Spread
+from vitrail.plugins.guidance.structure import AsyncGuidance
+from vitrail.sampling.sampler import Spread
 
 STEPS = 7
 

@@ -10,7 +10,7 @@ import structlog
 from PIL import Image
 
 from command_line import fresh_answers, start, vitrail, wait_for
-from vitrail.recipe import read_recipe
+from vitrail.sampling.recipe import read_recipe
 
 METHOD = '[[stages]]\npatching = { type = "windows", jitter = true }\nfusion = "average"\n'
 FILES = {
@@ -248,7 +248,7 @@ def test_several_pictures_and_a_drawn_seed(run, folder, tmp_path):
 
 
 def test_dry_run_costs_no_model_call(run, folder, tmp_path, monkeypatch):
-    from vitrail.sampler import Sampler
+    from vitrail.sampling.sampler import Sampler
 
     monkeypatch.delattr(Sampler, "run")
     answer = run("sample", "a fox", "--model", folder, "--size", 256, "--dry-run", "--num-images", 3)

@@ -17,8 +17,8 @@ from PIL import Image
 from command_line import start, wait_for
 from processes import MARK, listeners, ranks
 from vitrail.comm import Gloo
+from vitrail.comm.backends.key_store import StoreClient
 from vitrail.comm.environment import RankEnvironment
-from vitrail.comm.store import StoreClient
 from vitrail.errors import CommError
 
 SHORT = ["sample", "a fox", "--steps", 3, "--size", 136, "--row-batch", 2, "--method", "asg", "--seed", 5]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tiny import in_double
-from vitrail.core.run_config import RunConfig
-from vitrail.discovery import build_registry
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler
+from vitrail.core.config.run_config import RunConfig
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 
 METHODS = build_registry().names("methods")
 CALL = {"height": 160, "width": 128, "num_inference_steps": 6, "guidance_scale": 3.0, "output_type": "latent"}

@@ -14,12 +14,12 @@ from tiny import NATIVE
 from tiny_families import FAMILIES
 from toy import composition
 from vitrail import hookimpl
-from vitrail.backbones.control import Control
-from vitrail.core.inputs import Extras
-from vitrail.core.run_config import RunConfig
-from vitrail.core.step import Step
+from vitrail.backbones.conditioning.control import Control
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.method.inputs import Extras
+from vitrail.core.schedule.step import Step
 from vitrail.errors import CapabilityError, ConfigError, ModelError
-from vitrail.sampler import Sampler
+from vitrail.sampling.sampler import Sampler
 
 SIDE = 8 * NATIVE
 CALL = {"num_inference_steps": 4, "guidance_scale": 5.0, "height": SIDE, "width": SIDE, "output_type": "latent"}

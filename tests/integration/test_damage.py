@@ -6,8 +6,8 @@ from command_line import vitrail
 from damage_files import Corpus, Kind, Use
 from damages import DAMAGES
 from tiny import tiny_pipeline
-from vitrail.backbones.model_errors import is_inside_a_model
-from vitrail.plugins.patching import Windows
+from vitrail.backbones.loading.model_errors import is_inside_a_model
+from vitrail.plugins.patching.grids import Windows
 
 CASES = 14  # two of every kind
 

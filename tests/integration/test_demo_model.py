@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from vitrail.backbones import DEMO
-from vitrail.backbones.demo.backgrounds import BACKGROUNDS
-from vitrail.backbones.demo.judge import Judge
-from vitrail.backbones.demo.scenes import BASE_SIZE, OBJECTS, Placement, Scene, paste, render
-from vitrail.core.hookspecs import hookimpl
-from vitrail.core.streams import Streams
-from vitrail.plugins.masking import ParameterFreeAttention, border_saliency
-from vitrail.sampler import Sampler
+from vitrail.core.method.hookspecs import hookimpl
+from vitrail.core.schedule.streams import Streams
+from vitrail.demo.backgrounds import BACKGROUNDS
+from vitrail.demo.judge import Judge
+from vitrail.demo.scenes import BASE_SIZE, OBJECTS, Placement, Scene, paste, render
+from vitrail.plugins.masking.attention_masks import ParameterFreeAttention, border_saliency
+from vitrail.sampling.sampler import Sampler
 
 SHIPPED = DEMO.parent
 
@@ -84,7 +84,7 @@ class LastMask:
 
 @pytest.mark.parametrize("source", ["up-block-attention", "pfsa"])
 def test_masks_find_the_object_of_a_sampled_picture(source):
-    from vitrail.methods import load_method
+    from vitrail.sampling.methods import load_method
 
     chances = []
     for seed, prompt in enumerate(["a panda in a meadow", "a red apple on a wooden table", "a frog on a beach"]):

@@ -7,12 +7,12 @@ from attrs import evolve
 from tiny import in_double, tiny_pipeline
 from vitrail import hookimpl
 from vitrail.comm import InProcess
-from vitrail.core.growing import grown_latents, moments, phase_noise
-from vitrail.core.run_config import RunConfig
-from vitrail.core.views import Canvas
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.resize import grown_latents, moments, phase_noise
+from vitrail.core.geometry.views import Canvas
 from vitrail.errors import ConfigError
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler, Spread
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler, Spread
 
 CALL = {"height": 128, "width": 128, "num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
 METHODS = ["demofusion", "accdiffusion"]

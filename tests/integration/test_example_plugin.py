@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from vitrail import testing
-from vitrail.core.composition import Composition
-from vitrail.core.config import Loader
-from vitrail.core.files import read_file
-from vitrail.discovery import GROUP, build_registry, registry
+from vitrail.core.config.files import read_file
+from vitrail.core.config.loader import Loader
+from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError
-from vitrail.sampler import Sampler
+from vitrail.sampling.discovery import GROUP, build_registry, registry
+from vitrail.sampling.sampler import Sampler
 
 PACKAGE = Path(__file__).parents[2] / "examples" / "vitrail-example"
 THEIR_TESTS = runpy.run_path(str(PACKAGE / "tests" / "test_vitrail_example.py"))

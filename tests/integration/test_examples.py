@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail import cli
-from vitrail.methods import load_method
-from vitrail.recipe import read_recipe
+from vitrail.cli import app as cli
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.recipe import read_recipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))

@@ -14,11 +14,11 @@ import structlog
 
 from command_line import vitrail
 from vitrail.errors import OutputError
-from vitrail.experiments.origin import commit_of_vitrail
-from vitrail.experiments.peak import STATM
-from vitrail.experiments.store import Folder, merge
-from vitrail.picture import open_picture
-from vitrail.recipe import read_recipe
+from vitrail.experiments.run.origin import commit_of_vitrail
+from vitrail.experiments.run.peak_memory import STATM
+from vitrail.experiments.run.store import Folder, merge
+from vitrail.sampling.recipe import read_recipe
+from vitrail.sampling.start_picture import open_picture
 
 FILE = """
 prompts = ["a fox", "a box"]
@@ -97,7 +97,7 @@ def test_a_lost_picture_or_a_cut_line_is_done_again(experiment, monkeypatch, cap
 
 
 def test_a_failing_cell_is_recorded_and_stops_nothing(experiment, monkeypatch, capsys):
-    from vitrail.experiments.running import Worker
+    from vitrail.experiments.run.cell_run import Worker
 
     sample = Worker._sample
 
@@ -119,7 +119,7 @@ def test_a_failing_cell_is_recorded_and_stops_nothing(experiment, monkeypatch, c
 
 
 def test_a_full_disk_ends_the_work_with_one_error_and_what_was_done_is_kept(experiment, monkeypatch, capsys):
-    from vitrail.experiments import running
+    from vitrail.experiments.run import cell_run as running
 
     save, path = running.save_picture, experiment.parent / "runs/grid"
 
@@ -138,7 +138,7 @@ def test_a_full_disk_ends_the_work_with_one_error_and_what_was_done_is_kept(expe
 
 
 def test_ctrl_c_and_a_kill_in_the_middle_lose_nothing_that_was_done(experiment, monkeypatch, capsys):
-    from vitrail.experiments.running import Worker
+    from vitrail.experiments.run.cell_run import Worker
 
     lines, sample = experiment.parent / "runs/grid/cells-0of1.jsonl", Worker._sample
 
@@ -176,7 +176,7 @@ def test_ctrl_c_and_a_kill_in_the_middle_lose_nothing_that_was_done(experiment, 
 
 
 def test_ctrl_c_awaits_a_cell_that_cannot_be_interrupted(experiment, monkeypatch, capsys):
-    from vitrail.experiments.running import Worker
+    from vitrail.experiments.run.cell_run import Worker
 
     on_ranks = Worker._on_ranks
 
@@ -215,7 +215,7 @@ def test_heat_maps_are_figures(experiment, monkeypatch, capsys):
 
 
 def test_mistakes_are_told_before_a_model_is_loaded(experiment, monkeypatch, capsys):
-    from vitrail.experiments.running import Worker
+    from vitrail.experiments.run.cell_run import Worker
 
     monkeypatch.setattr(Worker, "load", None)
     for sets, expected in (
@@ -302,7 +302,7 @@ def test_compare_writes_one_sheet_with_what_was_measured(experiment, monkeypatch
 
 
 def test_compare_shows_what_there_is_if_a_method_fails(experiment, monkeypatch, capsys, folder):
-    from vitrail.experiments.running import Worker
+    from vitrail.experiments.run.cell_run import Worker
 
     sample, lost = Worker._sample, {"direct", "asg"}
 
@@ -326,7 +326,7 @@ def test_compare_shows_what_there_is_if_a_method_fails(experiment, monkeypatch, 
 
 @pytest.mark.parametrize(("accelerators", "actors", "share"), [(8, 3, 1.0), (4, 4, 1.0), (1, 2, 0.5), (0, 2, 0.0)])
 def test_an_actor_asks_for_one_accelerator_at_most(accelerators, actors, share):
-    from vitrail.experiments.ray_executor import share_of
+    from vitrail.experiments.run.ray_executor import share_of
 
     assert share_of(accelerators, actors) == share
 

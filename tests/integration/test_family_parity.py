@@ -9,10 +9,10 @@ from diffusers import DDIMScheduler, StableDiffusionPanoramaPipeline, UNet2DCond
 import measure_parity
 from tiny import in_double, tiny_pipeline
 from tiny_families import FAMILIES, SCALED
-from vitrail.core.composition import Composition
-from vitrail.core.config import Loader
-from vitrail.discovery import registry
-from vitrail.sampler import Sampler
+from vitrail.core.config.loader import Loader
+from vitrail.core.method.composition import Composition
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.sampler import Sampler
 
 CASES = [
     (family, name, path)

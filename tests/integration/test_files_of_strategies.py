@@ -10,13 +10,13 @@ from command_line import vitrail
 from file_mask import FileMask, Shift
 from tiny_families import tiny_sd
 from vitrail import Composition, Sampler, Stage
-from vitrail.discovery import installed
 from vitrail.errors import ConfigError
-from vitrail.plugins.fusion import Average
-from vitrail.plugins.masking import NoMask
-from vitrail.plugins.patching import Whole
-from vitrail.plugins.synchronized import Synchronized
-from vitrail.sampler import Spread
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.guidance.synchronized import Synchronized
+from vitrail.plugins.masking.attention_masks import NoMask
+from vitrail.plugins.patching.grids import Whole
+from vitrail.sampling.discovery import installed
+from vitrail.sampling.sampler import Spread
 
 METHOD = """
 [[stages]]

@@ -6,11 +6,11 @@ import torch
 
 from adapters import build
 from parity import CALL, TEXTS, assert_same, differ, ours, plain, theirs, wrap
-from vitrail.core.config import Loader
-from vitrail.core.run_config import RunConfig
-from vitrail.discovery import registry
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import ConfigError
-from vitrail.recipe import Recipe
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.recipe import Recipe
 
 
 @pytest.mark.parametrize("negative", [None, ""])

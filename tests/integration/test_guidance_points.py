@@ -7,15 +7,15 @@ import torch
 from attrs import evolve, field, frozen
 
 from tiny import in_double
-from vitrail.core.assembly import combine_branches
-from vitrail.core.cascade import Cascade, Enter
-from vitrail.core.composition import Composition, Stage
-from vitrail.core.views import Span, View
+from vitrail.core.engine.assembly import combine_branches
+from vitrail.core.geometry.views import Span, View
+from vitrail.core.method.cascade import Cascade, Enter
+from vitrail.core.method.composition import Composition, Stage
 from vitrail.errors import ConfigError
-from vitrail.plugins.fusion import Average
-from vitrail.plugins.masking import NoMask
-from vitrail.plugins.patching import Whole, Windows
-from vitrail.sampler import Sampler
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.masking.attention_masks import NoMask
+from vitrail.plugins.patching.grids import Whole, Windows
+from vitrail.sampling.sampler import Sampler
 
 CALL = {"height": 96, "width": 128, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
 

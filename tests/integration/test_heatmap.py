@@ -11,14 +11,14 @@ from PIL import Image
 
 from command_line import vitrail
 from tiny_families import FAMILIES
-from vitrail.core.composition import Composition, Stage
-from vitrail.core.hookspecs import hookimpl
-from vitrail.heatmap import Recorder, read_shares
-from vitrail.heatmap_figure import overlaid
-from vitrail.plugins.fusion import Average
-from vitrail.plugins.masking import JointAttention, UpBlockAttention
-from vitrail.plugins.patching import Whole
-from vitrail.sampler import Sampler
+from vitrail.cli.heatmap import Recorder, read_shares
+from vitrail.cli.heatmap_figure import overlaid
+from vitrail.core.method.composition import Composition, Stage
+from vitrail.core.method.hookspecs import hookimpl
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.masking.attention_masks import JointAttention, UpBlockAttention
+from vitrail.plugins.patching.grids import Whole
+from vitrail.sampling.sampler import Sampler
 
 CALL = {"height": 64, "width": 64, "num_inference_steps": 4}
 MASKINGS = {"sd": UpBlockAttention, "sdxl": UpBlockAttention, "sd3": JointAttention}

@@ -14,9 +14,9 @@ from tiny_families import tiny_sd
 TESTS = Path(__file__).parents[1]
 PROGRAM = """
 import hashlib, json, sys
-from vitrail.backbones.loading import load_pipeline
-from vitrail.backbones.source import ModelOptions, find_model
-from vitrail.discovery import registry
+from vitrail.backbones.loading.model_loader import load_pipeline
+from vitrail.backbones.loading.source import ModelOptions, find_model
+from vitrail.sampling.discovery import registry
 from vitrail.errors import ModelError
 
 def digest(pipe):

@@ -18,11 +18,11 @@ from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.cache_utils import CacheMixin
 
 from tiny_families import tiny_sd, tiny_sd3
-from vitrail.backbones.kept_forwards import find_kept
+from vitrail.backbones.attention.feature_caches import find_kept
 from vitrail.comm import InProcess
-from vitrail.core.run_config import RunConfig
+from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import CapabilityError, ConfigError, OutOfMemory, VitrailError
-from vitrail.sampler import Sampler, Spread
+from vitrail.sampling.sampler import Sampler, Spread
 
 CALL = {"height": 128, "width": 96, "num_inference_steps": 5, "guidance_scale": 3.0, "output_type": "latent"}
 ATTENTION = [r"transformer_blocks\.\d+\.attn"]
@@ -205,7 +205,7 @@ def test_a_method_whose_rows_do_not_come_again_is_refused(method, why):
 
 
 def test_windows_that_move_are_refused():
-    from vitrail.methods import load_method
+    from vitrail.sampling.methods import load_method
 
     with pytest.raises(CapabilityError, match="are others at every step: use one whose views stay"):
         latents(sd3(taylor), load_method("multidiffusion", ["stages.0.patching.jitter=true"]))

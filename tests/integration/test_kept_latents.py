@@ -10,12 +10,12 @@ from attrs import evolve
 
 from command_line import vitrail
 from vitrail.backbones.pipeline_backbone import PipelineBackbone
-from vitrail.core.run_config import RunConfig
+from vitrail.cli.console import console
+from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import CommAborted, CommTimeout, ConfigError, DecodeError
-from vitrail.kept_latents import keep, latents_kept, load_latents, save_latents
-from vitrail.recipe import read_recipe
-from vitrail.sampler import Sampler
-from vitrail.terminal import console
+from vitrail.sampling.kept_latents import keep, latents_kept, load_latents, save_latents
+from vitrail.sampling.recipe import read_recipe
+from vitrail.sampling.sampler import Sampler
 
 CALL = {"height": 128, "width": 96, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
 FOX = ("sample", "a fox", "--size", "96x80", "--steps", "2", "-m", "multidiffusion")

@@ -5,8 +5,8 @@ from attrs import evolve
 
 from toy import DETAIL, FACTOR, STRUCTURE, toy_sampler
 from vitrail import hookimpl
-from vitrail.core.run_config import RunConfig
-from vitrail.core.stages import Stages
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.hooks import Stages
 
 DILATED = {"patching": "dilated", "fusion": "average"}
 WHOLE = {"patching": "whole", "fusion": "average"}

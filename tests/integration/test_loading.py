@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from original_format import save_single_file
 from tiny_families import FAMILIES, tiny_sd3, tiny_sdxl, tiny_t5
-from vitrail.backbones.loading import load_pipeline
-from vitrail.backbones.source import ModelOptions, ModelSource
+from vitrail.backbones.loading.model_loader import load_pipeline
+from vitrail.backbones.loading.source import ModelOptions, ModelSource
 from vitrail.errors import ModelError
 
 PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -183,9 +183,9 @@ def refuse(*_):
     raise AssertionError("a model that is here needs no network")
 socket.socket.connect = refuse
 from test_loading import digest
-from vitrail.backbones.loading import load_pipeline
-from vitrail.backbones.source import ModelOptions, find_model
-from vitrail.discovery import registry
+from vitrail.backbones.loading.model_loader import load_pipeline
+from vitrail.backbones.loading.source import ModelOptions, find_model
+from vitrail.sampling.discovery import registry
 for model, config in zip(sys.argv[1::2], sys.argv[2::2]):
     source = find_model(model, registry(), ModelOptions(config=config or None)).source
     print("digest:", digest(load_pipeline(source, "cpu")))

@@ -13,9 +13,9 @@ from tiny_families import FAMILIES
 from toy import ASG, DETAIL, sample, toy_sampler
 from vitrail import hookimpl
 from vitrail.comm import InProcess
-from vitrail.core.run_config import RunConfig
+from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import PredictionError
-from vitrail.sampler import Sampler, Spread
+from vitrail.sampling.sampler import Sampler, Spread
 
 CALL = {"height": 128, "width": 96, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
 RANKS = InProcess(timeout=60)

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from toy import DETAIL, STRUCTURE, sample, toy_sampler
 from vitrail import hookimpl
-from vitrail.core.views import Patches
-from vitrail.discovery import build_registry
-from vitrail.sampler import Sampler
+from vitrail.core.geometry.views import Patches
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.sampler import Sampler
 
 METHODS = build_registry().names("methods")
 MOSAIC = {**STRUCTURE, "patching": {"type": "lattice", "interaction": "element", "key": "extra"}}

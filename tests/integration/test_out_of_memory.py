@@ -9,11 +9,11 @@ from tiny import in_double
 from tiny_families import FAMILIES
 from toy import ASG, DETAIL, sample, toy_sampler
 from vitrail import hookimpl
-from vitrail.backbones.footprint import LiveBytes
+from vitrail.backbones.memory.footprint import LiveBytes
 from vitrail.backbones.pipeline_backbone import PipelineBackbone
 from vitrail.comm import InProcess, Simulated
 from vitrail.errors import OutOfMemory
-from vitrail.sampler import Sampler, Spread
+from vitrail.sampling.sampler import Sampler, Spread
 
 CALL = {"height": 128, "width": 96, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
 FOX = ("sample", "a fox", "--size", "96x80", "--steps", "2", "-m", "multidiffusion")
@@ -132,7 +132,7 @@ def test_every_rank_is_told_whose_memory_was_short():
 def test_ranks_agree_on_the_smallest_number(monkeypatch, pipe):
     sampler = Sampler.from_pipeline(pipe, "multidiffusion")
     free = iter([10**9, 200_000, 10**9])
-    monkeypatch.setattr("vitrail.backbones.memory.free_bytes", lambda device: next(free))
+    monkeypatch.setattr("vitrail.backbones.memory.forecast.free_bytes", lambda device: next(free))
 
     def program(communicator):
         return sampler.again()("a fox", spread=Spread(communicator=communicator), **CALL).recipes[0].run["row_batch"]
@@ -147,7 +147,7 @@ def test_the_number_that_was_chosen_is_in_the_recipe_and_stays_when_a_run_goes_o
     assert whole.recipes[0].run["row_batch"] == 4
     spread = Spread(checkpoint=tmp_path / "run.ckpt", checkpoint_every=1)
     sampler("a fox", spread=spread, callback_on_step_end=lambda caller, index, *_: caller.interrupt(), **CALL)
-    monkeypatch.setattr("vitrail.backbones.memory.free_bytes", lambda device: 9)
+    monkeypatch.setattr("vitrail.backbones.memory.forecast.free_bytes", lambda device: 9)
     assert sampler("a fox", **CALL).recipes[0].run["row_batch"] == 1
     resumed = sampler("a fox", spread=spread, memory="fixed", **CALL)
     assert resumed.recipes[0].run["row_batch"] == 4

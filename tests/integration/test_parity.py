@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tiny import NATIVE
-from vitrail.sampler import Sampler
+from vitrail.sampling.sampler import Sampler
 
 DETERMINISTIC = [
     "DDIMScheduler",

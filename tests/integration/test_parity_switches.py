@@ -10,14 +10,14 @@ from schedulers import new_scheduler
 from tiny_families import FAMILIES
 from toy import sample, toy_sampler
 from vitrail import hookimpl
-from vitrail.core.config import Loader
-from vitrail.core.noise_schedule import Stepper
-from vitrail.core.sizes import SizeConditioning
-from vitrail.core.views import Span, View
-from vitrail.discovery import build_registry
+from vitrail.core.config.loader import Loader
+from vitrail.core.geometry.size_conditioning import SizeConditioning
+from vitrail.core.geometry.views import Span, View
+from vitrail.core.schedule.noise_schedule import Stepper
 from vitrail.errors import ConfigError
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 
 WINDOWS = {
     "patching": {"type": "windows"},

@@ -6,13 +6,13 @@ import torch
 from tiny_families import FAMILIES
 from vitrail import hookimpl
 from vitrail.comm import InProcess
-from vitrail.core.growing import grown_picture
-from vitrail.core.run_config import RunConfig
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas
-from vitrail.methods import load_method
-from vitrail.pixels import MARGIN, Pixels
-from vitrail.sampler import Sampler, Spread
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.resize import grown_picture
+from vitrail.core.geometry.views import Canvas
+from vitrail.core.schedule.streams import Streams
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.pixels import MARGIN, Pixels
+from vitrail.sampling.sampler import Sampler, Spread
 
 METHODS = ("ap-ldm", "diffusehigh")
 CALL = {"height": 150, "width": 200, "num_inference_steps": 10, "guidance_scale": 3.0, "output_type": "pt", "seed": 3}

@@ -14,12 +14,12 @@ from schedulers import new_scheduler
 from tiny_families import FAMILIES
 from toy import ASG, DETAIL, STRUCTURE, sample, toy_sampler
 from vitrail.comm import Gloo, InProcess, Simulated
-from vitrail.comm.schedule import Fault, SeededSchedule
-from vitrail.core.run_config import RunConfig
-from vitrail.discovery import build_registry
+from vitrail.comm.backends.virtual_schedule import Fault, SeededSchedule
+from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import CommAborted, ProtocolError
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler, Spread
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler, Spread
 
 RUN = RunConfig(prompt="", height=128, width=128, num_inference_steps=6)
 RANKS = (2, 3, 4, 5, 8)

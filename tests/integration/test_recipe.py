@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from vitrail.commands import replayed
-from vitrail.core.composition import Composition
-from vitrail.core.config import Loader
-from vitrail.core.run_config import RunConfig
-from vitrail.discovery import registry
+from vitrail.cli.preparation import replayed
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError, OutputError
-from vitrail.methods import load_method
-from vitrail.recipe import KEY, Recipe, digest_of, read_recipe, save_picture, sealed_text
-from vitrail.sampler import Sampler
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.recipe import KEY, Recipe, digest_of, read_recipe, save_picture, sealed_text
+from vitrail.sampling.sampler import Sampler
 
 GREY = Image.new("RGB", (32, 16), "grey")
 

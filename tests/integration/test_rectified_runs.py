@@ -12,19 +12,19 @@ from structlog.testing import capture_logs
 from command_line import vitrail
 from tiny import NATIVE
 from tiny_families import FAMILIES
-from vitrail.backbones.families import StableDiffusion3
+from vitrail.backbones.loading.families import StableDiffusion3
 from vitrail.backbones.rectification.attention_scale import AttentionScale
 from vitrail.backbones.rectification.freeu import FreeU
 from vitrail.comm import InProcess
-from vitrail.core.composition import Composition, Stage
-from vitrail.core.config import Loader
-from vitrail.discovery import build_registry
+from vitrail.core.config.loader import Loader
+from vitrail.core.method.composition import Composition, Stage
 from vitrail.errors import CapabilityError, ConfigError
-from vitrail.methods import load_method
-from vitrail.plugins.fusion import Average, Scatter
-from vitrail.plugins.masking import NoMask
-from vitrail.plugins.patching import Lattice, Whole, Windows
-from vitrail.sampler import Sampler, Spread
+from vitrail.plugins.fusion.averages import Average, Scatter
+from vitrail.plugins.masking.attention_masks import NoMask
+from vitrail.plugins.patching.grids import Lattice, Whole, Windows
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler, Spread
 
 METHOD = """
 [[stages]]
@@ -173,7 +173,7 @@ def test_check_finds_what_is_wrong_in_the_file(file, replaced, told):
 
 
 def test_check_loads_nothing_heavy(file):
-    code = "import sys; from vitrail.cli import main; main()"
+    code = "import sys; from vitrail.cli.app import main; main()"
     probe = f"import sys, atexit; atexit.register(lambda: print('loaded:', 'torch' in sys.modules)); {code}"
     done = subprocess.run([sys.executable, "-c", probe, "check", str(file())], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -12,12 +12,12 @@ from PIL import Image
 from command_line import vitrail
 from original_format import save_single_file
 from tiny_families import tiny_sd
-from vitrail.core.run_config import RunConfig
-from vitrail.digests import content_digest
+from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import ConfigError
-from vitrail.methods import load_method
-from vitrail.recipe import Recipe, save_picture
-from vitrail.sampler import Sampler, Spread
+from vitrail.sampling.input_digests import content_digest
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.recipe import Recipe, save_picture
+from vitrail.sampling.sampler import Sampler, Spread
 
 WORDS = ["a fox", "--size", "96", "--steps", "2", "-m", "multidiffusion"]
 

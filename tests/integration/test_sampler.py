@@ -8,11 +8,11 @@ from structlog.testing import capture_logs
 
 from toy import toy_sampler
 from vitrail import hookimpl
-from vitrail.core.log import EVENTS
-from vitrail.core.run_config import RunConfig
+from vitrail.core.config.log import EVENTS
+from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import CapabilityError, ConfigError, ModelError
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 
 CALL = {"height": 96, "width": 64, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
 SHAPE = (1, 4, 12, 8)

@@ -9,7 +9,7 @@ import torch
 
 from schedulers import READ, STOCHASTIC, new_scheduler
 from toy import ASG, DETAIL, NATIVE, STRUCTURE, VARIANCE, sample, smooth_templates, toy_sampler
-from vitrail.core.noise_schedule import Stepper
+from vitrail.core.schedule.noise_schedule import Stepper
 
 WHOLE = {"patching": "whole", "fusion": "average"}
 TEMPLATES = smooth_templates(4, NATIVE)

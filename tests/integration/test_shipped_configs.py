@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from original_format import hollow_file, original_state
-from vitrail.backbones.loading import shipped_tokenizers
-from vitrail.backbones.single_file import CONFIGS, FAMILIES
-from vitrail.backbones.source import ModelOptions, find_model
+from vitrail.backbones.loading.model_loader import shipped_tokenizers
+from vitrail.backbones.loading.single_file import CONFIGS, FAMILIES
+from vitrail.backbones.loading.source import ModelOptions, find_model
 from vitrail.errors import ModelError
 
 VAE, VAE_16 = 83_653_863, 83_819_683  # of 4 and 16 channels

@@ -10,18 +10,18 @@ from perceptual_files import write
 from tiny import in_double
 from tiny_families import FAMILIES
 from vitrail import hookimpl
-from vitrail.backbones.demo.judge import Judge
-from vitrail.backbones.differentiable import decoder_of
-from vitrail.backbones.perceptual import JudgeDistance
-from vitrail.core.gradients import CountedGradients
-from vitrail.core.run_config import RunConfig
-from vitrail.core.run_state import Sampled, Timings
-from vitrail.core.streams import Streams
+from vitrail.backbones.vae.differentiable import decoder_of
+from vitrail.backbones.vae.perceptual import JudgeDistance
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.gradients import CountedGradients
+from vitrail.core.engine.run_state import Sampled, Timings
+from vitrail.core.schedule.streams import Streams
+from vitrail.demo.judge import Judge
 from vitrail.errors import CapabilityError, ConfigError
-from vitrail.gradients import without_graph
-from vitrail.methods import load_method
-from vitrail.plugins.synchronized import Synchronized
-from vitrail.sampler import Sampler
+from vitrail.plugins.guidance.synchronized import Synchronized
+from vitrail.sampling.differentiation import without_graph
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 
 CALL = {"height": 64, "width": 128, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
 GUIDANCE = "stages.0.guidance.0"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rank_programs import demo_latents
-from vitrail.comm.gloo import Gloo
-from vitrail.comm.in_process import InProcess
+from vitrail.comm.backends.gloo import Gloo
+from vitrail.comm.backends.in_process import InProcess
 
 DEMO = ("asg-plus", "asg-cascade")
 
@@ -46,6 +46,6 @@ def test_the_picture_knows_neither_threads_nor_ranks(method, steps):
 
 def test_without_one_thread_an_operator_it_would_know_them(monkeypatch):
     """Else the law above would hold of anything."""
-    monkeypatch.setattr("vitrail.core.cpu_threads.SMALL", 0)
+    monkeypatch.setattr("vitrail.core.engine.cpu_threads.SMALL", 0)
     options = {"method": "direct", "steps": 2}
     assert not torch.equal(alone(1, **options)[0], alone(2, **options)[0])

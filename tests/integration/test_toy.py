@@ -12,8 +12,8 @@ import torch
 
 from toy import DETAIL, sample, smooth_templates, toy_sampler
 from vitrail import hookimpl
-from vitrail.core.assembly import gather_views
-from vitrail.core.views import Span, View
+from vitrail.core.engine.assembly import gather_views
+from vitrail.core.geometry.views import Span, View
 
 SIDE, STRIDE, MODES, STEPS = 16, 4, 8, 50
 LAST = STEPS // 2 - 1  # of the structure stage

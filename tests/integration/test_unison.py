@@ -13,13 +13,13 @@ from test_ranks import APART, STAGES
 
 from toy import DETAIL, composition, sample, toy_sampler
 from vitrail.comm import Gloo, InProcess
-from vitrail.core.unison import digest_of
+from vitrail.core.engine.rank_comparison import digest_of
 from vitrail.errors import CommAborted, DriftError
-from vitrail.plugins.fusion import Average
-from vitrail.plugins.guidance import SyncGuidance
-from vitrail.plugins.masking import NoMask
-from vitrail.plugins.patching import Windows
-from vitrail.sampler import Sampler, Spread
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.guidance.structure import SyncGuidance
+from vitrail.plugins.masking.attention_masks import NoMask
+from vitrail.plugins.patching.grids import Windows
+from vitrail.sampling.sampler import Sampler, Spread
 
 RANKS = InProcess(timeout=60)
 STEPS, FIRST = 5, 2  # steps of a run, and the first that goes wrong

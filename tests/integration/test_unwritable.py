@@ -15,7 +15,7 @@ from test_kept_latents import pixels
 from command_line import vitrail
 from full_disk import no_file_larger_than
 from vitrail.backbones.pipeline_backbone import PipelineBackbone
-from vitrail.recipe import read_recipe
+from vitrail.sampling.recipe import read_recipe
 
 FOX = ("sample", "a fox", "--size", "96x80", "--steps", "3", "-m", "multidiffusion")
 ROOM = 10_000  # bytes: more than the latents take, less than the picture
@@ -151,7 +151,7 @@ def test_a_name_as_long_as_the_system_takes_can_be_written(run):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_writing_waits_until_all_is_written(run, before, number):
     before("to_pil", lambda: None)
-    from vitrail import rendering
+    from vitrail.cli import rendering
 
     save = rendering.save_picture
     once = iter([number])

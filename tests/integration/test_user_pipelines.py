@@ -22,7 +22,7 @@ from adapters import (
 )
 from parity import CALL, SIDE, TEXTS, UNETS, assert_same, differ, ours, plain, theirs, wrap
 from tiny_families import FAMILIES
-from vitrail.backbones.words import content_tokens
+from vitrail.backbones.conditioning.words import content_tokens
 from vitrail.errors import ConfigError
 
 

@@ -12,11 +12,11 @@ from structlog.testing import capture_logs
 
 from command_line import start, vitrail
 from toy import sample, toy_sampler
-from vitrail.backbones.loading import find_device
-from vitrail.commands import prepare
-from vitrail.core.files import read_file
+from vitrail.backbones.loading.model_loader import find_device
+from vitrail.cli.preparation import prepare
+from vitrail.core.config.files import read_file
 from vitrail.errors import ConfigError
-from vitrail.sampler import Sampler
+from vitrail.sampling.sampler import Sampler
 
 SMALL = ["sample", "a fox", "--size", "64", "--steps", "1", "--method", "direct"]
 TOML = 'prompt = "a fox in snow: füchse"\nmethod = "direct"\n'

@@ -9,18 +9,18 @@ from attrs import evolve
 from tiny import in_double
 from toy import composition, toy_sampler
 from toy import sample as sample_toy
-from vitrail.backbones.decoding import decode
-from vitrail.backbones.strip_ops import Alone
+from vitrail.backbones.vae.decoding import decode
+from vitrail.backbones.vae.strip_ops import Alone
 from vitrail.comm import InProcess
-from vitrail.core.relay import can_relay
-from vitrail.core.run_config import RunConfig
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas, Span, View
-from vitrail.discovery import build_registry
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.relay import can_relay
+from vitrail.core.geometry.views import Canvas, Span, View
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
-from vitrail.experiments.running import edges
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler, Spread
+from vitrail.experiments.run.cell_run import edges
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler, Spread
 from vitrail.testing import make_step
 
 METHODS = build_registry().names("methods")

@@ -7,10 +7,10 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.core.scene import Scene, Start
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas
-from vitrail.plugins.anchored import Anchored, coarse
+from vitrail.core.engine.guidance_context import Scene, Start
+from vitrail.core.geometry.views import Canvas
+from vitrail.core.schedule.streams import Streams
+from vitrail.plugins.guidance.anchored import Anchored, coarse
 from vitrail.testing import PREDICTION_TYPES, make_prediction, make_step
 
 SHAPE = (1, 4, 10, 13)

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 import vitrail
 from full_disk import no_file_larger_than
-from vitrail.core import atomic
-from vitrail.core.atomic import count_written, in_work, replacing, replacing_folder, write_text
+from vitrail.core.config import atomic
+from vitrail.core.config.atomic import count_written, in_work, replacing, replacing_folder, write_text
 from vitrail.errors import OutputError
 
 WRITES = {"write_text", "write_bytes", "savefig", "save", "save_file"}
@@ -113,7 +113,7 @@ def test_names_of_any_length_that_the_system_takes(tmp_path):
 def test_a_kill_leaves_the_former_file_whole(tmp_path):
     (tmp_path / "a.txt").write_text("former")
     code = (
-        "import os, signal, sys; from pathlib import Path; from vitrail.core.atomic import replacing\n"
+        "import os, signal, sys; from pathlib import Path; from vitrail.core.config.atomic import replacing\n"
         "with replacing(Path(sys.argv[1])) as part:\n"
         "    part.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from captures import ROWS, SIZE, TOKENS, WORDS, Scores, captured, draw, forward, fresh_unet, tiny_transformer
-from vitrail.backbones.attention import (
+from vitrail.backbones.attention.cross_attention import (
     Heads,
     attention_to,
     capture_maps,
@@ -20,7 +20,7 @@ from vitrail.backbones.attention import (
     layer_shape,
     read_cross,
 )
-from vitrail.backbones.joint_attention import capture_joint_maps
+from vitrail.backbones.attention.joint_attention import capture_joint_maps
 from vitrail.errors import CapabilityError, PredictionError
 
 

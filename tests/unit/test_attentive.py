@@ -7,11 +7,11 @@ import torch
 
 from schedulers import DETERMINISTIC, new_scheduler
 from toy import NATIVE, sample, toy_sampler
-from vitrail.core.noise_schedule import Stepper
-from vitrail.core.prediction import Prediction
-from vitrail.core.scene import Scene
-from vitrail.core.streams import Streams
-from vitrail.plugins.attentive import Attentive, attended, gamma_at
+from vitrail.core.engine.guidance_context import Scene
+from vitrail.core.schedule.noise_schedule import Stepper
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.streams import Streams
+from vitrail.plugins.guidance.attentive import Attentive, attended, gamma_at
 from vitrail.testing import make_step
 
 WHOLE = {"patching": "whole", "fusion": "average"}

@@ -7,13 +7,13 @@ import diffusers
 import numpy as np
 import pytest
 
-from vitrail.core.call_words import CALL_WORDS
-from vitrail.core.config import Loader
-from vitrail.core.inputs import Extras
-from vitrail.core.run_config import RunConfig
-from vitrail.discovery import registry
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.method.call_words import CALL_WORDS
+from vitrail.core.method.inputs import Extras
 from vitrail.errors import ConfigError
-from vitrail.sampler import Sampler
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.sampler import Sampler
 
 PIPELINES = [
     f"StableDiffusion{kind}{what}Pipeline"

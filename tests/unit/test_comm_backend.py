@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 from attrs import field, frozen
 
-from vitrail.core.registry import Registry
+from vitrail.core.config.registry import Registry
 from vitrail.errors import CommAborted, RegistrationError
 
 

@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broken_files import BAD_TOML, BAD_YAML
-from vitrail.commands import check
-from vitrail.core.cascade import Cascade, Enter
-from vitrail.core.composition import Composition, Family, Stage
-from vitrail.core.config import Loader
-from vitrail.core.files import read_file
-from vitrail.core.overrides import override
-from vitrail.core.run_config import RunConfig
-from vitrail.core.shared import Shared
-from vitrail.discovery import build_registry
+from vitrail.cli.preparation import check
+from vitrail.core.config.files import read_file
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.overrides import override
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.method.cascade import Cascade, Enter
+from vitrail.core.method.composition import Composition, Family, Stage
+from vitrail.core.method.shared_prompt import Shared
 from vitrail.errors import ConfigError, VitrailError, nearest
-from vitrail.methods import load_method
-from vitrail.plugins.masking import NoMask
-from vitrail.plugins.patching import Whole
+from vitrail.plugins.masking.attention_masks import NoMask
+from vitrail.plugins.patching.grids import Whole
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.methods import load_method
 
 REGISTRY = build_registry()
 LOADER = Loader(REGISTRY)

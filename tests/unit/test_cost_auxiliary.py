@@ -6,12 +6,12 @@ import torch
 from schedulers import new_scheduler
 from tiny import tiny_pipeline
 from vitrail.backbones.analytic import AnalyticBackbone, MixturePrior
-from vitrail.core.cost import Cost
-from vitrail.core.run_config import RunConfig
-from vitrail.gradients import without_graph
-from vitrail.methods import load_method
-from vitrail.rendering import plan_lines
-from vitrail.sampler import Sampler
+from vitrail.cli.rendering import plan_lines
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.method.cost import Cost
+from vitrail.sampling.differentiation import without_graph
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 
 TRAINED = 128  # latent cells, as of Stable Diffusion XL
 

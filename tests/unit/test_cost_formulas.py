@@ -7,9 +7,9 @@ import torch
 
 from schedulers import new_scheduler
 from vitrail.backbones.analytic import AnalyticBackbone, MixturePrior
-from vitrail.core.run_config import RunConfig
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler
+from vitrail.core.config.run_config import RunConfig
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 
 NATIVE = 128  # latent cells of a training picture
 STEPS = 50

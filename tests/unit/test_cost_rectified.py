@@ -3,10 +3,10 @@
 import pytest
 
 from tiny_families import FAMILIES
-from vitrail.core.run_config import RunConfig
+from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import CapabilityError
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 
 NATIVE = 128  # latent cells, as of SDXL
 

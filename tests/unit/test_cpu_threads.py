@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from vitrail.backbones.turns import is_plain
-from vitrail.core.cpu_threads import one_thread, threads_in_bits, threads_of
-from vitrail.core.side_by_side import begun
+from vitrail.backbones.loading.turns import is_plain
+from vitrail.core.engine.cpu_threads import one_thread, threads_in_bits, threads_of
+from vitrail.core.engine.parallel import begun
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_a_large_network_and_one_elsewhere_keep_their_threads(monkeypatch):
     with threads_of(Model(nn.Linear(2, 2), "meta")) as found:
         assert (found, torch.get_num_threads()) == (1, 3)
     assert threads_in_bits(Model(nn.Linear(2, 2))) is threads_in_bits(Model(None)) is None
-    monkeypatch.setattr("vitrail.core.cpu_threads.SMALL", 6)
+    monkeypatch.setattr("vitrail.core.engine.cpu_threads.SMALL", 6)
     with threads_of(Model(nn.Linear(2, 2))) as found:
         assert (found, torch.get_num_threads()) == (1, 3)
     assert threads_in_bits(Model(nn.Linear(2, 2))) == 3

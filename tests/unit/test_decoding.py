@@ -13,12 +13,12 @@ from structlog.testing import capture_logs
 
 from tiny import NATIVE
 from tiny_families import FAMILIES, tiny_vae
-from vitrail.backbones import strip_ops
-from vitrail.backbones.decoding import check_wrap, decode, encode
-from vitrail.backbones.strip_ops import Alone
-from vitrail.backbones.strips import scaled
+from vitrail.backbones.vae import strip_ops
+from vitrail.backbones.vae.decoding import check_wrap, decode, encode
+from vitrail.backbones.vae.strip_ops import Alone
+from vitrail.backbones.vae.strips import scaled
 from vitrail.comm import InProcess
-from vitrail.core.exchange import Exchange
+from vitrail.core.engine.exchange import Exchange
 from vitrail.errors import CapabilityError, OutOfMemory, PredictionError, ShapeError
 
 HEIGHTS = pytest.mark.parametrize("height", [NATIVE, 3 * NATIVE])  # whole, and in strips

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from toy import composition, sample, toy_sampler
 from vitrail import hookimpl
-from vitrail.core.scene import Scene, Start
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas
-from vitrail.plugins.dilated import Dilated, blurred, deviation_at, gaussian_weights, with_moments_of
-from vitrail.plugins.patching import Windows
-from vitrail.plugins.residual import SkipResidual
+from vitrail.core.engine.guidance_context import Scene, Start
+from vitrail.core.geometry.views import Canvas
+from vitrail.core.schedule.streams import Streams
+from vitrail.plugins.guidance.residual import SkipResidual
+from vitrail.plugins.patching.dilated import Dilated, blurred, deviation_at, gaussian_weights, with_moments_of
+from vitrail.plugins.patching.grids import Windows
 from vitrail.testing import make_step
 
 FIRST = make_step(0, 50, timestep=981.0)

@@ -11,9 +11,9 @@ from torch import nn
 from rectified import BUILD, ask, changed, exact, forward
 from vitrail.backbones.rectification.convolutions import Convolution, collected, convolutions, dilated, spread
 from vitrail.backbones.rectification.dilated_convolution import DilatedConvolution, shrunk
-from vitrail.backbones.rectification.hooks import attached
+from vitrail.backbones.rectification.module_hooks import attached
 from vitrail.errors import CapabilityError
-from vitrail.methods import load_method
+from vitrail.sampling.methods import load_method
 
 close = torch.testing.assert_close  # in double precision
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vitrail.experiments.commands import _command
+from vitrail.cli.run import _command
 
 TYPED = {
     "a program": (["/usr/bin/vitrail", "run", "a.toml"], "vitrail run a.toml"),

@@ -8,11 +8,11 @@ import torch
 from scipy import stats
 from test_experiment_statistics import SHARE, Mean, of
 
-from vitrail.core.measuring import Column
-from vitrail.core.streams import Streams
-from vitrail.experiments.exact import chance
-from vitrail.experiments.resampling import Drawing, draws
-from vitrail.experiments.statistics import LEVEL, Sample, difference
+from vitrail.core.method.metric import Column
+from vitrail.core.schedule.streams import Streams
+from vitrail.experiments.analysis.exact import chance
+from vitrail.experiments.analysis.resampling import Drawing, draws
+from vitrail.experiments.analysis.statistics import LEVEL, Sample, difference
 
 
 @pytest.mark.parametrize(("more", "less", "alike"), [(3, 0, 3), (6, 0, 0), (7, 1, 2), (20, 9, 0), (4, 4, 1), (0, 5, 9)])

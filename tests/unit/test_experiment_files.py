@@ -3,7 +3,7 @@
 import pytest
 
 from vitrail.errors import ConfigError
-from vitrail.experiments.loading import load_experiment, merged, read_with_bases
+from vitrail.experiments.spec.experiment_file import load_experiment, merged, read_with_bases
 
 SOUND = """
 scenes = 2

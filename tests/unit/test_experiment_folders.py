@@ -8,13 +8,13 @@ from attrs import evolve
 from test_experiment_measuring import CELLS, ROWS, results_of, seen_in
 
 import tiny_experiment as tiny
+from vitrail.cli.report import report
 from vitrail.errors import ConfigError
-from vitrail.experiments import looked as keeping
-from vitrail.experiments.measuring import load
-from vitrail.experiments.origin import NOT_NOTED
-from vitrail.experiments.report import origin_lines
-from vitrail.experiments.reporting import report
-from vitrail.experiments.store import Folder, Outcome, merge
+from vitrail.experiments.analysis import feature_cache as keeping
+from vitrail.experiments.analysis.measurement import load
+from vitrail.experiments.report.tables_and_plots import origin_lines
+from vitrail.experiments.run.origin import NOT_NOTED
+from vitrail.experiments.run.store import Folder, Outcome, merge
 
 
 @pytest.fixture

@@ -10,17 +10,17 @@ from PIL import Image
 from rich.console import Console
 
 import tiny_experiment as tiny
+from vitrail.cli import meter as metering
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.experiments import looked as keeping
-from vitrail.experiments import meter as metering
-from vitrail.experiments.costs import noted
-from vitrail.experiments.gathering import gather_results
-from vitrail.experiments.measuring import load, look, shown_of
-from vitrail.experiments.page_of_results import told_of
-from vitrail.experiments.report import write_report
-from vitrail.experiments.sheets import draw_sheets
-from vitrail.experiments.store import Outcome
-from vitrail.picture import open_picture
+from vitrail.experiments.analysis import feature_cache as keeping
+from vitrail.experiments.analysis.costs import noted
+from vitrail.experiments.analysis.gathering import gather_results
+from vitrail.experiments.analysis.measurement import load, look, shown_of
+from vitrail.experiments.report.page_content import told_of
+from vitrail.experiments.report.sheets import draw_sheets
+from vitrail.experiments.report.tables_and_plots import write_report
+from vitrail.experiments.run.store import Outcome
+from vitrail.sampling.start_picture import open_picture
 
 ROWS = [tiny.Row("dark", lambda pair, size: 60 + 5 * pair), tiny.Row("light", lambda pair, size: 70 + 5 * pair)]
 CELLS = tiny.cells(ROWS, pairs=4)

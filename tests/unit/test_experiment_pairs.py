@@ -8,11 +8,11 @@ from rich.console import Console
 from test_experiment_tables import hilly, results_of
 
 import tiny_experiment as tiny
-from vitrail.core.measuring import Column
-from vitrail.experiments.gathering import gather_results
-from vitrail.experiments.measuring import load, look
-from vitrail.experiments.sets import common, rankable
-from vitrail.experiments.tables import tables_of
+from vitrail.core.method.metric import Column
+from vitrail.experiments.analysis.gathering import gather_results
+from vitrail.experiments.analysis.measurement import load, look
+from vitrail.experiments.analysis.picture_sets import common, rankable
+from vitrail.experiments.report.tables import tables_of
 
 
 def lit(tmp_path, **how):

@@ -7,11 +7,11 @@ import torch
 from attrs import evolve, frozen
 from scipy import stats
 
-from vitrail.core.measuring import Column
-from vitrail.core.streams import Streams
-from vitrail.experiments.ranking import best_of, rank
-from vitrail.experiments.resampling import Drawing, draws
-from vitrail.experiments.statistics import Estimate, Sample, difference, sample, widening
+from vitrail.core.method.metric import Column
+from vitrail.core.schedule.streams import Streams
+from vitrail.experiments.analysis.ranking import best_of, rank
+from vitrail.experiments.analysis.resampling import Drawing, draws
+from vitrail.experiments.analysis.statistics import Estimate, Sample, difference, sample, widening
 
 
 @frozen

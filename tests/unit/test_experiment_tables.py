@@ -10,8 +10,12 @@ from attrs import evolve
 from rich.console import Console
 
 import tiny_experiment as tiny
-from vitrail.core.measuring import Column
-from vitrail.experiments.formats import (
+from vitrail.cli.console import PIPE_WIDTH
+from vitrail.core.method.metric import Column
+from vitrail.experiments.analysis.gathering import gather_results
+from vitrail.experiments.analysis.measurement import load, look
+from vitrail.experiments.analysis.statistics import Estimate
+from vitrail.experiments.report.formats import (
     as_csv,
     as_latex,
     as_markdown,
@@ -22,11 +26,7 @@ from vitrail.experiments.formats import (
     orders_as_csv,
     show,
 )
-from vitrail.experiments.gathering import gather_results
-from vitrail.experiments.measuring import load, look
-from vitrail.experiments.statistics import Estimate
-from vitrail.experiments.tables import Heading, Number, Table, curves, spoken, tables_of
-from vitrail.terminal import PIPE_WIDTH
+from vitrail.experiments.report.tables import Heading, Number, Table, curves, spoken, tables_of
 
 BOTH = (tiny.Bright(), tiny.Spread())
 

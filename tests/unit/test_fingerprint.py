@@ -4,7 +4,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from tiny import tiny_pipeline
-from vitrail.backbones.fingerprint import fingerprint_of
+from vitrail.backbones.loading.fingerprint import fingerprint_of
 
 
 def settings_changed(pipe):

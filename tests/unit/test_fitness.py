@@ -8,10 +8,10 @@ import attrs
 import pytest
 
 import vitrail
-from vitrail.core.cost import Cost
-from vitrail.core.fitness import misfits, optional, required
-from vitrail.core.members import OPTIONAL, OptionalGuidance, OptionalPatching, has_own, speaks
-from vitrail.core.registry import Registry
+from vitrail.core.config.registry import Registry
+from vitrail.core.method.cost import Cost
+from vitrail.core.method.members import OPTIONAL, OptionalGuidance, OptionalPatching, has_own, speaks
+from vitrail.core.method.registration import misfits, optional, required
 from vitrail.errors import RegistrationError
 from vitrail.testing import make_step
 

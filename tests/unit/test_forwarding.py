@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from vitrail.core.forwarding import Forwarding, is_out_of_memory
-from vitrail.core.log import EVENTS
-from vitrail.core.protocols import Predicted, Rows
-from vitrail.core.step import Step
-from vitrail.core.views import Span, View
+from vitrail.core.config.log import EVENTS
+from vitrail.core.engine.forwarding import Forwarding, is_out_of_memory
+from vitrail.core.geometry.views import Span, View
+from vitrail.core.method.protocols import Predicted, Rows
+from vitrail.core.schedule.step import Step
 from vitrail.errors import CommAborted, OutOfMemory
 
 STEP = Step(

@@ -5,14 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.core.assembly import gather_views, permute_views, restore_order
-from vitrail.core.prediction import Prediction
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas, Patches, Span, View
+from vitrail.core.engine.assembly import gather_views, permute_views, restore_order
+from vitrail.core.geometry.views import Canvas, Patches, Span, View
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CoverageError
-from vitrail.plugins import fusion
-from vitrail.plugins.fusion import Average, Gaussian, Scatter
-from vitrail.plugins.patching import Lattice, Windows
+from vitrail.plugins.fusion import averages as fusion
+from vitrail.plugins.fusion.averages import Average, Gaussian, Scatter
+from vitrail.plugins.patching.grids import Lattice, Windows
 from vitrail.testing import make_step
 
 STEP = make_step()

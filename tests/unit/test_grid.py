@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vitrail.cli.execution import Shard
 from vitrail.errors import ConfigError
-from vitrail.experiments.executing import Shard
-from vitrail.experiments.grid import Model, cells_of
-from vitrail.experiments.loading import structure
+from vitrail.experiments.spec.cells import Model, cells_of
+from vitrail.experiments.spec.experiment_file import structure
 
 MODEL = Model(native_size=64, defaults={"guidance_scale": 2.0}, fingerprint="f")
 BASE = {"prompts": ["a fox", "a cat"], "sizes": ["128", {"size": "3x", "pictures": 1}], "methods": ["direct", "asg"]}

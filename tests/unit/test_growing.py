@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitrail.core.growing import bicubic, blurred, grown_latents, grown_picture
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas
+from vitrail.core.engine.resize import bicubic, blurred, grown_latents, grown_picture
+from vitrail.core.geometry.views import Canvas
+from vitrail.core.schedule.streams import Streams
 
 FLAT = Canvas(8, 8, 8)
 RING = Canvas(8, 8, 8, wrap="xy")

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schedulers import new_scheduler
-from vitrail.core.noise_schedule import Stepper
-from vitrail.core.prediction import Prediction
-from vitrail.core.scene import Scene
-from vitrail.core.streams import Streams
-from vitrail.plugins.guidance import FORMS, AsyncGuidance, NoGuidance, SyncGuidance
+from vitrail.core.engine.guidance_context import Scene
+from vitrail.core.schedule.noise_schedule import Stepper
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.streams import Streams
+from vitrail.plugins.guidance.structure import FORMS, AsyncGuidance, NoGuidance, SyncGuidance
 from vitrail.testing import PREDICTION_TYPES, make_prediction, make_step
 
 VIEWS = 4

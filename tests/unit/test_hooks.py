@@ -6,11 +6,11 @@ import torch
 
 from toy import composition, sample, toy_sampler
 from vitrail import hookimpl
-from vitrail.core.hookspecs import EXCLUSIVE
-from vitrail.core.stages import Answers, Stages
-from vitrail.core.streams import Streams
+from vitrail.core.engine.hooks import Answers, Stages
+from vitrail.core.method.hookspecs import EXCLUSIVE
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CompositionError, RegistrationError, ShapeError
-from vitrail.sampler import Sampler
+from vitrail.sampling.sampler import Sampler
 
 SMALL = {"size": 16, "steps": 3}
 

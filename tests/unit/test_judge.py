@@ -8,9 +8,9 @@ import torch
 from attrs import evolve
 from torch import Generator
 
-from vitrail.backbones.demo.backgrounds import BACKGROUNDS
-from vitrail.backbones.demo.judge import Judge, keep_best
-from vitrail.backbones.demo.scenes import OBJECTS, Placement, Scene, render
+from vitrail.demo.backgrounds import BACKGROUNDS
+from vitrail.demo.judge import Judge, keep_best
+from vitrail.demo.scenes import OBJECTS, Placement, Scene, render
 from vitrail.errors import ModelError, ShapeError
 
 THREE = (

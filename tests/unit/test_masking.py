@@ -7,13 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from vitrail.core.composition import Composition, Stage
-from vitrail.core.protocols import AttentionRequest, Predicted
-from vitrail.core.streams import Streams
+from vitrail.core.method.composition import Composition, Stage
+from vitrail.core.method.protocols import AttentionRequest, Predicted
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CapabilityError, CompositionError
-from vitrail.plugins.fusion import Average
-from vitrail.plugins.masking import STOP_WORDS, JointAttention, NoMask, ParameterFreeAttention, UpBlockAttention
-from vitrail.plugins.patching import Whole
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.masking.attention_masks import (
+    STOP_WORDS,
+    JointAttention,
+    NoMask,
+    ParameterFreeAttention,
+    UpBlockAttention,
+)
+from vitrail.plugins.patching.grids import Whole
 from vitrail.testing import make_prediction, make_step
 
 SEEDS = st.integers(0, 2**32)

@@ -9,14 +9,14 @@ from attrs import evolve
 
 from tiny_families import FAMILIES
 from vitrail import hookimpl
-from vitrail.backbones import free_memory
-from vitrail.backbones.footprint import LiveBytes, row_bytes
-from vitrail.backbones.memory import CHOICES, SHARE, absent_bytes, forecast, resolve
-from vitrail.core.run_config import ROW_BATCH, RunConfig
+from vitrail.backbones.memory import free_memory
+from vitrail.backbones.memory.footprint import LiveBytes, row_bytes
+from vitrail.backbones.memory.forecast import CHOICES, SHARE, absent_bytes, forecast, resolve
+from vitrail.core.config.run_config import ROW_BATCH, RunConfig
 from vitrail.errors import CapabilityError
-from vitrail.experiments.peak import STATM, Peak
-from vitrail.methods import load_method
-from vitrail.sampler import Sampler
+from vitrail.experiments.run.peak_memory import STATM, Peak
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 
 GB = 10**9
 
@@ -153,7 +153,7 @@ def case(pipe):
 
 
 def given_free(monkeypatch, count):
-    monkeypatch.setattr("vitrail.backbones.memory.free_bytes", lambda device: count)
+    monkeypatch.setattr("vitrail.backbones.memory.forecast.free_bytes", lambda device: count)
 
 
 def need(case, rows):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from metric_files import save_picture, write_clip
-from vitrail.core.measuring import Shown
+from vitrail.core.method.metric import Shown
 from vitrail.errors import ConfigError, ModelError
 from vitrail.metrics.clip import Clip, load_clip, middle
 from vitrail.metrics.clip_score import ClipScore

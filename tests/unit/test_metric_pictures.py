@@ -8,8 +8,8 @@ import torch
 from attrs import evolve
 from torch import Generator
 
-from vitrail.backbones.demo.scenes import OBJECTS, Placement, Scene, render
-from vitrail.core.measuring import Shown
+from vitrail.core.method.metric import Shown
+from vitrail.demo.scenes import OBJECTS, Placement, Scene, render
 from vitrail.metrics.colour_shift import ColourShift
 from vitrail.metrics.objects import Objects, subject_of
 from vitrail.metrics.renders import DemoRenders

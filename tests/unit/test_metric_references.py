@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from metric_files import save_picture
-from vitrail.backbones.demo.backgrounds import BACKGROUNDS
-from vitrail.backbones.demo.judge import Judge
-from vitrail.backbones.demo.scenes import OBJECTS
+from vitrail.demo.backgrounds import BACKGROUNDS
+from vitrail.demo.judge import Judge
+from vitrail.demo.scenes import OBJECTS
 from vitrail.errors import ConfigError
 from vitrail.metrics.objects import subject_of
 from vitrail.metrics.picture_folder import PictureFolder, fitted

@@ -9,17 +9,17 @@ import scipy.linalg
 import torch
 from attrs import evolve
 
-from vitrail.core.measuring import Shown
+from vitrail.core.method.metric import Shown
 from vitrail.errors import ConfigError
-from vitrail.experiments.measuring import key_of
+from vitrail.experiments.analysis.measurement import key_of
 from vitrail.metrics.crops import CropsEye, places
-from vitrail.metrics.demo_judge import DemoJudge
 from vitrail.metrics.fid import Fid, condensed, distance, frechet, moments
 from vitrail.metrics.inception import Inception
 from vitrail.metrics.inception_score import InceptionScore
+from vitrail.metrics.judge_features import DemoJudge
 from vitrail.metrics.kid import Kid, discrepancy, within
 from vitrail.metrics.objects import Objects
-from vitrail.metrics.remembered import Remembered
+from vitrail.metrics.reference_cache import Remembered
 from vitrail.metrics.renders import DemoRenders
 from vitrail.metrics.seams import Seams
 from vitrail.metrics.sharpness import Sharpness

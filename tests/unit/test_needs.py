@@ -7,11 +7,11 @@ from attrs import field, frozen
 
 from tiny import tiny_pipeline
 from vitrail import Composition, Sampler, Stage
-from vitrail.core.scene import Scene
+from vitrail.core.engine.guidance_context import Scene
 from vitrail.errors import CapabilityError
-from vitrail.plugins.fusion import Average
-from vitrail.plugins.masking import NoMask
-from vitrail.plugins.patching import Whole
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.masking.attention_masks import NoMask
+from vitrail.plugins.patching.grids import Whole
 from vitrail.testing import check_guidance
 
 CALL = {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "latent"}

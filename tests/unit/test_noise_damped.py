@@ -9,15 +9,15 @@ from attrs import evolve, field, frozen
 from tiny import NATIVE, in_double
 from tiny_families import FAMILIES
 from vitrail.backbones.rectification.dilated_convolution import DilatedConvolution
-from vitrail.core.assembly import combine_branches
-from vitrail.core.composition import Composition, Stage
-from vitrail.core.scene import Branches, Scene
+from vitrail.core.engine.assembly import combine_branches
+from vitrail.core.engine.guidance_context import Branches, Scene
+from vitrail.core.method.composition import Composition, Stage
 from vitrail.errors import ConfigError
-from vitrail.plugins.fusion import Average
-from vitrail.plugins.masking import NoMask
-from vitrail.plugins.noise_damped import NoiseDamped
-from vitrail.plugins.patching import Whole, Windows
-from vitrail.sampler import Sampler
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.guidance.noise_damped import NoiseDamped
+from vitrail.plugins.masking.attention_masks import NoMask
+from vitrail.plugins.patching.grids import Whole, Windows
+from vitrail.sampling.sampler import Sampler
 from vitrail.testing import make_step
 
 CALL = {"num_inference_steps": 4, "height": 16 * NATIVE, "width": 20 * NATIVE, "guidance_scale": 3.0}

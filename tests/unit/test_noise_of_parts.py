@@ -9,13 +9,13 @@ from schedulers import READ, new_scheduler
 from tiny import tiny_pipeline
 from tiny_families import tiny_t5
 from vitrail.comm import InProcess
-from vitrail.core import own_noise
-from vitrail.core.noise_schedule import Stepper
-from vitrail.core.run_config import RunConfig
-from vitrail.core.streams import Streams
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.schedule import scheduler_noise as own_noise
+from vitrail.core.schedule.noise_schedule import Stepper
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CapabilityError, VitrailError
-from vitrail.kept_latents import _picture
-from vitrail.sampler import Sampler, Spread
+from vitrail.sampling.kept_latents import _picture
+from vitrail.sampling.sampler import Sampler, Spread
 
 CALL = {"height": 128, "width": 64, "num_inference_steps": 2, "output_type": "pt"}
 

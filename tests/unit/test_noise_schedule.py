@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from schedulers import DETERMINISTIC, OF_OTHER_MODELS, READ, REFUSED, STOCHASTIC, new_scheduler
-from vitrail.core.noise_schedule import NoiseSchedule, Stepper, prediction_type_of
-from vitrail.core.prediction import Prediction
-from vitrail.core.streams import Streams
+from vitrail.core.schedule.noise_schedule import NoiseSchedule, Stepper, prediction_type_of
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CapabilityError
 from vitrail.testing import make_step
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from drawn_page import EVIL, EVIL_PAIR, drawn_page
 from vitrail.errors import ConfigError
-from vitrail.experiments.page import (
+from vitrail.experiments.report.page import (
     PARTS,
     SCRIPTS,
     STYLES,
@@ -33,7 +33,7 @@ from vitrail.experiments.page import (
     render,
     write_page,
 )
-from vitrail.experiments.page_pictures import LARGEST, THUMB, TILE, levels_of, prepare, write_tiles
+from vitrail.experiments.report.page_pictures import LARGEST, THUMB, TILE, levels_of, prepare, write_tiles
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -141,7 +141,7 @@ def test_every_part_is_used_short_and_shipped():
     assert found == sorted(("page.html", *STYLES, *SCRIPTS))
     for path in PARTS.iterdir():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 200
-        assert any(fnmatch(f"experiments/page_parts/{path.name}", pattern) for pattern in patterns)
+        assert any(fnmatch(f"experiments/report/page_parts/{path.name}", pattern) for pattern in patterns)
 
 
 def test_all_that_the_page_shows_lies_beside_it(site):

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from perceptual_files import WIDTHS, random_weights, write
-from vitrail.backbones.perceptual import load_distance
-from vitrail.core.lpips import BLOCKS, check_weights
-from vitrail.core.streams import Streams
+from vitrail.backbones.vae.perceptual import load_distance
+from vitrail.core.method.lpips import BLOCKS, check_weights
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ModelError, ShapeError
 
 POOLS = (4, 9, 16, 23)  # torchvision's numbers, between the convolutions and the activations behind them

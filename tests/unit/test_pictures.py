@@ -6,10 +6,10 @@ import torch
 from PIL import Image, ImageCms
 from structlog.testing import capture_logs
 
-from vitrail.core.inputs import Extras
+from vitrail.core.method.inputs import Extras
 from vitrail.errors import ConfigError
-from vitrail.picture import open_picture
-from vitrail.picture_reader import GROUND, read, with_pictures
+from vitrail.sampling.picture_reader import GROUND, read, with_pictures
+from vitrail.sampling.start_picture import open_picture
 
 HEIGHT, WIDTH = 6, 9
 GREY = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) * 4 + 20  # from 20 to 232

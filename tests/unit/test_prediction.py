@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schedulers import new_scheduler
-from vitrail.core.noise_schedule import Stepper
-from vitrail.core.prediction import Prediction
-from vitrail.core.streams import Streams
+from vitrail.core.schedule.noise_schedule import Stepper
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CapabilityError, PredictionError
 from vitrail.testing import ENDS, PREDICTION_TYPES, make_prediction, make_step
 

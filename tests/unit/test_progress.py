@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from vitrail import progress
+from vitrail.cli import progress
 
 PLAN = SimpleNamespace(
     stages=(SimpleNamespace(first_step=0, num_steps=2, work=1.0), SimpleNamespace(first_step=2, num_steps=8, work=5.0)),

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 
 from tiny_families import FAMILIES
 from vitrail import hookimpl
-from vitrail.core.composition import Composition
-from vitrail.core.config import Loader
-from vitrail.core.scene import Memory
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas, Span, View
-from vitrail.discovery import build_registry
+from vitrail.core.config.loader import Loader
+from vitrail.core.engine.guidance_context import Memory
+from vitrail.core.geometry.views import Canvas, Span, View
+from vitrail.core.method.composition import Composition
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
-from vitrail.methods import load_method
-from vitrail.plugins.patching import Windows
-from vitrail.plugins.prompting import PatchContentAware, on_canvas, opened
-from vitrail.sampler import Sampler
+from vitrail.plugins.patching.grids import Windows
+from vitrail.plugins.prompting.regions import PatchContentAware, on_canvas, opened
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 from vitrail.testing import make_step
 
 WORDS = ("a", "red", "fox")

@@ -10,8 +10,8 @@ from diffusers import UNet2DConditionModel
 
 from rectified import built
 from vitrail.backbones.rectification.dilated_convolution import DilatedConvolution
-from vitrail.core.config import Loader
-from vitrail.discovery import build_registry
+from vitrail.core.config.loader import Loader
+from vitrail.sampling.discovery import build_registry
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "rectification.md"
 

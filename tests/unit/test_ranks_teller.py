@@ -2,10 +2,10 @@
 
 import pytest
 
+from vitrail.cli.ranks import teller
+from vitrail.comm.backends.process_group_store import LOST
 from vitrail.comm.environment import HOSTED
-from vitrail.comm.process_group_store import LOST
 from vitrail.errors import CommAborted, CommError, CommTimeout, ConfigError
-from vitrail.ranks import teller
 
 TORCHRUN = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 

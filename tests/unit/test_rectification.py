@@ -12,8 +12,8 @@ from rectified import BUILD, TWO, ask, built, changed, forward
 from tiny import NATIVE
 from vitrail.backbones.rectification.attention_scale import AttentionScale, factor, self_attentions
 from vitrail.backbones.rectification.freeu import FreeU, amplified, damped, decoder_entries
-from vitrail.backbones.rectification.hooks import Hook, attached
-from vitrail.core.streams import Streams
+from vitrail.backbones.rectification.module_hooks import Hook, attached
+from vitrail.core.schedule.streams import Streams
 
 
 @pytest.fixture(params=BUILD)

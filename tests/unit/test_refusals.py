@@ -2,11 +2,11 @@
 
 import pytest
 
-from vitrail.core.composition import Composition
-from vitrail.core.config import Loader
-from vitrail.discovery import build_registry
+from vitrail.core.config.loader import Loader
+from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError
-from vitrail.methods import load_method
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.methods import load_method
 
 WHOLE = {"patching": "whole", "fusion": "average"}
 WINDOWS = {"patching": "windows", "fusion": "average"}

@@ -9,11 +9,13 @@ import attrs
 import pytest
 from structlog.testing import capture_logs
 
-from vitrail import commands, discovery, hookimpl
-from vitrail.core.registry import Registry
-from vitrail.discovery import BUILTINS, build_registry, installed
+from vitrail import hookimpl
+from vitrail.cli import preparation as commands
+from vitrail.cli.listing import plugin_lines
+from vitrail.core.config.registry import Registry
 from vitrail.errors import ConfigError, RegistrationError
-from vitrail.listing import plugin_lines
+from vitrail.sampling import discovery
+from vitrail.sampling.discovery import BUILTINS, build_registry, installed
 
 
 @attrs.frozen

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitrail import relative_paths
-from vitrail.commands import prepare
-from vitrail.core.paths import expanded
+from vitrail.cli.preparation import prepare
+from vitrail.cli.run import check
+from vitrail.core.config.paths import expanded
 from vitrail.errors import ConfigError
-from vitrail.experiments.commands import check
-from vitrail.experiments.loading import load_experiment
+from vitrail.experiments.spec.experiment_file import load_experiment
+from vitrail.sampling import relative_paths
 
 METHOD = '[[stages]]\npatching = "whole"\nfusion = "average"\n'
 

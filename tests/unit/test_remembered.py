@@ -6,18 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny import NATIVE
-from vitrail.core.composition import Composition
-from vitrail.core.config import Loader
-from vitrail.core.growing import inside
-from vitrail.core.protocols import Predicted
-from vitrail.core.scene import Memory
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas
-from vitrail.discovery import build_registry
+from vitrail.core.config.loader import Loader
+from vitrail.core.engine.guidance_context import Memory
+from vitrail.core.engine.resize import inside
+from vitrail.core.geometry.views import Canvas
+from vitrail.core.method.composition import Composition
+from vitrail.core.method.protocols import Predicted
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
-from vitrail.plugins.patching import lattice_views
-from vitrail.plugins.remembered import RememberedAttention
-from vitrail.sampler import Sampler
+from vitrail.plugins.masking.remembered import RememberedAttention
+from vitrail.plugins.patching.grids import lattice_views
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.sampler import Sampler
 from vitrail.testing import make_prediction, make_step
 
 WHOLE = {"patching": "whole", "fusion": "average"}
@@ -40,7 +40,7 @@ class Seen:
     def __init__(self):
         self.memories, self.attention = [], []
 
-    from vitrail.core.hookspecs import hookimpl
+    from vitrail.core.method.hookspecs import hookimpl
 
     @hookimpl(wrapper=True)
     def vitrail_mask(self, predicted):

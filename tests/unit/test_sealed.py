@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from vitrail.core.sealed import load_sealed, save_sealed
+from vitrail.core.config.sealed import load_sealed, save_sealed
 from vitrail.errors import ConfigError
 
 TENSORS = {
@@ -69,6 +69,6 @@ def test_foreign_files_and_other_formats_are_told_apart(whole, tmp_path, monkeyp
         load_sealed(tmp_path / "foreign", "a test")
     with pytest.raises(ConfigError, match="No such file"):
         load_sealed(tmp_path / "missing", "a test")
-    monkeypatch.setattr("vitrail.core.sealed.FORMAT", "2")
+    monkeypatch.setattr("vitrail.core.config.sealed.FORMAT", "2")
     with pytest.raises(ConfigError, match="is a test in format '1', this version reads '2'"):
         load_sealed(whole, "a test")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vitrail.experiments.commands import check
-from vitrail.experiments.grid import pairs_of
-from vitrail.experiments.loading import load_experiment
+from vitrail.cli.run import check
+from vitrail.experiments.spec.cells import pairs_of
+from vitrail.experiments.spec.experiment_file import load_experiment
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "experiments").glob("*.toml"))

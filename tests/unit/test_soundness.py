@@ -7,15 +7,15 @@ import pytest
 
 from tiny import tiny_pipeline
 from vitrail import Composition, Family, Sampler, Stage
-from vitrail.core.cascade import Cascade
-from vitrail.core.protocols import AttentionRequest
+from vitrail.core.method.cascade import Cascade
+from vitrail.core.method.protocols import AttentionRequest
 from vitrail.errors import CapabilityError, CompositionError, ConfigError
-from vitrail.methods import composition_of
-from vitrail.plugins.fusion import Average
-from vitrail.plugins.guidance import SyncGuidance
-from vitrail.plugins.masking import NoMask, ParameterFreeAttention
-from vitrail.plugins.patching import Whole, Windows
-from vitrail.plugins.residual import SkipResidual
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.guidance.residual import SkipResidual
+from vitrail.plugins.guidance.structure import SyncGuidance
+from vitrail.plugins.masking.attention_masks import NoMask, ParameterFreeAttention
+from vitrail.plugins.patching.grids import Whole, Windows
+from vitrail.sampling.methods import composition_of
 
 TABLE = {"stages": [{"patching": "windows", "fusion": "average"}]}
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from original_format import hollow_file
-from vitrail.backbones.single_file import scheduler_changes
-from vitrail.backbones.source import ModelOptions, find_model
-from vitrail.core.header import read_header
+from vitrail.backbones.loading.single_file import scheduler_changes
+from vitrail.backbones.loading.source import ModelOptions, find_model
+from vitrail.core.config.safetensors_header import read_header
 from vitrail.errors import ModelError
 
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
@@ -315,8 +315,8 @@ def test_more_bytes_than_the_header_tells_of_are_refused(good, bad):
 
 PROBE = """
 import sys
-from vitrail.backbones.source import ModelOptions, find_model
-from vitrail.discovery import registry
+from vitrail.backbones.loading.source import ModelOptions, find_model
+from vitrail.sampling.discovery import registry
 from vitrail.errors import ModelError
 for model, config in zip(sys.argv[1::2], sys.argv[2::2]):
     try:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.core.streams import SCHEME, Streams
+from vitrail.core.schedule.streams import SCHEME, Streams
 
 SEEDS = st.integers(0, 2**63 - 1)
 NAMES = st.sampled_from(["initial-latents", "permutation", "jitter", "step-noise"])

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tiny import NATIVE, in_double
-from vitrail.backbones.families import StableDiffusion
-from vitrail.backbones.strip_check import check_strips, check_wrap
-from vitrail.backbones.strip_ops import Alone, Strips, Team, merge_moments, moments
-from vitrail.backbones.strips import LEAST_ROWS, cut_rows, decode_strips, gather_picture, scaled
+from vitrail.backbones.loading.families import StableDiffusion
+from vitrail.backbones.vae.strip_check import check_strips, check_wrap
+from vitrail.backbones.vae.strip_ops import Alone, Strips, Team, merge_moments, moments
+from vitrail.backbones.vae.strips import LEAST_ROWS, cut_rows, decode_strips, gather_picture, scaled
 from vitrail.comm import InProcess
 from vitrail.errors import CapabilityError, ShapeError
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from vitrail.terminal import command_line, printable, say
+from vitrail.cli.console import command_line, printable, say
 
 
 @given(st.text())

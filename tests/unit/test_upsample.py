@@ -9,15 +9,15 @@ from attrs import evolve
 from schedulers import READ, new_scheduler
 from tiny_families import FAMILIES
 from vitrail.backbones.analytic import MixturePrior
-from vitrail.core.noise_schedule import Stepper
-from vitrail.core.prediction import Prediction
-from vitrail.core.run_config import RunConfig
-from vitrail.core.scene import Scene
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas
-from vitrail.methods import load_method
-from vitrail.plugins.upsample import UpsampleGuidance, pooled
-from vitrail.sampler import Sampler
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.guidance_context import Scene
+from vitrail.core.geometry.views import Canvas
+from vitrail.core.schedule.noise_schedule import Stepper
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.streams import Streams
+from vitrail.plugins.guidance.upsample import UpsampleGuidance, pooled
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.sampler import Sampler
 from vitrail.testing import make_step
 
 FORMS = {  # scheduler, its options

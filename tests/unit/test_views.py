@@ -9,17 +9,17 @@ from attrs import evolve
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from vitrail.core.assembly import gather_views, permute_views
-from vitrail.core.prediction import Prediction
-from vitrail.core.protocols import Predicted, Rows
-from vitrail.core.streams import Streams
-from vitrail.core.turning import predict_turned
-from vitrail.core.views import Canvas, Patches, Span, View
-from vitrail.discovery import build_registry
+from vitrail.core.engine.assembly import gather_views, permute_views
+from vitrail.core.engine.roll import predict_turned
+from vitrail.core.geometry.views import Canvas, Patches, Span, View
+from vitrail.core.method.protocols import Predicted, Rows
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError, CoverageError, ShapeError
-from vitrail.methods import load_method
-from vitrail.plugins.fusion import Average, Gaussian
-from vitrail.plugins.patching import Lattice, Whole, Windows, window_starts
+from vitrail.plugins.fusion.averages import Average, Gaussian
+from vitrail.plugins.patching.grids import Lattice, Whole, Windows, window_starts
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.methods import load_method
 from vitrail.testing import WRAPS, check_cover, make_step
 
 METHODS = build_registry().names("methods")

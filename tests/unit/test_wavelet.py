@@ -9,17 +9,17 @@ from schedulers import new_scheduler
 from toy import FACTOR, NATIVE, VARIANCE, smooth_templates
 from vitrail import hookimpl
 from vitrail.backbones.analytic import AnalyticBackbone, MixturePrior
-from vitrail.core.composition import Composition
-from vitrail.core.config import Loader
-from vitrail.core.cost import Cost
-from vitrail.core.run_config import RunConfig
-from vitrail.core.scene import Scene
-from vitrail.core.streams import Streams
-from vitrail.core.views import Canvas
-from vitrail.discovery import build_registry
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.guidance_context import Scene
+from vitrail.core.geometry.views import Canvas
+from vitrail.core.method.composition import Composition
+from vitrail.core.method.cost import Cost
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
-from vitrail.plugins.wavelet import AXES, WAVELET, Wavelet, with_low_band
-from vitrail.sampler import Sampler
+from vitrail.plugins.guidance.wavelet import AXES, WAVELET, Wavelet, with_low_band
+from vitrail.sampling.discovery import build_registry
+from vitrail.sampling.sampler import Sampler
 from vitrail.testing import make_prediction, make_step
 
 SIZES = [(64, 64), (63, 50), (40, 41), (9, 7), (1, 2)]

@@ -9,7 +9,7 @@ from rectified import BUILD, ask, changed, exact, forward
 from tiny import NATIVE
 from vitrail.backbones.rectification.attention_scale import AttentionScale, self_attentions
 from vitrail.backbones.rectification.window_attention import SHIFTS, WindowAttention, parted, rejoined
-from vitrail.core.streams import Streams
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CapabilityError
 
 close = torch.testing.assert_close  # in double precision

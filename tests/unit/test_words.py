@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from transformers import T5Tokenizer
 
 from tiny import tiny_pipeline, tiny_tokenizer
-from vitrail.backbones.words import content_tokens, read_words
-from vitrail.core.protocols import AttentionRequest
+from vitrail.backbones.conditioning.words import content_tokens, read_words
+from vitrail.core.method.protocols import AttentionRequest
 from vitrail.errors import ConfigError
-from vitrail.plugins.masking import STOP_WORDS
+from vitrail.plugins.masking.attention_masks import STOP_WORDS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CLIP = tiny_tokenizer()

@@ -86,7 +86,7 @@ TINY = {  # what makes each command short, put last so that it counts
 
 def parser() -> Any:
     """The command line's own, with its commands by name."""
-    from vitrail import cli
+    from vitrail.cli import app as cli
 
     return typer.main.get_command(cli.app)
 

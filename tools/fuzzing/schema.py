@@ -11,11 +11,11 @@ from typing import Any
 import attrs
 from hypothesis import strategies as st
 
-from vitrail.core.composition import Composition
-from vitrail.core.config import SLOTS
-from vitrail.core.run_config import RunConfig
-from vitrail.discovery import registry
-from vitrail.experiments.experiment import Experiment
+from vitrail.core.config.loader import SLOTS
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.method.composition import Composition
+from vitrail.experiments.spec.experiment import Experiment
+from vitrail.sampling.discovery import registry
 
 SETS = (
     "stages.0.until=0.5",

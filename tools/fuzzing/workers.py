@@ -34,10 +34,11 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     import yaml  # noqa: F401
 
-    from vitrail import cli, commands, heatmap, rendering, sampler  # noqa: F401
-    from vitrail.backbones import loading, memory, unet_family  # noqa: F401
-    from vitrail.experiments import commands as experiments  # noqa: F401
-    from vitrail.experiments import comparing, reporting  # noqa: F401
+    from vitrail.backbones.loading import model_loader as loading
+    from vitrail.backbones.memory import forecast as memory  # noqa: F401
+    from vitrail.cli import report as reporting  # noqa: F401
+    from vitrail.cli import run as experiments  # noqa: F401
+    from vitrail.sampling import sampler  # noqa: F401
 
     for words in (["check", "e.toml"], ["sample", "a fox", "--config", "r.yaml", "--dry-run"]):
         _rehearse(words)
@@ -48,9 +49,9 @@ def warm_up() -> None:
 
 def _keep_loaded(loading) -> None:
     """The demo model's pipeline, loaded before the fork, for the first child process that asks for just that."""
-    from vitrail.backbones import families
-    from vitrail.backbones.source import find_model
-    from vitrail.discovery import registry
+    from vitrail.backbones.loading import families
+    from vitrail.backbones.loading.source import find_model
+    from vitrail.sampling.discovery import registry
 
     plain, kept = loading.load_pipeline, {}
 
@@ -164,7 +165,7 @@ def _child(case: Case, folder: Path, pipe: int, limit_s: int, room: int) -> None
 
 def _answer() -> tuple[int | None, str]:
     """The exit code of the command line, or the trace of what came through."""
-    from vitrail import cli
+    from vitrail.cli import app as cli
 
     try:
         cli.main()

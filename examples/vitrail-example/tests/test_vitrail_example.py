@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from vitrail_example import Center, ClampClean, Colourfulness, PictureMask, Probe
 
-from vitrail.core.measuring import Shown
-from vitrail.core.prediction import Prediction
-from vitrail.core.protocols import Predicted
-from vitrail.core.scene import Scene
-from vitrail.core.views import Canvas, Span, View
+from vitrail.core.engine.guidance_context import Scene
+from vitrail.core.geometry.views import Canvas, Span, View
+from vitrail.core.method.metric import Shown
+from vitrail.core.method.protocols import Predicted
+from vitrail.core.schedule.prediction import Prediction
 from vitrail.errors import ConfigError
 from vitrail.testing import check_guidance, check_masking, make_prediction, make_step
 

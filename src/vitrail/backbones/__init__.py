@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitrail.backbones.families import StableDiffusion, StableDiffusion3, StableDiffusionXL
+from vitrail.backbones.loading.families import StableDiffusion, StableDiffusion3, StableDiffusionXL
 from vitrail.backbones.rectification.attention_scale import AttentionScale
 from vitrail.backbones.rectification.dilated_convolution import DilatedConvolution
 from vitrail.backbones.rectification.freeu import FreeU
 from vitrail.backbones.rectification.raunet import RAUNet
 from vitrail.backbones.rectification.window_attention import WindowAttention
-from vitrail.core.hookspecs import hookimpl
-from vitrail.core.registry import Registry
+from vitrail.core.config.registry import Registry
+from vitrail.core.method.hookspecs import hookimpl
 
-DEMO = Path(__file__).parent / "demo" / "model"
+DEMO = Path(__file__).parent.parent / "demo" / "model"
 
 
 @hookimpl

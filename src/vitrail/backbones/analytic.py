@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from attrs import field, frozen
 from torch import Tensor
 
-from vitrail.core.inputs import Inputs
-from vitrail.core.prediction import Prediction
-from vitrail.core.protocols import AttentionRequest, Predicted, Rows
-from vitrail.core.step import Step
+from vitrail.core.method.inputs import Inputs
+from vitrail.core.method.protocols import AttentionRequest, Predicted, Rows
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.step import Step
 
 if TYPE_CHECKING:
-    from vitrail.core.backbone import Backbone
+    from vitrail.core.method.backbone import Backbone
 
 
 @frozen(eq=False)

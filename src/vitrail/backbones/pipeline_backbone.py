@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from attrs import evolve
 
-from vitrail.backbones.adoption import Part, check_adopted, check_parts, missing_encoders
-from vitrail.backbones.brought import check_brought
-from vitrail.backbones.fingerprint import fingerprint_of
-from vitrail.backbones.kept_forwards import KeptForwards, find_kept, forget
-from vitrail.backbones.turns import adapter_scales_kept, attributes_kept, lasting, moves, scales_kept
-from vitrail.core.ambient import plain_defaults
-from vitrail.core.inputs import Extras
-from vitrail.core.protocols import Predicted
+from vitrail.backbones.attention.feature_caches import KeptForwards, find_kept, forget
+from vitrail.backbones.conditioning.input_checks import check_brought
+from vitrail.backbones.loading.adoption import Part, check_adopted, check_parts, missing_encoders
+from vitrail.backbones.loading.fingerprint import fingerprint_of
+from vitrail.backbones.loading.turns import adapter_scales_kept, attributes_kept, lasting, moves, scales_kept
+from vitrail.core.config.ambient import plain_defaults
+from vitrail.core.method.inputs import Extras
+from vitrail.core.method.protocols import Predicted
 from vitrail.errors import CapabilityError, ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from vitrail.backbones.conditioning import Conditioning
-    from vitrail.backbones.strip_ops import Exchange
-    from vitrail.core.backbone import Backbone
-    from vitrail.core.inputs import Inputs
-    from vitrail.core.noise_schedule import Scheduler
-    from vitrail.core.protocols import AttentionRequest, Rows
-    from vitrail.core.remembering import Remembering
-    from vitrail.core.run_config import Wrap
-    from vitrail.core.step import Step
-    from vitrail.core.streams import Streams
+    from vitrail.backbones.conditioning.encoded import Conditioning
+    from vitrail.backbones.vae.strip_ops import Exchange
+    from vitrail.core.config.run_config import Wrap
+    from vitrail.core.engine.remembering import Remembering
+    from vitrail.core.method.backbone import Backbone
+    from vitrail.core.method.inputs import Inputs
+    from vitrail.core.method.protocols import AttentionRequest, Rows
+    from vitrail.core.schedule.noise_schedule import Scheduler
+    from vitrail.core.schedule.step import Step
+    from vitrail.core.schedule.streams import Streams
 
 _PICTURES = itertools.count()
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
@@ -171,7 +171,7 @@ class PipelineBackbone:
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Refuse conditioning that this pipeline cannot use, as it is now."""
-        from vitrail.backbones.dropout import check_dropout
+        from vitrail.backbones.loading.dropout import check_dropout
 
         check_parts(self._pipe, self._family)
         check_dropout(self._pipe.components)
@@ -180,7 +180,7 @@ class PipelineBackbone:
 
     def check_wrap(self) -> None:
         """Refuse edges that meet, if the VAE cannot draw them."""
-        from vitrail.backbones.decoding import check_wrap
+        from vitrail.backbones.vae.decoding import check_wrap
 
         check_wrap(self._pipe.vae)
 
@@ -197,7 +197,7 @@ class PipelineBackbone:
     @plain_defaults()
     def words(self, inputs: Inputs) -> tuple[str, ...]:
         """The words of the prompt that the network reads, in their order."""
-        from vitrail.backbones.words import words_of
+        from vitrail.backbones.conditioning.words import words_of
 
         with self._lock:
             return tuple(word.text for word in words_of(self._pipe, inputs.prompt))
@@ -219,7 +219,7 @@ class PipelineBackbone:
     @plain_defaults()
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
         """Latents of a picture in [-1, 1], Float32[Tensor, "1 3 Height Width"]; ``noise`` draws from the posterior."""
-        from vitrail.backbones.decoding import encode
+        from vitrail.backbones.vae.decoding import encode
 
         with lasting(self._pipe.vae):
             return encode(self._pipe.vae, picture, noise, self._family.upcasts)
@@ -234,9 +234,9 @@ class PipelineBackbone:
         streams: Streams | None = None,
     ) -> Tensor:
         """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"]; ranks share a large one by strips."""
-        from vitrail.backbones.decoding import decode
-        from vitrail.backbones.strip_ops import Alone
-        from vitrail.backbones.strips import UNSEEDED
+        from vitrail.backbones.vae.decoding import decode
+        from vitrail.backbones.vae.strip_ops import Alone
+        from vitrail.backbones.vae.strips import UNSEEDED
 
         vae, upcasts = self._pipe.vae, self._family.upcasts
         with lasting(vae):
@@ -247,13 +247,13 @@ class PipelineBackbone:
     @plain_defaults()
     def check_gradients(self) -> None:
         """Refuse networks through which there is no way back, as they are now."""
-        from vitrail.backbones.differentiable import check_differentiable
+        from vitrail.backbones.vae.differentiable import check_differentiable
 
         check_differentiable(self._pipe.vae, *self._denoising())
 
     def decoder(self) -> Callable[[Tensor], Tensor]:
         """From clean latents to pictures about in [-1, 1], Float32[Tensor, "batch 3 Height Width"], differentiably."""
-        from vitrail.backbones.differentiable import decoder_of
+        from vitrail.backbones.vae.differentiable import decoder_of
 
         return decoder_of(self._pipe.vae, self.device)
 
@@ -358,7 +358,7 @@ def quiet_libraries() -> None:
 
 
 def _refuse_other_prediction(current: Any, other: Any, name: str) -> None:
-    from vitrail.core.noise_schedule import prediction_type_of
+    from vitrail.core.schedule.noise_schedule import prediction_type_of
 
     have, want = prediction_type_of(current), prediction_type_of(other)
     if have != want:

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch.nn.functional as F
 from attrs import frozen
 
-from vitrail.backbones.adoption import SCHEDULER, VAES, Part
-from vitrail.backbones.attention import eager
-from vitrail.backbones.conditioning import Conditioning, Given, branches_of
-from vitrail.backbones.families import POOLED, TEXT
-from vitrail.backbones.joint_attention import capture_joint_maps, check_blocks
-from vitrail.backbones.words import content_tokens
-from vitrail.core.protocols import Predicted
+from vitrail.backbones.attention.cross_attention import eager
+from vitrail.backbones.attention.joint_attention import capture_joint_maps, check_blocks
+from vitrail.backbones.conditioning.encoded import Conditioning, Given, branches_of
+from vitrail.backbones.conditioning.words import content_tokens
+from vitrail.backbones.loading.adoption import SCHEDULER, VAES, Part
+from vitrail.backbones.loading.families import POOLED, TEXT
+from vitrail.core.method.protocols import Predicted
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.inputs import Inputs
-    from vitrail.core.protocols import AttentionRequest, Rows
-    from vitrail.core.step import Step
+    from vitrail.core.method.inputs import Inputs
+    from vitrail.core.method.protocols import AttentionRequest, Rows
+    from vitrail.core.schedule.step import Step
 
 
 @frozen

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 
-from vitrail.backbones.adoption import SCHEDULER, VAES, Part
-from vitrail.backbones.attention import capture_maps, cross_attentions, eager
-from vitrail.backbones.brought import adapters_of, nets_of
-from vitrail.backbones.conditioning import Conditioning, Given, branches_of
-from vitrail.backbones.control import Control, control_of, hint_names
-from vitrail.backbones.families import POOLED, TEXT
-from vitrail.backbones.words import content_tokens, words_of
-from vitrail.core.protocols import Predicted
+from vitrail.backbones.attention.cross_attention import capture_maps, cross_attentions, eager
+from vitrail.backbones.conditioning.control import Control, control_of, hint_names
+from vitrail.backbones.conditioning.encoded import Conditioning, Given, branches_of
+from vitrail.backbones.conditioning.input_checks import adapters_of, nets_of
+from vitrail.backbones.conditioning.words import content_tokens, words_of
+from vitrail.backbones.loading.adoption import SCHEDULER, VAES, Part
+from vitrail.backbones.loading.families import POOLED, TEXT
+from vitrail.core.method.protocols import Predicted
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.inputs import Inputs
-    from vitrail.core.protocols import AttentionRequest, Rows
-    from vitrail.core.sizes import Size, SizeConditioning
-    from vitrail.core.step import Step
-    from vitrail.core.views import View
+    from vitrail.core.geometry.size_conditioning import Size, SizeConditioning
+    from vitrail.core.geometry.views import View
+    from vitrail.core.method.inputs import Inputs
+    from vitrail.core.method.protocols import AttentionRequest, Rows
+    from vitrail.core.schedule.step import Step
 
 IMAGES = ("ip_adapter_image", "ip_adapter_image_embeds")
 XL_CALLBACKS = (

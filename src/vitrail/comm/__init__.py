@@ -11,15 +11,15 @@ from typing import Any
 import pluggy
 
 from vitrail.comm.backend import Backend, JoiningBackend
+from vitrail.comm.backends.gloo import Gloo
+from vitrail.comm.backends.in_process import InProcess, solo
+from vitrail.comm.backends.nccl import Nccl
+from vitrail.comm.backends.simulated import Simulated
 from vitrail.comm.communicator import TIMEOUT_S, RankCommunicator
-from vitrail.comm.gloo import Gloo
 from vitrail.comm.guard import guarded
-from vitrail.comm.header import odd_one_out
-from vitrail.comm.in_process import InProcess, solo
-from vitrail.comm.nccl import Nccl
+from vitrail.comm.message_header import odd_one_out
 from vitrail.comm.outcome import first_cause
 from vitrail.comm.protocol import Channel, Communicator, Work
-from vitrail.comm.simulated import Simulated
 from vitrail.comm.transport import Abort, Part, Posting, Transport, Witness
 
 hookimpl = pluggy.HookimplMarker("vitrail")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vitrail.comm.header import describe
+from vitrail.comm.message_header import describe
 from vitrail.comm.payload import from_bytes, size_of, to_bytes
 from vitrail.comm.transport import Part
 from vitrail.errors import StaleVersion

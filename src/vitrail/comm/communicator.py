@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitrail.comm.channel import VersionedChannel
-from vitrail.comm.header import describe, pack_header
+from vitrail.comm.message_header import describe, pack_header
 from vitrail.comm.payload import from_bytes, size_of, to_bytes
-from vitrail.comm.trace import Recorder
+from vitrail.comm.trace.recording import Recorder
 from vitrail.comm.transport import Abort, Part, describe_error
 from vitrail.comm.work import PostedWork, Ticket
 from vitrail.errors import CommAborted, ProtocolError

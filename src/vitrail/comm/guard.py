@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from vitrail.comm.backends.virtual_schedule import SimulatedCrash
 from vitrail.comm.communicator import RankCommunicator
-from vitrail.comm.schedule import SimulatedCrash
 from vitrail.comm.transport import describe_error
 from vitrail.errors import CommAborted, CommError
 

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from attrs import frozen
 
-from vitrail.comm.trace import Recorder
+from vitrail.comm.trace.recording import Recorder
 from vitrail.comm.transport import Abort
 from vitrail.errors import CommAborted
 

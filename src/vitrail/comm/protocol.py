@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from vitrail.comm.trace import Recorder
+    from vitrail.comm.trace.recording import Recorder
 
 
 class Work(Protocol):

@@ -142,7 +142,7 @@ class Transport(Protocol):
         Args:
             domain: Operations of one domain are matched by ``seq``, domains independently.
             seq: 0, 1, 2, ... in each domain.
-            header: What this rank believes the operation to be; 256 bytes (``vitrail.comm.header.SIZE``).
+            header: What this rank believes the operation to be; 256 bytes (``vitrail.comm.message_header.SIZE``).
             parts: All parts, alike on every rank if the headers are; there may be none, and empty ones.
             mine: The parts whose source is this rank, by index, UInt8[Tensor, "nbytes"]: private copies that nobody
                 changes later, so that they need not be copied again.

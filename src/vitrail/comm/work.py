@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from vitrail.comm.header import read_header
+from vitrail.comm.message_header import read_header
 from vitrail.comm.transport import Abort
 from vitrail.errors import CommAborted, CommTimeout, ProtocolError
 
 if TYPE_CHECKING:
-    from vitrail.comm.trace import Recorder
+    from vitrail.comm.trace.recording import Recorder
     from vitrail.comm.transport import Posting, Transport
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from vitrail.core.hookspecs import hookimpl
-from vitrail.core.registry import Registry
+from vitrail.core.config.registry import Registry
+from vitrail.core.method.hookspecs import hookimpl
 from vitrail.metrics.clip import Clip
 from vitrail.metrics.clip_score import ClipScore
 from vitrail.metrics.colour_shift import ColourShift
-from vitrail.metrics.demo_judge import DemoJudge
 from vitrail.metrics.fid import Fid
 from vitrail.metrics.inception import Inception
 from vitrail.metrics.inception_score import InceptionScore
+from vitrail.metrics.judge_features import DemoJudge
 from vitrail.metrics.kid import Kid
 from vitrail.metrics.objects import Objects
 from vitrail.metrics.picture_folder import PictureFolder

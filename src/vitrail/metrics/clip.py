@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.ambient import plain_defaults
-from vitrail.core.fields import as_tuple
-from vitrail.core.file_digests import digest_of_files
-from vitrail.core.paths import expanded
-from vitrail.core.text_files import read_json
+from vitrail.core.config.ambient import plain_defaults
+from vitrail.core.config.fields import as_tuple
+from vitrail.core.config.file_digests import digest_of_files
+from vitrail.core.config.paths import expanded
+from vitrail.core.config.text_files import read_json
 from vitrail.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:

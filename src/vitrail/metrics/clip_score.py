@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.measuring import Column, Eye, Shown
+from vitrail.core.method.metric import Column, Eye, Shown
 from vitrail.metrics.clip import digest_of_clip, load_clip, similarity
 
 if TYPE_CHECKING:

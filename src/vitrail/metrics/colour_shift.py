@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.measuring import Column, Eye, Shown
-from vitrail.metrics.comparing import compared
+from vitrail.core.method.metric import Column, Eye, Shown
+from vitrail.metrics.reference_sets import compared
 
 if TYPE_CHECKING:
     from torch import Tensor

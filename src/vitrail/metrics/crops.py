@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.measuring import Features, Shown
-from vitrail.core.members import OptionalEye
-from vitrail.core.streams import Streams
+from vitrail.core.method.members import OptionalEye
+from vitrail.core.method.metric import Features, Shown
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
-from vitrail.metrics.demo_judge import JUDGE
+from vitrail.metrics.judge_features import JUDGE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.measuring import Column, Eye
-from vitrail.metrics.comparing import compared, passing, torchmetrics, undisturbed
+from vitrail.core.method.metric import Column, Eye
 from vitrail.metrics.crops import OfSets
-from vitrail.metrics.remembered import Remembered
+from vitrail.metrics.reference_cache import Remembered
+from vitrail.metrics.reference_sets import compared, passing, torchmetrics, undisturbed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.file_digests import digest_of_files
-from vitrail.core.paths import expanded
+from vitrail.core.config.file_digests import digest_of_files
+from vitrail.core.config.paths import expanded
 from vitrail.errors import ModelError
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.measuring import Column, Eye
-from vitrail.metrics.comparing import passing, torchmetrics, undisturbed
+from vitrail.core.method.metric import Column, Eye
 from vitrail.metrics.crops import OfSets
+from vitrail.metrics.reference_sets import passing, torchmetrics, undisturbed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.measuring import Column, Eye, Shown
-from vitrail.metrics.demo_judge import detections, digest_of_judge, load_judge
+from vitrail.core.method.metric import Column, Eye, Shown
+from vitrail.metrics.judge_features import detections, digest_of_judge, load_judge
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.file_digests import digest_of_files
-from vitrail.core.measuring import Shown
-from vitrail.core.paths import expanded
+from vitrail.core.config.file_digests import digest_of_files
+from vitrail.core.config.paths import expanded
+from vitrail.core.method.metric import Shown
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:

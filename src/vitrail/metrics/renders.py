@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.measuring import Shown
-from vitrail.core.streams import Streams
+from vitrail.core.method.metric import Shown
+from vitrail.core.schedule.streams import Streams
 
 if TYPE_CHECKING:
     from torch import Generator
 
-    from vitrail.backbones.demo.scenes import Scene
+    from vitrail.demo.scenes import Scene
 
 SCHEME = 1  # changes whenever the same fields would give other pictures
 OBJECT_STEP, PLACE_STEP = 5, 3  # prime to the numbers of objects and of backgrounds, so that all pairs come in turn
@@ -35,7 +35,7 @@ class DemoRenders:
 
     def pictures(self, height: int, width: int) -> Iterator[Shown]:
         """The pictures with their captions; a picture's scene is the same at every size, and for every count."""
-        from vitrail.backbones.demo.scenes import BASE_SIZE, render
+        from vitrail.demo.scenes import BASE_SIZE, render
 
         streams = Streams(self.seed)
         for number in range(self.count):
@@ -51,8 +51,8 @@ class DemoRenders:
 
 def scene_of(number: int, generator: Generator) -> Scene:
     """One whole object near the middle; object and background follow from the number."""
-    from vitrail.backbones.demo.backgrounds import BACKGROUNDS
-    from vitrail.backbones.demo.scenes import OBJECTS, Placement, Scene, uniform
+    from vitrail.demo.backgrounds import BACKGROUNDS
+    from vitrail.demo.scenes import OBJECTS, Placement, Scene, uniform
 
     places = tuple(BACKGROUNDS)
     size = uniform(generator, SMALLEST, LARGEST)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.measuring import Column, Eye, Features, Shown
-from vitrail.core.members import OptionalEye
-from vitrail.metrics.demo_judge import JUDGE
+from vitrail.core.method.members import OptionalEye
+from vitrail.core.method.metric import Column, Eye, Features, Shown
+from vitrail.metrics.judge_features import JUDGE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.measuring import Column, Eye, Shown
-from vitrail.metrics.demo_judge import detections, digest_of_judge
+from vitrail.core.method.metric import Column, Eye, Shown
+from vitrail.metrics.judge_features import detections, digest_of_judge
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitrail.core.hookspecs import hookimpl
-from vitrail.core.registry import Registry
-from vitrail.core.shared import Shared
-from vitrail.plugins.anchored import Anchored
-from vitrail.plugins.attentive import Attentive
-from vitrail.plugins.dilated import Dilated
-from vitrail.plugins.fusion import Average, Broadcast, Gaussian, Scatter
-from vitrail.plugins.guidance import AsyncGuidance, NoGuidance, SyncGuidance
-from vitrail.plugins.masking import JointAttention, NoMask, ParameterFreeAttention, UpBlockAttention
-from vitrail.plugins.noise_damped import NoiseDamped
-from vitrail.plugins.patching import Lattice, Whole, Windows
-from vitrail.plugins.prompting import PatchContentAware
-from vitrail.plugins.remembered import RememberedAttention
-from vitrail.plugins.residual import SkipResidual
-from vitrail.plugins.synchronized import Synchronized
-from vitrail.plugins.upsample import UpsampleGuidance
-from vitrail.plugins.wavelet import Wavelet
+from vitrail.core.config.registry import Registry
+from vitrail.core.method.hookspecs import hookimpl
+from vitrail.core.method.shared_prompt import Shared
+from vitrail.plugins.fusion.averages import Average, Broadcast, Gaussian, Scatter
+from vitrail.plugins.guidance.anchored import Anchored
+from vitrail.plugins.guidance.attentive import Attentive
+from vitrail.plugins.guidance.noise_damped import NoiseDamped
+from vitrail.plugins.guidance.residual import SkipResidual
+from vitrail.plugins.guidance.structure import AsyncGuidance, NoGuidance, SyncGuidance
+from vitrail.plugins.guidance.synchronized import Synchronized
+from vitrail.plugins.guidance.upsample import UpsampleGuidance
+from vitrail.plugins.guidance.wavelet import Wavelet
+from vitrail.plugins.masking.attention_masks import JointAttention, NoMask, ParameterFreeAttention, UpBlockAttention
+from vitrail.plugins.masking.remembered import RememberedAttention
+from vitrail.plugins.patching.dilated import Dilated
+from vitrail.plugins.patching.grids import Lattice, Whole, Windows
+from vitrail.plugins.prompting.regions import PatchContentAware
 
 METHODS = Path(__file__).parent / "methods"
 

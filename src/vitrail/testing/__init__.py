@@ -9,16 +9,16 @@ A check raises AssertionError with what was expected. Classes are built with the
 instance is given.
 """
 
-from vitrail.testing.backbone import check_backbone
-from vitrail.testing.fusion import check_fusion
-from vitrail.testing.guidance import check_guidance
-from vitrail.testing.masking import check_masking
-from vitrail.testing.metrics import check_features, check_metric, check_references, make_shown
-from vitrail.testing.patching import WRAPS, check_cover, check_patching
-from vitrail.testing.prompting import check_prompting
-from vitrail.testing.rectification import check_rectification
+from vitrail.testing.backbone_contract import check_backbone
+from vitrail.testing.fusion_contract import check_fusion
+from vitrail.testing.guidance_contract import check_guidance
+from vitrail.testing.masking_contract import check_masking
+from vitrail.testing.metric_contract import check_features, check_metric, check_references, make_shown
+from vitrail.testing.patching_contract import WRAPS, check_cover, check_patching
+from vitrail.testing.prompting_contract import check_prompting
+from vitrail.testing.rectification_contract import check_rectification
 from vitrail.testing.repeats import check_repeats
-from vitrail.testing.steps import CHANNELS, ENDS, PREDICTION_TYPES, make_prediction, make_step, make_steps
+from vitrail.testing.steps_to_visit import CHANNELS, ENDS, PREDICTION_TYPES, make_prediction, make_step, make_steps
 from vitrail.testing.traces import Traces
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vitrail.core.registry import Registry
+from vitrail.core.config.registry import Registry
 from vitrail.errors import VitrailError
 
 

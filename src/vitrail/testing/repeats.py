@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from vitrail.comm.in_process import InProcess, solo
-from vitrail.core.exchange import Exchange
+from vitrail.comm.backends.in_process import InProcess, solo
+from vitrail.core.engine.exchange import Exchange
 
 RANKS = 2
 SECONDS = 120.0  # that a rank waits for another

@@ -12,7 +12,7 @@ from vitrail_example.masking import Center, PictureMask
 from vitrail_example.probe import Probe
 
 if TYPE_CHECKING:
-    from vitrail.core.registry import Registry
+    from vitrail.core.config.registry import Registry
 
 __all__ = ["Center", "ClampClean", "Colourfulness", "PictureMask", "Probe", "vitrail_register"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.measuring import Column, Eye, Shown
+from vitrail.core.method.metric import Column, Eye, Shown
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.protocols import Point
+from vitrail.core.method.protocols import Point
 
 if TYPE_CHECKING:
-    from vitrail.core.prediction import Prediction
-    from vitrail.core.scene import Scene
-    from vitrail.core.step import Step
+    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.schedule.prediction import Prediction
+    from vitrail.core.schedule.step import Step
 
 
 @frozen(kw_only=True)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.file_digests import digest_of_files
+from vitrail.core.config.file_digests import digest_of_files
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.prediction import Prediction
-    from vitrail.core.protocols import Predicted
-    from vitrail.core.step import Step
+    from vitrail.core.method.protocols import Predicted
+    from vitrail.core.schedule.prediction import Prediction
+    from vitrail.core.schedule.step import Step
 
 
 @frozen(kw_only=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vitrail import hookimpl
 
 if TYPE_CHECKING:
-    from vitrail.core.prediction import Prediction
+    from vitrail.core.schedule.prediction import Prediction
 
 
 class Probe:

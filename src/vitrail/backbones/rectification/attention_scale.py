@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 
-from vitrail.backbones.rectification.hooks import Hook, attached, refuse_compiled
 from vitrail.backbones.rectification.levels import blocks
+from vitrail.backbones.rectification.module_hooks import Hook, attached, refuse_compiled
 from vitrail.backbones.rectification.sites import BLOCKS, choose, sites_in
-from vitrail.backbones.rectification.steps import after_start, within
-from vitrail.core.fields import as_tuple, share_below_one
+from vitrail.backbones.rectification.step_range import after_start, within
+from vitrail.core.config.fields import as_tuple, share_below_one
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.protocols import Forward
+    from vitrail.core.method.protocols import Forward
 
 NAME = "attention-scale"
 

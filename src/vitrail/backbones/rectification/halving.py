@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from vitrail.backbones.rectification.hooks import Hook
+from vitrail.backbones.rectification.module_hooks import Hook
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:

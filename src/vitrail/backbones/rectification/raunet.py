@@ -16,15 +16,15 @@ from vitrail.backbones.rectification.halving import (
     refuse_control,
     strided,
 )
-from vitrail.backbones.rectification.hooks import Hook, attached, refuse_compiled
-from vitrail.backbones.rectification.scale import is_larger
+from vitrail.backbones.rectification.module_hooks import Hook, attached, refuse_compiled
 from vitrail.backbones.rectification.sites import choose, sites_in
-from vitrail.backbones.rectification.steps import after_start, known_branches, within
-from vitrail.core.fields import as_tuple, share_below_one
-from vitrail.core.protocols import Branch
+from vitrail.backbones.rectification.step_range import after_start, known_branches, within
+from vitrail.backbones.rectification.view_scale import is_larger
+from vitrail.core.config.fields import as_tuple, share_below_one
+from vitrail.core.method.protocols import Branch
 
 if TYPE_CHECKING:
-    from vitrail.core.protocols import Forward
+    from vitrail.core.method.protocols import Forward
 
 NAME = "raunet"
 Form = Literal["stride", "pool"]

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from vitrail.core.asked import Asked, Naming, unnamed
-from vitrail.core.members import OptionalRectification
-from vitrail.core.protocols import Forward, Predicted
-from vitrail.core.returned import check_context
+from vitrail.core.method.calls import Asked, Naming, unnamed
+from vitrail.core.method.members import OptionalRectification
+from vitrail.core.method.protocols import Forward, Predicted
+from vitrail.core.method.returned_values import check_context
 from vitrail.errors import CapabilityError, Problems
 
 if TYPE_CHECKING:
-    from vitrail.core.backbone import Backbone
-    from vitrail.core.composition import Composition
-    from vitrail.core.protocols import Branch, Rectification, Rows
-    from vitrail.core.step import Step
-    from vitrail.core.streams import Streams
+    from vitrail.core.method.backbone import Backbone
+    from vitrail.core.method.composition import Composition
+    from vitrail.core.method.protocols import Branch, Rectification, Rows
+    from vitrail.core.schedule.step import Step
+    from vitrail.core.schedule.streams import Streams
 
 
 def check_rectifications(composition: Composition, backbone: Backbone) -> None:

@@ -10,17 +10,17 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.backbones.rectification.attention_scale import Layer, self_attentions
-from vitrail.backbones.rectification.hooks import Hook, attached, refuse_compiled
-from vitrail.backbones.rectification.scale import is_larger
+from vitrail.backbones.rectification.module_hooks import Hook, attached, refuse_compiled
 from vitrail.backbones.rectification.sites import BLOCKS, choose, sites_in
-from vitrail.backbones.rectification.steps import after_start, known_branches, within
-from vitrail.core.fields import as_tuple, share_below_one
-from vitrail.core.protocols import Branch
+from vitrail.backbones.rectification.step_range import after_start, known_branches, within
+from vitrail.backbones.rectification.view_scale import is_larger
+from vitrail.core.config.fields import as_tuple, share_below_one
+from vitrail.core.method.protocols import Branch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.protocols import Forward
+    from vitrail.core.method.protocols import Forward
 
 NAME = "window-attention"
 SHIFTS = 4  # places that windows may have, a quarter of a window apart

@@ -11,7 +11,7 @@ from typing import Literal
 from attrs import define, evolve, field
 from hypothesis import strategies as st
 
-from vitrail.comm.schedule import Fault
+from vitrail.comm.backends.virtual_schedule import Fault
 
 UNIT_S = 1e-3  # of drawn delays, in virtual seconds
 explored = {"virtual": 0, "threads": 0, "processes": 0}  # runs, by what the ranks are

@@ -10,9 +10,9 @@ import torch
 from attrs import define, field
 from torch import Tensor
 
-from vitrail.comm.header import describe
+from vitrail.comm.message_header import describe
 from vitrail.comm.protocol import Channel, Communicator, Work
-from vitrail.comm.trace import Recorder
+from vitrail.comm.trace.recording import Recorder
 from vitrail.testing.comm.payloads import spoil
 
 T = TypeVar("T")

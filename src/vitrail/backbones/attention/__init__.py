@@ -1,0 +1,1 @@
+"""Attention of networks: maps for masks, and caches of features."""

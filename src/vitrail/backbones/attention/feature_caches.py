@@ -1,0 +1,193 @@
+"""Networks that keep what earlier forwards computed: caches of diffusers, and forwards that somebody replaced.
+
+diffusers' caches are hooks that say they are stateful. Some keep their state under the name of a context
+(``cache_context``), so that each view and branch can have its own; others have one for whatever comes. A replaced
+``forward``, such as DeepCache puts on blocks of a U-Net, may keep what it likes, if it reaches what can change.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import define
+from torch import nn
+
+from vitrail.core.engine.forwarding import is_out_of_memory
+from vitrail.core.engine.remembering import Remembering
+from vitrail.core.method.protocols import Predicted
+from vitrail.errors import CapabilityError, OutOfMemory
+
+if TYPE_CHECKING:
+    from vitrail.core.method.protocols import Rows
+    from vitrail.core.schedule.step import Step
+
+REGISTRY = "_diffusers_hook"  # where diffusers keeps a module's hooks
+LIBRARIES = ("accelerate.", "diffusers.", "torch.")  # whose replaced forwards are hooks, or are compiled
+PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.BuiltinFunctionType)
+CONSTANT = (
+    *PLAIN,
+    torch.dtype,
+    torch.device,
+    torch.Tensor,
+    nn.Module,
+)  # no call changes them, or they are the network
+
+
+def find_kept(*networks: Any) -> Remembering | None:
+    """What networks keep of earlier forwards; None if nothing.
+
+    Args:
+        networks: The denoiser first; None for one that there is not.
+    """
+    hooks = [(name, hook) for name, hook, _ in _stateful(*networks)]
+    if hooks:
+        name, hook = hooks[0]
+        by_name = all(_by_name(each) for _, each in hooks) and not any(True for _ in _stateful(*networks[1:]))
+        remedy = "switch the cache off (disable_cache of the network, or remove its hooks), or use method 'direct'"
+        return Remembering(where=f"{type(hook).__name__} in {name or 'the network'}", by_name=by_name, remedy=remedy)
+    for name, module in _modules(*networks):
+        forward = vars(module).get("forward")
+        if forward is not None and not _is_of_library(forward) and _can_keep(forward, set()):
+            where = f"the replaced forward of {name or 'the network'}"
+            remedy = "put the network's own forward back (e.g. DeepCache's helper.disable()), or use method 'direct'"
+            return Remembering(where=where, by_name=False, remedy=remedy)
+    return None
+
+
+def forget(*networks: Any) -> None:
+    """Empty what diffusers' caches keep, so that the next forward is a first one."""
+    for _, hook, module in list(_stateful(*networks)):
+        hook.reset_state(module)
+
+
+@define(eq=False)
+class KeptForwards:
+    """The forwards of one picture through a network that remembers them.
+
+    Attributes:
+        networks: The denoiser first.
+        by_name: See ``Remembering``.
+        number: Of this picture; no other of this process has it.
+        is_alone: Whether no other thread is at work with the networks.
+        place: The phase and stage of the last forward.
+    """
+
+    networks: tuple[Any, ...]
+    by_name: bool
+    number: int
+    is_alone: Callable[[], bool]
+    place: tuple[int, int] | None = None
+
+    def forward(self, rows: Rows, step: Step, ask: Callable[[Rows], Predicted]) -> Predicted:
+        """A micro-batch: row by row, each with what was kept of itself, or as it is.
+
+        Args:
+            rows: The micro-batch.
+            step: Where the run stands.
+            ask: The network.
+
+        Raises:
+            OutOfMemory: If it does not fit; what was computed of it must not be computed again.
+            CapabilityError: If another thread would use what is kept for all.
+        """
+        self._enter(step)
+        try:
+            if not self.by_name:
+                return ask(rows)
+            return Predicted.join([self._row(row, step, ask) for row in rows.cut(1)])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            what = f"out of memory at step {step.index + 1}, in a network that remembers earlier forwards"
+            raise OutOfMemory(f"{what}, so that it cannot be cut and tried again: {error}") from error
+
+    def _enter(self, step: Step) -> None:
+        """Begin anew with every picture and stage; other views come, or the same ones from elsewhere."""
+        alone = self.is_alone()
+        if not alone and not self.by_name:
+            raise CapabilityError(
+                "the network remembers earlier forwards in one place for all, but another thread runs it at the same "
+                "time; run one after another"
+            )
+        if self.place != (step.phase, step.stage) and alone:
+            forget(*self.networks)
+        self.place = (step.phase, step.stage)
+
+    def _row(self, row: Rows, step: Step, ask: Callable[[Rows], Predicted]) -> Predicted:
+        name = f"{self.number}/{self.place}/{row.views[0]}/{row.branches[0]}"
+        with named(self.networks[0], name, step):
+            return ask(row)
+
+
+@contextmanager
+def named(network: Any, name: str, step: Step) -> Iterator[None]:
+    """A forward's place in the caches; leaves no trace on a network that has no hooks of its own."""
+    from diffusers import CacheMixin
+
+    known = inspect.signature(CacheMixin.cache_context).parameters
+    told = {"step_index": step.phase_step, "num_inference_steps": step.phase_num_steps, "sigma": step.sigma}
+    more = told if any(each.kind is each.VAR_KEYWORD for each in known.values()) else {}
+    had = REGISTRY in vars(network)
+    try:
+        with CacheMixin.cache_context(network, name, **more):
+            yield
+    finally:
+        if not had:
+            vars(network).pop(REGISTRY, None)
+
+
+def _modules(*networks: Any) -> Iterator[tuple[str, Any]]:
+    for network in networks:
+        if network is not None:
+            yield from network.named_modules()
+
+
+def _stateful(*networks: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(layer's name, hook, layer) of every hook that keeps something."""
+    for name, module in _modules(*networks):
+        if REGISTRY in vars(module):
+            yield from ((name, hook, module) for hook in vars(module)[REGISTRY].hooks.values() if hook._is_stateful)
+
+
+def _by_name(hook: Any) -> bool:
+    """Whether a hook's state is that of a context; diffusers sets contexts on what it finds so."""
+    from diffusers.hooks.hooks import StateManager
+
+    return any(isinstance(value, StateManager) for value in vars(hook).values())
+
+
+def _is_of_library(forward: Any) -> bool:
+    """Whether a module's own forward was put there by a hook of a library, or by a compiler."""
+    inner = forward.func if isinstance(forward, functools.partial) else forward
+    return str(getattr(inner, "__module__", "")).startswith(LIBRARIES) or hasattr(forward, "_torchdynamo_orig_callable")
+
+
+def _can_keep(value: Any, seen: set[int]) -> bool:
+    """Whether a function reaches something that can change from call to call, besides modules and tensors."""
+    if id(value) in seen or isinstance(value, CONSTANT):
+        return False
+    seen.add(id(value))
+    if isinstance(value, functools.partial):
+        return any(_can_keep(each, seen) for each in (value.func, *value.args, *value.keywords.values()))
+    if isinstance(value, types.MethodType):
+        return _can_keep(value.__self__, seen) or _can_keep(value.__func__, seen)
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return any(_can_keep(each, seen) for each in (*cells, *(value.__defaults__ or ())))
+    if isinstance(value, tuple):
+        return any(_can_keep(each, seen) for each in value)
+    return True
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What networks are conditioned on: texts, embeddings, control pictures."""

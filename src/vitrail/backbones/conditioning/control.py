@@ -1,0 +1,116 @@
+"""ControlNet: a hint that lies on the picture, so every view gets its own part of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from vitrail.backbones.conditioning.encoded import Given
+from vitrail.backbones.conditioning.input_checks import by_network, nets_of
+from vitrail.backbones.pipeline_backbone import read_picture
+from vitrail.core.config.fields import as_tuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.method.inputs import Inputs
+    from vitrail.core.schedule.step import Step
+
+HINT = "control_image"
+
+
+@frozen(kw_only=True)
+class Control:
+    """How much the hints count, and when; one entry for each control network.
+
+    Attributes:
+        scales: Weights.
+        starts: Share of the steps that are done before a hint counts.
+        ends: Share of the steps after which it no longer does.
+        first: The step at which the run begins, from which shares are counted.
+    """
+
+    scales: tuple[float, ...] = field(converter=as_tuple)
+    starts: tuple[float, ...] = field(converter=as_tuple)
+    ends: tuple[float, ...] = field(converter=as_tuple)
+    first: int = 0
+
+    def weights(self, step: Step) -> list[float]:
+        """What the hints count at a step, by the rule of diffusers' pipelines."""
+        done, steps = step.phase_step - self.first, step.phase_num_steps - self.first
+        shares = zip(self.scales, self.starts, self.ends, strict=True)
+        return [scale * float(done / steps >= start and (done + 1) / steps <= end) for scale, start, end in shares]
+
+    def acts(self, step: Step) -> bool:
+        """Whether any hint counts at a step."""
+        return any(self.weights(step))
+
+    def residuals(
+        self,
+        controlnet: Any,
+        latents: Tensor,
+        step: Step,
+        timestep: Tensor,
+        rows: Mapping[str, Tensor],
+        **arguments: Any,
+    ) -> dict[str, Any]:
+        """What a U-Net adds to its skips and its middle.
+
+        Args:
+            controlnet: Of the pipeline.
+            latents: Float32[Tensor, "rows channels h w"].
+            step: Where the run stands.
+            timestep: Of the step.
+            rows: The conditioning of the micro-batch, with the hints.
+            arguments: The network's own conditioning.
+        """
+        hints, weights = [rows[name] for name in hint_names(len(self.scales))], self.weights(step)
+        many = hasattr(controlnet, "nets")
+        down, middle = controlnet(
+            latents,
+            timestep,
+            controlnet_cond=hints if many else hints[0],
+            conditioning_scale=weights if many else weights[0],
+            guess_mode=False,
+            return_dict=False,
+            **arguments,
+        )
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+
+def hint_names(count: int) -> list[str]:
+    """Names of the hints of so many control networks."""
+    return [f"{HINT}.{number}" for number in range(count)]
+
+
+def control_of(pipe: Any, inputs: Inputs, device: Any) -> tuple[Control | None, tuple[Given, ...]]:
+    """The control of a run and its hints, cut to the views later."""
+    controlnet, extras = getattr(pipe, "controlnet", None), inputs.extras
+    if controlnet is None:
+        return None, ()
+    nets = nets_of(controlnet)
+    hints = extras.control_image if isinstance(extras.control_image, list) else [extras.control_image]
+    given = tuple(
+        _hint(pipe, name, picture, net, inputs, device)
+        for name, picture, net in zip(hint_names(len(nets)), hints, nets, strict=True)
+    )
+    scale: Any = extras.controlnet_conditioning_scale
+    if scale is None:  # 1, or 0.8 where the run starts from a picture
+        scale = inspect.signature(type(pipe).__call__).parameters["controlnet_conditioning_scale"].default
+    control = Control(
+        scales=by_network(scale, len(nets)),
+        starts=by_network(extras.control_guidance_start, len(nets)),
+        ends=by_network(extras.control_guidance_end, len(nets)),
+        first=inputs.first,
+    )
+    return control, given
+
+
+def _hint(pipe: Any, name: str, picture: Any, net: Any, inputs: Inputs, device: Any) -> Given:
+    """A hint at the size of the picture, by the pipeline's own processor; the same in both branches."""
+    hint = read_picture(pipe.control_image_processor, picture, inputs.height, inputs.width)
+    hint = hint.to(device=device, dtype=net.dtype)
+    return Given(name=name, layout="spatial", values={"cond": hint, "uncond": hint}, scale=pipe.vae_scale_factor)

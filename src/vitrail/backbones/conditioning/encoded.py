@@ -1,0 +1,149 @@
+"""Conditioning tensors: what lies on the picture is cropped with the view, what does not is repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from attrs import evolve, field, frozen
+
+from vitrail.core.config.fields import as_tuple
+from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.backbones.attention.feature_caches import KeptForwards
+    from vitrail.core.geometry.views import Span, View
+    from vitrail.core.method.inputs import Inputs
+    from vitrail.core.method.protocols import AttentionRequest, Branch, Rows
+
+Layout = Literal["global", "spatial"]
+
+
+@frozen(kw_only=True, eq=False)
+class Given:
+    """One conditioning tensor of both branches.
+
+    Attributes:
+        name: As the network or its control network calls it.
+        layout: ``spatial`` if it lies on the picture, ``global`` if it does not.
+        values: By branch; global Float32[Tensor, "1 *shape"], spatial Float32[Tensor, "1 channels Height Width"].
+        scale: Cells of a spatial tensor for one latent cell, e.g. 8 for a picture.
+        texts: Values for rows with a text of their own, by text and branch; where there are none, ``values`` stand.
+    """
+
+    name: str
+    layout: Layout = "global"
+    values: Mapping[Branch, Tensor]
+    scale: int = 1
+    texts: Mapping[str, Mapping[Branch, Tensor]] = field(factory=dict)
+
+    def rows(self, rows: Rows) -> Tensor:
+        """One entry a row and picture, in the order of the micro-batch."""
+        batch = len(rows.model_input) // len(rows.branches)
+        parts = []
+        texts = rows.texts or [None] * len(rows.views)
+        for branch, view, text in zip(rows.branches, rows.views, texts, strict=True):
+            values = self.values if text is None else self.texts.get(text, self.values)
+            value = values["uncond" if branch == "damped" else branch]
+            one = crop(value, view, self.scale) if self.layout == "spatial" else value
+            parts.append(one.expand(batch, *one.shape[1:]))
+        return torch.cat(parts)
+
+
+@frozen(kw_only=True, eq=False)
+class Conditioning:
+    """All that one picture is conditioned on, ready for the network.
+
+    Attributes:
+        given: The tensors.
+        content: Positions of the prompt's content tokens.
+        words: Positions of every word's tokens, if maps of each are wanted.
+        request: The attention maps wanted, if any.
+        inputs: What it was made from.
+        pack: What else the family wants to keep, e.g. a control network's weights over the steps.
+        in_turn: Whether a forward changes the networks, so that threads must not run them at once.
+        kept: The picture's forwards, if the network remembers them.
+    """
+
+    given: tuple[Given, ...] = field(converter=as_tuple)
+    content: tuple[int, ...] = field(converter=as_tuple)
+    request: AttentionRequest | None
+    inputs: Inputs
+    pack: Any = None
+    in_turn: bool = False
+    kept: KeptForwards | None = None
+    words: tuple[tuple[int, ...], ...] = field(converter=as_tuple, default=())
+
+    def also(self, text: str, other: Conditioning) -> Conditioning:
+        """With the text of another one for rows that have it.
+
+        Raises:
+            ConfigError: If its tensors have other shapes.
+        """
+        given, told = [], {each.name: each.values for each in other.given if each.layout == "global"}
+        for own in self.given:
+            values = told.get(own.name)
+            if values is not None and any(own.values[b].shape != values[b].shape for b in own.values):
+                raise ConfigError(f"{own.name} of the text {text!r} have another shape than those of the prompt")
+            given.append(own if values is None else evolve(own, texts={**own.texts, text: values}))
+        return evolve(self, given=given)
+
+    def both(self, name: str, guided: bool) -> Tensor:
+        """A tensor as diffusers' loop has it: of both branches, ``uncond`` first, or of the text's alone."""
+        (values,) = (given.values for given in self.given if given.name == name)
+        return torch.cat([values["uncond"], values["cond"]]) if guided else values["cond"]
+
+    def rows(self, rows: Rows) -> dict[str, Tensor]:
+        """Every tensor for a micro-batch, by name."""
+        return {given.name: given.rows(rows) for given in self.given}
+
+
+def branches_of(name: str, uncond: Tensor | None, cond: Tensor) -> Given:
+    """A global tensor from the pair that diffusers' ``encode_prompt`` gives; no ``uncond`` without guidance.
+
+    Raises:
+        ConfigError: If the two cannot go through the network together.
+    """
+    if uncond is not None and uncond.shape != cond.shape:
+        raise ConfigError(
+            f"{name} of the prompt are {tuple(cond.shape)} and those of the negative prompt {tuple(uncond.shape)}; "
+            "they must be of one shape, so give embeddings of one length for both"
+        )
+    values: dict[Branch, Tensor] = {"cond": cond}
+    if uncond is not None:
+        values["uncond"] = uncond
+    return Given(name=name, values=values)
+
+
+def crop(canvas: Tensor, view: View, scale: int) -> Tensor:
+    """The part of a spatial tensor that a view sees.
+
+    A window is cut out. A strided view is a small picture of the whole: each of its cells stands for
+    ``stride`` of the canvas's, so ``stride x stride`` cells of the tensor are averaged into one.
+
+    Args:
+        canvas: Float32[Tensor, "batch channels scale*Height scale*Width"].
+        view: In latent cells.
+        scale: Cells of the tensor for one latent cell.
+
+    Returns:
+        Float32[Tensor, "batch channels scale*h scale*w"].
+    """
+    rows = _cells(view.vertical, scale, canvas.shape[-2])
+    cols = _cells(view.horizontal, scale, canvas.shape[-1])
+    down, right = view.vertical.step, view.horizontal.step
+    cut = canvas.index_select(-2, torch.as_tensor(rows, dtype=torch.int64, device=canvas.device))
+    cut = cut.index_select(-1, torch.as_tensor(cols, dtype=torch.int64, device=canvas.device))
+    return cut if down == right == 1 else F.avg_pool2d(cut, (down, right))
+
+
+def _cells(span: Span, scale: int, length: int) -> Sequence[int]:
+    """Where a span's cells lie on the tensor's axis; past its end the edge is repeated, unless the axis wraps."""
+    first, count = span.start * scale, span.count * span.step * scale
+    cells = range(first, first + count)
+    turned = cells if span.length is None else [i % (span.length * scale) for i in cells]
+    return [min(i, length - 1) for i in turned]

@@ -1,0 +1,140 @@
+"""Which tokens of a prompt are its content: whole words, as the tokenizer marks where they begin or end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import field, frozen
+
+from vitrail.core.config.fields import as_tuple
+from vitrail.core.method.protocols import AttentionRequest
+from vitrail.errors import ConfigError
+
+END, BEGIN = "</w>", "▁"  # CLIP marks a word's last piece, T5 its first
+T5_TOKENS = 256  # that the pipelines of diffusers read unless told otherwise
+
+
+@frozen
+class Word:
+    """A word or sign of a prompt.
+
+    Attributes:
+        text: In lower case.
+        positions: Of its tokens.
+    """
+
+    text: str
+    positions: tuple[int, ...] = field(converter=as_tuple)
+
+    @property
+    def is_sign(self) -> bool:
+        """Whether there is no letter or digit in it."""
+        return _is_sign(self.text)
+
+
+def words_of(pipe: Any, prompt: str) -> list[Word]:
+    """The words of a prompt that a pipeline's first text encoder reads, signs left out; repeated ones each time."""
+    tokenizer = pipe.tokenizer
+    converted = pipe.maybe_convert_prompt(prompt, tokenizer) if hasattr(pipe, "maybe_convert_prompt") else prompt
+    tokens = tokenizer(converted, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    return [word for word in read_words(tokenizer, tokens) if not word.is_sign]
+
+
+def content_tokens(pipe: Any, prompt: str, request: AttentionRequest | None) -> tuple[int, ...]:
+    """Positions of the content tokens in the text that a pipeline's denoiser is given.
+
+    Special tokens, signs and ``skip_words`` are no content; ``words`` that are asked for count whatever they are.
+
+    Args:
+        pipe: Its first tokenizer counts, whose positions a second one shares; those of a third, T5, follow.
+        prompt: With the words of textual inversion, which stand for several tokens.
+        request: What counts; None for every word, or none where there is no tokenizer.
+
+    Raises:
+        ConfigError: If a word that is asked for is not in the prompt, or beyond what the network reads.
+    """
+    if request is None and pipe.tokenizer is None:
+        return ()
+    request = request or AttentionRequest()
+    positions = _content(pipe, pipe.tokenizer, prompt, request, 0)
+    third = getattr(pipe, "tokenizer_3", None) if request.t5 else None
+    if request.t5 and (third is None or getattr(pipe, "text_encoder_3", None) is None):
+        raise ConfigError("t5 = true: this model has no T5 encoder; leave the option out")
+    if third is not None:
+        positions += _content(pipe, third, prompt, request, pipe.tokenizer.model_max_length)
+    return tuple(positions)
+
+
+def _content(pipe: Any, tokenizer: Any, prompt: str, request: AttentionRequest, first: int) -> list[int]:
+    def words_of(text: str, **options: Any) -> list[Word]:
+        converted = pipe.maybe_convert_prompt(text, tokenizer) if hasattr(pipe, "maybe_convert_prompt") else text
+        return read_words(tokenizer, tokenizer(converted, **options).input_ids)
+
+    most = min(tokenizer.model_max_length, T5_TOKENS if first else tokenizer.model_max_length)
+    read = words_of(prompt, truncation=True, max_length=most)
+    if not request.words:
+        chosen = [word for word in read if not word.is_sign and word.text not in request.skip_words]
+        return [first + position for word in chosen for position in word.positions]
+    found, missing = [], []
+    for phrase in request.words:
+        places = find_phrase(read, words_of(phrase))
+        found += places
+        if not places:
+            missing.append((phrase, bool(find_phrase(words_of(prompt), words_of(phrase)))))
+    if missing:
+        raise ConfigError(_told(missing, read, most))
+    return sorted({first + position for position in found})
+
+
+def _told(missing: Sequence[tuple[str, bool]], read: Sequence[Word], most: int) -> str:
+    """What is wrong with words that were asked for."""
+    lines = [
+        f"{phrase!r} lies beyond the {most} tokens that the network reads" if later else f"{phrase!r} is not in it"
+        for phrase, later in missing
+    ]
+    known = ", ".join(dict.fromkeys(word.text for word in read if not word.is_sign)) or "none"
+    return f"the words of the masking must be words of the prompt: {'; '.join(lines)}. Its words: {known}"
+
+
+def read_words(tokenizer: Any, tokens: Sequence[int]) -> list[Word]:
+    """The words of a tokenized text, without special tokens.
+
+    Args:
+        tokenizer: Of CLIP or T5.
+        tokens: With the special tokens.
+    """
+    pieces = tokenizer.convert_ids_to_tokens(list(tokens))
+    marks_ends = any(piece.endswith(END) for piece in pieces)
+    special, whole = set(tokenizer.all_special_ids), set(tokenizer.get_added_vocab().values())
+    groups: list[list[int]] = []
+    for i, token in enumerate(tokens):
+        if token in special:
+            continue
+        alone = token in whole or i == 0 or tokens[i - 1] in whole | special
+        if alone or not groups or _begins(pieces[i - 1], pieces[i], marks_ends):
+            groups.append([])
+        groups[-1].append(i)
+    return [Word(tokenizer.decode([tokens[i] for i in group]).strip().lower(), group) for group in groups]
+
+
+def _begins(before: str, piece: str, marks_ends: bool) -> bool:
+    """Whether a word begins with this piece; T5 does not mark signs, so each of them stands alone."""
+    if marks_ends:
+        return before.endswith(END)
+    return piece.startswith(BEGIN) or _is_sign(before) or _is_sign(piece)
+
+
+def _is_sign(text: str) -> bool:
+    return not any(letter.isalnum() for letter in text)
+
+
+def find_phrase(words: Sequence[Word], phrase: Sequence[Word]) -> list[int]:
+    """Positions of every occurrence of a phrase, word by word."""
+    wanted = [word.text for word in phrase]
+    found = []
+    for begin in range(len(words) - len(wanted) + 1):
+        part = words[begin : begin + len(wanted)]
+        if wanted and [word.text for word in part] == wanted:
+            found += [position for word in part for position in word.positions]
+    return found

@@ -1,0 +1,1 @@
+"""Models from folders, single files and the hub, and pipelines that a caller has."""

@@ -1,0 +1,236 @@
+"""From a model's name or folder to the adapter that can load it, without importing torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from attrs import frozen
+
+from vitrail.backbones.loading.folder import PICKLED, PICKLES, check_folder, read_index
+from vitrail.backbones.loading.hub import HUB_ID, fetch_index, is_offline, remedy
+from vitrail.backbones.loading.single_file import config_of
+from vitrail.core.config.paths import expanded
+from vitrail.core.config.registry import Registry
+from vitrail.core.config.run_config import Dtype, RunConfig
+from vitrail.core.config.safetensors_header import read_header
+from vitrail.core.config.text_files import read_json
+from vitrail.core.method.backbone import BackboneSpec
+from vitrail.errors import ConfigError, ModelError, nearest, shortened
+
+SERVES = "EulerDiscreteScheduler"
+UNFIT = {  # schedulers of diffusers, by what keeps them from sampling here; others are found when they are made
+    "is of models of another kind": (
+        *("Amused", "BlockRefinement", "ConsistencyDecoder", "DiscreteDDIM", "EntropyBound", "Helios", "HeliosDMD"),
+        *("MiniMaxH3", "Piflow", "RFD4Proteina", "SCM", "UnCLIP", "VQDiffusion"),
+    ),
+    "does not show what a step's noise is, or scales the network's output itself": (
+        *("CMStochasticIterative", "CosineDPMSolverMultistep", "DDPMWuerstchen", "EDMDPMSolverMultistep", "EDMEuler"),
+        "IPNDM",
+    ),
+    "steps from more than a prediction, a timestep and latents": ("CogVideoXDPM", "RePaint", "ScoreSdeVe"),
+}
+SUITS = "vitrail.json"  # in a model's folder
+SUITABLE = {"height", "width", "guidance_scale", "num_inference_steps", "scheduler"}
+Kind = Literal["folder", "file", "hub"]
+
+
+@frozen(kw_only=True)
+class ModelOptions:
+    """How to read a model's files.
+
+    Attributes:
+        dtype: Of the networks.
+        variant: Of the weight files, e.g. ``fp16``.
+        revision: Of a hub id.
+        config: What a single file is read as: a shipped family or a diffusers folder.
+    """
+
+    dtype: Dtype = "float32"
+    variant: str | None = None
+    revision: str | None = None
+    config: str | None = None
+
+    @classmethod
+    def of(cls, run: RunConfig) -> ModelOptions:
+        """What a run says of them."""
+        return cls(dtype=run.dtype, variant=run.variant, revision=run.revision, config=run.model_config)
+
+    def as_fields(self) -> dict[str, Any]:
+        """The same in the words of a run."""
+        return {"dtype": self.dtype, "variant": self.variant, "revision": self.revision, "model_config": self.config}
+
+
+@frozen(kw_only=True)
+class ModelSource:
+    """Where a model's weights lie; found, not loaded.
+
+    Attributes:
+        name: As the user said it.
+        kind: A diffusers folder, one ``.safetensors`` file, or a hub id.
+        location: The folder, the file or the id.
+        pipeline: The diffusers class that loads it.
+        options: How to read its files.
+        config: For a single file, the folder with the configuration of its parts.
+        suits: Fields of a run that the model's folder says suit it.
+    """
+
+    name: str
+    kind: Kind
+    location: str
+    pipeline: str
+    options: ModelOptions = ModelOptions()
+    config: Path | None = None
+    suits: Mapping[str, Any] = {}
+
+
+def find_model(model: str, registry: Registry, options: ModelOptions | None = None) -> BackboneSpec:
+    """The spec of a model, found but not loaded.
+
+    Args:
+        model: A registered name such as ``demo``, a folder in diffusers' layout, a ``.safetensors`` file or a hub id.
+        registry: Knows names and adapters.
+        options: How to read its files.
+
+    Returns:
+        An instance of the adapter class that serves its pipeline, with the source; ``load`` makes a backbone of it.
+
+    Raises:
+        ModelError: If nothing is there, files are missing or unfit, or no adapter fits its pipeline.
+    """
+    where = f"model {model!r}: "
+    kind, location = _place(model, registry)
+    options = options or ModelOptions()
+    _refuse_useless(kind, options, where)
+    config = None
+    if kind == "file":
+        pipeline, config = config_of(read_header(Path(location)), options.config, where)
+    else:
+        folder = fetch_index(location, options.revision, where) if kind == "hub" else Path(location)
+        index = read_index(folder, where)
+        pipeline = index["_class_name"]
+    adapter = adapter_of(pipeline, registry, where)
+    if kind == "folder":
+        check_folder(folder, index, options.variant, model)
+    elif kind == "hub" and is_offline():
+        check_folder(folder, index, options.variant, model, remedy(location, options.revision))
+    suits = _suits(Path(location), where) if kind == "folder" else {}
+    source = ModelSource(
+        name=model, kind=kind, location=location, pipeline=pipeline, options=options, config=config, suits=suits
+    )
+    return cast("BackboneSpec", adapter(source=source))
+
+
+def _suits(folder: Path, where: str) -> dict[str, Any]:
+    """What a folder says suits its model: fields of a run in ``vitrail.json``."""
+    file = folder / SUITS
+    if not file.is_file():
+        return {}
+    table = read_json(file, kind=ModelError, where=where)
+    unknown = sorted(set(table) - SUITABLE) if isinstance(table, dict) else ["a list"]
+    if unknown:
+        raise ModelError(f"{where}{file} has {', '.join(unknown)}; it may have {', '.join(sorted(SUITABLE))}")
+    return dict(table)
+
+
+def _place(model: str, registry: Registry) -> tuple[Kind, str]:
+    """What a name stands for: a registered one first, then what is there, then the hub."""
+    names = registry.names("models")
+    if model in names:
+        return "folder", str(registry.path("models", model))
+    try:
+        return _found(model, expanded(model), names)
+    except (ConfigError, OSError) as error:
+        raise ModelError(f"model {shortened(model)!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _found(model: str, path: Path, names: list[str]) -> tuple[Kind, str]:
+    """What lies at a path, or else is on the hub."""
+    if path.is_dir():
+        return "folder", str(path)
+    if path.suffix in PICKLES:
+        raise ModelError(f"model {model!r}: {PICKLED}; convert it, see docs/how-to/models.md")
+    if path.is_file() and path.suffix == ".safetensors":
+        return "file", str(path)
+    if path.is_file():
+        raise ModelError(f"model {model!r} is a file, but no .safetensors file; give one, or a diffusers folder")
+    if path.suffix == ".safetensors":
+        raise ModelError(f"model {model!r}: no such file in {Path.cwd()}")
+    if HUB_ID.fullmatch(model):
+        return "hub", model
+    raise ModelError(
+        f"no model or folder {shortened(model, 100)!r}{nearest(model, names)}, a diffusers folder, a .safetensors "
+        "file, or a hub id `org/name`"
+    )
+
+
+def kind_of(model: str, registry: Registry) -> Kind:
+    """Whether a name is of a folder, a single file or a model on the hub; raises as ``find_model`` does."""
+    return _place(model, registry)[0]
+
+
+def _refuse_useless(kind: Kind, options: ModelOptions, where: str) -> None:
+    """Options that would do nothing."""
+    useless = {
+        "revision": (options.revision, kind != "hub", "is of a hub id"),
+        "variant": (options.variant, kind == "file", "names files of a folder or of a hub id"),
+        "model_config": (options.config, kind != "file", "tells what a single file is read as"),
+    }
+    wrong = [
+        f"{name} {what}" for name, (value, is_useless, what) in useless.items() if value is not None and is_useless
+    ]
+    if wrong:
+        what = {"folder": "a folder", "file": "a single file", "hub": "a hub id"}[kind]
+        raise ModelError(f"{where}{'; '.join(wrong)}, and this is {what}; leave it out")
+
+
+def adapter_of(pipeline: str, registry: Registry, where: str = "") -> Any:
+    """The adapter class that serves a diffusers pipeline class.
+
+    Raises:
+        ModelError: With the nearest name, if there is none.
+    """
+    known = {name: cls for cls in _adapters(registry) for name in cls.pipelines}
+    if pipeline not in known:
+        hint = nearest(pipeline, known).partition("; known")[0]
+        served = "\n  ".join(", ".join(cls.pipelines) for cls in _adapters(registry))
+        raise ModelError(f"{where}no adapter for {pipeline!r}{hint}; known:\n  {served}")
+    return known[pipeline]
+
+
+def _adapters(registry: Registry) -> list[Any]:
+    return [entry.value for entry in registry.entries("backbones")]
+
+
+def check_scheduler(name: str | None) -> None:
+    """Refuse a scheduler that diffusers does not have; None is the model's own.
+
+    Raises:
+        ConfigError: With the nearest name.
+    """
+    if name is not None and name not in _scheduler_names():
+        hint, _, every = nearest(name, _scheduler_names()).partition(";")
+        raise ConfigError(f"no scheduler named {shortened(name, 60)!r}{hint or every}")
+    if name is not None and "Inverse" in name:
+        plain = name.replace("Inverse", "")
+        raise ConfigError(f"scheduler {name!r} goes from a picture to noise, which is no sampling; use {plain!r}")
+    why = next(
+        (why for why, names in UNFIT.items() if name is not None and name.removesuffix("Scheduler") in names), ""
+    )
+    if why:
+        raise ConfigError(f"scheduler {name!r} {why}, so no picture can be sampled with it; e.g. {SERVES!r} serves")
+
+
+@functools.cache
+def _scheduler_names() -> frozenset[str]:
+    """Read from diffusers' sources, since importing it takes seconds."""
+    spec = importlib.util.find_spec("diffusers")
+    assert spec is not None
+    assert spec.origin is not None
+    files = (Path(spec.origin).parent / "schedulers").glob("scheduling_*.py")
+    found = (re.findall(r"^class (\w+Scheduler)\b", file.read_text(encoding="utf-8"), re.MULTILINE) for file in files)
+    return frozenset(name for names in found for name in names)

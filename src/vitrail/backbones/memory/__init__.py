@@ -1,0 +1,1 @@
+"""How much memory a forward takes, and how much is free."""

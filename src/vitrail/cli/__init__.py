@@ -1,0 +1,1 @@
+"""The command line; alone knows a terminal, signals and exit codes."""

@@ -1,0 +1,100 @@
+"""What is installed, as text to read: methods, strategies and plugins."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from vitrail.core.config.registry import Registry
+from vitrail.core.method.registration import SLOTS
+from vitrail.sampling.methods import summary
+
+LABELS = {  # a slot's heading, and how it is written in a method file
+    "patching": "patching: which views of the canvas the network sees",
+    "guidance": "guidance: how predictions are corrected (a list)",
+    "masking": "masking: where guidance acts",
+    "fusion": "fusion: how the views' predictions become the canvas's",
+    "prompting": "prompting: which text each view gets",
+    "rectification": "rectification: changes inside the network, for a range of steps (a list)",
+}
+EXPERIMENT_LABELS = {
+    "metrics": "metrics: what is measured of pictures (a list)",
+    "features": "features: what metrics of sets look with",
+    "references": "reference: true pictures that metrics compare with",
+}
+
+
+def method_lines(names: Registry, width: int) -> Iterator[str]:
+    """Every method with what it is, then every strategy with its options and their defaults."""
+    yield "Methods, for --method NAME"
+    methods = {
+        entry.name: _without_links(summary(names.path("methods", entry.name))) for entry in names.entries("methods")
+    }
+    column = max(map(len, methods), default=0)
+    for name, text in methods.items():
+        yield from _hanging(name, column, text.removeprefix(f"{name}: "), width)
+    yield ""
+    yield 'Strategies, for a method file: "NAME", or { type = "NAME", OPTION = ... }'
+    yield from _slots(names, LABELS, width)
+    yield ""
+    yield "Metrics, for an experiment's file, written in the same way"
+    yield from _slots(names, EXPERIMENT_LABELS, width)
+
+
+def _slots(names: Registry, labels: Mapping[str, str], width: int) -> Iterator[str]:
+    """Everything in some slots with its options."""
+    column = max(len(entry.name) for slot in labels for entry in names.entries(slot))
+    for slot, label in labels.items():
+        yield from ("", f"  {label}")
+        for entry in names.entries(slot):
+            yield from _hanging(entry.name, column, _first_line(entry.value), width, indent=4)
+            if options := ", ".join(map(_option, attrs.fields(entry.value))):  # type: ignore[arg-type]
+                yield from _hanging("", column, options, width, indent=4)
+
+
+def plugin_lines(names: Registry, width: int) -> Iterator[str]:
+    """Every plugin with what it adds, then those that failed."""
+    slots = [*SLOTS, "methods", "models"]
+    column = max(map(len, slots))
+    for plugin, source in names.plugins.items():
+        yield f"{plugin}, from {source}"
+        found = {slot: [e.name for e in names.entries(slot) if e.plugin == plugin] for slot in slots}
+        for slot in (slot for slot in slots if found[slot]):
+            yield from _hanging(slot, column, ", ".join(found[slot]), width)
+        if plugin in names.observers:
+            yield "  watches or wraps the stages of every run"
+        elif not any(found.values()):
+            yield "  adds nothing by name"
+    for failure in names.failures:
+        yield f"{failure.plugin}, from {failure.distribution}"
+        told = f"{'refused' if failure.stops else 'could not be loaded'}: {failure.error}"
+        yield from textwrap.wrap(told, width, initial_indent="  ", subsequent_indent="  ")
+
+
+def _hanging(name: str, column: int, text: str, width: int, indent: int = 2) -> list[str]:
+    """A name and a text beside it, wrapped without breaking a word."""
+    lead = " " * indent + name.ljust(column) + "  "
+    options: Any = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, width, initial_indent=lead, subsequent_indent=" " * len(lead), **options) or [
+        lead.rstrip()
+    ]
+
+
+def _first_line(value: object) -> str:
+    return (value.__doc__ or "").split("\n")[0].replace("``", "")
+
+
+def _without_links(text: str) -> str:
+    return re.sub(r",? ?https?://[^\s)]*[^\s).,]", "", text)
+
+
+def _option(field: attrs.Attribute[Any]) -> str:
+    """An option with its default, as in TOML; bare if there is none."""
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    bare = not isinstance(default, (bool, int, float, str, list))
+    return field.name if bare else f"{field.name} = {json.dumps(default)}"

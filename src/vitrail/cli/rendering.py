@@ -1,0 +1,321 @@
+"""``vitrail sample`` and ``replay`` from a sound run to files: plan, progress, Ctrl-C, pictures."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from vitrail.backbones.loading.model_errors import model_blamed
+from vitrail.cli.console import command_line, console, say
+from vitrail.cli.progress import Progress
+from vitrail.cli.ranks import Placement, RankOptions, place, run_ranks, start_ranks, tell_done
+from vitrail.cli.signals import INTERRUPTED, held, stopping
+from vitrail.core.config.atomic import write_text
+from vitrail.core.config.fields import as_tuple
+from vitrail.core.config.paths import expanded_or_none
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.cpu_threads import threads_in_bits
+from vitrail.core.method.composition import Composition
+from vitrail.errors import ConfigError, OutputError, Problems
+from vitrail.sampling.kept_latents import latents_instead, latents_written
+from vitrail.sampling.recipe import digest_of, save_picture
+from vitrail.sampling.replaying import located
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vitrail.backbones.memory.forecast import Forecast
+    from vitrail.comm.communicator import RankCommunicator
+    from vitrail.core.method.backbone import Backbone
+    from vitrail.sampling.result import Plan, Report, Result
+    from vitrail.sampling.sampler import Sampler
+
+FAILED = "cannot be sampled with"
+
+
+@frozen(kw_only=True)
+class RenderOptions:
+    """How a run is carried out; none of it but plugins that wrap a stage reaches the picture.
+
+    Attributes:
+        output: PNG file, named after the prompt if None.
+        force: Overwrite it.
+        device: A torch device, or None.
+        dry_run: Show the plan and stop.
+        ranks: How many, and how they talk.
+        checkpoint: A file to go on from and to write, or None.
+        checkpoint_every: Steps between two writes.
+        trace: File for what every rank did when, or None.
+        plugins: (name, plugin) pairs that watch or wrap the run.
+    """
+
+    output: Path | None = field(default=None, converter=expanded_or_none)
+    force: bool = False
+    device: str | None = None
+    dry_run: bool = False
+    ranks: RankOptions = field(factory=RankOptions)
+    checkpoint: Path | None = field(default=None, converter=expanded_or_none)
+    checkpoint_every: int = 5
+    trace: Path | None = field(default=None, converter=expanded_or_none)
+    plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple, default=())
+
+
+def sample(run: RunConfig, composition: Composition, options: RenderOptions, notes: Sequence[str] = ()) -> None:
+    """Plan, sample with progress, and write the pictures with their recipes."""
+    paths, placement = _check(run, options)
+    if placement.kind == "start" and not options.dry_run:
+        written = [*paths, *filter(None, [options.checkpoint, options.trace])]
+        raise SystemExit(start_ranks(placement, [path.parent for path in written]))
+    out = console(quiet=not placement.speaks)
+    say(out, f"loading model {run.model}")
+    from vitrail.backbones.memory import forecast
+    from vitrail.backbones.pipeline_backbone import quiet_libraries
+    from vitrail.sampling.sampler import Sampler, Spread
+
+    quiet_libraries()
+    device = _rank_device(placement) if options.device is None else options.device
+    first = Sampler.of(run, composition, device, options.plugins)
+    with model_blamed(run.model, FAILED):
+        plan = first.plan(run)
+        outlook = forecast(first.engine(run, run.seed), first.backbone, placement.world_size, run.row_batch)
+    machine = [*memory_lines(outlook), *thread_lines(first.backbone)]
+    say(out, [*notes, *plan_lines(run, plan), *machine, *rank_lines(placement, run, plan, outlook.rows)])
+    if options.dry_run:
+        return
+
+    def program(communicator: RankCommunicator) -> Result:
+        spread = Spread(
+            communicator=communicator,
+            speeds=options.ranks.speeds,
+            checkpoint=options.checkpoint,
+            checkpoint_every=options.checkpoint_every,
+        )
+        if communicator.rank > 0:
+            return first.again().run(run, spread=spread)
+        progress = Progress(out, bar=out.is_terminal and not _is_verbose())
+        progress.expect(plan, run.num_images)
+        sampler = first.again([("progress", progress)])
+        with _stop_on_interrupt(sampler, out), progress, latents_written(out, paths, run):
+            return sampler.run(run, spread=spread)
+
+    on_cuda = first.backbone.device.type == "cuda"
+    with model_blamed(run.model, FAILED):
+        result = run_ranks(placement, on_cuda, program, digest_of(repr(run)))
+    if placement.speaks:
+        _write(out, run, plan, result, paths, options)
+    tell_done()
+
+
+def memory_lines(outlook: Forecast) -> Iterator[str]:
+    """What a forward takes, as far as it is known."""
+    rows = f"  {outlook.rows} row{'s' * (outlook.rows > 1)} a forward"
+    if outlook.need_bytes is None or outlook.free_bytes is None:
+        yield rows
+        return
+    need, free = (f"{count / 1e9:.2f} GB" for count in (outlook.need_bytes, outlook.free_bytes))
+    yield f"{rows}: about {need} beside the weights, of {free} that are free"
+
+
+def thread_lines(backbone: Backbone) -> Iterator[str]:
+    """Threads an operator, if they reach the picture."""
+    count = threads_in_bits(backbone)
+    if count is not None:
+        yield f"  {count} thread{'s' * (count > 1)} an operator (OMP_NUM_THREADS), which the last bits follow"
+
+
+def rank_lines(placement: Placement, run: RunConfig, plan: Plan, row_batch: int) -> Iterator[str]:
+    """How many ranks, if there are several, and whether all have something to do."""
+    if placement.world_size == 1:
+        return
+    yield f"  {placement.world_size} ranks, {placement.options.comm or 'as processes'}"
+    branches = 2 if run.guidance_scale > 1.0 else 1
+    for stage in plan.stages:
+        batches = math.ceil(stage.num_views * branches / row_batch)
+        if batches < placement.world_size:
+            yield (
+                f"  stage {stage.stage + 1} has {batches} micro-batch{'es' * (batches > 1)} a step, which is work for "
+                f"{batches} of {placement.world_size} ranks; a smaller --row-batch divides it further"
+            )
+
+
+def _rank_device(placement: Placement) -> str | None:
+    """With one process a rank on CUDA, each has a device of its own."""
+    from vitrail.backbones.loading.model_loader import default_device
+
+    if placement.environment is None or default_device() != "cuda":
+        return None
+    return f"cuda:{placement.environment.local_rank}"
+
+
+def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], Placement]:
+    """What can be refused before a model is loaded, all at once."""
+    problems, paths = Problems(), []
+    placement = None
+    with problems.collect():
+        placement = place(options.ranks)
+    with problems.collect():
+        paths = output_paths(run, options.output, options.force)
+    for option, path in (("--checkpoint", options.checkpoint), ("--trace", options.trace)):
+        with problems.collect():
+            if path is not None:
+                check_target(path, option)
+    with problems.collect():
+        if options.checkpoint_every < 1:
+            raise ConfigError(f"--checkpoint-every must be 1 or more, got {options.checkpoint_every}")
+    problems.tell()
+    assert placement is not None
+    return paths, placement
+
+
+def output_paths(run: RunConfig, output: Path | None, force: bool) -> list[Path]:
+    """One path a picture, none of which exists, unless forced."""
+    if output is not None and output.suffix.lower() != ".png":
+        raise ConfigError(f"--output {output}: only .png files are written, since they can carry the recipe")
+    slug = re.sub(r"[^a-z0-9]+", "-", run.prompt.lower()).strip("-")[:48] or "picture"
+    base = output or Path(f"{slug}-{run.seed}.png")
+    many = run.num_images > 1
+    paths = [base.with_stem(f"{base.stem}-{i}") if many else base for i in range(run.num_images)]
+    check_target(paths[-1], "--output")
+    taken = [path for path in paths if path.exists() and not force]
+    if taken and output is None:
+        free = next(n for n in range(2, 10**6) if not any(p.with_stem(f"{p.stem}-{n}").exists() for p in paths))
+        return [path.with_stem(f"{path.stem}-{free}") for path in paths]
+    if taken:
+        raise ConfigError(f"--output {taken[0]}: exists; give another name, or --force to overwrite it")
+    return paths
+
+
+def check_target(path: Path, option: str) -> None:
+    """Refuse what cannot be a file's path, before anything is computed.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    try:
+        if not path.parent.is_dir():
+            raise ConfigError(f"{option} {path}: the folder {path.parent} does not exist")
+        if not os.access(path.parent, os.W_OK):
+            raise ConfigError(f"{option} {path}: the folder {path.parent} cannot be written to")
+        if path.is_dir() or not path.name:
+            raise ConfigError(f"{option} {str(path)!r}: is a folder; name a file in it")
+    except (OSError, ValueError) as error:
+        shown = str(path) if len(str(path)) < 80 else f"{str(path)[:80]}..."
+        raise ConfigError(f"{option} {shown!r}: cannot be a file: {error.args[-1]}") from error
+
+
+def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:
+    """Size, stages and cost."""
+    yield (
+        f"{run.width}x{run.height} pixels, {plan.canvas.width}x{plan.canvas.height} latent cells, "
+        f"model {run.model}, method {Path(run.method).stem}, seed {run.seed}"
+    )
+    sizes = {stage.size for stage in plan.stages}
+    for stage in plan.stages:
+        steps = f"steps {stage.first_step + 1} to {stage.first_step + stage.num_steps}"
+        size = f" at {stage.size[1]}x{stage.size[0]}" if len(sizes) > 1 else ""
+        views = f"{stage.num_views} view{'s' * (stage.num_views > 1)} a step"
+        yield f"  stage {stage.stage + 1}{size}: {steps}, {views}, {stage.strategies}"
+    pictures = f" for {run.num_images} pictures" if run.num_images > 1 else ""
+    yield f"  {plan.model_calls * run.num_images} evaluations of the network{pictures}{_besides(plan, run.num_images)}"
+
+
+def _besides(plan: Plan, num_images: int) -> str:
+    """What the VAE does besides decoding at the end, and the views that are differentiated."""
+    decodes, encodes = (plan.cost.decodes - 1) * num_images, plan.cost.encodes * num_images
+    told = f"; on the way the VAE decodes {decodes} and encodes {encodes} pictures" if decodes or encodes else ""
+    gradients = plan.cost.gradients * num_images
+    return told + (f"; {gradients} views are differentiated, through VAE and network" if gradients else "")
+
+
+def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list[Path], options: RenderOptions) -> None:
+    """Complete pictures under their names, one that was stopped in between as ``NAME.partial.png``.
+
+    Raises:
+        OutputError: If one cannot be written, once all others are; its latents are kept where there is room.
+    """
+    steps = sum(stage.num_steps for stage in plan.stages)
+    complete, rest = divmod(result.report.steps, steps)
+    made = zip(paths, result.images, result.recipes, result.latents, strict=False)
+    problems = Problems()
+    with held():
+        for number, (path, image, recipe, latents) in enumerate(made):
+            with problems.collect(), latents_instead(out, latents, recipe, path, run):
+                if number < complete:
+                    save_picture(image, recipe, path, overwrite=options.force)
+                    say(out, f"{path}: {image.width}x{image.height}, seed {recipe.run['seed']}")
+                elif rest:
+                    partial = path.with_suffix(".partial.png")
+                    save_picture(image, recipe, partial)
+                    say(out, f"{partial}: what was predicted after {rest} of {steps} steps, seed {recipe.run['seed']}")
+    problems.tell()
+    say(out, _summary(result.report))
+    say(out, result.report.notes, style="yellow")
+    _tell_ranks(out, result, options)
+    if complete < run.num_images:
+        if options.checkpoint is not None and options.checkpoint.exists():
+            say(out, f"{options.checkpoint}: the same command goes on from here")
+        kept = f"{complete} of {run.num_images} pictures complete" if complete else "no picture is complete"
+        say(out, f"stopped early: {kept}", style="yellow")
+        raise SystemExit(INTERRUPTED)
+    if options.checkpoint is not None:
+        options.checkpoint.unlink(missing_ok=True)
+    say(out, f"again: {_again(paths[0], run)}")
+
+
+def _tell_ranks(out: Console, result: Result, options: RenderOptions) -> None:
+    """What the ranks did, and the trace if one is wanted."""
+    from vitrail.comm.trace.chrome import trace_text
+    from vitrail.comm.trace.summary import lines, summarize
+
+    if len(result.traces) > 1:
+        say(out, lines(summarize(result.traces)))
+    if options.trace is not None:
+        try:
+            write_text(options.trace, trace_text(result.traces))
+        except OutputError as error:
+            say(out, f"no trace: {error}", style="yellow")
+            return
+        say(out, f"{options.trace}: what every rank did when; for https://ui.perfetto.dev or `vitrail timeline`")
+
+
+def _summary(report: Report) -> str:
+    outside = 100 * (1 - report.predict_s / max(report.engine_s, 1e-9))
+    return (
+        f"{report.steps} steps with {report.model_calls} evaluations in {report.engine_s:.1f} s, {outside:.1f} % of it "
+        f"outside the network; decoding in {report.decode_s:.1f} s"
+    )
+
+
+@contextmanager
+def _stop_on_interrupt(sampler: Sampler, out: Console) -> Iterator[None]:
+    """Ctrl-C or SIGTERM once stops at the next step and keeps what is there, twice stops at once."""
+
+    def stop() -> None:
+        sampler.interrupt()
+        say(out, "stopping at the next step; Ctrl-C again stops at once, without the picture in work", style="yellow")
+
+    try:
+        with stopping(stop):
+            yield
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped at once; the picture in work is lost.\n")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _again(path: Path, run: RunConfig) -> str:
+    """The command that makes a picture again."""
+    return command_line("vitrail", "replay", str(path), *located(run))
+
+
+def _is_verbose() -> bool:
+    """Whether events are logged, which leaves no room for a bar."""
+    return logging.getLogger("vitrail").isEnabledFor(logging.INFO)

@@ -1,0 +1,95 @@
+"""``vitrail report`` below the parsing of options: folders merged, measured and told, with the page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vitrail.cli.console import console, say
+from vitrail.cli.signals import INTERRUPTED, raising
+from vitrail.core.config.overrides import override
+from vitrail.core.config.paths import expanded, expanded_or_none
+from vitrail.errors import ConfigError
+from vitrail.experiments.analysis.feature_cache import bring
+from vitrail.experiments.report.page import write_page
+from vitrail.experiments.report.page_content import page_of
+from vitrail.experiments.report.tables_and_plots import write_report
+from vitrail.experiments.run.store import PLAN, Folder, merge
+from vitrail.experiments.spec.experiment import Experiment
+from vitrail.experiments.spec.experiment_file import structure
+
+PAGE = "report.html"
+OF_REPORT = ("metrics", "reference", "resamples", "source", "title")
+
+
+def report(
+    folders: Sequence[Path],
+    out: Path | None = None,
+    *,
+    baseline: str | None = None,
+    sets: Sequence[str] = (),
+    plots: bool = True,
+    costs: bool = True,
+) -> None:
+    """Write a report beside the pictures.
+
+    Args:
+        folders: Where the experiment lies; several are merged.
+        out: Where to merge to; the folder itself if there is one.
+        baseline: The row that others are compared with; the first if None.
+        sets: Overrides of what is measured, e.g. ``resamples=0``.
+        plots: Whether to draw them.
+        costs: Whether to tell of time, evaluations and memory.
+
+    Raises:
+        VitrailError: If a folder is no experiment's or of another one, or something cannot be measured.
+    """
+    folders, out = [expanded(folder) for folder in folders], expanded_or_none(out)
+    if out is None and len(folders) > 1:
+        raise ConfigError("several folders are merged into one; say which by --out")
+    home = folders[0] if out is None else _merged(folders, out)
+    experiment = None
+    if sets:
+        experiment = _measured(Folder(home), sets)
+    with stopping():
+        out_console = console()
+        asked: Any = {"baseline": baseline, "plots": plots, "costs": costs}
+        told = write_report([home], home, out_console, **asked, experiment=experiment)
+        page = write_page(page_of(told, home), home / PAGE)
+    say(out_console, f"{page}: open it in a browser, it needs no server")
+
+
+def _merged(folders: Sequence[Path], out: Path) -> Path:
+    """Several folders as one, with what was looked at already."""
+    home = merge(folders, out).path
+    for folder in folders:
+        bring(folder, home)
+    return home
+
+
+def _measured(folder: Folder, sets: Sequence[str]) -> Experiment:
+    """The experiment of a folder with overrides of what is measured.
+
+    Raises:
+        ConfigError: If one is of what was sampled, which a report can no longer change.
+    """
+    where, planned = f"{folder.path / PLAN} and --set", folder.plan().experiment
+    changed = override(planned, sets)
+    sampled = sorted(name for name in changed if name not in OF_REPORT and changed[name] != planned.get(name))
+    if sampled:
+        raise ConfigError(f"--set {sampled[0]}: is sampled already; of a report there are {', '.join(OF_REPORT)}")
+    return structure(changed, where)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Ctrl-C ends a report at once, and what was looked at stays."""
+    try:
+        with raising():
+            yield
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped; pictures that were looked at are kept, the same command goes on from there.\n")
+        raise SystemExit(INTERRUPTED) from None

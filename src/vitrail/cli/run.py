@@ -1,0 +1,254 @@
+"""``vitrail run``: a file's cells sampled, whatever of them is not there yet."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from attrs import field, frozen
+
+from vitrail.backbones.loading.source import ModelOptions, check_scheduler, find_model
+from vitrail.cli.console import command_line, console, say
+from vitrail.cli.execution import Executor, Here, Shard, stop_on_interrupt
+from vitrail.cli.heatmap import read_shares
+from vitrail.cli.meter import Meter
+from vitrail.core.config.fields import as_tuple
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.paths import expanded
+from vitrail.core.config.run_config import RunConfig
+from vitrail.errors import ConfigError, Problems, nearest
+from vitrail.experiments.report.plots import check_matplotlib
+from vitrail.experiments.report.tables import spoken
+from vitrail.experiments.run.cell_run import Worker
+from vitrail.experiments.run.store import Folder, Plan, told_if_full
+from vitrail.experiments.spec.cells import Cell, Row, cells_of, heat_row, pairs_of, refuse_many, rows_of
+from vitrail.experiments.spec.experiment import Experiment
+from vitrail.experiments.spec.experiment_file import load_experiment, structure
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.run_plugins import load_plugins
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ExecutorName = Literal["here", "ray"]
+
+
+@frozen(kw_only=True)
+class RunOptions:
+    """How an experiment is carried out; none of it but plugins that wrap a stage reaches the pictures.
+
+    Attributes:
+        out: The experiment's folder.
+        sets: Overrides of the file.
+        shard: This process's share.
+        executor: Who samples.
+        workers: Of a Ray cluster; 0 for as many as it has room for.
+        device: A torch device, or None.
+        dry_run: Show the plan and stop.
+        plugins: ``MODULE:OBJECT`` each, attached besides those of the file.
+    """
+
+    out: Path = field(converter=expanded)
+    sets: tuple[str, ...] = field(default=(), converter=as_tuple)
+    shard: Shard = field(factory=Shard)
+    executor: ExecutorName = "here"
+    workers: int = 0
+    device: str | None = None
+    dry_run: bool = False
+    plugins: tuple[str, ...] = field(default=(), converter=as_tuple)
+
+
+def executor_name(name: str) -> ExecutorName:
+    """Of the command line.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    known = get_args(ExecutorName)
+    if name not in known:
+        raise ConfigError(f"--executor {name!r}{nearest(name, known)}")
+    return cast(ExecutorName, name)
+
+
+def run(file: Path, options: RunOptions) -> None:
+    """Sample what is missing.
+
+    Raises:
+        VitrailError: Before anything is sampled, naming every problem.
+        SystemExit: 130 if it was interrupted, 1 if cells have failed.
+    """
+    file = expanded(file)
+    experiment, table = load_experiment(file, options.sets)
+    if options.plugins:
+        table = {**table, "plugins": [*experiment.plugins, *options.plugins]}
+        experiment = structure(table, str(file))
+    run_experiment(experiment, table, file.parent, options, console())
+
+
+def run_experiment(
+    experiment: Experiment, table: dict[str, Any], beside: Path, options: RunOptions, out: Console
+) -> None:
+    """As ``run``, of an experiment that is read."""
+    first = check(experiment, beside)
+    if options.executor == "ray":
+        _check_ray(experiment)
+    elif options.workers:
+        raise ConfigError("--workers is of a Ray cluster; give --executor ray, or leave it out")
+    folder = Folder(options.out)
+    if not options.dry_run:
+        folder.make()
+    say(out, f"loading model {experiment.model}")
+    worker = Worker.load(first, options.device)
+    cells = cells_of(experiment, worker.model(), beside)
+    work = _work(worker, cells)
+    outcomes = folder.outcomes()
+    once = {cell.address: cell for cell in cells}.values()
+    todo = [cell for cell in once if options.shard.has(cell) and not folder.is_done(cell, outcomes)]
+    say(out, plan_lines(experiment, cells, todo, work, options))
+    if options.dry_run:
+        return
+    folder.write_plan(Plan(experiment=table, cells=cells, command=_command(sys.argv)))
+    _sample(worker, folder, todo, work, options, out)
+
+
+def check(experiment: Experiment, beside: Path) -> RunConfig:
+    """A run of the experiment's model, once everything that needs no weights is found sound.
+
+    Args:
+        experiment: To be carried out.
+        beside: Folder of its file, for a file of prompts.
+
+    Raises:
+        VitrailError: Naming every method, override, option, model, scheduler and file of prompts that is wrong.
+    """
+    problems, first, offers = Problems(), None, None
+    rows: list[Row] = []
+    pairs: list[tuple[str, int]] = []
+    with problems.collect():
+        first = _run_of(experiment, {}, "the experiment's run")
+        offers = find_model(first.model, registry(), ModelOptions.of(first)).offers
+    with problems.collect():
+        pairs += pairs_of(experiment, beside)
+    with problems.collect():
+        registry().get("comm", experiment.comm)
+    with problems.collect():
+        load_plugins(experiment.plugins)
+    with problems.collect():
+        rows += rows_of(experiment)
+    with problems.collect():
+        refuse_many(experiment, pairs, rows)
+    for heat in experiment.heatmaps:
+        with problems.collect():
+            check_matplotlib()
+            read_shares(heat.at, f"heat map {heat.label or heat.masking!r}: at =")
+            rows.append(heat_row(heat))
+    for row in rows if first is not None else ():
+        with problems.collect():
+            _run_of(experiment, row.run, f"row {row.name!r}")
+            row.composition.check_files()
+            row.composition.attention_request()
+            if offers is not None:
+                row.composition.check(offers, f"model {experiment.model!r}", registry())
+    problems.tell()
+    assert first is not None
+    return first
+
+
+def _run_of(experiment: Experiment, own: Mapping[str, Any], where: str) -> RunConfig:
+    table = {"prompt": "", **experiment.run, **own, "model": experiment.model}
+    run = Loader(registry()).structure(table, RunConfig, where)
+    check_scheduler(run.scheduler)
+    return run
+
+
+def _check_ray(experiment: Experiment) -> None:
+    from vitrail.experiments.run.ray_executor import import_ray
+
+    import_ray()
+    if experiment.ranks != (1,):
+        raise ConfigError("--executor ray samples every cell on one actor; for several ranks use --executor here")
+
+
+def _work(worker: Worker, cells: Sequence[Cell]) -> dict[str, float]:
+    """What each cell costs, by address; laid out once for every row and size, so that misfits are told now."""
+    problems, known = Problems(), {}
+    for cell in cells:
+        kind = (cell.row, cell.size)
+        if kind not in known:
+            known[kind] = 1.0
+            with problems.collect():
+                known[kind] = worker.work(cell)
+    problems.tell()
+    return {cell.address: known[cell.row, cell.size] for cell in cells}
+
+
+def plan_lines(
+    experiment: Experiment, cells: Sequence[Cell], todo: Sequence[Cell], work: dict[str, float], options: RunOptions
+) -> Iterator[str]:
+    """What there is to do."""
+    rows, pairs = list(dict.fromkeys(c.row for c in cells)), {(c.size, c.pair) for c in cells}
+    sizes = [(size, sum(each == size for each, _ in pairs)) for size in dict.fromkeys(c.size for c in cells)]
+    told = [f"{spoken(size)} ({count} picture{'s' * (count > 1)})" for size, count in sizes]
+    if experiment.title:
+        yield experiment.title
+    yield (
+        f"{len(cells)} cells: {len(rows)} row{'s' * (len(rows) > 1)}, sizes {', '.join(told)}, model {experiment.model}"
+    )
+    of = f" of shard {options.shard.number}/{options.shard.count}" if options.shard.count > 1 else ""
+    mine = len({cell.address for cell in cells if options.shard.has(cell)})
+    yield (
+        f"{options.out}: {mine - len(todo)} of {mine} cells{of} are done; the rest takes about "
+        f"{sum(work[cell.address] for cell in todo):.0f} evaluations at the training size"
+    )
+
+
+def _sample(
+    worker: Worker, folder: Folder, todo: Sequence[Cell], work: dict[str, float], options: RunOptions, out: Console
+) -> None:
+    failed, done = 0, 0
+    meter = Meter(out, "cell", len(todo), sum(work[cell.address] for cell in todo))
+
+    def share(cell: Cell, part: float) -> None:
+        meter.part(part * work[cell.address])
+
+    executor = _executor(worker, options)
+    with told_if_full(folder.path), stop_on_interrupt(worker.interrupt, out) as stopped, meter:
+        for cell, outcome in executor.outcomes(todo, folder.path, share):
+            folder.append(outcome, str(options.shard))
+            done, failed = done + 1, failed + (outcome.error is not None)
+            told, name = f", {failed} failed" if failed else "", f"{cell.row}, {spoken(cell.size)}"
+            meter.step(f"{told}: {name}", work[cell.address])
+            if outcome.error is not None:
+                say(out, f"failed: {name}, seed {cell.run['seed']}: {outcome.error}")
+            if stopped():
+                break
+    if stopped():
+        say(out, f"stopped: {done} of {len(todo)} cells are done; the same command goes on from here", style="yellow")
+        raise SystemExit(130)
+    if failed:
+        say(out, f"{failed} cell{'s' * (failed > 1)} failed; the same command tries again", style="yellow")
+    say(out, f"report: {command_line('vitrail', 'report', str(folder.path))}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _command(words: Sequence[str]) -> str:
+    """What samples all of the plan: what was typed, without this process's share; nothing if Python did."""
+    if not Path(words[0]).stem.endswith("vitrail"):
+        return ""
+    kept = list(words[1:])
+    if "--shard" in kept:
+        at = kept.index("--shard")
+        del kept[at : at + 2]
+    return shlex.join(["vitrail", *(word for word in kept if not word.startswith("--shard="))])
+
+
+def _executor(worker: Worker, options: RunOptions) -> Executor:
+    if options.executor == "ray":
+        from vitrail.experiments.run.ray_executor import OnRay
+
+        return OnRay(workers=options.workers, device=options.device)
+    return Here(worker)

@@ -1,0 +1,1 @@
+"""Transports: threads of one process, processes (gloo, NCCL), and simulated ranks with a virtual clock."""

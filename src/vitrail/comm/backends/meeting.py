@@ -1,0 +1,116 @@
+"""Where ranks meet: each connects to the run's store, which rank 0 opens first unless the launcher keeps it."""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import time
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from vitrail.comm.backends.key_store import LOOPBACK, StoreClient, StoreServer, listener_at, told_name
+from vitrail.errors import CommError
+
+if TYPE_CHECKING:
+    from vitrail.comm.environment import RankEnvironment
+
+PAUSE_S = 0.05
+_kept: dict[tuple[str | int, ...], StoreServer] = {}  # by run, until the process ends
+
+
+@frozen
+class Place:
+    """Where the run's store listens."""
+
+    address: str
+    port: int
+
+
+def meet(environment: RankEnvironment, timeout: float) -> StoreClient:
+    """A connection to the run's store.
+
+    Args:
+        environment: Of this rank.
+        timeout: Seconds in which the store must answer.
+
+    Raises:
+        CommError: If it does not, cannot be opened here, or is another run's.
+    """
+    end = time.monotonic() + timeout
+    name = told_name(environment.name)
+    if environment.hosts_store:
+        port = _keep(environment, name).port
+        return StoreClient(_address(environment), port, environment.secret, name, timeout)
+    place = Place(_address(environment), environment.master_port)
+    if environment.has_torch_store:
+        place = Place(place.address, _announced(environment, timeout))
+    left = max(PAUSE_S, end - time.monotonic())
+    return StoreClient(place.address, place.port, environment.secret, name, left)
+
+
+def strangers(environment: RankEnvironment) -> list[str]:
+    """Who has knocked at the store that this process keeps and belongs to another run."""
+    kept = _kept.get(_key(environment))
+    return [] if kept is None else list(dict.fromkeys(kept.strangers))
+
+
+def _address(environment: RankEnvironment) -> str:
+    return LOOPBACK if environment.is_local else environment.master_addr
+
+
+def _key(environment: RankEnvironment) -> tuple[str | int, ...]:
+    return environment.master_addr, environment.master_port, environment.attempt, environment.secret
+
+
+def _keep(environment: RankEnvironment, name: str) -> StoreServer:
+    """The store of this process, opened at the first call."""
+    key = _key(environment)
+    if key not in _kept:
+        port = 0 if environment.has_torch_store else environment.master_port
+        _kept[key] = StoreServer(listener_at(_address(environment), port), environment.secret, name)
+        atexit.register(_kept[key].close)
+        if environment.has_torch_store:
+            _announce(environment, _kept[key].port)
+    return _kept[key]
+
+
+# ---------------------------------------------------------------------- torchrun's store
+
+
+def _announce(environment: RankEnvironment, port: int) -> None:
+    _torchs_store(environment, datetime.timedelta(seconds=60)).set(_word(environment), str(port))
+
+
+def _announced(environment: RankEnvironment, timeout: float) -> int:
+    """The port that rank 0 has told.
+
+    Raises:
+        CommError: If it does not tell in time, or something else is written there.
+    """
+    store = _torchs_store(environment, datetime.timedelta(seconds=timeout))
+    end, word = time.monotonic() + timeout, _word(environment)
+    while not store.check([word]):
+        if time.monotonic() > end:
+            raise CommError(f"rank 0 did not come within {timeout:g} s: torchrun's store has no word of it")
+        time.sleep(PAUSE_S)
+    text = store.get(word).decode(errors="replace")
+    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
+        raise CommError(f"torchrun's store says {text[:80]!r} where rank 0 writes a port; somebody else writes there")
+    return int(text)
+
+
+def _word(environment: RankEnvironment) -> str:
+    return f"vitrail/{environment.attempt}/port"
+
+
+def _torchs_store(environment: RankEnvironment, timeout: datetime.timedelta) -> Any:
+    """A connection for a moment to the store that torchrun keeps."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    address, port = environment.master_addr, environment.master_port
+    try:
+        return TCPStore(address, port, None, False, timeout, wait_for_workers=False)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CommError(f"torchrun's store at {address}:{port} does not answer ({reason})") from error

@@ -1,0 +1,201 @@
+"""How long a run takes on so many ranks, by the arithmetic of its events: no network, no threads, no clock.
+
+Ranks share micro-batches as ``plan`` says. In a stage with exchange "gather" each finished micro-batch goes to all
+while the next one is computed, and a step ends when a rank has everybody's. In one with exchange "channel" a rank
+advances its own views and reads the key view's message of ``lag`` steps before; there is no collective until the
+stage ends. The simulator gives the same times for a program that computes and communicates in this way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from vitrail.comm.partition import assign, rounds
+from vitrail.comm.trace.cost_model import NATIVE_CELLS, CostModel
+
+Times = list[float]
+Masked = Literal["none", "key", "all"]
+FLOAT = 4  # bytes
+CHANNELS = 4
+
+
+@frozen(kw_only=True)
+class StageLoad:
+    """The work of a stage."""
+
+    steps: int = field(validator=v.ge(0))
+    views: int = field(validator=v.ge(1))  # forwards of a branch at a step, clean key views included
+    branches: int = field(default=2, validator=v.ge(1))  # rows of a view
+    cells: int = field(default=NATIVE_CELLS, validator=v.ge(1))  # latent cells of a view
+    key: int = 0  # the view that is computed first
+    masked: Masked = "none"  # which forwards are also asked for masks
+    exchange: Literal["gather", "channel"] = "gather"
+    lag: int = field(default=1, validator=v.ge(0))  # steps between a message and those who follow it
+    warmup_steps: int = field(default=1, validator=v.ge(0))  # steps at the beginning with a lag of 0
+    max_staleness: int = field(default=1, validator=v.ge(0))  # of the channel
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row's answer."""
+        return FLOAT * CHANNELS * self.cells
+
+    @property
+    def message_bytes(self) -> int:
+        """Of the key view's message: its prediction and the mask."""
+        return FLOAT * (CHANNELS + 1) * self.cells
+
+
+@frozen(kw_only=True)
+class RunLoad:
+    """The work of a run."""
+
+    stages: tuple[StageLoad, ...]
+    row_batch: int = field(default=2, validator=v.ge(1))  # rows of a forward, at most
+    tiles: int = field(default=0, validator=v.ge(0))  # of the decoder
+    tile_bytes: int = 0  # of a decoded tile
+
+
+@frozen(kw_only=True)
+class Forecast:
+    """What a run would take; seconds."""
+
+    makespan_s: float
+    busy_s: tuple[float, ...]  # by rank, of computing
+
+    @property
+    def busy_share(self) -> float:
+        """Of the ranks' time, how much they compute."""
+        return sum(self.busy_s) / (len(self.busy_s) * self.makespan_s) if self.makespan_s else 0.0
+
+
+@frozen
+class Batch:
+    """A micro-batch of a rank."""
+
+    unit: int
+    rows: int
+    with_key: bool
+
+
+def share_out(load: StageLoad, row_batch: int, cost: CostModel, world_size: int) -> list[list[Batch]]:
+    """The micro-batches of every rank at a step, in the order in which it computes them."""
+    total = load.views * load.branches
+    sizes = [min(row_batch, total - begin) for begin in range(0, total, row_batch)]
+    key_rows = range(load.key * load.branches, (load.key + 1) * load.branches)
+    batches = [
+        Batch(unit, size, any(unit * row_batch <= row < unit * row_batch + size for row in key_rows))
+        for unit, size in enumerate(sizes)
+    ]
+    first = max(batch.unit for batch in batches if batch.with_key)  # with the branch that masks are made from
+    together = math.lcm(row_batch, load.branches) // row_batch if load.exchange == "channel" else 1
+    groups = [batches[begin : begin + together] for begin in range(0, len(batches), together)]
+    speeds = [cost.speed(rank) for rank in range(world_size)]
+    owners = assign([sum(batch.rows for batch in group) for group in groups], speeds, first // together)
+    shares: list[list[Batch]] = [[] for _ in speeds]
+    for unit in (unit for turn in rounds(owners, world_size, first // together) for unit in turn):
+        shares[owners[unit]] += groups[unit]
+    if load.exchange == "channel":  # the message needs all branches
+        return [sorted(share, key=lambda batch: not batch.with_key) for share in shares]
+    return shares
+
+
+def predict(load: RunLoad, cost: CostModel, world_size: int) -> Forecast:
+    """Follow every rank through the run."""
+    clock = _Clock(cost, world_size)
+    for stage in load.stages:
+        shares = share_out(stage, load.row_batch, cost, world_size)
+        if stage.exchange == "gather":
+            for _ in range(stage.steps):
+                clock.gathered_step(stage, shares)
+        elif stage.steps:
+            clock.relayed_stage(stage, shares)
+    clock.decode(load.tiles, load.tile_bytes)
+    return Forecast(makespan_s=max(clock.now) + cost.serial_s, busy_s=tuple(clock.busy))
+
+
+class _Clock:
+    """Where every rank is in time."""
+
+    def __init__(self, cost: CostModel, world_size: int):
+        self._cost, self._size = cost, world_size
+        self._copies = world_size - 1
+        self._step = 0  # of the run
+        self.now: Times = [0.0] * world_size
+        self.busy: Times = [0.0] * world_size
+
+    def gathered_step(self, stage: StageLoad, shares: Sequence[Sequence[Batch]]) -> None:
+        """Compute, post each micro-batch as soon as it is done, wait for everybody's."""
+        turns = max(map(len, shares))
+        arrivals = []
+        for rank, share in enumerate(shares):
+            arrival = -math.inf
+            for nth, batch in enumerate(share):
+                self._compute(stage, rank, nth, batch)
+                arrival = max(arrival, self.now[rank] + self._message(batch.rows * stage.row_bytes))
+            if len(share) < turns:  # it takes part in the last round without a share of its own
+                arrival = max(arrival, self.now[rank] + self._message(0))
+            arrivals.append(arrival)
+        self._meet(arrivals)
+        self._step += 1
+
+    def relayed_stage(self, stage: StageLoad, shares: Sequence[Sequence[Batch]]) -> None:
+        """Steps coupled by the key view's messages alone, and one gather at the end."""
+        self._meet([time + self._message(0) for time in self.now])  # opens the channel
+        source = next(rank for rank, share in enumerate(shares) if any(batch.with_key for batch in share))
+        sent = [stage.message_bytes * (rank == source) for rank in range(self._size)]
+        posted: list[Times] = []  # by version: when each rank's share reaches the others
+        for step in range(stage.steps):
+            told: list[int] = []
+            for rank, share in enumerate(shares):
+                told.append(sum(batch.with_key for batch in share))
+                for nth, batch in enumerate(share[: told[rank]]):
+                    self._compute(stage, rank, nth, batch)
+            old = step - stage.max_staleness - 2
+            if old >= 0:  # the slot of that version must be free everywhere
+                self._meet(posted[old])
+            arrivals = [time + self._message(nbytes) for time, nbytes in zip(self.now, sent, strict=True)]
+            posted.append(arrivals)
+            for rank, share in enumerate(shares):
+                for nth, batch in enumerate(share[told[rank] :], told[rank]):
+                    self._compute(stage, rank, nth, batch)
+            read = step - (0 if step < stage.warmup_steps else stage.lag)
+            for rank in (rank for rank in range(self._size) if rank != source and read >= 0):
+                self.now[rank] = max(self.now[rank], posted[read][source])
+            self._step += 1
+        sizes = [sum(batch.rows for batch in share) * stage.row_bytes // stage.branches for share in shares]
+        self._meet([time + self._message(nbytes) for time, nbytes in zip(self.now, sizes, strict=True)])
+
+    def decode(self, tiles: int, tile_bytes: int) -> None:
+        """Tiles among ranks, then a gather."""
+        if not tiles:
+            return
+        owners = assign([1.0] * tiles, [self._cost.speed(rank) for rank in range(self._size)])
+        counts = [0] * self._size
+        for owner in owners:
+            self._spend(owner, counts[owner], self._cost.tile_s)
+            counts[owner] += 1
+        self._meet([at + self._message(n * tile_bytes) for at, n in zip(self.now, counts, strict=True)])
+
+    def _compute(self, stage: StageLoad, rank: int, nth: int, batch: Batch) -> None:
+        masked = stage.masked == "all" or (stage.masked == "key" and batch.with_key)
+        self._spend(rank, nth, self._cost.forward_s(batch.rows, stage.cells, masked))
+
+    def _spend(self, rank: int, nth: int, seconds: float) -> None:
+        spent = self._cost.spent_s(seconds, rank, self._step, nth)
+        self.now[rank] += spent
+        self.busy[rank] += spent
+
+    def _message(self, nbytes: int) -> float:
+        return self._cost.message_s(nbytes, self._copies)
+
+    def _meet(self, arrivals: Sequence[float]) -> None:
+        """Every rank waits for what the others sent; its own share it has at once."""
+        last = max(range(self._size), key=lambda rank: arrivals[rank])
+        second = max((time for rank, time in enumerate(arrivals) if rank != last), default=-math.inf)
+        for rank in range(self._size):
+            self.now[rank] = max(self.now[rank], second if rank == last else arrivals[last])

@@ -1,0 +1,1 @@
+"""Files and settings: reading, validating, overriding, registering, writing."""

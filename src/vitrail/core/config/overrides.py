@@ -1,0 +1,81 @@
+"""Assignments such as ``stages.0.guidance.0.scale=2``, applied to nested tables."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Sequence
+from typing import Any
+
+from vitrail.core.config.files import parse_toml
+from vitrail.core.config.plain_data import DEEPEST, check_plain
+from vitrail.errors import ConfigError, nearest, shortened
+
+LONGEST = 2**16  # characters of an assignment
+LONGEST_INDEX = 6  # digits
+
+
+def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply ``path.to.key=value`` to a copy; the value is written as in TOML, or is plain text.
+
+    Raises:
+        ConfigError: Naming every assignment whose path does not lead anywhere.
+    """
+    result, problems = copy.deepcopy(data), []
+    for assignment in assignments:
+        try:
+            _assign(result, assignment)
+        except ConfigError as error:
+            problems.append(f"--set {shortened(assignment)!r}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    check_plain(result, "with --set")
+    return result
+
+
+def _assign(data: dict[str, Any], assignment: str) -> None:
+    path, sign, text = assignment.partition("=")
+    parts = [part.strip() for part in path.split(".")]
+    if not sign or not all(parts):
+        raise ConfigError("write path=value, e.g. stages.0.guidance.0.scale=2")
+    if len(parts) > DEEPEST or len(assignment) > LONGEST:
+        raise ConfigError(f"a path has {DEEPEST} parts at most, and an assignment {LONGEST} characters")
+    target: Any = data
+    for depth in range(len(parts) - 1):
+        target = _descend(target, parts, depth)
+    key = _key(target, parts, len(parts) - 1)
+    target[key] = _value(text)
+
+
+def _descend(target: Any, parts: list[str], depth: int) -> Any:
+    """The table or list one part down; a strategy in its short form becomes a table on the way."""
+    key = _key(target, parts, depth)
+    if isinstance(target, dict) and key not in target:
+        here = ".".join(parts[: depth + 1])
+        raise ConfigError(f"there is no {here}{nearest(str(key), map(str, target))}; to add it, set {here} itself")
+    if isinstance(target[key], str):
+        target[key] = {"type": target[key]}
+    return target[key]
+
+
+def _key(target: Any, parts: list[str], depth: int) -> str | int:
+    """A part of the path as a key of a table or an index of a list that exists."""
+    part, parent = parts[depth], ".".join(parts[:depth])
+    if isinstance(target, dict):
+        return part
+    if not isinstance(target, list):
+        raise ConfigError(f"{parent} is {shortened(repr(target))}, which has no parts")
+    if not part.isdecimal() or len(part) > LONGEST_INDEX or int(part) >= len(target):
+        raise ConfigError(
+            f"{parent} is a list of {len(target)}, counted from 0; got {part!r}. "
+            f"To make it longer, set it as a whole: {parent}=[...]"
+        )
+    return int(part)
+
+
+def _value(text: str) -> Any:
+    try:
+        parsed = parse_toml(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return parsed["value"] if len(parsed) == 1 else text.strip()

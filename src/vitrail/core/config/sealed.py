@@ -1,0 +1,79 @@
+"""Files of tensors with a text, under a digest of all of it: what was damaged is refused, never used.
+
+They are safetensors files, so nothing in them is code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrail.core.config.atomic import replacing
+from vitrail.core.config.paths import refuse_irregular
+from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = "1"  # changes whenever older files could not be read any more
+TEXT, DIGEST, VERSION = "vitrail", "vitrail.digest", "vitrail.format"
+
+
+def save_sealed(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
+    """Write tensors and a text; the file appears, or is replaced, only when it is complete.
+
+    Args:
+        path: Of the file.
+        tensors: By name, on any device.
+        text: Any.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    metadata = {TEXT: text, DIGEST: digest(content, text), VERSION: FORMAT}
+    with replacing(path) as part:
+        save_file(content, part, metadata=metadata)
+
+
+def load_sealed(path: Path, what: str) -> tuple[dict[str, Tensor], str]:
+    """Read what ``save_sealed`` wrote.
+
+    Args:
+        path: Of the file.
+        what: It should be, for the error, e.g. "a checkpoint of a run".
+
+    Raises:
+        ConfigError: If the file is none of ours, of another format or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        refuse_irregular(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(f"{path}: is not {what}, or is damaged: {error}") from error
+    if not {TEXT, DIGEST} <= metadata.keys():
+        raise ConfigError(f"{path}: is not {what}, or is damaged: it has no digest")
+    if metadata.get(VERSION) != FORMAT:
+        raise ConfigError(f"{path}: is {what} in format {metadata.get(VERSION)!r}, this version reads {FORMAT!r}")
+    if digest(tensors, metadata[TEXT]) != metadata[DIGEST]:
+        raise ConfigError(f"{path}: is damaged: its content is not what was written; use another copy, or begin again")
+    return tensors, metadata[TEXT]
+
+
+def digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Of names, types, shapes and bits of tensors on the CPU, and a text."""
+    import torch
+
+    found = hashlib.sha256(f"{FORMAT}\n{len(text)}\n{text}".encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"\n{name}\n{tensor.dtype}\n{tuple(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

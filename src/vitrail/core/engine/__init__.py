@@ -1,0 +1,1 @@
+"""The sampling loop and what it runs on: micro-batches, guidance, ranks, state."""

@@ -1,0 +1,216 @@
+"""A run's checkpoint: written by rank 0 while it runs, read when it starts again, on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from vitrail.core.config.log import logger
+from vitrail.core.engine.guidance_context import Start
+from vitrail.core.engine.resize import phase_noise
+from vitrail.core.engine.run_state import Sampled
+from vitrail.core.engine.state_file import load_state, pack, save_state, unpack
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.comm.protocol import Communicator
+    from vitrail.core.engine.loop import Engine
+    from vitrail.core.schedule.step import Step
+
+
+CURRENT = {  # what is kept of the picture in work
+    *("latents", "steps", "cost", "memory", "base", "grown", "picture", "guidance", "masking"),
+    *("predicted_from", "model_output", "scheduler"),
+}
+MANNER = {"run.memory"}  # what of a recipe does not reach the picture
+
+
+@define(eq=False)
+class Checkpoints:
+    """The checkpoint of a run of one or more pictures.
+
+    Attributes:
+        path: Of the file.
+        every: Steps between two writes.
+        recipe: All that determines the pixels; a file of another recipe is refused.
+        communicator: Of this rank; rank 0 reads and writes.
+        finished: Final latents of the pictures that are done.
+        current: The picture in work as it was read, or None.
+        failed: Whether the last writing failed, which is said once.
+    """
+
+    path: Path
+    every: int
+    recipe: dict[str, Any]
+    communicator: Communicator
+    finished: list[Tensor] = field(factory=list)
+    current: dict[str, Any] | None = None
+    failed: bool = False
+
+    def open(self, device: Any) -> None:
+        """Read the file if there is one; collective.
+
+        Raises:
+            ConfigError: If it belongs to another run, or cannot be read or written.
+        """
+        content = None
+        if self.communicator.rank == 0:
+            if self.path.exists():
+                content = load_state(self.path)
+                self._check(content)
+            elif not self.path.parent.is_dir():
+                raise ConfigError(f"--checkpoint {self.path}: the folder {self.path.parent} does not exist")
+        content = broadcast_state(self.communicator, content, 0, device)
+        if content is not None:
+            self.finished, self.current = content["finished"], content["current"]
+
+    def _check(self, content: Any) -> None:
+        if not _is_sound(content):
+            raise ConfigError(f"--checkpoint {self.path}: is not a checkpoint of a run of this version")
+        there, here = _flat(json.loads(content["recipe"])), _flat(self.recipe)
+        changed = sorted(key for key in (there.keys() | here.keys()) - MANNER if there.get(key) != here.get(key))
+        if changed:
+            told = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:4])
+            raise ConfigError(
+                f"--checkpoint {self.path}: belongs to another run ({told}); run that one again, or name another file"
+            )
+
+    def resume(self, engine: Engine, latents: Tensor) -> Sampled:
+        """The picture in work as the file has it, or its beginning."""
+        done = Sampled(latents, engine.first)
+        if self.current is not None:
+            kept, self.current = self.current, None
+            self._check_place(engine, kept)
+            done.latents, done.steps = kept["latents"].float(), kept["steps"]
+            state, step = done.state, engine.steps()[done.steps - 1]
+            state.phase, state.stage = step.phase, step.stage
+            state.guidance, state.masking = kept["guidance"], kept["masking"]
+            state.memory, state.base = kept["memory"], kept["base"]
+            if kept["grown"] is not None:
+                phase = engine.phases[step.phase]
+                state.start = Start(kept["grown"], phase_noise(kept["grown"], phase, engine.streams), kept["picture"])
+            done.timings.add(kept["cost"])
+            done.prediction = Prediction(kept["predicted_from"], kept["model_output"], step)
+            engine.phases[step.phase].stepper.load(kept["scheduler"])
+            logger().info("run.resumed", path=str(self.path), steps=done.steps)
+        return done
+
+    def _check_place(self, engine: Engine, kept: dict[str, Any]) -> None:
+        """Whether a picture in work is one that this run could have come to."""
+        steps = engine.steps()
+        if kept["steps"] in range(engine.first + 1, len(steps)):
+            canvas = engine.phases[steps[kept["steps"] - 1].phase].canvas
+            shapes = {tuple(kept[name].shape[-2:]) for name in ("latents", "predicted_from", "model_output")}
+            if shapes == {(canvas.height, canvas.width)}:
+                return
+        raise ConfigError(f"--checkpoint {self.path}: holds step {kept['steps']} of another canvas; begin again")
+
+    def is_due(self, step: Step) -> bool:
+        """Whether a step is one after which the run is written."""
+        return (step.index + 1) % self.every == 0 and step.index + 1 < step.num_steps
+
+    def keep(self, engine: Engine, step: Step, done: Sampled) -> None:
+        """Write the picture in work, whose canvas is whole on every rank; collective."""
+        state = done.state
+        guidance, masking = state.guidance, state.masking
+        if state.relay is not None:  # the key view's rank alone knows these
+            guidance = [state.relay.last_message(step)] if state.guidance else []
+            owner = state.relay.view_owners()[state.relay.patches.key]
+            masking = broadcast_state(self.communicator, masking, owner, done.latents.device)
+        assert done.prediction is not None
+        self._write(
+            {
+                "latents": done.latents,
+                "steps": done.steps,
+                "cost": done.timings.cost,
+                "memory": state.memory,
+                "base": state.base,
+                "grown": None if state.start is None else state.start.clean,
+                "picture": None if state.start is None else state.start.picture,
+                "guidance": guidance,
+                "masking": masking,
+                "predicted_from": done.prediction.latents,
+                "model_output": done.prediction.model_output,
+                "scheduler": engine.phases[step.phase].stepper.state(),
+            }
+        )
+
+    def finish(self, latents: Tensor) -> None:
+        """A picture is done."""
+        self.finished.append(latents)
+        self._write(None)
+
+    def _write(self, current: dict[str, Any] | None) -> None:
+        if self.communicator.rank == 0:
+            content = {"recipe": json.dumps(self.recipe), "finished": self.finished, "current": current}
+            try:
+                save_state(self.path, content)
+                self.failed = False
+            except OutputError as error:  # the run is worth more than the way back to it
+                if not self.failed:
+                    logger().warning("checkpoint.not_written", path=str(self.path), reason=error.reason)
+                self.failed = True
+
+
+def kept_row_batch(path: Path | None, communicator: Communicator) -> int | None:
+    """The rows a forward of the run that a file belongs to; None if there is no file. Collective.
+
+    A run that goes on must not choose anew: memory may be another now, and the picture's last bits with it.
+    """
+    if path is None:
+        return None
+    own = None
+    if communicator.rank == 0 and path.exists():
+        own = json.loads(load_state(path)["recipe"])["run"].get("row_batch")
+    rows: int | None = communicator.broadcast_object(own, 0)
+    return rows
+
+
+def broadcast_state(communicator: Communicator, value: Any, src: int, device: Any) -> Any:
+    """A value made of plain data, tensors and attrs classes, on every rank; collective."""
+    import torch
+
+    tensors: list[Tensor] = []
+    told: Any = None
+    if communicator.rank == src:
+        skeleton = pack(value, tensors)
+        told = [skeleton, [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors]]
+    skeleton, shapes = communicator.broadcast_object(told, src)
+    if communicator.rank != src:
+        tensors = [
+            torch.empty(shape, dtype=getattr(torch, dtype), device=communicator.device) for shape, dtype in shapes
+        ]
+    tensors = [tensor.detach().cpu().contiguous() for tensor in tensors]
+    for tensor in tensors:
+        communicator.broadcast(tensor, src)
+    return unpack(skeleton, tensors, device)
+
+
+def _is_sound(content: Any) -> bool:
+    """Whether what a file holds has the parts of a checkpoint."""
+    import torch
+
+    if not isinstance(content, dict) or content.keys() != {"recipe", "finished", "current"}:
+        return False
+    current, tensors = content["current"], content["finished"]
+    if not isinstance(content["recipe"], str) or not isinstance(tensors, list):
+        return False
+    if current is not None:
+        if not isinstance(current, dict) or current.keys() != CURRENT or not isinstance(current["steps"], int):
+            return False
+        tensors = [*tensors, *(current[name] for name in ("latents", "predicted_from", "model_output"))]
+    return all(isinstance(tensor, torch.Tensor) and tensor.ndim == 4 for tensor in tensors)
+
+
+def _flat(recipe: Any, path: str = "") -> dict[str, Any]:
+    """Nested data with one key a leaf."""
+    if not isinstance(recipe, (dict, list)):
+        return {path: recipe}
+    items = recipe.items() if isinstance(recipe, dict) else enumerate(recipe)
+    return {k: v for key, item in items for k, v in _flat(item, f"{path}.{key}" if path else str(key)).items()}

@@ -1,0 +1,154 @@
+"""How a view's picture follows from its latents: predictions and pictures that can be differentiated.
+
+One view with its CFG branches at a time, whatever the number of ranks or rows a forward: so memory holds the
+activations of a single view, and a gradient is the same on any rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from attrs import define, field, frozen
+
+from vitrail.core.engine.forwarding import is_out_of_memory, let_go
+from vitrail.core.method.cost import Cost
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.errors import OutOfMemory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.engine.layout import Layout
+    from vitrail.core.engine.predictor import Predictor
+    from vitrail.core.engine.run_state import Timings
+    from vitrail.core.geometry.views import View
+    from vitrail.core.schedule.step import Step
+
+REMEDIES = "a smaller dtype (--dtype bfloat16), smaller views, or a method that does not differentiate"
+
+
+class Distance(Protocol):
+    """How different pictures look."""
+
+    def features(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        """What counts of pictures in [-1, 1], Float32[Tensor, "batch 3 Height Width"]."""
+
+    def between(self, features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+        """The distance of every picture to its other, Float32[Tensor, "batch"]."""
+
+
+@define(eq=False)
+class Gradients:
+    """What is needed to differentiate on this rank; made when it is first wanted.
+
+    Attributes:
+        layout: The run.
+        predictor: Forwards.
+        new_decoder: Gives a decoder that can be differentiated, from clean latents to a picture in [-1, 1].
+        new_distance: Gives a perceptual distance by the file of its weights, None for the one that ships inside.
+    """
+
+    layout: Layout
+    predictor: Predictor
+    new_decoder: Callable[[], Callable[[Tensor], Tensor]]
+    new_distance: Callable[[str | None], Distance]
+    _decode: Callable[[Tensor], Tensor] | None = None
+    _distances: dict[str | None, Distance] = field(factory=dict)
+
+    def picture(self, clean: Tensor) -> Tensor:
+        """Clean latents as a picture in [-1, 1], Float32[Tensor, "batch 3 Height Width"]."""
+        if self._decode is None:
+            self._decode = self.new_decoder()
+        return self._decode(clean)
+
+    def distance(self, weights: str | None) -> Distance:
+        """The perceptual distance of a file."""
+        if weights not in self._distances:
+            self._distances[weights] = self.new_distance(weights)
+        return self._distances[weights]
+
+    def clean(self, step: Step, latents: Tensor, view: View, timings: Timings) -> Tensor:
+        """What this rank's network predicts of a view, Float32[Tensor, "batch channels h w"]."""
+        shown = self.layout.phases[step.phase].stepper.scale(latents, step.phase_step)
+        batches = self.predictor.question(shown, view, len(self.predictor.branches))
+        answers = [self.predictor.forward(step, rows, timings) for rows in batches]
+        return Prediction(latents, self.predictor.answer(step, answers, len(latents)), step).clean
+
+
+@frozen(eq=False)
+class CountedGradients:
+    """The gradients of a run, whose work is counted; see ``scene.Gradients``."""
+
+    gradients: Gradients
+    timings: Timings
+
+    def picture(self, step: Step, latents: Tensor, view: View) -> Tensor:
+        """What a view's clean prediction shows, Float32[Tensor, "batch 3 Height Width"]."""
+        import torch
+
+        self._count([view])
+        with torch.no_grad():
+            return self.gradients.picture(self.gradients.clean(step, latents, view, self.timings))
+
+    def of_distance(
+        self, step: Step, latents: Tensor, views: Sequence[View], picture: Tensor, weights: str | None
+    ) -> Tensor:
+        """The gradient of every view's distance to a picture, Float32[Tensor, "views batch channels h w"]."""
+        import torch
+
+        self._count(views)
+        self.timings.add(Cost(gradients=len(views)))
+        exchange, distance = self.gradients.predictor.exchange, self.gradients.distance(weights)
+        owner = {number: number % exchange.world_size for number in range(len(views))}
+        with torch.no_grad():
+            wanted = distance.features(picture)
+        mine = {
+            number: self._gradient(step, latents[number], view, distance, wanted)
+            for number, view in enumerate(views)
+            if owner[number] == exchange.rank
+        }
+        like = {number: torch.empty_like(latents[number], device="meta") for number in owner}
+        every = exchange.gather(mine, like, owner)
+        return torch.stack([every[number].to(latents.device) for number in owner])
+
+    def _count(self, views: Sequence[View]) -> None:
+        """A forward of all branches and a picture of each view, by whatever rank."""
+        branches = len(self.gradients.predictor.branches)
+        rows = [Cost(rows={view.shape[0] * view.shape[1]: branches}, decodes=1) for view in views]
+        self.timings.add(Cost.total(rows))
+
+    def _gradient(
+        self, step: Step, latents: Tensor, view: View, distance: Distance, wanted: Sequence[Tensor]
+    ) -> Tensor:
+        """Of one view; an allocator's refusal is told in words."""
+        try:
+            return self._differentiated(step, latents, view, distance, wanted)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            let_go(error)
+            reason = str(error).partition("\n")[0]
+        height, width = view.shape
+        what = f"a view of {height}x{width} latent cells was differentiated"
+        raise OutOfMemory(f"out of memory at step {step.index + 1}, as {what}: {reason}; try {REMEDIES}")
+
+    def _differentiated(
+        self, step: Step, latents: Tensor, view: View, distance: Distance, wanted: Sequence[Tensor]
+    ) -> Tensor:
+        """The way back in two parts: through the picture, then through the network.
+
+        Between them the gradient is brought to about 1 by a power of two, which changes no bit of it but keeps small
+        values from vanishing in a network in half precision.
+        """
+        import torch
+
+        with torch.enable_grad():
+            moved = latents.detach().requires_grad_()
+            clean = self.gradients.clean(step, moved, view, self.timings)
+            shown = clean.detach().requires_grad_()
+            apart = distance.between(distance.features(self.gradients.picture(shown)), wanted)
+            (back,) = torch.autograd.grad(apart.sum(), shown)
+            size = torch.exp2(back.abs().amax().clamp_min(torch.finfo(back.dtype).tiny).log2().floor())
+            (gradient,) = torch.autograd.grad(clean, moved, back / size)
+        return gradient * size

@@ -1,0 +1,331 @@
+"""The typed face of a run's hooks and strategies: what the engine asks, and what it takes for an answer.
+
+Every answer is held against its slot's contract (``returned``), so that what is wrong is told by the name of the
+strategy that gave it, and an exception says whose it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+from attrs import evolve
+
+from vitrail.core.method import returned_values as returned
+from vitrail.core.method.calls import Asked, Naming, unnamed
+from vitrail.core.method.hookspecs import (
+    PROJECT,
+    RegistrationSpecs,
+    StageSpecs,
+    answers,
+    attach,
+    hookimpl,
+    stage_hooks,
+    told_answer,
+)
+from vitrail.core.method.members import OptionalGuidance, OptionalPatching, has_own
+from vitrail.errors import CompositionError, RegistrationError, ShapeError, VitrailError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.engine.guidance_context import Memory, Scene
+    from vitrail.core.engine.nonfinite import Trail
+    from vitrail.core.geometry.views import Canvas, Outline, Patches, View
+    from vitrail.core.method.composition import Composition, Stage
+    from vitrail.core.method.cost import Cost
+    from vitrail.core.method.protocols import Fusion, Guidance, MessageGuidance, Patching, Predicted, Rows
+    from vitrail.core.schedule.prediction import Prediction
+    from vitrail.core.schedule.step import Step
+    from vitrail.core.schedule.streams import Streams
+
+T = TypeVar("T")
+
+
+class Answers:
+    """The composition's answer to every exclusive stage, registered as the plugin ``composition``."""
+
+    def __init__(
+        self,
+        composition: Composition,
+        predict: Callable[[Step, Rows], Predicted],
+        channels: int,
+        streams: Streams,
+        named: Naming = unnamed,
+    ):
+        self._stages, self._predict, self.named = composition.stages, predict, named
+        self.channels, self._streams = channels, streams
+
+    def asked(self, slot: str, step: Step, strategy: Any) -> Asked:
+        """A strategy for messages."""
+        return Asked(slot, strategy, step, self.named)
+
+    def stage(self, step: Step) -> Stage:
+        """The strategies of a step."""
+        return self._stages[step.stage]
+
+    def patching(self, step: Step, family: int) -> Patching:
+        """Of a family; 0 is the main one."""
+        stage = self.stage(step)
+        return stage.patching if family == 0 else stage.also[family - 1].patching
+
+    def fusion(self, step: Step, family: int) -> Fusion:
+        """Of a family; 0 is the main one."""
+        stage = self.stage(step)
+        return stage.fusion if family == 0 else stage.also[family - 1].fusion
+
+    @hookimpl
+    def vitrail_patch(self, step: Step, canvas: Canvas, family: int) -> Patches:
+        patching = self.patching(step, family)
+        with self.asked("patching", step, patching).noted():
+            return patching.patch(step, canvas, self.channels, self._streams)
+
+    @hookimpl
+    def vitrail_predict(self, step: Step, rows: Rows) -> Predicted:
+        return self._predict(step, rows)
+
+    @hookimpl
+    def vitrail_mask(self, step: Step, key: Prediction, predicted: Predicted, state: Any) -> tuple[Tensor | None, Any]:
+        masking = self.stage(step).masking
+        with self.asked("masking", step, masking).noted():
+            return masking.mask(step, key, predicted, state)
+
+    @hookimpl
+    def vitrail_guide(self, step: Step, guidance: Guidance, subject: Any, scene: Scene, state: Any) -> tuple[Any, Any]:
+        with self.asked("guidance", step, guidance).noted():
+            return guidance.guide(step, subject, scene, state)
+
+    @hookimpl
+    def vitrail_fuse(
+        self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, family: int
+    ) -> Tensor:
+        fusion = self.fusion(step, family)
+        with self.asked("fusion", step, fusion).noted():
+            return fusion.fuse(step, views, prediction, latents)
+
+
+class Stages:
+    """One run's hooks: the composition's answers, wrapped and observed by the given plugins, and checked."""
+
+    def __init__(self, composed: Answers, plugins: Iterable[tuple[str, object]] = ()):
+        self._answers = composed
+        self._counts: dict[tuple[int, int, int], tuple[Step, int]] = {}  # of views, by phase, stage and family
+        self._looked_at: set[tuple[int, int]] = set()  # steps and families whose permutation was
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(StageSpecs)
+        self._manager.add_hookspecs(RegistrationSpecs)  # a plugin may have its hook, too
+        for name, plugin in (("composition", composed), *plugins):
+            attach(self._manager, name, plugin)
+            if not stage_hooks(self._manager, plugin):
+                raise RegistrationError(f"plugin {name!r} implements no hook of a run; the reference lists them")
+            answered = [] if plugin is composed else answers(self._manager, plugin)
+            if answered:
+                raise CompositionError(told_answer(name, answered[0]))
+
+    @property
+    def watches_canvas(self) -> bool:
+        """Whether a plugin sees tensors of the whole canvas at every step."""
+        if any(self._others(hook) for hook in ("vitrail_mask", "vitrail_guide", "vitrail_fuse")):
+            return True
+        seen = (set(i.argnames) | set(i.kwargnames) for i in self._others("vitrail_step_end"))
+        return any({"latents", "prediction"} & names for names in seen)
+
+    def who(self, slot: str, step: Step, strategy: Any) -> str:
+        """A strategy in words: its slot, its registered name if it has one, and its class."""
+        return str(evolve(self._answers.asked(slot, step, strategy), step=None))
+
+    @property
+    def watches_forwards(self) -> bool:
+        """Whether a plugin wraps or observes single forwards, and so may expect one after another."""
+        return bool(self._others("vitrail_predict"))
+
+    def _others(self, hook: str) -> list[pluggy.HookImpl]:
+        """Implementations of a hook that are not the composition's."""
+        return [i for i in getattr(self._manager.hook, hook).get_hookimpls() if i.plugin is not self._answers]
+
+    def _call(self, hook: str, step: Step | None, **arguments: Any) -> Any:
+        try:
+            return getattr(self._manager.hook, hook)(**arguments, **({} if step is None else {"step": step}))
+        except VitrailError:
+            raise
+        except Exception as error:
+            others = self._plugins(hook)
+            if others or not getattr(error, "__notes__", ()):  # else it says whose it is
+                where = f"in {hook}{_at(step)}"
+                error.add_note(f"{where}; plugins: {others}" if others else where)
+            raise
+
+    def _plugins(self, hook: str) -> str:
+        """Names of those besides the composition that implement a hook."""
+        return ", ".join(i.plugin_name for i in self._others(hook))
+
+    def _answer(self, hook: str, step: Step, asked: Asked | None, kind: type[T], **arguments: Any) -> T:
+        result = self._call(hook, step, **arguments)
+        if not isinstance(result, kind):
+            wrappers = self._plugins(hook)
+            more = f"; {hook} is wrapped by {wrappers}, and a wrapper must return what it received" if wrappers else ""
+            who = f"{hook}{_at(step)}" if asked is None else str(asked)
+            raise ShapeError(f"{who} must give a {kind.__name__}, got {returned.kind(result)}{more}")
+        return result
+
+    def run_start(self, num_steps: int, canvas: Canvas, model_calls: int) -> None:
+        """Tell observers the plan."""
+        self._call("vitrail_run_start", None, num_steps=num_steps, canvas=canvas, model_calls=model_calls)
+
+    def patch(self, step: Step, canvas: Canvas, family: int) -> Patches:
+        """Views of one family."""
+        from vitrail.core.geometry.views import Patches
+
+        patching = self._answers.patching(step, family)
+        asked = self._answers.asked("patching", step, patching)
+        patches = self._answer("vitrail_patch", step, asked, Patches, canvas=canvas, family=family)
+        returned.check_patches(asked, patches, canvas, OptionalPatching.of(patching).shows_whole)
+        self._check_count(asked, step, family, len(patches.views))
+        if (step.index, family) not in self._looked_at:  # views are asked for several times a step
+            returned.check_permutation(asked, patches, self._answers.channels)
+            self._looked_at.add((step.index, family))
+        return patches
+
+    def outline(self, step: Step, canvas: Canvas, family: int) -> Outline:
+        """What the views of one family are like; they are laid out only if nobody can tell without."""
+        from vitrail.core.geometry.views import Outline
+
+        patching = self._answers.patching(step, family)
+        if self._others("vitrail_patch") or not has_own(patching, OptionalPatching.outline):
+            return Outline.of(self.patch(step, canvas, family))
+        asked = self._answers.asked("patching", step, patching)
+        with asked.noted():
+            outline = OptionalPatching.of(patching).outline(step, canvas)
+        if not isinstance(outline, Outline):
+            asked.refuse(f"must give an Outline, got {returned.kind(outline)}")
+        self._check_count(asked, step, family, outline.count)
+        return outline
+
+    def _check_count(self, asked: Asked, step: Step, family: int, count: int) -> None:
+        """A stage has as many views at every step: the plan of who computes what, and its cost, are made from one."""
+        first, planned = self._counts.setdefault((step.phase, step.stage, family), (step, count))
+        if count != planned:
+            asked.refuse(
+                f"returned {count} views, but {planned} at step {first.index + 1} of the same stage; it must return as "
+                "many at every step of a stage"
+            )
+
+    def prepare(self, step: Step, model_input: Tensor, canvas: Canvas, family: int) -> Tensor:
+        """What the views of a family are read from, Float32[Tensor, "batch channels height width"]."""
+        patching = self._answers.patching(step, family)
+        if not has_own(patching, OptionalPatching.prepare):
+            return model_input
+        asked = self._answers.asked("patching", step, patching)
+        with asked.noted():
+            prepared = OptionalPatching.of(patching).prepare(step, model_input, canvas)
+        returned.check_like(asked, "the canvas that its views are read from", prepared, model_input)
+        return prepared
+
+    def texts(
+        self,
+        step: Step,
+        prompt: str,
+        negative_prompt: str | None,
+        views: Sequence[View],
+        canvas: Canvas,
+        memory: Memory | None,
+    ) -> tuple[str | None, ...]:
+        """The texts of the main family's views; () for the prompt in all."""
+        prompting = self._answers.stage(step).prompting
+        asked = self._answers.asked("prompting", step, prompting)
+        with asked.noted():
+            texts = prompting.texts(step, prompt, negative_prompt, views, canvas, memory)
+        return returned.check_texts(asked, texts, len(views))
+
+    def predict(self, step: Step, rows: Rows) -> Predicted:
+        """One forward of the network."""
+        from vitrail.core.method.protocols import Predicted
+
+        predicted = self._answer("vitrail_predict", step, None, Predicted, rows=rows)
+        output, shown = predicted.model_output, rows.model_input
+        if output.shape != shown.shape:
+            raise ShapeError(
+                f"vitrail_predict{_at(step)} must give an output of {tuple(shown.shape)} for rows of that shape, got "
+                f"{tuple(output.shape)}"
+            )
+        return predicted
+
+    def mask(
+        self, step: Step, key: Prediction, predicted: Predicted, state: Any, trail: Trail
+    ) -> tuple[Tensor | None, Any]:
+        """The mask and the masking's new state; whether it lies in [0, 1], the step's trail looks at its end."""
+        asked = self._answers.asked("masking", step, self._answers.stage(step).masking)
+        arguments = {"key": key, "predicted": predicted, "state": state}
+        pair = self._answer("vitrail_mask", step, asked, tuple, **arguments)
+        mask, state = returned.check_pair(asked, "(mask, state)", pair)
+        view = predicted.view
+        returned.check_mask(asked, mask, key.latents, key.latents.shape[-2:] if view is None else view.shape)
+        if mask is not None:
+            trail.claim(returned.outside(mask), f"{asked} returned a mask that does not lie in [0, 1]")
+        return mask, state
+
+    def guide(self, step: Step, guidance: Guidance, subject: T, scene: Scene, state: Any) -> tuple[T, Any]:
+        """The corrected subject and the guidance's new state."""
+        arguments = {"guidance": guidance, "subject": subject, "scene": scene, "state": state}
+        asked = self._answers.asked("guidance", step, guidance)
+        pair = self._answer("vitrail_guide", step, asked, tuple, **arguments)
+        guided, state = returned.check_pair(asked, "(subject, state)", pair)
+        returned.check_guided(asked, subject, guided, guidance.point)
+        return guided, state
+
+    def cost(self, step: Step, guidance: Guidance, canvas: Canvas, branches: int) -> Cost:
+        """What a guidance asks of networks besides the views, whatever they are."""
+        asked = self._answers.asked("guidance", step, guidance)
+        with asked.noted():
+            cost = OptionalGuidance.of(guidance).cost(step, canvas, branches)
+        return returned.check_cost(asked, "cost", cost)
+
+    def cost_of_views(self, step: Step, guidance: Guidance, outline: Outline, branches: int) -> Cost:
+        """What a guidance asks of networks besides the views, by what they are."""
+        asked = self._answers.asked("guidance", step, guidance)
+        with asked.noted():
+            cost = OptionalGuidance.of(guidance).cost_of_views(step, outline, branches)
+        return returned.check_cost(asked, "cost_of_views", cost)
+
+    def tell(self, step: Step, guidance: MessageGuidance, subject: Prediction, key: int, mask: Tensor | None) -> Tensor:
+        """The key view's message, Float32[Tensor, "batch channels+1 h w"]."""
+        asked, like = self._answers.asked("guidance", step, guidance), subject.model_output[key]
+        with asked.noted():
+            message = guidance.tell(step, subject, key, mask)
+        returned.check_like(
+            asked, "the message", message, like.new_empty((len(like), like.shape[1] + 1, *like.shape[2:]))
+        )
+        return message
+
+    def follow(
+        self, step: Step, guidance: MessageGuidance, subject: Prediction, key: int, message: Tensor | None
+    ) -> Prediction:
+        """All views but the key view, corrected."""
+        asked = self._answers.asked("guidance", step, guidance)
+        with asked.noted():
+            guided = guidance.follow(step, subject, key, message)
+        returned.check_guided(asked, subject, guided, guidance.point)
+        return guided
+
+    def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, family: int) -> Tensor:
+        """The canvas's network output, of the canvas's shape."""
+        import torch
+
+        arguments = {"views": views, "prediction": prediction, "latents": latents, "family": family}
+        asked = self._answers.asked("fusion", step, self._answers.fusion(step, family))
+        fused = self._answer("vitrail_fuse", step, asked, torch.Tensor, **arguments)
+        returned.check_fused(asked, fused, latents)
+        return fused
+
+    def step_end(self, step: Step, latents: Tensor, prediction: Prediction) -> None:
+        """Tell observers the new canvas."""
+        self._call("vitrail_step_end", step, latents=latents, prediction=prediction)
+
+    def run_end(self, latents: Tensor) -> None:
+        """Tell observers that the run is done."""
+        self._call("vitrail_run_end", None, latents=latents)
+
+
+def _at(step: Step | None) -> str:
+    return "" if step is None else f" at step {step.index + 1} of {step.num_steps}"

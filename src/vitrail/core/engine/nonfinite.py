@@ -1,0 +1,184 @@
+"""Where values stopped being finite: the sums of what a step made, looked at only if its end is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+from vitrail.core.engine.guidance_context import subject_tensor
+from vitrail.errors import PredictionError, ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.engine.guidance_context import Branches
+    from vitrail.core.geometry.views import Patches, Span
+    from vitrail.core.method.protocols import Guidance, Predicted, Rows
+    from vitrail.core.schedule.prediction import Prediction
+    from vitrail.core.schedule.step import Step
+
+MOST = 4  # views that a message names
+NETWORK = "try float32 or bfloat16 (--dtype), and look at the weights of the model and its adapters"
+WEAKER = "try a weaker one"
+SCHEDULER = "try another scheduler, more steps or a lower guidance scale"
+
+
+@frozen(eq=False)
+class Made:
+    """One result of a step.
+
+    Attributes:
+        what: In words.
+        advice: What to do if it is the first that is not finite.
+        sums: Gives the sum of every part, Float32[Tensor, "parts"].
+        name: What the part of a number is called; None if there is one without a name.
+    """
+
+    what: str
+    advice: str
+    sums: Callable[[], Tensor]
+    name: Callable[[int], str] | None = None
+
+    def broken_sync(self) -> list[int]:
+        """Numbers of the parts that are not finite; waits for the device."""
+        finite: list[bool] = self.sums().isfinite().tolist()
+        return [number for number, is_finite in enumerate(finite) if not is_finite]
+
+    def told(self, broken: Sequence[int]) -> str:
+        """The message's words for it."""
+        if self.name is None:
+            return f"{self.what}; {self.advice}"
+        names = "; of ".join(self.name(number) for number in broken[:MOST])
+        more = f"; and of {len(broken) - MOST} more" if len(broken) > MOST else ""
+        return f"{self.what} of {names}{more}; {self.advice}"
+
+
+@define(eq=False)
+class Trail:
+    """What one step made, in the order in which it did: only sums, which are not finite if a value is not.
+
+    Attributes:
+        cell: Pixels of a latent cell's side.
+        made: So far.
+        claims: How many values break what is claimed of them, each with the words for it.
+    """
+
+    cell: int = 1
+    made: list[Made] = field(factory=list)
+    claims: list[tuple[Tensor, str]] = field(factory=list)
+
+    def add(self, what: str, tensor: Tensor, advice: str) -> None:
+        """Note one result."""
+        self._note(what, advice, [_sums(tensor, 1)])
+
+    def add_rows(self, patches: Patches, family: int, batches: Sequence[Rows], answers: Sequence[Predicted]) -> None:
+        """Note the network's answers; on a rank that has only its own, zeros stand for the others'."""
+        branches = [branch for rows in batches for branch in rows.branches]
+        of_a_view = len(branches) // (len(patches.views) + patches.clean_key)
+
+        def name(number: int) -> str:
+            return f"{view_name(patches, number // of_a_view, family, self.cell)}, branch {branches[number]}"
+
+        pairs = zip(batches, answers, strict=True)
+        sums = [_sums(answer.model_output, len(rows.views)) for rows, answer in pairs]
+        self._note("the network's prediction", NETWORK, sums, name)
+
+    def add_views(self, what: str, patches: Patches, family: int, views: Tensor) -> None:
+        """Note one result of every view, Float32[Tensor, "views batch channels h w"]."""
+
+        def name(number: int) -> str:
+            return view_name(patches, number, family, self.cell)
+
+        self._note(what, WEAKER, [_sums(views, len(views))], name)
+
+    def add_guided(self, guidance: Guidance, subject: Tensor | Prediction | Branches, patches: Patches | None) -> None:
+        """Note what guidance returned, for every view if there are ``patches``."""
+        what = f"guidance {type(guidance).__name__}"
+        tensor = subject_tensor(subject)
+        if patches is None:
+            self.add(what, tensor, WEAKER)
+        else:
+            self.add_views(what, patches, 0, tensor)
+
+    def add_message(self, fetch: Callable[[], Tensor | None]) -> None:
+        """Note where to find the message that this rank's views followed, if they followed one."""
+        import torch
+
+        def sums() -> Tensor:
+            message = fetch()
+            return torch.zeros(1, dtype=torch.float32, device="cpu") if message is None else _sums(message, 1)
+
+        self.made.append(Made("the message of the key view, which another rank may have", NETWORK, sums))
+
+    def claim(self, broken: Tensor, told: str) -> None:
+        """Note how many values break a contract; read at the step's end, with what is read then anyway.
+
+        Args:
+            broken: On any device, Int64[Tensor, ""].
+            told: The message if there are any.
+        """
+        self.claims.append((broken, told))
+
+    def _note(self, what: str, advice: str, sums: Sequence[Tensor], name: Callable[[int], str] | None = None) -> None:
+        import torch
+
+        self.made.append(Made(what, advice, lambda: torch.cat(list(sums)), name))
+
+    def check_sync(self, step: Step, latents: Tensor) -> None:
+        """Stop at the first step whose latents are not finite; waits for the device.
+
+        Args:
+            step: That is done.
+            latents: The canvas after it, Float32[Tensor, "batch channels height width"].
+
+        Raises:
+            ShapeError: If what a strategy returned broke its contract on the way.
+            PredictionError: Naming what was not finite first: views and branches, or the part of the step.
+        """
+        import torch
+
+        total = latents.sum()
+        total_read, *broken = torch.stack([total, *(count.to(total) for count, _ in self.claims)]).tolist()
+        for count, (_, told) in zip(broken, self.claims, strict=True):
+            if count:
+                raise ShapeError(f"{told}: {int(count)} values")
+        if not math.isfinite(total_read) and not bool(latents.isfinite().all()):
+            where = f"step {step.index + 1} of {step.num_steps} (stage {step.stage + 1}, timestep {step.timestep:g})"
+            raise PredictionError(f"{where} gave latents that are not finite; first: {self._blame()}")
+
+    def _blame(self) -> str:
+        found = ((made, made.broken_sync()) for made in self.made)
+        first = next(((made, broken) for made, broken in found if broken), None)
+        return first[0].told(first[1]) if first else f"the scheduler's step; {SCHEDULER}"
+
+
+def view_name(patches: Patches, index: int, family: int, cell: int) -> str:
+    """A view as a person finds it: its number, its latent cells and its pixels.
+
+    Args:
+        patches: The views, in canonical order.
+        index: Of the view; one more than there are for the clean copy of the key view.
+        family: Of the views; 0 is the stage's own.
+        cell: Pixels of a latent cell's side.
+    """
+    is_copy = index == len(patches.views)
+    number = patches.key if is_copy else index
+    down, right = patches.views[number].vertical, patches.views[number].horizontal
+    what = f"{'the clean copy of ' * is_copy}view {number} of {len(patches.views)}"
+    where = f" in family {family}" if family else ""
+    every = f", every {down.step} by {right.step}" if max(down.step, right.step) > 1 else ""
+    cells = f"rows {_ends(down, 1)}, columns {_ends(right, 1)}{every}"
+    return f"{what}{where} ({cells}; pixels {_ends(down, cell)} x {_ends(right, cell)})"
+
+
+def _sums(tensor: Tensor, parts: int) -> Tensor:
+    import torch
+
+    return tensor.reshape(parts, -1).sum(1, dtype=torch.float32)
+
+
+def _ends(span: Span, cell: int) -> str:
+    return f"{span.start * cell}-{(span.start + (span.count - 1) * span.step + 1) * cell - 1}"

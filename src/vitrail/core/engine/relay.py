@@ -1,0 +1,198 @@
+"""A stage that needs no collective: each rank advances its own views, guided through the key view's channel.
+
+Possible where views are a partition of the canvas, their pixels stay where they are, and guidance reads the
+key view's message alone. A rank then keeps the whole canvas in shape, of which its own cells are true; all
+that follows a prediction works cell by cell, so what lies in the others' cells reaches nobody. The canvas is
+gathered at the end of the stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, evolve
+
+from vitrail.core.engine.assembly import gather_views
+from vitrail.core.engine.exchange import Exchange, whole_views
+from vitrail.core.method.members import OptionalFusion, OptionalMasking, OptionalPatching, has_own, speaks
+from vitrail.core.method.protocols import Predicted
+from vitrail.core.schedule.prediction import Prediction
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vitrail.comm.protocol import Channel
+    from vitrail.core.geometry.views import Canvas, Patches, View
+    from vitrail.core.method.composition import Stage
+    from vitrail.core.method.protocols import Branch, MessageGuidance, Rows
+    from vitrail.core.schedule.step import Step
+
+AHEAD = 4  # messages that the key view's rank may be ahead of the slowest reader
+Combine = Callable[[Sequence[Predicted]], "Tensor"]
+Tell = Callable[["MessageGuidance", Prediction, Predicted], "Tensor"]
+Follow = Callable[["Step", "MessageGuidance", Prediction, int, "Tensor | None"], Prediction]
+
+
+def message_guidance(stage: Stage) -> tuple[MessageGuidance, ...] | None:
+    """The stage's guidance if it goes by messages: none or one; None if it does not."""
+    speaking = tuple(guidance for guidance in stage.guidance if speaks(guidance) and guidance.point == "views")
+    return speaking if len(speaking) == len(stage.guidance) < 2 else None
+
+
+def can_relay(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
+    """Whether a stage's steps can do without collectives.
+
+    Args:
+        stage: Its strategies.
+        canvas: For what the views must part.
+        every: The patches of its steps.
+    """
+    if stage.also or message_guidance(stage) is None or not OptionalFusion.of(stage.fusion).is_local:
+        return False
+    if (
+        stage.remember
+        or OptionalMasking.of(stage.masking).knows_whole
+        or has_own(stage.patching, OptionalPatching.prepare)
+    ):
+        return False
+    views: tuple[View, ...] | None = None
+    for patches in every:
+        cells = len(patches.views) * math.prod(patches.views[0].shape)
+        parts = cells == canvas.height * canvas.width and patches.permutation is None and not patches.clean_key
+        if not parts or patches.views != (views or patches.views):
+            return False
+        views = patches.views
+    return views is not None
+
+
+@define(eq=False)
+class Relay:
+    """One rank's part in such a stage.
+
+    Attributes:
+        exchange: The ranks.
+        patches: The views, alike at every step.
+        guidance: The one that goes by messages, if any.
+        branches: CFG branches of every row.
+        first_step: Of the stage, as far as this run does it; messages are counted from here.
+        told: The message before that, if the run goes on from a checkpoint.
+        channel: Carries the messages.
+        owners: Of the micro-batches, once they are known.
+        row_batch: Rows of a micro-batch; the last may have fewer.
+        device: Where messages are wanted, once the channel is open.
+    """
+
+    exchange: Exchange
+    patches: Patches
+    guidance: MessageGuidance | None
+    branches: tuple[Branch, ...]
+    first_step: int
+    told: Any = None
+    channel: Channel | None = None
+    owners: tuple[int, ...] = ()
+    row_batch: int = 1
+    device: torch.device | None = None
+
+    def view_owners(self) -> list[int]:
+        """The rank of every view."""
+        return [self.owners[view * len(self.branches) // self.row_batch] for view in range(len(self.patches.views))]
+
+    def predict(
+        self,
+        step: Step,
+        latents: Tensor,
+        batches: Sequence[Rows],
+        forward: Callable[[Rows], Predicted],
+        combine: Combine,
+        tell: Tell,
+        follow: Follow,
+    ) -> Prediction:
+        """Predict this rank's views, the key view first, and guide them by the message.
+
+        Args:
+            step: Where the run stands.
+            latents: The canvas, of which this rank's cells are true.
+            batches: All micro-batches, in canonical order.
+            forward: The network.
+            combine: Classifier-free guidance over answers, Float32[Tensor, "views batch channels h w"].
+            tell: The key view's message from its prediction.
+            follow: All views but the key view, corrected by a message.
+        """
+        if not self.owners:
+            self._share_out(batches)
+        key, rank = self.patches.key, self.exchange.communicator.rank
+        answers = [Predicted(rows.model_input.new_zeros(rows.model_input.shape)) for rows in batches]
+        key_units = [unit for unit, rows in enumerate(batches) if self.patches.views[key] in rows.views]
+        rest = [unit for unit in range(len(batches)) if unit not in key_units]
+        views = Prediction(gather_views(latents, self.patches.views), latents, step)
+        if self.guidance is not None and self.guidance.lag(step) is not None and self.channel is None:
+            self._open(step, views.latents)
+        for unit in (unit for unit in key_units if self.owners[unit] == rank):
+            answers[unit] = forward(batches[unit])
+        if self.guidance is not None and self.guidance.lag(step) is not None:
+            message = None
+            if self.owners[key_units[0]] == rank:
+                spoken = evolve(views, latents=views.latents[key], model_output=combine(answers)[key])
+                seen = next((a for a in answers if a.attention is not None), answers[key_units[0]])
+                message = tell(self.guidance, spoken, seen)
+            assert self.channel is not None
+            self.channel.publish(step.index - self.first_step, message)
+        for unit in (unit for unit in rest if self.owners[unit] == rank):
+            answers[unit] = forward(batches[unit])
+        views = evolve(views, model_output=combine(answers))
+        return views if self.guidance is None else follow(step, self.guidance, views, key, self.message(step))
+
+    def message(self, step: Step) -> Tensor | None:
+        """The message that a step follows, exactly the one that is due."""
+        assert self.guidance is not None
+        lag = self.guidance.lag(step)
+        if lag is None:
+            return None
+        version = step.index - self.first_step - lag
+        return self._fetch(version) if version >= 0 else self.told
+
+    def last_message(self, step: Step) -> Tensor | None:
+        """The message told at a step, for a checkpoint."""
+        needed = self.guidance is not None and self.guidance.lag(step) is not None
+        return self._fetch(step.index - self.first_step) if needed else None
+
+    def gather(self, tensors: Sequence[Tensor]) -> None:
+        """Make whole canvases of tensors that are true in this rank's cells, in place; collective.
+
+        Args:
+            tensors: Float32[Tensor, "batch channels height width"] each.
+        """
+        views, communicator = self.patches.views, self.exchange.communicator
+        owners = self.view_owners()
+        cut = {
+            (i, v, p): tensor[..., piece.rows, piece.cols]
+            for i, tensor in enumerate(tensors)
+            for v, view in enumerate(views)
+            for p, piece in enumerate(view.pieces)
+        }
+        owner = {key: owners[key[1]] for key in cut}
+        mine = {key: part for key, part in cut.items() if owner[key] == communicator.rank}
+        communicator.all_gather_into(cut, mine, owner)
+
+    def _share_out(self, batches: Sequence[Rows]) -> None:
+        self.row_batch = len(batches[0].views)
+        self.owners = whole_views(batches, self.exchange.speeds, len(self.branches), self.patches.key)
+
+    def _open(self, step: Step, views: Tensor) -> None:
+        """Open the channel before anything is computed, since that is collective; the owner may be steps ahead."""
+        batch, channels, height, width = views.shape[1:]
+        self.device = views.device
+        self.channel = self.exchange.communicator.channel(
+            f"phase {step.phase} stage {step.stage}",
+            src=self.view_owners()[self.patches.key],
+            shape=(batch, channels + 1, height, width),
+            dtype=views.dtype,
+            max_staleness=AHEAD,
+        )
+
+    def _fetch(self, version: int) -> Tensor:
+        assert self.channel is not None
+        return self.channel.fetch(version).to(self.device)

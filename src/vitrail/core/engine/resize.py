@@ -1,0 +1,156 @@
+"""From one size to the next: the picture so far, grown, with the noise of the step where the next phase begins."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from vitrail.core.engine.guidance_context import Start
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.engine.guidance_context import Vae
+    from vitrail.core.geometry.views import Canvas, View
+    from vitrail.core.schedule.phase import Phase
+    from vitrail.core.schedule.streams import Streams
+
+BLUR = (0.25, 0.5, 0.25)  # a binomial kernel; not a convolution, which a device may do in fewer digits
+REACH = 3  # cells on one side that bicubic interpolation looks at, and one more; bilinear looks at fewer
+
+
+def without_padding(latents: Tensor, canvas: Canvas) -> Tensor:
+    """The cells of the picture, Float32[Tensor, "batch channels height width"]."""
+    height, width = canvas.inner
+    return latents[..., :height, :width]
+
+
+def inside(view: View, canvas: Canvas) -> tuple[int, int]:
+    """Height and width in cells of what a view shows of the picture, without the padding."""
+    pairs = zip((view.vertical, view.horizontal), canvas.inner, strict=True)
+    down, right = (min(span.count, -(-(length - span.start) // span.step)) for span, length in pairs)
+    return down, right
+
+
+def grown_latents(latents: Tensor, before: Canvas, canvas: Canvas) -> Tensor:
+    """Latents of another size, bicubic, across edges that meet; the padding repeats the edge.
+
+    Args:
+        latents: Float32[Tensor, "batch channels height width"] on the canvas ``before``.
+        before: Where they are.
+        canvas: Where they are to be.
+    """
+    import torch.nn.functional as F
+
+    grown = bicubic(without_padding(latents, before), canvas.inner, canvas)
+    return F.pad(grown, (0, canvas.pad_width, 0, canvas.pad_height), mode="replicate")
+
+
+def bicubic(values: Tensor, size: tuple[int, int], canvas: Canvas) -> Tensor:
+    """Values of another size, bicubic, Float32[Tensor, "batch channels *size"]; see ``resized``."""
+    return resized(values, size, canvas, "bicubic")
+
+
+def resized(values: Tensor, size: tuple[int, int], canvas: Canvas, mode: Literal["bicubic", "bilinear"]) -> Tensor:
+    """Values of another size, Float32[Tensor, "batch channels *size"].
+
+    Where edges meet, those on the other side count, so that there is no seam.
+
+    Args:
+        values: Cells or pixels, Float32[Tensor, "batch channels h w"].
+        size: Height and width wanted.
+        canvas: Says which edges meet.
+        mode: Between the values.
+    """
+    import torch.nn.functional as F
+
+    (above, top), (before, left) = (
+        _overlap(values.shape[-2], size[0], canvas.wraps("y")),
+        _overlap(values.shape[-1], size[1], canvas.wraps("x")),
+    )
+    round_about = F.pad(values, (before, before, above, above), mode="circular") if above or before else values
+    enlarged = (size[0] + 2 * top, size[1] + 2 * left)
+    grown = F.interpolate(round_about, enlarged, mode=mode, align_corners=False)
+    return grown[..., top : top + size[0], left : left + size[1]]
+
+
+def _overlap(length: int, wanted: int, meets: bool) -> tuple[int, int]:
+    """What is added at either end of an axis whose ends meet, before and after it grows by the same factor."""
+    if not meets:
+        return 0, 0
+    unit = length // math.gcd(length, wanted)
+    before = min(length, -(-REACH // unit) * unit)
+    return before, before * wanted // length
+
+
+def grown_picture(picture: Tensor, size: tuple[int, int], sharpen: float, canvas: Canvas) -> Tensor:
+    """A picture of another size, bicubic, sharpened, Float32[Tensor, "batch 3 Height Width"].
+
+    Sharpening adds what a blur takes away (unsharp masking), as DiffuseHigh (Kim et al., 2024,
+    https://arxiv.org/abs/2406.18459), sec. 3.3, does; the blur is fixed, so that the picture is a function of the seed.
+    As in the authors' code a sharpened picture may leave [-1, 1]; one that only grows is clipped to it.
+
+    Args:
+        picture: In [0, 1].
+        size: Height and width wanted.
+        sharpen: How much is added.
+        canvas: Says which edges meet.
+    """
+    grown = bicubic(picture, size, canvas)
+    grown = grown + sharpen * (grown - blurred(grown, canvas)) if sharpen else grown.clamp(0, 1)
+    return 2 * grown - 1
+
+
+def blurred(picture: Tensor, canvas: Canvas) -> Tensor:
+    """A picture with the mean of every pixel's neighbours, by binomial weights; edges are repeated where none meet."""
+    import torch.nn.functional as F
+
+    def mode(axis: Literal["x", "y"]) -> str:
+        return "circular" if canvas.wraps(axis) else "replicate"
+
+    outer, inner, _ = BLUR
+    edged = F.pad(F.pad(picture, (0, 0, 1, 1), mode=mode("y")), (1, 1, 0, 0), mode=mode("x"))
+    rows = outer * (edged[..., :-2, :] + edged[..., 2:, :]) + inner * edged[..., 1:-1, :]
+    return outer * (rows[..., :-2] + rows[..., 2:]) + inner * rows[..., 1:-1]
+
+
+def grow(latents: Tensor, before: Phase, phase: Phase, vae: Vae | None, streams: Streams) -> Start:
+    """What a phase begins with.
+
+    Args:
+        latents: Clean, on the canvas of the phase before.
+        before: That phase.
+        phase: The one that begins.
+        vae: For phases that grow in pixels.
+        streams: Gives the noise, drawn for the whole canvas.
+    """
+    assert phase.enter is not None
+    picture = None
+    if phase.enter.resize == "pixels":
+        assert vae is not None
+        decoded = vae.decode(latents, before.canvas)
+        picture = grown_picture(decoded, phase.picture, phase.enter.sharpen, phase.canvas)
+        clean = vae.encode(picture, phase.canvas)
+    else:
+        clean = grown_latents(latents, before.canvas, phase.canvas)
+    return Start(clean, phase_noise(clean, phase, streams), picture)
+
+
+def phase_noise(clean: Tensor, phase: Phase, streams: Streams) -> Tensor:
+    """The noise of a phase, Float32[Tensor, "batch channels height width"]."""
+    return streams.normal(tuple(clean.shape), "phase-noise", phase.number).to(clean.device)
+
+
+def moments(latents: Tensor, canvas: Canvas) -> Tensor:
+    """Mean and deviation over all elements of the picture, without the padding, Float32[Tensor, "2"]."""
+    import torch
+
+    picture = without_padding(latents, canvas)
+    return torch.stack([picture.mean(), picture.std()])
+
+
+def renormalised(latents: Tensor, wanted: Tensor, canvas: Canvas) -> Tensor:
+    """Latents whose picture has the mean and deviation of another; DemoFusion's code, after each phase."""
+    mean, deviation = moments(latents, canvas)
+    scaled: Tensor = (latents - mean) / deviation * wanted[1] + wanted[0]
+    return scaled

@@ -1,0 +1,94 @@
+"""How far a run has come: all that must be kept to go on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from vitrail.core.engine.nonfinite import Trail
+from vitrail.core.method.cost import Cost
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.engine.guidance_context import Memory, Start
+    from vitrail.core.engine.rank_comparison import Unison
+    from vitrail.core.engine.relay import Relay
+    from vitrail.core.method.protocols import Rows
+    from vitrail.core.schedule.prediction import Prediction
+    from vitrail.core.schedule.step import Step
+
+
+@define
+class RunState:
+    """What strategies carry from step to step, and of the step in work the relay, the trail and what ranks compare."""
+
+    phase: int = -1
+    stage: int = -1
+    guidance: list[Any] = field(factory=list)
+    masking: Any = None
+    mask: Tensor | None = None  # of the whole canvas at the step in work, if the stage's is one
+    memory: Memory | None = None
+    start: Start | None = None
+    base: Tensor | None = None  # mean and deviation of the first size's result
+    relay: Relay | None = None
+    trail: Trail = field(factory=Trail)
+    unison: Unison | None = None
+
+    def note(self, step: Step, what: str, value: Any) -> None:
+        """Note what all ranks must have alike; where each has its own cells alone, there is no such thing."""
+        if self.unison is not None and self.relay is None:
+            self.unison.note(step, what, value)
+
+    def compare(self) -> None:
+        """Compare what was noted between ranks; collective. See ``Unison.compare``."""
+        if self.unison is not None:
+            self.unison.compare()
+
+
+@define
+class Timings:
+    """Seconds of a run on this rank, by what they went into, and what all ranks together asked of the networks."""
+
+    predict_s: float = 0.0
+    total_s: float = 0.0
+    cost: Cost = field(factory=Cost)
+
+    @property
+    def rows(self) -> int:
+        """That the network saw."""
+        return self.cost.model_calls
+
+    def count(self, batches: Iterable[Rows]) -> None:
+        """Add the rows of micro-batches."""
+        for rows in batches:
+            cells = math.prod(rows.model_input.shape[-2:])
+            self.add(Cost(rows={cells: len(rows.views)}))
+
+    def add(self, cost: Cost) -> None:
+        """Add what was asked."""
+        self.cost = Cost.total([self.cost, cost])
+
+
+@define(eq=False)
+class Sampled:
+    """A picture in work.
+
+    Attributes:
+        latents: After the last step that was done, Float32[Tensor, "batch channels height width"].
+        steps: How many were done.
+        prediction: The last, None before the first step.
+        state: Of the strategies.
+        timings: So far.
+        entered: Whether a step was done in this process.
+    """
+
+    latents: Tensor
+    steps: int = 0
+    prediction: Prediction | None = None
+    state: RunState = field(factory=RunState)
+    timings: Timings = field(factory=Timings)
+    entered: bool = False

@@ -1,0 +1,93 @@
+"""State as plain data and tensors, and a file of both: safe to read, since nothing in it is code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from vitrail.core.config.sealed import load_sealed, save_sealed
+from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLAIN = (type(None), bool, int, float, str)
+
+
+class NotStateError(TypeError):
+    """A value that is neither plain data, tensors nor attrs classes of them."""
+
+
+def pack(value: Any, tensors: list[Tensor]) -> Any:
+    """A value as JSON data; its tensors are appended to the list and referred to by position.
+
+    Raises:
+        NotStateError: For a value that cannot be written.
+    """
+    import torch
+
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return {"kind": "tensor", "value": len(tensors) - 1, "on_device": value.device.type != "cpu"}
+    if isinstance(value, (list, tuple)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {"kind": kind, "value": [pack(item, tensors) for item in value]}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"kind": "dict", "value": {key: pack(item, tensors) for key, item in value.items()}}
+    if isinstance(value, Mapping):
+        return {"kind": "pairs", "value": [[pack(k, tensors), pack(item, tensors)] for k, item in value.items()]}
+    if attrs.has(type(value)):
+        cls = type(value)
+        fields = {field.alias: getattr(value, field.name) for field in attrs.fields(cls) if field.init}
+        return {"kind": "attrs", "value": f"{cls.__module__}:{cls.__qualname__}", "fields": pack(fields, tensors)}
+    raise NotStateError(
+        f"{type(value).__name__} cannot be kept in a checkpoint; keep state in tensors or attrs classes"
+    )
+
+
+def unpack(data: Any, tensors: Sequence[Tensor], device: Any = None) -> Any:
+    """The value that ``pack`` took apart; tensors that were on a device go to ``device``."""
+    if isinstance(data, PLAIN):
+        return data
+    kind, content = data["kind"], data["value"]
+    if kind == "tensor":
+        return tensors[content].to(device) if data["on_device"] else tensors[content]
+    if kind in ("list", "tuple"):
+        items = [unpack(item, tensors, device) for item in content]
+        return items if kind == "list" else tuple(items)
+    if kind == "pairs":
+        return {unpack(key, tensors, device): unpack(item, tensors, device) for key, item in content}
+    if kind == "dict":
+        return {key: unpack(item, tensors, device) for key, item in content.items()}
+    module, _, name = content.partition(":")
+    cls = getattr(sys.modules.get(module), name, None)  # never an import: a file must not run code
+    if cls is None or not attrs.has(cls):
+        raise ConfigError(f"the checkpoint holds a {content}, which no loaded plugin has")
+    return cls(**unpack(data["fields"], tensors, device))
+
+
+def save_state(path: Path, value: Any) -> None:
+    """Write a value; the file appears, or is replaced, only when it is complete."""
+    tensors: list[Tensor] = []
+    skeleton = json.dumps(pack(value, tensors))
+    save_sealed(path, {str(i): tensor for i, tensor in enumerate(tensors)}, skeleton)
+
+
+def load_state(path: Path, device: Any = None) -> Any:
+    """Read what ``save_state`` wrote.
+
+    Raises:
+        ConfigError: If the file is none of ours or is damaged.
+    """
+    tensors, skeleton = load_sealed(path, "a checkpoint of a run")
+    try:
+        return unpack(json.loads(skeleton), [tensors[str(i)] for i in range(len(tensors))], device)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not a checkpoint of a run: {type(error).__name__}: {error}") from error

@@ -1,0 +1,1 @@
+"""Spans, views and canvases, in latent cells."""

@@ -1,0 +1,116 @@
+"""The sizes a picture grows through, and how it enters the next one. Data, not code.
+
+Numbers are pixels unless they are said to be cells.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from vitrail.core.config.fields import as_tuple
+
+if TYPE_CHECKING:
+    from vitrail.core.config.run_config import Wrap
+
+Base = Literal["area", "side"]
+Spacing = Literal["side", "area", "ratio"]
+Resize = Literal["latents", "pixels"]
+MOST_SIZES = 256
+TINY = 1e-6  # a size that is this near to the last one is the last one
+
+
+@frozen(kw_only=True)
+class Cascade:
+    """Which sizes come before the wanted one.
+
+    DemoFusion (Du et al., 2023, https://arxiv.org/abs/2311.16973), sec. 3.2, grows side by side; AP-LDM (Cao et al.,
+    2024, https://arxiv.org/abs/2410.06055), sec. 3.3, by equal areas. All sizes have the wanted picture's proportions,
+    and any proportions will do.
+    """
+
+    base: Base = field(default="area", validator=v.in_(("area", "side")))  # of the first: a training picture's area,
+    # or its side for the longer one
+    spacing: Spacing = field(default="ratio", validator=v.in_(("side", "area", "ratio")))  # what grows in equal steps
+    count: int | None = field(
+        default=None, validator=v.optional(v.and_(v.ge(1), v.le(MOST_SIZES)))
+    )  # sizes after the first; if unset one for each training size (side) or each doubling (area, ratio)
+
+    def sizes(
+        self, height: int, width: int, native: int, unit: int, wrap: Wrap = "none"
+    ) -> tuple[tuple[int, int], ...]:
+        """Every (height, width) from the first to the wanted one; the wanted one alone if it is no larger.
+
+        Args:
+            height: Wanted.
+            width: Wanted.
+            native: Side of a training picture.
+            unit: The sizes before the last are multiples of it, and of as many strided views as fit there.
+            wrap: Axes whose ends meet. As these cannot be padded, one stride for both axes must fit there, too.
+        """
+        large = max(height, width) if self.base == "side" else math.sqrt(height * width)
+        growth = large / native
+        if growth <= 1 + TINY:
+            return ((height, width),)
+        between = [growth / self._factor(growth, i) for i in range(self._count(growth))]  # wanted over this one
+        sides = [_fitted(height / g, width / g, native, unit, wrap) for g in between]
+        return (*dict.fromkeys(size for size in sides if size != (height, width)), (height, width))
+
+    def _count(self, growth: float) -> int:
+        doublings = math.ceil(math.log2(growth) - TINY)
+        return self.count or max(1, math.ceil(growth - TINY) - 1 if self.spacing == "side" else doublings)
+
+    def _factor(self, growth: float, number: int) -> float:
+        """How much longer the sides of a size are than the first one's."""
+        done = number / self._count(growth)
+        match self.spacing:
+            case "side":
+                return 1 + (growth - 1) * done
+            case "area":
+                return math.sqrt(1 + (growth**2 - 1) * done)
+            case "ratio":
+                return float(growth**done)
+
+
+def _fitted(height: float, width: float, native: int, unit: int, wrap: Wrap) -> tuple[int, int]:
+    """The nearest sides that need no padding; where the ends of an axis meet, not by the longer one's stride either."""
+    longer = _fit(max(height, width), native, unit)
+    down, right = (longer if axis in wrap else 0 for axis in ("y", "x"))
+    return _fit(height, native, unit, down), _fit(width, native, unit, right)
+
+
+def _fit(length: float, native: int, unit: int, longer: int = 0) -> int:
+    """The nearest length, at least one unit, that its own stride divides, and that of a longer axis if it is given."""
+    unit *= math.lcm(*(max(1, math.floor(each / native + 0.5)) for each in (length, longer)))
+    return max(1, math.floor(length / unit + 0.5)) * unit
+
+
+def _shares(instance: object, attribute: object, values: tuple[float, ...]) -> None:
+    if not values or any(not 0 < value <= 1 for value in values):
+        raise ValueError(f"'strength' wants shares of the steps above 0 and up to 1, one or more; got {list(values)}")
+
+
+@frozen(kw_only=True)
+class Enter:
+    """How a stage begins: on the picture so far, grown to the next size and noised again.
+
+    The stage and those after it are done once for every further size of the cascade.
+    """
+
+    resize: Resize = field(default="latents", validator=v.in_(("latents", "pixels")))  # where it grows, both bicubic;
+    # pixels go through the VAE twice
+    strength: tuple[float, ...] = field(default=(1.0,), converter=as_tuple, validator=_shares)  # share of the
+    # schedule's steps that is done; with several, the last is for the last size
+    renormalise: bool = False  # give the result the mean and deviation of the first size's (DemoFusion)
+    sharpen: float = field(default=0.0, validator=v.ge(0))  # with pixels: how much of what a blur takes is added
+
+    def __attrs_post_init__(self) -> None:
+        if self.sharpen and self.resize != "pixels":
+            raise ValueError("'sharpen' works on pixels; set resize = \"pixels\", or leave it out")
+
+    def share(self, number: int, count: int) -> float:
+        """The strength for one of the ``count`` further sizes."""
+        return self.strength[max(0, len(self.strength) - (count - number))]

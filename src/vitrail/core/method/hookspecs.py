@@ -1,0 +1,166 @@
+"""The table of contents of a run: every hook that a plugin may implement.
+
+Registration happens once per process. The stages are called once per step (``vitrail_predict`` once per
+micro-batch, ``vitrail_guide`` once per guidance). A stage marked *exclusive* is answered by the
+composition alone; plugins may wrap it (``hookimpl(wrapper=True)``) and must hand a value of the same kind
+on. Observers return nothing. Hook arguments carry no defaults: pluggy would never fill a misspelt one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from vitrail.errors import RegistrationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.config.registry import Registry
+    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.geometry.views import Canvas, Patches, View
+    from vitrail.core.method.protocols import Guidance, Predicted, Rows
+    from vitrail.core.schedule.prediction import Prediction
+    from vitrail.core.schedule.step import Step
+
+PROJECT = "vitrail"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+EXCLUSIVE = ("vitrail_patch", "vitrail_predict", "vitrail_mask", "vitrail_guide", "vitrail_fuse")
+
+
+class RegistrationSpecs:
+    """Called once per process."""
+
+    @hookspec
+    def vitrail_register(self, registry: Registry) -> None:
+        """Add named classes, methods and models. Called once for every installed plugin.
+
+        Args:
+            registry: ``registry.add(slot, name, cls)``, ``registry.add_file(slot, name, path)``.
+        """
+
+
+class StageSpecs:
+    """Called in every run, in this order in every step."""
+
+    # ------------------------------------------------------------------ the run
+
+    @hookspec
+    def vitrail_run_start(self, num_steps: int, canvas: Canvas, model_calls: int) -> None:
+        """Observer: the plan is made, nothing expensive has run. ``model_calls`` counts rows."""
+
+    # ------------------------------------------------------------------ one step
+
+    @hookspec(firstresult=True)
+    def vitrail_patch(self, step: Step, canvas: Canvas, family: int) -> Patches | None:
+        """Exclusive: the views of one family; family 0 is the stage's own patching."""
+
+    @hookspec(firstresult=True)
+    def vitrail_predict(self, step: Step, rows: Rows) -> Predicted | None:
+        """Exclusive: one forward of the network for a micro-batch of rows."""
+
+    @hookspec(firstresult=True)
+    def vitrail_mask(
+        self, step: Step, key: Prediction, predicted: Predicted, state: Any
+    ) -> tuple[Tensor | None, Any] | None:
+        """Exclusive: where guidance acts, and the masking's new state."""
+
+    @hookspec(firstresult=True)
+    def vitrail_guide(
+        self, step: Step, guidance: Guidance, subject: Any, scene: Scene, state: Any
+    ) -> tuple[Any, Any] | None:
+        """Exclusive: one guidance of the stage acts on its subject; answers (subject, state)."""
+
+    @hookspec(firstresult=True)
+    def vitrail_fuse(
+        self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, family: int
+    ) -> Tensor | None:
+        """Exclusive: the network output of the canvas from that of the views."""
+
+    @hookspec
+    def vitrail_step_end(self, step: Step, latents: Tensor, prediction: Prediction) -> None:
+        """Observer: the canvas after the scheduler's step, and the prediction that led there."""
+
+    # ------------------------------------------------------------------ the end
+
+    @hookspec
+    def vitrail_run_end(self, latents: Tensor) -> None:
+        """Observer: the last latents, before decoding; not called if the run raised."""
+
+
+def attach(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
+    """Register a plugin, and refuse what pluggy would let pass in silence.
+
+    Raises:
+        RegistrationError: Naming the plugin, if it is a class, registered already, has no hook, or if a
+            hook's name or one of its arguments is not known.
+    """
+    if isinstance(plugin, type):
+        raise RegistrationError(
+            f"plugin {name!r} is the class {plugin.__name__}: pass an instance; have you forgotten the `()`?"
+        )
+    try:
+        manager.register(plugin, name)
+    except (pluggy.PluginValidationError, ValueError) as error:
+        raise RegistrationError(f"plugin {name!r}: {error}") from error
+    try:
+        _check_hooks(manager, name, plugin)
+    except RegistrationError:
+        manager.unregister(plugin)  # or what is wrong with it would be told of the next one
+        raise
+
+
+def _check_hooks(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise RegistrationError(f"plugin {name!r}: {error}") from error
+    callers = manager.get_hookcallers(plugin) or []
+    if not callers:
+        raise RegistrationError(f"plugin {name!r} implements no hook; decorate its functions with @vitrail.hookimpl")
+    for caller in callers:
+        known = caller.spec.argnames if caller.spec else ()
+        for implementation in (i for i in caller.get_hookimpls() if i.plugin is plugin):
+            filled = {*implementation.argnames, *(set(implementation.kwargnames) & set(known))}
+            never = [a for a in inspect.signature(implementation.function).parameters if a not in filled]
+            if never:
+                raise RegistrationError(
+                    f"plugin {name!r}: {caller.name} takes {', '.join(map(repr, never))}, which is never passed; "
+                    f"the hook passes, by position, {', '.join(known)}"
+                )
+
+
+def stage_hooks(manager: pluggy.PluginManager, plugin: object) -> list[str]:
+    """The hooks of a run that an attached plugin implements."""
+    return [caller.name for caller in manager.get_hookcallers(plugin) or () if caller.name in vars(StageSpecs)]
+
+
+def wraps(plugin: object) -> bool:
+    """Whether a plugin wraps a stage, so that it may change the picture; one that only watches does not."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(StageSpecs)
+    manager.register(plugin)
+    return any(hook in EXCLUSIVE for hook in stage_hooks(manager, plugin))
+
+
+def answers(manager: pluggy.PluginManager, plugin: object) -> list[str]:
+    """The exclusive hooks that a plugin answers rather than wraps."""
+    return [
+        hook
+        for hook in EXCLUSIVE
+        for implementation in getattr(manager.hook, hook).get_hookimpls()
+        if implementation.plugin is plugin and not (implementation.wrapper or implementation.hookwrapper)
+    ]
+
+
+def told_answer(name: str, hook: str) -> str:
+    """What is wrong with a plugin that answers an exclusive hook."""
+    return (
+        f"plugin {name!r} answers {hook}, which plugin 'composition' answers already: register a strategy and choose "
+        "it in the config, or make the hook a wrapper (@hookimpl(wrapper=True))"
+    )

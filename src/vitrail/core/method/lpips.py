@@ -1,0 +1,56 @@
+"""Which tensors a file of LPIPS in its VGG16 form must hold, told by its header alone; needs no torch."""
+
+from __future__ import annotations
+
+from vitrail.core.config.paths import expanded
+from vitrail.core.config.safetensors_header import read_header
+from vitrail.errors import ModelError
+
+CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision's numbers
+BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # between two poolings
+
+
+def check_weights(weights: str) -> None:
+    """Refuse a file of other weights by its header alone; other tensors beside them do not matter.
+
+    Raises:
+        ModelError: If the file is missing, broken, or lacks a tensor that fits the others.
+    """
+    shapes = read_header(expanded(weights)).shapes
+    missing = [name for name in names() if name not in shapes]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise _refusal(weights, f"it has no {', '.join(missing[:3])}{more}")
+    channels = 3
+    for number, block in enumerate(BLOCKS):
+        for conv in block:
+            weight, bias = f"features.{conv}.weight", f"features.{conv}.bias"
+            width = shapes[bias][0] if shapes[bias] else 0
+            _fit(weights, weight, shapes[weight], (width, channels, 3, 3))
+            _fit(weights, bias, shapes[bias], (width,))
+            channels = width
+        _fit(weights, head_name(number), shapes[head_name(number)], (1, channels, 1, 1))
+
+
+def _fit(weights: str, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if shape != wanted:
+        raise _refusal(weights, f"{name} is {shape} and should be {wanted}")
+
+
+def _refusal(weights: str, what: str) -> ModelError:
+    return ModelError(
+        f"{weights} has not the weights of LPIPS in its VGG16 form: {what}; wanted are features.N.weight and .bias "
+        f"for N in {', '.join(map(str, CONVS))} and linL.model.1.weight for L in 0 to {len(BLOCKS) - 1}, "
+        "or leave `weights` out for the distance that ships inside"
+    )
+
+
+def head_name(number: int) -> str:
+    """Of the weights of a layer's channels."""
+    return f"lin{number}.model.1.weight"
+
+
+def names() -> list[str]:
+    """Of all tensors that the distance is made of."""
+    convs = [f"features.{conv}.{kind}" for conv in CONVS for kind in ("weight", "bias")]
+    return convs + [head_name(number) for number in range(len(BLOCKS))]

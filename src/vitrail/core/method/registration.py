@@ -1,0 +1,245 @@
+"""Whether a class fits its slot: the members that it must have, may have and may not have, and how they are called."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_args
+
+import attrs
+
+from vitrail.core.method.members import ABSENT, OPTIONAL
+from vitrail.core.method.metric import Features, Metric, References
+from vitrail.core.method.protocols import (
+    Fusion,
+    Guidance,
+    Masking,
+    MessageGuidance,
+    Patching,
+    Point,
+    Prompting,
+    Rectification,
+)
+from vitrail.errors import nearest
+
+PROTOCOLS: dict[str, type] = {
+    "patching": Patching,
+    "guidance": Guidance,
+    "masking": Masking,
+    "fusion": Fusion,
+    "prompting": Prompting,
+    "rectification": Rectification,
+    "metrics": Metric,
+    "features": Features,
+    "references": References,
+}
+OTHERS: dict[str, tuple[str, ...]] = {  # slots that hold no strategies: what a class of each must have
+    "backbones": ("pipelines", "offers", "defaults", "load", "adopt"),
+    "comm": ("run",),
+}
+NEEDS = frozenset(  # what strategies may need of a backbone; one that offers more may be registered
+    {
+        "attention-maps",
+        "convolutions",
+        "cross-attention",
+        "gradients",
+        "joint-attention-maps",
+        "self-attention",
+        "unet-skips",
+        "vae",
+    }
+)
+SLOTS = (*OPTIONAL, *OTHERS, "metrics", "features", "references")
+OF_CLASSES = ("needs", "point")  # read before there is an instance
+MESSAGES = tuple(name for name in vars(MessageGuidance) if not name.startswith("_"))
+
+
+def _public(cls: type) -> list[str]:
+    """Members that a class lists itself, methods last."""
+    listed = dict.fromkeys((*inspect.get_annotations(cls), *vars(cls)))
+    return [name for name in listed if not name.startswith("_")]
+
+
+def required(slot: str) -> tuple[str, ...]:
+    """The members that a class of a slot must have."""
+    return OTHERS[slot] if slot in OTHERS else tuple(_public(PROTOCOLS[slot]))
+
+
+@functools.cache
+def optional(slot: str) -> dict[str, Any]:
+    """The members that a class of a slot may have besides, with their defaults; a method is its own default."""
+    found: dict[str, Any] = {name: vars(MessageGuidance)[name] for name in MESSAGES} if slot == "guidance" else {}
+    for cls in OPTIONAL[slot].__mro__ if slot in OPTIONAL else ():
+        found = {name: value for name, value in vars(cls).items() if not name.startswith("_") and name != "of"} | found
+    return found
+
+
+def slots_of(cls: type) -> list[str]:
+    """The slots of strategies whose required members a class has, those first that take most of what it has."""
+    fitting = [slot for slot in OPTIONAL if all(_has(cls, name) for name in required(slot))]
+    return sorted(fitting, key=lambda slot: -len(required(slot)))
+
+
+def misfits(slot: str, cls: type, named: bool = True) -> list[str]:
+    """What keeps a class from filling a slot, one text each; none if it fits.
+
+    Args:
+        slot: One of ``SLOTS``.
+        cls: A class of a strategy, metric, backbone or communicator.
+        named: Whether it is to have a name in files; ``needs`` and ``point`` of others may differ from instance to
+            instance, see ``odd_values``.
+    """
+    name, missing = cls.__name__, [member for member in required(slot) if not _has(cls, member)]
+    if missing:
+        others = [other for other in slots_of(cls) if other != slot]
+        hint = f"; it is a {others[0]}" if others else _hint(slot, cls, missing)
+        return [f"{name} lacks {', '.join(missing)}{hint}"]
+    found = [] if _is_frozen(cls) else [f"{name} must be a frozen attrs class (decorate with @frozen)"]
+    if slot in PROTOCOLS:
+        protocol = PROTOCOLS[slot]
+        wanted = {member: vars(protocol)[member] for member in required(slot) if member in vars(protocol)}
+        found += [text for member, like in wanted.items() for text in _unlike(cls, member, like)]
+    if slot in OPTIONAL:
+        found += [*(_of_class(slot, cls) if named else ()), *_odd_options(slot, cls), *_strangers(slot, cls)]
+    return found
+
+
+def unknown_need(need: str, offers: Iterable[str] = ()) -> str:
+    """Text for a need that nothing offers, "" for a known one.
+
+    Args:
+        need: Of a strategy.
+        offers: Of all backbones that are registered.
+    """
+    known = {*NEEDS, *offers}
+    return "" if need in known else f"needs {need!r}, which no model offers{nearest(need, known)}"
+
+
+def _has(cls: type, name: str) -> bool:
+    """Whether instances have a member; a field of a class without slots is no attribute of the class."""
+    return inspect.getattr_static(cls, name, ABSENT) is not ABSENT or name in _fields(cls)
+
+
+def _fields(cls: type) -> set[str]:
+    return {field.name for field in attrs.fields(cls)} if attrs.has(cls) else set()
+
+
+def _hint(slot: str, cls: type, missing: list[str]) -> str:
+    """Names of the class's own that may be meant."""
+    own = [n for n in _own(cls) if n not in required(slot) and n not in optional(slot)]
+    meant = [(m, nearest(m, own).partition("'")[2].partition("'")[0]) for m in missing if "did you" in nearest(m, own)]
+    return "".join(f"; {given!r} should be {wanted!r}" for wanted, given in meant)
+
+
+def _own(cls: type) -> list[str]:
+    """Public names of a class and those above it, fields aside, whoever declares optional members aside, too."""
+    above = [each for each in cls.__mro__ if each is not object and each not in _declaring()]
+    names = dict.fromkeys(name for each in above for name in vars(each) if not name.startswith("_"))
+    return [name for name in names if name not in _fields(cls)]
+
+
+@functools.cache
+def _declaring() -> frozenset[type]:
+    return frozenset(each for cls in (*OPTIONAL.values(), *PROTOCOLS.values()) for each in cls.__mro__)
+
+
+def odd_values(slot: str, name: str, values: Mapping[str, object]) -> Iterator[str]:
+    """What is wrong with the values of members that every strategy has.
+
+    Args:
+        slot: Of the strategy.
+        name: Of its class.
+        values: Of ``needs`` and ``point``, from the class or from an instance.
+    """
+    needs, point = values.get("needs"), values.get("point")
+    if not (isinstance(needs, (set, frozenset)) and all(isinstance(need, str) for need in needs)):
+        yield f'{name}.needs must be a frozenset of texts, e.g. frozenset({{"vae"}}), got {needs!r}'
+    if slot == "guidance" and point not in get_args(Point):
+        meant = nearest(str(point), get_args(Point)).partition(";")[0]
+        yield f"{name}.point must be one of {', '.join(get_args(Point))}, got {point!r}{meant}"
+
+
+def _of_class(slot: str, cls: type) -> Iterator[str]:
+    """What stands in the class and not in its instances, since it is read before there is one."""
+    values = {member: inspect.getattr_static(cls, member, None) for member in OF_CLASSES}
+    fields = [member for member in OF_CLASSES if member in _fields(cls) and member in required(slot)]
+    for member in fields:
+        yield f"{cls.__name__}.{member} is a field, so a file could change it; annotate it as ClassVar"
+    if not fields:
+        yield from odd_values(slot, cls.__name__, values)
+
+
+def _odd_options(slot: str, cls: type) -> Iterator[str]:
+    """Optional members that are there and of another kind than the slot says."""
+    for member, default in optional(slot).items():
+        if not _has(cls, member):
+            continue
+        if inspect.isfunction(default):
+            yield from _unlike(cls, member, default)
+            continue
+        value = inspect.getattr_static(cls, member, default)
+        if member not in _fields(cls) and not isinstance(value, (property, type(default))):
+            yield f"{cls.__name__}.{member} must be a {type(default).__name__}, got {value!r}"
+    given = [member for member in MESSAGES if _has(cls, member)] if slot == "guidance" else []
+    if given and len(given) < len(MESSAGES):
+        rest = ", ".join(member for member in MESSAGES if member not in given)
+        yield f"{cls.__name__} has {', '.join(given)} and lacks {rest}; guidance by messages needs all of them"
+
+
+def _strangers(slot: str, cls: type) -> Iterator[str]:
+    """Public names that mean nothing in the slot, since a misspelt member would be one."""
+    known = [*required(slot), *optional(slot)]
+    for name in _own(cls):
+        if name not in known:
+            yield (
+                f"{cls.__name__}.{name} means nothing in {slot}{nearest(name, known)}; a name of your own begins with "
+                "an underscore"
+            )
+
+
+def _unlike(cls: type, member: str, like: object) -> Iterator[str]:
+    """How a member differs from the protocol's; whoever calls a method gives arguments by position."""
+    own = inspect.getattr_static(cls, member, ABSENT)
+    if member in _fields(cls):
+        return
+    if isinstance(like, property):
+        if inspect.isfunction(own):
+            yield f"{cls.__name__}.{member} is a method; it is read and not called, so decorate it with @property"
+        return
+    wanted = [each.name for each in _parameters(like)]
+    call = f"{member}({', '.join(wanted)})"
+    if not inspect.isroutine(own):
+        yield f"{cls.__name__}.{member} must be a method, {call}, got {own!r}"
+        return
+    given = _parameters(own)
+    try:
+        inspect.Signature(given).bind(*wanted)
+    except TypeError as error:
+        yield f"{cls.__name__}.{member} is called as {call}, which it does not take: {error}"
+        return
+    names = [each.name for each in given]
+    moved = [name for place, name in enumerate(names) if name in wanted and wanted.index(name) != place]
+    if moved:
+        yield f"{cls.__name__}.{member} is called as {call}, by position; it has {', '.join(moved)} in another place"
+
+
+def _parameters(method: Any) -> list[inspect.Parameter]:
+    """Of a method as it stands in its class, without ``self``."""
+    inner = method.__func__ if isinstance(method, (staticmethod, classmethod)) else method
+    found = list(inspect.signature(inner).parameters.values())
+    bound = not isinstance(method, staticmethod) and found and found[0].kind is not inspect.Parameter.VAR_POSITIONAL
+    return found[1:] if bound else found
+
+
+def _is_frozen(cls: type) -> bool:
+    """Whether attrs refuses any assignment; a class that is only ``@define`` validates and assigns."""
+    if not attrs.has(cls):
+        return False
+    try:
+        object.__new__(cls).frozen = True  # type: ignore[attr-defined]
+    except attrs.exceptions.FrozenInstanceError:
+        return True
+    except (AttributeError, TypeError):
+        return False
+    return False

@@ -1,0 +1,1 @@
+"""Steps, noise schedules, predictions and the streams of random numbers."""

@@ -1,0 +1,380 @@
+"""Signal and noise scale at every step, read from any diffusers-style scheduler.
+
+Three forms occur: variance preserving (``alpha^2 + sigma^2 = 1``), variance exploding (``alpha = 1``, the
+scheduler scales the model input) and flow (``alpha = 1 - sigma``).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from attrs import evolve, field, frozen
+
+from vitrail.core.config.ambient import plain_defaults
+from vitrail.core.config.fields import as_tuple
+from vitrail.core.schedule.scheduler_noise import check_own_noise
+from vitrail.core.schedule.step import PredictionType, Step
+from vitrail.errors import CapabilityError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample", "flow_prediction")
+
+ROUNDING = 1e-3  # of a training timestep: two calls at one timestep, as second-order schedulers work it out
+
+
+class Scheduler(Protocol):
+    """What the engine asks of a scheduler; diffusers' schedulers have it."""
+
+    config: Any
+    timesteps: Tensor
+
+    def set_timesteps(self, num_inference_steps: int, **kwargs: Any) -> None:
+        """Choose the timesteps of a run."""
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+        """Advance the latents by one timestep."""
+
+
+@frozen
+class NoiseSchedule:
+    """Scales of the latents, one entry a call of the scheduler.
+
+    ``trained`` has noise over signal at every timestep that the network was trained at; for a flow it is empty, since
+    there the noise is the timestep.
+    """
+
+    timesteps: tuple[float, ...] = field(converter=as_tuple)
+    alphas: tuple[float, ...] = field(converter=as_tuple)
+    sigmas: tuple[float, ...] = field(converter=as_tuple)
+    prediction_type: PredictionType
+    train_timesteps: int = 1000
+    trained: tuple[float, ...] = field(converter=as_tuple, default=())
+
+    @classmethod
+    def of(cls, scheduler: Scheduler) -> NoiseSchedule:
+        """Read a scheduler whose timesteps are set.
+
+        Raises:
+            CapabilityError: If the scheduler shows neither sigmas nor cumulative alphas, or reads the network's
+                output through a scaling of its own (EDM, consistency models), or if it has a step at which an output
+                of its type leaves open what the picture or the noise is.
+        """
+        timesteps = _floats(scheduler.timesteps)
+        scales = None
+        if getattr(scheduler.config, "sigma_data", None) is None:
+            scales = _flow(scheduler) or _by_sigmas(scheduler) or _by_alphas(scheduler)
+        if scales is None:
+            raise CapabilityError(
+                f"{type(scheduler).__name__} has neither `sigmas` nor `alphas_cumprod`, or scales the network's output "
+                "itself, so what a step's latents and predictions mean is unknown; use a scheduler whose step is a "
+                "function of (model output, timestep, sample)"
+            )
+        pairs = scales[: len(timesteps)]
+        count = int(getattr(scheduler.config, "num_train_timesteps", 1000))
+        kind = prediction_type_of(scheduler)
+        _refuse_open_ends(scheduler, kind, pairs)
+        return cls(timesteps, [a for a, _ in pairs], [s for _, s in pairs], kind, count, _trained(scheduler))
+
+    def step_at(self, step: Step, alpha: float, sigma: float) -> Step:
+        """A step as the network knows it where latents have other scales: in its own form, at its nearest timestep.
+
+        Args:
+            step: Gives all but the noise.
+            alpha: Signal scale, in any form.
+            sigma: Noise scale, in the same.
+        """
+        norm = evolve(step, alpha=alpha, sigma=sigma).norm
+        timestep = self._timestep_at(alpha, sigma)
+        return evolve(step, timestep=timestep, alpha=alpha / norm, sigma=sigma / norm)
+
+    def _timestep_at(self, alpha: float, sigma: float) -> float:
+        """The training timestep whose signal-to-noise ratio is nearest by its logarithm; of a flow, between them."""
+        if not self.trained:
+            return self.train_timesteps * sigma / (alpha + sigma)
+        ratio = sigma / alpha if alpha > 0 else math.inf
+        above = bisect_left(self.trained, ratio)
+        if above in (0, len(self.trained)):
+            return float(min(above, len(self.trained) - 1))
+        below, high, low = above - 1, self.trained[above], self.trained[above - 1]
+        if high == ratio or low == 0:  # as where there is noise alone, or none; both are far from all else
+            return float(above)
+        return float(above if high / ratio < ratio / low else below)
+
+    def steps(self, ends: Sequence[int], stages: Sequence[int] | None = None, begin: int = 0) -> list[Step]:
+        """Every step from ``begin`` on, with the stage it belongs to; ``ends`` has the first step after each stage.
+
+        Args:
+            ends: One a stage.
+            stages: Their numbers, 0 and up if not given.
+            begin: The first step of the first stage.
+        """
+        result: list[Step] = []
+        numbers = range(len(ends)) if stages is None else stages
+        following = [*zip(self.alphas[1:], self.sigmas[1:], strict=True), (1.0, 0.0)]
+        for stage, (first, end) in zip(numbers, pairwise((begin, *ends)), strict=True):
+            result += [
+                Step(
+                    index=index,
+                    num_steps=len(self.timesteps),
+                    timestep=self.timesteps[index],
+                    alpha=self.alphas[index],
+                    sigma=self.sigmas[index],
+                    stage=stage,
+                    stage_step=index - first,
+                    stage_num_steps=end - first,
+                    prediction_type=self.prediction_type,
+                    phase_step=index,
+                    phase_num_steps=len(self.timesteps),
+                    train_timesteps=self.train_timesteps,
+                    next_alpha=following[index][0],
+                    next_sigma=following[index][1],
+                )
+                for index in range(first, end)
+            ]
+        return result
+
+
+def _trained(scheduler: Any) -> list[float]:
+    """Noise over signal at every training timestep; none of a flow."""
+    if _is_flow(scheduler):
+        return []
+    cumulative = _floats(scheduler.alphas_cumprod)
+    return [math.sqrt((1 - c) / c) if c > 0 else math.inf for c in cumulative]
+
+
+def prediction_type_of(scheduler: Scheduler) -> PredictionType:
+    """The prediction type in diffusers' words; flow-match schedulers do not name theirs."""
+    if _is_flow(scheduler):
+        return "flow_prediction"
+    name = getattr(scheduler.config, "prediction_type", "epsilon")
+    if name not in PREDICTION_TYPES:
+        raise CapabilityError(f"prediction type {name!r} is unknown; known: {', '.join(PREDICTION_TYPES)}")
+    return cast(PredictionType, name)
+
+
+def _refuse_open_ends(scheduler: Scheduler, kind: PredictionType, pairs: Sequence[tuple[float, float]]) -> None:
+    """Refuse a step at which an output of this type leaves open what the picture, or the noise, is."""
+    name = type(scheduler).__name__
+    if kind == "epsilon" and any(a == 0 for a, _ in pairs):
+        raise CapabilityError(
+            f"{name} begins with noise alone (alpha = 0), where a prediction of type 'epsilon' says nothing of the "
+            "picture; use prediction_type='v_prediction' if the model was trained so, or switch off "
+            "rescale_betas_zero_snr"
+        )
+    if kind == "sample" and any(s == 0 for _, s in pairs):
+        raise CapabilityError(
+            f"{name} has a step without noise (sigma = 0), where a prediction of type 'sample' says nothing of the "
+            "noise; leave that step out"
+        )
+
+
+def _floats(values: Any) -> list[float]:
+    """Numbers of a tensor, an array or a list; a tensor gives them all at once in a hundredth of the time."""
+    return [float(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+
+
+def _is_flow(scheduler: Scheduler) -> bool:
+    config = scheduler.config
+    named = getattr(config, "prediction_type", None) == "flow_prediction" or getattr(config, "use_flow_sigmas", False)
+    return bool(named) or not hasattr(scheduler, "alphas_cumprod")
+
+
+def _flow(scheduler: Scheduler) -> list[tuple[float, float]] | None:
+    if not _is_flow(scheduler) or not hasattr(scheduler, "sigmas"):
+        return None
+    return [(1.0 - s, s) for s in _floats(scheduler.sigmas)]
+
+
+def _by_sigmas(scheduler: Any) -> list[tuple[float, float]] | None:
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or len(sigmas) < len(scheduler.timesteps):
+        return None
+    values = _floats(sigmas)
+    between = getattr(scheduler, "sigmas_interpol", None)
+    if between is not None:  # KDPM2: every second call is at a midpoint; the ancestral table lies one entry earlier
+        first = 0 if hasattr(scheduler, "sigmas_up") else 1
+        values[1::2] = [float(s) for s in between][first::2]
+    if float(scheduler.init_noise_sigma) != 1.0:
+        return [(1.0, s) for s in values]
+    return [(1 / math.hypot(1, s), s / math.hypot(1, s)) for s in values]
+
+
+def _by_alphas(scheduler: Any) -> list[tuple[float, float]] | None:
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is None:
+        return None
+    cumulative = [float(table[int(t)]) for t in scheduler.timesteps]
+    return [(math.sqrt(c), math.sqrt(1 - c)) for c in cumulative]
+
+
+def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: dict[str, Any]) -> None:
+    """Set a scheduler; a number of steps that it cannot serve is the user's mistake."""
+    name, most = type(scheduler).__name__, getattr(scheduler.config, "num_train_timesteps", math.inf)
+    if num_inference_steps > most:
+        raise ConfigError(f"num_inference_steps must be at most {most} with {name}, got {num_inference_steps}")
+    try:
+        scheduler.set_timesteps(num_inference_steps, **options)
+    except ValueError as error:
+        raise ConfigError(f"{name} refuses {num_inference_steps} steps: {error}") from error
+
+
+def _refuse_other_step(scheduler: Scheduler) -> None:
+    """Refuse a scheduler whose step wants what the engine does not have."""
+    wanted = inspect.signature(scheduler.step).parameters.values()
+    more = [p.name for p in wanted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD][3:]
+    if more:
+        raise CapabilityError(
+            f"{type(scheduler).__name__} steps from {' and '.join(more)} besides a prediction, a timestep and latents, "
+            "so no picture can be sampled with it; use another scheduler"
+        )
+
+
+def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
+    """Refuse timesteps that do not fall: such a scheduler goes from a picture to noise, or stands still.
+
+    Two calls may share a timestep, as those of second-order schedulers do. One step says nothing, so a copy is asked
+    for a few.
+    """
+    shown = scheduler
+    if len(scheduler.timesteps) == 1:
+        shown = copy.deepcopy(scheduler)
+        few = min(4, int(getattr(scheduler.config, "num_train_timesteps", 4)))
+        try:
+            shown.set_timesteps(few, **options)
+        except ValueError:  # made for one step
+            return
+    times = _floats(shown.timesteps)
+    rises = any(later > before + ROUNDING for before, later in pairwise(times))
+    if len(times) > 1 and (rises or times[-1] >= times[0]):
+        raise CapabilityError(
+            f"the timesteps of {type(scheduler).__name__} must fall from noise to the picture, and go from "
+            f"{times[0]:g} to {times[-1]:g}: an inverse scheduler, inverted sigmas, or more steps than its spacing "
+            "tells apart; sample with the scheduler that the model was published with, e.g. scheduler="
+            f'"{_plain_name(scheduler)}"'
+        )
+
+
+def _plain_name(scheduler: Scheduler) -> str:
+    """The scheduler of diffusers that goes the other way."""
+    name = type(scheduler).__name__
+    return name.replace("Inverse", "") if "Inverse" in name else "EulerDiscreteScheduler"
+
+
+class Stepper:
+    """A scheduler set for one run: scaling of the input, one step on the canvas, the noise schedule."""
+
+    @plain_defaults()
+    def __init__(self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: dict[str, Any] | None = None):
+        _refuse_other_step(scheduler)
+        _set_timesteps(scheduler, num_inference_steps, set_timesteps or {})
+        _refuse_rising(scheduler, set_timesteps or {})
+        self._scheduler: Any = scheduler
+        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        self.timesteps: Tensor = scheduler.timesteps
+        self.schedule = NoiseSchedule.of(scheduler)
+        check_own_noise(scheduler, self._takes_generator)
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler that steps, as a callback sees it."""
+        return self._scheduler
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the initial latents."""
+        return float(getattr(self._scheduler, "init_noise_sigma", 1.0))
+
+    @plain_defaults()
+    def begin_at(self, first: int) -> None:
+        """Start at a later step, as img2img does; before the first call of anything else."""
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(first)
+
+    @plain_defaults()
+    def noised(self, latents: Tensor, noise: Tensor, index: int) -> Tensor:
+        """Clean latents with the noise of a step, Float32[Tensor, "batch channels height width"]."""
+        add = self._scheduler.scale_noise if _is_flow_match(self._scheduler) else self._scheduler.add_noise
+        timestep = self.timesteps[index : index + 1]
+        mixed = add(latents, timestep, noise) if _is_flow_match(self._scheduler) else add(latents, noise, timestep)
+        return cast("Tensor", mixed)
+
+    def scale_ratio(self, index: int) -> float:
+        """How much larger the input is that another step's scale would make, that of the next one."""
+        if index + 1 >= len(self.schedule.sigmas) or not self._scales_input:
+            return 1.0
+        own, following = self.schedule.sigmas[index], self.schedule.sigmas[index + 1]
+        return math.hypot(1, own) / math.hypot(1, following)
+
+    @property
+    def _scales_input(self) -> bool:
+        """Whether latents explode in variance, so that the network sees them scaled."""
+        return self.schedule.prediction_type != "flow_prediction" and self.schedule.alphas[0] == 1.0
+
+    def timestep(self, step: Step) -> Tensor:
+        """A step's timestep as the network wants it; also one that the schedule does not have."""
+        own = self.timesteps[step.phase_step]
+        if step.timestep == self.schedule.timesteps[step.phase_step]:
+            return own
+        return own.new_tensor(step.timestep)
+
+    @property
+    def order(self) -> int:
+        """Calls of the scheduler for one inference step, nearly; 2 for Heun."""
+        return int(getattr(self._scheduler, "order", 1))
+
+    @plain_defaults()
+    def scale(self, latents: Tensor, index: int) -> Tensor:
+        """The latents as the network wants them at a step; once a step, on the whole canvas."""
+        if not hasattr(self._scheduler, "scale_model_input"):
+            return latents
+        return cast("Tensor", self._scheduler.scale_model_input(latents, self.timesteps[index]))
+
+    @plain_defaults()
+    def step(self, model_output: Tensor, index: int, latents: Tensor, generator: Generator) -> Tensor:
+        """One scheduler step on the whole canvas; its noise, if any, comes from ``generator``."""
+        extra = {"generator": generator} if self._takes_generator else {}
+        stepped = self._scheduler.step(model_output, self.timesteps[index], latents, return_dict=False, **extra)
+        return cast("Tensor", stepped[0])
+
+    @property
+    def works_by_cell(self) -> bool:
+        """Whether a cell of the new latents depends on that cell alone; thresholding looks at the whole picture."""
+        return not getattr(self._scheduler.config, "thresholding", False)
+
+    def state(self) -> dict[str, Any]:
+        """What the scheduler carries from step to step, and whatever else of it is plain data."""
+        return {name: value for name, value in vars(self._scheduler).items() if _is_state(value)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state that ``state`` gave."""
+        for name, value in state.items():
+            setattr(self._scheduler, name, value)
+
+    def canvases(self, latents: Tensor) -> list[Tensor]:
+        """The tensors of the canvas's shape that the scheduler carries, e.g. the outputs of earlier steps."""
+        found = []
+        for value in vars(self._scheduler).values():
+            items = value if isinstance(value, (list, tuple)) else [value]
+            found += [item for item in items if getattr(item, "shape", None) == latents.shape]
+        return found
+
+
+def _is_flow_match(scheduler: Any) -> bool:
+    """Whether it is one of the classes that mix by ``scale_noise(sample, timestep, noise)``."""
+    return hasattr(scheduler, "scale_noise")
+
+
+def _is_state(value: Any) -> bool:
+    import torch
+
+    if isinstance(value, (list, tuple)):
+        return all(_is_state(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str, torch.Tensor))

@@ -1,0 +1,72 @@
+"""Schedulers that draw noise from the process's own randomness, found before a run by one step on a few numbers."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitrail.core.schedule.streams import Streams
+from vitrail.errors import CapabilityError
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+SHAPE = (1, 4, 2, 2)
+_checked: set[str] = set()  # classes with their settings that are known to draw from the generator alone
+
+
+def check_own_noise(scheduler: Any, takes_generator: bool) -> None:
+    """Refuse a scheduler whose step draws what no generator of the run decides.
+
+    Args:
+        scheduler: Its timesteps are set; it is left as it is.
+        takes_generator: Whether its step has an argument for one.
+
+    Raises:
+        CapabilityError: Since the same seed would give other pictures, on other ranks as well.
+    """
+    place = f"{type(scheduler).__module__}.{type(scheduler).__qualname__} {sorted(dict(scheduler.config).items())}"
+    if place in _checked:
+        return
+    probe, streams = copy.deepcopy(scheduler), Streams(0)
+    latents, output = streams.normal(SHAPE, "latents"), streams.normal(SHAPE, "output")
+    extra: dict[str, Generator] = {"generator": streams.generator("noise")} if takes_generator else {}
+    with _watch()() as watch:
+        if hasattr(probe, "scale_model_input"):  # some warn if it was left out
+            probe.scale_model_input(latents, probe.timesteps[0])
+        probe.step(output, probe.timesteps[0], latents, return_dict=False, **extra)
+    if watch.drawn:
+        raise CapabilityError(
+            f"{type(scheduler).__name__} draws noise ({watch.drawn[0]}) that the run's seed does not decide, so the "
+            "same seed would give other pictures, and ranks would differ; use another scheduler, or a setting of this "
+            "one that draws from the generator its step is given"
+        )
+    _checked.add(place)
+
+
+@functools.cache
+def _watch() -> Any:
+    """The class that watches the operations of its own thread; made late, since it needs torch."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        """Notes what is drawn from no generator of the caller's."""
+
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.drawn: list[str] = []
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        ) -> Any:
+            given = [*args, *(kwargs or {}).values()]
+            if torch.Tag.nondeterministic_seeded in func.tags and not any(
+                isinstance(g, torch.Generator) for g in given
+            ):
+                self.drawn.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    return Watch

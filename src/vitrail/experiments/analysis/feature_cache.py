@@ -1,0 +1,122 @@
+"""What eyes have seen, kept in an experiment's folder: one file an eye, one tensor a picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.core.config.atomic import replacing
+from vitrail.errors import ConfigError
+from vitrail.sampling.recipe import digest_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOOKED = "looked"  # folder, inside of an experiment's
+PAUSE_S = 30.0  # at most so much work is lost when a report is killed
+
+
+def bring(source: Path, target: Path) -> None:
+    """Take over what was seen in one folder of an experiment into another that has its pictures.
+
+    Args:
+        source: Of an experiment.
+        target: Of the same experiment.
+
+    Raises:
+        ConfigError: If what is kept cannot be read.
+    """
+    if source.resolve() == target.resolve():
+        return
+    for file in sorted((source / LOOKED).glob("*.safetensors")):
+        theirs = Answers(source, _key_in(file))
+        ours = Answers(target, _key_in(file))
+        for name in theirs.names:
+            if name not in ours:
+                ours.add(name, theirs[name])
+        if theirs.is_complete:
+            ours.finish()
+        else:
+            ours.keep()
+
+
+class Answers:
+    """What one eye saw, by the pictures' names; written whole from time to time, so that no file is half one.
+
+    Args:
+        folder: Of an experiment.
+        key: Stands for the eye, and for the reference set if it looks at one.
+
+    Raises:
+        ConfigError: If what is kept cannot be read.
+    """
+
+    def __init__(self, folder: Path, key: str):
+        self._path, self._key = folder / LOOKED / f"{digest_of(key)}.safetensors", key
+        self._kept, self._complete = time.monotonic(), False
+        self._seen: dict[str, Tensor] = {}
+        self._changed = False
+        if self._path.exists():
+            self._read()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._seen
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._seen[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the pictures, in order."""
+        return sorted(self._seen)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a set whose length is not known beforehand has been looked at to its end."""
+        return self._complete
+
+    def add(self, name: str, seen: Tensor) -> None:
+        """Remember what was seen in a picture; now and then this writes the file."""
+        self._seen[name] = seen.detach().to("cpu").float().clone().contiguous()
+        self._changed = True
+        if time.monotonic() - self._kept > PAUSE_S:
+            self.keep()
+
+    def finish(self) -> None:
+        """Note that the set has no more pictures, and keep it."""
+        self._complete = self._changed = True
+        self.keep()
+
+    def keep(self) -> None:
+        """Write what is new."""
+        from safetensors.torch import save_file
+
+        if self._changed:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._path) as part:
+                save_file(self._seen, part, {"eye": self._key, "complete": str(self._complete)})
+        self._changed, self._kept = False, time.monotonic()
+
+    def _read(self) -> None:
+        with _opened(self._path) as file:
+            self._seen = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            self._complete = (file.metadata() or {}).get("complete") == "True"
+
+
+def _key_in(path: Path) -> str:
+    with _opened(path) as file:
+        return str((file.metadata() or {}).get("eye", ""))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: cannot be read; delete it to look again: {error}") from error

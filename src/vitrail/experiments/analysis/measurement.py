@@ -1,0 +1,219 @@
+"""From folders to what every eye sees in their pictures, each picture looked at once in a folder's life."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import evolve, field, frozen
+
+from vitrail.cli.meter import Meter
+from vitrail.core.config.fields import as_tuple
+from vitrail.core.method.members import OptionalEye
+from vitrail.core.method.metric import Eye, Shown
+from vitrail.errors import ConfigError, ShapeError
+from vitrail.experiments.analysis.feature_cache import Answers
+from vitrail.experiments.run.store import PLAN, Folder, Outcome, Plan, same_plan
+from vitrail.experiments.spec.cells import Cell
+from vitrail.experiments.spec.experiment import Experiment
+from vitrail.experiments.spec.experiment_file import structure
+from vitrail.sampling.own_pictures import open_own
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+Size = tuple[int, int]
+
+
+@frozen(kw_only=True, eq=False)
+class Loaded:
+    """One experiment, from however many folders it lies in.
+
+    Attributes:
+        experiment: What was to be done and is to be measured.
+        plan: Its cells.
+        folders: Where it lies.
+        outcomes: What became of the cells that were tried, by address.
+        homes: The folder that has a done cell's picture, by address.
+    """
+
+    experiment: Experiment
+    plan: Plan
+    folders: tuple[Folder, ...] = field(converter=as_tuple)
+    outcomes: dict[str, Outcome]
+    homes: dict[str, Folder]
+
+    @property
+    def done(self) -> tuple[Cell, ...]:
+        """Cells with a picture, in the plan's order."""
+        return tuple(cell for cell in self.plan.cells if cell.address in self.homes)
+
+    def file(self, cell: Cell) -> Path:
+        """Where a done cell's picture lies."""
+        return self.homes[cell.address].path / cell.picture
+
+    def has_failed(self, cell: Cell) -> bool:
+        """Whether it was tried in vain; else it is done, or missing."""
+        tried = self.outcomes.get(cell.address)
+        return cell.address not in self.homes and tried is not None and tried.error is not None
+
+
+def load(folders: Sequence[Path], experiment: Experiment | None = None) -> Loaded:
+    """Read an experiment that may have been sampled in several folders.
+
+    Args:
+        folders: One or more, of the same cells; measured is what the first one's plan says.
+        experiment: Instead of the plan's.
+
+    Raises:
+        ConfigError: If a folder is no experiment's, or of another experiment than the first.
+    """
+    if not folders:
+        raise ConfigError("a report needs the folder of an experiment")
+    homes: dict[str, Folder] = {}
+    outcomes: dict[str, Outcome] = {}
+    read = [Folder(path) for path in folders]
+    plan = same_plan(read)
+    for folder in read:
+        found = folder.outcomes()
+        for cell in plan.cells:
+            if cell.address not in homes and cell.address in found:
+                outcomes[cell.address] = found[cell.address]
+                if folder.is_done(cell, found):
+                    homes[cell.address] = folder
+    first = experiment or structure(plan.experiment, str(folders[0] / PLAN))
+    return Loaded(experiment=first, plan=plan, folders=read, outcomes=outcomes, homes=homes)
+
+
+@frozen(kw_only=True, eq=False)
+class Seen:
+    """What every eye saw.
+
+    Attributes:
+        pictures: By the eye's key and the cell's address.
+        references: By the eye's key and the size, Float32[Tensor, "references ..."].
+    """
+
+    pictures: dict[str, dict[str, Tensor]]
+    references: dict[tuple[str, Size], Tensor]
+
+    def of(self, eye: Eye, addresses: Iterable[str]) -> Tensor:
+        """What it saw in some pictures, Float32[Tensor, "pictures ..."].
+
+        Raises:
+            ShapeError: If pictures of one size gave tensors of different shapes.
+        """
+        key = key_of(eye)
+        return _stacked(key, [self.pictures[key][address] for address in addresses])
+
+
+def key_of(eye: Eye) -> str:
+    """What an eye's answers are kept under: its ``repr``, and what stands for the weights that it looks with."""
+    digest = OptionalEye.of(eye).digest
+    return f"{eye!r} with {digest}" if digest else repr(eye)
+
+
+def _stacked(eye: str, seen: list[Tensor]) -> Tensor:
+    import torch
+
+    shapes = {tuple(each.shape) for each in seen}
+    if len(shapes) > 1:
+        raise ShapeError(f"{eye} must see tensors of one shape in pictures of one size, got {sorted(shapes)}")
+    return torch.stack(seen)
+
+
+def look(loaded: Loaded, console: Console) -> Seen:
+    """Have every eye look at every done picture, and at the reference set at every size, that it has not seen yet.
+
+    Equal eyes look once. What they see is kept beside the pictures every half a minute, so a killed report goes on.
+
+    Raises:
+        ConfigError: If a picture or what was kept cannot be read.
+        ShapeError: If an eye sees tensors of different shapes in reference pictures of one size.
+    """
+    import torch
+
+    with torch.no_grad():
+        return Seen(pictures=_look_at_cells(loaded, console), references=_look_at_references(loaded, console))
+
+
+def _look_at_cells(loaded: Loaded, console: Console) -> dict[str, dict[str, Tensor]]:
+    eyes = {key_of(metric.eye): metric.eye for metric in loaded.experiment.metrics}
+    cells = list({cell.address: cell for cell in loaded.done if cell.kind == "picture"}.values())
+    kept = {(key, folder): Answers(folder.path, key) for key in eyes for folder in loaded.folders}
+    todo = {
+        cell.address: [key for key in eyes if cell.address not in kept[key, loaded.homes[cell.address]]]
+        for cell in cells
+    }
+    waiting = [cell for cell in cells if todo[cell.address]]
+    try:
+        with Meter(console, "looking at picture", len(waiting)) as meter:
+            for cell in waiting:
+                shown = shown_of(cell, loaded)
+                for key in todo[cell.address]:
+                    kept[key, loaded.homes[cell.address]].add(cell.address, eyes[key].look(shown))
+                meter.step()
+    finally:
+        for answers in kept.values():
+            answers.keep()
+    return {key: {cell.address: kept[key, loaded.homes[cell.address]][cell.address] for cell in cells} for key in eyes}
+
+
+def shown_of(cell: Cell, loaded: Loaded) -> Shown:
+    """The picture of a done cell, as eyes want it.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    import numpy as np
+    import torch
+
+    pixels = np.array(open_own(loaded.file(cell)), dtype=np.float32) / 255
+    outcome = loaded.outcomes[cell.address]
+    return Shown(
+        picture=torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
+        prompt=cell.run["prompt"],
+        native_size=outcome.native_size,
+        rows=outcome.rows,
+        columns=outcome.columns,
+    )
+
+
+def _look_at_references(loaded: Loaded, console: Console) -> dict[tuple[str, Size], Tensor]:
+    reference = loaded.experiment.reference
+    eyes = {key_of(metric.eye): metric.eye for metric in loaded.experiment.metrics if metric.needs_reference}
+    sizes = list(dict.fromkeys(cell.size for cell in loaded.done if cell.kind == "picture"))
+    native = max((loaded.outcomes[cell.address].native_size for cell in loaded.done), default=0)
+    seen: dict[tuple[str, Size], Tensor] = {}
+    for height, width in sizes if reference is not None and eyes else []:
+        assert reference is not None
+        keys = {key: f"{key} at {reference.digest}, {width}x{height}, training size {native}" for key in eyes}
+        kept = {key: Answers(loaded.folders[0].path, name) for key, name in keys.items()}
+        blind = [key for key in eyes if not kept[key].is_complete]
+        if blind:
+            shows = (evolve(shown, native_size=native) for shown in reference.pictures(height, width))
+            _look_through(shows, {key: (eyes[key], kept[key]) for key in blind}, f"{width}x{height}", console)
+        for key, answers in kept.items():
+            if not answers.names:
+                raise ConfigError(f"{reference!r}: has no picture of {width}x{height} to compare with")
+            seen[key, (height, width)] = _stacked(key, [answers[name] for name in answers.names])
+    return seen
+
+
+def _look_through(shows: Iterable[Shown], eyes: dict[str, tuple[Eye, Answers]], size: str, console: Console) -> None:
+    """Look at all of a reference set, and note that it is all."""
+    try:
+        with Meter(console, f"looking at true picture of {size}", None) as meter:
+            for number, shown in enumerate(shows):
+                for eye, answers in eyes.values():
+                    if f"{number:06}" not in answers:
+                        answers.add(f"{number:06}", eye.look(shown))
+                meter.step()
+    except BaseException:
+        for _, answers in eyes.values():
+            answers.keep()
+        raise
+    for _, answers in eyes.values():
+        answers.finish()

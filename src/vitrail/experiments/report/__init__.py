@@ -1,0 +1,1 @@
+"""Tables, plots, sheets and the page of an experiment."""

@@ -1,0 +1,230 @@
+"""Tables as text: on a terminal, as Markdown, as LaTeX, and all numbers as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from vitrail.cli.console import say
+from vitrail.experiments.analysis.results import Numbers, Results, number
+from vitrail.experiments.analysis.statistics import Estimate
+from vitrail.experiments.report.page import PageTable
+from vitrail.experiments.report.tables import Heading, Number, Table, spoken
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ARROWS = {"up": " ↑", "down": " ↓", "none": ""}
+GAP = 2  # columns between two columns of a terminal's table
+WIDEST = 44  # characters of a cell, above which it is folded
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "±": r"$\pm$", "×": r"$\times$", "–": "--",
+}  # fmt: skip
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
+LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", "none": ""}
+LATEX_HEAD = "% needs \\usepackage{booktabs}\n"
+
+
+def show(table: Table, console: Console) -> None:
+    """Print a table, in several parts if it is wider than the terminal."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    say(console, f"\n{table.title}", style="bold")
+    texts = [[_plain(cell) for cell in row] for row in table.rows]
+    heads = [_head(heading, ARROWS) for heading in table.head]
+    for part in _parts(heads, texts, console.width):
+        grid = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="")
+        for column in part:
+            is_text = all(isinstance(row[column], str) for row in table.rows) and column != 1
+            justify = "left" if is_text else "right"
+            grid.add_column(Text(heads[column]), justify=justify, overflow="fold", no_wrap=not is_text)  # type: ignore[arg-type]
+        for row, cells in zip(table.rows, texts, strict=True):
+            grid.add_row(*(Text(cells[column], style=_style(row[column])) for column in part))
+        console.print(grid, soft_wrap=False)
+    say(console, notes_of(table, "*"))
+
+
+def notes_of(table: Table, mark: str) -> list[str]:
+    """What stands below a table.
+
+    Args:
+        table: Of whatever kind.
+        mark: What marked numbers have where it is written.
+    """
+    marked = any(isinstance(cell, Number) and cell.marked for row in table.rows for cell in row)
+    return [*([f"{mark}: {table.mark}."] if marked and table.mark else []), *table.notes]
+
+
+def _style(cell: str | Number) -> str:
+    return "bold" if isinstance(cell, Number) and cell.marked else ""
+
+
+def _plain(cell: str | Number) -> str:
+    """Marks are aligned: what has none has a space instead."""
+    if isinstance(cell, str):
+        return cell
+    return f"{cell.text}{' ' * bool(cell.interval)}{cell.interval}{'*' if cell.marked else ' '}"
+
+
+def _head(heading: Heading, arrows: dict[str, str]) -> str:
+    return heading.name + arrows[heading.better]
+
+
+def _parts(heads: Sequence[str], texts: Sequence[Sequence[str]], width: int) -> Iterator[list[int]]:
+    """Columns that fit side by side; the first one is in every part."""
+    widths = [min(WIDEST, max(len(text) for text in column)) + GAP for column in zip(heads, *texts, strict=True)]
+    part, used = [0], widths[0]
+    for column in range(1, len(heads)):
+        if used + widths[column] > width + GAP and len(part) > 1:
+            yield part
+            part, used = [0], widths[0]
+        part.append(column)
+        used += widths[column]
+    yield part
+
+
+def as_page_table(table: Table) -> PageTable:
+    """A table as the page has it."""
+    best = [
+        (y, x)
+        for y, row in enumerate(table.rows)
+        for x, cell in enumerate(row)
+        if isinstance(cell, Number) and cell.marked
+    ]
+    rows = [
+        tuple(_plain(cell).rstrip("* ") if isinstance(cell, Number) else cell for cell in row) for row in table.rows
+    ]
+    return PageTable(
+        title=table.title,
+        header=[_head(heading, ARROWS) for heading in table.head],
+        rows=rows,
+        best=best,
+        note=" ".join(notes_of(table, "Bold")),
+    )
+
+
+def as_markdown(table: Table) -> str:
+    """A Markdown table under its title; what is marked is bold."""
+    lines = [[escaped_markdown(_head(heading, ARROWS)) for heading in table.head]]
+    lines.append(["---", *["---" if _is_words(table, column) else "---:" for column in range(1, len(table.head))]])
+    lines += [[_markdown(cell) for cell in row] for row in table.rows]
+    grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "".join(f"\n{escaped_markdown(note)}\n" for note in notes_of(table, "Bold"))
+    return f"## {escaped_markdown(table.title)}\n\n{grid}\n{notes}"
+
+
+def _is_words(table: Table, column: int) -> bool:
+    return column > 1 and all(isinstance(row[column], str) for row in table.rows)
+
+
+def _markdown(cell: str | Number) -> str:
+    if isinstance(cell, str):
+        return escaped_markdown(cell)
+    interval = f" {escaped_markdown(cell.interval)}" if cell.interval else ""
+    return (f"**{cell.text}**" if cell.marked else cell.text) + interval
+
+
+def escaped_markdown(text: str) -> str:
+    """A text that Markdown shows as it is written."""
+    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def as_latex(table: Table) -> str:
+    """A table environment in the way of booktabs; what is marked is bold."""
+    align = "".join("l" if column == 0 or _is_words(table, column) else "r" for column in range(len(table.head)))
+    head = [escaped_latex(heading.name) + LATEX_ARROWS[heading.better] for heading in table.head]
+    caption = " ".join(escaped_latex(text) for text in (f"{table.title}.", *notes_of(table, "Bold")))
+    rows = [[_latex(cell) for cell in row] for row in table.rows]
+    return "\n".join(
+        [
+            r"\begin{table}[t]",
+            r"  \centering",
+            rf"  \caption{{{caption}}}",
+            rf"  \begin{{tabular}}{{{align}}}",
+            r"    \toprule",
+            rf"    {' & '.join(head)} \\",
+            r"    \midrule",
+            *(rf"    {' & '.join(row)} \\" for row in rows),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex(cell: str | Number) -> str:
+    if isinstance(cell, str):
+        return escaped_latex(cell)
+    text = "--" if math.isnan(cell.estimate.value) else cell.text.replace("-", "$-$")
+    interval = rf" {{\scriptsize {cell.interval.replace('-', '$-$')}}}" if cell.interval else ""
+    return (rf"\textbf{{{text}}}" if cell.marked else text) + interval
+
+
+def escaped_latex(text: str) -> str:
+    """A text that LaTeX sets as it is written."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def escaped_csv(cell: object) -> object:
+    """A cell that a spreadsheet shows as it is written, rather than compute it; numbers are numbers."""
+    text = str(cell)
+    if text.startswith(FORMULAS) and number(text) is None:
+        text = f"'{text}"
+    return text.replace("\r", "\\r") if isinstance(cell, str) else cell  # which the writer would not quote
+
+
+def as_csv(results: Results) -> str:
+    """Every number of every row at every size in full precision, with its interval and count."""
+    return _csv(results, results.estimates, ["planned", "failed"], lambda group: [group.planned, group.failed])
+
+
+def differences_as_csv(results: Results) -> str:
+    """Every difference from the baseline, as above."""
+    return _csv(results, results.differences, ["baseline"], lambda group: [results.baseline])
+
+
+def orders_as_csv(results: Results) -> str:
+    """For any two rows the share of draws in which the one is better than the other, and whether that is sure."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["size", "column", "row", "other row", "share of draws better", "told apart", "n"])
+    for ranking in results.rankings:
+        for (one, two), share in ranking.better.items():
+            sure = "yes" if ranking.apart[one, two] else "no"
+            line = [spoken(ranking.size), ranking.column, one, two, repr(share), sure, ranking.count]
+            writer.writerow(map(escaped_csv, line))
+    return file.getvalue()
+
+
+def _csv(results: Results, numbers: Numbers, more: list[str], values: Callable[..., list[object]]) -> str:
+    axes, columns = list(results.axes), [*results.columns, *results.costs]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    parts = [f"{column.name}{end}" for column in columns for end in ("", " low", " high", " n")]
+    writer.writerow(map(escaped_csv, ["size", "row", "method", *axes, "ranks", *more, *parts]))
+    for group in results.groups:
+        found = [numbers.get((group.row, group.size, column.name)) for column in columns]
+        if any(found) or numbers is results.estimates:
+            cells = [cell for each in found for cell in _cells(each)]
+            places = [group.axes.get(axis, "") for axis in axes]
+            line = [spoken(group.size), group.row, group.method, *places, group.ranks, *values(group), *cells]
+            writer.writerow(map(escaped_csv, line))
+    return file.getvalue()
+
+
+def _cells(found: Estimate | None) -> list[str]:
+    """Value, low, high and count; empty where there is no number."""
+    if found is None:
+        return [""] * 4
+    return [
+        *("" if math.isnan(part) else repr(part) for part in (found.value, found.low, found.high)),
+        str(found.count),
+    ]

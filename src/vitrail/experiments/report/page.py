@@ -1,0 +1,246 @@
+"""The static page of a report: one HTML file that works from a disk, with no server and no network.
+
+Style, scripts and data are in the file; only pictures lie beside it. Its scripts put data in as text alone, and its
+content security policy lets a browser run nothing but these scripts and load nothing but pictures from beside the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import attrs
+from attrs import field, frozen
+
+from vitrail.core.config.atomic import write_text
+from vitrail.core.config.fields import as_tuple
+from vitrail.errors import ConfigError
+from vitrail.experiments.report.page_pictures import Prepared, Sides, prepare
+
+PARTS = Path(__file__).parent / "page_parts"
+STYLES = ("page.css", "grid.css", "viewer.css")
+SCRIPTS = (
+    "elements.js", "words.js", "filters.js", "grid.js", "tables.js", "recipe.js",
+    "view.js", "tiles.js", "panes.js", "gestures.js", "slider.js", "viewer.js", "page.js",
+)  # fmt: skip
+PLACE = re.compile(r"\{\{(\w+)\}\}")
+
+
+@frozen(kw_only=True)
+class PagePicture:
+    """One cell of the grid: a picture, or why there is none.
+
+    Attributes:
+        row: Its row in the grid.
+        method: The method's label.
+        size: Height and width in pixels.
+        pair: Number of its prompt and seed; pictures with equal ones are compared.
+        prompt: What it was to show.
+        seed: Of its noise.
+        file: The picture, relative to the page, with forward slashes; None if it failed.
+        metrics: Heading to number as it is shown.
+        seconds: From the prompt to the picture.
+        model_calls: Rows that the network saw.
+        peak_bytes: Most memory of the run.
+        recipe: What makes it again, as plain data.
+        command: The same for a shell whose folder is the page's.
+        error: What went wrong, or None.
+    """
+
+    row: str
+    method: str
+    size: Sides = field(converter=as_tuple)
+    pair: int
+    prompt: str
+    seed: int
+    file: str | None = None
+    metrics: Mapping[str, str] = field(factory=dict)
+    seconds: float | None = None
+    model_calls: int | None = None
+    peak_bytes: int | None = None
+    recipe: Mapping[str, Any] = field(factory=dict)
+    command: str = ""
+    error: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if (self.file is None) == (self.error is None):
+            raise ValueError(f"a picture of a page has either a file or an error; got {self.file!r}, {self.error!r}")
+
+
+@frozen(kw_only=True)
+class PageTable:
+    """A table of a report.
+
+    Attributes:
+        title: Above it.
+        header: Of its columns.
+        rows: Text of its cells.
+        best: Row and column of each cell to set in bold, counted from 0.
+        note: Below it.
+    """
+
+    title: str
+    header: tuple[str, ...] = field(converter=as_tuple)
+    rows: tuple[tuple[str, ...], ...] = field(converter=as_tuple)
+    best: tuple[tuple[int, int], ...] = field(default=(), converter=as_tuple)
+    note: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if wrong := [row for row in self.rows if len(row) != len(self.header)]:
+            raise ValueError(f"table {self.title!r} has {len(self.header)} columns, but a row {wrong[0]!r}")
+
+
+@frozen(kw_only=True)
+class PagePlot:
+    """A figure of a report.
+
+    Attributes:
+        title: Below it.
+        file: Relative to the page, with forward slashes.
+        text: What it shows, for who cannot see it; the title if empty.
+    """
+
+    title: str
+    file: str
+    text: str = ""
+
+
+@frozen(kw_only=True)
+class Page:
+    """All that a page shows.
+
+    Attributes:
+        title: Of the experiment.
+        source: The table or figure of a paper that it corresponds to.
+        notes: Paragraphs below the title.
+        rows: Of the grid, from the top.
+        sizes: Height and width in pixels, in the order of the page.
+        pictures: Its cells; one that is missing is shown as not made yet.
+        tables: Of the report.
+        plots: Of the report.
+    """
+
+    title: str
+    source: str = ""
+    notes: tuple[str, ...] = field(default=(), converter=as_tuple)
+    rows: tuple[str, ...] = field(default=(), converter=as_tuple)
+    sizes: tuple[Sides, ...] = field(default=(), converter=as_tuple)
+    pictures: tuple[PagePicture, ...] = field(default=(), converter=as_tuple)
+    tables: tuple[PageTable, ...] = field(default=(), converter=as_tuple)
+    plots: tuple[PagePlot, ...] = field(default=(), converter=as_tuple)
+
+    def __attrs_post_init__(self) -> None:
+        taken = set()
+        for picture in self.pictures:
+            place = picture.row, picture.size, picture.pair
+            if picture.row not in self.rows or picture.size not in self.sizes:
+                raise ValueError(f"the page has no row {picture.row!r} or no size {picture.size}")
+            if place in taken:
+                raise ValueError(f"the page has two pictures in row {place[0]!r}, size {place[1]}, pair {place[2]}")
+            taken.add(place)
+
+    def files(self) -> list[str]:
+        """Everything that must lie beside it."""
+        pictures = [picture.file for picture in self.pictures if picture.file is not None]
+        return pictures + [plot.file for plot in self.plots]
+
+
+def write_page(page: Page, out: Path) -> Path:
+    """Write a page, and small copies and tiles of its pictures into the folder ``NAME_files`` beside it.
+
+    Args:
+        page: What it shows.
+        out: The HTML file; files of the page are relative to its folder. It is there when it is whole.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        ConfigError: If a file lies outside of the folder, is not there or is no picture.
+    """
+    _check_files(page.files(), out.parent)
+    into = f"{out.stem}_files"
+    prepared = {p.file: prepare(out.parent, p.file, into) for p in page.pictures if p.file is not None}
+    write_text(out, render(page, prepared))
+    return out
+
+
+def render(page: Page, prepared: Mapping[str, Prepared]) -> str:
+    """The page as HTML.
+
+    Args:
+        page: What it shows.
+        prepared: Every file of its pictures as it is shown.
+    """
+    style, script = _joined(STYLES), '"use strict";\n{\n' + _joined(SCRIPTS) + "}\n"
+    parts = {
+        "title": html.escape(page.title),
+        "policy": _policy(style, script),
+        "style": style,
+        "script": script,
+        "data": data_block(_data(page, prepared)),
+    }
+    template = (PARTS / "page.html").read_text(encoding="utf-8")
+    return PLACE.sub(lambda place: parts[place[1]], template)
+
+
+def data_block(data: Any) -> str:
+    """JSON that may stand inside of a script element: no character of it can end the element or begin another."""
+    text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _data(page: Page, prepared: Mapping[str, Prepared]) -> dict[str, Any]:
+    from urllib.parse import quote
+
+    data = attrs.asdict(page)
+    for picture in data["pictures"]:
+        file = picture.pop("file")
+        picture["shown"] = None if file is None else attrs.asdict(prepared[file])
+    for plot in data["plots"]:
+        plot["url"] = quote(plot.pop("file"))
+    return data
+
+
+def _finite(data: Any) -> Any:
+    """Plain data with what JSON has no word for: null for nan, text for the infinite."""
+    if isinstance(data, Mapping):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None if math.isnan(data) else str(data)
+    return data
+
+
+def _joined(names: Sequence[str]) -> str:
+    return "\n".join((PARTS / name).read_text(encoding="utf-8") for name in names)
+
+
+def _policy(style: str, script: str) -> str:
+    """What a browser may load: pictures from beside the page, this style and this script."""
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; img-src 'self' file: data:; style-src 'sha256-{digests[0]}'; "
+        f"script-src 'sha256-{digests[1]}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _check_files(files: Sequence[str], folder: Path) -> None:
+    """Refuse what a copy of the folder would not have.
+
+    Raises:
+        ConfigError: Naming every file that is wrong.
+    """
+    outside = [f for f in files if PurePosixPath(f).is_absolute() or Path(f).is_absolute() or ".." in Path(f).parts]
+    if outside:
+        raise ConfigError(f"a page shows files of its own folder {folder} only; got {', '.join(map(repr, outside))}")
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise ConfigError(f"{folder}: the page shows what is not there: {', '.join(missing)}")

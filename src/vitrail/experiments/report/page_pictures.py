@@ -1,0 +1,141 @@
+"""Small copies of a page's pictures for its grid, and tiles of those that are too large to be shown whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from attrs import field, frozen
+
+from vitrail.core.config.atomic import replacing, replacing_folder
+from vitrail.core.config.fields import as_tuple
+from vitrail.errors import ConfigError, OutputError
+from vitrail.sampling.own_pictures import of_any_size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+THUMB = 384  # pixels: the longest side in the grid
+TILE = 512  # pixels: the side of a tile
+LARGEST = 4096  # pixels: a picture with a longer side is shown by tiles, since browsers cannot hold many such pictures
+Sides = tuple[int, int]
+
+
+@frozen(kw_only=True)
+class Tiles:
+    """A pyramid: the picture at full size, half of it and so on, each cut into tiles that do not overlap.
+
+    Attributes:
+        url: The folder; level, row and column of a tile follow as ``LEVEL/ROW_COLUMN.webp``.
+        side: Pixels of a tile; those at the right and at the bottom may be smaller.
+        levels: Height and width of each level in pixels, the full size first; the last one fits into a tile.
+    """
+
+    url: str
+    side: int
+    levels: tuple[Sides, ...] = field(converter=as_tuple)
+
+
+@frozen(kw_only=True)
+class Prepared:
+    """A picture as a page shows it; every address is relative to the page and fit for a URL.
+
+    Attributes:
+        url: The picture itself.
+        height: Pixels.
+        width: Pixels.
+        thumb: The small copy.
+        thumb_size: Its height and width in pixels.
+        tiles: Of a large picture.
+    """
+
+    url: str
+    height: int
+    width: int
+    thumb: str
+    thumb_size: Sides
+    tiles: Tiles | None
+
+
+def prepare(folder: Path, file: str, into: str) -> Prepared:
+    """Make what the page needs of a picture, unless it is there and newer than the picture.
+
+    Args:
+        folder: Where the page lies.
+        file: The picture, relative to it.
+        into: Folder beside the page that takes small copies and tiles.
+
+    Raises:
+        ConfigError: If it is no picture.
+    """
+    from PIL import Image
+
+    path = folder / file
+    thumb, tiles = f"{into}/thumbs/{file}.webp", f"{into}/tiles/{file}"
+    try:
+        with of_any_size(), Image.open(path) as image:
+            height, width = image.height, image.width
+            is_large = max(height, width) > LARGEST
+            if not _is_newer(folder / thumb, path):
+                (folder / thumb).parent.mkdir(parents=True, exist_ok=True)
+                with replacing(folder / thumb) as part:
+                    _save(_small(image), part, lossless=False)
+            if is_large and not _is_newer(folder / tiles, path):
+                write_tiles(image.convert("RGB"), folder / tiles)
+        with Image.open(folder / thumb) as small:
+            thumb_size = small.height, small.width
+    except OutputError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as a picture: {error}") from error
+    return Prepared(
+        url=quote(file),
+        height=height,
+        width=width,
+        thumb=quote(thumb),
+        thumb_size=thumb_size,
+        tiles=Tiles(url=quote(tiles), side=TILE, levels=levels_of(height, width)) if is_large else None,
+    )
+
+
+def levels_of(height: int, width: int) -> tuple[Sides, ...]:
+    """Sizes of a pyramid in pixels: halved, rounded up, until one tile holds it."""
+    levels = [(height, width)]
+    while max(levels[-1]) > TILE:
+        levels.append((-(-levels[-1][0] // 2), -(-levels[-1][1] // 2)))
+    return tuple(levels)
+
+
+def write_tiles(image: Image, folder: Path) -> None:
+    """Write a pyramid; the folder appears only when it is complete, and only the full size is without loss.
+
+    Args:
+        image: In RGB.
+        folder: Takes a folder for each level.
+    """
+    with replacing_folder(folder) as part:
+        for level, (height, width) in enumerate(levels_of(image.height, image.width)):
+            image = image.reduce(2) if level else image
+            (part / str(level)).mkdir()
+            for row, top in enumerate(range(0, height, TILE)):
+                for column, left in enumerate(range(0, width, TILE)):
+                    tile = image.crop((left, top, min(left + TILE, width), min(top + TILE, height)))
+                    _save(tile, part / str(level) / f"{row}_{column}.webp", lossless=level == 0)
+
+
+def _small(image: Image) -> Image:
+    """In RGB, its longest side at most ``THUMB``; never larger than it is."""
+    from PIL.Image import Resampling
+
+    small = image.convert("RGB")
+    small.thumbnail((THUMB, THUMB), Resampling.LANCZOS, reducing_gap=3.0)
+    return small
+
+
+def _save(image: Image, path: Path, *, lossless: bool) -> None:
+    image.save(path, format="WEBP", lossless=lossless, quality=20 if lossless else 88, method=1 if lossless else 4)
+
+
+def _is_newer(copy: Path, original: Path) -> bool:
+    return copy.exists() and copy.stat().st_mtime_ns >= original.stat().st_mtime_ns

@@ -1,0 +1,195 @@
+"""``vitrail report``: an experiment's folder measured and told in tables, plots and contact sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import evolve, field, frozen
+
+from vitrail.cli.console import say
+from vitrail.core.config.atomic import write_text
+from vitrail.core.config.fields import as_tuple
+from vitrail.experiments.analysis.gathering import baseline_of, gather_results
+from vitrail.experiments.analysis.measurement import Loaded, Seen, load, look
+from vitrail.experiments.analysis.results import Results
+from vitrail.experiments.analysis.statistics import LEVEL
+from vitrail.experiments.report.formats import (
+    LATEX_HEAD,
+    as_csv,
+    as_latex,
+    as_markdown,
+    differences_as_csv,
+    escaped_markdown,
+    orders_as_csv,
+    show,
+)
+from vitrail.experiments.report.plots import check_matplotlib, draw_plots
+from vitrail.experiments.report.sheets import draw_sheets
+from vitrail.experiments.report.tables import Table, by_size, in_order, tables_of
+from vitrail.experiments.spec.experiment import Experiment
+from vitrail.sampling.discovery import registry
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+TABLE = "tables.csv"
+FEW = 12  # rows whose order is still read on a terminal
+DIGITS = 12  # of a digest that is told
+
+
+@frozen(kw_only=True, eq=False)
+class Report:
+    """What was written, for whoever tells it in another form.
+
+    Attributes:
+        results: Every number.
+        loaded: The experiment.
+        seen: What eyes saw in its pictures.
+        tables: As shown.
+        plots: Files, in the order in which to show them.
+        sheets: Contact sheets, as above.
+        notes: What the numbers are of, a line each.
+    """
+
+    results: Results
+    loaded: Loaded
+    seen: Seen
+    tables: tuple[Table, ...] = field(converter=as_tuple)
+    plots: tuple[Path, ...] = field(converter=as_tuple)
+    sheets: tuple[Path, ...] = field(converter=as_tuple)
+    notes: tuple[str, ...] = field(converter=as_tuple)
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    console: Console,
+    *,
+    baseline: str | None = None,
+    plots: bool = True,
+    costs: bool = True,
+    experiment: Experiment | None = None,
+) -> Report:
+    """Measure an experiment and write all that can be told of it.
+
+    Args:
+        folders: Where it lies, one or more.
+        out: Folder for ``tables.{csv,tex,md}``, ``differences.csv``, ``orders.csv``, ``plots/`` and ``sheets/``; sheets
+            of an earlier report go, and so do its plots, unless they are of the same numbers and no new ones are drawn.
+        console: For tables and progress.
+        baseline: The row that others are compared with; the first one if None.
+        plots: Whether to draw them, which needs matplotlib.
+        costs: Whether to tell of time, evaluations and memory.
+        experiment: Instead of what the plan says, for other metrics.
+
+    Returns:
+        What a page needs besides.
+
+    Raises:
+        VitrailError: If a folder is no experiment's, a picture cannot be read, there is no such baseline, or
+            matplotlib is missing and plots are wanted.
+    """
+    if plots:
+        check_matplotlib()
+    loaded = load(folders, experiment)
+    baseline = baseline_of(loaded, baseline)
+    seen = look(loaded, console)
+    results = gather_results(loaded, seen, console, baseline)
+    results = results if costs else evolve(results, costs=())
+    tables, notes = tables_of(results), [*origin_lines(results), *_measured_by(loaded)]
+    for table in _at_a_glance(results):
+        show(table, console)
+    say(console, ["", *notes])
+    out.mkdir(parents=True, exist_ok=True)
+    _clear(out, keeps_plots=not plots and _is_of(results, out))
+    for name, text in _texts(results, tables, notes):
+        write_text(out / name, text)
+    drawn = draw_plots(results, out / "plots") if plots else sorted((out / "plots").glob("*.png"))
+    sheets = draw_sheets(results, out / "sheets")
+    say(
+        console,
+        f"{out}: {len(tables)} tables in tables.md, .tex and .csv, {len(drawn)} plots, {len(sheets)} contact sheets",
+    )
+    return Report(results=results, loaded=loaded, seen=seen, tables=tables, plots=drawn, sheets=sheets, notes=notes)
+
+
+def _is_of(results: Results, out: Path) -> bool:
+    """Whether the last report in a folder had the same numbers."""
+    table = out / TABLE
+    return table.exists() and table.read_text(encoding="utf-8") == as_csv(results)
+
+
+def _clear(out: Path, keeps_plots: bool) -> None:
+    """Remove what an earlier report drew and this one may not draw again."""
+    for stale in (*(() if keeps_plots else out.glob("plots/*.png")), *out.glob("sheets/*.webp")):
+        stale.unlink()
+
+
+def _texts(results: Results, tables: Sequence[Table], notes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    yield TABLE, as_csv(results)
+    yield "differences.csv", differences_as_csv(results)
+    yield "orders.csv", orders_as_csv(results)
+    yield "tables.tex", LATEX_HEAD + "\n".join(as_latex(table) for table in tables)
+    head = [f"# {escaped_markdown(results.title or 'Results')}", *map(escaped_markdown, notes)]
+    yield "tables.md", "\n\n".join(head) + "\n\n" + "\n".join(as_markdown(table) for table in tables)
+
+
+def _at_a_glance(results: Results) -> list[Table]:
+    """What a terminal shows of the tables: rows at each size, and their order if there are few."""
+    few = all(len(results.at(size)) <= FEW for size in results.sizes)
+    return [*by_size(results), *(in_order(results) if few else ())]
+
+
+def _measured_by(loaded: Loaded) -> Iterator[str]:
+    """Every metric with its options, and the set of true pictures that some compare with."""
+    metrics, reference = loaded.experiment.metrics, loaded.experiment.reference
+    if metrics and loaded.done:
+        yield f"metrics: {'; '.join(map(_spelt_out, metrics))}"
+    sides = sorted({outcome.native_size for outcome in loaded.outcomes.values() if outcome.native_size})
+    if metrics and sides:
+        yield f"trained at: {', '.join(f'{side}x{side}' for side in sides)} pixels, the size of crops with crop_size 0"
+    if reference is not None and any(metric.needs_reference for metric in metrics):
+        yield f"true pictures: {_spelt_out(reference)}, digest {reference.digest[:DIGITS]}"
+
+
+def _spelt_out(strategy: Any) -> str:
+    """Its registered name, or its class's, with every option."""
+    entries = (entry for slot in ("metrics", "features", "references") for entry in registry().entries(slot))
+    names = {entry.value: entry.name for entry in entries}
+    options = {field.name: getattr(strategy, field.name) for field in attrs.fields(type(strategy))}
+    told = [f"{name} {_spelt_out(value) if type(value) in names else value}" for name, value in options.items()]
+    return names.get(type(strategy), type(strategy).__name__) + (f" ({', '.join(told)})" if told else "")
+
+
+def told_source(results: Results) -> str:
+    """The table or figure that an experiment stands beside."""
+    return f"corresponds to: {results.source}"
+
+
+def origin_lines(results: Results) -> Iterator[str]:
+    """What the numbers are of: source, command, cells, machines, versions, commit, intervals; and what is not there."""
+    if results.source:
+        yield told_source(results)
+    if results.command:
+        yield f"made by: {results.command}"
+    done, missing, failed = results.counts()
+    if results.groups:
+        yield f"pictures: {done} of {done + missing + failed}, {missing} missing, {failed} failed"
+    yield from (f"failed: {error}" for error in results.errors)
+    undone = sum(figure.file is None for figure in results.figures)
+    if results.figures:
+        yield f"figures: {len(results.figures) - undone} of {len(results.figures)}"
+    if results.machines:
+        yield "sampled on: " + "; ".join(f"{name} ({count})" for name, count in results.machines.items())
+    if results.versions:
+        yield "with: " + ", ".join(f"{name} {' and '.join(found)}" for name, found in results.versions.items())
+    if results.commits:
+        yield "sampled by Vitrail at " + "; ".join(f"{name} ({count})" for name, count in results.commits.items())
+    if results.commit:
+        yield f"reported by Vitrail at {results.commit}"
+    if results.resamples and results.groups:
+        yield f"intervals: {LEVEL:.0%}, bootstrap over pictures, {results.resamples} draws"

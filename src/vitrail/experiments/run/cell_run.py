@@ -1,0 +1,254 @@
+"""One cell from its plan to its picture."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, evolve, field, fields_dict, has
+
+from vitrail.core.config.loader import Loader
+from vitrail.core.method.composition import Composition
+from vitrail.core.method.members import OptionalBackend, has_own
+from vitrail.errors import OutputError, VitrailError
+from vitrail.experiments.run.origin import commit_of_vitrail, machine
+from vitrail.experiments.run.peak_memory import Peak
+from vitrail.experiments.run.store import Outcome
+from vitrail.experiments.spec.cells import Cell, Model
+from vitrail.sampling.call_options import Spread
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.recipe import current_versions, save_picture
+from vitrail.sampling.run_plugins import load_plugins
+
+if TYPE_CHECKING:
+    from vitrail.comm.communicator import RankCommunicator
+    from vitrail.core.config.run_config import RunConfig
+    from vitrail.core.method.backbone import Backbone
+    from vitrail.sampling.call_options import Callback
+    from vitrail.sampling.result import Result
+    from vitrail.sampling.sampler import Sampler
+
+PRELOADED = "vitrail.experiments.run.preloaded"
+
+
+@define(eq=False)
+class Worker:
+    """Samples cells of one model, which it loads once.
+
+    Attributes:
+        backbone: The model.
+        device: As asked for.
+    """
+
+    backbone: Backbone
+    device: str | None = None
+    _commit: str = field(factory=lambda: commit_of_vitrail() or "", init=False)
+    _samplers: dict[str, Sampler] = field(factory=dict, init=False)
+    _current: Sampler | None = field(default=None, init=False)
+
+    @classmethod
+    def load(cls, run: RunConfig, device: str | None = None) -> Worker:
+        """Load the model of a run.
+
+        Raises:
+            VitrailError: If it cannot be found or loaded.
+        """
+        from vitrail.backbones.loading.source import ModelOptions, find_model
+        from vitrail.backbones.pipeline_backbone import quiet_libraries
+
+        quiet_libraries()
+        return cls(find_model(run.model, registry(), ModelOptions.of(run)).load(device), device)
+
+    def model(self) -> Model:
+        """What a grid must know of it."""
+        side = self.backbone.native_size * self.backbone.vae_scale_factor
+        fingerprint = self.backbone.fingerprint()
+        self.backbone.release()
+        return Model(native_size=side, defaults=self.backbone.defaults, fingerprint=fingerprint)
+
+    def sampler(self, cell: Cell) -> Sampler:
+        """Of the cell's method and plugins; one for all cells that share them.
+
+        Raises:
+            VitrailError: If the method does not fit the model.
+        """
+        from vitrail.backbones.loading.source import ModelOptions
+        from vitrail.sampling.sampler import Sampler
+
+        key = repr((cell.composition, cell.plugins))
+        if key not in self._samplers:
+            composition = composition_of(cell)
+            options, model = ModelOptions.of(cell.config()), cell.run["model"]
+            self._samplers[key] = Sampler(
+                self.backbone, composition, model=model, options=options, plugins=load_plugins(cell.plugins)
+            )
+        return self._samplers[key]
+
+    def work(self, cell: Cell) -> float:
+        """What a cell costs, in evaluations at the training size; raises if the run cannot be laid out."""
+        if cell.kind == "heatmap":
+            return 2.0 * float(cell.run["num_inference_steps"])
+        plan = self.sampler(cell).plan(cell.config())
+        self.backbone.release()
+        return max(1.0, sum(stage.work * stage.num_steps for stage in plan.stages))
+
+    def interrupt(self) -> bool:
+        """Stop the cell in work at its next step; False if there is none that can, as ranks and figures are whole."""
+        if self._current is None:
+            return False
+        self._current.interrupt()
+        return True
+
+    def sample(self, cell: Cell, folder: Path, on_step: Callable[[], None] = lambda: None) -> Outcome | None:
+        """Sample a cell and save its picture; an error becomes part of the outcome.
+
+        Args:
+            cell: What to do.
+            folder: The experiment's.
+            on_step: Called after every step of the sampler.
+
+        Returns:
+            None if it was interrupted; nothing of it is kept then.
+
+        Raises:
+            OutputError: If the folder takes no more, as it then does of no other cell.
+        """
+        stamp: dict[str, Any] = {
+            "cell": cell.address,
+            "versions": current_versions(),
+            "machine": machine(self.backbone.device),
+            "commit": self._commit,
+        }
+        try:
+            found = self._look(cell, folder) if cell.kind == "heatmap" else self._sample(cell, folder, on_step)
+        except OutputError:
+            raise
+        except VitrailError as error:
+            return Outcome(**stamp, error=str(error), finished=_now())
+        except Exception as error:  # a bug of one row is no reason to lose the others
+            return Outcome(**stamp, error=f"{type(error).__name__}: {error}", finished=_now())
+        return None if found is None else evolve(found, **stamp, finished=_now())
+
+    def _sample(self, cell: Cell, folder: Path, on_step: Callable[[], None]) -> Outcome | None:
+        config, sampler = cell.config(), self.sampler(cell)
+        plan = sampler.plan(config)
+        with Peak.watch(self.backbone.device) as peak:
+            result = self._alone(sampler, config, on_step) if cell.ranks == 1 else self._on_ranks(cell)
+        if result.report.interrupted:
+            return None
+        path = folder / cell.picture
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(result.images[0], result.recipes[0], path)
+        report, rows, columns = result.report, *edges(sampler, config)
+        calls = calls_of(result)
+        return Outcome(
+            cell=cell.address,
+            seconds=report.engine_s + report.decode_s,
+            engine_s=report.engine_s,
+            decode_s=report.decode_s,
+            model_calls=sum(calls),
+            critical_calls=max(calls),
+            predicted_calls=plan.model_calls,
+            vae_decodes=report.vae_decodes,
+            vae_encodes=report.vae_encodes,
+            peak_bytes=peak.bytes if cell.ranks == 1 else None,
+            native_size=self.backbone.native_size * self.backbone.vae_scale_factor,
+            rows=rows,
+            columns=columns,
+        )
+
+    def _alone(self, sampler: Sampler, config: RunConfig, on_step: Callable[[], None]) -> Result:
+        """The result of this process, which can be interrupted meanwhile."""
+        self._current = sampler
+        try:
+            return sampler.run(config, _calling(on_step))
+        finally:
+            self._current = None
+
+    def _on_ranks(self, cell: Cell) -> Result:
+        """Rank 0's result: of threads that share the model, or of processes that load it themselves."""
+        backend = registry().get("comm", cell.comm)()
+        backend = _started_once(backend)
+        program: Callable[[RankCommunicator], Result] = functools.partial(_process, cell, self.device)
+        if not has_own(backend, OptionalBackend.join):
+            program = functools.partial(_thread, self.sampler(cell), cell.config())
+        results = backend.run(cell.ranks, program, cell.address)
+        found: Result = results[0]
+        return found
+
+    def _look(self, cell: Cell, folder: Path) -> Outcome:
+        """The figure of a mask source."""
+        from vitrail.cli.heatmap import read_shares, record_figure
+
+        path = folder / cell.picture
+        path.parent.mkdir(parents=True, exist_ok=True)
+        begin = time.perf_counter()
+        record_figure(self.sampler(cell), cell.config(), read_shares(cell.options["at"]), path)
+        return Outcome(cell=cell.address, seconds=time.perf_counter() - begin)
+
+
+def composition_of(cell: Cell) -> Composition:
+    """A cell's method."""
+    return Loader(registry()).structure(cell.composition, Composition, f"row {cell.row!r}")
+
+
+def edges(sampler: Sampler, config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Pixel rows and columns at which contiguous views of the last step begin or end, without the picture's edges."""
+    engine = sampler.engine(config, config.seed)
+    cell, sides = sampler.backbone.vae_scale_factor, (config.height, config.width)
+    found: tuple[set[int], set[int]] = (set(), set())
+    for patches in engine.patches(engine.steps()[-1]):
+        for view in patches.views:
+            for axis, span in enumerate((view.vertical, view.horizontal)):
+                if span.step == 1:
+                    last = span.start + span.count
+                    ends = (span.start, last if span.length is None else last % span.length)
+                    found[axis].update(cell * end for end in ends if 0 < cell * end < sides[axis])
+    sampler.backbone.release()
+    return tuple(sorted(found[0])), tuple(sorted(found[1]))
+
+
+def calls_of(result: Result) -> list[int]:
+    """Rows that each rank's network saw."""
+    if len(result.traces) <= 1:
+        return [result.report.model_calls]
+    return [sum(span.args.get("rows", 0) for span in trace.spans) for trace in result.traces]
+
+
+def _started_once(backend: Any) -> Any:
+    """A backend whose processes, if it starts any, are copies of one that has imported what all of them need."""
+    if not has(type(backend)) or "start" not in fields_dict(type(backend)):
+        return backend
+    pipelines = [name for name in sys.modules if name.rpartition(".")[2].startswith("pipeline_")]
+    multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOADED, *pipelines])
+    return evolve(backend, start="forkserver")
+
+
+def _process(cell: Cell, device: str | None, communicator: RankCommunicator) -> Result:
+    """The share of a rank that is a process and loads the model itself."""
+    return _thread(Worker.load(cell.config(), device).sampler(cell), cell.config(), communicator)
+
+
+def _thread(sampler: Sampler, config: RunConfig, communicator: RankCommunicator) -> Result:
+    """The share of a rank that has the model already."""
+    return sampler.again().run(config, spread=Spread(communicator=communicator))
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _calling(on_step: Callable[[], None]) -> Callback:
+    """A callback of diffusers' form that replaces nothing."""
+
+    def call_back(*_: object) -> dict[str, Any] | None:
+        on_step()
+        return None
+
+    return call_back

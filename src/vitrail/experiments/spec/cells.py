@@ -1,0 +1,358 @@
+"""From an experiment to its cells: what is sampled, in an order that keeps half-done tables balanced."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+from attrs import evolve, field, frozen
+
+from vitrail.core.config.fields import as_tuple
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.run_config import PIXELS, RunConfig
+from vitrail.core.method.composition import Composition
+from vitrail.core.schedule.streams import SCHEME
+from vitrail.errors import ConfigError, Problems, shortened
+from vitrail.experiments.spec.experiment import (
+    MOST_CELLS,
+    MOST_PAIRS,
+    MOST_ROWS,
+    TIMES,
+    Axis,
+    Experiment,
+    HeatMap,
+    MethodEntry,
+    Setting,
+)
+from vitrail.experiments.spec.prompts import prompts_of
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.input_digests import content_digest
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.run_plugins import attached, load_plugins, wrapping
+from vitrail.sampling.start_picture import open_picture
+
+DIGITS = 12
+NAMES = ("method", "model", "model_config", "variant", "revision", "memory")  # of a run: what its pixels are not of
+TURN = 100_000  # from a prompt's seed to its next one, so that further prompts change no seed
+Kind = Literal["picture", "heatmap"]
+
+
+@frozen(kw_only=True)
+class Cell:
+    """One picture of the grid.
+
+    Attributes:
+        address: A digest of what determines its pixels, and of how many ranks share the work.
+        row: Its row in tables: the method's label, and where it is on the axes.
+        method: The method's label.
+        axes: Name of each axis to the name of the place on it.
+        pair: Number of its prompt and seed; cells with equal ones are compared.
+        run: Fields of its ``RunConfig``.
+        composition: The method as plain tables, every default spelt out.
+        ranks: Processes that share the work.
+        comm: How they talk.
+        plugins: ``MODULE:OBJECT`` each, attached to its run.
+        kind: A sampled picture, or the figure of a mask source.
+        options: Of a heat map.
+    """
+
+    address: str
+    row: str
+    method: str
+    axes: dict[str, str]
+    pair: int
+    run: dict[str, Any]
+    composition: dict[str, Any]
+    ranks: int = 1
+    comm: str = "gloo"
+    plugins: tuple[str, ...] = field(default=(), converter=as_tuple)
+    kind: Kind = "picture"
+    options: dict[str, Any] = field(factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.run["height"], self.run["width"]
+
+    @property
+    def picture(self) -> str:
+        """Where its picture lies in the experiment's folder."""
+        return f"pictures/{self.address[:2]}/{self.address}.png"
+
+    def config(self) -> RunConfig:
+        """Its run."""
+        return RunConfig(**self.run)
+
+
+@frozen(kw_only=True)
+class Model:
+    """What a grid must know of its model.
+
+    Attributes:
+        native_size: Pixels: the side of its training pictures.
+        defaults: Fields of a run that suit it.
+        fingerprint: Stands for its weights and settings.
+    """
+
+    native_size: int
+    defaults: Mapping[str, Any]
+    fingerprint: str
+
+
+@frozen(kw_only=True)
+class Row:
+    """One combination of a method and places on the axes.
+
+    Attributes:
+        name: In tables.
+        method: The method's label.
+        axes: Name of each axis to the name of the place on it.
+        composition: The method.
+        run: Options of the run that are its own.
+    """
+
+    name: str
+    method: str
+    axes: dict[str, str]
+    composition: Composition
+    run: dict[str, Any]
+
+
+@frozen(kw_only=True)
+class Plain:
+    """A row at a size as plain data, which all of its cells share.
+
+    Attributes:
+        run: With any prompt and seed.
+        composition: The method as plain tables.
+        besides: What else determines the pixels.
+    """
+
+    run: RunConfig
+    composition: dict[str, Any]
+    besides: tuple[dict[str, str], ...] = field(converter=as_tuple)
+
+
+def cells_of(experiment: Experiment, model: Model, folder: Path) -> list[Cell]:
+    """Every cell: all rows and sizes grow at the same pace, so that a table made early is balanced.
+
+    Rows that mean the same, such as a default and its value spelt out, have cells of one address and share pictures.
+
+    Args:
+        experiment: What to do.
+        model: What its model is.
+        folder: Where its file lies, for a file of prompts.
+
+    Raises:
+        ConfigError: Naming every method, override and option that is wrong.
+    """
+    pairs = pairs_of(experiment, folder)
+    sizes = [
+        (*_sides(entry.size, model.native_size), min(entry.pictures or len(pairs), len(pairs)))
+        for entry in experiment.sizes
+    ]
+    rows = rows_of(experiment)
+    refuse_many(experiment, pairs, rows)
+    order = sorted((pair / count, size, pair) for size, (_, _, count) in enumerate(sizes) for pair in range(count))
+    problems = Problems()
+    cells: list[Cell] = []
+    plain: dict[tuple[str, int], Plain] = {}
+    for _, size, pair in order:
+        for row, ranks in itertools.product(rows, experiment.ranks):
+            with problems.collect():
+                if (row.name, size) not in plain:
+                    plain[row.name, size] = _plain(experiment, model, row, sizes[size][:2])
+                cells.append(_cell(experiment, model, row, plain[row.name, size], (pair, *pairs[pair]), ranks))
+        problems.tell()
+    for heat, pair in itertools.product(experiment.heatmaps, range(len(pairs))):
+        if pair < heat.pictures:
+            cells.append(_heat_cell(experiment, model, heat, (pair, *pairs[pair])))
+    _refuse_twins(cells)
+    return cells
+
+
+def _refuse_twins(cells: Sequence[Cell]) -> None:
+    """Sizes are told apart by their pixels only once the model is known."""
+    taken = set()
+    for cell in cells:
+        place = cell.kind, cell.row, cell.size, cell.pair
+        if place in taken:
+            height, width = cell.size
+            raise ConfigError(f"row {cell.row!r} is there twice at {width}x{height} pixels; leave one out")
+        taken.add(place)
+
+
+def pairs_of(experiment: Experiment, folder: Path) -> list[tuple[str, int]]:
+    """Prompts with seeds: all prompts with their first seed come first.
+
+    Raises:
+        ConfigError: If a file of prompts cannot be read, or a prompt has a seed twice.
+    """
+    prompts = prompts_of(experiment, folder)
+    count = len(prompts) * (len(experiment.seeds) or experiment.repeats)
+    if count > MOST_PAIRS:
+        raise ConfigError(f"{count} pairs of a prompt and a seed are more than {MOST_PAIRS}; split the experiment")
+    if experiment.seeds:
+        pairs = [(prompt, seed) for seed in experiment.seeds for prompt in prompts]
+        (prompt, seed), count = Counter(pairs).most_common(1)[0]
+        if count > 1:
+            raise ConfigError(f"prompt {shortened(prompt)!r} is there twice with seed {seed}; leave one out")
+        return pairs
+    return [
+        (prompt, turn * TURN + number) for turn in range(experiment.repeats) for number, prompt in enumerate(prompts)
+    ]
+
+
+def _sides(size: str, native: int) -> tuple[int, int]:
+    """Height and width in pixels of a size as written."""
+    if found := PIXELS.fullmatch(size):
+        width, height = found[1], found[2] or found[1]
+        return int(height), int(width)
+    times = TIMES.fullmatch(size)
+    assert times is not None
+    return tuple(round(float(each) * native) for each in (times[2] or times[1], times[1]))  # type: ignore[return-value]
+
+
+def rows_of(experiment: Experiment) -> list[Row]:
+    """Every method with every combination of places on the axes that are for it; needs no model.
+
+    Raises:
+        ConfigError: Naming every method and override that is wrong.
+    """
+    problems, rows = Problems(), []
+    plans = list(_choices(experiment))
+    count = sum(math.prod(map(len, choices)) for _, _, choices in plans)
+    if count > MOST_ROWS:
+        raise ConfigError(f"methods and axes make {count} rows, more than {MOST_ROWS}; leave some out")
+    for entry, label, choices in plans:
+        for chosen in itertools.product(*choices):
+            with problems.collect():
+                rows.append(_row(entry, label, chosen))
+    problems.tell()
+    return rows
+
+
+def _choices(experiment: Experiment) -> Iterator[tuple[MethodEntry, str, list[list[tuple[Axis, Setting]]]]]:
+    """Every method with its label and, for each axis that is for it, the places there."""
+    for entry, label in zip(experiment.methods, experiment.labels(), strict=True):
+        axes = [axis for axis in experiment.axes if not axis.methods or label in axis.methods]
+        yield entry, label, [[(axis, each) for each in axis.places() if label not in each.skip] for axis in axes]
+
+
+def refuse_many(experiment: Experiment, pairs: Sequence[tuple[str, int]], rows: Sequence[Row]) -> None:
+    """Refuse more cells than can be planned at once.
+
+    Raises:
+        ConfigError: With their number.
+    """
+    pictures = sum(min(entry.pictures or len(pairs), len(pairs)) for entry in experiment.sizes)
+    count = pictures * len(rows) * len(experiment.ranks)
+    if count > MOST_CELLS:
+        raise ConfigError(
+            f"{count} pictures are more than {MOST_CELLS}, the most of one experiment; give sizes fewer 'pictures', or "
+            "split it"
+        )
+
+
+def _row(entry: MethodEntry, label: str, chosen: tuple[tuple[Axis, Setting], ...]) -> Row:
+    assignments = [*entry.set, *(text for _, place in chosen for text in place.set)]
+    run = dict(entry.run)
+    for _, place in chosen:
+        run |= place.run
+    name = ", ".join([label, *(f"{axis.name} {place.name}" if axis.values else place.name for axis, place in chosen)])
+    return Row(
+        name=name,
+        method=label,
+        axes={axis.name: place.name for axis, place in chosen},
+        composition=load_method(entry.method, assignments),
+        run=run | {"method": entry.method},
+    )
+
+
+def _plain(experiment: Experiment, model: Model, row: Row, size: tuple[int, int]) -> Plain:
+    """A row at a size as plain data."""
+    table = {**model.defaults, **experiment.run, **row.run, "model": experiment.model, "prompt": ""}
+    loader = Loader(registry())
+    run = loader.structure({**table, "height": size[0], "width": size[1]}, RunConfig, f"row {row.name!r}")
+    return Plain(run=run, composition=loader.unstructure(row.composition), besides=_besides(experiment, row))
+
+
+def _cell(experiment: Experiment, model: Model, row: Row, plain: Plain, pair: tuple[int, str, int], ranks: int) -> Cell:
+    number, prompt, seed = pair
+    run, composition = attrs.asdict(evolve(plain.run, prompt=prompt, seed=seed)), plain.composition
+    return Cell(
+        address=_address(run, composition, model, ranks, experiment.comm, plain.besides),
+        row=row.name if len(experiment.ranks) == 1 else f"{row.name}, {ranks} rank{'s' * (ranks > 1)}",
+        method=row.method,
+        axes=row.axes,
+        pair=number,
+        run=run,
+        composition=composition,
+        ranks=ranks,
+        comm=experiment.comm,
+        plugins=experiment.plugins,
+    )
+
+
+def heat_row(heat: HeatMap) -> Row:
+    """A mask source on the whole picture as one view.
+
+    Raises:
+        ConfigError: If there is none of its name, or an override is wrong.
+    """
+    entry = MethodEntry(method="direct", set=(f"stages.0.masking={heat.masking}", *heat.set))
+    return _row(entry, heat.label or heat.masking, ())
+
+
+def _heat_cell(experiment: Experiment, model: Model, heat: HeatMap, pair: tuple[int, str, int]) -> Cell:
+    number, prompt, seed = pair
+    side, row = model.native_size, heat_row(heat)
+    plain = _plain(experiment, model, row, (side, side))
+    cell = _cell(evolve(experiment, ranks=(1,)), model, row, plain, (number, prompt, seed), 1)
+    address = _digest([cell.address, heat.at])
+    return evolve(cell, address=address, kind="heatmap", options={"at": heat.at})
+
+
+def _besides(experiment: Experiment, row: Row) -> list[dict[str, str]]:
+    """What determines pixels and is no plain data: contents of strategies' files, and plugins that wrap stages."""
+    found = (row.composition.digests(), wrapping(attached(load_plugins(experiment.plugins))))
+    return [part for part in found if part]
+
+
+def _address(
+    run: dict[str, Any],
+    composition: dict[str, Any],
+    model: Model,
+    ranks: int,
+    comm: str,
+    besides: Sequence[dict[str, str]] = (),
+) -> str:
+    """A digest of what determines the pixels, and of who shares the work, since that is timed.
+
+    Where a model comes from is in no address: its fingerprint says what was loaded.
+    """
+    fields = {name: value for name, value in run.items() if name not in NAMES}
+    given = run["negative_prompt"]
+    fields["negative_prompt"] = {None: "", "": None}.get(given, given)  # as before "" was a text, so that cells last
+    if run["image"] is not None:
+        fields["image"] = _image_digest(run["image"])
+    data = [fields, composition, model.fingerprint, SCHEME, ranks, comm if ranks > 1 else None, *besides]
+    return _digest(data)
+
+
+@functools.cache
+def _image_digest(path: str) -> str:
+    """Of what a picture shows, wherever it lies."""
+    return content_digest(open_picture(path))
+
+
+def _digest(data: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:DIGITS]

@@ -1,0 +1,96 @@
+"""Experiment files: TOML or YAML, one on top of another by ``extends``, with short forms spelt out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitrail.core.config.files import read_file
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.overrides import override
+from vitrail.core.config.paths import beside, expanded
+from vitrail.errors import ConfigError, shortened
+from vitrail.experiments.spec.experiment import Experiment
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.relative_paths import of_experiment
+
+SHORT = {"methods": "method", "sizes": "size"}  # a list's entries may be this field alone
+MOST_BASES = 8  # below each other
+MARKS = ("methods", "heatmaps", "extends")  # of which an experiment's file has one
+
+
+def load_experiment(path: Path, assignments: Sequence[str] = ()) -> tuple[Experiment, dict[str, Any]]:
+    """An experiment, and its tables as a plan keeps them.
+
+    Args:
+        path: TOML or YAML file; ``extends = "other.toml"`` takes everything from a file beside it first.
+        assignments: Overrides such as ``sizes.0.pictures=8``.
+
+    Raises:
+        ConfigError: Listing every problem with path and nearest name.
+    """
+    path = expanded(path)
+    table = override(read_with_bases(path), list(assignments))
+    return structure(table, str(path)), table
+
+
+def structure(table: Mapping[str, Any], where: str) -> Experiment:
+    """An experiment of tables; raises as ``load_experiment`` does."""
+    return Loader(registry()).structure(spelt_out(table), Experiment, where)
+
+
+def read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file on top of what it extends: tables are merged, everything else is replaced; short forms are spelt out.
+
+    Raises:
+        ConfigError: If a file extends itself, or cannot be read.
+    """
+    read = read_file(path)
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: extends itself, by way of {' and '.join(str(each.name) for each in seen)}")
+    if len(seen) == MOST_BASES:
+        raise ConfigError(f"{path}: is the base of a base, and so on; {MOST_BASES} files may stand on each other")
+    table = of_experiment(spelt_out(read), path.parent)
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: 'extends' is the name of a file beside it, got {shortened(repr(base))}")
+    below = read_with_bases(path.parent / expanded(base), (*seen, path.resolve()))
+    if isinstance(below.get("prompts_file"), str) and "prompts_file" not in table:
+        below["prompts_file"] = beside(Path(base).parent, below["prompts_file"])
+    return merged(below, table)
+
+
+def merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested tables as one; what is above wins."""
+    result = copy.deepcopy(below)
+    if len({"prompts", "prompts_file", "scenes"} & set(above)) == 1:
+        result = {name: value for name, value in result.items() if name not in ("prompts", "prompts_file", "scenes")}
+    for name, value in above.items():
+        known = result.get(name)
+        both = isinstance(known, dict) and isinstance(value, Mapping) and "type" not in value
+        result[name] = merged(known, value) if both and isinstance(known, dict) else copy.deepcopy(value)
+    return result
+
+
+def spelt_out(table: Mapping[str, Any]) -> dict[str, Any]:
+    """``methods = ["asg"]`` and ``sizes = [512]`` as tables."""
+    result = dict(table)
+    for name, key in SHORT.items():
+        if isinstance(result.get(name), list):
+            result[name] = [_entry(key, item) for item in result[name]]
+    return result
+
+
+def _entry(key: str, item: Any) -> Any:
+    if isinstance(item, Mapping):
+        entry = dict(item)
+        if isinstance(entry.get("size"), int) and not isinstance(entry["size"], bool):
+            entry["size"] = str(entry["size"])
+        return entry
+    if isinstance(item, int) and not isinstance(item, bool) and key == "size":
+        return {key: str(item)}
+    return {key: item} if isinstance(item, str) else item

@@ -1,0 +1,97 @@
+"""Features of the judge that ships with the demo model, for sets of its drawn pictures."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from attrs import frozen
+
+from vitrail.core.config.file_digests import digest_of_files
+from vitrail.core.method.metric import Shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.demo.judge import Detection, Judge
+
+SEEN = 64  # pixels of the shorter side, at which objects of 0.3 to 0.9 of it are in the judge's band
+
+
+@frozen(kw_only=True)
+class DemoJudge:
+    """The demo model's judge: 256 features of the whole at a small scale and of the texture at its own scale."""
+
+    @property
+    def digest(self) -> str:
+        """Of the judge's files."""
+        return digest_of_judge()
+
+    def extract(self, pictures: Tensor) -> Tensor:
+        """Pooled features, Float32[Tensor, "batch 256"], of Float32[Tensor, "batch 3 Height Width"] in [0, 1]."""
+        import torch
+
+        with torch.no_grad():
+            return load_judge(str(pictures.device)).features(pictures.float())
+
+    def probabilities(self, pictures: Tensor) -> Tensor:
+        """Of the demo model's objects, in the order of the judge's classes, and of there being none.
+
+        A class's logit is the maximum of its heat map over the picture at a small scale; that of "none" is 0, where
+        the detector is in two minds. Softmax over all of them.
+
+        Args:
+            pictures: Float32[Tensor, "batch 3 Height Width"] in [0, 1].
+
+        Returns:
+            Float32[Tensor, "batch classes+1"].
+        """
+        import torch
+
+        judge, scale = load_judge(str(pictures.device)), SEEN / min(pictures.shape[-2:])
+        with torch.no_grad():
+            logits = judge.network(framed(pictures.float(), scale)).heat.amax(dim=(2, 3))
+        return torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1).softmax(dim=1)
+
+
+JUDGE = DemoJudge()
+
+
+def framed(pictures: Tensor, scale: float) -> Tensor:
+    """Pictures at a scale with grey around them, as the judge wants them: sides are multiples of its stride."""
+    import torch.nn.functional as F
+
+    from vitrail.demo.judge import PAD, STRIDE
+
+    size = [max(STRIDE, round(side * scale)) for side in pictures.shape[-2:]]
+    resized = F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
+    bottom, right = (PAD + -side % STRIDE for side in size)
+    return F.pad(resized, (PAD, right, PAD, bottom), value=0.5)
+
+
+_detected: WeakKeyDictionary[Shown, tuple[Detection, ...]] = WeakKeyDictionary()
+
+
+def detections(shown: Shown) -> tuple[Detection, ...]:
+    """The judge's, found once for all metrics that look at the same picture."""
+    if shown not in _detected:
+        _detected[shown] = load_judge(str(shown.picture.device)).detect(shown.picture.float())
+    return _detected[shown]
+
+
+def digest_of_judge() -> str:
+    """Stands for what the judge has learned and how it is set."""
+    from vitrail.demo.judge import WEIGHTS
+
+    return digest_of_files(WEIGHTS / name for name in ("config.json", "judge.safetensors"))
+
+
+@functools.cache
+def load_judge(device: str) -> Judge:
+    """The judge on a device, loaded once."""
+    from vitrail.demo.judge import Judge
+
+    judge = Judge.load()
+    judge.network.to(device)
+    return judge

@@ -1,0 +1,1 @@
+"""Fusions: how overlapping predictions become one."""

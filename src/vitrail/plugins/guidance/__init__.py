@@ -1,0 +1,1 @@
+"""Guidances: what changes a prediction."""

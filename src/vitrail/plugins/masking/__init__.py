@@ -1,0 +1,1 @@
+"""Mask sources: where a guidance acts."""

@@ -1,0 +1,1 @@
+"""Patchings: how a canvas is cut into views."""

@@ -1,0 +1,1 @@
+"""Promptings: which text a view is asked with."""

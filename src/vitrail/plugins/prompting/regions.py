@@ -1,0 +1,103 @@
+"""Texts of a view's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from vitrail.core.config.fields import as_tuple, share, share_below_half
+from vitrail.core.method.protocols import AttentionRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.engine.guidance_context import Memory
+    from vitrail.core.geometry.views import Canvas, View
+    from vitrail.core.schedule.step import Step
+
+
+@frozen(kw_only=True)
+class PatchContentAware:
+    """For each window the words of the prompt that an earlier stage saw there.
+
+    AccDiffusion (Lin et al., 2024, https://arxiv.org/abs/2407.10738), eq. 5 to 9. A word's map is binarised
+    at its own mean and opened, that is eroded and then dilated, which takes specks away; a window keeps the words that
+    fill a share of it. A window that keeps all words has the prompt as it is written, one that keeps none an empty
+    text. Words of several tokens stay whole, where the authors' code takes them apart.
+
+    A stage before must have ``remember = true``, and views that show the whole picture.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"attention-maps"})
+    recalls: ClassVar[bool] = True
+    threshold: float = field(default=0.3, validator=share)  # c: share of a window that a word must fill
+    opening: float = field(default=1 / 16, validator=share_below_half)  # how far, as a share of the map's longer side
+    layers: tuple[int, ...] = field(
+        default=(), converter=as_tuple, validator=v.deep_iterable(v.instance_of(int))
+    )  # up blocks whose maps are remembered, 0 is the deepest; if empty, all or those that a mask wants
+
+    @property
+    def request(self) -> AttentionRequest | None:
+        """The maps of these layers, word by word."""
+        return AttentionRequest(layers=self.layers, each=True) if self.layers else None
+
+    def texts(
+        self,
+        step: Step,
+        prompt: str,
+        negative_prompt: str | None,
+        views: Sequence[View],
+        canvas: Canvas,
+        memory: Memory | None,
+    ) -> tuple[str | None, ...]:
+        """The words of each view in their order; None where that is all of them."""
+        if memory is None:
+            return ()
+        import torch
+
+        maps = memory.maps.mean(0)
+        reach = int(self.opening * max(maps.shape[-2:]))
+        seen = on_canvas(opened((maps > maps.mean((-2, -1), keepdim=True)).to(maps.dtype), reach), canvas)
+        counts = torch.stack([view.read(seen).count_nonzero((-2, -1)) for view in views]).tolist()
+        height, width = views[0].shape
+        kept = [[count >= self.threshold * height * width for count in each] for each in counts]
+        return tuple(None if all(each) else _joined(memory.words, each) for each in kept)
+
+
+def _joined(words: Sequence[str], kept: Sequence[bool]) -> str:
+    return " ".join(word for word, is_kept in zip(words, kept, strict=True) if is_kept)
+
+
+def opened(masks: Tensor, reach: int) -> Tensor:
+    """Binary masks without what a square of 2 reach + 1 cells does not fit into; the border takes nothing away.
+
+    Eroding and dilating so many times with a square of three cells is the same.
+
+    Args:
+        masks: Float32[Tensor, "words h w"], 0 or 1.
+        reach: In cells; 0 changes nothing.
+    """
+    import torch.nn.functional as F
+
+    side = 2 * reach + 1
+    eroded = -F.max_pool2d(-masks, side, 1, reach)
+    return F.max_pool2d(eroded, side, 1, reach)
+
+
+def on_canvas(masks: Tensor, canvas: Canvas) -> Tensor:
+    """Maps of the whole picture at the canvas's size, each cell the nearest; the padding repeats the edge.
+
+    Args:
+        masks: Float32[Tensor, "words h w"].
+        canvas: Where they are to lie.
+
+    Returns:
+        Float32[Tensor, "words height width"].
+    """
+    import torch.nn.functional as F
+
+    grown = F.interpolate(masks[None], canvas.inner, mode="nearest-exact")
+    return F.pad(grown, (0, canvas.pad_width, 0, canvas.pad_height), mode="replicate")[0]

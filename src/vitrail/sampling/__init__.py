@@ -1,0 +1,1 @@
+"""The sampler, a run of it, its plan, result, recipe and replay."""

@@ -1,0 +1,253 @@
+"""From a run and a model to the loop that makes one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from vitrail.backbones.loading.turns import is_plain
+from vitrail.backbones.rectification.surround import predict_rectified
+from vitrail.core.config.fields import as_tuple
+from vitrail.core.config.run_config import ROW_BATCH, RunConfig
+from vitrail.core.engine.remembering import check_remembering
+from vitrail.core.engine.roll import predict_turned
+from vitrail.core.geometry.views import Canvas
+from vitrail.core.method.composition import Composition
+from vitrail.core.method.inputs import Extras, Inputs
+from vitrail.core.method.members import recalls
+from vitrail.errors import CapabilityError, ConfigError
+from vitrail.sampling.conditioning_cache import Conditions
+from vitrail.sampling.differentiation import check_gradients, gradients_of
+from vitrail.sampling.discovery import registered_name
+from vitrail.sampling.pixels import Pixels
+
+if TYPE_CHECKING:
+    from vitrail.core.engine.exchange import Exchange
+    from vitrail.core.engine.forwarding import Forwarding
+    from vitrail.core.engine.hooks import Stages
+    from vitrail.core.engine.loop import Engine
+    from vitrail.core.method.backbone import Backbone
+    from vitrail.core.method.protocols import Branch, Predicted, Rows
+    from vitrail.core.schedule.noise_schedule import Stepper
+    from vitrail.core.schedule.phase import Phase
+    from vitrail.core.schedule.step import Step
+    from vitrail.core.schedule.streams import Streams
+
+
+@frozen(eq=False)
+class Builder:
+    """Puts an engine together.
+
+    Attributes:
+        backbone: The model.
+        composition: The method.
+        plugins: (name, plugin) pairs that wrap or observe the stages.
+        config: The run.
+    """
+
+    backbone: Backbone
+    composition: Composition
+    plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple)
+    config: RunConfig
+
+    def engine(
+        self, seed: int, extras: Extras, exchange: Exchange, watched: bool, forwarding: Forwarding | None = None
+    ) -> Engine:
+        """The loop of one picture, ready to run; see ``Sampler.engine``."""
+        from vitrail.core.engine.forwarding import Forwarding
+        from vitrail.core.engine.guiding import Guiding
+        from vitrail.core.engine.hooks import Answers, Stages
+        from vitrail.core.engine.layout import Layout
+        from vitrail.core.engine.loop import Engine
+        from vitrail.core.engine.predictor import Predictor
+        from vitrail.core.engine.viewing import Viewing
+        from vitrail.core.schedule.streams import Streams
+
+        config, backbone, streams = self.config, self.backbone, Streams(seed)
+        phases = self._phases(extras)
+        pictures = [phase.picture for phase in phases]
+        inputs = [self._inputs(extras, phase, pictures) for phase in phases]
+        for each in inputs:
+            backbone.check_inputs(each)
+        self._check(inputs[0])
+        request = self.composition.attention_request()
+        conditions = Conditions(backbone, inputs, request)
+        predict = self._predict(phases, conditions, streams)
+        answers = Answers(self.composition, predict, backbone.latent_channels, streams, registered_name)
+        made: dict[str, Any] = {"composition": self.composition, "stages": Stages(answers, self.plugins)}
+        branches: tuple[Branch, ...] = ("uncond", "cond") if inputs[0].guided else ("cond",)
+        layout = Layout(**made, phases=phases, branches=branches)
+        predictor = Predictor(
+            **made,
+            exchange=exchange,
+            forwarding=forwarding or Forwarding(backs_off=config.memory == "auto"),
+            branches=branches,
+            guidance_scale=config.guidance_scale,
+            guidance_rescale=config.guidance_rescale,
+            row_batch=config.row_batch or ROW_BATCH,
+            condition=conditions.of,
+            workers=self._workers(exchange, made["stages"]),
+            words=backbone.words(inputs[0]) if request is not None and request.each else (),
+            prompt=config.prompt,
+            negative_prompt=config.negative_prompt,
+        )
+        vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto", streams)
+        gradients = gradients_of(layout, predictor, backbone)
+        guiding = Guiding(layout=layout, predictor=predictor, streams=streams, vae=vae, gradients=gradients)
+        engine = Engine(
+            **made,
+            phases=phases,
+            branches=branches,
+            streams=streams,
+            viewing=Viewing(layout=layout, predictor=predictor, guiding=guiding),
+            exchange=exchange,
+            watched=watched,
+            cell=backbone.vae_scale_factor,
+        )
+        self._refuse_large_views(engine)
+        found = backbone.remembers()
+        if found is not None:
+            check_remembering(found, layout, predictor.row_batch, exchange.world_size)
+        return engine
+
+    def conditions(self, extras: Extras, phases: Sequence[Phase]) -> Conditions:
+        """What the network is conditioned on, for whoever looks at it; without attention maps."""
+        pictures = [phase.picture for phase in phases]
+        return Conditions(self.backbone, [self._inputs(extras, phase, pictures) for phase in phases], None)
+
+    def _phases(self, extras: Extras) -> list[Phase]:
+        """The sizes of the run, each with a scheduler of its own."""
+        from vitrail.core.schedule.phase import Phase, first_of
+
+        config, groups = self.config, self.composition.groups()
+        factor, native = self.backbone.vae_scale_factor, self.backbone.native_size
+        sizes: Sequence[tuple[int, int]] = [(config.height, config.width)]
+        if self.composition.cascade is not None:
+            sizes = self.composition.cascade.sizes(config.height, config.width, native * factor, factor, config.wrap)
+        phases = []
+        for number, (height, width) in enumerate(sizes):
+            group = min(number, len(groups) - 1)
+            canvas = Canvas.of_picture(height, width, factor, native, config.wrap)
+            stepper = self._stepper(canvas)
+            enter = self.composition.stages[groups[group][0]].enter
+            if enter is None:
+                first = self._first_step(extras, stepper)
+            else:
+                share = enter.share(number - 1, len(sizes) - 1)
+                first = first_of(share, config.num_inference_steps, stepper.order)
+                stepper.begin_at(first)
+            calls, skipped = len(stepper.schedule.timesteps), 0 if enter is None else first
+            phase = Phase(
+                number=number,
+                canvas=self.composition.pad(canvas, calls - skipped, group),
+                stepper=stepper,
+                stages=groups[group],
+                ends=[skipped + end for end in self.composition.boundaries(calls - skipped, group)],
+                first=first,
+                enter=enter,
+            )
+            phases.append(phase)
+        return phases
+
+    def _stepper(self, canvas: Canvas) -> Stepper:
+        """A fresh scheduler, set for a canvas."""
+        from vitrail.core.schedule.noise_schedule import Stepper
+
+        scheduler = self.backbone.new_scheduler(self.config.scheduler)
+        options = self.backbone.timestep_options(scheduler, canvas.height, canvas.width)
+        return Stepper(scheduler, self.config.num_inference_steps, options)
+
+    def _workers(self, exchange: Exchange, stages: Stages) -> int:
+        """Micro-batches side by side: none where a plugin sees each forward, or a network is more than its layers."""
+        if exchange.workers == 1 or stages.watches_forwards:
+            return 1
+        network = self.backbone.network
+        return exchange.workers if network is not None and is_plain(network) else 1
+
+    def _predict(
+        self, phases: Sequence[Phase], conditions: Conditions, streams: Streams
+    ) -> Callable[[Step, Rows], Predicted]:
+        """The composition's answer to ``vitrail_predict``."""
+
+        def predict(step: Step, rows: Rows) -> Predicted:
+            conditioning = conditions.of(step, rows)  # encoded at the first model call, so that a plan costs none
+            timestep = phases[step.phase].stepper.timestep(step)
+
+            def forward(shown: Rows) -> Predicted:
+                return self.backbone.predict(shown, step, timestep, conditioning)
+
+            rectification = self.composition.stages[step.stage].rectification
+            return predict_rectified(
+                rectification,
+                self.backbone,
+                step,
+                rows,
+                streams,
+                lambda part: predict_turned(part, forward),
+                registered_name,
+            )
+
+        return predict
+
+    def _inputs(self, extras: Extras, phase: Phase, pictures: Sequence[tuple[int, int]]) -> Inputs:
+        """What a picture is conditioned on, at one size."""
+        config = self.config
+        height, width = phase.picture
+        return Inputs(
+            prompt=config.prompt,
+            negative_prompt=config.negative_prompt,
+            guided=config.guidance_scale > 1.0,
+            height=height,
+            width=width,
+            num_steps=len(phase.stepper.schedule.timesteps),
+            first=phase.first,
+            sizes=[stage.sizes for stage in self.composition.stages],
+            extras=extras,
+            pictures=pictures,
+        )
+
+    def _check(self, inputs: Inputs) -> None:
+        """Refuse what the method or the model cannot do with these inputs."""
+        if self.config.wrap != "none":
+            self.backbone.check_wrap()
+        check_gradients(self.composition, self.backbone)
+        own_texts = [s for s in self.composition.stages if recalls(s.prompting)]
+        if own_texts and inputs.extras.prompt_embeds is not None:
+            name = type(own_texts[0].prompting).__name__
+            raise ConfigError(f"{name} gives views texts of their own, which needs a prompt and not prompt_embeds")
+        for index, stage in enumerate(self.composition.stages):
+            names = [type(g).__name__ for g in stage.guidance if g.point == "branches"]
+            if names and not inputs.guided:
+                raise ConfigError(
+                    f"stages.{index}.guidance: {names[0]} combines both branches of classifier-free guidance, which a "
+                    "guidance_scale of 1 switches off; raise it, or leave this guidance out"
+                )
+
+    def _first_step(self, extras: Extras, stepper: Stepper) -> int:
+        """Where to begin: at the start, or later if there is a picture to start from."""
+        config = self.config
+        if config.image is None and extras.image is None:
+            return 0
+        first: int = self.backbone.first_step(config.num_inference_steps, config.strength) * stepper.order
+        if first >= len(stepper.timesteps):
+            raise ConfigError(
+                f"strength {config.strength:g} of {config.num_inference_steps} steps leaves no step to do; "
+                "raise the strength or the number of steps"
+            )
+        stepper.begin_at(first)
+        return first
+
+    def _refuse_large_views(self, engine: Engine) -> None:
+        """Refuse views that the network cannot take, before anything is computed."""
+        limit = self.backbone.max_view
+        if limit is None:
+            return
+        for step, _ in engine.stage_starts():
+            sides = {side for outline in engine.outlines(step) for side in outline.shape}
+            if max(sides) > limit:
+                raise CapabilityError(
+                    f"stage {step.stage + 1} has views of {max(sides)} latent cells a side, model "
+                    f"{self.config.model!r} takes {limit} at most; use a method with windows, or a smaller picture"
+                )

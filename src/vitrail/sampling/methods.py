@@ -1,0 +1,62 @@
+"""Methods by name or file, with overrides; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vitrail.core.config.files import read_file
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.overrides import override
+from vitrail.core.config.paths import expanded
+from vitrail.core.config.text_files import read_text
+from vitrail.core.method.composition import Composition, Stage
+from vitrail.core.method.soundness import told
+from vitrail.errors import ConfigError
+from vitrail.sampling.discovery import registry
+
+
+def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composition:
+    """Load a method.
+
+    Args:
+        method: A registered name such as ``asg``, or a TOML or YAML file.
+        assignments: Overrides such as ``stages.0.guidance.0.scale=2``.
+
+    Raises:
+        ConfigError: Listing every problem with path and nearest name.
+    """
+    names = registry()
+    is_file = isinstance(method, Path) or Path(method).suffix in (".toml", ".yaml", ".yml")
+    path = expanded(method) if is_file else names.path("methods", str(method))
+    where = str(path) if is_file else f"method {method!r}"
+    return Loader(names).structure(override(read_file(path), list(assignments)), Composition, where)
+
+
+def composition_of(method: object) -> Composition:
+    """A method, however it is given.
+
+    Args:
+        method: A registered name, a TOML or YAML file, a table as in one, or a composition.
+
+    Raises:
+        ConfigError: Listing every problem with path and nearest name.
+    """
+    if isinstance(method, Composition):
+        return method
+    if isinstance(method, Mapping):
+        return Loader(registry()).structure(dict(method), Composition, "method={...}")
+    if isinstance(method, (str, Path)):
+        return load_method(method)
+    hint = "; put its stages into one: Composition(stages=[...])" if isinstance(method, (Stage, list, tuple)) else ""
+    raise ConfigError(f"method: expected a name, a file, a table or a Composition, got {told(method)}{hint}")
+
+
+def summary(path: Path) -> str:
+    """The first comment of a method file: its name, paper and section."""
+    lines = []
+    for line in read_text(path).splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines)

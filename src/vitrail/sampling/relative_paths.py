@@ -1,0 +1,98 @@
+"""Paths that files name: what is relative there is meant from the folder of the file that says so.
+
+On the command line, and in Python, it is meant from the working folder, which is how all paths are once read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from vitrail.backbones.loading.single_file import FAMILIES
+from vitrail.core.config.files import SUFFIXES
+from vitrail.core.config.paths import MODEL_FILE, beside, expanded
+from vitrail.sampling.discovery import registry
+
+MEASURING = ("metrics", "reference")  # tables of an experiment whose strategies read files
+OF_STRATEGIES = ("folder", "path", "weights")
+
+
+def of_run(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Options of a run with its picture, method and model as they are found from here.
+
+    Args:
+        table: As a file has it.
+        folder: Of the file.
+    """
+    return dict(table) | {name: _of_option(name, value, folder) for name, value in table.items() if _says(value)}
+
+
+def of_experiment(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """An experiment's tables likewise, short forms spelt out; its file of prompts stays, see ``prompts_of``."""
+    found = dict(table)
+    if _says(found.get("model")):
+        found["model"] = _of_option("model", found["model"], folder)
+    if isinstance(found.get("run"), Mapping):
+        found["run"] = of_run(found["run"], folder)
+    for name in ("methods", "axes"):
+        if isinstance(found.get(name), list):
+            found[name] = [_of_entry(entry, folder) if isinstance(entry, Mapping) else entry for entry in found[name]]
+    return found | {name: _of_strategy(found[name], folder) for name in MEASURING if name in found}
+
+
+def _of_entry(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A method, an axis, or a setting on one."""
+    found, option = dict(entry), entry.get("option")
+    if _says(found.get("method")):
+        found["method"] = _of_option("method", found["method"], folder)
+    if isinstance(found.get("run"), Mapping):
+        found["run"] = of_run(found["run"], folder)
+    if isinstance(option, str) and isinstance(found.get("values"), list):
+        found["values"] = [_of_option(option, value, folder) if _says(value) else value for value in found["values"]]
+    if isinstance(found.get("settings"), list):
+        found["settings"] = [
+            _of_entry(each, folder) if isinstance(each, Mapping) else each for each in found["settings"]
+        ]
+    return found
+
+
+def _of_strategy(value: Any, folder: Path) -> Any:
+    """Tables of strategies, however deep."""
+    if isinstance(value, list):
+        return [_of_strategy(each, folder) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: beside(folder, each) if name in OF_STRATEGIES and _says(each) else _of_strategy(each, folder)
+        for name, each in value.items()
+    }
+
+
+def _of_option(name: str, value: str, folder: Path) -> str:
+    return beside(folder, value) if _is_path(name, value, folder) else value
+
+
+def _is_path(name: str, value: str, folder: Path) -> bool:
+    match name:
+        case "image":
+            return True
+        case "method":
+            return Path(value).suffix.lower() in SUFFIXES
+        case "model":
+            return _is_found(value, folder, registry().names("models"))
+        case "model_config":
+            return _is_found(value, folder, FAMILIES)
+    return False
+
+
+def _is_found(value: str, folder: Path, names: Collection[str]) -> bool:
+    """Whether a model's name is a path: it looks like one, or is there and no name that is known."""
+    if value in names:
+        return False
+    looks_so = value.startswith(("/", "./", "../", "~")) or value.endswith(MODEL_FILE)
+    return looks_so or (folder / expanded(value)).exists()
+
+
+def _says(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())

@@ -1,0 +1,101 @@
+"""A recipe's model and picture found again, which may lie elsewhere now; and the words that name them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.backbones.loading.source import kind_of
+from vitrail.core.config.run_config import RunConfig
+from vitrail.errors import ConfigError
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.input_digests import content_digest
+from vitrail.sampling.methods import composition_of
+from vitrail.sampling.recipe import Recipe
+from vitrail.sampling.start_picture import open_picture
+
+if TYPE_CHECKING:
+    from vitrail.core.method.composition import Composition
+
+USEFUL = {"folder": ("variant",), "file": ("model_config",), "hub": ("variant", "revision")}
+
+
+def relocated(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
+    """The run of a recipe with some fields replaced; what another kind of model has no use for is left out.
+
+    Args:
+        recipe: As a picture carries it.
+        changes: Fields that are different here, such as where the model is.
+    """
+    run = recipe.run | changes
+    if "model" not in changes:
+        return run
+    useful = USEFUL[kind_of(changes["model"], registry())]
+    options = ("model_config", "variant", "revision")
+    return run | {name: None for name in options if name not in useful and name not in changes}
+
+
+def check_image(recipe: Recipe, run: RunConfig, where: str) -> None:
+    """Refuse another picture than the one that the recipe started from.
+
+    Raises:
+        ConfigError: If it is not there, no picture, or another.
+    """
+    if run.image is None:
+        return
+    there = recipe.given.get("image")
+    if there is not None and content_digest(open_picture(run.image, quiet=True)) != there:
+        raise ConfigError(f"{where}: {run.image!r} is not the picture it started from; give that one's --image")
+
+
+def check_files(recipe: Recipe, composition: Composition, where: str) -> None:
+    """Refuse other contents of the files that strategies read, where the strategy itself is the recipe's.
+
+    Args:
+        recipe: As a picture carries it.
+        composition: Its method, with what was changed on purpose.
+        where: The picture, for the message.
+
+    Raises:
+        ConfigError: With every file that is missing or has changed since.
+    """
+    composition.check_files()
+    if recipe.method is None:
+        return
+    then = {place.path: place.strategy for place in composition_of(recipe.method).places()}
+    now = composition.digests()
+    changed = [
+        f"{where}: {place.path}: {type(place.strategy).__name__} reads a file that has changed since the picture was "
+        f"made; give it back, or choose another by --set {place.path}..."
+        for place in composition.places()
+        if place.path in recipe.files
+        and then.get(place.path) == place.strategy
+        and now.get(place.path) != recipe.files[place.path]
+    ]
+    if changed:
+        raise ConfigError("\n".join(changed))
+
+
+def located(run: RunConfig, folder: Path | None = None) -> list[str]:
+    """Options of a command line that name the model and the picture of a run, as far as they must be named.
+
+    Args:
+        run: Whose paths are from the working folder.
+        folder: Where the command will be called; the working folder if None.
+    """
+    words: list[str] = []
+    if run.model not in registry().names("models"):
+        words += ["--model", _seen_from(folder, run.model)]
+        if run.model_config is not None and Path(run.model_config).is_dir():
+            words += ["--model-config", _seen_from(folder, run.model_config)]
+    if run.image is not None:
+        words += ["--image", _seen_from(folder, run.image)]
+    return words
+
+
+def _seen_from(folder: Path | None, name: str) -> str:
+    """A path from another folder; what is absolute or not there, as a hub's id, stays."""
+    if folder is None or Path(name).is_absolute() or not Path(name).exists():
+        return name
+    return Path(os.path.relpath(name, folder)).as_posix()

@@ -1,0 +1,80 @@
+"""What a run will do, did, and made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from vitrail.core.config.fields import as_tuple
+from vitrail.core.geometry.views import Canvas
+from vitrail.core.method.cost import Cost
+from vitrail.sampling.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.comm.trace.recording import Recorder
+
+
+@frozen(kw_only=True)
+class StagePlan:
+    """What one stage will do."""
+
+    stage: int
+    size: tuple[int, int]  # height and width in pixels
+    first_step: int
+    num_steps: int
+    num_views: int  # at its first step, all families and clean key views together
+    work: float  # of that step, in forwards of a view of the training size with its branches
+    strategies: str
+
+
+@frozen(kw_only=True)
+class Plan:
+    """What a run will do, known before any model call."""
+
+    stages: tuple[StagePlan, ...]
+    canvas: Canvas
+    cost: Cost  # of one picture
+    first_step: int = 0  # where it begins; more than 0 if it starts from a picture
+
+    @property
+    def model_calls(self) -> int:
+        """Rows that the network will see, for one picture."""
+        return self.cost.model_calls
+
+
+@frozen(kw_only=True)
+class Report:
+    """What a run did; seconds and counts."""
+
+    steps: int
+    model_calls: int
+    vae_decodes: int
+    vae_encodes: int
+    gradients: int = 0  # views that were differentiated
+    predict_s: float
+    engine_s: float  # everything in the loop, ``predict_s`` included
+    decode_s: float
+    interrupted: bool
+    notes: tuple[str, ...] = field(converter=as_tuple, default=())  # what was done for want of memory, by rank
+
+
+@frozen(kw_only=True, eq=False)
+class Result:
+    """Pictures and what made them.
+
+    Attributes:
+        images: Pillow images, or tensors in [0, 1] Float32[Tensor, "3 Height Width"]; empty for ``latent``.
+        latents: Float32[Tensor, "images channels height width"].
+        report: Times and counts, of all pictures together.
+        recipes: One a picture; each makes it again.
+        traces: What every rank did when, by rank.
+    """
+
+    images: list[Any]
+    latents: Tensor
+    report: Report
+    recipes: tuple[Recipe, ...] = field(converter=as_tuple)
+    traces: tuple[Recorder, ...] = field(converter=as_tuple, default=())

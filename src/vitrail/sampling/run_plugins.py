@@ -1,0 +1,100 @@
+"""Plugins that are attached to runs: found by MODULE:OBJECT, and those that may change pictures told by version."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from vitrail.core.config.file_digests import digest_of_files
+from vitrail.core.method.hookspecs import wraps
+from vitrail.errors import ConfigError, nearest
+from vitrail.sampling.discovery import installed, registry
+
+DIGITS = 12
+Named = tuple[str, object]
+
+
+def load_plugins(names: Sequence[str]) -> list[Named]:
+    """The plugins behind names, each with its name.
+
+    Args:
+        names: ``MODULE:OBJECT`` each; the module is found from the working folder, too. A class is called to make one.
+
+    Raises:
+        ConfigError: For a name of another form, or one that leads nowhere.
+    """
+    twice = [name for name in names if list(names).count(name) > 1]
+    if twice:
+        raise ConfigError(f"plugin {twice[0]!r} is given twice; leave one out")
+    return [(name, _load(name)) for name in names]
+
+
+def _load(name: str) -> object:
+    module_name, colon, path = name.partition(":")
+    if not (module_name and colon and path):
+        raise ConfigError(f"plugin {name!r}: write MODULE:OBJECT, e.g. my_package.probe:Probe")
+    installed()  # installed plugins are found first: what lies in the working folder is not installed
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, so that nothing there is taken for a library
+    try:
+        found: object = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(f"plugin {name!r}: {module_name} cannot be imported: {error!r}") from error
+    for part in path.split("."):
+        members = {key: value for key, value in getattr(found, "__dict__", {}).items() if not key.startswith("_")}
+        if part not in members:
+            raise ConfigError(f"plugin {name!r}: {module_name} has no {part!r}{nearest(part, members)}")
+        found = members[part]
+    try:
+        return found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise ConfigError(f"plugin {name!r}: {path} is a class and wants arguments: {error}; name an object") from error
+    except Exception as error:
+        raise ConfigError(f"plugin {name!r}: {path} cannot be made: {error!r}") from error
+
+
+def attached(plugins: Iterable[Named]) -> tuple[Named, ...]:
+    """Installed plugins that have hooks of a run, then the given ones."""
+    return (*registry().observers.items(), *plugins)
+
+
+def wrapping(plugins: Iterable[Named]) -> dict[str, str]:
+    """Those plugins that wrap a stage, so that the picture may depend on them: name to version.
+
+    Args:
+        plugins: Of a run.
+
+    Returns:
+        By name the distribution with its version, or a digest of the file that the plugin is written in.
+    """
+    return {name: _version_of(plugin) for name, plugin in plugins if wraps(plugin)}
+
+
+def told_changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What wraps stages here in another way than when a picture was made, one line each."""
+    lines = [
+        f"note: made with plugin {name!r} ({version}), here is {now.get(name, 'none')}; pixels may differ"
+        for name, version in then.items()
+        if now.get(name) != version
+    ]
+    more = [name for name in now if name not in then]
+    return lines + [f"note: made without plugin {name!r}, which wraps stages here; pixels may differ" for name in more]
+
+
+def _version_of(plugin: object) -> str:
+    module = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
+    found = _distributions().get(module.partition(".")[0], ())
+    if found:
+        return f"{found[0]} {metadata.version(found[0])}"
+    file = sys.modules[module].__dict__.get("__file__")
+    return "unknown" if file is None else digest_of_files([Path(file)])[:DIGITS]
+
+
+@functools.cache
+def _distributions() -> Mapping[str, Sequence[str]]:
+    return metadata.packages_distributions()

@@ -1,0 +1,299 @@
+"""The public face: one object that turns a sentence into a large picture."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from attrs import evolve
+
+from vitrail.backbones.loading.source import ModelOptions, adapter_of, find_model
+from vitrail.backbones.rectification.surround import check_rectifications
+from vitrail.comm.backends.in_process import solo
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.log import logger
+from vitrail.core.config.run_config import Dtype, RunConfig
+from vitrail.core.engine.exchange import Exchange
+from vitrail.core.method.composition import Composition
+from vitrail.core.method.inputs import Extras
+from vitrail.errors import ConfigError, Problems
+from vitrail.sampling.builder import Builder
+from vitrail.sampling.call_options import Call, Callback, OutputType, Spread
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.methods import composition_of
+from vitrail.sampling.picture_reader import with_pictures
+from vitrail.sampling.recipe import digest_of
+from vitrail.sampling.result import Plan, Report, Result, StagePlan
+from vitrail.sampling.run_plugins import attached
+from vitrail.sampling.session import Session
+
+if TYPE_CHECKING:
+    from vitrail.core.engine.forwarding import Forwarding
+    from vitrail.core.engine.loop import Engine
+    from vitrail.core.method.backbone import Backbone
+    from vitrail.sampling.conditioning_cache import Conditions
+
+
+class Sampler:
+    """A backbone and a method, ready to be called with a prompt."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        composition: Composition | Mapping[str, Any],
+        *,
+        model: str,
+        options: ModelOptions | None = None,
+        plugins: Iterable[tuple[str, object]] = (),
+        method: object = None,  # as the caller said it
+    ):
+        composition = composition_of(composition)
+        composition.check(backbone.offers, f"model {model!r}", registry())
+        composition.check_files()
+        request = composition.attention_request()
+        if request is not None:
+            backbone.check_attention(request)
+        check_rectifications(composition, backbone)
+        self.backbone, self.composition, self.model = backbone, composition, model
+        self._options = options or ModelOptions()
+        self._named = {"method": str(method)} if isinstance(method, (str, Path)) else {}  # for recipes
+        self._own = tuple(plugins)
+        self.plugins = attached(self._own)
+        self._lock = threading.RLock()  # a signal handler may come while this thread holds it
+        self._at_work: list[threading.Event] = []  # one a run in work, set when it is to stop
+        self._is_early = False
+        logger().info(
+            "composition.resolved", model=model, digest=digest_of(repr(composition)), composition=repr(composition)
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = "demo",
+        method: str | Path | Mapping[str, Any] | Composition = "asg-plus",
+        *,
+        device: str | None = None,
+        dtype: Dtype = "float32",
+        variant: str | None = None,
+        revision: str | None = None,
+        model_config: str | None = None,
+        plugins: Iterable[tuple[str, object]] = (),
+    ) -> Sampler:
+        """Load a model.
+
+        Args:
+            model: ``demo``, a folder in diffusers' layout, a ``.safetensors`` file or a hub id.
+            method: A registered name, a TOML or YAML file, a table as in one, or a composition.
+            device: A torch device; the accelerator if there is one, else the CPU.
+            dtype: Of the networks.
+            variant: Of the weight files, e.g. ``fp16``.
+            revision: Of a hub id.
+            model_config: What a single file is read as: a shipped family or a diffusers folder.
+            plugins: (name, plugin) pairs that wrap or observe this sampler's stages.
+
+        Raises:
+            VitrailError: Before any weight is loaded, if the method is wrong or does not fit the model.
+        """
+        composition = composition_of(method)
+        options = ModelOptions(dtype=dtype, variant=variant, revision=revision, config=model_config)
+        spec = find_model(model, registry(), options)
+        composition.check(spec.offers, f"model {model!r}", registry())
+        composition.check_files()
+        return cls(spec.load(device), composition, model=model, options=options, plugins=plugins, method=method)
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        pipe: Any,
+        method: str | Path | Mapping[str, Any] | Composition = "asg-plus",
+        *,
+        plugins: Iterable[tuple[str, object]] = (),
+    ) -> Sampler:
+        """Use a diffusers pipeline that is already loaded; it is left as it was found.
+
+        Args:
+            pipe: With its LoRAs, adapters, scheduler and offload; they may also be changed later.
+            method: A registered name, a TOML or YAML file, a table as in one, or a composition.
+            plugins: (name, plugin) pairs that wrap or observe this sampler's stages.
+
+        Raises:
+            VitrailError: If no adapter serves the pipeline; with every part of it that is missing, of another class
+                or goes from the picture to noise; and if the method does not fit it.
+        """
+        composition = composition_of(method)
+        adapter, problems = adapter_of(type(pipe).__name__, registry()), Problems()
+        backbone: Backbone | None = None
+        with problems.collect():
+            composition.check(adapter.offers, "model 'pipeline'", registry())
+        with problems.collect():
+            backbone = adapter.adopt(pipe)
+        problems.tell()
+        assert backbone is not None
+        options = ModelOptions(dtype=cast(Dtype, str(backbone.network.dtype).removeprefix("torch.")))
+        return cls(backbone, composition, model="pipeline", options=options, plugins=plugins, method=method)
+
+    @classmethod
+    def of(
+        cls,
+        run: RunConfig,
+        composition: Composition,
+        device: str | None = None,
+        plugins: Iterable[tuple[str, object]] = (),
+    ) -> Sampler:
+        """Load the model of a run."""
+        options = ModelOptions.of(run).as_fields()
+        return cls.from_pretrained(run.model, composition, device=device, plugins=plugins, **options)
+
+    def again(self, plugins: Iterable[tuple[str, object]] = ()) -> Sampler:
+        """The same model, method and plugins, with more of these."""
+        every, method = (*self._own, *plugins), self._named.get("method")
+        return Sampler(
+            self.backbone, self.composition, model=self.model, options=self._options, plugins=every, method=method
+        )
+
+    def interrupt(self) -> None:
+        """Stop this sampler's runs at their next step; with none at work, the next one before its first step.
+
+        Each call counts once: a run that begins after the one that was stopped is not. May be called from a callback, a
+        signal handler or another thread. Among several ranks that of rank 0 counts, one step later.
+        """
+        with self._lock:
+            self._is_early = not self._at_work
+            for stop in self._at_work:
+                stop.set()
+
+    @contextmanager
+    def _stopping(self) -> Iterator[threading.Event]:
+        """A run at work, which ``interrupt`` may stop."""
+        stop = threading.Event()
+        with self._lock:
+            if self._is_early:
+                stop.set()
+            self._is_early = False
+            self._at_work.append(stop)
+        try:
+            yield stop
+        finally:
+            with self._lock:
+                self._at_work.remove(stop)
+
+    def plan(self, config: RunConfig, extras: Extras | None = None) -> Plan:
+        """What a run would do; costs no model call."""
+        engine = self.engine(config, config.seed, extras=extras)
+        stages = []
+        for step, num_steps in engine.stage_starts():
+            stage = self.composition.stages[step.stage]
+            names = " · ".join(type(strategy).__name__ for _, strategy in stage.strategies())
+            stages.append(
+                StagePlan(
+                    stage=step.stage,
+                    size=engine.phases[step.phase].picture,
+                    first_step=step.index,
+                    num_steps=num_steps,
+                    num_views=engine.count_views(step),
+                    work=engine.cost_of_step(step).evaluations(self.backbone.native_size**2, len(engine.branches)),
+                    strategies=names,
+                )
+            )
+        return Plan(stages=tuple(stages), canvas=engine.canvas, cost=engine.cost(), first_step=engine.first)
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+        output_type: OutputType = "pil",
+        spread: Spread | None = None,
+        **options: Any,
+    ) -> Result:
+        """Sample.
+
+        Args:
+            prompt: One sentence.
+            height: Pixels, 64 or more, any number; what suits the model if not given.
+            width: Pixels, as above.
+            seed: Of all randomness; picture i of several has ``seed + i``.
+            callback_on_step_end: In diffusers' form, ``(run, step, timestep, {"latents": ...})``, also one of its
+                ``PipelineCallback``; may return replaced latents and set what ``CallbackRun`` says. With several ranks
+                it must do the same on each.
+            callback_on_step_end_tensor_inputs: Names of the tensors that it is given; the latents if None.
+            output_type: ``pil``, ``pt`` or ``latent``.
+            spread: The ranks of the run and its checkpoint; every rank makes the same call.
+            options: The other fields of ``RunConfig``, e.g. ``negative_prompt``, ``num_inference_steps``,
+                ``guidance_scale``, ``scheduler``, ``num_images``, ``strength``, ``wrap``; and those of ``Extras``:
+                ``image``, ``latents``, ``prompt_embeds``, ``ip_adapter_image``, ``control_image`` and more.
+
+        Raises:
+            ConfigError: For an unknown option, a value out of range, or an input that the model cannot use.
+            PredictionError: If a step gives values that are not finite.
+        """
+        unknown = set(options) & {"method", *ModelOptions().as_fields(), "model"}
+        if unknown:
+            raise ConfigError(f"{', '.join(sorted(unknown))} belong to from_pretrained, not to the call")
+        named = {"image": str(options.pop("image"))} if isinstance(options.get("image"), (str, Path)) else {}
+        extras = Extras.take(options)
+        sides = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
+        given = {"prompt": prompt, "seed": seed, **sides, **named, **self._named, **options}
+        table = {**self.backbone.defaults, **given}
+        config = Loader(registry()).structure(table, RunConfig, "sampler(...)")
+        return self.run(
+            config, callback_on_step_end, output_type, extras, spread, tensor_inputs=callback_on_step_end_tensor_inputs
+        )
+
+    def run(
+        self,
+        config: RunConfig,
+        callback: Callback | None = None,
+        output_type: OutputType = "pil",
+        extras: Extras | None = None,
+        spread: Spread | None = None,
+        tensor_inputs: Sequence[str] | None = None,
+    ) -> Result:
+        """Sample what a config says; see ``__call__``."""
+        if output_type not in ("pil", "pt", "latent"):
+            raise ConfigError(f"output_type must be pil, pt or latent, got {output_type!r}")
+        config = evolve(config, model=self.model, **self._options.as_fields())
+        extras, spread = with_pictures(extras or Extras()), spread or Spread()
+        with self._stopping() as stop:
+            call = Call(config, extras, callback, output_type, spread, stop.is_set, tensor_inputs)
+            return Session(self, call).run()
+
+    def conditions(self, config: RunConfig, engine: Engine, extras: Extras) -> Conditions:
+        """What the network is conditioned on, for a callback that looks at it."""
+        builder = Builder(self.backbone, self.composition, (), config)
+        return builder.conditions(extras, engine.phases)
+
+    def engine(
+        self,
+        config: RunConfig,
+        seed: int,
+        exchange: Exchange | None = None,
+        watched: bool = False,
+        extras: Extras | None = None,
+        forwarding: Forwarding | None = None,
+    ) -> Engine:
+        """The loop of one picture, ready to run.
+
+        Args:
+            config: The run.
+            seed: Of this picture.
+            exchange: The ranks; None is one alone.
+            watched: Whether somebody looks at the canvas after every step.
+            extras: What else the picture is conditioned on.
+            forwarding: This rank's forwards so far, with what was learnt of its memory.
+
+        Raises:
+            VitrailError: If the model cannot use the inputs, or a view is too large for it.
+        """
+        builder = Builder(self.backbone, self.composition, self.plugins, evolve(config, model=self.model))
+        return builder.engine(seed, extras or Extras(), exchange or Exchange.among(solo()), watched, forwarding)
+
+
+__all__: Sequence[str] = ["Plan", "Report", "Result", "Sampler", "Spread"]

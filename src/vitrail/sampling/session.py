@@ -1,0 +1,416 @@
+"""One call of a sampler, from a config to pictures, on one rank or many."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+from attrs import evolve
+
+from vitrail.comm.agreement import agree
+from vitrail.comm.backends.in_process import solo
+from vitrail.comm.trace.chrome import as_data, from_data
+from vitrail.core.config.log import logger
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.checkpoint import Checkpoints, kept_row_batch
+from vitrail.core.engine.cpu_threads import threads_in_bits, threads_of
+from vitrail.core.engine.exchange import Exchange
+from vitrail.core.engine.run_state import Sampled
+from vitrail.core.schedule.streams import Streams
+from vitrail.errors import CommError, ConfigError, Interrupted, VitrailError
+from vitrail.sampling.call_options import Call
+from vitrail.sampling.callbacks import SETTABLE, CallbackRun, copied, taken, wanted_inputs
+from vitrail.sampling.differentiation import without_graph
+from vitrail.sampling.input_digests import content_digest, given_digests
+from vitrail.sampling.kept_latents import latents_kept
+from vitrail.sampling.picture_reader import read as read_picture
+from vitrail.sampling.recipe import Recipe, digest_of
+from vitrail.sampling.result import Report, Result
+from vitrail.sampling.run_plugins import wrapping
+from vitrail.sampling.start_picture import open_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from vitrail.comm.protocol import Communicator
+    from vitrail.comm.trace.recording import Recorder
+    from vitrail.core.engine.forwarding import Forwarding
+    from vitrail.core.engine.loop import Engine
+    from vitrail.core.schedule.step import Step
+    from vitrail.sampling.sampler import Sampler
+
+
+class Session:
+    """A run in work."""
+
+    def __init__(self, sampler: Sampler, call: Call):
+        self._sampler, self._call, self._config, self._spread = sampler, call, call.config, call.spread
+        self._communicator = call.spread.communicator or solo()
+        self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
+        self._stopped = self._started = False
+        self._image: Image | None = None  # the file's, read once
+        self._brought: Any = None  # the caller's, read once
+        self._given: dict[str, str] = {}
+        self._files: dict[str, str] = {}
+        self._plugins = wrapping(sampler.plugins)
+        self._first = 0
+        self._split: Communicator | None = None
+        self._wanted: tuple[str, ...] = ()  # tensors that the callback is given
+        self._caller: Any = None  # what it sees of the picture in work
+        self._conditions: Any = None
+        self._forwarding: Forwarding | None = None  # one for all pictures, so that what was learnt stays
+        self._workers = 1
+
+    def run(self) -> Result:
+        """Sample and decode all pictures; the backbone is released afterwards, however it ends."""
+        self._communicator.trace.restart()
+        try:
+            with threads_of(self._sampler.backbone) as threads:
+                self._workers = max(1, threads // self._communicator.world_size)
+                return self._run()
+        finally:
+            self._sampler.backbone.release()
+
+    def _run(self) -> Result:
+        import torch
+
+        config, begin = self._config, time.perf_counter()
+        self._image = None if config.image is None else open_picture(config.image)
+        self._brought = self._read_image()
+        self._given = given_digests(self._call.extras, self._image)
+        self._files = self._sampler.composition.digests()
+        offered = self._sampler.backbone.callback_inputs
+        self._wanted = wanted_inputs(self._call.callback, self._call.tensor_inputs, offered)
+        seeds = range(config.seed, config.seed + config.num_images)
+        try:
+            with without_graph(self._sampler.composition):
+                self._check_alike()
+                self._config = self._resolved()
+                checkpoints = self._open_checkpoints()
+                done: list[Sampled] = []
+                with self._finished_kept(done):
+                    for seed in seeds:
+                        if not self._stopped:
+                            done.append(self._sample(seed, checkpoints))
+                begun = [one for one in done if one.steps > self._first]  # one that was stopped at once shows nothing
+                done = begun or done[:1]
+                final = torch.cat([one.latents for one in done])
+                decoding = time.perf_counter()
+                recipes = [self._recipe(seed) for seed in seeds[: len(done)]]
+                with latents_kept(final, recipes):  # as long as another rank may still fail
+                    self._close_split()
+                    images = [] if self._call.output_type == "latent" else self._decode(final)
+                    now = time.perf_counter()
+                    notes, traces = self._notes(), self._traces()
+        except CommError:
+            raise  # told once for all ranks
+        except VitrailError as error:
+            if self._started:  # what is refused before that is told once, by the error
+                self._log.info("run.failed", error=str(error))  # which is raised, and so told already
+            raise
+        report = Report(
+            steps=sum(one.steps - self._first for one in done),
+            model_calls=sum(one.timings.rows for one in done),
+            vae_decodes=sum(one.timings.cost.decodes for one in done) + len(images),
+            vae_encodes=sum(one.timings.cost.encodes for one in done),
+            gradients=sum(one.timings.cost.gradients for one in done),
+            predict_s=sum(one.timings.predict_s for one in done),
+            engine_s=sum(one.timings.total_s for one in done),
+            decode_s=now - decoding,
+            interrupted=self._stopped,
+            notes=notes,
+        )
+        self._log.info(
+            "run.finished",
+            duration_s=round(now - begin, 3),
+            predict_s=round(report.predict_s, 3),
+            decode_s=round(report.decode_s, 3),
+            steps=report.steps,
+            model_calls=report.model_calls,
+        )
+        return Result(images=images, latents=final, report=report, recipes=recipes, traces=traces)
+
+    @contextmanager
+    def _finished_kept(self, done: Sequence[Sampled]) -> Iterator[None]:
+        """Give the pictures that are whole to whoever ends the sampling of further ones at once."""
+        import torch
+
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if not done:
+                raise
+            recipes = [self._recipe(self._config.seed + number) for number in range(len(done))]
+            told = f"stopped at once; {len(done)} whole picture{'s' * (len(done) > 1)} had yet to be decoded"
+            raise Interrupted(told, torch.cat([one.latents for one in done]), recipes) from error
+
+    def _traces(self) -> list[Recorder]:
+        """What every rank did, on every rank."""
+        communicator, own = self._communicator, self._communicator.trace.copy()
+        if communicator.world_size == 1:
+            return [own]
+        data = as_data(own)
+        return [from_data(communicator.broadcast_object(data, rank)) for rank in range(communicator.world_size)]
+
+    def _notes(self) -> list[str]:
+        """What every rank did for want of memory, on every rank."""
+        communicator, own = self._communicator, list(self._forwarding.notes if self._forwarding else ())
+        if communicator.world_size == 1:
+            return own
+        every = [communicator.broadcast_object(own, rank) for rank in range(communicator.world_size)]
+        return [f"rank {rank}: {note}" for rank, notes in enumerate(every) for note in notes]
+
+    def _recipe(self, seed: int) -> Recipe:
+        config = evolve(self._config, seed=seed, num_images=1)
+        return Recipe.of(config, self._sampler.composition, self._given, self._files, self._plugins)
+
+    def _resolved(self) -> RunConfig:
+        """The run with what is left to this machine decided; the same on every rank."""
+        from vitrail.backbones.memory.forecast import resolve
+
+        config = self._config
+        if config.row_batch is None:
+            config = evolve(config, row_batch=kept_row_batch(self._spread.checkpoint, self._communicator))
+        return resolve(config, self._engine(config.seed, self._communicator), self._sampler.backbone)
+
+    def _check_alike(self) -> None:
+        """Whether all ranks mean the same run; costs one exchange."""
+        if self._communicator.world_size == 1:
+            return
+        engine, recipe = self._engine(self._config.seed, self._communicator), self._recipe(self._config.seed)
+        relays = [engine.can_relay(step) for step, _ in engine.stage_starts()]
+        facts = {
+            "run": json.dumps(attrs.asdict(self._config), sort_keys=True),
+            "composition": repr(self._sampler.composition),
+            "versions": json.dumps(recipe.versions, sort_keys=True),
+            "given": json.dumps(recipe.given, sort_keys=True),
+            "files of strategies": json.dumps(recipe.files, sort_keys=True),
+            "plugins": json.dumps(recipe.plugins, sort_keys=True),
+            "output": self._call.output_type,
+            "weights": self._sampler.backbone.fingerprint(),
+            "threads an operator (OMP_NUM_THREADS)": str(threads_in_bits(self._sampler.backbone) or 1),
+            "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, relays {relays}",
+            "callback": f"given {', '.join(self._wanted)}" if self._call.callback else "none",
+            "checkpoint": f"every {self._spread.checkpoint_every}" if self._spread.checkpoint else "none",
+        }
+        agree(self._communicator, facts)
+
+    def _open_checkpoints(self) -> Checkpoints | None:
+        spread = self._spread
+        if spread.checkpoint is None:
+            return None
+        found = self._sampler.backbone.remembers()
+        if found is not None:
+            raise ConfigError(
+                f"--checkpoint {spread.checkpoint}: the network remembers earlier forwards ({found.where}), which a "
+                f"checkpoint does not hold; leave it out, or {found.remedy}"
+            )
+        recipe = self._recipe(self._config.seed)
+        kept: dict[str, Any] = {"run": {**recipe.run, "num_images": self._config.num_images}}
+        kept |= {"method": recipe.method, "versions": recipe.versions, "given": recipe.given}
+        kept |= {name: part for name, part in (("files", recipe.files), ("plugins", recipe.plugins)) if part}
+        threads = threads_in_bits(self._sampler.backbone)
+        kept |= {} if threads is None else {"OMP_NUM_THREADS": threads}
+        checkpoints = Checkpoints(spread.checkpoint, spread.checkpoint_every, kept, self._communicator)
+        checkpoints.open(self._device())
+        return checkpoints
+
+    def _sample(self, seed: int, checkpoints: Checkpoints | None) -> Sampled:
+        """One picture's latents, clean as predicted so far if the run was stopped."""
+        self._close_split()
+        number = seed - self._config.seed
+        self._split = self._communicator.split(f"picture {number}")
+        return self._sample_on(self._split, number, seed, checkpoints)
+
+    def _close_split(self) -> None:
+        """Close the last picture's communicator; late, since a rank that failed meanwhile raises here."""
+        if self._split is not None:
+            self._split.close()
+            self._split = None
+
+    def _sample_on(
+        self,
+        communicator: Communicator,
+        number: int,
+        seed: int,
+        checkpoints: Checkpoints | None,
+    ) -> Sampled:
+        engine = self._engine(seed, communicator)
+        self._first = engine.first
+        if checkpoints is not None and number < len(checkpoints.finished):
+            return Sampled(checkpoints.finished[number].to(self._device()), len(engine.steps()))
+        self._started, model_calls = True, engine.cost().model_calls
+        self._log.info(
+            "run.started",
+            seed=seed,
+            num_inference_steps=self._config.num_inference_steps,
+            height=self._config.height,
+            width=self._config.width,
+            model_calls=model_calls,
+        )
+        engine.stages.run_start(len(engine.steps()), engine.canvas, model_calls)
+        start = self._start(engine)
+        self._begin_callback(engine)
+        caller = self._caller
+
+        def stop() -> bool:
+            return self._call.stop() or bool(caller.interrupt)
+
+        def guidance() -> tuple[float, float]:
+            return caller.guidance_scale, caller.guidance_rescale
+
+        def call_back(step: Step, new: Tensor) -> Tensor:
+            return self._call_back(engine, step, new)
+
+        with self._sampler.backbone.adapters_kept() if self._call.callback else nullcontext():
+            done = engine.run(start, stop, call_back, checkpoints, guidance if self._call.callback else None)
+        if done.steps < len(engine.steps()):
+            self._stopped = True
+            done.latents = engine.shown(done)
+            return done
+        engine.stages.run_end(done.latents)
+        if checkpoints is not None:
+            checkpoints.finish(done.latents)
+        return done
+
+    def _start(self, engine: Engine) -> Tensor:
+        """The first latents: noise, or a picture with the noise of the step to begin at."""
+        noise, stepper = self._noise(engine), engine.phases[0].stepper
+        picture = self._picture(engine)
+        if picture is None:
+            return noise * stepper.init_noise_sigma
+        return stepper.noised(picture, noise, engine.first)
+
+    def _noise(self, engine: Engine) -> Tensor:
+        shape, latents = self._shape(engine), self._call.extras.latents
+        noise: Tensor = engine.streams.normal(shape, "initial-latents") if latents is None else latents
+        if tuple(noise.shape) != shape:
+            raise ConfigError(f"latents must be {shape} for this canvas, got {tuple(noise.shape)}")
+        return self._as_canvas(noise)
+
+    def _as_canvas(self, latents: Tensor) -> Tensor:
+        """Latents that somebody brings, as the engine has them: float32, on the model's device."""
+        return latents.to(self._device()).float()
+
+    def _shape(self, engine: Engine) -> tuple[int, int, int, int]:
+        canvas = engine.phases[0].canvas
+        return (1, self._sampler.backbone.latent_channels, canvas.height, canvas.width)
+
+    def _read_image(self) -> Any:
+        """The picture that the caller brought, before anything is computed; None if it may be latents."""
+        import torch
+
+        image = self._call.extras.image
+        channels = self._sampler.backbone.latent_channels
+        shape = tuple(getattr(image, "shape", ()))
+        is_floats = isinstance(image, torch.Tensor) and image.is_floating_point()
+        if image is None or (is_floats and len(shape) == 4 and shape[:2] == (1, channels)):
+            return None  # these may be latents, which the size of the canvas tells
+        return read_picture(image, "image", told=f", or latents with {channels} channels")
+
+    def _picture(self, engine: Engine) -> Tensor | None:
+        """Latents of the picture to start from, if there is one."""
+        from vitrail.sampling.start_picture import pad_picture
+
+        shape, picture, phase = self._shape(engine), self._call.extras.image, engine.phases[0]
+        if picture is None and self._image is None:
+            return None
+        backbone = self._sampler.backbone
+        if tuple(getattr(picture, "shape", ())) == shape:
+            return self._as_canvas(cast("Tensor", picture))
+        if picture is not None and self._brought is None:
+            raise ConfigError(
+                f"image: floats of {tuple(picture.shape)} may be a picture with alpha or latents of another canvas; "
+                f"give the picture as Pillow or uint8, or latents of {shape}"
+            )
+        read = backbone.read_picture(self._image if picture is None else self._brought, *phase.picture).float()
+        factor = backbone.vae_scale_factor
+        read = pad_picture(read, factor * phase.canvas.height, factor * phase.canvas.width)
+        noise = engine.streams.normal(shape, "image-latents").to(read.device)
+        return backbone.encode(read, noise)
+
+    def _begin_callback(self, engine: Engine) -> None:
+        """What the callback of a picture sees."""
+        config, extras = self._config, self._call.extras
+        fields = {
+            "guidance_scale": config.guidance_scale,
+            "guidance_rescale": config.guidance_rescale,
+            "num_timesteps": len(engine.steps()) - engine.first,
+            "clip_skip": extras.clip_skip,
+            "cross_attention_kwargs": extras.cross_attention_kwargs,
+            "joint_attention_kwargs": extras.joint_attention_kwargs,
+        }
+        self._caller = CallbackRun(self._sampler, fields, self._check_guidance)
+        self._conditions = self._sampler.conditions(config, engine, extras)
+
+    def _check_guidance(self, scale: float) -> None:
+        """Refuse a guidance scale that a callback sets and this run cannot change to."""
+        if self._spread.checkpoint is not None:
+            raise ConfigError("a callback set _guidance_scale, which a checkpoint does not keep; leave one of them out")
+        if scale > 1 and self._config.guidance_scale <= 1:
+            raise ConfigError(
+                f"a callback set _guidance_scale to {scale:g}, but the run began without guidance, so nothing is "
+                "encoded to guide away from; begin with a guidance_scale above 1"
+            )
+        names = [
+            type(g).__name__ for s in self._sampler.composition.stages for g in s.guidance if g.point == "branches"
+        ]
+        if scale <= 1 and names:
+            raise ConfigError(
+                f"a callback set _guidance_scale to {scale:g}, which switches classifier-free guidance off, and "
+                f"{names[0]} of the method combines its branches; keep it above 1"
+            )
+
+    def _call_back(self, engine: Engine, step: Step, new: Tensor) -> Tensor:
+        call, caller = self._call, self._caller
+        if call.callback is None:
+            return new
+        stepper, guided = engine.phases[step.phase].stepper, caller.do_classifier_free_guidance
+        vars(caller)["scheduler"] = stepper.scheduler
+        given: dict[str, Any] = {"latents": new} if "latents" in self._wanted else {}
+        if self._wanted != tuple(given):
+            made = self._sampler.backbone.callback_tensors(self._conditions.at(step), step, guided)
+            given = {name: new if name == "latents" else made[name] for name in self._wanted}
+        before, kept, scale = copied(given), new.clone(), caller.guidance_scale
+        answer = call.callback(caller, step.index - engine.first, stepper.timestep(step), dict(given))
+        latents = taken(answer, given, before, new, guided and not caller.do_classifier_free_guidance)
+        changed = caller.guidance_scale != scale or not bool((latents == kept).all())
+        if changed:
+            self._given["callback_on_step_end"] = "changed the run"
+        self._check_callbacks_alike(latents)
+        return latents
+
+    def _check_callbacks_alike(self, latents: Tensor) -> None:
+        """Whether the callbacks of all ranks did the same; costs an exchange a step."""
+        if self._split is None or self._split.world_size == 1:
+            return
+        caller = self._caller
+        facts = {name: repr(getattr(caller, name)) for name in SETTABLE}
+        told = {f"what callbacks set as {name}": value for name, value in facts.items()}
+        agree(self._split, {"the latents that callbacks left": content_digest(latents)} | told)
+
+    def _engine(self, seed: int, communicator: Communicator) -> Engine:
+        exchange = Exchange.among(communicator, self._spread.speeds, self._workers)
+        watched = self._call.callback is not None
+        engine = self._sampler.engine(self._config, seed, exchange, watched, self._call.extras, self._forwarding)
+        self._forwarding = engine.viewing.predictor.forwarding
+        return engine
+
+    def _decode(self, latents: Tensor) -> list[Any]:
+        backbone, config = self._sampler.backbone, self._config
+        exchange = Exchange.among(self._communicator, self._spread.speeds, self._workers)
+        decode, given = backbone.decode, (exchange, config.wrap, config.memory == "auto")
+        with self._communicator.trace.span("compute", "decode"):
+            decoded = [decode(one[None], *given, Streams(config.seed + i)) for i, one in enumerate(latents)]
+        pictures = [picture[..., : config.height, : config.width] for picture in decoded]
+        if self._call.output_type == "pt":
+            return [picture[0] for picture in pictures]
+        return [backbone.to_pil(picture)[0] for picture in pictures]
+
+    def _device(self) -> Any:
+        return self._sampler.backbone.device

@@ -1,0 +1,187 @@
+"""The contract of a loaded backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.comm.backends.in_process import solo
+from vitrail.core.engine.exchange import Exchange
+from vitrail.core.geometry.size_conditioning import SizeConditioning
+from vitrail.core.geometry.views import Span, View
+from vitrail.core.method.inputs import Inputs
+from vitrail.core.method.protocols import AttentionRequest, Branch, Predicted, Rows
+from vitrail.core.schedule.noise_schedule import Stepper
+from vitrail.core.schedule.streams import Streams
+from vitrail.testing.repeats import DTYPES, same, surroundings, told_dtype
+from vitrail.testing.traces import Traces
+
+STEPS = 4
+ROUNDING = 1e-4  # of outputs of unit size, in float32
+
+
+def check_backbone(backbone: Any, prompt: str = "a fox") -> None:
+    """Rows are independent and predicted the same again; latents and pictures have their shapes and ranges.
+
+    Neither the global random state, the default dtype nor earlier calls reach an answer, and the network is left as it
+    was found. Attention maps, where they are offered, are those of the captured row, in [0, 1].
+
+    Args:
+        backbone: Loaded, in float32; small ones will do.
+        prompt: That it can read.
+
+    Raises:
+        AssertionError: Naming what is wrong.
+    """
+    _check_facts(backbone)
+    _check_schedulers(backbone)
+    network = backbone.network
+    before = None if network is None else Traces.of(network)
+    with torch.inference_mode():
+        _check_rows(backbone, prompt)
+        _check_pictures(backbone)
+    assert backbone.fingerprint() == backbone.fingerprint(), "the same weights must have the same fingerprint"
+    backbone.release()
+    if before is not None:
+        assert backbone.network is network, "`network` must be the same module again"
+        before.check(network)
+
+
+def _check_facts(backbone: Any) -> None:
+    for name in ("latent_channels", "vae_scale_factor", "native_size"):
+        value = getattr(backbone, name)
+        assert isinstance(value, int) and value > 0, f"{name} must be a whole number above 0, got {value!r}"
+    assert backbone.max_view is None or backbone.max_view > 0, f"max_view must be None or above 0: {backbone.max_view}"
+    assert isinstance(backbone.offers, frozenset), f"offers must be a frozenset, got {type(backbone.offers).__name__}"
+    kept = [backbone.first_step(10, strength) for strength in (1.0, 0.8, 0.3)]
+    assert kept[0] == 0, f"a strength of 1 leaves no step out, got {kept[0]}"
+    assert kept == sorted(kept) and kept[-1] < 10, f"a smaller strength leaves more steps out, and not all: {kept}"
+
+
+def _check_schedulers(backbone: Any) -> None:
+    one, other = backbone.new_scheduler(), backbone.new_scheduler()
+    assert one is not other, "every run needs a scheduler of its own"
+    side = backbone.native_size
+    first = Stepper(one, STEPS, backbone.timestep_options(one, side, side))
+    Stepper(other, STEPS + 1, backbone.timestep_options(other, side, side))
+    assert len(first.timesteps) == len(one.timesteps), "to set one scheduler must not set another"
+
+
+def _check_rows(backbone: Any, prompt: str) -> None:
+    """Predictions of two views with both branches, in several micro-batches and orders."""
+    side, factor = backbone.native_size, backbone.vae_scale_factor
+    scheduler = backbone.new_scheduler()
+    stepper = Stepper(scheduler, STEPS, backbone.timestep_options(scheduler, side, side))
+    step = stepper.schedule.steps([STEPS])[0]
+    inputs = Inputs(
+        prompt=prompt,
+        negative_prompt="",
+        guided=True,
+        height=2 * side * factor,
+        width=side * factor,
+        num_steps=len(stepper.timesteps),
+        sizes=[SizeConditioning()],
+    )
+    backbone.check_inputs(inputs)
+    words = backbone.words(inputs)
+    assert isinstance(words, tuple) and all(isinstance(word, str) for word in words), "words are a tuple of texts"
+    request = _request(backbone)
+    if request is not None:
+        backbone.check_attention(request)
+    rows = _rows(backbone, request is not None)
+
+    def predict(asked: Rows, seed: int, dtype: torch.dtype = torch.float32) -> Predicted:
+        with surroundings(seed, dtype):
+            conditioning = backbone.condition(inputs, request)
+            answer = backbone.predict(asked, step, stepper.timestep(step), conditioning)
+        assert isinstance(answer, Predicted), f"predict must return a Predicted, got {type(answer).__name__}"
+        return answer
+
+    given = rows.model_input.clone()
+    whole = predict(rows, 0)
+    output = whole.model_output
+    assert torch.equal(rows.model_input, given), "predict must not write into its input"
+    told = f"expected float32 {tuple(given.shape)}, got {output.dtype} {tuple(output.shape)}"
+    assert output.shape == given.shape and output.dtype == torch.float32, told
+    assert bool(output.isfinite().all()), "a prediction of unit noise must be finite"
+    _check_maps(whole, request)
+    alone = [predict(part, 1).model_output for part in rows.cut(1)]
+    close(torch.cat(alone), output, "a row must not depend on the rows beside it")
+    back = list(reversed(range(len(rows.views))))
+    close(predict(rows.pick(back), 2).model_output.flip(0), output, "a row must not depend on its place")
+    again = predict(rows, 3).model_output
+    assert torch.equal(again, output), "the same rows must be predicted the same again: no memory, no global randomness"
+    for dtype in DTYPES:
+        other = predict(rows, 0, dtype)
+        same((output, whole.attention), (other.model_output, other.attention), told_dtype("a prediction", dtype))
+
+
+def _rows(backbone: Any, capture: bool) -> Rows:
+    side, channels = backbone.native_size, backbone.latent_channels
+    branches: list[Branch] = ["uncond", "cond", "uncond", "cond"]
+    views = [View(Span(top, side), Span(0, side)) for top in (0, 0, side, side)]
+    cells = Streams(0).normal((2, channels, side, side), "rows").to(_device(backbone))
+    return Rows(cells.repeat_interleave(2, 0), branches, views, capture=[1] if capture else [])
+
+
+def _request(backbone: Any) -> AttentionRequest | None:
+    """The attention maps that it offers."""
+    if "attention-maps" in backbone.offers:
+        return AttentionRequest()
+    return AttentionRequest(kind="joint") if "joint-attention-maps" in backbone.offers else None
+
+
+def _check_maps(answer: Predicted, request: AttentionRequest | None) -> None:
+    """One map for the captured row."""
+    if request is None or not answer.has_content:
+        return
+    shape = (1, 1, *answer.model_output.shape[-2:])
+    assert answer.attention is not None, "a captured row must come with its attention map"
+    assert answer.attention.shape == shape, f"expected a map of {shape}, got {tuple(answer.attention.shape)}"
+    within = bool(answer.attention.min() >= 0) and bool(answer.attention.max() <= 1 + ROUNDING)
+    assert within, "an attention map lies in [0, 1]"
+
+
+def _check_pictures(backbone: Any) -> None:
+    """The way to pictures and back."""
+    side, channels = backbone.native_size, backbone.latent_channels
+    pixels = side * backbone.vae_scale_factor
+    exchange = Exchange.among(solo())
+    latents = Streams(1).normal((1, channels, side, side), "latents").to(_device(backbone))
+
+    def decode(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        with surroundings(seed, dtype):
+            picture: Tensor = backbone.decode(latents, exchange, "none", True)
+        return picture
+
+    def encode(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        with surroundings(seed, dtype):
+            encoded: Tensor = backbone.encode(2 * picture - 1, None)
+        return encoded
+
+    picture = decode(0)
+    told = f"expected float32 (1, 3, {pixels}, {pixels}), got {picture.dtype} {tuple(picture.shape)}"
+    assert picture.shape == (1, 3, pixels, pixels) and picture.dtype == torch.float32, told
+    assert bool(picture.min() >= 0) and bool(picture.max() <= 1), "a decoded picture lies in [0, 1]"
+    assert torch.equal(decode(1), picture), "the same latents must decode to the same picture: no global randomness"
+    encoded = encode(0)
+    assert encoded.shape == latents.shape, f"expected latents of {tuple(latents.shape)}, got {tuple(encoded.shape)}"
+    assert encoded.dtype == torch.float32, f"expected latents in float32, got {encoded.dtype}"
+    assert torch.equal(encoded, encode(1)), "without noise the encoder must give its mean, the same again"
+    for dtype in DTYPES:
+        same(picture, decode(0, dtype), told_dtype("a decoded picture", dtype))
+        same(encoded, encode(0, dtype), told_dtype("what the encoder gives", dtype))
+    (image,) = backbone.to_pil(picture)
+    assert image.size == (pixels, pixels), f"expected a picture of {pixels} pixels a side, got {image.size}"
+
+
+def _device(backbone: Any) -> torch.device:
+    return backbone.network.device if backbone.network is not None else torch.device("cpu")
+
+
+def close(found: Tensor, expected: Tensor, otherwise: str) -> None:
+    """Hold two predictions against each other, to rounding."""
+    size = max(1.0, float(expected.abs().max()))
+    assert float((found - expected).abs().max()) <= ROUNDING * size, otherwise

@@ -1,0 +1,95 @@
+"""The contract of a fusion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.core.engine.exchange import Exchange
+from vitrail.core.geometry.views import Span, View
+from vitrail.core.method.calls import Asked
+from vitrail.core.method.returned_values import check_fused
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.step import Step
+from vitrail.testing.instances import contract, instance_of
+from vitrail.testing.repeats import check_repeats
+from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, make_prediction, make_steps, told
+
+PLAIN = tuple(View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2))
+MOVED = tuple(View(Span(y, 8, 2, 16), Span(x, 8, 2, 16)) for y in (6, 7) for x in (10, 11))  # across the ends
+WINDOWS = tuple(View(Span(y, 8), Span(x, 8)) for y in (0, 4, 8) for x in (0, 4, 8))  # up to four see a cell
+
+
+def check_fusion(fusion: Any) -> None:
+    """Views cut from one canvas prediction fuse back to it: weights sum to one, no cell is left out.
+
+    Windows that overlap do so, too, or are refused by a ValueError, such as CoverageError.
+    With every prediction type, at every step and at the schedule's ends; nothing is written into what it receives, and
+    the same arguments give the same canvas whoever asks; see ``check_repeats``.
+
+    Raises:
+        AssertionError: Naming what is wrong.
+    """
+    strategy = instance_of("fusion", fusion)
+    for kind in PREDICTION_TYPES:
+        for step in make_steps(kind):
+            for views in (PLAIN, MOVED):
+                _check_fused(strategy, step, views)
+            _check_overlap(strategy, step)
+    check_repeats(strategy, _play)
+
+
+def _play(strategy: Any, exchange: Exchange) -> list[Tensor]:
+    """With the one type that has both ends."""
+    return [_fused(strategy, step, PLAIN)[0] for step in make_steps("v_prediction")]
+
+
+def _check_fused(strategy: Any, step: Step, views: tuple[View, ...]) -> None:
+    fused, expected, latents = _fused(strategy, step, views)
+    with contract():
+        check_fused(Asked("fusion", strategy, step), fused, latents)
+    assert bool(fused.isfinite().all()), f"not finite at {told(step)}"
+    torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(fused, _fused(strategy, step, views)[0]), "the same views must fuse to the same canvas"
+
+
+def _check_overlap(strategy: Any, step: Step) -> None:
+    """All windows say the same of a cell, so the canvas must, however they are weighed."""
+    canvas = make_prediction((1, CHANNELS, 16, 16), step)
+    cut = Prediction(_cut(canvas.latents, WINDOWS), _cut(canvas.model_output, WINDOWS), step)
+    try:
+        fused = _asked(strategy, step, WINDOWS, cut, canvas.latents)
+    except ValueError:  # it takes no windows that overlap
+        return
+    message = f"windows that overlap do not fuse to the canvas that they were cut from, at {told(step)}"
+    torch.testing.assert_close(fused, canvas.model_output, rtol=1e-4, atol=1e-4, msg=message)
+
+
+def _fused(strategy: Any, step: Step, views: tuple[View, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """What came back, what should have, and the canvas's latents."""
+    canvas = make_prediction((1, CHANNELS, 16, 16), step)
+    flat = canvas.model_output[..., :1, :1].expand_as(canvas.model_output).contiguous()
+    cut = Prediction(_cut(canvas.latents, views), _cut(flat, views), step)
+    try:
+        return _asked(strategy, step, views, cut, canvas.latents), flat, canvas.latents
+    except ValueError:  # a fusion of one view only
+        one = Prediction(cut.latents[:1], cut.model_output[:1], step)
+        fused = _asked(strategy, step, views[:1], one, canvas.latents)
+        clean = one.clean[0].repeat_interleave(2, -1).repeat_interleave(2, -2)
+        clean = clean.roll((views[0].vertical.start, views[0].horizontal.start), (-2, -1))
+        return fused, Prediction(canvas.latents, fused, step).with_clean(clean).model_output, canvas.latents
+
+
+def _asked(strategy: Any, step: Step, views: tuple[View, ...], cut: Prediction, latents: Tensor) -> Tensor:
+    """The answer; what was handed over stays as it is."""
+    handed = (cut.latents, cut.model_output, latents)
+    before = [tensor.clone() for tensor in handed]
+    fused: Tensor = strategy.fuse(step, views, cut, latents)
+    assert all(map(torch.equal, handed, before)), "fusion must not write into what it receives"
+    return fused
+
+
+def _cut(canvas: Tensor, views: tuple[View, ...]) -> Tensor:
+    return torch.stack([view.read(canvas) for view in views])

@@ -1,0 +1,198 @@
+"""The contract of a guidance."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import evolve
+from torch import Tensor
+
+from vitrail.comm.backends.in_process import solo
+from vitrail.core.engine.exchange import Exchange
+from vitrail.core.engine.guidance_context import Branches, Scene, Start, subject_tensor
+from vitrail.core.geometry.views import Canvas, Outline, Patches, Span, View
+from vitrail.core.method.calls import Asked
+from vitrail.core.method.members import OptionalGuidance, speaks
+from vitrail.core.method.returned_values import check_branches, check_cost, check_guided
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.step import PredictionType, Step
+from vitrail.core.schedule.streams import Streams
+from vitrail.testing.instances import contract, instance_of
+from vitrail.testing.repeats import check_repeats
+from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, make_prediction, make_steps, told
+
+CELL = 4  # pixels of a latent cell's side
+OF_VIEWS = ("inputs", "branches", "views")
+VIEWS = tuple(View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2))
+
+
+def check_guidance(guidance: Any) -> None:
+    """Returns what it receives in kind, shape and dtype, finite, and does not write into it or what lies around it.
+
+    It is asked with every prediction type, with a mask and without one, at the first steps and at the schedule's ends;
+    at the first size and, with the grown picture that this began with, at a further one. A guidance that says it
+    follows that picture must then do something. One that goes by messages says the same through them. State starts anew
+    in every run, and the same arguments give the same answer whoever asks; see ``check_repeats``. What it asks of
+    networks it counts in whole numbers.
+
+    Raises:
+        AssertionError: Naming what is wrong.
+    """
+    strategy = instance_of("guidance", guidance)
+    answers = _played(strategy, Exchange.among(solo()), PREDICTION_TYPES)
+    acts = any(moved for _, moved in answers)
+    assert acts or not OptionalGuidance.of(strategy).follows_start, (
+        "it changes nothing where it has a picture to follow"
+    )
+    assert strategy.init() is None or strategy.init() is not strategy.init(), "state must start anew in every run"
+    _check_costs(strategy)
+    check_repeats(strategy, _play)
+
+
+def _check_costs(strategy: Any) -> None:
+    """What it counts of a canvas and of its views, at every step of both sizes."""
+    own, canvas = OptionalGuidance.of(strategy), Canvas(16, 16, 8, cell=CELL)
+    with contract():
+        for step in (*make_steps("v_prediction", phase=0), *make_steps("v_prediction", phase=1)):
+            asked = Asked("guidance", strategy, step)
+            check_cost(asked, "cost", own.cost(step, canvas, 2))
+            check_cost(asked, "cost_of_views", own.cost_of_views(step, Outline.of(Patches(VIEWS)), 2))
+
+
+def _play(strategy: Any, exchange: Exchange) -> list[tuple[Tensor, bool]]:
+    """With the one type that has both ends."""
+    return _played(strategy, exchange, ("v_prediction",))
+
+
+def _played(strategy: Any, exchange: Exchange, kinds: Sequence[PredictionType]) -> list[tuple[Tensor, bool]]:
+    """What it makes of its subjects in whole runs, each checked, and whether they are still what they were."""
+    answers = []
+    for kind, phase, masked in itertools.product(kinds, (0, 1), (True, False)):
+        state: Any = strategy.init()
+        spoken: list[Tensor] = []
+        for number, step in enumerate(make_steps(kind, phase=phase)):
+            if step.stage_step == 0:
+                state, spoken = strategy.init(), []
+            scene = _scene(step, strategy, exchange, masked)
+            subject = _subject(strategy, step, seed=number)
+            guided, state = _checked(strategy, step, subject, scene, state)
+            if _speaks(strategy, step) and step.stage_step == len(spoken):
+                spoken.append(strategy.tell(step, subject, scene.key, scene.mask))
+                _check_follows(strategy, step, subject, scene.key, spoken, guided)
+            after, before = subject_tensor(guided), subject_tensor(subject)
+            answers.append((after, not torch.equal(after, before)))
+    return answers
+
+
+def _checked(strategy: Any, step: Step, subject: Any, scene: Scene, state: Any) -> tuple[Any, Any]:
+    """The answer to one question and the new state."""
+    before, around = [each.clone() for each in _within(subject)], [tensor.clone() for tensor in _around(scene)]
+    pair = strategy.guide(step, subject, scene, state)
+    assert isinstance(pair, tuple) and len(pair) == 2, f"expected (subject, state), got {type(pair).__name__}"
+    guided, new = pair
+    with contract():
+        check_guided(Asked("guidance", strategy, step), subject, guided, strategy.point)
+    assert bool(subject_tensor(guided).isfinite().all()), f"not finite at {told(step)}"
+    assert all(map(torch.equal, _within(subject), before)), "guidance must not write into its input"
+    assert all(map(torch.equal, _around(scene), around)), "guidance must not write into the scene"
+    return guided, new
+
+
+def _speaks(strategy: Any, step: Step) -> bool:
+    """Whether it goes by a message at a step."""
+    return speaks(strategy) and strategy.lag(step) is not None
+
+
+def _check_follows(
+    strategy: Any, step: Step, subject: Prediction, key: int, spoken: Sequence[Tensor], guided: Prediction
+) -> None:
+    """Ranks that go by messages get what one rank computes at once."""
+    version = len(spoken) - 1 - strategy.lag(step)
+    followed = strategy.follow(step, subject, key, spoken[version] if version >= 0 else None)
+    with contract():
+        check_guided(Asked("guidance", strategy, step), subject, followed, strategy.point)
+    equal = torch.equal(followed.model_output, guided.model_output)
+    assert equal, f"`guide` must equal `follow` with the message that `lag` names, not so at {told(step)}"
+
+
+def _within(subject: Any) -> list[Tensor]:
+    """The tensors of a subject."""
+    if isinstance(subject, Branches):
+        return [subject.combined, subject.latents, *subject.rows.values()]
+    return [subject.latents, subject.model_output] if isinstance(subject, Prediction) else [subject]
+
+
+def _around(scene: Scene) -> list[Tensor]:
+    """The tensors of a scene."""
+    start = [] if scene.start is None else [scene.start.clean, scene.start.noise, scene.start.picture]
+    return [tensor for tensor in (scene.mask, *start) if tensor is not None]
+
+
+def _subject(guidance: Any, step: Step, seed: int) -> Any:
+    """What a guidance at its point receives, of four views where it is about views."""
+    lead = (4, 1) if guidance.point in OF_VIEWS else (1,)
+    made = make_prediction((*lead, CHANNELS, 8, 8), step, seed)
+    if guidance.point == "branches":
+        wanted = OptionalGuidance.of(guidance).branches(step)
+        with contract():
+            check_branches(Asked("guidance", guidance, step), wanted, ("uncond", "cond"))
+        shape, streams = made.latents.shape, Streams(seed)
+        rows = {branch: streams.normal(tuple(shape), branch) for branch in ("uncond", "cond", *wanted)}
+        return Branches(rows, 2.0, made.model_output, made.latents)
+    return made.latents if guidance.point in ("before", "inputs", "after") else made
+
+
+def _scene(step: Step, strategy: Any, exchange: Exchange, masked: bool) -> Scene:
+    """Of a canvas of twice the training size; what is asked of the network is answered with the question."""
+    point = strategy.point
+    of_views = point in OF_VIEWS
+    side, native = (16, 8) if of_views else (8, 4)
+    canvas, streams = Canvas(side, side, native, cell=CELL), Streams(5)
+    clean, noise = (streams.normal((1, CHANNELS, side, side), name) for name in ("clean", "noise"))
+    picture = 2 * streams.uniform((1, 3, side * CELL, side * CELL), "picture") - 1
+    return Scene(
+        mask=Streams(3).uniform((1, 1, 8, 8), "mask") if masked and point in ("views", "canvas") else None,
+        patches=Patches(VIEWS) if of_views else None,
+        canvas=canvas,
+        streams=Streams(4),
+        start=Start(clean, noise, picture) if step.phase else None,
+        vae=_Blocks(),
+        ask=lambda asked, model_input, view, sizes=None: model_input,
+        step_at=lambda alpha, sigma: evolve(step, alpha=alpha, sigma=sigma),
+        gradients=_Cells(),
+        exchange=exchange,
+        needs=frozenset(strategy.needs),
+        guidance=type(strategy).__name__,
+    )
+
+
+class _Cells:
+    """Views that show their own cells, so that the way to another picture is their difference."""
+
+    def picture(self, step: Step, latents: Tensor, view: View) -> Tensor:
+        """The cells."""
+        return latents
+
+    def of_distance(
+        self, step: Step, latents: Tensor, views: Sequence[View], picture: Tensor, weights: str | None
+    ) -> Tensor:
+        """Of half the square distance."""
+        return latents - picture
+
+
+class _Blocks:
+    """A VAE whose pictures are the first three channels in blocks of pixels."""
+
+    def decode(self, latents: Tensor, canvas: Canvas) -> Tensor:
+        """In [0, 1], without padding."""
+        height, width = canvas.inner
+        picture = latents[:, :3, :height, :width].repeat_interleave(canvas.cell, -2).repeat_interleave(canvas.cell, -1)
+        return (picture / 2 + 0.5).clamp(0, 1)
+
+    def encode(self, picture: Tensor, canvas: Canvas) -> Tensor:
+        """The means of the blocks, and the mean of those."""
+        cells = torch.nn.functional.avg_pool2d(picture, canvas.cell)
+        return torch.cat([cells, cells.mean(1, keepdim=True)], dim=1)

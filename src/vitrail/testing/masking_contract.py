@@ -1,0 +1,89 @@
+"""The contract of a mask source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vitrail.core.engine.exchange import Exchange
+from vitrail.core.engine.guidance_context import Memory
+from vitrail.core.geometry.views import Canvas, Span, View
+from vitrail.core.method.calls import Asked
+from vitrail.core.method.protocols import AttentionRequest, Predicted
+from vitrail.core.method.returned_values import check_mask, outside
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.step import PredictionType, Step
+from vitrail.core.schedule.streams import Streams
+from vitrail.testing.instances import contract, instance_of
+from vitrail.testing.repeats import check_repeats
+from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, make_prediction, make_steps, told
+
+SHAPE = (1, 1, 8, 8)
+
+
+def check_masking(masking: Any) -> None:
+    """A mask lies in [0, 1] and has the key view's cells, float32, or is None for everywhere.
+
+    With and without attention maps and remembered ones, with every prediction type, at every step and at the schedule's
+    ends. State starts anew in every run, and the same arguments give the same mask whoever asks; see ``check_repeats``.
+
+    Raises:
+        AssertionError: Naming what is wrong.
+    """
+    strategy = instance_of("masking", masking)
+    request = strategy.request
+    assert request is None or isinstance(request, AttentionRequest), f"request is {request!r}, no AttentionRequest"
+    _played(strategy, PREDICTION_TYPES)
+    assert strategy.init() is None or strategy.init() is not strategy.init(), "state must start anew in every run"
+    check_repeats(strategy, _play)
+
+
+def _play(strategy: Any, exchange: Exchange) -> list[Tensor | None]:
+    """With the one type that has both ends."""
+    return _played(strategy, ("v_prediction",))
+
+
+def _played(strategy: Any, kinds: Sequence[PredictionType]) -> list[Tensor | None]:
+    """The masks of whole runs, each checked."""
+    masks = []
+    for kind in kinds:
+        for maps in ("none", "attention", "no content", "memory"):
+            state = strategy.init()
+            for index, step in enumerate(make_steps(kind)):
+                state = strategy.init() if step.stage_step == 0 else state
+                key = make_prediction((1, CHANNELS, *SHAPE[-2:]), step, seed=index)
+                predicted = _predicted(key, maps, index)
+                mask, state = _checked(strategy, step, key, predicted, state)
+                masks.append(mask)
+    return masks
+
+
+def _predicted(key: Prediction, maps: str, seed: int) -> Predicted:
+    """What the network said of the key view, with what was captured."""
+    attention = Streams(seed).uniform(SHAPE, "attention") if maps in ("attention", "no content") else None
+    remembered = Memory(("fox", "snow"), Streams(0).uniform((1, 2, 16, 16), "maps")) if maps == "memory" else None
+    output = key.model_output[None]
+    return Predicted(
+        output,
+        attention,
+        has_content=maps != "no content",
+        memory=remembered,
+        view=View(Span(0, SHAPE[-2]), Span(0, SHAPE[-1])),
+        canvas=Canvas(*SHAPE[-2:], SHAPE[-1]),
+        inner=SHAPE[-2:],
+    )
+
+
+def _checked(strategy: Any, step: Step, key: Prediction, predicted: Predicted, state: Any) -> tuple[Tensor | None, Any]:
+    before = key.model_output.clone(), key.latents.clone()
+    pair = strategy.mask(step, key, predicted, state)
+    assert isinstance(pair, tuple) and len(pair) == 2, f"expected (mask, state), got {type(pair).__name__}"
+    mask, new = pair
+    with contract():
+        check_mask(Asked("masking", strategy, step), mask, key.latents, SHAPE[-2:])
+    assert mask is None or not int(outside(mask)), f"a mask lies in [0, 1], not so at {told(step)}"
+    kept = (key.model_output == before[0]).all() and (key.latents == before[1]).all()
+    assert bool(kept), "masking must not write into what it receives"
+    return mask, new

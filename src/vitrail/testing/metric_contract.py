@@ -1,0 +1,153 @@
+"""The contracts of metrics, of what they look with and of what they compare with."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.core.method.members import OptionalEye
+from vitrail.core.method.metric import Column, Shown
+from vitrail.core.schedule.streams import Streams
+from vitrail.errors import ConfigError
+from vitrail.testing.instances import instance_of
+from vitrail.testing.repeats import DTYPES, same, surroundings, told_dtype
+
+SIZES = ((128, 128), (131, 150), (160, 143))
+NATIVE = 64  # pixels, so that there are several tiles and borders
+
+
+def make_shown(count: int = 3) -> list[Shown]:
+    """Smooth random pictures of several sizes, with the edges of views."""
+    found = []
+    for number, (height, width) in enumerate(SIZES[:count]):
+        coarse = Streams(number).uniform((1, 3, 6, 6), "picture")
+        picture = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)[0]
+        found.append(Shown(picture=picture, prompt="a fox", native_size=NATIVE, rows=(NATIVE,), columns=(NATIVE,)))
+    return found
+
+
+def check_metric(metric: Any, pictures: Sequence[Shown] | None = None) -> None:
+    """A number for each column, within its ends; the same again, in any order of the pictures, whoever asks.
+
+    Neither the global random state nor the default dtype reaches an answer.
+
+    Args:
+        metric: A class, built with its defaults, or an instance.
+        pictures: Three or more to look at; ``make_shown`` if not given.
+
+    Raises:
+        AssertionError: Naming what is wrong.
+    """
+    chosen = instance_of("metrics", metric)
+    shown = list(make_shown() if pictures is None else pictures)
+    columns = chosen.columns
+    assert columns and all(isinstance(column, Column) for column in columns), "columns are a tuple of Column"
+    assert len({column.name for column in columns}) == len(columns), "columns have names of their own"
+    looked = _checked_eye(chosen, shown)
+    reference = looked[:2] if chosen.needs_reference else None
+    found = chosen.gather(looked, reference)
+    assert len(found) == len(columns), f"expected a number for each of {len(columns)} columns, got {len(found)}"
+    for column, value in zip(columns, found, strict=True):
+        assert isinstance(value, float), f"{column.name} must be a float, got {type(value).__name__}"
+        assert not math.isnan(value), f"{column.name} is nan for {len(shown)} pictures"
+        within = column.lowest - 1e-4 <= value <= column.highest + 1e-4
+        assert within, f"{column.name} is {value}, outside of [{column.lowest}, {column.highest}]"
+    assert chosen.gather(looked, reference) == found, "the same pictures must give the same numbers"
+    for dtype in DTYPES:
+        with surroundings(0, dtype):
+            assert chosen.gather(looked, reference) == found, told_dtype("what it makes of the pictures", dtype)
+    turned = chosen.gather(looked.roll(1, 0), reference)
+    alike = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(found, turned, strict=True))
+    assert alike, "the order of the pictures must not count"
+    if chosen.needs_reference:
+        refused = ""
+        try:
+            chosen.gather(looked, None)
+        except ConfigError as error:
+            refused = str(error)
+        assert "reference" in refused, "without a reference set a metric that compares must refuse, and say so"
+
+
+def _checked_eye(metric: Any, shown: Sequence[Shown]) -> Tensor:
+    """What the eye sees of all pictures, which is the same whatever surrounds it."""
+    looked = _looked(metric, shown)
+    assert torch.equal(looked, _looked(metric, shown)), "the eye must see the same again"
+    with surroundings(1, torch.float32):
+        other = _looked(copy.deepcopy(metric), shown)
+    assert torch.equal(looked, other), "the eye must see the same under another global random state"
+    for dtype in DTYPES:
+        with surroundings(0, dtype):
+            other = _looked(copy.deepcopy(metric), shown)
+        same(looked, other, told_dtype("what the eye sees", dtype))
+    assert repr(copy.deepcopy(metric.eye)) == repr(metric.eye), "equal eyes have one repr, under which answers are kept"
+    return looked
+
+
+def check_features(features: Any, pictures: Tensor | None = None) -> None:
+    """Vectors of float32 without a graph, that depend on no batch and no default dtype; probabilities add up to one.
+
+    Args:
+        features: A class, built with its defaults, or an instance.
+        pictures: Two unlike ones in [0, 1], Float32[Tensor, "2 3 Height Width"]; smooth random ones if not given.
+
+    Raises:
+        AssertionError: Naming what is wrong.
+    """
+    chosen = instance_of("features", features)
+    if pictures is None:
+        coarse = Streams(0).uniform((2, 3, 6, 6), "pictures")
+        pictures = torch.nn.functional.interpolate(coarse, SIZES[1], mode="bicubic").clamp(0, 1)
+    for look in (chosen.extract, chosen.probabilities):
+        found = look(pictures)
+        told = f"{look.__name__}: expected float32 (2, dim) without a graph, got {found.dtype} {tuple(found.shape)}"
+        assert found.ndim == 2 and len(found) == 2, told
+        assert found.dtype == torch.float32 and not found.requires_grad, told
+        torch.testing.assert_close(found[1:], look(pictures[1:]), rtol=1e-4, atol=1e-5)
+        for dtype in DTYPES:
+            with surroundings(0, dtype):
+                same(found, look(pictures), told_dtype(look.__name__, dtype))
+        assert not torch.allclose(found[0], found[1], rtol=1e-4), f"{look.__name__}: unlike pictures look alike"
+    sums = chosen.probabilities(pictures).sum(dim=1)
+    assert bool((sums - 1).abs().max() < 1e-4), "probabilities must add up to one"
+    digests = [OptionalEye.of(each).digest for each in (chosen, copy.deepcopy(chosen))]
+    assert digests[0] == digests[1], "the same files must have the same digest"
+
+
+def check_references(references: Any) -> None:
+    """The same pictures at any size, of that size, in [0, 1]; a digest that stands for them.
+
+    Args:
+        references: A class, built with its defaults, or an instance.
+
+    Raises:
+        AssertionError: Naming what is wrong.
+    """
+    chosen = instance_of("references", references)
+    assert isinstance(chosen.digest, str) and chosen.digest, "the digest is a text that stands for the pictures"
+    assert chosen.digest == copy.deepcopy(chosen).digest, "the same set must have the same digest"
+    for height, width in ((64, 64), (65, 97)):
+        first = [each.picture for each in islice(chosen.pictures(height, width), 3)]
+        with surroundings(1, torch.float32):
+            again = [each.picture for each in islice(chosen.pictures(height, width), 3)]
+        for picture in first:
+            assert picture.shape == (3, height, width), f"expected (3, {height}, {width}), got {tuple(picture.shape)}"
+            assert picture.dtype == torch.float32, f"expected float32, got {picture.dtype}"
+            assert bool(picture.min() >= 0) and bool(picture.max() <= 1), "a picture lies in [0, 1]"
+        assert len(first) == len(again) and all(map(torch.equal, first, again)), "a set is always the same pictures"
+        assert len(first) < 2 or not torch.equal(first[0], first[1]), "its pictures must not be one"
+
+
+def _looked(metric: Any, shown: Sequence[Shown]) -> Tensor:
+    answers = [metric.eye.look(each) for each in shown]
+    assert all(isinstance(answer, Tensor) for answer in answers), "an eye answers with tensors"
+    assert len({answer.shape for answer in answers}) == 1, "an eye's answers have one shape for pictures of any size"
+    looked = torch.stack(answers)
+    assert looked.is_floating_point(), f"an eye answers with floats, got {looked.dtype}"
+    assert looked.device.type == "cpu", f"an eye answers on the cpu, got {looked.device}"
+    return looked

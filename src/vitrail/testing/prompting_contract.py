@@ -1,0 +1,49 @@
+"""The contract of a prompting."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from vitrail.core.engine.exchange import Exchange
+from vitrail.core.engine.guidance_context import Memory
+from vitrail.core.geometry.views import Canvas, Span, View
+from vitrail.core.method.calls import Asked
+from vitrail.core.method.returned_values import check_texts
+from vitrail.core.schedule.streams import Streams
+from vitrail.testing.instances import contract, instance_of
+from vitrail.testing.repeats import check_repeats
+from vitrail.testing.steps_to_visit import make_steps
+
+PROMPT, NEGATIVE = "a fox in the snow", "grey"
+CANVAS = Canvas(24, 32, 16)
+VIEWS = tuple(View(Span(y, 16), Span(x, 16)) for y in (0, 8) for x in (0, 16))
+
+
+def check_prompting(prompting: Any) -> None:
+    """A tuple with a text for each view, or an empty one, with and without remembered maps and a negative text.
+
+    It is asked at the first steps and at the schedule's ends.
+    The same arguments give the same texts whoever asks; see ``check_repeats``.
+
+    Raises:
+        AssertionError: Naming what is wrong.
+    """
+    strategy = instance_of("prompting", prompting)
+    _play(strategy)
+    assert strategy.request is None or strategy.request.each, "what is remembered is kept word by word"
+    check_repeats(strategy, _play)
+
+
+def _play(strategy: Any, exchange: Exchange | None = None) -> Any:
+    memory = Memory(("fox", "snow"), Streams(0).uniform((1, 2, 16, 16), "maps"))
+    every = []
+    asked = itertools.product(make_steps("v_prediction"), (None, NEGATIVE), (VIEWS, VIEWS[:1]), (None, memory))
+    for step, negative, views, known in asked:
+        texts = strategy.texts(step, PROMPT, negative, views, CANVAS, known)
+        with contract():
+            check_texts(Asked("prompting", strategy), texts, len(views))
+        again = strategy.texts(step, PROMPT, negative, views, CANVAS, known)
+        assert texts == again, "texts must not change by themselves"
+        every.append(texts)
+    return every

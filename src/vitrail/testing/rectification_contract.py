@@ -1,0 +1,110 @@
+"""The contract of a rectification."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.core.engine.exchange import Exchange
+from vitrail.core.geometry.views import Span, View
+from vitrail.core.method.calls import Asked
+from vitrail.core.method.protocols import Forward, Rows
+from vitrail.core.method.returned_values import check_context
+from vitrail.core.schedule.step import Step
+from vitrail.core.schedule.streams import Streams
+from vitrail.testing.instances import contract, instance_of
+from vitrail.testing.repeats import check_repeats, surroundings
+from vitrail.testing.steps_to_visit import make_step, make_steps
+from vitrail.testing.traces import Traces
+
+Ask = Callable[[Any], Tensor]
+
+
+class InTheMiddleError(Exception):
+    """Ends a forward while a rectification is in force."""
+
+
+def check_rectification(rectification: Any, network: torch.nn.Module, ask: Ask, native_size: int = 8) -> None:
+    """It acts inside its context and nowhere else, and leaves nothing: hooks, attributes, forwards, weights.
+
+    Nothing is left after an exception either, and a forward of another thread, which may be another rank's, is as it
+    was meanwhile. It stands the schedule's ends. The same arguments give the same answers whoever asks; see
+    ``check_repeats``.
+
+    Args:
+        rectification: A class, built with its defaults, or an instance.
+        network: One that it can change; it stays as it is.
+        ask: One forward of the network, always of the same input; its answer, Float32[Tensor, "batch channels h w"].
+        native_size: Latent cells of the side that the network counts as trained at; views are twice that.
+
+    Raises:
+        AssertionError: Naming what is wrong.
+    """
+    strategy = instance_of("rectification", rectification)
+    assert strategy.needs, "it changes something inside a network, so it needs something of it"
+    strategy.check(network)
+    before, plain = Traces.of(network), _asked(network, ask)
+    acts = False
+    for step in (*make_steps("v_prediction"), *make_steps("epsilon")):
+        with _applied(strategy, network, step, native_size):
+            acting = _asked(network, ask)
+            assert torch.equal(_in_a_thread(network, ask), plain), "it acts in the forward of another thread"
+        acts = acts or not torch.equal(acting, plain)
+        assert bool(acting.isfinite().all()), f"not finite at step {step.index} of {step.num_steps}"
+        assert torch.equal(_asked(network, ask), plain), "it acts after its context has ended"
+        before.check(network)
+    assert acts, "it changes nothing at the first steps of a run"
+    try:
+        with _applied(strategy, network, make_step(), native_size):
+            raise InTheMiddleError
+    except InTheMiddleError:
+        pass
+    assert torch.equal(_asked(network, ask), plain), "it acts on after an exception"
+    before.check(network)
+
+    def play(one: Any, exchange: Exchange) -> list[Tensor]:
+        answers = []
+        for step in (make_step(), make_step(prediction_type="v_prediction", end="only")):
+            with _applied(one, network, step, native_size):
+                answers.append(_asked(network, ask))
+        return answers
+
+    check_repeats(strategy, play, [dtype for dtype in (torch.float64, torch.bfloat16) if _stands(network, ask, dtype)])
+
+
+def _stands(network: torch.nn.Module, ask: Ask, dtype: torch.dtype) -> bool:
+    """Whether the network itself is the same under another default dtype."""
+    plain = _asked(network, ask)
+    try:
+        with surroundings(0, dtype):
+            other = _asked(network, ask)
+    except RuntimeError:
+        return False
+    return other.dtype == plain.dtype and torch.equal(other, plain)
+
+
+def _applied(strategy: Any, network: torch.nn.Module, step: Step, native_size: int) -> Any:
+    """The context of one call."""
+    side = 2 * native_size
+    cells = torch.zeros(1, 4, side, side, dtype=torch.float32, device="cpu")
+    rows = Rows(cells, branches=["cond"], views=[View(Span(0, side), Span(0, side))])
+    forward = Forward(network=network, step=step, rows=rows, native_size=native_size, streams=Streams(0))
+    with contract():
+        return check_context(Asked("rectification", strategy, step), strategy.apply(forward))
+
+
+def _asked(network: torch.nn.Module, ask: Ask) -> Tensor:
+    with torch.no_grad():
+        return ask(network)
+
+
+def _in_a_thread(network: torch.nn.Module, ask: Ask) -> Tensor:
+    found: list[Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(_asked(network, ask)))
+    thread.start()
+    thread.join()
+    return found[0]
