@@ -106,7 +106,7 @@ class Tracked(LiveBytes):
         self.peak = self.now
 
 
-class Asked:
+class StrategyCall:
     """Asks the allocator of an accelerator."""
 
     def __init__(self, device: torch.device):
@@ -181,7 +181,7 @@ def text(unet, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 def measure(case: Case, pipe: Any, words: dict[str, torch.Tensor]) -> Peaks:
     """The peaks of one run."""
-    gauge = Tracked() if pipe.device.type == "cpu" else Asked(pipe.device)
+    gauge = Tracked() if pipe.device.type == "cpu" else StrategyCall(pipe.device)
     peaks = Peaks(gauge)
     sampler = Sampler.from_pipeline(pipe, case.method, plugins=[("peaks", peaks)])
     side = round(pipe.unet.config.sample_size * pipe.vae_scale_factor * case.area**0.5)

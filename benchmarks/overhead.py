@@ -34,8 +34,8 @@ PARTS = {  # part: functions whose time it is, none of which calls another of th
         "vitrail.core.engine.hooks.Stages.mask",
     ],
     "exchange": [
-        "vitrail.core.engine.loop.permute_views",
-        "vitrail.core.engine.loop.restore_order",
+        "vitrail.core.engine.micro_batches.permute_views",
+        "vitrail.core.engine.micro_batches.restore_order",
         "vitrail.plugins.patching.grids.Lattice._order",
     ],
 }

@@ -20,9 +20,10 @@ from vitrail.core.config.log import EVENTS
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.cascade import Cascade, Enter
-from vitrail.core.method.composition import Composition, Family, Stage
+from vitrail.core.method.composition import Composition
 from vitrail.core.method.hookspecs import EXCLUSIVE, RegistrationSpecs, StageSpecs
 from vitrail.core.method.registration import SLOTS
+from vitrail.core.method.stage import Stage, ViewGroup
 from vitrail.experiments.spec.experiment import Axis, Experiment, HeatMap, MethodEntry, Setting, SizeEntry
 from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import summary
@@ -31,7 +32,7 @@ PAGE = Path(__file__).parents[1] / "docs/reference.md"
 METHOD = {
     "At the top": Composition,
     "`[[stages]]`": Stage,
-    "`[[stages.also]]`": Family,
+    "`[[stages.also]]`": ViewGroup,
     "`[cascade]`": Cascade,
     "`enter`": Enter,
     "`sizes`": SizeConditioning,

@@ -1,7 +1,7 @@
 """Compares the Inception network of FID with torch-fidelity's, on seeded tensors in the public file's format.
 
 Usage: pip install --no-deps --target /tmp/fidelity torch-fidelity
-       PYTHONPATH=src:tests:/tmp/fidelity python tools/compare_inception.py
+       PYTHONPATH=src:tests/support:/tmp/fidelity python tools/compare_inception.py
 
 torch-fidelity imports torchvision for other features than these; an empty module stands for it. Prints the largest
 difference of features and of logits, for pictures of several sizes.

@@ -50,7 +50,7 @@ HEAD = ["mask", "inside", "outside", "told apart"]
 
 
 @define
-class Asked:
+class StrategyCall:
     """Asks every source at every step at which the run asks its own."""
 
     states: dict = field(factory=lambda: {name: source.init() for name, source in SOURCES.items()})
@@ -95,7 +95,7 @@ def main(
     values: dict[str, list[tuple[float, float, float]]] = {name: [] for name in SOURCES}
     judged = 0
     for picture in range(pictures):
-        asked = Asked()
+        asked = StrategyCall()
         call = {"height": SIZE, "width": SIZE, "seed": picture, "num_inference_steps": steps, "output_type": "pt"}
         found = judge.detect(sampler.again([("asked", asked)])(scene(picture)[1], **call).images[0])
         if len(found) != 1:

@@ -1,6 +1,6 @@
 """``direct`` against diffusers' own pipelines: family x scheduler x path, maximal difference of final latents.
 
-Usage: PYTHONPATH=src:tools:tests python tools/measure_parity.py [--out docs/results/parity.md]
+Usage: PYTHONPATH=src:tools:tests/support python tools/measure_parity.py [--out docs/results/parity.md]
 
 Tiny networks built from config, float32, the training size, 5 steps. 0 means bit for bit.
 """
@@ -33,7 +33,7 @@ PAGE = """# Parity with diffusers
 The method `direct` against diffusers' own pipelines at the training size: the largest absolute difference of the final
 latents, where 0 means bit for bit. Tiny networks built from config, float32, 5 steps, the same noise; diffusers
 {diffusers}, torch {torch}, one thread. Made by
-`PYTHONPATH=src:tools:tests python tools/measure_parity.py --out docs/results/parity.md`, and kept true by
+`PYTHONPATH=src:tools:tests/support python tools/measure_parity.py --out docs/results/parity.md`, and kept true by
 `tests/integration/test_family_parity.py`, which also holds `multidiffusion` against diffusers' panorama pipeline at its
 stride of 8 cells, with and without circular padding: within 2e-5, since they step every window and average afterwards.
 

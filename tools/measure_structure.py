@@ -96,8 +96,8 @@ def folder_graph(graph: Graph) -> Graph:
     """The same between the folders of the package's root; a loose module is its own."""
     folders: Graph = defaultdict(set)
     for module, targets in graph.items():
-        mine = (module.split(".") + [""])[1]
-        folders[mine] |= {(target.split(".") + [""])[1] for target in targets} - {mine, ""}
+        mine = [*module.split("."), ""][1]
+        folders[mine] |= {[*target.split("."), ""][1] for target in targets} - {mine, ""}
     return {folder: folders[folder] for folder in folders} | {
         target: folders.get(target, set()) for targets in folders.values() for target in targets
     }

@@ -1,6 +1,6 @@
 """Opens a report's page in a headless Chromium and keeps what it shows.
 
-Usage: PYTHONPATH=src:tests python tools/photograph_page.py runs/methods/report.html --out shots
+Usage: PYTHONPATH=src:tests/support python tools/photograph_page.py runs/methods/report.html --out shots
 
 Writes grid.png, zoom.png, slider.png and tables.png of a wide window, and narrow.png of a telephone's. Ends with an
 error if the browser has anything to complain of.

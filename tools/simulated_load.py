@@ -1,6 +1,6 @@
 """A program that computes and communicates like the engine, but computes nothing: for the simulator.
 
-``vitrail.comm.trace.speedup_model`` foretells its makespan, and its traces are what ``vitrail.cli.timeline`` draws as an example.
+``vitrail.comm.trace.speedup_model`` predicts its makespan, and `vitrail timeline` draws its traces as an example.
 """
 
 from __future__ import annotations

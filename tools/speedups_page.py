@@ -3,8 +3,8 @@
 PAGE = """# What ranks buy, by a cost model
 
 Made by `python tools/predict_speedups.py --out docs/results/speedups.md`. **Nothing on this page was measured on a
-GPU.** It is the arithmetic of `vitrail.comm.trace.speedup_model`, which a test holds to the simulator's makespans; the simulator
-runs the same communication code as a real run. What went in:
+GPU.** It is the arithmetic of `vitrail.comm.trace.speedup_model`, which a test holds to the simulator's makespans; the
+simulator runs the same communication code as a real run. What went in:
 
 - [model] {q} ms for a forward of two rows (one view of 1024x1024 with both branches): the whole time of CutDiffusion
   at 2048x2048 on an RTX 4090 over its 325 such forwards, as in ASGDiffusion's table 1. An upper bound: it contains

@@ -10,16 +10,16 @@ from vitrail.errors import VitrailError as VitrailError
 if TYPE_CHECKING:
     from vitrail.core.config.run_config import RunConfig as RunConfig
     from vitrail.core.method.composition import Composition as Composition
-    from vitrail.core.method.composition import Family as Family
-    from vitrail.core.method.composition import Stage as Stage
+    from vitrail.core.method.stage import Stage as Stage
+    from vitrail.core.method.stage import ViewGroup as ViewGroup
     from vitrail.sampling.methods import load_method as load_method
     from vitrail.sampling.result import Result as Result
     from vitrail.sampling.sampler import Sampler as Sampler
 
 _HOMES = {
     "Composition": "vitrail.core.method.composition",
-    "Family": "vitrail.core.method.composition",
-    "Stage": "vitrail.core.method.composition",
+    "ViewGroup": "vitrail.core.method.stage",
+    "Stage": "vitrail.core.method.stage",
     "RunConfig": "vitrail.core.config.run_config",
     "load_method": "vitrail.sampling.methods",
     "Result": "vitrail.sampling.result",

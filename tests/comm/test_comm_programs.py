@@ -9,7 +9,7 @@ from runners import TIMEOUT_S, clean, law, simulate
 
 from vitrail.comm.backends.virtual_schedule import SeededSchedule, SimulatedCrash, SimulatedError
 from vitrail.errors import CommAborted, CommTimeout
-from vitrail.testing.comm.bench import Ended, Report
+from vitrail.testing.comm.bench import Ended, LawReport
 from vitrail.testing.comm.laws.whole import check_program
 from vitrail.testing.comm.programs import Player, outcome_of, programs, sized_programs
 from vitrail.testing.comm.schedules import faults, schedules
@@ -20,7 +20,7 @@ def play(ops):
 
 
 def check(ops, values):
-    reports = {rank: Report(result=value, is_over=True) for rank, value in enumerate(values)}
+    reports = {rank: LawReport(result=value, is_over=True) for rank, value in enumerate(values)}
     check_program(ops, Ended(len(values), reports, values, None))
 
 

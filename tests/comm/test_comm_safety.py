@@ -8,7 +8,7 @@ from runners import law, simulate
 from vitrail.errors import CommAborted, ProtocolError
 from vitrail.testing.comm.laws.safety import DEVIATIONS
 from vitrail.testing.comm.schedules import schedules
-from vitrail.testing.comm.telling import ToldCommunicator
+from vitrail.testing.comm.telling import RecordedCommunicator
 
 
 @law(simulate, kind=st.sampled_from(sorted(DEVIATIONS)), odd=st.integers(0, 3), schedule=schedules())
@@ -19,7 +19,7 @@ def test_s6_of_four_ranks_the_odd_one_out_is_to_blame(run, kind, odd, schedule):
         if communicator.rank == odd:
             communicator._transport.spend(1.0)
         is_odd, source = communicator.rank == odd, (odd + 1) % 4
-        DEVIATIONS[kind](ToldCommunicator(communicator), is_odd, odd, source, [])
+        DEVIATIONS[kind](RecordedCommunicator(communicator), is_odd, odd, source, [])
         if not (is_odd and kind == "end"):
             communicator.barrier()
 

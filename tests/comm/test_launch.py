@@ -38,7 +38,11 @@ communicator = Gloo(timeout=float(sys.argv[2])).join(from_environment())
 mark()
 guarded(communicator, rank_main)
 """
-RUN = "import sys; from vitrail.comm.backends.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1]), grace=1.0))"
+RUN = """
+import sys
+from vitrail.comm.backends.launch import launch
+sys.exit(launch(sys.argv[2:], int(sys.argv[1]), grace=1.0))
+"""
 
 PATIENCE_S = 200.0  # of a test, however busy the machine is
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vitrail.comm.partition import assign, in_order, rounds
 from vitrail.core.engine.exchange import whole_views
-from vitrail.core.method.protocols import Rows
+from vitrail.core.method.micro_batch import MicroBatch
 from vitrail.errors import ConfigError
 
 COSTS = st.lists(st.sampled_from([1.0, 2.0, 3.0]), max_size=20)
@@ -66,7 +66,7 @@ def test_no_view_is_divided_where_each_rank_keeps_its_own(views, branches, row_b
     key = data.draw(st.integers(0, views - 1))
     rows = [view for view in range(views) for _ in range(branches)]
     batches = [
-        Rows(torch.zeros(len(part), 1), ["cond"] * len(part), part)
+        MicroBatch(torch.zeros(len(part), 1), ["cond"] * len(part), part)
         for part in (rows[begin : begin + row_batch] for begin in range(0, len(rows), row_batch))
     ]
     owners = whole_views(batches, [1.0] * ranks, branches, key)

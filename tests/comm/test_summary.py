@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from loads import costs, loads, random_recorder, relayed, traces, world_sizes
 from vitrail.comm.trace.cost_model import CostModel
-from vitrail.comm.trace.recording import Count, Flow, Recorder, Span
+from vitrail.comm.trace.recording import Count, Flow, Recorder, TraceSpan
 from vitrail.comm.trace.speedup_model import predict
 from vitrail.comm.trace.summary import lines, summarize
 
 
 def recorder(rank, *spans):
-    return Recorder(rank, float, [Span(lane, name, begin, end) for lane, name, begin, end in spans])
+    return Recorder(rank, float, [TraceSpan(lane, name, begin, end) for lane, name, begin, end in spans])
 
 
 @given(seeds=st.lists(st.integers(0, 1000), min_size=1, max_size=4))

@@ -9,8 +9,8 @@ from attrs import evolve, field, frozen
 from vitrail import testing
 from vitrail.core.engine.guidance_context import Branches
 from vitrail.core.geometry.views import Patches
+from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.core.method.cost import Cost
-from vitrail.core.method.protocols import AttentionRequest
 from vitrail.plugins.fusion.averages import Average
 from vitrail.plugins.guidance.structure import AsyncGuidance, SyncGuidance
 from vitrail.plugins.patching.grids import Windows

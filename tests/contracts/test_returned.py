@@ -1,6 +1,7 @@
 """What a strategy of any slot may not return: told by slot, class and step, before anything is done with it."""
 
 import re
+from contextlib import ExitStack
 from typing import ClassVar
 
 import pytest
@@ -10,14 +11,14 @@ from test_strategies import REGISTRY
 
 from toy import composition, sample, toy_sampler
 from vitrail import hookimpl
-from vitrail.backbones.rectification.surround import predict_rectified
 from vitrail.comm import InProcess
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.guidance_context import Branches
+from vitrail.core.engine.network import Network
 from vitrail.core.geometry.views import Canvas, Patches, Span, View
-from vitrail.core.method.calls import Asked
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.cost import Cost
-from vitrail.core.method.protocols import Predicted, Rows
+from vitrail.core.method.micro_batch import MicroBatch
 from vitrail.core.method.returned_values import check_patches
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ShapeError
@@ -361,10 +362,10 @@ def test_rectification():
         def apply(self, forward):
             return None
 
-    rows = Rows(torch.zeros(1, 4, 8, 8), ["cond"], [View(Span(0, 8), Span(0, 8))])
+    rows = MicroBatch(torch.zeros(1, 4, 8, 8), ["cond"], [View(Span(0, 8), Span(0, 8))])
     backbone = toy_sampler().backbone
-    arguments = ([Odd()], backbone, make_step(4), rows, Streams(0), lambda part: Predicted(part.model_input))
-    told = complaint(predict_rectified, *arguments)
+    network = Network(backbone, None, (), None, Streams(0))
+    told = complaint(network._rectify, ExitStack(), make_step(4), Odd(), rows)
     assert told.startswith("rectification Odd at step 5 of 10 must return a context manager, got nothing")
 
 
@@ -419,12 +420,12 @@ def test_sound_patchings_are_never_accused(name, wrap):
     for height, width in ((64, 64), (128, 128), (192, 384)):
         run = RunConfig(prompt="", height=height, width=width, num_inference_steps=5, wrap=wrap)
         engine = sampler.engine(run, 0)
-        assert all(engine.patches(step)[0].views for step in engine.steps())
+        assert all(engine.plan.patches(step)[0].views for step in engine.plan.steps())
 
 
 def test_a_view_may_go_across_ends_only_where_they_meet():
     across = Patches([View(Span(12, 8, 1, 16), Span(0, 16)), View(Span(4, 8, 1, 16), Span(0, 16))])
-    asked = Asked("patching", Windows())
+    asked = StrategyCall("patching", Windows())
     check_patches(asked, across, Canvas(16, 16, 8, wrap="y"), False)
     for wrap in ("none", "x"):
         assert "leaves the canvas" in complaint(check_patches, asked, across, Canvas(16, 16, 8, wrap=wrap), False)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vitrail import testing
-from vitrail.core.engine.assembly import gather_views
+from vitrail.core.engine.micro_batches import gather_views
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.streams import Streams

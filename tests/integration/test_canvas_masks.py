@@ -121,9 +121,9 @@ def test_structure_guidance_stays_out_of_where_the_mask_is_black(pipe, tmp_path,
 def test_every_view_is_corrected_by_its_own_mask():
     subject = make_prediction((3, 1, 4, 6, 6), make_step(2))
     masks = torch.stack([torch.full((1, 1, 6, 6), share) for share in (1.0, 0.0, 0.5)])
-    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.engine.guidance_context import GuidanceContext
 
-    guided, _ = SyncGuidance().guide(subject.step, subject, Scene(key=0, mask=masks), None)
+    guided, _ = SyncGuidance().guide(subject.step, subject, GuidanceContext(key=0, mask=masks), None)
     key = subject.clean[0]
     torch.testing.assert_close(guided.clean[0], key)
     torch.testing.assert_close(guided.clean[1], subject.clean[1])

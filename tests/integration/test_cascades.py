@@ -58,8 +58,8 @@ def test_a_last_size_of_one_step_starts_from_the_grown_picture(pipe, resize):
     call = CALL | {"num_inference_steps": 50, "guidance_scale": 1.0, "height": 192}
     sampler = Sampler.from_pipeline(pipe, composition, plugins=[("starts", starts)])
     engine = sampler.engine(RunConfig(prompt="", height=192, width=192, num_inference_steps=50), 0)
-    steps = engine.steps()
-    assert [phase.picture for phase in engine.phases] == [(64, 64), (112, 112), size]
+    steps = engine.plan.steps()
+    assert [phase.picture for phase in engine.plan.phases] == [(64, 64), (112, 112), size]
     result = sampler("a fox", **call)
     ends = [s.index for s, t in pairwise(steps) if s.phase != t.phase]
     assert [steps[end].phase for end in ends] == [0, 1] and len(steps) == 52

@@ -103,7 +103,7 @@ def test_a_run_from_a_picture_does_the_last_steps_and_no_others(pipe, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_all_steps_from_a_picture_are_a_run_from_its_noised_latents(pipe, method):
     run = RunConfig(prompt="", height=128, width=192, num_inference_steps=4)
-    first = Sampler.from_pipeline(pipe, method).engine(run, 0).phases[0].canvas
+    first = Sampler.from_pipeline(pipe, method).run_plan(run, 0).phases[0].canvas
     generator = torch.Generator().manual_seed(2)
     image, noise = (torch.randn(1, 4, first.height, first.width, generator=generator) for _ in range(2))
     scheduler = copy.deepcopy(pipe.scheduler)

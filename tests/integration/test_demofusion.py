@@ -58,9 +58,9 @@ def started(built, before):
 
 
 def test_parts_can_be_switched_off_one_by_one(pipe):
-    sizes = [phase.picture for phase in engine(pipe, "demofusion", height=192).phases]
+    sizes = [phase.picture for phase in engine(pipe, "demofusion", height=192).plan.phases]
     assert sizes == [(64, 40), (128, 88), (192, 128)]
-    sizes = [phase.picture for phase in engine(pipe, "demofusion", "cascade.count=1", height=192).phases]
+    sizes = [phase.picture for phase in engine(pipe, "demofusion", "cascade.count=1", height=192).plan.phases]
     assert sizes == [(64, 40), (192, 128)]
     full = latents(pipe, "demofusion")
     for part in WITHOUT.values():
@@ -106,7 +106,7 @@ def test_where_the_dilated_views_want_padding_it_does_not_count(pipe):
     """17 x 25 cells at a stride of 3, and nothing of the one row and two columns that this lacks."""
     call, seen = {"height": 136, "width": 200}, Seen()
     ours = latents(pipe, "demofusion", plugins=[("seen", seen)], **call)
-    wide, *_, first = (phase.canvas for phase in reversed(engine(pipe, "demofusion", **call).phases))
+    wide, *_, first = (phase.canvas for phase in reversed(engine(pipe, "demofusion", **call).plan.phases))
     assert (wide.pad_height, wide.pad_width) == (1, 2) and (first.pad_height, first.pad_width) == (0, 0)
     assert ours.shape[-2:] == (18, 27)
     inner, wanted = ours[..., :17, :25], seen.latents[1]

@@ -9,7 +9,7 @@ from fuzz import answers
 from fuzzing import command_lines, configs, workers
 from fuzzing.cases import Case
 from fuzzing.corpus import CORPUS
-from vitrail.backbones.loading import families
+from vitrail.backbones import adapters as families
 
 EXAMPLES = settings.default.max_examples
 PLUGIN = ["sample", "a fox", "--dry-run", "--plugin", "bad:Plugin"]

@@ -7,10 +7,11 @@ import torch
 from attrs import evolve, field, frozen
 
 from tiny import in_double
-from vitrail.core.engine.assembly import combine_branches
+from vitrail.core.engine.micro_batches import combine_branches
 from vitrail.core.geometry.views import Span, View
 from vitrail.core.method.cascade import Cascade, Enter
-from vitrail.core.method.composition import Composition, Stage
+from vitrail.core.method.composition import Composition
+from vitrail.core.method.stage import Stage
 from vitrail.errors import ConfigError
 from vitrail.plugins.fusion.averages import Average
 from vitrail.plugins.masking.attention_masks import NoMask

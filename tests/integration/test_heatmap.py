@@ -11,13 +11,14 @@ from PIL import Image
 
 from command_line import vitrail
 from tiny_families import FAMILIES
-from vitrail.cli.heatmap import Recorder, read_shares
-from vitrail.cli.heatmap_figure import overlaid
-from vitrail.core.method.composition import Composition, Stage
+from vitrail.core.method.composition import Composition
 from vitrail.core.method.hookspecs import hookimpl
+from vitrail.core.method.stage import Stage
 from vitrail.plugins.fusion.averages import Average
 from vitrail.plugins.masking.attention_masks import JointAttention, UpBlockAttention
 from vitrail.plugins.patching.grids import Whole
+from vitrail.sampling.heatmap import MaskRecorder, read_shares
+from vitrail.sampling.heatmap_figure import overlaid
 from vitrail.sampling.sampler import Sampler
 
 CALL = {"height": 64, "width": 64, "num_inference_steps": 4}
@@ -55,7 +56,7 @@ class Answers:
 def test_what_is_recorded_is_what_the_run_saw_and_the_run_is_the_same(family, folders):
     first = sampler_of(folders / family, MASKINGS[family]())
     plain = first("a fox", **CALL, output_type="latent").latents
-    recorder, answers = Recorder((0.5, 1.0), True), Answers()
+    recorder, answers = MaskRecorder((0.5, 1.0), True), Answers()
     recorded = first.again([("recorder", recorder), ("answers", answers)])("a fox", **CALL, output_type="latent")
     assert torch.equal(recorded.latents, plain)
     assert [moment.step for moment in recorder.moments] == [2, 4]
@@ -73,7 +74,7 @@ def test_what_is_recorded_is_what_the_run_saw_and_the_run_is_the_same(family, fo
 def test_the_words_of_a_mask_choose_its_tokens(folders):
     maps = {}
     for words in ((), ("fox",), ("on",), ("fox", "on")):
-        recorder = Recorder((1.0,), True)
+        recorder = MaskRecorder((1.0,), True)
         sampler = sampler_of(folders / "sd", UpBlockAttention(words=words), [("recorder", recorder)])
         sampler("a fox on", **CALL, output_type="latent")
         maps[words] = torch.stack(list(recorder.moments[0].layers.values()))
@@ -87,7 +88,7 @@ def test_the_words_of_a_mask_choose_its_tokens(folders):
 def test_the_largest_of_the_tokens_is_no_less_than_their_mean(folders):
     maps = {}
     for tokens in ("mean", "max"):
-        recorder = Recorder((1.0,), True)
+        recorder = MaskRecorder((1.0,), True)
         masking = UpBlockAttention(words=("fox", "on"), tokens=tokens)
         sampler_of(folders / "sd", masking, [("recorder", recorder)])("a fox on", **CALL, output_type="latent")
         maps[tokens] = torch.stack(list(recorder.moments[0].layers.values()))

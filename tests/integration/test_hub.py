@@ -11,7 +11,7 @@ import pytest
 
 from tiny_families import tiny_sd
 
-TESTS = Path(__file__).parents[1]
+SUPPORT = Path(__file__).parents[1] / "support"
 PROGRAM = """
 import hashlib, json, sys
 from vitrail.backbones.loading.model_loader import load_pipeline
@@ -45,7 +45,7 @@ class Hub:
         pipe.save_pretrained(root / "org" / "half", variant="fp16")
         add_safety_checker(root / "org" / "tiny")
         (root / "org" / "files").mkdir()
-        command = [sys.executable, TESTS / "tiny_hub.py"]
+        command = [sys.executable, SUPPORT / "tiny_hub.py"]
         self.server = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
         self.port = self.server.stdout.readline().strip()
 

@@ -104,14 +104,14 @@ def by_hand(pipe, seed=0):
     sampler, calls = Sampler.from_pipeline(pipe, "multidiffusion"), 0
     config = RunConfig(prompt="a fox", **{k: v for k, v in CALL.items() if k != "output_type"})
     engine = sampler.engine(config, seed)
-    stepper, canvas = engine.phases[0].stepper, engine.canvas
+    stepper, canvas = engine.plan.phases[0].stepper, engine.plan.canvas
     with torch.no_grad():
         cond, uncond, pooled, no_pooled = pipe.encode_prompt("a fox", None, None, device="cpu")
         texts = {"uncond": (uncond, no_pooled), "cond": (cond, pooled)}
         canvas_latents = engine.streams.normal((1, 16, canvas.height, canvas.width), "initial-latents")
-        for step in engine.steps():
+        for step in engine.plan.steps():
             total, count = torch.zeros_like(canvas_latents), torch.zeros_like(canvas_latents)
-            for view in engine.patches(step)[0].views:
+            for view in engine.plan.patches(step)[0].views:
                 said = {}
                 for branch, (text, pool) in texts.items():
                     with CacheMixin.cache_context(pipe.transformer, f"{view} {branch}"):

@@ -11,9 +11,10 @@ from attrs import evolve
 from command_line import vitrail
 from vitrail.backbones.pipeline_backbone import PipelineBackbone
 from vitrail.cli.console import console
+from vitrail.cli.rescue import keep
 from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import CommAborted, CommTimeout, ConfigError, DecodeError
-from vitrail.sampling.kept_latents import keep, latents_kept, load_latents, save_latents
+from vitrail.sampling.kept_latents import latents_kept, load_latents, save_latents
 from vitrail.sampling.recipe import read_recipe
 from vitrail.sampling.sampler import Sampler
 

@@ -6,7 +6,7 @@ from attrs import evolve
 from toy import DETAIL, FACTOR, STRUCTURE, toy_sampler
 from vitrail import hookimpl
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.engine.hooks import Stages
+from vitrail.core.engine.hooks import Hooks
 
 DILATED = {"patching": "dilated", "fusion": "average"}
 WHOLE = {"patching": "whole", "fusion": "average"}
@@ -26,7 +26,7 @@ def test_no_views_are_laid_out_for_a_plan(monkeypatch, stage):
     def never(*args):
         raise AssertionError("views were laid out")
 
-    monkeypatch.setattr(Stages, "patch", never)
+    monkeypatch.setattr(Hooks, "patch", never)
     assert sampler.plan(config(32)) == small
     assert sampler.plan(config(4096)).model_calls >= small.model_calls
 

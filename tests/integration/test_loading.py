@@ -203,7 +203,7 @@ def test_neither_a_network_nor_accelerate_is_needed(with_t5, tmp_path):
     xl.save_pretrained(xl_folder)
     file = save_single_file(xl, tmp_path / "m.safetensors")
     models = ["demo", "", t5_folder, "", xl_folder, "", file, xl_folder]
-    here = os.pathsep.join(str(path) for path in (Path(__file__).parent, Path(__file__).parents[1]))
+    here = os.pathsep.join(str(path) for path in (Path(__file__).parent, Path(__file__).parents[1] / "support"))
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"PYTHONPATH": here}
     command = [sys.executable, "-c", PROGRAM, *map(str, models)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

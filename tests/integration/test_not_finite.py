@@ -58,7 +58,7 @@ def complaint(function, *args, **kwargs):
 def main_views(sampler, **call):
     run = RunConfig(prompt="", **{"height": 128, "width": 128, "num_inference_steps": 4, **call})
     engine = sampler.engine(run, 0)
-    return engine.patches(engine.steps()[0])[0].views
+    return engine.plan.patches(engine.plan.steps()[0])[0].views
 
 
 @pytest.mark.parametrize("branch", ["cond", "uncond"])

@@ -50,7 +50,9 @@ def test_the_picture_has_the_wanted_size_and_three_ranks_make_the_same(pipe, met
     sampler = sampler_of(pipe, method)
     alone = sampler("a fox", **CALL).images[0]
     assert alone.shape == (3, 150, 200)
-    assert [phase.picture for phase in sampler.engine(RunConfig(prompt="", height=150, width=200), 0).phases][1:] != []
+    assert [phase.picture for phase in sampler.engine(RunConfig(prompt="", height=150, width=200), 0).plan.phases][
+        1:
+    ] != []
 
     def program(communicator):
         return sampler.again()("a fox", spread=Spread(communicator=communicator), **CALL).images[0]
@@ -108,7 +110,7 @@ def test_strengths_of_ap_ldm_are_of_the_last_sizes(pipe, wanted, strengths):
     engine = Sampler.from_pipeline(pipe, "ap-ldm").engine(
         RunConfig(prompt="", height=wanted, width=wanted, num_inference_steps=10), 0
     )
-    phases = [step.phase for step in engine.steps()]
+    phases = [step.phase for step in engine.plan.steps()]
     assert [phases.count(number + 1) for number in range(len(strengths))] == strengths and phases.count(0) == 10
 
 
@@ -116,9 +118,9 @@ def test_strengths_of_ap_ldm_are_of_the_last_sizes(pipe, wanted, strengths):
 def test_every_scheduler_begins_a_size_on_the_grown_picture_with_its_noise(pipe, method):
     for name in ("EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"):
         engine = sampler_of(pipe, method).engine(RunConfig(prompt="", scheduler=name, num_inference_steps=10), 0)
-        phase = engine.phases[-1]
+        phase = engine.plan.phases[-1]
         clean, noise = (Streams(0).normal((1, 4, 8, 8), each) for each in ("clean", "noise"))
-        first = next(step for step in engine.steps() if step.phase == phase.number)
+        first = next(step for step in engine.plan.steps() if step.phase == phase.number)
         assert first.phase_step == phase.first > 0
         expected = first.alpha * clean + first.sigma * noise
         noised = phase.stepper.noised(clean, noise, phase.first)
@@ -136,9 +138,9 @@ def test_what_a_size_begins_with(family):
     sampler.run(config, output_type="latent")
     (last, latents), start = [each for each in probe.steps if each[0].phase == 0][-1], probe.starts[1]
     assert last.next_sigma == 0.0
-    vae = engine.viewing.guiding.vae
+    vae = engine.guidance.vae
     with torch.inference_mode():
-        before, after = engine.phases
+        before, after = engine.plan.phases
         picture = grown_picture(vae.decode(latents, before.canvas), (150, 100), 1.0, after.canvas)
         assert torch.equal(start.picture, picture)
         assert torch.equal(start.clean, vae.encode(picture, after.canvas))
@@ -149,7 +151,7 @@ def test_what_a_size_begins_with(family):
 def test_pictures_of_a_batch_are_their_own(pipe):
     backbone = Sampler.from_pipeline(pipe, "direct").backbone
     sampler = Sampler.from_pipeline(pipe, "direct")
-    pixels = sampler.engine(RunConfig(prompt=""), 0).viewing.guiding.vae
+    pixels = sampler.engine(RunConfig(prompt=""), 0).guidance.vae
     assert isinstance(pixels, Pixels) and pixels.backbone is not backbone
     canvas = Canvas.of_picture(60, 90, 8, 8).padded(5, 7)
     latents = Streams(0).normal((2, 4, canvas.height, canvas.width), "latents")
@@ -164,7 +166,7 @@ def test_pictures_of_a_batch_are_their_own(pipe):
 
 def test_an_encoded_picture_has_hardly_a_seam_where_its_edges_meet(pipe):
     """Up to the statistics of normalisation, which what is shown twice shifts a little."""
-    pixels = Sampler.from_pipeline(pipe, "direct").engine(RunConfig(prompt=""), 0).viewing.guiding.vae
+    pixels = Sampler.from_pipeline(pipe, "direct").engine(RunConfig(prompt=""), 0).guidance.vae
     picture = 2 * Streams(0).uniform((1, 3, 64, 256), "picture") - 1
     errors = {}
     with torch.inference_mode():
@@ -190,5 +192,5 @@ def test_the_network_is_told_the_size_of_the_moment_or_the_training_size(method,
         sampler.run(config, output_type="latent")
     finally:
         hook.remove()
-    sizes = [phase.picture for phase in sampler.engine(config, 0).phases]
+    sizes = [phase.picture for phase in sampler.engine(config, 0).plan.phases]
     assert seen == {size: {(*(told or size), 0, 0, *(told or size))} for size in sizes} and len(seen) > 1

@@ -136,7 +136,7 @@ def test_e1_processes_give_the_same_pictures(world_size):
 def test_e4_what_is_drawn_depends_on_seed_and_step_alone(seed, steps):
     def draws(order):
         engine = toy_sampler(*ASG).engine(RUN, seed)
-        return {index: engine.patches(engine.steps()[index])[0] for index in order}
+        return {index: engine.plan.patches(engine.plan.steps()[index])[0] for index in order}
 
     ordered, shuffled = draws(range(6)), draws(steps)
     for index, patches in ordered.items():

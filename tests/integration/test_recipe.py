@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from vitrail.cli.preparation import replayed
+from vitrail.cli.replay import replayed
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.composition import Composition

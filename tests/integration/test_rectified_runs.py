@@ -12,12 +12,13 @@ from structlog.testing import capture_logs
 from command_line import vitrail
 from tiny import NATIVE
 from tiny_families import FAMILIES
-from vitrail.backbones.loading.families import StableDiffusion3
+from vitrail.backbones.adapters import StableDiffusion3
 from vitrail.backbones.rectification.attention_scale import AttentionScale
 from vitrail.backbones.rectification.freeu import FreeU
 from vitrail.comm import InProcess
 from vitrail.core.config.loader import Loader
-from vitrail.core.method.composition import Composition, Stage
+from vitrail.core.method.composition import Composition
+from vitrail.core.method.stage import Stage
 from vitrail.errors import CapabilityError, ConfigError
 from vitrail.plugins.fusion.averages import Average, Scatter
 from vitrail.plugins.masking.attention_masks import NoMask

@@ -38,10 +38,10 @@ class Bench:
         self.sampler = Sampler.from_pipeline(pipe, load_method("syncdiffusion", sets))
         config = RunConfig(prompt="a fox", height=64, width=128, num_inference_steps=10, scheduler=scheduler)
         self.engine = self.sampler.engine(config, 0)
-        self.timings, self.run = Timings(), self.engine.viewing.guiding.gradients
+        self.timings, self.run = Timings(), self.engine.guidance.gradients
         self.gradients = CountedGradients(self.run, self.timings)
-        self.step = self.engine.steps()[index]
-        self.patches = self.engine.patches(self.step)[0]
+        self.step = self.engine.plan.steps()[index]
+        self.patches = self.engine.plan.patches(self.step)[0]
 
     def views(self, dtype=torch.float32):
         """Latents of random views, in the scheduler's own form."""
@@ -58,7 +58,7 @@ class Bench:
     def guide(self, views, **options):
         done = Sampled(views, timings=self.timings)
         guidance = Synchronized(**options)
-        scene = self.engine.viewing.guiding._scene(self.step, done, guidance, self.patches, None)
+        scene = self.engine.guidance._scene(self.step, done, guidance, self.patches, None)
         return guidance.guide(self.step, views, scene, None)[0]
 
 

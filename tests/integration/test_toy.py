@@ -12,7 +12,7 @@ import torch
 
 from toy import DETAIL, sample, smooth_templates, toy_sampler
 from vitrail import hookimpl
-from vitrail.core.engine.assembly import gather_views
+from vitrail.core.engine.micro_batches import gather_views
 from vitrail.core.geometry.views import Span, View
 
 SIDE, STRIDE, MODES, STEPS = 16, 4, 8, 50

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from command_line import start, vitrail
 from toy import sample, toy_sampler
 from vitrail.backbones.loading.model_loader import find_device
-from vitrail.cli.preparation import prepare
+from vitrail.cli.arguments import prepare
 from vitrail.core.config.files import read_file
 from vitrail.errors import ConfigError
 from vitrail.sampling.sampler import Sampler

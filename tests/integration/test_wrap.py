@@ -13,7 +13,7 @@ from vitrail.backbones.vae.decoding import decode
 from vitrail.backbones.vae.strip_ops import Alone
 from vitrail.comm import InProcess
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.engine.relay import can_relay
+from vitrail.core.engine.relay import are_independent
 from vitrail.core.geometry.views import Canvas, Span, View
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
@@ -97,17 +97,17 @@ def test_a_network_that_pads_with_zeros_sees_another_edge_at_every_step(pipe):
     finally:
         hook.remove()
     engine = sampler.engine(RunConfig(prompt="", height=64, width=192, num_inference_steps=6, wrap="x"), 0)
-    turns = [engine.patches(step)[0].views[0].turn for step in engine.steps() if step.stage == 0]
+    turns = [engine.plan.patches(step)[0].views[0].turn for step in engine.plan.steps() if step.stage == 0]
     assert len(set(turns)) == len(turns) > 2 and {down for down, _ in turns} == {0}
-    scaled = engine.phases[0].stepper.scale(noise_of(engine) * engine.phases[0].stepper.init_noise_sigma, 0)
-    patches = engine.patches(engine.steps()[0])[0]
+    scaled = engine.plan.phases[0].stepper.scale(noise_of(engine) * engine.plan.phases[0].stepper.init_noise_sigma, 0)
+    patches = engine.plan.patches(engine.plan.steps()[0])[0]
     if patches.permutation is None:
         expected = patches.views[0].turned.read(scaled)
         assert torch.equal(seen[0][:1], expected) and not torch.equal(expected, patches.views[0].read(scaled))
 
 
 def noise_of(engine):
-    return engine.streams.normal((1, 4, engine.canvas.height, engine.canvas.width), "initial-latents")
+    return engine.streams.normal((1, 4, engine.plan.canvas.height, engine.plan.canvas.width), "initial-latents")
 
 
 @pytest.mark.parametrize("guidance", [[], ["sync"], [{"type": "async", "scale": 0.7}]], ids=str)
@@ -116,7 +116,7 @@ def test_lattices_on_a_ring_need_no_collective_since_their_cells_stay(guidance):
     canvas = Canvas(16, 24, 8, wrap="xy")
     stage, steps = method.stages[0], [make_step(index) for index in range(4)]
     every = [stage.patching.patch(step, canvas, 4, Streams(0)) for step in steps]
-    assert can_relay(stage, canvas, every)
+    assert are_independent(stage, canvas, every)
     sampler = toy_sampler(APART | {"guidance": guidance})
     call = {"wrap": "xy", "row_batch": 1, "guidance_scale": 2.0}
     alone = sample_toy(sampler, **call)
@@ -135,10 +135,10 @@ def test_views_that_move_from_step_to_step_cannot_do_without():
     moving = composition(APART | {"patching": {"type": "windows", "overlap": 0.0, "jitter": True}})
     stage = moving.stages[0]
     still = [stage.patching.patch(make_step(index), canvas, 4, Streams(0)).canonical() for index in range(3)]
-    assert can_relay(stage, canvas, still)
+    assert are_independent(stage, canvas, still)
     spans = [evolve(view.horizontal, start=(view.horizontal.start + 3) % 24) for view in still[1].views]
     moved = evolve(still[1], views=[View(Span(0, 8), span) for span in spans])
-    assert not can_relay(stage, canvas, [still[0], moved.canonical()])
+    assert not are_independent(stage, canvas, [still[0], moved.canonical()])
 
 
 @pytest.mark.parametrize("options", [{"width": 500}, {"width": 500, "height": 250, "wrap": "xy"}, {"width": 208}])

@@ -49,7 +49,7 @@ def warm_up() -> None:
 
 def _keep_loaded(loading) -> None:
     """The demo model's pipeline, loaded before the fork, for the first child process that asks for just that."""
-    from vitrail.backbones.loading import families
+    from vitrail.backbones import adapters as families
     from vitrail.backbones.loading.source import find_model
     from vitrail.sampling.discovery import registry
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from vitrail_example import Center, ClampClean, Colourfulness, PictureMask, Probe
 
-from vitrail.core.engine.guidance_context import Scene
+from vitrail.core.engine.guidance_context import GuidanceContext
 from vitrail.core.geometry.views import Canvas, Span, View
 from vitrail.core.method.metric import Shown
-from vitrail.core.method.protocols import Predicted
+from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.errors import ConfigError
 from vitrail.testing import check_guidance, check_masking, make_prediction, make_step
@@ -25,13 +25,13 @@ def test_contracts():
 
 def test_clamping_at_the_full_quantile_changes_no_bit():
     subject = make_prediction((1, 4, 8, 8), make_step(3))
-    guided, _ = ClampClean(quantile=1.0).guide(subject.step, subject, Scene(), None)
+    guided, _ = ClampClean(quantile=1.0).guide(subject.step, subject, GuidanceContext(), None)
     assert torch.equal(guided.model_output, subject.model_output)
 
 
 def test_clamping_leaves_no_outlier_and_nothing_else_moved():
     subject = make_prediction((1, 4, 16, 16), make_step(3))
-    guided, _ = ClampClean(quantile=0.9).guide(subject.step, subject, Scene(), None)
+    guided, _ = ClampClean(quantile=0.9).guide(subject.step, subject, GuidanceContext(), None)
     limit = subject.clean.abs().flatten(2).quantile(0.9, dim=2)[..., None, None]
     inside = subject.clean.abs() <= limit
     assert (guided.clean.abs() <= limit + 1e-5).all()
@@ -40,7 +40,7 @@ def test_clamping_leaves_no_outlier_and_nothing_else_moved():
 
 def test_center_is_one_in_the_middle_and_falls_towards_every_border():
     key = make_prediction((2, 4, 9, 15), make_step(0))
-    wanted = Predicted(key.model_output, view=View(Span(0, 9), Span(0, 15)), canvas=Canvas(9, 15, 8), inner=(9, 15))
+    wanted = ModelOutput(key.model_output, view=View(Span(0, 9), Span(0, 15)), canvas=Canvas(9, 15, 8), inner=(9, 15))
     mask, _ = Center(radius=0.7).mask(key.step, key, wanted, None)
     assert mask[0, 0, 4, 7] == 1
     assert mask[0, 0, 0, 0] == 0

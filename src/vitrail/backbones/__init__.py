@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitrail.backbones.loading.families import StableDiffusion, StableDiffusion3, StableDiffusionXL
+from vitrail.backbones.adapters import StableDiffusion, StableDiffusion3, StableDiffusionXL
 from vitrail.backbones.rectification.attention_scale import AttentionScale
 from vitrail.backbones.rectification.dilated_convolution import DilatedConvolution
 from vitrail.backbones.rectification.freeu import FreeU

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from attrs import field, frozen
 from torch import Tensor
 
+from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.core.method.inputs import Inputs
-from vitrail.core.method.protocols import AttentionRequest, Predicted, Rows
+from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.step import Step
 
@@ -103,14 +104,14 @@ class AnalyticBackbone:
     def condition(self, inputs: Inputs, request: AttentionRequest | None) -> None:
         """Words and pictures mean nothing to it."""
 
-    def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Any) -> Predicted:
+    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Any) -> ModelOutput:
         """The network output that states the posterior mean."""
         flow = step.prediction_type == "flow_prediction"
         scale = 1.0 if flow else math.hypot(step.alpha, step.sigma)
         noisy = rows.model_input
         clean = self.prior.posterior_mean(noisy, step.alpha / scale, step.sigma / scale)
         latents = noisy * scale
-        return Predicted(Prediction(latents, latents * 0, step).with_clean(clean).model_output)
+        return ModelOutput(Prediction(latents, latents * 0, step).with_clean(clean).model_output)
 
     def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
         """A picture that is a tensor already, enlarged."""

@@ -6,20 +6,20 @@ import copy
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
 
-from vitrail.backbones.attention.feature_caches import KeptForwards, find_kept, forget
+from vitrail.backbones.attention.feature_caches import FeatureCaches, find_kept, forget
 from vitrail.backbones.conditioning.input_checks import check_brought
-from vitrail.backbones.loading.adoption import Part, check_adopted, check_parts, missing_encoders
+from vitrail.backbones.loading.adoption import check_adopted, check_parts, missing_encoders
 from vitrail.backbones.loading.fingerprint import fingerprint_of
 from vitrail.backbones.loading.turns import adapter_scales_kept, attributes_kept, lasting, moves, scales_kept
 from vitrail.core.config.ambient import plain_defaults
 from vitrail.core.method.inputs import Extras
-from vitrail.core.method.protocols import Predicted
+from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.errors import CapabilityError, ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -28,64 +28,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.backbones.conditioning.encoded import Conditioning
-    from vitrail.backbones.vae.strip_ops import Exchange
+    from vitrail.backbones.model_family import ModelFamily
+    from vitrail.backbones.vae.strip_ops import StripExchange
     from vitrail.core.config.run_config import Wrap
-    from vitrail.core.engine.remembering import Remembering
-    from vitrail.core.method.backbone import Backbone
+    from vitrail.core.method.attention_maps import AttentionRequest
+    from vitrail.core.method.backbone import Backbone, ForwardCaching
     from vitrail.core.method.inputs import Inputs
-    from vitrail.core.method.protocols import AttentionRequest, Rows
+    from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
 
 _PICTURES = itertools.count()
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
-
-
-class Family(Protocol):
-    """What pipelines of one architecture have of their own."""
-
-    @property
-    def parts(self) -> Sequence[Part]:
-        """The components that a run needs, and of which classes they may be."""
-
-    @property
-    def upcasts(self) -> bool:
-        """Whether a VAE in float16 that says ``force_upcast`` runs in float32."""
-
-    def network(self, pipe: Any) -> Any:
-        """The denoiser."""
-
-    def check(self, pipe: Any) -> None:
-        """Refuse a pipeline that only looks like one of the family."""
-
-    def serves(self, pipe: Any) -> frozenset[str]:
-        """The ``Extras`` that this pipeline can use."""
-
-    def check_attention(self, pipe: Any, request: AttentionRequest) -> None:
-        """Refuse a request for maps that the network does not have."""
-
-    def max_view(self, pipe: Any) -> int | None:
-        """Latent cells of the longest side that the network takes; None for any."""
-
-    def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
-        """What ``set_timesteps`` wants besides the number of steps, for latents of a size."""
-
-    def first_step(self, num_steps: int, strength: float) -> int:
-        """How many steps are left out when a run starts from a picture."""
-
-    def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
-        """Encode what a picture is conditioned on."""
-
-    def forward(self, pipe: Any, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
-        """One forward of the network."""
-
-    @property
-    def callback_inputs(self) -> Sequence[str]:
-        """Names of the tensors that a callback may be given."""
-
-    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
-        """These tensors besides the latents, as diffusers' loop has them at a step."""
 
 
 class PipelineBackbone:
@@ -100,7 +55,7 @@ class PipelineBackbone:
         max_view: Latent cells of the longest side that the network takes; None for any.
     """
 
-    def __init__(self, pipe: Any, family: Family, offers: frozenset[str], defaults: Mapping[str, Any]):
+    def __init__(self, pipe: Any, family: ModelFamily, offers: frozenset[str], defaults: Mapping[str, Any]):
         check_adopted(pipe, family)
         self._pipe, self._family = pipe, family
         self._lock = threading.Lock()  # ranks that are threads may share a backbone; tokenizers and weights change
@@ -207,10 +162,10 @@ class PipelineBackbone:
         return conditioning.also(inputs.prompt, self.condition(evolve(inputs, extras=_text_only(inputs.extras)), None))
 
     @plain_defaults()
-    def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
+    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Conditioning) -> ModelOutput:
         """One forward of the network, with the wanted attention maps computed beside it."""
 
-        def ask(part: Rows) -> Predicted:
+        def ask(part: MicroBatch) -> ModelOutput:
             return self._family.forward(self._pipe, part, step, timestep, conditioning)
 
         with self._turn(conditioning):
@@ -228,7 +183,7 @@ class PipelineBackbone:
     def decode(
         self,
         latents: Tensor,
-        exchange: Exchange | None = None,
+        exchange: StripExchange | None = None,
         wrap: Wrap = "none",
         backs_off: bool = True,
         streams: Streams | None = None,
@@ -297,16 +252,16 @@ class PipelineBackbone:
                 forget(*self._denoising())
                 self._pipe.maybe_free_model_hooks()
 
-    def remembers(self) -> Remembering | None:
+    def remembers(self) -> ForwardCaching | None:
         """What the networks keep of earlier forwards, as they are now; None if nothing."""
         return find_kept(*self._denoising())
 
-    def _kept(self) -> KeptForwards | None:
+    def _kept(self) -> FeatureCaches | None:
         """Of a picture that begins."""
         found = self.remembers()
         if found is None:
             return None
-        return KeptForwards(self._denoising(), found.by_name, next(_PICTURES), lambda: len(self._users) <= 1)
+        return FeatureCaches(self._denoising(), found.by_name, next(_PICTURES), lambda: len(self._users) <= 1)
 
     def _denoising(self) -> tuple[Any, ...]:
         return self.network, getattr(self._pipe, "controlnet", None)

@@ -11,16 +11,17 @@ from vitrail.backbones.attention.cross_attention import eager
 from vitrail.backbones.attention.joint_attention import capture_joint_maps, check_blocks
 from vitrail.backbones.conditioning.encoded import Conditioning, Given, branches_of
 from vitrail.backbones.conditioning.words import content_tokens
-from vitrail.backbones.loading.adoption import SCHEDULER, VAES, Part
-from vitrail.backbones.loading.families import POOLED, TEXT
-from vitrail.core.method.protocols import Predicted
+from vitrail.backbones.loading.adoption import SCHEDULER, VAES
+from vitrail.backbones.model_family import POOLED, TEXT, PipelinePart
+from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.core.method.attention_maps import AttentionRequest
     from vitrail.core.method.inputs import Inputs
-    from vitrail.core.method.protocols import AttentionRequest, Rows
+    from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.step import Step
 
 
@@ -36,15 +37,15 @@ class SD3Family:
         "pooled_prompt_embeds",
         "negative_pooled_prompt_embeds",
     )
-    parts: ClassVar[tuple[Part, ...]] = (
-        Part("transformer", ["SD3Transformer2DModel"], "load it"),
-        Part("vae", VAES, "load it"),
+    parts: ClassVar[tuple[PipelinePart, ...]] = (
+        PipelinePart("transformer", ["SD3Transformer2DModel"], "load it"),
+        PipelinePart("vae", VAES, "load it"),
         SCHEDULER,
-        Part("text_encoder", encodes=True),
-        Part("tokenizer", encodes=True),
-        Part("text_encoder_2", encodes=True),
-        Part("tokenizer_2", encodes=True),
-        Part("text_encoder_3"),
+        PipelinePart("text_encoder", encodes=True),
+        PipelinePart("tokenizer", encodes=True),
+        PipelinePart("text_encoder_2", encodes=True),
+        PipelinePart("tokenizer_2", encodes=True),
+        PipelinePart("text_encoder_3"),
     )
 
     def network(self, pipe: Any) -> Any:
@@ -120,7 +121,9 @@ class SD3Family:
             branches_of("pooled_projections", negative_pooled, pooled),
         ]
 
-    def forward(self, pipe: Any, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
+    def forward(
+        self, pipe: Any, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Conditioning
+    ) -> ModelOutput:
         """One forward of the transformer; a view of odd size is padded for it and cropped again."""
         transformer, dtype = pipe.transformer, rows.model_input.dtype
         given = {name: value.to(transformer.dtype) for name, value in conditioning.rows(rows).items()}
@@ -133,7 +136,7 @@ class SD3Family:
         request = conditioning.request
         if not rows.capture or request is None or not conditioning.content:
             output = transformer(latents, return_dict=False, **arguments)[0]
-            return Predicted(output[..., :height, :width].to(dtype), None, bool(conditioning.content))
+            return ModelOutput(output[..., :height, :width].to(dtype), None, bool(conditioning.content))
         batch = len(latents) // len(rows.branches)
         wanted = [row * batch + i for row in rows.capture for i in range(batch)]
         plain = eager(transformer)
@@ -141,7 +144,7 @@ class SD3Family:
             output = plain(latents, return_dict=False, **arguments)[0]
         mean, each = maps.mean(latents.shape[-2:]), maps.each(latents.shape[-2:])
         layers = {number: one[..., :height, :width] for number, one in each.items()}
-        return Predicted(output[..., :height, :width].to(dtype), mean[..., :height, :width], layers=layers)
+        return ModelOutput(output[..., :height, :width].to(dtype), mean[..., :height, :width], layers=layers)
 
     def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
         """Text and pooled text."""

@@ -13,9 +13,9 @@ from vitrail.backbones.conditioning.control import Control, control_of, hint_nam
 from vitrail.backbones.conditioning.encoded import Conditioning, Given, branches_of
 from vitrail.backbones.conditioning.input_checks import adapters_of, nets_of
 from vitrail.backbones.conditioning.words import content_tokens, words_of
-from vitrail.backbones.loading.adoption import SCHEDULER, VAES, Part
-from vitrail.backbones.loading.families import POOLED, TEXT
-from vitrail.core.method.protocols import Predicted
+from vitrail.backbones.loading.adoption import SCHEDULER, VAES
+from vitrail.backbones.model_family import POOLED, TEXT, PipelinePart
+from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from vitrail.core.geometry.size_conditioning import Size, SizeConditioning
     from vitrail.core.geometry.views import View
+    from vitrail.core.method.attention_maps import AttentionRequest
     from vitrail.core.method.inputs import Inputs
-    from vitrail.core.method.protocols import AttentionRequest, Rows
+    from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.step import Step
 
 IMAGES = ("ip_adapter_image", "ip_adapter_image_embeds")
@@ -37,14 +38,14 @@ XL_CALLBACKS = (
 )
 SIZES = 6  # numbers that the U-Net of XL is told: original size, crop, target size
 UNET_PARTS = (
-    Part("unet", ["UNet2DConditionModel"], "load it"),
-    Part("vae", VAES, "load it"),
+    PipelinePart("unet", ["UNet2DConditionModel"], "load it"),
+    PipelinePart("vae", VAES, "load it"),
     SCHEDULER,
-    Part("controlnet", ["ControlNetModel"]),
-    Part("text_encoder", encodes=True),
-    Part("tokenizer", encodes=True),
+    PipelinePart("controlnet", ["ControlNetModel"]),
+    PipelinePart("text_encoder", encodes=True),
+    PipelinePart("tokenizer", encodes=True),
 )
-XL_PARTS = (*UNET_PARTS, Part("text_encoder_2", encodes=True), Part("tokenizer_2", encodes=True))
+XL_PARTS = (*UNET_PARTS, PipelinePart("text_encoder_2", encodes=True), PipelinePart("tokenizer_2", encodes=True))
 CONTROL = ("control_image", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
 
 
@@ -55,7 +56,7 @@ class UNetFamily:
     is_xl: bool
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[PipelinePart, ...]:
         """A U-Net and a VAE; encoders unless embeddings are given."""
         return XL_PARTS if self.is_xl else UNET_PARTS
 
@@ -145,7 +146,9 @@ class UNetFamily:
             branches_of("text_embeds", negative_pooled, pooled),
         ]
 
-    def forward(self, pipe: Any, rows: Rows, step: Step, timestep: Tensor, conditioning: Conditioning) -> Predicted:
+    def forward(
+        self, pipe: Any, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Conditioning
+    ) -> ModelOutput:
         """One forward of the U-Net; captured rows run uncompiled, so that their layers can be looked at."""
         unet, dtype = pipe.unet, rows.model_input.dtype
         cut = conditioning.rows(rows)
@@ -168,7 +171,7 @@ class UNetFamily:
         request = conditioning.request
         if not rows.capture or request is None or not conditioning.content:
             output = unet(latents, timestep, return_dict=False, **arguments)[0]
-            return Predicted(output.to(dtype), None, bool(conditioning.content))
+            return ModelOutput(output.to(dtype), None, bool(conditioning.content))
         batch = len(latents) // len(rows.branches)
         wanted = [row * batch + i for row in rows.capture for i in range(batch)]
         plain = eager(unet)
@@ -177,7 +180,7 @@ class UNetFamily:
             output = plain(latents, timestep, return_dict=False, **arguments)[0]
         size = latents.shape[-2:]
         by_word = maps.by_word(size) if rows.words else None
-        return Predicted(output.to(dtype), maps.mean(size), layers=maps.each(size), words=by_word)
+        return ModelOutput(output.to(dtype), maps.mean(size), layers=maps.each(size), words=by_word)
 
     @property
     def callback_inputs(self) -> tuple[str, ...]:
@@ -208,7 +211,7 @@ class UNetFamily:
         return {"canvas": inputs.picture(-1), "phase": inputs.picture(step.phase), "native": (native, native)}
 
     def _added(
-        self, pipe: Any, rows: Rows, step: Step, conditioning: Conditioning, given: dict[str, Tensor]
+        self, pipe: Any, rows: MicroBatch, step: Step, conditioning: Conditioning, given: dict[str, Tensor]
     ) -> dict[str, Any]:
         """What goes in beside text: pooled text and sizes, IP-Adapter pictures."""
         added: dict[str, Any] = {}

@@ -6,11 +6,14 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from attrs import field, frozen
 
 from vitrail.cli.console import console, say
+from vitrail.cli.listener import ConsoleListener, show
+from vitrail.cli.options import Device, Verbose, configure_logging
 from vitrail.cli.report import stopping
 from vitrail.cli.run import RunOptions, run_experiment
 from vitrail.core.config.atomic import replacing
@@ -18,7 +21,6 @@ from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.paths import expanded_or_none
 from vitrail.errors import ConfigError
 from vitrail.experiments.analysis.measurement import Loaded, load, look
-from vitrail.experiments.report.formats import show
 from vitrail.experiments.report.page_content import told_of
 from vitrail.experiments.report.sheets import FAINT, FONT, GAP, INK, MARGIN, folded
 from vitrail.experiments.report.tables import Heading, Table
@@ -39,8 +41,38 @@ OF_ANY_MODEL = ["sharpness", "seams"]
 OF_DEMO = ["objects", {"type": "sharpness", "boxes": "judge"}, "repetition", "seams"]
 
 
+def compare(
+    prompt: Annotated[str, typer.Argument(help="One sentence.")],
+    methods: Annotated[
+        str, typer.Option(help="Names or files, separated by commas.")
+    ] = "direct,multidiffusion,asg-plus",
+    size: Annotated[str, typer.Option(help="Pixels: 512, or 768x512; or 2x for times the training size.")] = "2x",
+    model: Annotated[str, typer.Option(help="`demo`, a diffusers folder, a .safetensors file or a hub id.")] = "demo",
+    seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
+    steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Sampling steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; named after the prompt.")] = None,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """One prompt by several methods, on one sheet."""
+    given = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
+    wanted = ComparisonOptions(
+        prompt=prompt,
+        methods=[name.strip() for name in methods.split(",") if name.strip()],
+        size=size,
+        model=model,
+        seed=seed,
+        run={name: value for name, value in given.items() if value is not None},
+        out=out,
+        device=device,
+    )
+    configure_logging(verbose)
+    compare_methods(wanted)
+
+
 @frozen(kw_only=True)
-class Wanted:
+class ComparisonOptions:
     """What to compare.
 
     Attributes:
@@ -64,7 +96,7 @@ class Wanted:
     device: str | None = None
 
 
-def compare(wanted: Wanted) -> None:
+def compare_methods(wanted: ComparisonOptions) -> None:
     """Sample what is missing, look at it, and write the sheet of what there is.
 
     Raises:
@@ -86,7 +118,7 @@ def compare(wanted: Wanted) -> None:
     with stopping():
         loaded = load([folder])
         if loaded.done:
-            seen = look(loaded, out)
+            seen = look(loaded, ConsoleListener(out))
             _show(loaded, seen, out)
             with replacing(folder / SHEET) as part:
                 sheet(loaded, seen).save(part)
@@ -95,7 +127,7 @@ def compare(wanted: Wanted) -> None:
         raise SystemExit(1)
 
 
-def table_of(wanted: Wanted) -> dict[str, Any]:
+def table_of(wanted: ComparisonOptions) -> dict[str, Any]:
     """The comparison as an experiment."""
     if len(set(wanted.methods)) < len(wanted.methods):
         raise ConfigError("--methods names a method twice")
@@ -167,4 +199,4 @@ def _told(cell: Cell, loaded: Loaded, seen: Seen, width: int, font: Any) -> str:
     return "\n".join(line for line in lines if line)
 
 
-__all__: Sequence[str] = ["Wanted", "compare", "sheet", "table_of"]
+__all__: Sequence[str] = ["ComparisonOptions", "compare", "sheet", "table_of"]

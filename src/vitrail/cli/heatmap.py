@@ -6,45 +6,75 @@ mask source was given and made of it at a few steps.
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-import attrs
-from attrs import define, evolve, field, frozen
+import typer
+from attrs import evolve, field, frozen
 
 from vitrail.backbones.loading.source import ModelOptions, find_model
-from vitrail.cli import preparation as commands
+from vitrail.cli.arguments import prepare
 from vitrail.cli.console import console, say
-from vitrail.cli.heatmap_figure import Panel, check_target, draw
+from vitrail.cli.options import Device, Dtype, Force, ModelConfig, Sets, Verbose, configure_logging
 from vitrail.cli.progress import Progress
-from vitrail.comm.backends.in_process import solo
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.engine.exchange import Exchange
 from vitrail.core.method.composition import Composition
-from vitrail.core.method.hookspecs import hookimpl
-from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError, Problems
 from vitrail.sampling.discovery import registry
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vitrail.core.method.protocols import Predicted
-    from vitrail.core.schedule.prediction import Prediction
-    from vitrail.core.schedule.step import Step
-    from vitrail.sampling.sampler import Sampler
+from vitrail.sampling.heatmap import masking_name, read_shares, record_figure
+from vitrail.sampling.heatmap_figure import check_target
 
 PREFERRED = ("up-block-attention", "joint-attention", "pfsa")  # the first that a model serves
-MOST_LAYERS = 8  # rows of the figure, above which some layers are left out
+
+
+def heatmap(
+    prompt: Annotated[str, typer.Argument(help="One sentence.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, SVG or PDF file.")] = Path("heatmap.png"),
+    masking: Annotated[str | None, typer.Option(help="A mask source; what suits the model if not given.")] = None,
+    words: Annotated[list[str] | None, typer.Option(help="Of the prompt, that alone count. Repeatable.")] = None,
+    at: Annotated[str, typer.Option(help="Shares of the steps after which to look.")] = "0.25,0.5,1.0",
+    size: Annotated[str | None, typer.Option(help="Pixels; the size of the model's training if not given.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="`demo`, a diffusers folder, a .safetensors file or a hub id.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all randomness; -1 draws one.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Sampling steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off.")] = None,
+    model_config: ModelConfig = None,
+    sets: Sets = None,
+    force: Force = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    verbose: Verbose = False,
+) -> None:
+    """Draw where a mask source looks, over the steps of one small picture."""
+    given = {
+        "prompt": prompt,
+        "model": model,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "model_config": model_config,
+        "dtype": dtype,
+    }
+    configure_logging(verbose)
+    wanted = HeatMapOptions(
+        masking=masking,
+        words=words or (),
+        at=read_shares(at),
+        sets=sets or (),
+        output=output,
+        force=force,
+        device=device,
+    )
+    draw_heatmap({name: value for name, value in given.items() if value is not None}, size, wanted)
 
 
 @frozen(kw_only=True)
-class Wanted:
+class HeatMapOptions:
     """What to record and where to draw it.
 
     Attributes:
@@ -66,52 +96,7 @@ class Wanted:
     device: str | None = None
 
 
-@frozen(kw_only=True, eq=False)
-class Moment:
-    """What one step said.
-
-    Attributes:
-        step: Its number, counted from 1.
-        clean: The predicted clean latents, Float32[Tensor, "batch channels h w"].
-        mask: Where guidance would act, Float32[Tensor, "batch 1 h w"], or None for everywhere.
-        layers: The map of each block, Float32[Tensor, "batch 1 h w"], by its number.
-    """
-
-    step: int
-    clean: Tensor
-    mask: Tensor | None
-    layers: Mapping[int, Tensor]
-
-
-@define
-class Recorder:
-    """A plugin that keeps what the mask source saw and made.
-
-    Attributes:
-        at: Shares of the steps after which it looks.
-        reads_words: Whether the mask source follows words of the prompt.
-        moments: What it has kept.
-    """
-
-    at: tuple[float, ...]
-    reads_words: bool
-    moments: list[Moment] = field(factory=list)
-
-    @hookimpl(wrapper=True)
-    def vitrail_mask(
-        self, step: Step, key: Prediction, predicted: Predicted
-    ) -> Generator[None, tuple[Any, Any], tuple[Any, Any]]:
-        """Keep the answer, and hand it on."""
-        if self.reads_words and not predicted.has_content:
-            raise ConfigError("the prompt has no word that counts, so there is no map to draw")
-        mask, state = yield
-        if step.index + 1 in {_step_at(share, step.num_steps) for share in self.at}:
-            moment = Moment(step=step.index + 1, clean=key.clean, mask=mask, layers=predicted.layers)
-            self.moments.append(moment)
-        return mask, state
-
-
-def heatmap(given: Mapping[str, Any], size: str | None, wanted: Wanted) -> None:
+def draw_heatmap(given: Mapping[str, Any], size: str | None, wanted: HeatMapOptions) -> None:
     """Sample, record and draw.
 
     Args:
@@ -138,47 +123,10 @@ def heatmap(given: Mapping[str, Any], size: str | None, wanted: Wanted) -> None:
     with progress:
         moments = record_figure(sampler, run, wanted.at, wanted.output, [("progress", progress)])
     steps = ", ".join(str(moment.step) for moment in moments)
-    say(out, f"{wanted.output}: {_name(composition)} after step {steps} of {run.num_inference_steps}")
+    say(out, f"{wanted.output}: {masking_name(composition)} after step {steps} of {run.num_inference_steps}")
 
 
-def record_figure(
-    sampler: Sampler,
-    run: RunConfig,
-    at: tuple[float, ...],
-    output: Path,
-    plugins: Sequence[tuple[str, object]] = (),
-) -> list[Moment]:
-    """Sample a picture, record what its mask source says on the way, and draw that.
-
-    Args:
-        sampler: Of the whole picture as one view, with a mask source.
-        run: What to sample.
-        at: Shares of the steps after which to look.
-        output: PNG, SVG or PDF file.
-        plugins: (name, plugin) pairs that observe the run.
-    """
-    composition = sampler.composition
-    request = composition.attention_request()
-    recorder = Recorder(at, request is not None)
-    result = sampler.again([("heatmap", recorder), *plugins]).run(run)
-    block = "block" if request is None or request.kind == "joint" else "up block"
-    panels = [_panel(sampler, moment, run, block) for moment in recorder.moments]
-    draw(result.images[0], panels, _title(run), _subtitle(run, composition), output)
-    return recorder.moments
-
-
-def read_shares(text: str, name: str = "--at") -> tuple[float, ...]:
-    """Shares of the steps as the command line has them, e.g. ``0.25,0.5,1.0``; errors begin with the name."""
-    try:
-        shares = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        shares = ()
-    if not shares or any(not 0 < share <= 1 for share in shares):
-        raise ConfigError(f"{name} {text!r}: write shares of the steps, more than 0 and at most 1, e.g. 0.25,0.5,1.0")
-    return shares
-
-
-def _prepare(given: Mapping[str, Any], size: str | None, wanted: Wanted) -> tuple[RunConfig, Composition]:
+def _prepare(given: Mapping[str, Any], size: str | None, wanted: HeatMapOptions) -> tuple[RunConfig, Composition]:
     """The run and its method; everything that can be refused before a model is loaded."""
     problems, prepared = Problems(), None
     with problems.collect():
@@ -190,7 +138,7 @@ def _prepare(given: Mapping[str, Any], size: str | None, wanted: Wanted) -> tupl
         sets = [f"stages.0.masking={masking}", *wanted.sets]
         if wanted.words:
             sets.append(f"stages.0.masking.words={list(wanted.words)!r}")
-        prepared = commands.prepare({**given, "method": "direct"}, size, None, sets, "vitrail heatmap")
+        prepared = prepare({**given, "method": "direct"}, size, None, sets, "vitrail heatmap")
     problems.tell()
     assert prepared is not None
     return prepared
@@ -203,48 +151,3 @@ def _best_masking(given: Mapping[str, Any]) -> str:
     offers = find_model(given.get("model", "demo"), registry(), options).offers
     known: dict[str, Any] = {name: registry().get("masking", name) for name in PREFERRED}
     return next(name for name, cls in known.items() if cls.needs <= offers)
-
-
-def _step_at(share: float, num_steps: int) -> int:
-    """The step, counted from 1, that ends a share of them; half steps round up."""
-    return max(1, math.floor(share * num_steps + 0.5))
-
-
-def _panel(sampler: Sampler, moment: Moment, run: RunConfig, block: str) -> Panel:
-    """A moment as pictures."""
-    import torch
-
-    backbone, layers = sampler.backbone, moment.layers
-    with torch.inference_mode():
-        decoded = backbone.decode(moment.clean, Exchange.among(solo()), "none", True, streams=Streams(run.seed))
-        picture = decoded[..., : run.height, : run.width]
-    backbone.release()
-    kept = _spread(sorted(layers), MOST_LAYERS)
-    return Panel(
-        title=f"after step {moment.step} of {run.num_inference_steps}",
-        picture=backbone.to_pil(picture)[0],
-        mask=None if moment.mask is None else moment.mask[0, 0].float().cpu().numpy(),
-        layers={f"{block} {number}": layers[number][0, 0].float().cpu().numpy() for number in kept},
-    )
-
-
-def _spread(numbers: Sequence[int], most: int) -> list[int]:
-    """At most so many of a list, evenly spread, the last among them."""
-    if len(numbers) <= most:
-        return list(numbers)
-    return [numbers[round(i * (len(numbers) - 1) / (most - 1))] for i in range(most)]
-
-
-def _name(composition: Composition) -> str:
-    return registry().name_of("masking", type(composition.stages[0].masking))
-
-
-def _title(run: RunConfig) -> str:
-    return f"“{run.prompt}”"
-
-
-def _subtitle(run: RunConfig, composition: Composition) -> str:
-    model = Path(run.model).name if os.sep in run.model else run.model
-    words = attrs.asdict(composition.stages[0].masking, recurse=False).get("words")  # type: ignore[arg-type]
-    of = f" of {', '.join(words)}" if words else ""
-    return f"{_name(composition)}{of}, model {model}, {run.width}x{run.height} pixels, seed {run.seed}"

@@ -10,8 +10,10 @@ from typing import Any
 
 import attrs
 
+from vitrail.cli.console import console, say
 from vitrail.core.config.registry import Registry
 from vitrail.core.method.registration import SLOTS
+from vitrail.sampling.discovery import installed, registry
 from vitrail.sampling.methods import summary
 
 LABELS = {  # a slot's heading, and how it is written in a method file
@@ -27,6 +29,18 @@ EXPERIMENT_LABELS = {
     "features": "features: what metrics of sets look with",
     "references": "reference: true pictures that metrics compare with",
 }
+
+
+def methods() -> None:
+    """List methods and strategies, with options."""
+    out = console()
+    say(out, method_lines(registry(), out.width))
+
+
+def plugins() -> None:
+    """List plugins with what each adds."""
+    out = console()
+    say(out, plugin_lines(installed(), out.width))
 
 
 def method_lines(names: Registry, width: int) -> Iterator[str]:

@@ -47,7 +47,7 @@ class RankOptions:
 
 
 @frozen
-class Placement:
+class RankPlacement:
     """Where this process's rank or ranks are.
 
     Attributes:
@@ -68,7 +68,7 @@ class Placement:
         return self.environment is None or self.environment.rank == 0
 
 
-def place(options: RankOptions) -> Placement:
+def place(options: RankOptions) -> RankPlacement:
     """Decide how the ranks come about.
 
     Raises:
@@ -98,15 +98,15 @@ def place(options: RankOptions) -> Placement:
             raise ConfigError(
                 f"--comm {options.comm} cannot join the processes that a launcher started; use gloo or nccl"
             )
-        return Placement("join", ranks, options, environment)
+        return RankPlacement("join", ranks, options, environment)
     if local:
-        return Placement("here", ranks, options)
+        return RankPlacement("here", ranks, options)
     if ranks == 1:
-        return Placement("alone", 1, options)
-    return Placement("start", ranks, options)
+        return RankPlacement("alone", 1, options)
+    return RankPlacement("start", ranks, options)
 
 
-def start_ranks(placement: Placement, folders: Iterable[Path]) -> int:
+def start_ranks(placement: RankPlacement, folders: Iterable[Path]) -> int:
     """Run this very command once for each rank; the exit code to end with.
 
     The current folder is not where the ranks look for libraries, unless Vitrail itself lies in it.
@@ -128,7 +128,7 @@ def start_ranks(placement: Placement, folders: Iterable[Path]) -> int:
         atomic.discard_of(owner, [*folders, Path(tempfile.gettempdir())])
 
 
-def run_ranks(placement: Placement, on_cuda: bool, program: Callable[[RankCommunicator], T], run_id: str) -> T:
+def run_ranks(placement: RankPlacement, on_cuda: bool, program: Callable[[RankCommunicator], T], run_id: str) -> T:
     """Run a program on this process's ranks, which may be one; gives rank 0's result, or that of the own rank.
 
     Args:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +14,10 @@ from attrs import field, frozen
 
 from vitrail.backbones.loading.model_errors import model_blamed
 from vitrail.cli.console import command_line, console, say
+from vitrail.cli.output import check_target, output_paths
 from vitrail.cli.progress import Progress
-from vitrail.cli.ranks import Placement, RankOptions, place, run_ranks, start_ranks, tell_done
+from vitrail.cli.ranks import RankOptions, RankPlacement, place, run_ranks, start_ranks, tell_done
+from vitrail.cli.rescue import latents_instead, latents_written
 from vitrail.cli.signals import INTERRUPTED, held, stopping
 from vitrail.core.config.atomic import write_text
 from vitrail.core.config.fields import as_tuple
@@ -26,14 +26,13 @@ from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.cpu_threads import threads_in_bits
 from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError, OutputError, Problems
-from vitrail.sampling.kept_latents import latents_instead, latents_written
 from vitrail.sampling.recipe import digest_of, save_picture
 from vitrail.sampling.replaying import located
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vitrail.backbones.memory.forecast import Forecast
+    from vitrail.backbones.memory.forecast import MemoryForecast
     from vitrail.comm.communicator import RankCommunicator
     from vitrail.core.method.backbone import Backbone
     from vitrail.sampling.result import Plan, Report, Result
@@ -77,16 +76,18 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
         raise SystemExit(start_ranks(placement, [path.parent for path in written]))
     out = console(quiet=not placement.speaks)
     say(out, f"loading model {run.model}")
-    from vitrail.backbones.memory import forecast
+    from vitrail.backbones.memory.forecast import forecast
     from vitrail.backbones.pipeline_backbone import quiet_libraries
+    from vitrail.sampling.result import Plan
     from vitrail.sampling.sampler import Sampler, Spread
 
     quiet_libraries()
     device = _rank_device(placement) if options.device is None else options.device
     first = Sampler.of(run, composition, device, options.plugins)
     with model_blamed(run.model, FAILED):
-        plan = first.plan(run)
-        outlook = forecast(first.engine(run, run.seed), first.backbone, placement.world_size, run.row_batch)
+        run_plan = first.run_plan(run, run.seed)
+        plan = Plan.of(run_plan, first.backbone.native_size)
+        outlook = forecast(run_plan, first.backbone, placement.world_size, run.row_batch)
     machine = [*memory_lines(outlook), *thread_lines(first.backbone)]
     say(out, [*notes, *plan_lines(run, plan), *machine, *rank_lines(placement, run, plan, outlook.rows)])
     if options.dry_run:
@@ -115,7 +116,7 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
     tell_done()
 
 
-def memory_lines(outlook: Forecast) -> Iterator[str]:
+def memory_lines(outlook: MemoryForecast) -> Iterator[str]:
     """What a forward takes, as far as it is known."""
     rows = f"  {outlook.rows} row{'s' * (outlook.rows > 1)} a forward"
     if outlook.need_bytes is None or outlook.free_bytes is None:
@@ -132,7 +133,7 @@ def thread_lines(backbone: Backbone) -> Iterator[str]:
         yield f"  {count} thread{'s' * (count > 1)} an operator (OMP_NUM_THREADS), which the last bits follow"
 
 
-def rank_lines(placement: Placement, run: RunConfig, plan: Plan, row_batch: int) -> Iterator[str]:
+def rank_lines(placement: RankPlacement, run: RunConfig, plan: Plan, row_batch: int) -> Iterator[str]:
     """How many ranks, if there are several, and whether all have something to do."""
     if placement.world_size == 1:
         return
@@ -147,7 +148,7 @@ def rank_lines(placement: Placement, run: RunConfig, plan: Plan, row_batch: int)
             )
 
 
-def _rank_device(placement: Placement) -> str | None:
+def _rank_device(placement: RankPlacement) -> str | None:
     """With one process a rank on CUDA, each has a device of its own."""
     from vitrail.backbones.loading.model_loader import default_device
 
@@ -156,7 +157,7 @@ def _rank_device(placement: Placement) -> str | None:
     return f"cuda:{placement.environment.local_rank}"
 
 
-def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], Placement]:
+def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], RankPlacement]:
     """What can be refused before a model is loaded, all at once."""
     problems, paths = Problems(), []
     placement = None
@@ -174,42 +175,6 @@ def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], Placemen
     problems.tell()
     assert placement is not None
     return paths, placement
-
-
-def output_paths(run: RunConfig, output: Path | None, force: bool) -> list[Path]:
-    """One path a picture, none of which exists, unless forced."""
-    if output is not None and output.suffix.lower() != ".png":
-        raise ConfigError(f"--output {output}: only .png files are written, since they can carry the recipe")
-    slug = re.sub(r"[^a-z0-9]+", "-", run.prompt.lower()).strip("-")[:48] or "picture"
-    base = output or Path(f"{slug}-{run.seed}.png")
-    many = run.num_images > 1
-    paths = [base.with_stem(f"{base.stem}-{i}") if many else base for i in range(run.num_images)]
-    check_target(paths[-1], "--output")
-    taken = [path for path in paths if path.exists() and not force]
-    if taken and output is None:
-        free = next(n for n in range(2, 10**6) if not any(p.with_stem(f"{p.stem}-{n}").exists() for p in paths))
-        return [path.with_stem(f"{path.stem}-{free}") for path in paths]
-    if taken:
-        raise ConfigError(f"--output {taken[0]}: exists; give another name, or --force to overwrite it")
-    return paths
-
-
-def check_target(path: Path, option: str) -> None:
-    """Refuse what cannot be a file's path, before anything is computed.
-
-    Raises:
-        ConfigError: Naming the option.
-    """
-    try:
-        if not path.parent.is_dir():
-            raise ConfigError(f"{option} {path}: the folder {path.parent} does not exist")
-        if not os.access(path.parent, os.W_OK):
-            raise ConfigError(f"{option} {path}: the folder {path.parent} cannot be written to")
-        if path.is_dir() or not path.name:
-            raise ConfigError(f"{option} {str(path)!r}: is a folder; name a file in it")
-    except (OSError, ValueError) as error:
-        shown = str(path) if len(str(path)) < 80 else f"{str(path)[:80]}..."
-        raise ConfigError(f"{option} {shown!r}: cannot be a file: {error.args[-1]}") from error
 
 
 def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:

@@ -6,9 +6,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from vitrail.cli.console import console, say
+from vitrail.cli.listener import ConsoleListener
+from vitrail.cli.options import configure_logging
 from vitrail.cli.signals import INTERRUPTED, raising
 from vitrail.core.config.overrides import override
 from vitrail.core.config.paths import expanded, expanded_or_none
@@ -25,7 +29,26 @@ PAGE = "report.html"
 OF_REPORT = ("metrics", "reference", "resamples", "source", "title")
 
 
+Measured = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override what is measured, e.g. resamples=0 or metrics=['seams']. Repeatable."),
+]
+
+
 def report(
+    folders: Annotated[list[Path], typer.Argument(help="An experiment's folder, or several to be merged into --out.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to merge into; the folder itself.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The row that others are compared with; the first.")] = None,
+    sets: Measured = None,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw plots, which needs matplotlib.")] = True,
+    costs: Annotated[bool, typer.Option("--costs/--no-costs", help="Tell of time, evaluations and memory.")] = True,
+) -> None:
+    """Measure an experiment and write its tables and page."""
+    configure_logging(verbose=False)
+    report_on(folders, out, baseline=baseline, sets=sets or (), plots=plots, costs=costs)
+
+
+def report_on(
     folders: Sequence[Path],
     out: Path | None = None,
     *,
@@ -56,8 +79,9 @@ def report(
         experiment = _measured(Folder(home), sets)
     with stopping():
         out_console = console()
+        listener = ConsoleListener(out_console)
         asked: Any = {"baseline": baseline, "plots": plots, "costs": costs}
-        told = write_report([home], home, out_console, **asked, experiment=experiment)
+        told = write_report([home], home, listener, **asked, experiment=experiment)
         page = write_page(page_of(told, home), home / PAGE)
     say(out_console, f"{page}: open it in a browser, it needs no server")
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
+import typer
 from attrs import field, frozen
 
 from vitrail.backbones.loading.source import ModelOptions, check_scheduler, find_model
 from vitrail.cli.console import command_line, console, say
-from vitrail.cli.execution import Executor, Here, Shard, stop_on_interrupt
-from vitrail.cli.heatmap import read_shares
 from vitrail.cli.meter import Meter
+from vitrail.cli.options import Device, Plugin, Verbose, configure_logging
+from vitrail.cli.signals import INTERRUPTED, stopping
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.paths import expanded
@@ -23,17 +25,54 @@ from vitrail.errors import ConfigError, Problems, nearest
 from vitrail.experiments.report.plots import check_matplotlib
 from vitrail.experiments.report.tables import spoken
 from vitrail.experiments.run.cell_run import Worker
-from vitrail.experiments.run.store import Folder, Plan, told_if_full
+from vitrail.experiments.run.execution import Executor, Here, Shard
+from vitrail.experiments.run.store import ExperimentPlan, Folder, told_if_full
 from vitrail.experiments.spec.cells import Cell, Row, cells_of, heat_row, pairs_of, refuse_many, rows_of
 from vitrail.experiments.spec.experiment import Experiment
 from vitrail.experiments.spec.experiment_file import load_experiment, structure
 from vitrail.sampling.discovery import registry
+from vitrail.sampling.heatmap import read_shares
 from vitrail.sampling.run_plugins import load_plugins
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 ExecutorName = Literal["here", "ray"]
+
+
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value of the file, e.g. sizes.0.pictures=8. Repeatable."),
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The experiment's folder; runs/NAME if not given.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
+
+
+def run(
+    file: Annotated[Path, typer.Argument(help="An experiment as TOML or YAML.")],
+    sets: Sets = None,
+    out: Out = None,
+    shard: Annotated[str, typer.Option(help="i/n: this process's share of the cells, from 0/n on.")] = "0/1",
+    executor: Annotated[str, typer.Option(help="Who samples: here, or ray for the actors of a Ray cluster.")] = "here",
+    workers: Annotated[int, typer.Option(min=0, help="Actors of the cluster; 0 for as many as it has room for.")] = 0,
+    device: Device = None,
+    dry_run: DryRun = False,
+    plugin: Plugin = None,
+    verbose: Verbose = False,
+) -> None:
+    """Sample what is missing of an experiment."""
+    options = RunOptions(
+        out=out or Path("runs") / file.stem,
+        sets=sets or (),
+        shard=Shard.read(shard),
+        executor=executor_name(executor),
+        workers=workers,
+        device=device,
+        dry_run=dry_run,
+        plugins=plugin or (),
+    )
+    configure_logging(verbose)
+    run_file(file, options)
 
 
 @frozen(kw_only=True)
@@ -73,7 +112,7 @@ def executor_name(name: str) -> ExecutorName:
     return cast(ExecutorName, name)
 
 
-def run(file: Path, options: RunOptions) -> None:
+def run_file(file: Path, options: RunOptions) -> None:
     """Sample what is missing.
 
     Raises:
@@ -110,7 +149,7 @@ def run_experiment(
     say(out, plan_lines(experiment, cells, todo, work, options))
     if options.dry_run:
         return
-    folder.write_plan(Plan(experiment=table, cells=cells, command=_command(sys.argv)))
+    folder.write_plan(ExperimentPlan(experiment=table, cells=cells, command=_command(sys.argv)))
     _sample(worker, folder, todo, work, options, out)
 
 
@@ -252,3 +291,27 @@ def _executor(worker: Worker, options: RunOptions) -> Executor:
 
         return OnRay(workers=options.workers, device=options.device)
     return Here(worker)
+
+
+@contextmanager
+def stop_on_interrupt(stop: Callable[[], bool], out: Console) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C once ends the cell in work, twice ends the process; answers whether it happened.
+
+    Args:
+        stop: Asks the cell in work to end at its next step, and tells whether it will; else it is awaited.
+        out: Where to say so.
+    """
+    stopped = False
+
+    def end() -> None:
+        nonlocal stopped
+        stopped = True
+        when = "at the next step; what is half done is dropped" if stop() else "once the cell in work is done"
+        say(out, f"stopping {when}, Ctrl-C again stops at once", style="yellow")
+
+    try:
+        with stopping(end):
+            yield lambda: stopped
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped at once; the cell in work is lost.\n")
+        raise SystemExit(INTERRUPTED) from None

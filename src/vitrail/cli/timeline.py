@@ -8,19 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from vitrail.cli.console import console, say
 from vitrail.comm.trace.chrome import recorders_of
 from vitrail.comm.trace.summary import Summary, summarize, union
 from vitrail.core.config.atomic import replacing
+from vitrail.core.config.paths import expanded
 from vitrail.core.config.text_files import LARGEST_RECORD, read_json
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vitrail.comm.trace.recording import Recorder, Span
+    from vitrail.comm.trace.recording import Recorder, TraceSpan
 
+MOST_TRACES = 64  # of one figure
 STAGE_COLOURS = (("#3b6fb6", "#7ea6da"), ("#d9822b", "#f0b878"), ("#4d9a57", "#93c79a"))  # even and odd steps
 OTHER = "#8a8f98"  # computing that belongs to no step
 WAIT_FACE, WAIT_EDGE = "#f3f1ee", "#c4beb4"
@@ -32,6 +37,26 @@ MOST_ARROWS, MOST_BOLD = 2000, 80
 CONTROL = "stop"  # the channel that carries no guidance
 DPI = 120
 WIDTH, PANEL, ROW = 11.0, 0.85, 0.34  # inches
+
+
+def timeline(
+    traces: Annotated[list[Path], typer.Argument(help="Files that `vitrail sample --trace` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file.")] = Path("timeline.png"),
+    label: Annotated[list[str] | None, typer.Option(help="What to call each trace; its name if not given.")] = None,
+) -> None:
+    """Draw what every rank did when, one trace above the other."""
+    draw_timeline(traces, label or [], output)
+
+
+def draw_timeline(traces: Sequence[Path], labels: Sequence[str], output: Path) -> None:
+    """Traces as one picture."""
+    if labels and len(labels) != len(traces):
+        raise ConfigError(f"--label: {len(labels)} labels for {len(traces)} traces; give one for each, or none")
+    if len(traces) > MOST_TRACES:
+        raise ConfigError(f"{len(traces)} traces are more than {MOST_TRACES}, the most of one figure")
+    traces, output = [expanded(path) for path in traces], expanded(output)
+    draw(traces, labels or [path.stem for path in traces], output)
+    say(console(), f"{output}: {len(traces)} trace{'s' * (len(traces) > 1)}")
 
 
 def draw(paths: Sequence[Path], labels: Sequence[str], out: Path) -> None:
@@ -117,16 +142,16 @@ def _draw_run(panel: Axes, recorders: Sequence[Recorder], longest: float) -> Non
     panel.set_axisbelow(True)
 
 
-def _colour(span: Span) -> str:
+def _colour(span: TraceSpan) -> str:
     """By stage, lighter at every other step."""
     if "step" not in span.args:
         return OTHER
     return STAGE_COLOURS[span.args.get("stage", 0) % len(STAGE_COLOURS)][span.args["step"] % 2]
 
 
-def _number_steps(panel: Axes, row: int, computing: Sequence[Span], longest: float) -> None:
+def _number_steps(panel: Axes, row: int, computing: Sequence[TraceSpan], longest: float) -> None:
     """The step's number in the middle of a rank's blocks of it, where there is room."""
-    by_step: dict[int, list[Span]] = {}
+    by_step: dict[int, list[TraceSpan]] = {}
     for span in computing:
         if "step" in span.args:
             by_step.setdefault(span.args["step"], []).append(span)

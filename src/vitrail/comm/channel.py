@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from vitrail.comm.message_header import describe
 from vitrail.comm.payload import from_bytes, size_of, to_bytes
@@ -14,9 +14,39 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from vitrail.comm.communicator import RankCommunicator
-    from vitrail.comm.transport import Posting
+    from vitrail.comm.trace.recording import Recorder
+    from vitrail.comm.transport import Posting, Witness
     from vitrail.comm.work import PostedWork
+
+
+class ChannelOwner(Protocol):
+    """What a channel needs of the communicator that opened it."""
+
+    rank: int
+    device: torch.device
+    checksums: bool
+    trace: Recorder
+
+    def open_domain(self, domain: str) -> None:
+        """Begin an ordering domain."""
+
+    def enter(self, call: str) -> None:
+        """Refuse the call if the run was revoked or closed."""
+
+    def refuse(self, reason: str) -> NoReturn:
+        """End the run with a ``ProtocolError``."""
+
+    def post(
+        self,
+        domain: str,
+        seq: int,
+        call: str,
+        parts: Sequence[Part],
+        mine: Mapping[int, Tensor],
+        witness: Witness,
+        finish: Callable[[Posting], None],
+    ) -> PostedWork:
+        """Post one operation of a domain."""
 
 
 class VersionedChannel:
@@ -24,7 +54,7 @@ class VersionedChannel:
 
     def __init__(
         self,
-        owner: RankCommunicator,
+        owner: ChannelOwner,
         domain: str,
         name: str,
         src: int,

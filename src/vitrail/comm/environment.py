@@ -176,3 +176,8 @@ def _checked(environment: RankEnvironment, rank_name: str, size_name: str) -> Ra
             f"{rank_name}={environment.rank} does not fit {size_name}={environment.world_size}: ranks count from 0"
         )
     return environment
+
+
+def namespace(environment: RankEnvironment, count: int) -> str:
+    """Where in the store a process's count-th communicator writes."""
+    return f"vitrail/{environment.attempt}/{count}"

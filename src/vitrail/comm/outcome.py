@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 @frozen(eq=False)
-class Outcome(Generic[T]):
+class RankOutcome(Generic[T]):
     """How a run ended on every rank.
 
     Attributes:

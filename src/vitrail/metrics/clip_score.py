@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.method.metric import Column, Eye, Shown
+from vitrail.core.method.metric import Column, FeatureExtractor, Shown
 from vitrail.metrics.clip import digest_of_clip, load_clip, similarity
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class ClipScore:
     folder: str = field(validator=v.min_len(1))  # of a CLIPModel in transformers' format, with its tokenizer
 
     @property
-    def eye(self) -> Eye:
+    def eye(self) -> FeatureExtractor:
         """Itself."""
         return self
 

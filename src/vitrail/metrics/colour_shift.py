@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.method.metric import Column, Eye, Shown
+from vitrail.core.method.metric import Column, FeatureExtractor, Shown
 from vitrail.metrics.reference_sets import compared
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class ColourShift:
     )
 
     @property
-    def eye(self) -> Eye:
+    def eye(self) -> FeatureExtractor:
         """Itself."""
         return self
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.method.members import OptionalEye
+from vitrail.core.method.members import OptionalFeatureExtractor
 from vitrail.core.method.metric import Features, Shown
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
@@ -20,7 +20,7 @@ Kind = Literal["extract", "probabilities"]
 
 
 @frozen(kw_only=True)
-class CropsEye:
+class CropFeatures:
     """Looks at a picture, or at crops of it, by a network's features."""
 
     features: Features
@@ -32,7 +32,7 @@ class CropsEye:
     @property
     def digest(self) -> str:
         """Of the features, if they have one."""
-        return OptionalEye.of(self.features).digest
+        return OptionalFeatureExtractor.of(self.features).digest
 
     def look(self, shown: Shown) -> Tensor:
         """Features or probabilities of the crops or of the whole, Float32[Tensor, "crops dim"].
@@ -69,9 +69,11 @@ class OfSets:
     crop_size: int = field(default=0, validator=v.ge(0))  # pixels of a side; 0 is the size the model was trained at
     seed: int = 0  # of the crops' places, which are the same in all pictures of a size
 
-    def seeing(self, kind: Kind) -> CropsEye:
+    def seeing(self, kind: Kind) -> CropFeatures:
         """An eye with these options."""
-        return CropsEye(features=self.features, crops=self.crops, crop_size=self.crop_size, seed=self.seed, kind=kind)
+        return CropFeatures(
+            features=self.features, crops=self.crops, crop_size=self.crop_size, seed=self.seed, kind=kind
+        )
 
     def titled(self, name: str) -> str:
         """A column's name, marked if it is one of crops."""

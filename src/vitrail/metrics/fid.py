@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.method.metric import Column, Eye
+from vitrail.core.method.metric import Column, FeatureExtractor
 from vitrail.metrics.crops import OfSets
 from vitrail.metrics.reference_cache import Remembered
 from vitrail.metrics.reference_sets import compared, passing, torchmetrics, undisturbed
@@ -42,7 +42,7 @@ class Fid(OfSets):
         return (Column(name=self.titled("FID"), better="down", decimals=3, lowest=0.0, needs_equal_counts=True),)
 
     @property
-    def eye(self) -> Eye:
+    def eye(self) -> FeatureExtractor:
         """Of features; equal to that of ``kid`` with the same options."""
         return self.seeing("extract")
 

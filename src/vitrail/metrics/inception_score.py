@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.method.metric import Column, Eye
+from vitrail.core.method.metric import Column, FeatureExtractor
 from vitrail.metrics.crops import OfSets
 from vitrail.metrics.reference_sets import passing, torchmetrics, undisturbed
 
@@ -37,7 +37,7 @@ class InceptionScore(OfSets):
         return (Column(name=self.titled("IS"), better="up", lowest=1.0, needs_equal_counts=True),)
 
     @property
-    def eye(self) -> Eye:
+    def eye(self) -> FeatureExtractor:
         """Of probabilities."""
         return self.seeing("probabilities")
 

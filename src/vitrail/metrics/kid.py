@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.method.metric import Column, Eye
+from vitrail.core.method.metric import Column, FeatureExtractor
 from vitrail.metrics.crops import OfSets
 from vitrail.metrics.reference_cache import Remembered
 from vitrail.metrics.reference_sets import compared, torchmetrics
@@ -40,7 +40,7 @@ class Kid(OfSets):
         return (Column(name=self.titled("KID"), better="down"),)
 
     @property
-    def eye(self) -> Eye:
+    def eye(self) -> FeatureExtractor:
         """Of features; equal to that of ``fid`` with the same options."""
         return self.seeing("extract")
 

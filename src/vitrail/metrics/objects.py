@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.method.metric import Column, Eye, Shown
+from vitrail.core.method.metric import Column, FeatureExtractor, Shown
 from vitrail.metrics.judge_features import detections, digest_of_judge, load_judge
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Objects:
     )
 
     @property
-    def eye(self) -> Eye:
+    def eye(self) -> FeatureExtractor:
         """Itself."""
         return self
 

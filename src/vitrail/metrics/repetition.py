@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.method.members import OptionalEye
-from vitrail.core.method.metric import Column, Eye, Features, Shown
+from vitrail.core.method.members import OptionalFeatureExtractor
+from vitrail.core.method.metric import Column, FeatureExtractor, Features, Shown
 from vitrail.metrics.judge_features import JUDGE
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ class Repetition:
     features: Features = JUDGE  # what classifies tiles
 
     @property
-    def eye(self) -> Eye:
+    def eye(self) -> FeatureExtractor:
         """Itself."""
         return self
 
     @property
     def digest(self) -> str:
         """Of the features, if they have one."""
-        return OptionalEye.of(self.features).digest
+        return OptionalFeatureExtractor.of(self.features).digest
 
     def look(self, shown: Shown) -> Tensor:
         """Largest and mean agreement of two tiles that do not overlap, Float32[Tensor, "2"] in [0, 1]."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.method.metric import Column, Eye, Shown
+from vitrail.core.method.metric import Column, FeatureExtractor, Shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ class Seams:
         return (Column(name="grid seams" if self.grid else "seams", better="down", lowest=0.0),)
 
     @property
-    def eye(self) -> Eye:
+    def eye(self) -> FeatureExtractor:
         """Itself."""
         return self
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.method.metric import Column, Eye, Shown
+from vitrail.core.method.metric import Column, FeatureExtractor, Shown
 from vitrail.metrics.judge_features import detections, digest_of_judge
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Sharpness:
         return tuple(Column(name=name, decimals=1, lowest=0.0) for name in names)
 
     @property
-    def eye(self) -> Eye:
+    def eye(self) -> FeatureExtractor:
         """Itself."""
         return self
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vitrail.core.config.registry import Registry
 from vitrail.core.method.hookspecs import hookimpl
-from vitrail.core.method.shared_prompt import Shared
+from vitrail.core.method.shared_prompt import SharedPrompt
 from vitrail.plugins.fusion.averages import Average, Broadcast, Gaussian, Scatter
 from vitrail.plugins.guidance.anchored import Anchored
 from vitrail.plugins.guidance.attentive import Attentive
@@ -51,7 +51,7 @@ def vitrail_register(registry: Registry) -> None:
     registry.add("fusion", "gaussian", Gaussian)
     registry.add("fusion", "scatter", Scatter)
     registry.add("fusion", "broadcast", Broadcast)
-    registry.add("prompting", "shared", Shared)
+    registry.add("prompting", "shared", SharedPrompt)
     registry.add("prompting", "patch-content-aware", PatchContentAware)
     for path in sorted(METHODS.glob("*.toml")):
         registry.add_file("methods", path.stem, path)

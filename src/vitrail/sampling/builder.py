@@ -1,39 +1,34 @@
-"""From a run and a model to the loop that makes one picture."""
+"""From a run and a model to the plan of one picture, and to the engine that does its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
 from vitrail.backbones.loading.turns import is_plain
-from vitrail.backbones.rectification.surround import predict_rectified
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.run_config import ROW_BATCH, RunConfig
+from vitrail.core.engine.conditioning_cache import Conditions
 from vitrail.core.engine.remembering import check_remembering
-from vitrail.core.engine.roll import predict_turned
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.inputs import Extras, Inputs
 from vitrail.core.method.members import recalls
 from vitrail.errors import CapabilityError, ConfigError
-from vitrail.sampling.conditioning_cache import Conditions
 from vitrail.sampling.differentiation import check_gradients, gradients_of
 from vitrail.sampling.discovery import registered_name
 from vitrail.sampling.pixels import Pixels
 
 if TYPE_CHECKING:
+    from vitrail.core.engine.engine import Engine
     from vitrail.core.engine.exchange import Exchange
-    from vitrail.core.engine.forwarding import Forwarding
-    from vitrail.core.engine.hooks import Stages
-    from vitrail.core.engine.loop import Engine
+    from vitrail.core.engine.memory_backoff import MemoryBackoff
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.method.backbone import Backbone
-    from vitrail.core.method.protocols import Branch, Predicted, Rows
     from vitrail.core.schedule.noise_schedule import Stepper
     from vitrail.core.schedule.phase import Phase
-    from vitrail.core.schedule.step import Step
-    from vitrail.core.schedule.streams import Streams
 
 
 @frozen(eq=False)
@@ -52,70 +47,77 @@ class Builder:
     plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple)
     config: RunConfig
 
-    def engine(
-        self, seed: int, extras: Extras, exchange: Exchange, watched: bool, forwarding: Forwarding | None = None
-    ) -> Engine:
-        """The loop of one picture, ready to run; see ``Sampler.engine``."""
-        from vitrail.core.engine.forwarding import Forwarding
-        from vitrail.core.engine.guiding import Guiding
-        from vitrail.core.engine.hooks import Answers, Stages
-        from vitrail.core.engine.layout import Layout
-        from vitrail.core.engine.loop import Engine
-        from vitrail.core.engine.predictor import Predictor
-        from vitrail.core.engine.viewing import Viewing
+    def plan(self, seed: int, extras: Extras) -> RunPlan:
+        """What one picture's run will do; see ``Sampler.run_plan``."""
+        from vitrail.core.engine.hooks import CompositionHooks, Hooks
+        from vitrail.core.engine.network import Network
+        from vitrail.core.engine.plan import ClassifierFree, RunPlan
         from vitrail.core.schedule.streams import Streams
 
         config, backbone, streams = self.config, self.backbone, Streams(seed)
         phases = self._phases(extras)
-        pictures = [phase.picture for phase in phases]
-        inputs = [self._inputs(extras, phase, pictures) for phase in phases]
+        inputs = self._inputs_of(extras, phases)
         for each in inputs:
             backbone.check_inputs(each)
         self._check(inputs[0])
-        request = self.composition.attention_request()
-        conditions = Conditions(backbone, inputs, request)
-        predict = self._predict(phases, conditions, streams)
-        answers = Answers(self.composition, predict, backbone.latent_channels, streams, registered_name)
-        made: dict[str, Any] = {"composition": self.composition, "stages": Stages(answers, self.plugins)}
-        branches: tuple[Branch, ...] = ("uncond", "cond") if inputs[0].guided else ("cond",)
-        layout = Layout(**made, phases=phases, branches=branches)
-        predictor = Predictor(
-            **made,
+        conditions = Conditions(backbone, inputs, self.composition.attention_request())
+        network = Network(backbone, self.composition, phases, conditions, streams, registered_name)
+        plan = RunPlan(
+            hooks=Hooks(CompositionHooks(self.composition, network, backbone.latent_channels, streams), self.plugins),
+            phases=phases,
+            cfg=ClassifierFree.of(config.guidance_scale, config.guidance_rescale),
+            row_batch=config.row_batch,
+        )
+        self._refuse_large_views(plan)
+        return plan
+
+    def engine(
+        self, plan: RunPlan, exchange: Exchange, watched: bool = False, backoff: MemoryBackoff | None = None
+    ) -> Engine:
+        """What does the steps of a plan; see ``Sampler.engine``."""
+        from vitrail.core.engine.engine import Engine
+        from vitrail.core.engine.forwards import Forwards
+        from vitrail.core.engine.guidance_points import GuidancePoints
+        from vitrail.core.engine.memory_backoff import MemoryBackoff
+
+        config, backbone, network = self.config, self.backbone, plan.hooks.network
+        forwards = Forwards(
+            predict=plan.hooks.predict,
+            condition=network.conditions.of,
             exchange=exchange,
-            forwarding=forwarding or Forwarding(backs_off=config.memory == "auto"),
-            branches=branches,
-            guidance_scale=config.guidance_scale,
-            guidance_rescale=config.guidance_rescale,
-            row_batch=config.row_batch or ROW_BATCH,
-            condition=conditions.of,
-            workers=self._workers(exchange, made["stages"]),
-            words=backbone.words(inputs[0]) if request is not None and request.each else (),
+            backoff=backoff or MemoryBackoff(allowed=config.memory == "auto"),
+            row_batch=plan.row_batch or ROW_BATCH,
+            workers=self._workers(exchange, plan),
+        )
+        vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto", network.streams)
+        gradients = gradients_of(plan, forwards, backbone)
+        conditions = network.conditions
+        named = conditions.request is not None and conditions.request.each
+        engine = Engine(
+            plan=plan,
+            forwards=forwards,
+            guidance=GuidancePoints(
+                plan=plan, forwards=forwards, streams=network.streams, vae=vae, gradients=gradients
+            ),
+            streams=network.streams,
+            words=backbone.words(conditions.inputs[0]) if named else (),
             prompt=config.prompt,
             negative_prompt=config.negative_prompt,
-        )
-        vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto", streams)
-        gradients = gradients_of(layout, predictor, backbone)
-        guiding = Guiding(layout=layout, predictor=predictor, streams=streams, vae=vae, gradients=gradients)
-        engine = Engine(
-            **made,
-            phases=phases,
-            branches=branches,
-            streams=streams,
-            viewing=Viewing(layout=layout, predictor=predictor, guiding=guiding),
-            exchange=exchange,
             watched=watched,
             cell=backbone.vae_scale_factor,
         )
-        self._refuse_large_views(engine)
         found = backbone.remembers()
         if found is not None:
-            check_remembering(found, layout, predictor.row_batch, exchange.world_size)
+            check_remembering(found, plan, forwards.row_batch, exchange.world_size)
         return engine
 
     def conditions(self, extras: Extras, phases: Sequence[Phase]) -> Conditions:
         """What the network is conditioned on, for whoever looks at it; without attention maps."""
+        return Conditions(self.backbone, self._inputs_of(extras, phases), None)
+
+    def _inputs_of(self, extras: Extras, phases: Sequence[Phase]) -> list[Inputs]:
         pictures = [phase.picture for phase in phases]
-        return Conditions(self.backbone, [self._inputs(extras, phase, pictures) for phase in phases], None)
+        return [self._inputs(extras, phase, pictures) for phase in phases]
 
     def _phases(self, extras: Extras) -> list[Phase]:
         """The sizes of the run, each with a scheduler of its own."""
@@ -159,37 +161,12 @@ class Builder:
         options = self.backbone.timestep_options(scheduler, canvas.height, canvas.width)
         return Stepper(scheduler, self.config.num_inference_steps, options)
 
-    def _workers(self, exchange: Exchange, stages: Stages) -> int:
+    def _workers(self, exchange: Exchange, plan: RunPlan) -> int:
         """Micro-batches side by side: none where a plugin sees each forward, or a network is more than its layers."""
-        if exchange.workers == 1 or stages.watches_forwards:
+        if exchange.workers == 1 or plan.hooks.watches_forwards:
             return 1
         network = self.backbone.network
         return exchange.workers if network is not None and is_plain(network) else 1
-
-    def _predict(
-        self, phases: Sequence[Phase], conditions: Conditions, streams: Streams
-    ) -> Callable[[Step, Rows], Predicted]:
-        """The composition's answer to ``vitrail_predict``."""
-
-        def predict(step: Step, rows: Rows) -> Predicted:
-            conditioning = conditions.of(step, rows)  # encoded at the first model call, so that a plan costs none
-            timestep = phases[step.phase].stepper.timestep(step)
-
-            def forward(shown: Rows) -> Predicted:
-                return self.backbone.predict(shown, step, timestep, conditioning)
-
-            rectification = self.composition.stages[step.stage].rectification
-            return predict_rectified(
-                rectification,
-                self.backbone,
-                step,
-                rows,
-                streams,
-                lambda part: predict_turned(part, forward),
-                registered_name,
-            )
-
-        return predict
 
     def _inputs(self, extras: Extras, phase: Phase, pictures: Sequence[tuple[int, int]]) -> Inputs:
         """What a picture is conditioned on, at one size."""
@@ -239,13 +216,13 @@ class Builder:
         stepper.begin_at(first)
         return first
 
-    def _refuse_large_views(self, engine: Engine) -> None:
+    def _refuse_large_views(self, plan: RunPlan) -> None:
         """Refuse views that the network cannot take, before anything is computed."""
         limit = self.backbone.max_view
         if limit is None:
             return
-        for step, _ in engine.stage_starts():
-            sides = {side for outline in engine.outlines(step) for side in outline.shape}
+        for step, _ in plan.stage_starts():
+            sides = {side for outline in plan.outlines(step) for side in outline.shape}
             if max(sides) > limit:
                 raise CapabilityError(
                     f"stage {step.stage + 1} has views of {max(sides)} latent cells a side, model "

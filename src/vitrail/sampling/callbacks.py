@@ -11,8 +11,6 @@ from vitrail.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.sampling.sampler import Sampler
-
 SETTABLE = ("_guidance_scale", "_guidance_rescale", "_interrupt")
 PUBLIC = {"guidance_scale": "_guidance_scale", "guidance_rescale": "_guidance_rescale", "interrupt": "_interrupt"}
 DEFAULT_INPUTS = ("latents",)
@@ -44,16 +42,18 @@ class CallbackRun:
         scheduler: The one that steps, a copy of the pipeline's.
     """
 
-    def __init__(self, sampler: Sampler, fields: Mapping[str, Any], check: Callable[[float], None]):
+    def __init__(self, sampler: object, pipeline: Any, fields: Mapping[str, Any], check: Callable[[float], None]):
         """Begin a picture.
 
         Args:
             sampler: Whose run it is.
+            pipeline: The caller's own, which answers for names that a run does not have; None if there is none.
             fields: The run's: ``guidance_scale``, ``guidance_rescale``, ``num_timesteps``, ``clip_skip`` and so on.
             check: Refuses a guidance scale that this run cannot change to.
         """
         own = vars(self)
-        own.update(sampler=sampler, scheduler=None, _fields={**fields, "interrupt": False}, _check=check)
+        fields = {**fields, "interrupt": False}
+        own.update(sampler=sampler, scheduler=None, _pipeline=pipeline, _fields=fields, _check=check)
 
     @property
     def interrupt(self) -> Interrupt:
@@ -69,8 +69,7 @@ class CallbackRun:
         fields = vars(self)["_fields"]
         if name.removeprefix("_") in fields:
             return fields[name.removeprefix("_")]
-        sampler = vars(self)["sampler"]
-        pipeline = sampler.backbone.pipeline
+        sampler, pipeline = vars(self)["sampler"], vars(self)["_pipeline"]
         for place in (sampler, pipeline):
             if place is not None and hasattr(place, name) and not (place is sampler and name.startswith("_")):
                 return getattr(place, name)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vitrail.core.engine.gradients import Gradients
-    from vitrail.core.engine.layout import Layout
-    from vitrail.core.engine.predictor import Predictor
+    from vitrail.core.engine.forwards import Forwards
+    from vitrail.core.engine.gradients import ViewGradients
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.method.backbone import Backbone
     from vitrail.core.method.composition import Composition
 
@@ -23,14 +23,14 @@ def check_gradients(composition: Composition, backbone: Backbone) -> None:
     backbone.check_gradients()
 
 
-def gradients_of(layout: Layout, predictor: Predictor, backbone: Backbone) -> Gradients | None:
+def gradients_of(plan: RunPlan, forwards: Forwards, backbone: Backbone) -> ViewGradients | None:
     """What differentiates the views of a run; None if its method does not."""
-    if NEED not in layout.composition.needs:
+    if NEED not in plan.composition.needs:
         return None
     from vitrail.backbones.vae.perceptual import load_distance
-    from vitrail.core.engine.gradients import Gradients
+    from vitrail.core.engine.gradients import ViewGradients
 
-    return Gradients(layout, predictor, backbone.decoder, lambda weights: load_distance(weights, backbone.device))
+    return ViewGradients(plan, forwards, backbone.decoder, lambda weights: load_distance(weights, backbone.device))
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from vitrail.core.config.loader import Loader
 from vitrail.core.config.overrides import override
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.text_files import read_text
-from vitrail.core.method.composition import Composition, Stage
-from vitrail.core.method.soundness import told
+from vitrail.core.method.composition import Composition
+from vitrail.core.method.stage import Stage
+from vitrail.core.method.validation import told
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
 

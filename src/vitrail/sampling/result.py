@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.comm.trace.recording import Recorder
+    from vitrail.core.engine.plan import RunPlan
 
 
 @frozen(kw_only=True)
@@ -43,6 +44,28 @@ class Plan:
     def model_calls(self) -> int:
         """Rows that the network will see, for one picture."""
         return self.cost.model_calls
+
+    @classmethod
+    def of(cls, plan: RunPlan, native_size: int) -> Plan:
+        """A run's plan in numbers and words.
+
+        Args:
+            plan: Of one picture.
+            native_size: Latent cells of the side that the network was trained at.
+        """
+        stages = [
+            StagePlan(
+                stage=step.stage,
+                size=plan.phase(step).picture,
+                first_step=step.index,
+                num_steps=num_steps,
+                num_views=plan.count_views(step),
+                work=plan.cost_of_step(step).evaluations(native_size**2, len(plan.branches)),
+                strategies=" · ".join(type(strategy).__name__ for _, strategy in plan.stage(step).strategies()),
+            )
+            for step, num_steps in plan.stage_starts()
+        ]
+        return cls(stages=tuple(stages), canvas=plan.canvas, cost=plan.cost(), first_step=plan.first)
 
 
 @frozen(kw_only=True)

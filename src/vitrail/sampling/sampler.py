@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 from attrs import evolve
 
 from vitrail.backbones.loading.source import ModelOptions, adapter_of, find_model
-from vitrail.backbones.rectification.surround import check_rectifications
 from vitrail.comm.backends.in_process import solo
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.log import logger
 from vitrail.core.config.run_config import Dtype, RunConfig
 from vitrail.core.engine.exchange import Exchange
+from vitrail.core.engine.network import check_rectifications
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.inputs import Extras
 from vitrail.errors import ConfigError, Problems
@@ -26,15 +26,14 @@ from vitrail.sampling.discovery import registry
 from vitrail.sampling.methods import composition_of
 from vitrail.sampling.picture_reader import with_pictures
 from vitrail.sampling.recipe import digest_of
-from vitrail.sampling.result import Plan, Report, Result, StagePlan
+from vitrail.sampling.result import Plan, Report, Result
 from vitrail.sampling.run_plugins import attached
 from vitrail.sampling.session import Session
 
 if TYPE_CHECKING:
-    from vitrail.core.engine.forwarding import Forwarding
-    from vitrail.core.engine.loop import Engine
+    from vitrail.core.engine.engine import Engine
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.method.backbone import Backbone
-    from vitrail.sampling.conditioning_cache import Conditions
 
 
 class Sampler:
@@ -182,23 +181,7 @@ class Sampler:
 
     def plan(self, config: RunConfig, extras: Extras | None = None) -> Plan:
         """What a run would do; costs no model call."""
-        engine = self.engine(config, config.seed, extras=extras)
-        stages = []
-        for step, num_steps in engine.stage_starts():
-            stage = self.composition.stages[step.stage]
-            names = " · ".join(type(strategy).__name__ for _, strategy in stage.strategies())
-            stages.append(
-                StagePlan(
-                    stage=step.stage,
-                    size=engine.phases[step.phase].picture,
-                    first_step=step.index,
-                    num_steps=num_steps,
-                    num_views=engine.count_views(step),
-                    work=engine.cost_of_step(step).evaluations(self.backbone.native_size**2, len(engine.branches)),
-                    strategies=names,
-                )
-            )
-        return Plan(stages=tuple(stages), canvas=engine.canvas, cost=engine.cost(), first_step=engine.first)
+        return Plan.of(self.run_plan(config, config.seed, extras), self.backbone.native_size)
 
     def __call__(
         self,
@@ -263,37 +246,33 @@ class Sampler:
         extras, spread = with_pictures(extras or Extras()), spread or Spread()
         with self._stopping() as stop:
             call = Call(config, extras, callback, output_type, spread, stop.is_set, tensor_inputs)
-            return Session(self, call).run()
+            return Session(self._builder(config), call, self).run()
 
-    def conditions(self, config: RunConfig, engine: Engine, extras: Extras) -> Conditions:
-        """What the network is conditioned on, for a callback that looks at it."""
-        builder = Builder(self.backbone, self.composition, (), config)
-        return builder.conditions(extras, engine.phases)
-
-    def engine(
-        self,
-        config: RunConfig,
-        seed: int,
-        exchange: Exchange | None = None,
-        watched: bool = False,
-        extras: Extras | None = None,
-        forwarding: Forwarding | None = None,
-    ) -> Engine:
-        """The loop of one picture, ready to run.
+    def run_plan(self, config: RunConfig, seed: int, extras: Extras | None = None) -> RunPlan:
+        """What the engine will do for one picture; its schedulers are fresh, so it serves for one.
 
         Args:
             config: The run.
             seed: Of this picture.
-            exchange: The ranks; None is one alone.
-            watched: Whether somebody looks at the canvas after every step.
             extras: What else the picture is conditioned on.
-            forwarding: This rank's forwards so far, with what was learnt of its memory.
 
         Raises:
             VitrailError: If the model cannot use the inputs, or a view is too large for it.
         """
-        builder = Builder(self.backbone, self.composition, self.plugins, evolve(config, model=self.model))
-        return builder.engine(seed, extras or Extras(), exchange or Exchange.among(solo()), watched, forwarding)
+        return self._builder(config).plan(seed, extras or Extras())
+
+    def engine(self, config: RunConfig, seed: int, extras: Extras | None = None) -> Engine:
+        """What does the steps of one picture, on one rank; raises as ``run_plan`` does.
+
+        Args:
+            config: The run.
+            seed: Of this picture.
+            extras: What else the picture is conditioned on.
+        """
+        return self._builder(config).engine(self.run_plan(config, seed, extras), Exchange.among(solo()))
+
+    def _builder(self, config: RunConfig) -> Builder:
+        return Builder(self.backbone, self.composition, self.plugins, evolve(config, model=self.model))
 
 
 __all__: Sequence[str] = ["Plan", "Report", "Result", "Sampler", "Spread"]

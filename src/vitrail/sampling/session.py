@@ -19,6 +19,8 @@ from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.checkpoint import Checkpoints, kept_row_batch
 from vitrail.core.engine.cpu_threads import threads_in_bits, threads_of
 from vitrail.core.engine.exchange import Exchange
+from vitrail.core.engine.loop import Loop
+from vitrail.core.engine.relay import are_independent
 from vitrail.core.engine.run_state import Sampled
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CommError, ConfigError, Interrupted, VitrailError
@@ -39,17 +41,26 @@ if TYPE_CHECKING:
 
     from vitrail.comm.protocol import Communicator
     from vitrail.comm.trace.recording import Recorder
-    from vitrail.core.engine.forwarding import Forwarding
-    from vitrail.core.engine.loop import Engine
+    from vitrail.core.engine.engine import Engine
+    from vitrail.core.engine.memory_backoff import MemoryBackoff
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.schedule.step import Step
-    from vitrail.sampling.sampler import Sampler
+    from vitrail.sampling.builder import Builder
 
 
 class Session:
     """A run in work."""
 
-    def __init__(self, sampler: Sampler, call: Call):
-        self._sampler, self._call, self._config, self._spread = sampler, call, call.config, call.spread
+    def __init__(self, builder: Builder, call: Call, sampler: object):
+        """Prepare a run.
+
+        Args:
+            builder: Plans pictures and builds what makes them.
+            call: What the run was called with.
+            sampler: Whose run it is, for a callback that asks.
+        """
+        self._builder, self._sampler = builder, sampler
+        self._call, self._config, self._spread = call, call.config, call.spread
         self._communicator = call.spread.communicator or solo()
         self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
         self._stopped = self._started = False
@@ -57,24 +68,25 @@ class Session:
         self._brought: Any = None  # the caller's, read once
         self._given: dict[str, str] = {}
         self._files: dict[str, str] = {}
-        self._plugins = wrapping(sampler.plugins)
+        self._plugins = wrapping(builder.plugins)
         self._first = 0
         self._split: Communicator | None = None
         self._wanted: tuple[str, ...] = ()  # tensors that the callback is given
         self._caller: Any = None  # what it sees of the picture in work
         self._conditions: Any = None
-        self._forwarding: Forwarding | None = None  # one for all pictures, so that what was learnt stays
+        self._backoff: MemoryBackoff | None = None  # one for all pictures, so that what was learnt stays
+        self._plan: RunPlan | None = None  # of the next picture
         self._workers = 1
 
     def run(self) -> Result:
         """Sample and decode all pictures; the backbone is released afterwards, however it ends."""
         self._communicator.trace.restart()
         try:
-            with threads_of(self._sampler.backbone) as threads:
+            with threads_of(self._builder.backbone) as threads:
                 self._workers = max(1, threads // self._communicator.world_size)
                 return self._run()
         finally:
-            self._sampler.backbone.release()
+            self._builder.backbone.release()
 
     def _run(self) -> Result:
         import torch
@@ -83,12 +95,12 @@ class Session:
         self._image = None if config.image is None else open_picture(config.image)
         self._brought = self._read_image()
         self._given = given_digests(self._call.extras, self._image)
-        self._files = self._sampler.composition.digests()
-        offered = self._sampler.backbone.callback_inputs
+        self._files = self._builder.composition.digests()
+        offered = self._builder.backbone.callback_inputs
         self._wanted = wanted_inputs(self._call.callback, self._call.tensor_inputs, offered)
         seeds = range(config.seed, config.seed + config.num_images)
         try:
-            with without_graph(self._sampler.composition):
+            with without_graph(self._builder.composition):
                 self._check_alike()
                 self._config = self._resolved()
                 checkpoints = self._open_checkpoints()
@@ -159,7 +171,7 @@ class Session:
 
     def _notes(self) -> list[str]:
         """What every rank did for want of memory, on every rank."""
-        communicator, own = self._communicator, list(self._forwarding.notes if self._forwarding else ())
+        communicator, own = self._communicator, list(self._backoff.notes if self._backoff else ())
         if communicator.world_size == 1:
             return own
         every = [communicator.broadcast_object(own, rank) for rank in range(communicator.world_size)]
@@ -167,7 +179,7 @@ class Session:
 
     def _recipe(self, seed: int) -> Recipe:
         config = evolve(self._config, seed=seed, num_images=1)
-        return Recipe.of(config, self._sampler.composition, self._given, self._files, self._plugins)
+        return Recipe.of(config, self._builder.composition, self._given, self._files, self._plugins)
 
     def _resolved(self) -> RunConfig:
         """The run with what is left to this machine decided; the same on every rank."""
@@ -176,24 +188,24 @@ class Session:
         config = self._config
         if config.row_batch is None:
             config = evolve(config, row_batch=kept_row_batch(self._spread.checkpoint, self._communicator))
-        return resolve(config, self._engine(config.seed, self._communicator), self._sampler.backbone)
+        return resolve(config, self._planned(config.seed), self._communicator, self._builder.backbone)
 
     def _check_alike(self) -> None:
         """Whether all ranks mean the same run; costs one exchange."""
         if self._communicator.world_size == 1:
             return
-        engine, recipe = self._engine(self._config.seed, self._communicator), self._recipe(self._config.seed)
-        relays = [engine.can_relay(step) for step, _ in engine.stage_starts()]
+        plan, recipe = self._planned(self._config.seed), self._recipe(self._config.seed)
+        relays = [self._call.callback is None and are_independent(plan, step) for step, _ in plan.stage_starts()]
         facts = {
             "run": json.dumps(attrs.asdict(self._config), sort_keys=True),
-            "composition": repr(self._sampler.composition),
+            "composition": repr(self._builder.composition),
             "versions": json.dumps(recipe.versions, sort_keys=True),
             "given": json.dumps(recipe.given, sort_keys=True),
             "files of strategies": json.dumps(recipe.files, sort_keys=True),
             "plugins": json.dumps(recipe.plugins, sort_keys=True),
             "output": self._call.output_type,
-            "weights": self._sampler.backbone.fingerprint(),
-            "threads an operator (OMP_NUM_THREADS)": str(threads_in_bits(self._sampler.backbone) or 1),
+            "weights": self._builder.backbone.fingerprint(),
+            "threads an operator (OMP_NUM_THREADS)": str(threads_in_bits(self._builder.backbone) or 1),
             "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, relays {relays}",
             "callback": f"given {', '.join(self._wanted)}" if self._call.callback else "none",
             "checkpoint": f"every {self._spread.checkpoint_every}" if self._spread.checkpoint else "none",
@@ -204,7 +216,7 @@ class Session:
         spread = self._spread
         if spread.checkpoint is None:
             return None
-        found = self._sampler.backbone.remembers()
+        found = self._builder.backbone.remembers()
         if found is not None:
             raise ConfigError(
                 f"--checkpoint {spread.checkpoint}: the network remembers earlier forwards ({found.where}), which a "
@@ -214,7 +226,7 @@ class Session:
         kept: dict[str, Any] = {"run": {**recipe.run, "num_images": self._config.num_images}}
         kept |= {"method": recipe.method, "versions": recipe.versions, "given": recipe.given}
         kept |= {name: part for name, part in (("files", recipe.files), ("plugins", recipe.plugins)) if part}
-        threads = threads_in_bits(self._sampler.backbone)
+        threads = threads_in_bits(self._builder.backbone)
         kept |= {} if threads is None else {"OMP_NUM_THREADS": threads}
         checkpoints = Checkpoints(spread.checkpoint, spread.checkpoint_every, kept, self._communicator)
         checkpoints.open(self._device())
@@ -240,11 +252,12 @@ class Session:
         seed: int,
         checkpoints: Checkpoints | None,
     ) -> Sampled:
-        engine = self._engine(seed, communicator)
-        self._first = engine.first
+        plan = evolve(self._planned(seed), row_batch=self._config.row_batch)
+        self._plan, self._first, num_steps = None, plan.first, len(plan.steps())
         if checkpoints is not None and number < len(checkpoints.finished):
-            return Sampled(checkpoints.finished[number].to(self._device()), len(engine.steps()))
-        self._started, model_calls = True, engine.cost().model_calls
+            return Sampled(checkpoints.finished[number].to(self._device()), num_steps)
+        loop = Loop(self._engine(plan, communicator))
+        self._started, model_calls = True, plan.cost().model_calls
         self._log.info(
             "run.started",
             seed=seed,
@@ -253,9 +266,9 @@ class Session:
             width=self._config.width,
             model_calls=model_calls,
         )
-        engine.stages.run_start(len(engine.steps()), engine.canvas, model_calls)
-        start = self._start(engine)
-        self._begin_callback(engine)
+        plan.hooks.run_start(num_steps, plan.canvas, model_calls)
+        start = self._start(loop.engine)
+        self._begin_callback(plan)
         caller = self._caller
 
         def stop() -> bool:
@@ -265,26 +278,26 @@ class Session:
             return caller.guidance_scale, caller.guidance_rescale
 
         def call_back(step: Step, new: Tensor) -> Tensor:
-            return self._call_back(engine, step, new)
+            return self._call_back(plan, step, new)
 
-        with self._sampler.backbone.adapters_kept() if self._call.callback else nullcontext():
-            done = engine.run(start, stop, call_back, checkpoints, guidance if self._call.callback else None)
-        if done.steps < len(engine.steps()):
+        with self._builder.backbone.adapters_kept() if self._call.callback else nullcontext():
+            done = loop.run(start, stop, call_back, checkpoints, guidance if self._call.callback else None)
+        if done.steps < num_steps:
             self._stopped = True
-            done.latents = engine.shown(done)
+            done.latents = loop.shown(done)
             return done
-        engine.stages.run_end(done.latents)
+        plan.hooks.run_end(done.latents)
         if checkpoints is not None:
             checkpoints.finish(done.latents)
         return done
 
     def _start(self, engine: Engine) -> Tensor:
         """The first latents: noise, or a picture with the noise of the step to begin at."""
-        noise, stepper = self._noise(engine), engine.phases[0].stepper
+        noise, stepper = self._noise(engine), engine.plan.phases[0].stepper
         picture = self._picture(engine)
         if picture is None:
             return noise * stepper.init_noise_sigma
-        return stepper.noised(picture, noise, engine.first)
+        return stepper.noised(picture, noise, engine.plan.first)
 
     def _noise(self, engine: Engine) -> Tensor:
         shape, latents = self._shape(engine), self._call.extras.latents
@@ -298,15 +311,15 @@ class Session:
         return latents.to(self._device()).float()
 
     def _shape(self, engine: Engine) -> tuple[int, int, int, int]:
-        canvas = engine.phases[0].canvas
-        return (1, self._sampler.backbone.latent_channels, canvas.height, canvas.width)
+        canvas = engine.plan.phases[0].canvas
+        return (1, self._builder.backbone.latent_channels, canvas.height, canvas.width)
 
     def _read_image(self) -> Any:
         """The picture that the caller brought, before anything is computed; None if it may be latents."""
         import torch
 
         image = self._call.extras.image
-        channels = self._sampler.backbone.latent_channels
+        channels = self._builder.backbone.latent_channels
         shape = tuple(getattr(image, "shape", ()))
         is_floats = isinstance(image, torch.Tensor) and image.is_floating_point()
         if image is None or (is_floats and len(shape) == 4 and shape[:2] == (1, channels)):
@@ -317,10 +330,10 @@ class Session:
         """Latents of the picture to start from, if there is one."""
         from vitrail.sampling.start_picture import pad_picture
 
-        shape, picture, phase = self._shape(engine), self._call.extras.image, engine.phases[0]
+        shape, picture, phase = self._shape(engine), self._call.extras.image, engine.plan.phases[0]
         if picture is None and self._image is None:
             return None
-        backbone = self._sampler.backbone
+        backbone = self._builder.backbone
         if tuple(getattr(picture, "shape", ())) == shape:
             return self._as_canvas(cast("Tensor", picture))
         if picture is not None and self._brought is None:
@@ -334,19 +347,19 @@ class Session:
         noise = engine.streams.normal(shape, "image-latents").to(read.device)
         return backbone.encode(read, noise)
 
-    def _begin_callback(self, engine: Engine) -> None:
+    def _begin_callback(self, plan: RunPlan) -> None:
         """What the callback of a picture sees."""
         config, extras = self._config, self._call.extras
         fields = {
             "guidance_scale": config.guidance_scale,
             "guidance_rescale": config.guidance_rescale,
-            "num_timesteps": len(engine.steps()) - engine.first,
+            "num_timesteps": len(plan.steps()) - plan.first,
             "clip_skip": extras.clip_skip,
             "cross_attention_kwargs": extras.cross_attention_kwargs,
             "joint_attention_kwargs": extras.joint_attention_kwargs,
         }
-        self._caller = CallbackRun(self._sampler, fields, self._check_guidance)
-        self._conditions = self._sampler.conditions(config, engine, extras)
+        self._caller = CallbackRun(self._sampler, self._builder.backbone.pipeline, fields, self._check_guidance)
+        self._conditions = self._builder.conditions(extras, plan.phases)
 
     def _check_guidance(self, scale: float) -> None:
         """Refuse a guidance scale that a callback sets and this run cannot change to."""
@@ -358,7 +371,7 @@ class Session:
                 "encoded to guide away from; begin with a guidance_scale above 1"
             )
         names = [
-            type(g).__name__ for s in self._sampler.composition.stages for g in s.guidance if g.point == "branches"
+            type(g).__name__ for s in self._builder.composition.stages for g in s.guidance if g.point == "branches"
         ]
         if scale <= 1 and names:
             raise ConfigError(
@@ -366,18 +379,18 @@ class Session:
                 f"{names[0]} of the method combines its branches; keep it above 1"
             )
 
-    def _call_back(self, engine: Engine, step: Step, new: Tensor) -> Tensor:
+    def _call_back(self, plan: RunPlan, step: Step, new: Tensor) -> Tensor:
         call, caller = self._call, self._caller
         if call.callback is None:
             return new
-        stepper, guided = engine.phases[step.phase].stepper, caller.do_classifier_free_guidance
+        stepper, guided = plan.phase(step).stepper, caller.do_classifier_free_guidance
         vars(caller)["scheduler"] = stepper.scheduler
         given: dict[str, Any] = {"latents": new} if "latents" in self._wanted else {}
         if self._wanted != tuple(given):
-            made = self._sampler.backbone.callback_tensors(self._conditions.at(step), step, guided)
+            made = self._builder.backbone.callback_tensors(self._conditions.at(step), step, guided)
             given = {name: new if name == "latents" else made[name] for name in self._wanted}
         before, kept, scale = copied(given), new.clone(), caller.guidance_scale
-        answer = call.callback(caller, step.index - engine.first, stepper.timestep(step), dict(given))
+        answer = call.callback(caller, step.index - plan.first, stepper.timestep(step), dict(given))
         latents = taken(answer, given, before, new, guided and not caller.do_classifier_free_guidance)
         changed = caller.guidance_scale != scale or not bool((latents == kept).all())
         if changed:
@@ -394,15 +407,20 @@ class Session:
         told = {f"what callbacks set as {name}": value for name, value in facts.items()}
         agree(self._split, {"the latents that callbacks left": content_digest(latents)} | told)
 
-    def _engine(self, seed: int, communicator: Communicator) -> Engine:
+    def _planned(self, seed: int) -> RunPlan:
+        """The plan of the next picture, made when it is first asked for."""
+        if self._plan is None:
+            self._plan = self._builder.plan(seed, self._call.extras)
+        return self._plan
+
+    def _engine(self, plan: RunPlan, communicator: Communicator) -> Engine:
         exchange = Exchange.among(communicator, self._spread.speeds, self._workers)
-        watched = self._call.callback is not None
-        engine = self._sampler.engine(self._config, seed, exchange, watched, self._call.extras, self._forwarding)
-        self._forwarding = engine.viewing.predictor.forwarding
+        engine = self._builder.engine(plan, exchange, self._call.callback is not None, self._backoff)
+        self._backoff = engine.forwards.backoff
         return engine
 
     def _decode(self, latents: Tensor) -> list[Any]:
-        backbone, config = self._sampler.backbone, self._config
+        backbone, config = self._builder.backbone, self._config
         exchange = Exchange.among(self._communicator, self._spread.speeds, self._workers)
         decode, given = backbone.decode, (exchange, config.wrap, config.memory == "auto")
         with self._communicator.trace.span("compute", "decode"):
@@ -413,4 +431,4 @@ class Session:
         return [backbone.to_pil(picture)[0] for picture in pictures]
 
     def _device(self) -> Any:
-        return self._sampler.backbone.device
+        return self._builder.backbone.device

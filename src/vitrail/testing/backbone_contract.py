@@ -11,8 +11,9 @@ from vitrail.comm.backends.in_process import solo
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.geometry.views import Span, View
+from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.core.method.inputs import Inputs
-from vitrail.core.method.protocols import AttentionRequest, Branch, Predicted, Rows
+from vitrail.core.method.micro_batch import Branch, MicroBatch, ModelOutput
 from vitrail.core.schedule.noise_schedule import Stepper
 from vitrail.core.schedule.streams import Streams
 from vitrail.testing.repeats import DTYPES, same, surroundings, told_dtype
@@ -92,11 +93,11 @@ def _check_rows(backbone: Any, prompt: str) -> None:
         backbone.check_attention(request)
     rows = _rows(backbone, request is not None)
 
-    def predict(asked: Rows, seed: int, dtype: torch.dtype = torch.float32) -> Predicted:
+    def predict(asked: MicroBatch, seed: int, dtype: torch.dtype = torch.float32) -> ModelOutput:
         with surroundings(seed, dtype):
             conditioning = backbone.condition(inputs, request)
             answer = backbone.predict(asked, step, stepper.timestep(step), conditioning)
-        assert isinstance(answer, Predicted), f"predict must return a Predicted, got {type(answer).__name__}"
+        assert isinstance(answer, ModelOutput), f"predict must return a ModelOutput, got {type(answer).__name__}"
         return answer
 
     given = rows.model_input.clone()
@@ -118,12 +119,12 @@ def _check_rows(backbone: Any, prompt: str) -> None:
         same((output, whole.attention), (other.model_output, other.attention), told_dtype("a prediction", dtype))
 
 
-def _rows(backbone: Any, capture: bool) -> Rows:
+def _rows(backbone: Any, capture: bool) -> MicroBatch:
     side, channels = backbone.native_size, backbone.latent_channels
     branches: list[Branch] = ["uncond", "cond", "uncond", "cond"]
     views = [View(Span(top, side), Span(0, side)) for top in (0, 0, side, side)]
     cells = Streams(0).normal((2, channels, side, side), "rows").to(_device(backbone))
-    return Rows(cells.repeat_interleave(2, 0), branches, views, capture=[1] if capture else [])
+    return MicroBatch(cells.repeat_interleave(2, 0), branches, views, capture=[1] if capture else [])
 
 
 def _request(backbone: Any) -> AttentionRequest | None:
@@ -133,7 +134,7 @@ def _request(backbone: Any) -> AttentionRequest | None:
     return AttentionRequest(kind="joint") if "joint-attention-maps" in backbone.offers else None
 
 
-def _check_maps(answer: Predicted, request: AttentionRequest | None) -> None:
+def _check_maps(answer: ModelOutput, request: AttentionRequest | None) -> None:
     """One map for the captured row."""
     if request is None or not answer.has_content:
         return

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.geometry.views import Span, View
-from vitrail.core.method.calls import Asked
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.returned_values import check_fused
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.step import Step
@@ -49,7 +49,7 @@ def _play(strategy: Any, exchange: Exchange) -> list[Tensor]:
 def _check_fused(strategy: Any, step: Step, views: tuple[View, ...]) -> None:
     fused, expected, latents = _fused(strategy, step, views)
     with contract():
-        check_fused(Asked("fusion", strategy, step), fused, latents)
+        check_fused(StrategyCall("fusion", strategy, step), fused, latents)
     assert bool(fused.isfinite().all()), f"not finite at {told(step)}"
     torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(fused, _fused(strategy, step, views)[0]), "the same views must fuse to the same canvas"

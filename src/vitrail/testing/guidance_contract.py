@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vitrail.comm.backends.in_process import solo
 from vitrail.core.engine.exchange import Exchange
-from vitrail.core.engine.guidance_context import Branches, Scene, Start, subject_tensor
+from vitrail.core.engine.guidance_context import Branches, GuidanceContext, Start, subject_tensor
 from vitrail.core.geometry.views import Canvas, Outline, Patches, Span, View
-from vitrail.core.method.calls import Asked
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.members import OptionalGuidance, speaks
 from vitrail.core.method.returned_values import check_branches, check_cost, check_guided
 from vitrail.core.schedule.prediction import Prediction
@@ -57,7 +57,7 @@ def _check_costs(strategy: Any) -> None:
     own, canvas = OptionalGuidance.of(strategy), Canvas(16, 16, 8, cell=CELL)
     with contract():
         for step in (*make_steps("v_prediction", phase=0), *make_steps("v_prediction", phase=1)):
-            asked = Asked("guidance", strategy, step)
+            asked = StrategyCall("guidance", strategy, step)
             check_cost(asked, "cost", own.cost(step, canvas, 2))
             check_cost(asked, "cost_of_views", own.cost_of_views(step, Outline.of(Patches(VIEWS)), 2))
 
@@ -87,14 +87,14 @@ def _played(strategy: Any, exchange: Exchange, kinds: Sequence[PredictionType]) 
     return answers
 
 
-def _checked(strategy: Any, step: Step, subject: Any, scene: Scene, state: Any) -> tuple[Any, Any]:
+def _checked(strategy: Any, step: Step, subject: Any, scene: GuidanceContext, state: Any) -> tuple[Any, Any]:
     """The answer to one question and the new state."""
     before, around = [each.clone() for each in _within(subject)], [tensor.clone() for tensor in _around(scene)]
     pair = strategy.guide(step, subject, scene, state)
     assert isinstance(pair, tuple) and len(pair) == 2, f"expected (subject, state), got {type(pair).__name__}"
     guided, new = pair
     with contract():
-        check_guided(Asked("guidance", strategy, step), subject, guided, strategy.point)
+        check_guided(StrategyCall("guidance", strategy, step), subject, guided, strategy.point)
     assert bool(subject_tensor(guided).isfinite().all()), f"not finite at {told(step)}"
     assert all(map(torch.equal, _within(subject), before)), "guidance must not write into its input"
     assert all(map(torch.equal, _around(scene), around)), "guidance must not write into the scene"
@@ -113,7 +113,7 @@ def _check_follows(
     version = len(spoken) - 1 - strategy.lag(step)
     followed = strategy.follow(step, subject, key, spoken[version] if version >= 0 else None)
     with contract():
-        check_guided(Asked("guidance", strategy, step), subject, followed, strategy.point)
+        check_guided(StrategyCall("guidance", strategy, step), subject, followed, strategy.point)
     equal = torch.equal(followed.model_output, guided.model_output)
     assert equal, f"`guide` must equal `follow` with the message that `lag` names, not so at {told(step)}"
 
@@ -125,7 +125,7 @@ def _within(subject: Any) -> list[Tensor]:
     return [subject.latents, subject.model_output] if isinstance(subject, Prediction) else [subject]
 
 
-def _around(scene: Scene) -> list[Tensor]:
+def _around(scene: GuidanceContext) -> list[Tensor]:
     """The tensors of a scene."""
     start = [] if scene.start is None else [scene.start.clean, scene.start.noise, scene.start.picture]
     return [tensor for tensor in (scene.mask, *start) if tensor is not None]
@@ -138,14 +138,14 @@ def _subject(guidance: Any, step: Step, seed: int) -> Any:
     if guidance.point == "branches":
         wanted = OptionalGuidance.of(guidance).branches(step)
         with contract():
-            check_branches(Asked("guidance", guidance, step), wanted, ("uncond", "cond"))
+            check_branches(StrategyCall("guidance", guidance, step), wanted, ("uncond", "cond"))
         shape, streams = made.latents.shape, Streams(seed)
         rows = {branch: streams.normal(tuple(shape), branch) for branch in ("uncond", "cond", *wanted)}
         return Branches(rows, 2.0, made.model_output, made.latents)
     return made.latents if guidance.point in ("before", "inputs", "after") else made
 
 
-def _scene(step: Step, strategy: Any, exchange: Exchange, masked: bool) -> Scene:
+def _scene(step: Step, strategy: Any, exchange: Exchange, masked: bool) -> GuidanceContext:
     """Of a canvas of twice the training size; what is asked of the network is answered with the question."""
     point = strategy.point
     of_views = point in OF_VIEWS
@@ -153,7 +153,7 @@ def _scene(step: Step, strategy: Any, exchange: Exchange, masked: bool) -> Scene
     canvas, streams = Canvas(side, side, native, cell=CELL), Streams(5)
     clean, noise = (streams.normal((1, CHANNELS, side, side), name) for name in ("clean", "noise"))
     picture = 2 * streams.uniform((1, 3, side * CELL, side * CELL), "picture") - 1
-    return Scene(
+    return GuidanceContext(
         mask=Streams(3).uniform((1, 1, 8, 8), "mask") if masked and point in ("views", "canvas") else None,
         patches=Patches(VIEWS) if of_views else None,
         canvas=canvas,

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from vitrail.core.engine.exchange import Exchange
-from vitrail.core.engine.guidance_context import Memory
 from vitrail.core.geometry.views import Canvas, Span, View
-from vitrail.core.method.calls import Asked
-from vitrail.core.method.protocols import AttentionRequest, Predicted
+from vitrail.core.method.attention_maps import AttentionRequest, KeptMaps
+from vitrail.core.method.calls import StrategyCall
+from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.core.method.returned_values import check_mask, outside
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.step import PredictionType, Step
@@ -60,12 +60,12 @@ def _played(strategy: Any, kinds: Sequence[PredictionType]) -> list[Tensor | Non
     return masks
 
 
-def _predicted(key: Prediction, maps: str, seed: int) -> Predicted:
+def _predicted(key: Prediction, maps: str, seed: int) -> ModelOutput:
     """What the network said of the key view, with what was captured."""
     attention = Streams(seed).uniform(SHAPE, "attention") if maps in ("attention", "no content") else None
-    remembered = Memory(("fox", "snow"), Streams(0).uniform((1, 2, 16, 16), "maps")) if maps == "memory" else None
+    remembered = KeptMaps(("fox", "snow"), Streams(0).uniform((1, 2, 16, 16), "maps")) if maps == "memory" else None
     output = key.model_output[None]
-    return Predicted(
+    return ModelOutput(
         output,
         attention,
         has_content=maps != "no content",
@@ -76,13 +76,15 @@ def _predicted(key: Prediction, maps: str, seed: int) -> Predicted:
     )
 
 
-def _checked(strategy: Any, step: Step, key: Prediction, predicted: Predicted, state: Any) -> tuple[Tensor | None, Any]:
+def _checked(
+    strategy: Any, step: Step, key: Prediction, predicted: ModelOutput, state: Any
+) -> tuple[Tensor | None, Any]:
     before = key.model_output.clone(), key.latents.clone()
     pair = strategy.mask(step, key, predicted, state)
     assert isinstance(pair, tuple) and len(pair) == 2, f"expected (mask, state), got {type(pair).__name__}"
     mask, new = pair
     with contract():
-        check_mask(Asked("masking", strategy, step), mask, key.latents, SHAPE[-2:])
+        check_mask(StrategyCall("masking", strategy, step), mask, key.latents, SHAPE[-2:])
     assert mask is None or not int(outside(mask)), f"a mask lies in [0, 1], not so at {told(step)}"
     kept = (key.model_output == before[0]).all() and (key.latents == before[1]).all()
     assert bool(kept), "masking must not write into what it receives"

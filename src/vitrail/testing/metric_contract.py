@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.core.method.members import OptionalEye
+from vitrail.core.method.members import OptionalFeatureExtractor
 from vitrail.core.method.metric import Column, Shown
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
@@ -115,7 +115,7 @@ def check_features(features: Any, pictures: Tensor | None = None) -> None:
         assert not torch.allclose(found[0], found[1], rtol=1e-4), f"{look.__name__}: unlike pictures look alike"
     sums = chosen.probabilities(pictures).sum(dim=1)
     assert bool((sums - 1).abs().max() < 1e-4), "probabilities must add up to one"
-    digests = [OptionalEye.of(each).digest for each in (chosen, copy.deepcopy(chosen))]
+    digests = [OptionalFeatureExtractor.of(each).digest for each in (chosen, copy.deepcopy(chosen))]
     assert digests[0] == digests[1], "the same files must have the same digest"
 
 

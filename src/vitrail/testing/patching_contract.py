@@ -9,10 +9,10 @@ import torch
 from attrs import evolve
 
 from vitrail.core.config.run_config import Wrap
-from vitrail.core.engine.assembly import permute_views, restore_order
 from vitrail.core.engine.exchange import Exchange
+from vitrail.core.engine.micro_batches import permute_views, restore_order
 from vitrail.core.geometry.views import Canvas, Outline, Patches, View
-from vitrail.core.method.calls import Asked
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.members import OptionalPatching, has_own
 from vitrail.core.method.returned_values import check_granularity, check_patches, check_permutation, uncovered
 from vitrail.core.schedule.step import Step
@@ -75,7 +75,7 @@ def _play(strategy: Any, exchange: Exchange) -> Any:
 def _fitting(strategy: Any, canvas: Canvas) -> Canvas:
     """The canvas with sides that the patching can live with: padded, or another picture where its ends meet."""
     with contract():
-        down, right = check_granularity(Asked("patching", strategy), strategy.granularity(canvas))
+        down, right = check_granularity(StrategyCall("patching", strategy), strategy.granularity(canvas))
     if canvas.wraps("y"):
         canvas = evolve(canvas, height=canvas.height + -canvas.height % down)
     if canvas.wraps("x"):
@@ -86,7 +86,7 @@ def _fitting(strategy: Any, canvas: Canvas) -> Canvas:
 def _check_patches(strategy: Any, step: Step, canvas: Canvas) -> Patches:
     patches = strategy.patch(step, canvas, CHANNELS, Streams(1))
     assert isinstance(patches, Patches), f"expected Patches, got {type(patches).__name__}"
-    asked = Asked("patching", strategy, step)
+    asked = StrategyCall("patching", strategy, step)
     with contract():
         check_patches(asked, patches, canvas, shows_whole=False)
         check_permutation(asked, patches, CHANNELS)

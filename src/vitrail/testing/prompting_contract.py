@@ -6,9 +6,9 @@ import itertools
 from typing import Any
 
 from vitrail.core.engine.exchange import Exchange
-from vitrail.core.engine.guidance_context import Memory
 from vitrail.core.geometry.views import Canvas, Span, View
-from vitrail.core.method.calls import Asked
+from vitrail.core.method.attention_maps import KeptMaps
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.returned_values import check_texts
 from vitrail.core.schedule.streams import Streams
 from vitrail.testing.instances import contract, instance_of
@@ -36,13 +36,13 @@ def check_prompting(prompting: Any) -> None:
 
 
 def _play(strategy: Any, exchange: Exchange | None = None) -> Any:
-    memory = Memory(("fox", "snow"), Streams(0).uniform((1, 2, 16, 16), "maps"))
+    memory = KeptMaps(("fox", "snow"), Streams(0).uniform((1, 2, 16, 16), "maps"))
     every = []
     asked = itertools.product(make_steps("v_prediction"), (None, NEGATIVE), (VIEWS, VIEWS[:1]), (None, memory))
     for step, negative, views, known in asked:
         texts = strategy.texts(step, PROMPT, negative, views, CANVAS, known)
         with contract():
-            check_texts(Asked("prompting", strategy), texts, len(views))
+            check_texts(StrategyCall("prompting", strategy), texts, len(views))
         again = strategy.texts(step, PROMPT, negative, views, CANVAS, known)
         assert texts == again, "texts must not change by themselves"
         every.append(texts)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.geometry.views import Span, View
-from vitrail.core.method.calls import Asked
-from vitrail.core.method.protocols import Forward, Rows
+from vitrail.core.method.calls import StrategyCall
+from vitrail.core.method.micro_batch import MicroBatch
+from vitrail.core.method.protocols import Forward
 from vitrail.core.method.returned_values import check_context
 from vitrail.core.schedule.step import Step
 from vitrail.core.schedule.streams import Streams
@@ -91,10 +92,10 @@ def _applied(strategy: Any, network: torch.nn.Module, step: Step, native_size: i
     """The context of one call."""
     side = 2 * native_size
     cells = torch.zeros(1, 4, side, side, dtype=torch.float32, device="cpu")
-    rows = Rows(cells, branches=["cond"], views=[View(Span(0, side), Span(0, side))])
+    rows = MicroBatch(cells, branches=["cond"], views=[View(Span(0, side), Span(0, side))])
     forward = Forward(network=network, step=step, rows=rows, native_size=native_size, streams=Streams(0))
     with contract():
-        return check_context(Asked("rectification", strategy, step), strategy.apply(forward))
+        return check_context(StrategyCall("rectification", strategy, step), strategy.apply(forward))
 
 
 def _asked(network: torch.nn.Module, ask: Ask) -> Tensor:

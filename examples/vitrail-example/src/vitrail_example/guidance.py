@@ -10,7 +10,7 @@ from attrs import validators as v
 from vitrail.core.method.protocols import Point
 
 if TYPE_CHECKING:
-    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
 
@@ -30,7 +30,7 @@ class ClampClean:
     def init(self) -> None:
         """No state."""
 
-    def guide(self, step: Step, subject: Prediction, scene: Scene, state: None) -> tuple[Prediction, None]:
+    def guide(self, step: Step, subject: Prediction, scene: GuidanceContext, state: None) -> tuple[Prediction, None]:
         """The canvas's prediction without outliers."""
         clean = subject.clean
         limit = clean.abs().flatten(2).quantile(self.quantile, dim=2)[..., None, None]

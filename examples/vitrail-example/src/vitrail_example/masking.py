@@ -14,7 +14,7 @@ from vitrail.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.method.protocols import Predicted
+    from vitrail.core.method.micro_batch import ModelOutput
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
 
@@ -36,7 +36,7 @@ class Center:
     def init(self) -> None:
         """No state."""
 
-    def mask(self, step: Step, key: Prediction, predicted: Predicted, state: None) -> tuple[Tensor, None]:
+    def mask(self, step: Step, key: Prediction, predicted: ModelOutput, state: None) -> tuple[Tensor, None]:
         """The same disc at every step, Float32[Tensor, "batch 1 height width"]; the padding lies beyond the edge."""
         sides = zip(predicted.view.shape, predicted.inner, strict=True)
         ys, xs = (key.latents.new_tensor([(2 * i + 1) / n - 1 for i in range(count)]) for count, n in sides)
@@ -70,7 +70,7 @@ class PictureMask:
     def init(self) -> None:
         """No state."""
 
-    def mask(self, step: Step, key: Prediction, predicted: Predicted, state: None) -> tuple[Tensor, None]:
+    def mask(self, step: Step, key: Prediction, predicted: ModelOutput, state: None) -> tuple[Tensor, None]:
         """The same mask at every step, Float32[Tensor, "batch 1 height width"]; the padding repeats its edge."""
         import torch.nn.functional as F
         from PIL import Image

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from attrs import define, field, frozen
 from torch import Tensor
 
-from vitrail.core.method.protocols import Over
+from vitrail.core.method.attention_maps import Over
 from vitrail.errors import CapabilityError, PredictionError
 
 MOST_SCORES = 2**24  # float32 scores at a time, 64 MiB; their exponentials take as much again
@@ -21,7 +21,7 @@ _STANCE = threading.RLock()  # whether compiled code runs is one setting for all
 
 
 @frozen(eq=False)
-class Heads:
+class AttentionHeads:
     """What a layer's map is computed from.
 
     Attributes:
@@ -39,7 +39,7 @@ class Heads:
     first_token: int = 0
 
 
-Read = Callable[[Any, Tensor, Any, Mapping[str, Any], list[int]], Heads]
+Read = Callable[[Any, Tensor, Any, Mapping[str, Any], list[int]], AttentionHeads]
 
 
 @define
@@ -127,7 +127,7 @@ class Maps:
         return grown
 
 
-def attention_to(heads: Heads, columns: Sequence[int], over: Over = "mean", most: int = MOST_SCORES) -> Tensor:
+def attention_to(heads: AttentionHeads, columns: Sequence[int], over: Over = "mean", most: int = MOST_SCORES) -> Tensor:
     """How much of their attention cells pay to some keys: softmax(q k^T scale + bias) in float32, the mean over heads.
 
     Args:
@@ -143,7 +143,7 @@ def attention_to(heads: Heads, columns: Sequence[int], over: Over = "mean", most
     return shares.mean(-1) if over == "mean" else shares.amax(-1)
 
 
-def shares_of(heads: Heads, columns: Sequence[int], most: int = MOST_SCORES) -> Tensor:
+def shares_of(heads: AttentionHeads, columns: Sequence[int], most: int = MOST_SCORES) -> Tensor:
     """The shares of attention that cells pay to each of some keys, Float32[Tensor, "batch cells columns"].
 
     See ``attention_to``.
@@ -231,7 +231,7 @@ def capture_maps(
         yield maps
 
 
-def read_cross(attention: Any, hidden: Tensor, text: Any, given: Mapping[str, Any], rows: list[int]) -> Heads:
+def read_cross(attention: Any, hidden: Tensor, text: Any, given: Mapping[str, Any], rows: list[int]) -> AttentionHeads:
     """Queries of the cells and keys of the text, as diffusers' processors for U-Nets make them.
 
     Its modules are called, so that what hangs on them counts: LoRA, offloading, casts.
@@ -248,7 +248,7 @@ def read_cross(attention: Any, hidden: Tensor, text: Any, given: Mapping[str, An
         mask = mask.view(batch, attention.heads, -1, mask.shape[-1])[rows]
     query = split_heads(attention.to_q(hidden), attention.heads, attention.norm_q)
     key = split_heads(attention.to_k(words), attention.heads, attention.norm_k)
-    return Heads(query, key, attention.scale, mask)
+    return AttentionHeads(query, key, attention.scale, mask)
 
 
 @contextmanager

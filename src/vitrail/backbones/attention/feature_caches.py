@@ -18,13 +18,13 @@ import torch
 from attrs import define
 from torch import nn
 
-from vitrail.core.engine.forwarding import is_out_of_memory
-from vitrail.core.engine.remembering import Remembering
-from vitrail.core.method.protocols import Predicted
+from vitrail.core.engine.memory_backoff import is_out_of_memory
+from vitrail.core.method.backbone import ForwardCaching
+from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.errors import CapabilityError, OutOfMemory
 
 if TYPE_CHECKING:
-    from vitrail.core.method.protocols import Rows
+    from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.step import Step
 
 REGISTRY = "_diffusers_hook"  # where diffusers keeps a module's hooks
@@ -39,7 +39,7 @@ CONSTANT = (
 )  # no call changes them, or they are the network
 
 
-def find_kept(*networks: Any) -> Remembering | None:
+def find_kept(*networks: Any) -> ForwardCaching | None:
     """What networks keep of earlier forwards; None if nothing.
 
     Args:
@@ -50,13 +50,13 @@ def find_kept(*networks: Any) -> Remembering | None:
         name, hook = hooks[0]
         by_name = all(_by_name(each) for _, each in hooks) and not any(True for _ in _stateful(*networks[1:]))
         remedy = "switch the cache off (disable_cache of the network, or remove its hooks), or use method 'direct'"
-        return Remembering(where=f"{type(hook).__name__} in {name or 'the network'}", by_name=by_name, remedy=remedy)
+        return ForwardCaching(where=f"{type(hook).__name__} in {name or 'the network'}", by_name=by_name, remedy=remedy)
     for name, module in _modules(*networks):
         forward = vars(module).get("forward")
         if forward is not None and not _is_of_library(forward) and _can_keep(forward, set()):
             where = f"the replaced forward of {name or 'the network'}"
             remedy = "put the network's own forward back (e.g. DeepCache's helper.disable()), or use method 'direct'"
-            return Remembering(where=where, by_name=False, remedy=remedy)
+            return ForwardCaching(where=where, by_name=False, remedy=remedy)
     return None
 
 
@@ -67,12 +67,12 @@ def forget(*networks: Any) -> None:
 
 
 @define(eq=False)
-class KeptForwards:
+class FeatureCaches:
     """The forwards of one picture through a network that remembers them.
 
     Attributes:
         networks: The denoiser first.
-        by_name: See ``Remembering``.
+        by_name: See ``ForwardCaching``.
         number: Of this picture; no other of this process has it.
         is_alone: Whether no other thread is at work with the networks.
         place: The phase and stage of the last forward.
@@ -84,7 +84,7 @@ class KeptForwards:
     is_alone: Callable[[], bool]
     place: tuple[int, int] | None = None
 
-    def forward(self, rows: Rows, step: Step, ask: Callable[[Rows], Predicted]) -> Predicted:
+    def forward(self, rows: MicroBatch, step: Step, ask: Callable[[MicroBatch], ModelOutput]) -> ModelOutput:
         """A micro-batch: row by row, each with what was kept of itself, or as it is.
 
         Args:
@@ -100,7 +100,7 @@ class KeptForwards:
         try:
             if not self.by_name:
                 return ask(rows)
-            return Predicted.join([self._row(row, step, ask) for row in rows.cut(1)])
+            return ModelOutput.join([self._row(row, step, ask) for row in rows.cut(1)])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -119,7 +119,7 @@ class KeptForwards:
             forget(*self.networks)
         self.place = (step.phase, step.stage)
 
-    def _row(self, row: Rows, step: Step, ask: Callable[[Rows], Predicted]) -> Predicted:
+    def _row(self, row: MicroBatch, step: Step, ask: Callable[[MicroBatch], ModelOutput]) -> ModelOutput:
         name = f"{self.number}/{self.place}/{row.views[0]}/{row.branches[0]}"
         with named(self.networks[0], name, step):
             return ask(row)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.backbones.attention.cross_attention import Heads, Maps, split_heads, watched
-from vitrail.core.method.protocols import Over
+from vitrail.backbones.attention.cross_attention import AttentionHeads, Maps, split_heads, watched
+from vitrail.core.method.attention_maps import Over
 from vitrail.errors import CapabilityError
 
 
@@ -64,10 +64,12 @@ def capture_joint_maps(
         yield maps
 
 
-def read_joint(attention: Any, hidden: Tensor, text: Tensor, given: Mapping[str, Any], rows: list[int]) -> Heads:
+def read_joint(
+    attention: Any, hidden: Tensor, text: Tensor, given: Mapping[str, Any], rows: list[int]
+) -> AttentionHeads:
     """Queries of the cells, keys of cells and text, as diffusers' ``JointAttnProcessor2_0`` makes them."""
     hidden, words = hidden[rows], text[rows]
     query = split_heads(attention.to_q(hidden), attention.heads, attention.norm_q)
     cells = split_heads(attention.to_k(hidden), attention.heads, attention.norm_k)
     tokens = split_heads(attention.add_k_proj(words), attention.heads, attention.norm_added_k)
-    return Heads(query, torch.cat([cells, tokens], 2), attention.scale, None, cells.shape[2])
+    return AttentionHeads(query, torch.cat([cells, tokens], 2), attention.scale, None, cells.shape[2])

@@ -15,10 +15,11 @@ from vitrail.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.backbones.attention.feature_caches import KeptForwards
+    from vitrail.backbones.attention.feature_caches import FeatureCaches
     from vitrail.core.geometry.views import Span, View
+    from vitrail.core.method.attention_maps import AttentionRequest
     from vitrail.core.method.inputs import Inputs
-    from vitrail.core.method.protocols import AttentionRequest, Branch, Rows
+    from vitrail.core.method.micro_batch import Branch, MicroBatch
 
 Layout = Literal["global", "spatial"]
 
@@ -41,7 +42,7 @@ class Given:
     scale: int = 1
     texts: Mapping[str, Mapping[Branch, Tensor]] = field(factory=dict)
 
-    def rows(self, rows: Rows) -> Tensor:
+    def rows(self, rows: MicroBatch) -> Tensor:
         """One entry a row and picture, in the order of the micro-batch."""
         batch = len(rows.model_input) // len(rows.branches)
         parts = []
@@ -75,7 +76,7 @@ class Conditioning:
     inputs: Inputs
     pack: Any = None
     in_turn: bool = False
-    kept: KeptForwards | None = None
+    kept: FeatureCaches | None = None
     words: tuple[tuple[int, ...], ...] = field(converter=as_tuple, default=())
 
     def also(self, text: str, other: Conditioning) -> Conditioning:
@@ -97,7 +98,7 @@ class Conditioning:
         (values,) = (given.values for given in self.given if given.name == name)
         return torch.cat([values["uncond"], values["cond"]]) if guided else values["cond"]
 
-    def rows(self, rows: Rows) -> dict[str, Tensor]:
+    def rows(self, rows: MicroBatch) -> dict[str, Tensor]:
         """Every tensor for a micro-batch, by name."""
         return {given.name: given.rows(rows) for given in self.given}
 

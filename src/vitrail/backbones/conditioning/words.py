@@ -8,7 +8,7 @@ from typing import Any
 from attrs import field, frozen
 
 from vitrail.core.config.fields import as_tuple
-from vitrail.core.method.protocols import AttentionRequest
+from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.errors import ConfigError
 
 END, BEGIN = "</w>", "▁"  # CLIP marks a word's last piece, T5 its first

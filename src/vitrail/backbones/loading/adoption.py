@@ -6,41 +6,22 @@ import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
-
 from vitrail.backbones.attention.cross_attention import eager
-from vitrail.core.config.fields import as_tuple
+from vitrail.backbones.model_family import PipelinePart
 from vitrail.core.schedule.noise_schedule import Stepper
 from vitrail.errors import CapabilityError, Problems, VitrailError
 
 if TYPE_CHECKING:
-    from vitrail.backbones.pipeline_backbone import Family
-
-
-@frozen
-class Part:
-    """A component of a pipeline that a run needs.
-
-    Attributes:
-        name: As the pipeline calls it.
-        classes: Of diffusers or transformers, one of which it is, or a subclass; () for any.
-        remedy: What to do if it is not there; "" if a run may do without.
-        encodes: Whether it is needed to encode a text, so that a run with embeddings does without.
-    """
-
-    name: str
-    classes: tuple[str, ...] = field(converter=as_tuple, default=())
-    remedy: str = ""
-    encodes: bool = False
+    from vitrail.backbones.model_family import ModelFamily
 
 
 VAES = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny", "ConsistencyDecoderVAE")
-SCHEDULER = Part("scheduler", remedy="give one of diffusers' schedulers")
+SCHEDULER = PipelinePart("scheduler", remedy="give one of diffusers' schedulers")
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 STEPS = 4  # that a scheduler is asked for
 
 
-def check_adopted(pipe: Any, family: Family) -> None:
+def check_adopted(pipe: Any, family: ModelFamily) -> None:
     """Refuse a pipeline that a run would stumble over, before anything is computed.
 
     Args:
@@ -59,7 +40,7 @@ def check_adopted(pipe: Any, family: Family) -> None:
     problems.tell()
 
 
-def check_parts(pipe: Any, family: Family) -> None:
+def check_parts(pipe: Any, family: ModelFamily) -> None:
     """Refuse parts that are missing or of a class that is not served; they may change between calls.
 
     Args:
@@ -76,12 +57,12 @@ def check_parts(pipe: Any, family: Family) -> None:
     family.check(pipe)  # reads configs of these parts
 
 
-def missing_encoders(pipe: Any, family: Family) -> list[str]:
+def missing_encoders(pipe: Any, family: ModelFamily) -> list[str]:
     """The parts that a text would need to be encoded, and that are not there."""
     return [part.name for part in family.parts if part.encodes and getattr(pipe, part.name, None) is None]
 
 
-def _wrong(pipe: Any, part: Part, name: str) -> Iterator[str]:
+def _wrong(pipe: Any, part: PipelinePart, name: str) -> Iterator[str]:
     """What is wrong with one part."""
     found = getattr(pipe, part.name, None)
     if found is None:
@@ -103,7 +84,7 @@ def _wrong(pipe: Any, part: Part, name: str) -> Iterator[str]:
             )
 
 
-def _check_scheduler(pipe: Any, family: Family) -> None:
+def _check_scheduler(pipe: Any, family: ModelFamily) -> None:
     """Refuse a scheduler whose steps cannot be read, or whose timesteps do not fall.
 
     Args:

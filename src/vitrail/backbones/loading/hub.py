@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitrail.backbones.loading.folder import INDEX, UNUSED
 from vitrail.errors import ModelError
-
-if TYPE_CHECKING:
-    from vitrail.backbones.loading.source import ModelSource
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -34,26 +31,26 @@ def fetch_index(model: str, revision: str | None, where: str) -> Path:
         raise ModelError(_told(error, INDEX, model, revision, where)) from error
 
 
-def fetch_parts(pipeline: Any, source: ModelSource) -> Path:
+def fetch_parts(pipeline: Any, location: str, revision: str | None, variant: str | None, where: str) -> Path:
     """The cache folder with all parts of a model that are loaded; fetches what is not there, unless offline.
 
     Args:
         pipeline: The diffusers class.
-        source: Of kind ``hub``.
+        location: ``org/name``.
+        revision: As for ``fetch_index``.
+        variant: Of the weight files; the plain ones if unset.
+        where: How an error begins.
 
     Raises:
         ModelError: As ``fetch_index``.
     """
-    options, where = source.options, f"model {source.name!r}: "
     if is_offline():
-        return fetch_index(source.location, options.revision, where)
+        return fetch_index(location, revision, where)
     unused = dict.fromkeys(UNUSED)
     try:
-        found = pipeline.download(
-            source.location, revision=options.revision, variant=options.variant, use_safetensors=True, **unused
-        )
+        found = pipeline.download(location, revision=revision, variant=variant, use_safetensors=True, **unused)
     except Exception as error:
-        raise ModelError(_told(error, "a part", source.location, options.revision, where)) from error
+        raise ModelError(_told(error, "a part", location, revision, where)) from error
     return Path(found)
 
 

@@ -15,7 +15,7 @@ from vitrail.backbones.loading.weights import align, check_filled
 from vitrail.core.config.ambient import plain_defaults
 from vitrail.core.config.log import logger
 from vitrail.core.config.safetensors_header import read_header
-from vitrail.core.engine.forwarding import REMEDIES, is_out_of_memory
+from vitrail.core.engine.memory_backoff import REMEDIES, is_out_of_memory
 from vitrail.errors import ConfigError, ModelError, OutOfMemory, shortened
 
 if TYPE_CHECKING:
@@ -60,7 +60,11 @@ def load_pipeline(source: ModelSource, device: str | None = None) -> Any:
 
 def _from_folder(pipeline: Any, source: ModelSource) -> Any:
     is_hub = source.kind == "hub"
-    folder = fetch_parts(pipeline, source) if is_hub else Path(source.location)
+    folder = Path(source.location)
+    if is_hub:
+        options = source.options
+        where = f"model {source.name!r}: "
+        folder = fetch_parts(pipeline, source.location, options.revision, options.variant, where)
     index = read_index(folder, f"model {source.name!r}: ")
     ending = remedy(source.location, source.options.revision) if is_hub else ""
     check_folder(folder, index, source.options.variant, source.name, ending)

@@ -39,7 +39,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {  # pipeline class -> part -> ho
 
 
 @frozen
-class Family:
+class CheckpointFamily:
     """A released architecture whose configuration ships in ``configs``.
 
     Attributes:
@@ -52,13 +52,13 @@ class Family:
 
 
 FAMILIES = {
-    "sd-1.5": Family("StableDiffusionPipeline", 859_520_964),
-    "sd-2.1": Family("StableDiffusionPipeline", 865_910_724),  # velocity, 768 pixels
-    "sd-2.1-base": Family("StableDiffusionPipeline", 865_910_724),  # noise, 512 pixels
-    "sdxl": Family("StableDiffusionXLPipeline", 2_567_463_684),
-    "sd3": Family("StableDiffusion3Pipeline", 2_084_951_104),
-    "sd3.5-medium": Family("StableDiffusion3Pipeline", 2_469_663_936),
-    "sd3.5-large": Family("StableDiffusion3Pipeline", 8_146_280_768),
+    "sd-1.5": CheckpointFamily("StableDiffusionPipeline", 859_520_964),
+    "sd-2.1": CheckpointFamily("StableDiffusionPipeline", 865_910_724),  # velocity, 768 pixels
+    "sd-2.1-base": CheckpointFamily("StableDiffusionPipeline", 865_910_724),  # noise, 512 pixels
+    "sdxl": CheckpointFamily("StableDiffusionXLPipeline", 2_567_463_684),
+    "sd3": CheckpointFamily("StableDiffusion3Pipeline", 2_084_951_104),
+    "sd3.5-medium": CheckpointFamily("StableDiffusion3Pipeline", 2_469_663_936),
+    "sd3.5-large": CheckpointFamily("StableDiffusion3Pipeline", 8_146_280_768),
 }
 CHANNELS = {
     5: "a depth-to-image model",
@@ -152,7 +152,7 @@ def config_of(header: Header, wanted: str | None, where: str) -> tuple[str, Path
     pipeline, values = pipeline_of(header, where), header.values(NETWORK)
     if wanted is not None and wanted not in FAMILIES:
         return pipeline, _given_folder(pipeline, wanted, where)
-    fitting = [name for name, family in FAMILIES.items() if family == Family(pipeline, values)]
+    fitting = [name for name, family in FAMILIES.items() if family == CheckpointFamily(pipeline, values)]
     names = [name for name, family in FAMILIES.items() if family.pipeline == pipeline]
     facts = f"{where}its network has {values:,} values"
     if not fitting:

@@ -15,7 +15,8 @@ from vitrail.core.config.run_config import ROW_BATCH, RunConfig
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
-    from vitrail.core.engine.loop import Engine
+    from vitrail.comm.protocol import Communicator
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.method.backbone import Backbone
 
 SHARE = 0.6  # of what is free that tensors may take; the rest is scratch memory, fragments and the canvas
@@ -23,7 +24,7 @@ CHOICES = (1, 2, 4, 8, 16)  # rows a forward
 
 
 @frozen(kw_only=True)
-class Forecast:
+class MemoryForecast:
     """What the forwards of a run take of this rank's device, as far as it can be told.
 
     Attributes:
@@ -37,30 +38,31 @@ class Forecast:
     free_bytes: int | None = None
 
 
-def resolve(config: RunConfig, engine: Engine, backbone: Backbone) -> RunConfig:
+def resolve(config: RunConfig, plan: RunPlan, communicator: Communicator, backbone: Backbone) -> RunConfig:
     """A run with its number of rows a forward, which every rank then takes; collective.
 
     Args:
         config: With ``row_batch`` unset if it is to be chosen; a number that was given stays.
-        engine: The run's, for its views and ranks.
+        plan: The run's, for its views.
+        communicator: Its ranks.
         backbone: The model where it will run.
     """
     if config.row_batch is not None:
         return config
-    own = forecast(engine, backbone, engine.exchange.world_size)
-    rows = smallest(engine, own.rows)
+    own = forecast(plan, backbone, communicator.world_size)
+    rows = smallest(communicator, own.rows)
     logger().info("rows.chosen", row_batch=rows, need_bytes=own.need_bytes, free_bytes=own.free_bytes)
     return evolve(config, row_batch=rows)
 
 
-def forecast(engine: Engine, backbone: Backbone, ranks: int, row_batch: int | None = None) -> Forecast:
+def forecast(plan: RunPlan, backbone: Backbone, ranks: int, row_batch: int | None = None) -> MemoryForecast:
     """The rows of a forward that fit on this rank now, or what a given number needs.
 
     On the CPU at most ``ROW_BATCH``, since more are not faster there. On an accelerator the largest of
     ``CHOICES``, but few enough that every rank has work. ``ROW_BATCH`` where nothing can be told.
 
     Args:
-        engine: The run's, for its views.
+        plan: The run's, for its views.
         backbone: The model where it will run.
         ranks: Of the run; on the CPU they share the memory.
         row_batch: The number that was given, or None.
@@ -68,23 +70,22 @@ def forecast(engine: Engine, backbone: Backbone, ranks: int, row_batch: int | No
     network = backbone.network
     free = None if network is None else free_bytes(backbone.device)
     if free is None:
-        return Forecast(rows=row_batch or ROW_BATCH)
+        return MemoryForecast(rows=row_batch or ROW_BATCH)
     on_cpu = backbone.device.type == "cpu"
     free = free // ranks if on_cpu else free - absent_bytes(network, backbone.device)
-    shapes, rows = _work(engine)
+    shapes, rows = _work(plan)
     try:
         each = row_bytes(network, max(shapes, key=math.prod))
     except CapabilityError:
-        return Forecast(rows=row_batch or ROW_BATCH, free_bytes=free)
+        return MemoryForecast(rows=row_batch or ROW_BATCH, free_bytes=free)
     most = ROW_BATCH if on_cpu else max(1, rows // ranks)
     fitting = [count for count in CHOICES if count <= most and count * each <= SHARE * free]
     chosen = row_batch or max(fitting, default=1)
-    return Forecast(rows=chosen, need_bytes=chosen * each, free_bytes=free)
+    return MemoryForecast(rows=chosen, need_bytes=chosen * each, free_bytes=free)
 
 
-def smallest(engine: Engine, own: int) -> int:
+def smallest(communicator: Communicator, own: int) -> int:
     """The smallest of all ranks' numbers; collective."""
-    communicator = engine.exchange.communicator
     ranks = range(communicator.world_size)
     if len(ranks) == 1:
         return own
@@ -94,11 +95,11 @@ def smallest(engine: Engine, own: int) -> int:
     return min(int(each) for each in every.values())
 
 
-def _work(engine: Engine) -> tuple[list[tuple[int, int]], int]:
+def _work(plan: RunPlan) -> tuple[list[tuple[int, int]], int]:
     """The shapes of all views, and the rows of the stage that has the fewest."""
-    starts = [step for step, _ in engine.stage_starts()]
-    shapes = [outline.shape for step in starts for outline in engine.outlines(step)]
-    return shapes, min(engine.count_views(step) for step in starts) * len(engine.branches)
+    starts = [step for step, _ in plan.stage_starts()]
+    shapes = [outline.shape for step in starts for outline in plan.outlines(step)]
+    return shapes, min(plan.count_views(step) for step in starts) * len(plan.branches)
 
 
 def absent_bytes(network: Any, device: torch.device) -> int:

@@ -18,7 +18,7 @@ from vitrail.backbones.rectification.step_range import after_start, known_branch
 from vitrail.backbones.rectification.view_scale import scale_of
 from vitrail.core.config.fields import as_tuple, share_below_one
 from vitrail.core.config.log import logger
-from vitrail.core.method.protocols import Branch
+from vitrail.core.method.micro_batch import Branch
 
 if TYPE_CHECKING:
     from vitrail.core.method.protocols import Forward

@@ -63,7 +63,7 @@ class FreeU:
         hooks = [Hook(entry.name, entry.resnet, before=self._change(entry, b, s)) for entry, b, s in entries]
         return attached(forward.network, hooks, NAME)
 
-    def _entries(self, network: Any) -> list[tuple[Entry, float, float]]:
+    def _entries(self, network: Any) -> list[tuple[SkipInput, float, float]]:
         """Residual blocks with their b and s."""
         entries = decoder_entries(network)
         groups = choose(entries, self.sites, "residual block with a skip")
@@ -74,7 +74,7 @@ class FreeU:
             for name in groups[site]
         ]
 
-    def _change(self, entry: Entry, b: float, s: float) -> Any:
+    def _change(self, entry: SkipInput, b: float, s: float) -> Any:
         def change(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             import torch
 
@@ -86,7 +86,7 @@ class FreeU:
 
 
 @frozen(eq=False)
-class Entry:
+class SkipInput:
     """A residual block that joins features and a skip.
 
     Attributes:
@@ -100,7 +100,7 @@ class Entry:
     channels: int
 
 
-def decoder_entries(network: Any) -> dict[str, Entry]:
+def decoder_entries(network: Any) -> dict[str, SkipInput]:
     """Every residual block of a U-Net's decoder that takes a skip, by name, in the order of the forward."""
     found = {}
     deepest = network.down_blocks[-1] if network.mid_block is None else network.mid_block
@@ -109,7 +109,7 @@ def decoder_entries(network: Any) -> dict[str, Entry]:
         for j, resnet in enumerate(block.resnets):
             if resnet.in_channels > channels:
                 name = f"up_blocks.{i}.resnets.{j}"
-                found[name] = Entry(name, resnet, channels)
+                found[name] = SkipInput(name, resnet, channels)
             channels = resnet.out_channels
     return found
 

@@ -21,7 +21,7 @@ from vitrail.backbones.rectification.sites import choose, sites_in
 from vitrail.backbones.rectification.step_range import after_start, known_branches, within
 from vitrail.backbones.rectification.view_scale import is_larger
 from vitrail.core.config.fields import as_tuple, share_below_one
-from vitrail.core.method.protocols import Branch
+from vitrail.core.method.micro_batch import Branch
 
 if TYPE_CHECKING:
     from vitrail.core.method.protocols import Forward

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from attrs import validators as v
 
-from vitrail.core.method.protocols import Branch
+from vitrail.core.method.micro_batch import Branch
 
 if TYPE_CHECKING:
     from vitrail.core.schedule.step import Step

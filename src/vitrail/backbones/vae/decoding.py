@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vitrail.backbones.vae.strip_check import check_strips
 from vitrail.backbones.vae.strip_check import check_wrap as check_wrap
-from vitrail.backbones.vae.strip_ops import Exchange, Shortage
+from vitrail.backbones.vae.strip_ops import Shortage, StripExchange
 from vitrail.backbones.vae.strips import UNSEEDED, cut_rows, decode_strips, decode_whole, gather_picture
 from vitrail.core.config.log import logger
 from vitrail.core.config.run_config import Wrap
@@ -39,7 +39,7 @@ def decode(
     vae: Any,
     latents: Tensor,
     native_size: int,
-    exchange: Exchange,
+    exchange: StripExchange,
     wrap: Wrap = "none",
     backs_off: bool = True,
     upcasts: bool = True,
@@ -210,7 +210,9 @@ def _whole(vae: Any, latents: Tensor, streams: Streams) -> Tensor:
     return pictures[0]
 
 
-def _in_strips(vae: Any, latents: Tensor, native_size: int, exchange: Exchange, wrap: Wrap, backs_off: bool) -> Tensor:
+def _in_strips(
+    vae: Any, latents: Tensor, native_size: int, exchange: StripExchange, wrap: Wrap, backs_off: bool
+) -> Tensor:
     """The same in strips, halved on all ranks as long as any of them runs out of memory."""
     halvings, rows = 0, cut_rows(latents.shape[2], native_size)
     while True:
@@ -239,7 +241,7 @@ def _in_strips(vae: Any, latents: Tensor, native_size: int, exchange: Exchange, 
         logger().warning("decode.short", rows=max(rows), reason=reason)
 
 
-def _shortage(exchange: Exchange, reason: str) -> str:
+def _shortage(exchange: StripExchange, reason: str) -> str:
     """Why the first rank that ran out of memory did so, or "" if none has; collective."""
     keys = [(rank, "short") for rank in range(exchange.world_size)]
     like = {key: torch.empty(1, dtype=torch.uint8, device="meta") for key in keys}

@@ -22,13 +22,13 @@ from attrs import define, evolve, field, frozen
 from torch import Tensor, nn
 
 from vitrail.core.config.run_config import Wrap
-from vitrail.core.engine.forwarding import is_out_of_memory, let_go
+from vitrail.core.engine.memory_backoff import is_out_of_memory, let_go
 from vitrail.core.engine.parallel import begun
 
 Key = tuple[int, str]  # a strip, and what of it
 
 
-class Exchange(Protocol):
+class StripExchange(Protocol):
     """How ranks tell each other small tensors."""
 
     @property
@@ -81,7 +81,7 @@ class Team:
     rows: tuple[int, ...]
     rank: int
     world_size: int
-    exchange: Exchange
+    exchange: StripExchange
 
     def owner(self, strip: int) -> int:
         """The rank of a strip."""

@@ -20,7 +20,7 @@ from attrs import evolve
 from torch import Tensor
 
 from vitrail.backbones.vae.strip_check import check_strips, check_wrap
-from vitrail.backbones.vae.strip_ops import Alone, Exchange, Shortage, Strips, Team
+from vitrail.backbones.vae.strip_ops import Alone, Shortage, StripExchange, Strips, Team
 from vitrail.core.config.run_config import Wrap
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import OutOfMemory, ShapeError
@@ -49,7 +49,7 @@ def decode_strips(
     vae: Any,
     latents: Tensor,
     native_size: int,
-    exchange: Exchange,
+    exchange: StripExchange,
     rank: int = 0,
     world_size: int = 1,
     *,
@@ -126,7 +126,7 @@ def gather_picture(
     mine: Mapping[int, Tensor],
     latents: Tensor,
     native_size: int,
-    exchange: Exchange,
+    exchange: StripExchange,
     world_size: int = 1,
     halvings: int = 0,
 ) -> Tensor:

@@ -10,7 +10,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.comm.communicator import TIMEOUT_S, RankCommunicator
-from vitrail.comm.environment import RankEnvironment
+from vitrail.comm.environment import RankEnvironment, namespace
 
 T = TypeVar("T")
 _joined = itertools.count()
@@ -48,11 +48,6 @@ class Gloo:
 
         place = next_namespace(environment)
         return join(environment, place, run_id, timeout=self.timeout, checksums=self.checksums)
-
-
-def namespace(environment: RankEnvironment, count: int) -> str:
-    """Where in the store a process's count-th communicator writes."""
-    return f"vitrail/{environment.attempt}/{count}"
 
 
 def next_namespace(environment: RankEnvironment) -> str:

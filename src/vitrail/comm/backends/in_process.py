@@ -13,7 +13,7 @@ from attrs import validators as v
 from vitrail.comm.backends.rendezvous import Hub, HubPosting
 from vitrail.comm.communicator import TIMEOUT_S, RankCommunicator
 from vitrail.comm.guard import guarded
-from vitrail.comm.outcome import Outcome
+from vitrail.comm.outcome import RankOutcome
 from vitrail.comm.trace.recording import Recorder
 from vitrail.comm.transport import Abort, Part, Witness
 
@@ -102,7 +102,7 @@ class InProcess:
         """
         return self.attempt(world_size, program, run_id).values()
 
-    def attempt(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> Outcome[T]:
+    def attempt(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> RankOutcome[T]:
         """Run a program on every rank and tell how it went, errors included."""
         hub, condition, begin = Hub(world_size, time.monotonic), threading.Condition(), time.monotonic()
         traces = [Recorder(rank, time.monotonic) for rank in range(world_size)]
@@ -132,7 +132,7 @@ class InProcess:
                 hub.revoke(Abort(0, "KeyboardInterrupt"))
                 condition.notify_all()
             raise
-        return Outcome(results, errors, traces, time.monotonic() - begin, hub.abort, tuple(hub.slots))
+        return RankOutcome(results, errors, traces, time.monotonic() - begin, hub.abort, tuple(hub.slots))
 
 
 def solo(run_id: str = "run") -> RankCommunicator:

@@ -15,11 +15,10 @@ from typing import Any
 
 from attrs import define, field
 
-from vitrail.comm.backends.gloo import namespace
 from vitrail.comm.backends.key_store import LOOPBACK, StoreServer, listener_at, told_name
 from vitrail.comm.backends.launch_overseer import GRACE_S, INTERRUPTED, Ending, Overseer
 from vitrail.comm.backends.launched_rank import LaunchedRank
-from vitrail.comm.environment import HOSTED, SECRET, RankEnvironment
+from vitrail.comm.environment import HOSTED, SECRET, RankEnvironment, namespace
 
 USAGE = 2  # exit code of a wrong option or file, which the rank has explained
 

@@ -20,7 +20,7 @@ _kept: dict[tuple[str | int, ...], StoreServer] = {}  # by run, until the proces
 
 
 @frozen
-class Place:
+class MeetingPlace:
     """Where the run's store listens."""
 
     address: str
@@ -42,9 +42,9 @@ def meet(environment: RankEnvironment, timeout: float) -> StoreClient:
     if environment.hosts_store:
         port = _keep(environment, name).port
         return StoreClient(_address(environment), port, environment.secret, name, timeout)
-    place = Place(_address(environment), environment.master_port)
+    place = MeetingPlace(_address(environment), environment.master_port)
     if environment.has_torch_store:
-        place = Place(place.address, _announced(environment, timeout))
+        place = MeetingPlace(place.address, _announced(environment, timeout))
     left = max(PAUSE_S, end - time.monotonic())
     return StoreClient(place.address, place.port, environment.secret, name, left)
 

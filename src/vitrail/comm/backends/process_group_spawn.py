@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from attrs import define, evolve
 
-from vitrail.comm.backends.gloo import namespace
 from vitrail.comm.backends.key_store import LOOPBACK, StoreServer, listener_at, told_name
 from vitrail.comm.backends.launch_overseer import Ending, Overseer
 from vitrail.comm.communicator import RankCommunicator
-from vitrail.comm.environment import RankEnvironment
+from vitrail.comm.environment import RankEnvironment, namespace
 from vitrail.comm.guard import guarded
 from vitrail.comm.lifeline import hold_to_parent
 from vitrail.comm.outcome import first_cause

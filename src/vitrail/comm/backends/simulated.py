@@ -11,7 +11,7 @@ from attrs import validators as v
 from vitrail.comm.backends.virtual_schedule import Schedule, SeededSchedule
 from vitrail.comm.backends.virtual_world import World
 from vitrail.comm.communicator import TIMEOUT_S, RankCommunicator
-from vitrail.comm.outcome import Outcome
+from vitrail.comm.outcome import RankOutcome
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class Simulated:
         program: Callable[[RankCommunicator], T],
         schedule: Schedule | None = None,
         run_id: str = "run",
-    ) -> Outcome[T]:
+    ) -> RankOutcome[T]:
         """Run a program on every rank and tell how it went, errors included."""
         chance = SeededSchedule(self.seed, self.latency) if schedule is None else schedule
         return World[T](world_size, chance, self.timeout, self.checksums).run(program, run_id)

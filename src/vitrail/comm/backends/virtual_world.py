@@ -19,7 +19,7 @@ from vitrail.comm.backends.rendezvous import Hub, HubPosting
 from vitrail.comm.backends.virtual_schedule import Schedule, SimulatedCrash, SimulatedError
 from vitrail.comm.communicator import RankCommunicator
 from vitrail.comm.guard import guarded
-from vitrail.comm.outcome import Outcome
+from vitrail.comm.outcome import RankOutcome
 from vitrail.comm.trace.recording import Recorder
 from vitrail.comm.transport import Abort, Part, Witness
 
@@ -105,7 +105,7 @@ class World(Generic[T]):
 
     # ------------------------------------------------------------------ the schedule's side
 
-    def run(self, program: Callable[[RankCommunicator], T], run_id: str) -> Outcome[T]:
+    def run(self, program: Callable[[RankCommunicator], T], run_id: str) -> RankOutcome[T]:
         """Run a program on every rank until all have ended."""
         results: dict[int, T] = {}
         errors: dict[int, BaseException] = {}
@@ -125,7 +125,7 @@ class World(Generic[T]):
                 errors[rank] = error
 
         self._take_turns(rank_main)
-        return Outcome(results, errors, traces, self.now, self.hub.abort, tuple(self.hub.slots))
+        return RankOutcome(results, errors, traces, self.now, self.hub.abort, tuple(self.hub.slots))
 
     def _take_turns(self, rank_main: Callable[[int], None]) -> None:
         """Run a function on every rank, one at a time, until all have ended."""

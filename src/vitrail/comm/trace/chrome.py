@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from vitrail.comm.trace.recording import LANES, Count, Flow, Lane, Recorder, Span
+from vitrail.comm.trace.recording import LANES, Count, Flow, Lane, Recorder, TraceSpan
 from vitrail.errors import ConfigError
 
 MICRO = 1e6
@@ -41,7 +41,7 @@ def as_data(recorder: Recorder) -> dict[str, Any]:
 
 def from_data(data: Mapping[str, Any]) -> Recorder:
     """The recorder again, which can be pickled; its clock stands at its last event."""
-    spans = [Span(*values) for values in data["spans"]]
+    spans = [TraceSpan(*values) for values in data["spans"]]
     flows = [Flow(*values) for values in data["flows"]]
     counts = [Count(*values) for values in data["counts"]]
     recorder = Recorder(data["rank"], float, spans, flows, counts)
@@ -240,7 +240,7 @@ def _take(event: Event, recorder: Recorder) -> None:
     if kind == "X" and event["cat"] != "mark":
         lane: Lane = LANES[LANES.index(event["cat"])]
         end = round(event["ts"] + event["dur"], DIGITS) / MICRO
-        recorder.spans.append(Span(lane, event["name"], time, end, args))
+        recorder.spans.append(TraceSpan(lane, event["name"], time, end, args))
     elif kind in ("s", "f"):
         flow = Flow(kind, event["name"], args["version"], time)
         if kind == "f" or flow not in recorder.flows:

@@ -16,7 +16,7 @@ LANES: tuple[Lane, ...] = ("host", "compute", "comm", "wait")
 
 
 @frozen
-class Span:
+class TraceSpan:
     """Something that took time; seconds of the transport's clock."""
 
     lane: Lane
@@ -51,7 +51,7 @@ class Recorder:
 
     rank: int
     clock: Callable[[], float]
-    spans: list[Span] = field(factory=list)
+    spans: list[TraceSpan] = field(factory=list)
     flows: list[Flow] = field(factory=list)
     counts: list[Count] = field(factory=list)
 
@@ -62,7 +62,7 @@ class Recorder:
         try:
             yield
         finally:
-            self.spans.append(Span(lane, name, begin, self.clock(), args))
+            self.spans.append(TraceSpan(lane, name, begin, self.clock(), args))
 
     def flow(self, end: Literal["s", "f"], channel: str, version: int) -> None:
         """Record one end of a message."""

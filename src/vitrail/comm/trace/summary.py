@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import frozen
 
-from vitrail.comm.trace.recording import Recorder, Span
+from vitrail.comm.trace.recording import Recorder, TraceSpan
 
 Interval = tuple[float, float]
 
@@ -139,7 +139,7 @@ def _operations(recorder: Recorder, published: dict[tuple[str, int], float]) -> 
     return intervals
 
 
-def _end(span: Span) -> float:
+def _end(span: TraceSpan) -> float:
     return span.end
 
 

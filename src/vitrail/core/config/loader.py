@@ -23,10 +23,11 @@ from vitrail.core.config.run_config import RunConfig
 from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.call_words import CALL_WORDS
 from vitrail.core.method.cascade import Cascade, Enter
-from vitrail.core.method.composition import Composition, Family, Stage
+from vitrail.core.method.composition import Composition
 from vitrail.core.method.metric import Features, Metric, References
 from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
 from vitrail.core.method.registration import slots_of
+from vitrail.core.method.stage import Stage, ViewGroup
 from vitrail.errors import ConfigError, nearest, shortened
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ SLOTS: dict[type, str] = {
 TITLES = {
     Composition: "a method",
     Stage: "a stage",
-    Family: "a view family",
+    ViewGroup: "a view family",
     Cascade: "'cascade'",
     Enter: "'enter'",
     SizeConditioning: "'sizes'",
@@ -91,7 +92,7 @@ class Loader:
 
     def unstructure(self, value: Any) -> Any:
         """The way back: every default spelt out, strategies as tables with their registered ``type``."""
-        if type(value) in {Composition, Stage, Family, Cascade, Enter, SizeConditioning, *self._strategies()}:
+        if type(value) in {Composition, Stage, ViewGroup, Cascade, Enter, SizeConditioning, *self._strategies()}:
             table = {f.name: self.unstructure(getattr(value, f.name)) for f in attrs.fields(type(value))}
             name = self._strategies().get(type(value))
             return {"type": name[1], **table} if name else table

@@ -12,7 +12,7 @@ from vitrail.core.config.fields import share
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Wrap = Literal["none", "x", "y", "xy"]
-Memory = Literal["auto", "fixed"]
+KeptMaps = Literal["auto", "fixed"]
 MIN_SIZE, MAX_SIZE = 64, 2**16  # pixels of a side
 MAX_STEPS, MAX_IMAGES, MAX_ROWS = 10_000, 10_000, 2**16
 LARGEST_SEED = 2**63 - 1
@@ -65,7 +65,7 @@ class RunConfig:
     row_batch: int | None = field(
         default=None, validator=v.optional(v.and_(v.ge(1), v.le(MAX_ROWS)))
     )  # rows (view x CFG branch) a forward; what ranks share; chosen by the memory if unset
-    memory: Memory = "auto"  # auto cuts a forward that does not fit; fixed refuses
+    memory: KeptMaps = "auto"  # auto cuts a forward that does not fit; fixed refuses
 
     def __attrs_post_init__(self) -> None:
         if self.seed + self.num_images - 1 > LARGEST_SEED:

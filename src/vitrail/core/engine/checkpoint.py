@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.comm.protocol import Communicator
-    from vitrail.core.engine.loop import Engine
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.schedule.step import Step
+    from vitrail.core.schedule.streams import Streams
 
 
 CURRENT = {  # what is kept of the picture in work
@@ -81,31 +82,31 @@ class Checkpoints:
                 f"--checkpoint {self.path}: belongs to another run ({told}); run that one again, or name another file"
             )
 
-    def resume(self, engine: Engine, latents: Tensor) -> Sampled:
+    def resume(self, plan: RunPlan, streams: Streams, latents: Tensor) -> Sampled:
         """The picture in work as the file has it, or its beginning."""
-        done = Sampled(latents, engine.first)
+        done = Sampled(latents, plan.first)
         if self.current is not None:
             kept, self.current = self.current, None
-            self._check_place(engine, kept)
+            self._check_place(plan, kept)
             done.latents, done.steps = kept["latents"].float(), kept["steps"]
-            state, step = done.state, engine.steps()[done.steps - 1]
+            state, step = done.state, plan.steps()[done.steps - 1]
             state.phase, state.stage = step.phase, step.stage
             state.guidance, state.masking = kept["guidance"], kept["masking"]
             state.memory, state.base = kept["memory"], kept["base"]
             if kept["grown"] is not None:
-                phase = engine.phases[step.phase]
-                state.start = Start(kept["grown"], phase_noise(kept["grown"], phase, engine.streams), kept["picture"])
+                phase = plan.phases[step.phase]
+                state.start = Start(kept["grown"], phase_noise(kept["grown"], phase, streams), kept["picture"])
             done.timings.add(kept["cost"])
             done.prediction = Prediction(kept["predicted_from"], kept["model_output"], step)
-            engine.phases[step.phase].stepper.load(kept["scheduler"])
+            plan.phases[step.phase].stepper.load(kept["scheduler"])
             logger().info("run.resumed", path=str(self.path), steps=done.steps)
         return done
 
-    def _check_place(self, engine: Engine, kept: dict[str, Any]) -> None:
+    def _check_place(self, plan: RunPlan, kept: dict[str, Any]) -> None:
         """Whether a picture in work is one that this run could have come to."""
-        steps = engine.steps()
-        if kept["steps"] in range(engine.first + 1, len(steps)):
-            canvas = engine.phases[steps[kept["steps"] - 1].phase].canvas
+        steps = plan.steps()
+        if kept["steps"] in range(plan.first + 1, len(steps)):
+            canvas = plan.phases[steps[kept["steps"] - 1].phase].canvas
             shapes = {tuple(kept[name].shape[-2:]) for name in ("latents", "predicted_from", "model_output")}
             if shapes == {(canvas.height, canvas.width)}:
                 return
@@ -115,7 +116,7 @@ class Checkpoints:
         """Whether a step is one after which the run is written."""
         return (step.index + 1) % self.every == 0 and step.index + 1 < step.num_steps
 
-    def keep(self, engine: Engine, step: Step, done: Sampled) -> None:
+    def keep(self, plan: RunPlan, step: Step, done: Sampled) -> None:
         """Write the picture in work, whose canvas is whole on every rank; collective."""
         state = done.state
         guidance, masking = state.guidance, state.masking
@@ -137,7 +138,7 @@ class Checkpoints:
                 "masking": masking,
                 "predicted_from": done.prediction.latents,
                 "model_output": done.prediction.model_output,
-                "scheduler": engine.phases[step.phase].stepper.state(),
+                "scheduler": plan.phases[step.phase].stepper.state(),
             }
         )
 

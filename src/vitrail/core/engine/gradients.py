@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import define, field, frozen
 
-from vitrail.core.engine.forwarding import is_out_of_memory, let_go
+from vitrail.core.engine.forwards import answer, question
+from vitrail.core.engine.memory_backoff import is_out_of_memory, let_go
 from vitrail.core.method.cost import Cost
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.errors import OutOfMemory
@@ -19,8 +20,8 @@ from vitrail.errors import OutOfMemory
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.layout import Layout
-    from vitrail.core.engine.predictor import Predictor
+    from vitrail.core.engine.forwards import Forwards
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.engine.run_state import Timings
     from vitrail.core.geometry.views import View
     from vitrail.core.schedule.step import Step
@@ -39,18 +40,18 @@ class Distance(Protocol):
 
 
 @define(eq=False)
-class Gradients:
+class ViewGradients:
     """What is needed to differentiate on this rank; made when it is first wanted.
 
     Attributes:
-        layout: The run.
-        predictor: Forwards.
+        plan: The run.
+        forwards: Of this rank.
         new_decoder: Gives a decoder that can be differentiated, from clean latents to a picture in [-1, 1].
         new_distance: Gives a perceptual distance by the file of its weights, None for the one that ships inside.
     """
 
-    layout: Layout
-    predictor: Predictor
+    plan: RunPlan
+    forwards: Forwards
     new_decoder: Callable[[], Callable[[Tensor], Tensor]]
     new_distance: Callable[[str | None], Distance]
     _decode: Callable[[Tensor], Tensor] | None = None
@@ -70,17 +71,17 @@ class Gradients:
 
     def clean(self, step: Step, latents: Tensor, view: View, timings: Timings) -> Tensor:
         """What this rank's network predicts of a view, Float32[Tensor, "batch channels h w"]."""
-        shown = self.layout.phases[step.phase].stepper.scale(latents, step.phase_step)
-        batches = self.predictor.question(shown, view, len(self.predictor.branches))
-        answers = [self.predictor.forward(step, rows, timings) for rows in batches]
-        return Prediction(latents, self.predictor.answer(step, answers, len(latents)), step).clean
+        shown = self.plan.phase(step).stepper.scale(latents, step.phase_step)
+        batches = question(self.plan, shown, view, len(self.plan.branches))
+        answers = [self.forwards.forward(step, rows, timings) for rows in batches]
+        return Prediction(latents, answer(self.plan, step, answers, len(latents)), step).clean
 
 
 @frozen(eq=False)
 class CountedGradients:
-    """The gradients of a run, whose work is counted; see ``scene.Gradients``."""
+    """The gradients of a run, whose work is counted; see ``scene.ViewGradients``."""
 
-    gradients: Gradients
+    gradients: ViewGradients
     timings: Timings
 
     def picture(self, step: Step, latents: Tensor, view: View) -> Tensor:
@@ -99,7 +100,7 @@ class CountedGradients:
 
         self._count(views)
         self.timings.add(Cost(gradients=len(views)))
-        exchange, distance = self.gradients.predictor.exchange, self.gradients.distance(weights)
+        exchange, distance = self.gradients.forwards.exchange, self.gradients.distance(weights)
         owner = {number: number % exchange.world_size for number in range(len(views))}
         with torch.no_grad():
             wanted = distance.features(picture)
@@ -114,7 +115,7 @@ class CountedGradients:
 
     def _count(self, views: Sequence[View]) -> None:
         """A forward of all branches and a picture of each view, by whatever rank."""
-        branches = len(self.gradients.predictor.branches)
+        branches = len(self.gradients.plan.branches)
         rows = [Cost(rows={view.shape[0] * view.shape[1]: branches}, decodes=1) for view in views]
         self.timings.add(Cost.total(rows))
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import field, frozen
+from attrs import frozen
 
-from vitrail.core.config.fields import as_tuple
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from vitrail.core.engine.exchange import Exchange
     from vitrail.core.geometry.size_conditioning import SizeConditioning
     from vitrail.core.geometry.views import Canvas, Patches, View
-    from vitrail.core.method.protocols import Branch
+    from vitrail.core.method.micro_batch import Branch
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
@@ -40,26 +39,6 @@ class Start:
     def noised(self, step: Step) -> Tensor:
         """The grown latents at the noise of a step, in the scheduler's own form."""
         return step.alpha * self.clean + step.sigma * self.noise
-
-
-@frozen(eq=False)
-class Memory:
-    """What earlier stages saw in their attention, word by word.
-
-    Attributes:
-        words: Of the prompt, in their order.
-        maps: Mean over the steps so far, Float32[Tensor, "batch words h w"].
-        steps: How many.
-    """
-
-    words: tuple[str, ...] = field(converter=as_tuple)
-    maps: Tensor
-    steps: int = 1
-
-    def seen(self, maps: Tensor) -> Memory:
-        """With the maps of one more step."""
-        mean = self.maps + (maps - self.maps) / (self.steps + 1)
-        return Memory(self.words, mean, self.steps + 1)
 
 
 class Ask(Protocol):
@@ -116,7 +95,7 @@ class Gradients(Protocol):
 
 
 @frozen(eq=False, kw_only=True)
-class Scene:
+class GuidanceContext:
     """What a guidance may look at and ask for, besides its subject.
 
     Attributes:

@@ -13,7 +13,7 @@ import pluggy
 from attrs import evolve
 
 from vitrail.core.method import returned_values as returned
-from vitrail.core.method.calls import Asked, Naming, unnamed
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.hookspecs import (
     PROJECT,
     RegistrationSpecs,
@@ -30,12 +30,16 @@ from vitrail.errors import CompositionError, RegistrationError, ShapeError, Vitr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Memory, Scene
-    from vitrail.core.engine.nonfinite import Trail
+    from vitrail.core.engine.guidance_context import GuidanceContext
+    from vitrail.core.engine.network import Network
+    from vitrail.core.engine.nonfinite import NonFiniteSearch
     from vitrail.core.geometry.views import Canvas, Outline, Patches, View
-    from vitrail.core.method.composition import Composition, Stage
+    from vitrail.core.method.attention_maps import KeptMaps
+    from vitrail.core.method.composition import Composition
     from vitrail.core.method.cost import Cost
-    from vitrail.core.method.protocols import Fusion, Guidance, MessageGuidance, Patching, Predicted, Rows
+    from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
+    from vitrail.core.method.protocols import Fusion, Guidance, MessageGuidance, Patching
+    from vitrail.core.method.stage import Stage
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
@@ -43,27 +47,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Answers:
+class CompositionHooks:
     """The composition's answer to every exclusive stage, registered as the plugin ``composition``."""
 
     def __init__(
         self,
         composition: Composition,
-        predict: Callable[[Step, Rows], Predicted],
+        network: Network,
         channels: int,
         streams: Streams,
-        named: Naming = unnamed,
     ):
-        self._stages, self._predict, self.named = composition.stages, predict, named
-        self.channels, self._streams = channels, streams
+        self.composition, self.network, self.channels, self._streams = composition, network, channels, streams
 
-    def asked(self, slot: str, step: Step, strategy: Any) -> Asked:
+    def asked(self, slot: str, step: Step, strategy: Any) -> StrategyCall:
         """A strategy for messages."""
-        return Asked(slot, strategy, step, self.named)
+        return StrategyCall(slot, strategy, step, self.network.named)
 
     def stage(self, step: Step) -> Stage:
         """The strategies of a step."""
-        return self._stages[step.stage]
+        return self.composition.stages[step.stage]
 
     def patching(self, step: Step, family: int) -> Patching:
         """Of a family; 0 is the main one."""
@@ -82,17 +84,21 @@ class Answers:
             return patching.patch(step, canvas, self.channels, self._streams)
 
     @hookimpl
-    def vitrail_predict(self, step: Step, rows: Rows) -> Predicted:
-        return self._predict(step, rows)
+    def vitrail_predict(self, step: Step, rows: MicroBatch) -> ModelOutput:
+        return self.network.predict(step, rows)
 
     @hookimpl
-    def vitrail_mask(self, step: Step, key: Prediction, predicted: Predicted, state: Any) -> tuple[Tensor | None, Any]:
+    def vitrail_mask(
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: Any
+    ) -> tuple[Tensor | None, Any]:
         masking = self.stage(step).masking
         with self.asked("masking", step, masking).noted():
             return masking.mask(step, key, predicted, state)
 
     @hookimpl
-    def vitrail_guide(self, step: Step, guidance: Guidance, subject: Any, scene: Scene, state: Any) -> tuple[Any, Any]:
+    def vitrail_guide(
+        self, step: Step, guidance: Guidance, subject: Any, scene: GuidanceContext, state: Any
+    ) -> tuple[Any, Any]:
         with self.asked("guidance", step, guidance).noted():
             return guidance.guide(step, subject, scene, state)
 
@@ -105,10 +111,10 @@ class Answers:
             return fusion.fuse(step, views, prediction, latents)
 
 
-class Stages:
+class Hooks:
     """One run's hooks: the composition's answers, wrapped and observed by the given plugins, and checked."""
 
-    def __init__(self, composed: Answers, plugins: Iterable[tuple[str, object]] = ()):
+    def __init__(self, composed: CompositionHooks, plugins: Iterable[tuple[str, object]] = ()):
         self._answers = composed
         self._counts: dict[tuple[int, int, int], tuple[Step, int]] = {}  # of views, by phase, stage and family
         self._looked_at: set[tuple[int, int]] = set()  # steps and families whose permutation was
@@ -122,6 +128,16 @@ class Stages:
             answered = [] if plugin is composed else answers(self._manager, plugin)
             if answered:
                 raise CompositionError(told_answer(name, answered[0]))
+
+    @property
+    def composition(self) -> Composition:
+        """The method."""
+        return self._answers.composition
+
+    @property
+    def network(self) -> Network:
+        """What answers micro-batches, without what plugins wrap around it."""
+        return self._answers.network
 
     @property
     def watches_canvas(self) -> bool:
@@ -152,7 +168,7 @@ class Stages:
         except Exception as error:
             others = self._plugins(hook)
             if others or not getattr(error, "__notes__", ()):  # else it says whose it is
-                where = f"in {hook}{_at(step)}"
+                where = f"in {hook}{at(step)}"
                 error.add_note(f"{where}; plugins: {others}" if others else where)
             raise
 
@@ -160,12 +176,12 @@ class Stages:
         """Names of those besides the composition that implement a hook."""
         return ", ".join(i.plugin_name for i in self._others(hook))
 
-    def _answer(self, hook: str, step: Step, asked: Asked | None, kind: type[T], **arguments: Any) -> T:
+    def _answer(self, hook: str, step: Step, asked: StrategyCall | None, kind: type[T], **arguments: Any) -> T:
         result = self._call(hook, step, **arguments)
         if not isinstance(result, kind):
             wrappers = self._plugins(hook)
             more = f"; {hook} is wrapped by {wrappers}, and a wrapper must return what it received" if wrappers else ""
-            who = f"{hook}{_at(step)}" if asked is None else str(asked)
+            who = f"{hook}{at(step)}" if asked is None else str(asked)
             raise ShapeError(f"{who} must give a {kind.__name__}, got {returned.kind(result)}{more}")
         return result
 
@@ -202,7 +218,7 @@ class Stages:
         self._check_count(asked, step, family, outline.count)
         return outline
 
-    def _check_count(self, asked: Asked, step: Step, family: int, count: int) -> None:
+    def _check_count(self, asked: StrategyCall, step: Step, family: int, count: int) -> None:
         """A stage has as many views at every step: the plan of who computes what, and its cost, are made from one."""
         first, planned = self._counts.setdefault((step.phase, step.stage, family), (step, count))
         if count != planned:
@@ -229,7 +245,7 @@ class Stages:
         negative_prompt: str | None,
         views: Sequence[View],
         canvas: Canvas,
-        memory: Memory | None,
+        memory: KeptMaps | None,
     ) -> tuple[str | None, ...]:
         """The texts of the main family's views; () for the prompt in all."""
         prompting = self._answers.stage(step).prompting
@@ -238,21 +254,18 @@ class Stages:
             texts = prompting.texts(step, prompt, negative_prompt, views, canvas, memory)
         return returned.check_texts(asked, texts, len(views))
 
-    def predict(self, step: Step, rows: Rows) -> Predicted:
-        """One forward of the network."""
-        from vitrail.core.method.protocols import Predicted
+    @property
+    def predict(self) -> Callable[[Step, MicroBatch], ModelOutput]:
+        """One forward of the network; by way of the hook only if a plugin wraps or observes it."""
+        return self._predict if self.watches_forwards else self.network.predict
 
-        predicted = self._answer("vitrail_predict", step, None, Predicted, rows=rows)
-        output, shown = predicted.model_output, rows.model_input
-        if output.shape != shown.shape:
-            raise ShapeError(
-                f"vitrail_predict{_at(step)} must give an output of {tuple(shown.shape)} for rows of that shape, got "
-                f"{tuple(output.shape)}"
-            )
-        return predicted
+    def _predict(self, step: Step, rows: MicroBatch) -> ModelOutput:
+        from vitrail.core.method.micro_batch import ModelOutput
+
+        return self._answer("vitrail_predict", step, None, ModelOutput, rows=rows)
 
     def mask(
-        self, step: Step, key: Prediction, predicted: Predicted, state: Any, trail: Trail
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: Any, trail: NonFiniteSearch
     ) -> tuple[Tensor | None, Any]:
         """The mask and the masking's new state; whether it lies in [0, 1], the step's trail looks at its end."""
         asked = self._answers.asked("masking", step, self._answers.stage(step).masking)
@@ -265,7 +278,7 @@ class Stages:
             trail.claim(returned.outside(mask), f"{asked} returned a mask that does not lie in [0, 1]")
         return mask, state
 
-    def guide(self, step: Step, guidance: Guidance, subject: T, scene: Scene, state: Any) -> tuple[T, Any]:
+    def guide(self, step: Step, guidance: Guidance, subject: T, scene: GuidanceContext, state: Any) -> tuple[T, Any]:
         """The corrected subject and the guidance's new state."""
         arguments = {"guidance": guidance, "subject": subject, "scene": scene, "state": state}
         asked = self._answers.asked("guidance", step, guidance)
@@ -327,5 +340,20 @@ class Stages:
         self._call("vitrail_run_end", None, latents=latents)
 
 
-def _at(step: Step | None) -> str:
+def check_output(step: Step, rows: MicroBatch, predicted: ModelOutput) -> None:
+    """Refuse what is no answer to a micro-batch."""
+    from vitrail.core.method.micro_batch import ModelOutput
+
+    if not isinstance(predicted, ModelOutput):
+        raise ShapeError(f"vitrail_predict{at(step)} must give a ModelOutput, got {returned.kind(predicted)}")
+    output, shown = predicted.model_output, rows.model_input
+    if output.shape != shown.shape:
+        raise ShapeError(
+            f"vitrail_predict{at(step)} must give an output of {tuple(shown.shape)} for rows of that shape, got "
+            f"{tuple(output.shape)}"
+        )
+
+
+def at(step: Step | None) -> str:
+    """Where a run stands, to be added to a message."""
     return "" if step is None else f" at step {step.index + 1} of {step.num_steps}"

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from vitrail.core.engine.guidance_context import Branches
     from vitrail.core.geometry.views import Patches, Span
-    from vitrail.core.method.protocols import Guidance, Predicted, Rows
+    from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
+    from vitrail.core.method.protocols import Guidance
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
 
@@ -57,7 +58,7 @@ class Made:
 
 
 @define(eq=False)
-class Trail:
+class NonFiniteSearch:
     """What one step made, in the order in which it did: only sums, which are not finite if a value is not.
 
     Attributes:
@@ -74,7 +75,9 @@ class Trail:
         """Note one result."""
         self._note(what, advice, [_sums(tensor, 1)])
 
-    def add_rows(self, patches: Patches, family: int, batches: Sequence[Rows], answers: Sequence[Predicted]) -> None:
+    def add_rows(
+        self, patches: Patches, family: int, batches: Sequence[MicroBatch], answers: Sequence[ModelOutput]
+    ) -> None:
         """Note the network's answers; on a rank that has only its own, zeros stand for the others'."""
         branches = [branch for rows in batches for branch in rows.branches]
         of_a_view = len(branches) // (len(patches.views) + patches.clean_key)

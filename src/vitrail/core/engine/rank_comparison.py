@@ -47,7 +47,7 @@ class Noted:
 
 
 @define(eq=False)
-class Unison:
+class RankComparison:
     """The results since the last comparison.
 
     Attributes:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve
 
-from vitrail.core.engine.assembly import gather_views
 from vitrail.core.engine.exchange import Exchange, whole_views
+from vitrail.core.engine.micro_batches import gather_views
 from vitrail.core.method.members import OptionalFusion, OptionalMasking, OptionalPatching, has_own, speaks
-from vitrail.core.method.protocols import Predicted
+from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.core.schedule.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.comm.protocol import Channel
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.geometry.views import Canvas, Patches, View
-    from vitrail.core.method.composition import Stage
-    from vitrail.core.method.protocols import Branch, MessageGuidance, Rows
+    from vitrail.core.method.micro_batch import Branch, MicroBatch
+    from vitrail.core.method.protocols import MessageGuidance
+    from vitrail.core.method.stage import Stage
     from vitrail.core.schedule.step import Step
 
 AHEAD = 4  # messages that the key view's rank may be ahead of the slowest reader
-Combine = Callable[[Sequence[Predicted]], "Tensor"]
-Tell = Callable[["MessageGuidance", Prediction, Predicted], "Tensor"]
+Combine = Callable[[Sequence[ModelOutput]], "Tensor"]
+Tell = Callable[["MessageGuidance", Prediction, ModelOutput], "Tensor"]
 Follow = Callable[["Step", "MessageGuidance", Prediction, int, "Tensor | None"], Prediction]
 
 
@@ -42,14 +44,11 @@ def message_guidance(stage: Stage) -> tuple[MessageGuidance, ...] | None:
     return speaking if len(speaking) == len(stage.guidance) < 2 else None
 
 
-def can_relay(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
-    """Whether a stage's steps can do without collectives.
-
-    Args:
-        stage: Its strategies.
-        canvas: For what the views must part.
-        every: The patches of its steps.
-    """
+def are_independent(plan: RunPlan, step: Step) -> bool:
+    """Whether a step's stage can do without collectives, each rank on its own views, if nobody watches the canvas."""
+    stage, phase = plan.stage(step), plan.phase(step)
+    if plan.hooks.watches_canvas or not phase.stepper.works_by_cell:
+        return False
     if stage.also or message_guidance(stage) is None or not OptionalFusion.of(stage.fusion).is_local:
         return False
     if (
@@ -58,6 +57,12 @@ def can_relay(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
         or has_own(stage.patching, OptionalPatching.prepare)
     ):
         return False
+    steps = (each for each in plan.steps() if (each.phase, each.stage) == (step.phase, step.stage))
+    return _are_parts(phase.canvas, (plan.patches(each)[0] for each in steps))
+
+
+def _are_parts(canvas: Canvas, every: Iterable[Patches]) -> bool:
+    """Whether the views are alike at every step and part the canvas."""
     views: tuple[View, ...] | None = None
     for patches in every:
         cells = len(patches.views) * math.prod(patches.views[0].shape)
@@ -69,7 +74,7 @@ def can_relay(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
 
 
 @define(eq=False)
-class Relay:
+class IndependentRanks:
     """One rank's part in such a stage.
 
     Attributes:
@@ -104,8 +109,8 @@ class Relay:
         self,
         step: Step,
         latents: Tensor,
-        batches: Sequence[Rows],
-        forward: Callable[[Rows], Predicted],
+        batches: Sequence[MicroBatch],
+        forward: Callable[[MicroBatch], ModelOutput],
         combine: Combine,
         tell: Tell,
         follow: Follow,
@@ -124,7 +129,7 @@ class Relay:
         if not self.owners:
             self._share_out(batches)
         key, rank = self.patches.key, self.exchange.communicator.rank
-        answers = [Predicted(rows.model_input.new_zeros(rows.model_input.shape)) for rows in batches]
+        answers = [ModelOutput(rows.model_input.new_zeros(rows.model_input.shape)) for rows in batches]
         key_units = [unit for unit, rows in enumerate(batches) if self.patches.views[key] in rows.views]
         rest = [unit for unit in range(len(batches)) if unit not in key_units]
         views = Prediction(gather_views(latents, self.patches.views), latents, step)
@@ -177,7 +182,7 @@ class Relay:
         mine = {key: part for key, part in cut.items() if owner[key] == communicator.rank}
         communicator.all_gather_into(cut, mine, owner)
 
-    def _share_out(self, batches: Sequence[Rows]) -> None:
+    def _share_out(self, batches: Sequence[MicroBatch]) -> None:
         self.row_batch = len(batches[0].views)
         self.owners = whole_views(batches, self.exchange.speeds, len(self.branches), self.patches.key)
 

@@ -9,51 +9,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
-from vitrail.core.engine.layout import branches_of
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
-    from vitrail.core.engine.layout import Layout
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.geometry.views import Patches
+    from vitrail.core.method.backbone import ForwardCaching
     from vitrail.core.schedule.step import Step
 
 
-@frozen(kw_only=True)
-class Remembering:
-    """What a network keeps of earlier forwards.
-
-    Attributes:
-        where: Who keeps it in which layer, for messages.
-        by_name: Whether it is kept apart by names, so that each row can have its own.
-        remedy: How to switch it off.
-    """
-
-    where: str
-    by_name: bool
-    remedy: str
-
-
-def check_remembering(found: Remembering, layout: Layout, row_batch: int, world_size: int) -> None:
+def check_remembering(found: ForwardCaching, plan: RunPlan, row_batch: int, world_size: int) -> None:
     """Refuse a run whose forwards would be given what was kept of others.
 
     Args:
         found: In the network.
-        layout: The run.
+        plan: The run.
         row_batch: Rows a forward, at most.
         world_size: Number of ranks.
 
     Raises:
         CapabilityError: Saying who remembers, why that does not fit, and what to do.
     """
-    why = next(_misfits(found, layout, row_batch, world_size), None)
+    why = next(_misfits(found, plan, row_batch, world_size), None)
     if why is not None:
         raise CapabilityError(f"the network remembers earlier forwards ({found.where}), but {why}; {found.remedy}")
 
 
-def _misfits(found: Remembering, layout: Layout, row_batch: int, world_size: int) -> Iterator[str]:
-    composition = layout.composition
+def _misfits(found: ForwardCaching, plan: RunPlan, row_batch: int, world_size: int) -> Iterator[str]:
+    composition = plan.composition
     if composition.attention_request() is not None:
         yield "the method looks at attention maps, which layers that are left out do not give"
     if "gradients" in composition.needs:
@@ -61,33 +44,33 @@ def _misfits(found: Remembering, layout: Layout, row_batch: int, world_size: int
     if any(stage.rectification for stage in composition.stages):
         yield "the method changes the network for a range of steps, and what was kept would outlive the change"
     if found.by_name:
-        yield from _by_name(layout)
+        yield from _by_name(plan)
     else:
-        yield from _as_one(layout, row_batch, world_size)
+        yield from _as_one(plan, row_batch, world_size)
 
 
-def _by_name(layout: Layout) -> Iterator[str]:
+def _by_name(plan: RunPlan) -> Iterator[str]:
     """What stands against a place for every view and branch."""
     seen: dict[tuple[int, int], object] = {}
-    for step in layout.steps()[layout.first :]:
-        every = layout.patches(step)
-        yield from _questions(layout, step, every)
+    for step in plan.steps()[plan.first :]:
+        every = plan.patches(step)
+        yield from _questions(plan, step, every)
         views = [view for patches in every for view in patches.views]
         if len(set(views)) < len(views):
             yield "two families have the same view, which would share a place"
-        now = ([(view, view.turn) for view in views], _branches(layout, step))
+        now = ([(view, view.turn) for view in views], _branches(plan, step))
         if seen.setdefault((step.phase, step.stage), now) != now:
             yield "the method's views, or the branches of guidance, are others at every step: use one whose views stay"
 
 
-def _as_one(layout: Layout, row_batch: int, world_size: int) -> Iterator[str]:
+def _as_one(plan: RunPlan, row_batch: int, world_size: int) -> Iterator[str]:
     """What stands against a single forward a step, always of the same rows."""
     kept = "it keeps them in one place for all, which serves a single view and rank, as with method 'direct'"
     first: object = None
-    for step in layout.steps()[layout.first :]:
-        every = layout.patches(step)
-        yield from _questions(layout, step, every)
-        branches = _branches(layout, step)
+    for step in plan.steps()[plan.first :]:
+        every = plan.patches(step)
+        yield from _questions(plan, step, every)
+        branches = _branches(plan, step)
         if world_size > 1 or sum(len(patches.views) for patches in every) > 1:
             yield kept
         if len(branches) > row_batch:
@@ -98,13 +81,13 @@ def _as_one(layout: Layout, row_batch: int, world_size: int) -> Iterator[str]:
             yield f"{kept}, and this method's view changes on the way"
 
 
-def _questions(layout: Layout, step: Step, every: list[Patches]) -> Iterator[str]:
+def _questions(plan: RunPlan, step: Step, every: list[Patches]) -> Iterator[str]:
     """Forwards besides those of the views as they lie on the canvas."""
-    if any(cost.rows for cost in layout.cost_of_asking(step)):
+    if any(cost.rows for cost in plan.cost_of_asking(step)):
         yield "the method's guidance asks the network besides the views of a step"
     if any(patches.permutation is not None or patches.clean_key for patches in every):
         yield "the method exchanges the pixels of its views, so that none has what it had a step before"
 
 
-def _branches(layout: Layout, step: Step) -> tuple[str, ...]:
-    return branches_of(layout.composition.stages[step.stage], step, layout.branches)
+def _branches(plan: RunPlan, step: Step) -> tuple[str, ...]:
+    return plan.branches_at(step)

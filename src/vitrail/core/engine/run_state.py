@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
-from vitrail.core.engine.nonfinite import Trail
+from vitrail.core.engine.nonfinite import NonFiniteSearch
 from vitrail.core.method.cost import Cost
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Memory, Start
-    from vitrail.core.engine.rank_comparison import Unison
-    from vitrail.core.engine.relay import Relay
-    from vitrail.core.method.protocols import Rows
+    from vitrail.core.engine.guidance_context import Start
+    from vitrail.core.engine.rank_comparison import RankComparison
+    from vitrail.core.engine.relay import IndependentRanks
+    from vitrail.core.method.attention_maps import KeptMaps
+    from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
 
@@ -31,12 +32,12 @@ class RunState:
     guidance: list[Any] = field(factory=list)
     masking: Any = None
     mask: Tensor | None = None  # of the whole canvas at the step in work, if the stage's is one
-    memory: Memory | None = None
+    memory: KeptMaps | None = None
     start: Start | None = None
     base: Tensor | None = None  # mean and deviation of the first size's result
-    relay: Relay | None = None
-    trail: Trail = field(factory=Trail)
-    unison: Unison | None = None
+    relay: IndependentRanks | None = None
+    trail: NonFiniteSearch = field(factory=NonFiniteSearch)
+    unison: RankComparison | None = None
 
     def note(self, step: Step, what: str, value: Any) -> None:
         """Note what all ranks must have alike; where each has its own cells alone, there is no such thing."""
@@ -44,7 +45,7 @@ class RunState:
             self.unison.note(step, what, value)
 
     def compare(self) -> None:
-        """Compare what was noted between ranks; collective. See ``Unison.compare``."""
+        """Compare what was noted between ranks; collective. See ``RankComparison.compare``."""
         if self.unison is not None:
             self.unison.compare()
 
@@ -62,7 +63,7 @@ class Timings:
         """That the network saw."""
         return self.cost.model_calls
 
-    def count(self, batches: Iterable[Rows]) -> None:
+    def count(self, batches: Iterable[MicroBatch]) -> None:
         """Add the rows of micro-batches."""
         for rows in batches:
             cells = math.prod(rows.model_input.shape[-2:])

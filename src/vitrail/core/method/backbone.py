@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from attrs import frozen
+
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
@@ -13,12 +15,27 @@ if TYPE_CHECKING:
 
     from vitrail.core.config.run_config import Wrap
     from vitrail.core.engine.exchange import Exchange
-    from vitrail.core.engine.remembering import Remembering
+    from vitrail.core.method.attention_maps import AttentionRequest
     from vitrail.core.method.inputs import Inputs
-    from vitrail.core.method.protocols import AttentionRequest, Predicted, Rows
+    from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
     from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
+
+
+@frozen(kw_only=True)
+class ForwardCaching:
+    """What a network keeps of earlier forwards.
+
+    Attributes:
+        where: Who keeps it in which layer, for messages.
+        by_name: Whether it is kept apart by names, so that each row can have its own.
+        remedy: How to switch it off.
+    """
+
+    where: str
+    by_name: bool
+    remedy: str
 
 
 class BackboneSpec(Protocol):
@@ -95,7 +112,7 @@ class Backbone(Protocol):
     def words(self, inputs: Inputs) -> tuple[str, ...]:
         """The words of the prompt that the network reads, in their order."""
 
-    def remembers(self) -> Remembering | None:
+    def remembers(self) -> ForwardCaching | None:
         """What the network keeps of earlier forwards; None if nothing, so that forwards may come in any order."""
 
     def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Any:
@@ -104,7 +121,7 @@ class Backbone(Protocol):
     def also(self, conditioning: Any, inputs: Inputs) -> Any:
         """The same with the prompt of ``inputs`` as one more text that rows may have."""
 
-    def predict(self, rows: Rows, step: Step, timestep: Tensor, conditioning: Any) -> Predicted:
+    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Any) -> ModelOutput:
         """One forward of the network. The only expensive line of a run."""
 
     def read_picture(self, picture: Any, height: int, width: int) -> Tensor:

@@ -21,7 +21,7 @@ def unnamed(slot: str, cls: type) -> None:
 
 
 @frozen(eq=False)
-class Asked:
+class StrategyCall:
     """One question to a strategy.
 
     Attributes:

@@ -8,81 +8,21 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
-from attrs import validators as v
 
-from vitrail.core.config.fields import RAMPS, as_items, share
-from vitrail.core.geometry.size_conditioning import SizeConditioning
+from vitrail.core.config.fields import as_items
 from vitrail.core.geometry.views import Canvas
-from vitrail.core.method.calls import Asked
-from vitrail.core.method.cascade import Cascade, Enter
-from vitrail.core.method.composition_checks import refuse
+from vitrail.core.method.attention_maps import AttentionRequest
+from vitrail.core.method.calls import StrategyCall
+from vitrail.core.method.cascade import Cascade
 from vitrail.core.method.members import OPTIONAL, ReadsFiles, recalls
-from vitrail.core.method.protocols import (
-    AttentionRequest,
-    Fusion,
-    Guidance,
-    Masking,
-    Patching,
-    Prompting,
-    Rectification,
-)
 from vitrail.core.method.registration import unknown_need
 from vitrail.core.method.returned_values import check_granularity
-from vitrail.core.method.shared_prompt import Shared
-from vitrail.core.method.soundness import Place, places, refuse_unsound
-from vitrail.core.schedule.step import Ramp
+from vitrail.core.method.stage import Place, Stage, places
+from vitrail.core.method.validation import refuse, refuse_unsound
 from vitrail.errors import CapabilityError, CompositionError, ConfigError, Problems, VitrailError
 
 if TYPE_CHECKING:
     from vitrail.core.config.registry import Registry
-
-
-@frozen(kw_only=True)
-class Family:
-    """A further set of views in the same step, mixed into the canvas's prediction by a weight."""
-
-    patching: Patching  # which views the network sees
-    fusion: Fusion  # how their predictions become the canvas's
-    weight: float = field(default=0.5, validator=share)  # share of this family
-    ramp: Ramp = field(default="constant", validator=v.in_(RAMPS))  # of the weight
-    power: float = field(default=1.0, validator=v.ge(0))  # of the ramp
-
-
-@frozen(kw_only=True)
-class Stage:
-    """A range of steps with one set of strategies."""
-
-    patching: Patching  # which views the network sees
-    fusion: Fusion  # how their predictions become the canvas's
-    masking: Masking  # where guidance acts; in a file "none" if unset
-    prompting: Prompting = field(factory=Shared)  # which text each view gets
-    enter: Enter | None = None  # begins on the picture so far, at the next size
-    guidance: tuple[Guidance, ...] = field(default=(), converter=as_items)  # corrections of predictions or latents
-    also: tuple[Family, ...] = field(default=(), converter=as_items)  # further view families
-    rectification: tuple[Rectification, ...] = field(default=(), converter=as_items)  # changes inside the network
-    sizes: SizeConditioning = field(factory=SizeConditioning)  # what a network is told about sizes
-    guidance_factor: float = field(default=1.0, validator=v.gt(0))  # times the run's guidance scale
-    remember: bool = False  # keep the mean of its attention maps, word by word, for later stages
-    scale_batch: int | None = field(
-        default=None, validator=v.optional(v.ge(1))
-    )  # authors' bug, off if unset: views after so many, and all further families, are scaled for the next step
-    until: float = field(default=1.0, validator=share)  # fraction of the steps that are done at its size
-
-    def __attrs_post_init__(self) -> None:
-        families = self.also if isinstance(self.also, tuple) else ()
-        if sum(family.weight for family in families if isinstance(family, Family)) > 1:
-            raise ValueError("the weights in 'also' add up to more than 1; the main family takes what is left")
-
-    def strategies(self) -> Iterator[tuple[str, Any]]:
-        """Every strategy with the slot it fills."""
-        yield from (("patching", self.patching), ("fusion", self.fusion), ("masking", self.masking))
-        yield "prompting", self.prompting
-        for guidance in self.guidance:
-            yield "guidance", guidance
-        for rectification in self.rectification:
-            yield "rectification", rectification
-        for family in self.also:
-            yield from (("patching", family.patching), ("fusion", family.fusion))
 
 
 def _some(instance: object, attribute: object, stages: object) -> None:
@@ -126,7 +66,7 @@ class Composition:
         stages = [self.stages[number] for number in self.groups()[group]]
         used = [stage for stage, begin, end in zip(stages, ends, ends[1:], strict=False) if end > begin]
         patchings = [s for stage in used for slot, s in stage.strategies() if slot == "patching"]
-        pairs = [check_granularity(Asked("patching", each), each.granularity(canvas)) for each in patchings]
+        pairs = [check_granularity(StrategyCall("patching", each), each.granularity(canvas)) for each in patchings]
         return canvas.padded(math.lcm(*(h for h, _ in pairs)), math.lcm(*(w for _, w in pairs)))
 
     def attention_request(self) -> AttentionRequest | None:

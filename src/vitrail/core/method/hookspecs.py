@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.config.registry import Registry
-    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.geometry.views import Canvas, Patches, View
-    from vitrail.core.method.protocols import Guidance, Predicted, Rows
+    from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
+    from vitrail.core.method.protocols import Guidance
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
 
@@ -61,18 +62,18 @@ class StageSpecs:
         """Exclusive: the views of one family; family 0 is the stage's own patching."""
 
     @hookspec(firstresult=True)
-    def vitrail_predict(self, step: Step, rows: Rows) -> Predicted | None:
+    def vitrail_predict(self, step: Step, rows: MicroBatch) -> ModelOutput | None:
         """Exclusive: one forward of the network for a micro-batch of rows."""
 
     @hookspec(firstresult=True)
     def vitrail_mask(
-        self, step: Step, key: Prediction, predicted: Predicted, state: Any
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: Any
     ) -> tuple[Tensor | None, Any] | None:
         """Exclusive: where guidance acts, and the masking's new state."""
 
     @hookspec(firstresult=True)
     def vitrail_guide(
-        self, step: Step, guidance: Guidance, subject: Any, scene: Scene, state: Any
+        self, step: Step, guidance: Guidance, subject: Any, scene: GuidanceContext, state: Any
     ) -> tuple[Any, Any] | None:
         """Exclusive: one guidance of the stage acts on its subject; answers (subject, state)."""
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from vitrail.comm.communicator import RankCommunicator
     from vitrail.comm.environment import RankEnvironment
     from vitrail.core.geometry.views import Canvas, Outline
-    from vitrail.core.method.protocols import Branch, Guidance
+    from vitrail.core.method.micro_batch import Branch
+    from vitrail.core.method.protocols import Guidance
     from vitrail.core.schedule.step import Step
 
 ABSENT = object()
@@ -142,7 +143,7 @@ class OptionalRectification(Members):
         return ""
 
 
-class OptionalEye(Members):
+class OptionalFeatureExtractor(Members):
     """Of what metrics look with, and of features."""
 
     digest: str = ""  # stands for the contents of the files that it looks with

@@ -66,7 +66,7 @@ class Shown:
     columns: tuple[int, ...] = field(converter=as_tuple, default=())
 
 
-class Eye(Protocol):
+class FeatureExtractor(Protocol):
     """What looks at one picture. Its answers are kept under its ``repr``, so no picture is looked at twice.
 
     An eye that looks with weights or other files has a ``digest`` besides, a text that stands for their contents and
@@ -89,7 +89,7 @@ class Metric(Protocol):
         """What ``gather`` answers, in order."""
 
     @property
-    def eye(self) -> Eye:
+    def eye(self) -> FeatureExtractor:
         """Who looks at the pictures; metrics with equal eyes share what was seen. May be the metric itself."""
 
     @property

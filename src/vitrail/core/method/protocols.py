@@ -6,145 +6,24 @@ Shape legend: ``views`` views of one family, ``rows`` pairs of (view, CFG branch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from attrs import evolve, field, frozen
-
-from vitrail.core.config.fields import as_tuple
+from attrs import frozen
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Memory, Scene
-    from vitrail.core.geometry.size_conditioning import SizeConditioning
+    from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.geometry.views import Canvas, Patches, View
+    from vitrail.core.method.attention_maps import AttentionRequest, KeptMaps
+    from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
 
 Point = Literal["before", "inputs", "branches", "views", "canvas", "after"]
-Branch = Literal["uncond", "cond", "damped"]  # damped: as uncond, in a network that is rectified less
-Over = Literal["mean", "max"]
-
-
-@frozen
-class AttentionRequest:
-    """Which attention maps a mask source wants; the backbone reduces them to one map a view.
-
-    Attributes:
-        layers: Blocks of the network. ``cross``: up blocks that have cross-attention, counted from the deepest,
-            empty for all; ``joint``: blocks of a transformer, empty for the late half. Negative ones count from
-            the last.
-        skip_words: Words that never count as content.
-        kind: Attention to text only, or of picture and text to each other.
-        words: Words and phrases of the prompt; if there are any, no others count as content.
-        over: Whether the mean of the content tokens counts, or at each cell the largest.
-        t5: With ``joint``: whether the tokens of the T5 encoder count beside those of the CLIP encoders.
-        each: Whether a map of every word of the prompt is wanted besides; ``cross`` only.
-    """
-
-    layers: tuple[int, ...] = ()
-    skip_words: frozenset[str] = frozenset()
-    kind: Literal["cross", "joint"] = "cross"
-    words: tuple[str, ...] = ()
-    over: Over = "mean"
-    t5: bool = False
-    each: bool = False
-
-
-@frozen(eq=False)
-class Rows:
-    """One micro-batch for the network, in canonical order.
-
-    Attributes:
-        model_input: Scaled latents, Float32[Tensor, "rows*batch channels h w"].
-        branches: The CFG branch of each row.
-        views: The view of each row.
-        capture: Indices of the rows whose attention maps are wanted.
-        texts: The prompt of each row; None for the run's, () for the run's in all.
-        words: How many words' maps a captured row gives besides the mean of the content's.
-        sizes: What the network is told about sizes; the stage's if None.
-    """
-
-    model_input: Tensor
-    branches: tuple[Branch, ...] = field(converter=as_tuple)
-    views: tuple[View, ...] = field(converter=as_tuple)
-    capture: tuple[int, ...] = field(converter=as_tuple, default=())
-    texts: tuple[str | None, ...] = field(converter=as_tuple, default=())
-    words: int = 0
-    sizes: SizeConditioning | None = None
-
-    def pick(self, rows: Sequence[int]) -> Rows:
-        """Some of the rows, in the order given."""
-        batch = len(self.model_input) // len(self.views)
-        entries = self.model_input.view(-1, batch, *self.model_input.shape[1:])
-        return evolve(
-            self,
-            model_input=entries[list(rows)].flatten(0, 1),
-            branches=[self.branches[row] for row in rows],
-            views=[self.views[row] for row in rows],
-            capture=[number for number, row in enumerate(rows) if row in self.capture],
-            texts=[self.texts[row] for row in rows] if self.texts else (),
-        )
-
-    def cut(self, size: int) -> list[Rows]:
-        """The same rows in parts of at most ``size``, each with its share of ``capture``."""
-        batch = len(self.model_input) // len(self.views)
-        return [
-            evolve(
-                self,
-                model_input=self.model_input[begin * batch : (begin + size) * batch],
-                branches=self.branches[begin : begin + size],
-                views=self.views[begin : begin + size],
-                capture=[row - begin for row in self.capture if begin <= row < begin + size],
-                texts=self.texts[begin : begin + size],
-            )
-            for begin in range(0, len(self.views), size)
-        ]
-
-
-@frozen(eq=False)
-class Predicted:
-    """What the network said of a micro-batch.
-
-    Attributes:
-        model_output: Float32[Tensor, "rows*batch channels h w"].
-        attention: Mean map of the content tokens for each captured row, at most 1,
-            Float32[Tensor, "batch 1 h w"], or None if no row was captured.
-        has_content: False if the prompt has no content token to look at.
-        layers: The same map by block, for whoever looks at them; on the rank that captured.
-        words: Maps of every word, Float32[Tensor, "batch words h w"], if they were wanted.
-        memory: What earlier stages saw, for a mask source that says ``recalls``.
-        view: For a mask: what it is wanted of, the key view or the whole canvas.
-        canvas: For a mask: on which the view lies.
-        inner: Height and width in cells of what is masked, without its padding; all of it if None.
-    """
-
-    model_output: Tensor
-    attention: Tensor | None = None
-    has_content: bool = True
-    layers: Mapping[int, Tensor] = field(factory=dict)
-    words: Tensor | None = None
-    memory: Memory | None = None
-    view: View | None = None
-    canvas: Canvas | None = None
-    inner: tuple[int, int] | None = None
-
-    @classmethod
-    def join(cls, parts: Sequence[Predicted]) -> Predicted:
-        """What the parts of one micro-batch say together, in the order of ``Rows.cut``."""
-        import torch
-
-        maps = [part.attention for part in parts if part.attention is not None]
-        return cls(
-            torch.cat([part.model_output for part in parts]),
-            torch.cat(maps) if maps else None,
-            all(part.has_content for part in parts),
-            next((part.layers for part in parts if part.layers), {}),
-            next((part.words for part in parts if part.words is not None), None),
-        )
 
 
 @frozen(eq=False, kw_only=True)
@@ -161,7 +40,7 @@ class Forward:
 
     network: Any
     step: Step
-    rows: Rows
+    rows: MicroBatch
     native_size: int
     streams: Streams
 
@@ -214,7 +93,7 @@ class Prompting(Protocol):
         negative_prompt: str | None,
         views: Sequence[View],
         canvas: Canvas,
-        memory: Memory | None,
+        memory: KeptMaps | None,
     ) -> tuple[str | None, ...]:
         """A text for each view.
 
@@ -249,7 +128,7 @@ class Masking(Protocol):
     def init(self) -> Any:
         """State before the first step of a stage."""
 
-    def mask(self, step: Step, key: Prediction, predicted: Predicted, state: Any) -> tuple[Tensor | None, Any]:
+    def mask(self, step: Step, key: Prediction, predicted: ModelOutput, state: Any) -> tuple[Tensor | None, Any]:
         """The mask, and the new state.
 
         Args:
@@ -285,7 +164,7 @@ class Guidance(Protocol):
     def init(self) -> Any:
         """State before the first step of a stage, at each size."""
 
-    def guide(self, step: Step, subject: Any, scene: Scene, state: Any) -> tuple[Any, Any]:
+    def guide(self, step: Step, subject: Any, scene: GuidanceContext, state: Any) -> tuple[Any, Any]:
         """The corrected subject and the new state."""
 
 

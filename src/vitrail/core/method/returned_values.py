@@ -2,7 +2,8 @@
 
 Types, shapes, dtypes, devices and counts are known without waiting for a device and are checked at once. Values are
 looked at only where they are on the CPU anyway (views, permutations, texts). Those of masks and predictions lie on the
-device, so what is wrong with them is counted there and read with the sum that ends every step (see ``Trail``).
+device, so what is wrong with them is counted there and read with the sum that ends every step; see
+``NonFiniteSearch``.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.geometry.views import Canvas, Span
-    from vitrail.core.method.calls import Asked
-    from vitrail.core.method.protocols import Branch
+    from vitrail.core.method.calls import StrategyCall
+    from vitrail.core.method.micro_batch import Branch
 
 KNOWN_BRANCHES = ("uncond", "cond", "damped")
 
@@ -37,7 +38,7 @@ def kind(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-def check_like(asked: Asked, what: str, value: object, like: Tensor) -> None:
+def check_like(asked: StrategyCall, what: str, value: object, like: Tensor) -> None:
     """Refuse what is not a tensor of the shape, dtype and device of another."""
     import torch
 
@@ -50,7 +51,7 @@ def check_like(asked: Asked, what: str, value: object, like: Tensor) -> None:
         asked.refuse(f"must return {what} as {kind(like)}, got {kind(value)}")
 
 
-def check_pair(asked: Asked, meaning: str, value: object) -> tuple[Any, Any]:
+def check_pair(asked: StrategyCall, meaning: str, value: object) -> tuple[Any, Any]:
     """A pair of an answer and the new state."""
     if not isinstance(value, tuple) or len(value) != 2:
         got = f"a tuple of {len(value)}" if isinstance(value, tuple) else kind(value)
@@ -58,7 +59,7 @@ def check_pair(asked: Asked, meaning: str, value: object) -> tuple[Any, Any]:
     return value
 
 
-def check_guided(asked: Asked, subject: Any, guided: Any, point: str) -> None:
+def check_guided(asked: StrategyCall, subject: Any, guided: Any, point: str) -> None:
     """A guidance returns what it received in kind, shape, dtype and device."""
     if type(guided) is not type(subject):
         asked.refuse(
@@ -74,7 +75,7 @@ def check_guided(asked: Asked, subject: Any, guided: Any, point: str) -> None:
         check_like(asked, "the latents", guided, subject)
 
 
-def check_mask(asked: Asked, mask: object, latents: Tensor, shape: Sequence[int]) -> None:
+def check_mask(asked: StrategyCall, mask: object, latents: Tensor, shape: Sequence[int]) -> None:
     """A mask has one weight for each cell of the view that was asked about; that it lies in [0, 1], ``outside`` sees.
 
     Args:
@@ -92,12 +93,12 @@ def outside(mask: Tensor) -> Tensor:
     return (~((mask >= 0) & (mask <= 1))).sum()
 
 
-def check_fused(asked: Asked, fused: object, latents: Tensor) -> None:
+def check_fused(asked: StrategyCall, fused: object, latents: Tensor) -> None:
     """A fusion returns a canvas."""
     check_like(asked, "the canvas", fused, latents)
 
 
-def check_texts(asked: Asked, texts: object, count: int) -> tuple[str | None, ...]:
+def check_texts(asked: StrategyCall, texts: object, count: int) -> tuple[str | None, ...]:
     """A prompting returns a text or None for each view, or an empty tuple."""
     if not isinstance(texts, tuple):
         hint = "; a lone text would be taken apart into letters" if isinstance(texts, str) else ""
@@ -110,14 +111,14 @@ def check_texts(asked: Asked, texts: object, count: int) -> tuple[str | None, ..
     return texts
 
 
-def check_context(asked: Asked, context: object) -> AbstractContextManager[object]:
+def check_context(asked: StrategyCall, context: object) -> AbstractContextManager[object]:
     """A rectification returns a context manager."""
     if not isinstance(context, AbstractContextManager):
         asked.refuse(f"must return a context manager, got {kind(context)}; in a step out of its range `nullcontext()`")
     return context
 
 
-def check_granularity(asked: Asked, pair: object) -> tuple[int, int]:
+def check_granularity(asked: StrategyCall, pair: object) -> tuple[int, int]:
     """A patching returns two whole numbers of cells."""
     two = pair if isinstance(pair, tuple) and len(pair) == 2 else ()
     if not two or any(not isinstance(each, int) or each < 1 for each in two):
@@ -125,7 +126,7 @@ def check_granularity(asked: Asked, pair: object) -> tuple[int, int]:
     return two
 
 
-def check_branches(asked: Asked, wanted: object, own: Sequence[Branch]) -> tuple[Branch, ...]:
+def check_branches(asked: StrategyCall, wanted: object, own: Sequence[Branch]) -> tuple[Branch, ...]:
     """A guidance at "branches" returns further branches, each once and none of the run's own."""
     if not isinstance(wanted, tuple):
         asked.refuse(f"must return a tuple of branches, got {kind(wanted)}")
@@ -135,7 +136,7 @@ def check_branches(asked: Asked, wanted: object, own: Sequence[Branch]) -> tuple
     return wanted
 
 
-def check_cost(asked: Asked, member: str, cost: object) -> Cost:
+def check_cost(asked: StrategyCall, member: str, cost: object) -> Cost:
     """A guidance counts what it asks of networks in whole numbers, none of them below 0.
 
     Args:
@@ -158,7 +159,7 @@ def check_cost(asked: Asked, member: str, cost: object) -> Cost:
 # ---------------------------------------------------------------- views
 
 
-def check_patches(asked: Asked, patches: Patches, canvas: Canvas, shows_whole: bool) -> None:
+def check_patches(asked: StrategyCall, patches: Patches, canvas: Canvas, shows_whole: bool) -> None:
     """Views lie on the canvas and cover it, unless each shows the whole picture, so that a fusion may fill the rest."""
     others = [view for view in patches.views if not isinstance(view, View)]
     if others:
@@ -174,7 +175,7 @@ def check_patches(asked: Asked, patches: Patches, canvas: Canvas, shows_whole: b
         )
 
 
-def check_permutation(asked: Asked, patches: Patches, channels: int) -> None:
+def check_permutation(asked: StrategyCall, patches: Patches, channels: int) -> None:
     """Which view every element comes from is a permutation of the views; drawn on the CPU, so it can be looked at."""
     import torch
 

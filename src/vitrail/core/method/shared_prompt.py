@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from vitrail.core.engine.guidance_context import Memory
     from vitrail.core.geometry.views import Canvas, View
+    from vitrail.core.method.attention_maps import KeptMaps
     from vitrail.core.schedule.step import Step
 
 
 @frozen
-class Shared:
+class SharedPrompt:
     """The prompt, for every view."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -31,7 +31,7 @@ class Shared:
         negative_prompt: str | None,
         views: Sequence[View],
         canvas: Canvas,
-        memory: Memory | None,
+        memory: KeptMaps | None,
     ) -> tuple[()]:
         """None of their own."""
         return ()

@@ -32,8 +32,8 @@ def bring(source: Path, target: Path) -> None:
     if source.resolve() == target.resolve():
         return
     for file in sorted((source / LOOKED).glob("*.safetensors")):
-        theirs = Answers(source, _key_in(file))
-        ours = Answers(target, _key_in(file))
+        theirs = FeatureCache(source, _key_in(file))
+        ours = FeatureCache(target, _key_in(file))
         for name in theirs.names:
             if name not in ours:
                 ours.add(name, theirs[name])
@@ -43,7 +43,7 @@ def bring(source: Path, target: Path) -> None:
             ours.keep()
 
 
-class Answers:
+class FeatureCache:
     """What one eye saw, by the pictures' names; written whole from time to time, so that no file is half one.
 
     Args:

@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitrail.cli.meter import Meter
 from vitrail.core.method.metric import Column
 from vitrail.errors import ConfigError, nearest
-from vitrail.experiments.analysis.costs import CALLS, CRITICAL, MEMORY, PREDICTED, Costs
 from vitrail.experiments.analysis.measurement import Loaded, Seen, Size
 from vitrail.experiments.analysis.picture_sets import Pairs, Sets, common, rankable
 from vitrail.experiments.analysis.ranking import Ranking, rank
@@ -17,21 +15,22 @@ from vitrail.experiments.analysis.results import Group, HeatFigure, Numbers, Res
 from vitrail.experiments.analysis.statistics import difference
 from vitrail.experiments.run.origin import commit_of_vitrail, commits_of, machines_of, versions_of
 from vitrail.experiments.spec.cells import Cell
+from vitrail.experiments.spec.cost_columns import CALLS, CRITICAL, MEMORY, PREDICTED, Costs
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from vitrail.experiments.listener import Listener
 
 TOLD_ERRORS = 5
 OfRows = dict[str, tuple[Pairs, ...]]  # by row, the pairs that each column of a metric has a number of
 
 
-def gather_results(loaded: Loaded, seen: Seen, console: Console, baseline: str | None = None) -> Results:
+def gather_results(loaded: Loaded, seen: Seen, listener: Listener, baseline: str | None = None) -> Results:
     """Gather every metric of every row at every size, and compare rows.
 
     Args:
         loaded: The experiment.
         seen: What eyes saw in its pictures.
-        console: For progress.
+        listener: Hears of the progress.
         baseline: The row to compare with; the first one if None.
 
     Raises:
@@ -40,7 +39,7 @@ def gather_results(loaded: Loaded, seen: Seen, console: Console, baseline: str |
     groups, base = _groups(loaded), baseline_of(loaded, baseline)
     sets = Sets(loaded, seen)
     done = [group for group in groups if group.cells]
-    estimates, differences, rankings = _compute(sets, done, base, console)
+    estimates, differences, rankings = _compute(sets, done, base, listener)
     outcomes = {cell.address: loaded.outcomes[cell.address] for cell in loaded.done}
     return Results(
         title=loaded.experiment.title,
@@ -102,13 +101,13 @@ def _group(row: str, cells: Sequence[Cell], loaded: Loaded) -> Group:
 
 
 def _compute(
-    sets: Sets, groups: Sequence[Group], baseline: str | None, console: Console
+    sets: Sets, groups: Sequence[Group], baseline: str | None, listener: Listener
 ) -> tuple[Numbers, Numbers, list[Ranking]]:
     """Estimates, differences from the baseline, rankings."""
     estimates: Numbers = {}
     differences: Numbers = {}
     rankings: list[Ranking] = []
-    with Meter(console, "gathering", len(groups) * len(sets.metrics)) as meter:
+    with listener.count("gathering", len(groups) * len(sets.metrics)) as meter:
         for size in dict.fromkeys(group.size for group in groups):
             here = [group for group in groups if group.size == size]
             base = next((group for group in here if group.row == baseline), None)

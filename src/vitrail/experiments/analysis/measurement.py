@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 
-from vitrail.cli.meter import Meter
 from vitrail.core.config.fields import as_tuple
-from vitrail.core.method.members import OptionalEye
-from vitrail.core.method.metric import Eye, Shown
+from vitrail.core.method.members import OptionalFeatureExtractor
+from vitrail.core.method.metric import FeatureExtractor, Shown
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.experiments.analysis.feature_cache import Answers
-from vitrail.experiments.run.store import PLAN, Folder, Outcome, Plan, same_plan
+from vitrail.experiments.analysis.feature_cache import FeatureCache
+from vitrail.experiments.run.store import PLAN, ExperimentPlan, Folder, Outcome, same_plan
 from vitrail.experiments.spec.cells import Cell
 from vitrail.experiments.spec.experiment import Experiment
 from vitrail.experiments.spec.experiment_file import structure
 from vitrail.sampling.own_pictures import open_own
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from torch import Tensor
+
+    from vitrail.experiments.listener import Listener
 
 Size = tuple[int, int]
 
@@ -40,7 +40,7 @@ class Loaded:
     """
 
     experiment: Experiment
-    plan: Plan
+    plan: ExperimentPlan
     folders: tuple[Folder, ...] = field(converter=as_tuple)
     outcomes: dict[str, Outcome]
     homes: dict[str, Folder]
@@ -99,7 +99,7 @@ class Seen:
     pictures: dict[str, dict[str, Tensor]]
     references: dict[tuple[str, Size], Tensor]
 
-    def of(self, eye: Eye, addresses: Iterable[str]) -> Tensor:
+    def of(self, eye: FeatureExtractor, addresses: Iterable[str]) -> Tensor:
         """What it saw in some pictures, Float32[Tensor, "pictures ..."].
 
         Raises:
@@ -109,9 +109,9 @@ class Seen:
         return _stacked(key, [self.pictures[key][address] for address in addresses])
 
 
-def key_of(eye: Eye) -> str:
+def key_of(eye: FeatureExtractor) -> str:
     """What an eye's answers are kept under: its ``repr``, and what stands for the weights that it looks with."""
-    digest = OptionalEye.of(eye).digest
+    digest = OptionalFeatureExtractor.of(eye).digest
     return f"{eye!r} with {digest}" if digest else repr(eye)
 
 
@@ -124,7 +124,7 @@ def _stacked(eye: str, seen: list[Tensor]) -> Tensor:
     return torch.stack(seen)
 
 
-def look(loaded: Loaded, console: Console) -> Seen:
+def look(loaded: Loaded, listener: Listener) -> Seen:
     """Have every eye look at every done picture, and at the reference set at every size, that it has not seen yet.
 
     Equal eyes look once. What they see is kept beside the pictures every half a minute, so a killed report goes on.
@@ -136,20 +136,20 @@ def look(loaded: Loaded, console: Console) -> Seen:
     import torch
 
     with torch.no_grad():
-        return Seen(pictures=_look_at_cells(loaded, console), references=_look_at_references(loaded, console))
+        return Seen(pictures=_look_at_cells(loaded, listener), references=_look_at_references(loaded, listener))
 
 
-def _look_at_cells(loaded: Loaded, console: Console) -> dict[str, dict[str, Tensor]]:
+def _look_at_cells(loaded: Loaded, listener: Listener) -> dict[str, dict[str, Tensor]]:
     eyes = {key_of(metric.eye): metric.eye for metric in loaded.experiment.metrics}
     cells = list({cell.address: cell for cell in loaded.done if cell.kind == "picture"}.values())
-    kept = {(key, folder): Answers(folder.path, key) for key in eyes for folder in loaded.folders}
+    kept = {(key, folder): FeatureCache(folder.path, key) for key in eyes for folder in loaded.folders}
     todo = {
         cell.address: [key for key in eyes if cell.address not in kept[key, loaded.homes[cell.address]]]
         for cell in cells
     }
     waiting = [cell for cell in cells if todo[cell.address]]
     try:
-        with Meter(console, "looking at picture", len(waiting)) as meter:
+        with listener.count("looking at picture", len(waiting)) as meter:
             for cell in waiting:
                 shown = shown_of(cell, loaded)
                 for key in todo[cell.address]:
@@ -181,7 +181,7 @@ def shown_of(cell: Cell, loaded: Loaded) -> Shown:
     )
 
 
-def _look_at_references(loaded: Loaded, console: Console) -> dict[tuple[str, Size], Tensor]:
+def _look_at_references(loaded: Loaded, listener: Listener) -> dict[tuple[str, Size], Tensor]:
     reference = loaded.experiment.reference
     eyes = {key_of(metric.eye): metric.eye for metric in loaded.experiment.metrics if metric.needs_reference}
     sizes = list(dict.fromkeys(cell.size for cell in loaded.done if cell.kind == "picture"))
@@ -190,11 +190,11 @@ def _look_at_references(loaded: Loaded, console: Console) -> dict[tuple[str, Siz
     for height, width in sizes if reference is not None and eyes else []:
         assert reference is not None
         keys = {key: f"{key} at {reference.digest}, {width}x{height}, training size {native}" for key in eyes}
-        kept = {key: Answers(loaded.folders[0].path, name) for key, name in keys.items()}
+        kept = {key: FeatureCache(loaded.folders[0].path, name) for key, name in keys.items()}
         blind = [key for key in eyes if not kept[key].is_complete]
         if blind:
             shows = (evolve(shown, native_size=native) for shown in reference.pictures(height, width))
-            _look_through(shows, {key: (eyes[key], kept[key]) for key in blind}, f"{width}x{height}", console)
+            _look_through(shows, {key: (eyes[key], kept[key]) for key in blind}, f"{width}x{height}", listener)
         for key, answers in kept.items():
             if not answers.names:
                 raise ConfigError(f"{reference!r}: has no picture of {width}x{height} to compare with")
@@ -202,10 +202,12 @@ def _look_at_references(loaded: Loaded, console: Console) -> dict[tuple[str, Siz
     return seen
 
 
-def _look_through(shows: Iterable[Shown], eyes: dict[str, tuple[Eye, Answers]], size: str, console: Console) -> None:
+def _look_through(
+    shows: Iterable[Shown], eyes: dict[str, tuple[FeatureExtractor, FeatureCache]], size: str, listener: Listener
+) -> None:
     """Look at all of a reference set, and note that it is all."""
     try:
-        with Meter(console, f"looking at true picture of {size}", None) as meter:
+        with listener.count(f"looking at true picture of {size}", None) as meter:
             for number, shown in enumerate(shows):
                 for eye, answers in eyes.values():
                     if f"{number:06}" not in answers:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitrail.core.method.metric import Column
-from vitrail.experiments.analysis.costs import Costs, noted
 from vitrail.experiments.analysis.measurement import Loaded, Seen, Size, key_of
 from vitrail.experiments.analysis.resampling import FEWEST, Drawing
 from vitrail.experiments.analysis.results import Group
 from vitrail.experiments.analysis.statistics import Sample, by_itself, sample
+from vitrail.experiments.spec.cost_columns import Costs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vitrail.experiments.run.store import Outcome
 
 Pairs = tuple[int, ...]
 
@@ -69,7 +72,7 @@ class Sets:
 
         addresses = [group.cells[pair].address for pair in pairs]
         if self.is_cost(number):
-            return torch.stack([noted(self._loaded.outcomes[address]) for address in addresses])
+            return torch.stack([costs_of(self._loaded.outcomes[address]) for address in addresses])
         return self._seen.of(self.metrics[number].eye, addresses)
 
     def _reference(self, group: Group, number: int) -> Tensor | None:
@@ -99,3 +102,12 @@ def rankable(pairs: dict[str, Pairs]) -> tuple[dict[str, Pairs], dict[str, Pairs
         without = {row: common([each for other, each in kept.items() if other != row]) for row in kept}
         del kept[max(reversed(without), key=lambda row: len(without[row]))]
     return kept, {row: each for row, each in pairs.items() if each and row not in kept}
+
+
+def costs_of(outcome: Outcome) -> Tensor:
+    """The columns of ``Costs`` of one cell, Float64[Tensor, "5"]; memory is nan if nobody looked."""
+    import torch
+
+    memory = math.nan if outcome.peak_bytes is None else outcome.peak_bytes / 2**20
+    calls = (outcome.model_calls, outcome.critical_calls, outcome.predicted_calls)
+    return torch.tensor([outcome.seconds, *map(float, calls), memory], dtype=torch.float64, device="cpu")

@@ -7,16 +7,11 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from vitrail.cli.console import say
 from vitrail.experiments.analysis.results import Numbers, Results, number
 from vitrail.experiments.analysis.statistics import Estimate
 from vitrail.experiments.report.page import PageTable
 from vitrail.experiments.report.tables import Heading, Number, Table, spoken
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 ARROWS = {"up": " ↑", "down": " ↓", "none": ""}
 GAP = 2  # columns between two columns of a terminal's table
@@ -31,26 +26,6 @@ LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", "none": ""}
 LATEX_HEAD = "% needs \\usepackage{booktabs}\n"
 
 
-def show(table: Table, console: Console) -> None:
-    """Print a table, in several parts if it is wider than the terminal."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    say(console, f"\n{table.title}", style="bold")
-    texts = [[_plain(cell) for cell in row] for row in table.rows]
-    heads = [_head(heading, ARROWS) for heading in table.head]
-    for part in _parts(heads, texts, console.width):
-        grid = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="")
-        for column in part:
-            is_text = all(isinstance(row[column], str) for row in table.rows) and column != 1
-            justify = "left" if is_text else "right"
-            grid.add_column(Text(heads[column]), justify=justify, overflow="fold", no_wrap=not is_text)  # type: ignore[arg-type]
-        for row, cells in zip(table.rows, texts, strict=True):
-            grid.add_row(*(Text(cells[column], style=_style(row[column])) for column in part))
-        console.print(grid, soft_wrap=False)
-    say(console, notes_of(table, "*"))
-
-
 def notes_of(table: Table, mark: str) -> list[str]:
     """What stands below a table.
 
@@ -62,22 +37,19 @@ def notes_of(table: Table, mark: str) -> list[str]:
     return [*([f"{mark}: {table.mark}."] if marked and table.mark else []), *table.notes]
 
 
-def _style(cell: str | Number) -> str:
-    return "bold" if isinstance(cell, Number) and cell.marked else ""
-
-
-def _plain(cell: str | Number) -> str:
+def plain(cell: str | Number) -> str:
     """Marks are aligned: what has none has a space instead."""
     if isinstance(cell, str):
         return cell
     return f"{cell.text}{' ' * bool(cell.interval)}{cell.interval}{'*' if cell.marked else ' '}"
 
 
-def _head(heading: Heading, arrows: dict[str, str]) -> str:
+def head_of(heading: Heading, arrows: dict[str, str]) -> str:
+    """A column's name with which way is better."""
     return heading.name + arrows[heading.better]
 
 
-def _parts(heads: Sequence[str], texts: Sequence[Sequence[str]], width: int) -> Iterator[list[int]]:
+def parts_of(heads: Sequence[str], texts: Sequence[Sequence[str]], width: int) -> Iterator[list[int]]:
     """Columns that fit side by side; the first one is in every part."""
     widths = [min(WIDEST, max(len(text) for text in column)) + GAP for column in zip(heads, *texts, strict=True)]
     part, used = [0], widths[0]
@@ -98,12 +70,10 @@ def as_page_table(table: Table) -> PageTable:
         for x, cell in enumerate(row)
         if isinstance(cell, Number) and cell.marked
     ]
-    rows = [
-        tuple(_plain(cell).rstrip("* ") if isinstance(cell, Number) else cell for cell in row) for row in table.rows
-    ]
+    rows = [tuple(plain(cell).rstrip("* ") if isinstance(cell, Number) else cell for cell in row) for row in table.rows]
     return PageTable(
         title=table.title,
-        header=[_head(heading, ARROWS) for heading in table.head],
+        header=[head_of(heading, ARROWS) for heading in table.head],
         rows=rows,
         best=best,
         note=" ".join(notes_of(table, "Bold")),
@@ -112,7 +82,7 @@ def as_page_table(table: Table) -> PageTable:
 
 def as_markdown(table: Table) -> str:
     """A Markdown table under its title; what is marked is bold."""
-    lines = [[escaped_markdown(_head(heading, ARROWS)) for heading in table.head]]
+    lines = [[escaped_markdown(head_of(heading, ARROWS)) for heading in table.head]]
     lines.append(["---", *["---" if _is_words(table, column) else "---:" for column in range(1, len(table.head))]])
     lines += [[_markdown(cell) for cell in row] for row in table.rows]
     grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -13,14 +13,14 @@ from vitrail.experiments.analysis.measurement import Loaded, Seen
 from vitrail.experiments.analysis.results import Results
 from vitrail.experiments.report.formats import as_page_table
 from vitrail.experiments.report.page import Page, PagePicture, PagePlot
-from vitrail.experiments.report.tables_and_plots import Report, told_source
+from vitrail.experiments.report.tables_and_plots import ExperimentReport, told_source
 from vitrail.experiments.spec.cells import Cell
 from vitrail.sampling.replaying import located
 
 COSTS = ("seconds", "model_calls", "peak_bytes")
 
 
-def page_of(report: Report, folder: Path) -> Page:
+def page_of(report: ExperimentReport, folder: Path) -> Page:
     """The page of a report on one folder, in which it will lie."""
     results, loaded = report.results, report.loaded
     cells = [cell for cell in loaded.plan.cells if cell.kind == "picture"]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from vitrail.core.config.atomic import replacing
 from vitrail.core.method.metric import Column
 from vitrail.errors import ConfigError
-from vitrail.experiments.analysis.costs import CALLS, CRITICAL, SECONDS
 from vitrail.experiments.analysis.measurement import Size
 from vitrail.experiments.analysis.results import Group, Results
 from vitrail.experiments.analysis.statistics import Estimate
 from vitrail.experiments.report.tables import curves, spoken
+from vitrail.experiments.spec.cost_columns import CALLS, CRITICAL, SECONDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 from attrs import evolve, field, frozen
 
-from vitrail.cli.console import say
 from vitrail.core.config.atomic import write_text
 from vitrail.core.config.fields import as_tuple
 from vitrail.experiments.analysis.gathering import baseline_of, gather_results
 from vitrail.experiments.analysis.measurement import Loaded, Seen, load, look
 from vitrail.experiments.analysis.results import Results
 from vitrail.experiments.analysis.statistics import LEVEL
+from vitrail.experiments.listener import Listener
 from vitrail.experiments.report.formats import (
     LATEX_HEAD,
     as_csv,
@@ -24,7 +24,6 @@ from vitrail.experiments.report.formats import (
     differences_as_csv,
     escaped_markdown,
     orders_as_csv,
-    show,
 )
 from vitrail.experiments.report.plots import check_matplotlib, draw_plots
 from vitrail.experiments.report.sheets import draw_sheets
@@ -32,17 +31,13 @@ from vitrail.experiments.report.tables import Table, by_size, in_order, tables_o
 from vitrail.experiments.spec.experiment import Experiment
 from vitrail.sampling.discovery import registry
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-
 TABLE = "tables.csv"
 FEW = 12  # rows whose order is still read on a terminal
 DIGITS = 12  # of a digest that is told
 
 
 @frozen(kw_only=True, eq=False)
-class Report:
+class ExperimentReport:
     """What was written, for whoever tells it in another form.
 
     Attributes:
@@ -64,23 +59,33 @@ class Report:
     notes: tuple[str, ...] = field(converter=as_tuple)
 
 
+class ReportListener(Listener, Protocol):
+    """Hears of counts, and of what was found."""
+
+    def say(self, lines: Iterable[str] | str) -> None:
+        """Lines of text."""
+
+    def show(self, table: Table) -> None:
+        """A table of results."""
+
+
 def write_report(
     folders: Sequence[Path],
     out: Path,
-    console: Console,
+    listener: ReportListener,
     *,
     baseline: str | None = None,
     plots: bool = True,
     costs: bool = True,
     experiment: Experiment | None = None,
-) -> Report:
+) -> ExperimentReport:
     """Measure an experiment and write all that can be told of it.
 
     Args:
         folders: Where it lies, one or more.
         out: Folder for ``tables.{csv,tex,md}``, ``differences.csv``, ``orders.csv``, ``plots/`` and ``sheets/``; sheets
             of an earlier report go, and so do its plots, unless they are of the same numbers and no new ones are drawn.
-        console: For tables and progress.
+        listener: Hears tables and progress.
         baseline: The row that others are compared with; the first one if None.
         plots: Whether to draw them, which needs matplotlib.
         costs: Whether to tell of time, evaluations and memory.
@@ -97,24 +102,25 @@ def write_report(
         check_matplotlib()
     loaded = load(folders, experiment)
     baseline = baseline_of(loaded, baseline)
-    seen = look(loaded, console)
-    results = gather_results(loaded, seen, console, baseline)
+    seen = look(loaded, listener)
+    results = gather_results(loaded, seen, listener, baseline)
     results = results if costs else evolve(results, costs=())
     tables, notes = tables_of(results), [*origin_lines(results), *_measured_by(loaded)]
     for table in _at_a_glance(results):
-        show(table, console)
-    say(console, ["", *notes])
+        listener.show(table)
+    listener.say(["", *notes])
     out.mkdir(parents=True, exist_ok=True)
     _clear(out, keeps_plots=not plots and _is_of(results, out))
     for name, text in _texts(results, tables, notes):
         write_text(out / name, text)
     drawn = draw_plots(results, out / "plots") if plots else sorted((out / "plots").glob("*.png"))
     sheets = draw_sheets(results, out / "sheets")
-    say(
-        console,
+    listener.say(
         f"{out}: {len(tables)} tables in tables.md, .tex and .csv, {len(drawn)} plots, {len(sheets)} contact sheets",
     )
-    return Report(results=results, loaded=loaded, seen=seen, tables=tables, plots=drawn, sheets=sheets, notes=notes)
+    return ExperimentReport(
+        results=results, loaded=loaded, seen=seen, tables=tables, plots=drawn, sheets=sheets, notes=notes
+    )
 
 
 def _is_of(results: Results, out: Path) -> bool:

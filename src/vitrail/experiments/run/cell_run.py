@@ -184,7 +184,7 @@ class Worker:
 
     def _look(self, cell: Cell, folder: Path) -> Outcome:
         """The figure of a mask source."""
-        from vitrail.cli.heatmap import read_shares, record_figure
+        from vitrail.sampling.heatmap import read_shares, record_figure
 
         path = folder / cell.picture
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,10 +200,10 @@ def composition_of(cell: Cell) -> Composition:
 
 def edges(sampler: Sampler, config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Pixel rows and columns at which contiguous views of the last step begin or end, without the picture's edges."""
-    engine = sampler.engine(config, config.seed)
+    plan = sampler.run_plan(config, config.seed)
     cell, sides = sampler.backbone.vae_scale_factor, (config.height, config.width)
     found: tuple[set[int], set[int]] = (set(), set())
-    for patches in engine.patches(engine.steps()[-1]):
+    for patches in plan.patches(plan.steps()[-1]):
         for view in patches.views:
             for axis, span in enumerate((view.vertical, view.horizontal)):
                 if span.step == 1:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import vitrail
 from vitrail.experiments.run.store import Outcome
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def commit_of_vitrail() -> str | None:
 
     Asked once a process, for what is checked out later is not what the process has read.
     """
-    git, folder = shutil.which("git"), Path(vitrail.__file__).parent
+    git, folder = shutil.which("git"), Path(__file__).parents[2]
     if git is None:
         return None
     tracked = _answer(git, folder, "ls-files", "--error-unmatch", "__init__.py")

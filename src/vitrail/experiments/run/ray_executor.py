@@ -16,7 +16,7 @@ from vitrail.experiments.run.store import Outcome
 from vitrail.experiments.spec.cells import Cell
 
 if TYPE_CHECKING:
-    from vitrail.cli.execution import Done
+    from vitrail.experiments.run.execution import Done
 
 
 class Actor:

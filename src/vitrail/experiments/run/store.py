@@ -69,7 +69,7 @@ class Outcome:
 
 
 @frozen(kw_only=True)
-class Plan:
+class ExperimentPlan:
     """What an experiment's folder is of.
 
     Attributes:
@@ -106,12 +106,12 @@ class Folder:
         if not os.access(self.path, os.W_OK):
             raise ConfigError(f"--out {self.path}: cannot be written to")
 
-    def write_plan(self, plan: Plan) -> None:
+    def write_plan(self, plan: ExperimentPlan) -> None:
         """Keep what was planned; shards of one experiment write the same."""
         self.make()
         write_text(self.path / PLAN, json.dumps(attrs.asdict(plan), ensure_ascii=False, indent=1))
 
-    def plan(self) -> Plan:
+    def plan(self) -> ExperimentPlan:
         """What was planned.
 
         Raises:
@@ -122,7 +122,7 @@ class Folder:
             raise ConfigError(f"{self.path}: no experiment's folder, since it has no {PLAN}")
         try:
             table = read_json(file, LARGEST_PLAN)
-            return Plan(**{**table, "cells": [Cell(**cell) for cell in table["cells"]]})
+            return ExperimentPlan(**{**table, "cells": [Cell(**cell) for cell in table["cells"]]})
         except (TypeError, KeyError) as error:
             raise ConfigError(f"{file}: cannot be read: {error}") from error
 
@@ -215,7 +215,7 @@ def _copy(file: Path, place: Path) -> None:
         shutil.copyfile(file, part)
 
 
-def same_plan(folders: Sequence[Folder]) -> Plan:
+def same_plan(folders: Sequence[Folder]) -> ExperimentPlan:
     """The plan of folders that hold one experiment.
 
     Raises:

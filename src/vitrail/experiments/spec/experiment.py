@@ -14,7 +14,7 @@ from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.run_config import LARGEST_SEED, MAX_SIZE, MIN_SIZE, PIXELS, RunConfig
 from vitrail.core.method.metric import Metric, References
 from vitrail.errors import nearest, shortened
-from vitrail.experiments.analysis.costs import Costs
+from vitrail.experiments.spec.cost_columns import Costs
 
 OF_CELLS = frozenset({"prompt", "seed", "height", "width", "method", "model", "num_images"})  # not in ``run``
 OF_MODEL = frozenset({"dtype", "variant", "revision", "model_config"})  # one model is loaded for all rows

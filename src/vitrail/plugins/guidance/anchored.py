@@ -15,7 +15,7 @@ from vitrail.core.schedule.step import Ramp
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.geometry.views import Canvas
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
@@ -48,7 +48,7 @@ class Anchored:
     def init(self) -> None:
         """No state."""
 
-    def guide(self, step: Step, subject: Prediction, scene: Scene, state: None) -> tuple[Prediction, None]:
+    def guide(self, step: Step, subject: Prediction, scene: GuidanceContext, state: None) -> tuple[Prediction, None]:
         """The canvas's prediction, drawn to the grown picture."""
         scale = self.scale * step.ramp(self.ramp) ** self.power
         if scene.start is None or scale == 0:

@@ -25,7 +25,7 @@ from vitrail.core.method.protocols import Point
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.schedule.step import Step
 
 ALIGNED = 8  # fused attention wants tokens of a multiple of so many channels
@@ -44,7 +44,7 @@ class Attentive:
     def init(self) -> None:
         """No state."""
 
-    def guide(self, step: Step, subject: Tensor, scene: Scene, state: None) -> tuple[Tensor, None]:
+    def guide(self, step: Step, subject: Tensor, scene: GuidanceContext, state: None) -> tuple[Tensor, None]:
         """The latents after the scheduler's step, Float32[Tensor, "batch channels height width"], moved."""
         gamma = gamma_at(self, step)
         if gamma == 0 or step.next_alpha == 0:

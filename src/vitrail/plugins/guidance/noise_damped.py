@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import evolve, field, frozen
 
 from vitrail.core.config.fields import share
-from vitrail.core.engine.assembly import rescaled
-from vitrail.core.method.protocols import Branch, Point
+from vitrail.core.engine.micro_batches import rescaled
+from vitrail.core.method.micro_batch import Branch
+from vitrail.core.method.protocols import Point
 
 if TYPE_CHECKING:
-    from vitrail.core.engine.guidance_context import Branches, Scene
+    from vitrail.core.engine.guidance_context import Branches, GuidanceContext
     from vitrail.core.schedule.step import Step
 
 
@@ -37,7 +38,7 @@ class NoiseDamped:
         """The damped one, in the steps of the range; half steps round up."""
         return ("damped",) if step.phase_step < math.floor(self.until * step.phase_num_steps + 0.5) else ()
 
-    def guide(self, step: Step, subject: Branches, scene: Scene, state: None) -> tuple[Branches, None]:
+    def guide(self, step: Step, subject: Branches, scene: GuidanceContext, state: None) -> tuple[Branches, None]:
         """The branches, combined from the damped one."""
         if not self.branches(step):
             return subject, None

@@ -14,7 +14,7 @@ from vitrail.core.schedule.step import Ramp
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.schedule.step import Step
 
 
@@ -36,7 +36,7 @@ class SkipResidual:
     def init(self) -> None:
         """No state."""
 
-    def guide(self, step: Step, subject: Tensor, scene: Scene, state: None) -> tuple[Tensor, None]:
+    def guide(self, step: Step, subject: Tensor, scene: GuidanceContext, state: None) -> tuple[Tensor, None]:
         """The latents, nearer to the picture."""
         if scene.start is None:
             return subject, None

@@ -30,7 +30,7 @@ from vitrail.core.schedule.step import Ramp
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
 
@@ -49,7 +49,7 @@ class NoGuidance:
     def init(self) -> None:
         """No state."""
 
-    def guide(self, step: Step, subject: Prediction, scene: Scene, state: None) -> tuple[Prediction, None]:
+    def guide(self, step: Step, subject: Prediction, scene: GuidanceContext, state: None) -> tuple[Prediction, None]:
         """The subject as it is."""
         return subject, None
 
@@ -81,7 +81,7 @@ class SyncGuidance:
     def init(self) -> None:
         """No state."""
 
-    def guide(self, step: Step, subject: Prediction, scene: Scene, state: None) -> tuple[Prediction, None]:
+    def guide(self, step: Step, subject: Prediction, scene: GuidanceContext, state: None) -> tuple[Prediction, None]:
         """All views but the key view, corrected."""
         message = self.tell(step, subject, scene.key, scene.key_mask)
         return corrected(subject, scene.key, message, _weight(self, step), self.form, scene.own_masks), None
@@ -119,7 +119,9 @@ class AsyncGuidance:
         """No message yet."""
         return None
 
-    def guide(self, step: Step, subject: Prediction, scene: Scene, state: Tensor | None) -> tuple[Prediction, Tensor]:
+    def guide(
+        self, step: Step, subject: Prediction, scene: GuidanceContext, state: Tensor | None
+    ) -> tuple[Prediction, Tensor]:
         """All views but the key view, corrected by the message of the step before."""
         fresh = self.tell(step, subject, scene.key, scene.key_mask)
         message = state if self.lag(step) else fresh

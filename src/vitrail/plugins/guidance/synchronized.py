@@ -30,7 +30,7 @@ from vitrail.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.geometry.views import Outline
     from vitrail.core.schedule.step import Step
 
@@ -54,7 +54,7 @@ class Synchronized:
     def init(self) -> None:
         """No state."""
 
-    def guide(self, step: Step, subject: Tensor, scene: Scene, state: None) -> tuple[Tensor, None]:
+    def guide(self, step: Step, subject: Tensor, scene: GuidanceContext, state: None) -> tuple[Tensor, None]:
         """The views' latents, all but the middle one's moved."""
         if not self._acts(step, len(subject)):
             return subject, None

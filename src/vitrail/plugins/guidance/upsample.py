@@ -34,7 +34,7 @@ from vitrail.plugins.patching.grids import turned_views
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.geometry.views import Canvas
     from vitrail.core.schedule.step import Step
 
@@ -59,7 +59,7 @@ class UpsampleGuidance:
     def init(self) -> None:
         """No state."""
 
-    def guide(self, step: Step, subject: Prediction, scene: Scene, state: None) -> tuple[Prediction, None]:
+    def guide(self, step: Step, subject: Prediction, scene: GuidanceContext, state: None) -> tuple[Prediction, None]:
         """The canvas's prediction with another low band; as it is where nothing is asked."""
         canvas = scene.canvas
         assert canvas is not None
@@ -83,7 +83,7 @@ class UpsampleGuidance:
             return self.factor
         return max(1, math.floor(math.sqrt(math.prod(canvas.inner)) / canvas.native + 0.5))
 
-    def _small(self, step: Step, latents: Tensor, scene: Scene, m: int) -> Prediction:
+    def _small(self, step: Step, latents: Tensor, scene: GuidanceContext, m: int) -> Prediction:
         """What the network says of the small copy, held against what it saw."""
         ask, step_at, streams, canvas = scene.ask, scene.step_at, scene.streams, scene.canvas
         assert ask is not None

@@ -19,7 +19,7 @@ from vitrail.core.method.protocols import Point
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Scene
+    from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.geometry.views import Canvas
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
@@ -44,7 +44,7 @@ class Wavelet:
     def init(self) -> None:
         """No state."""
 
-    def guide(self, step: Step, subject: Prediction, scene: Scene, state: None) -> tuple[Prediction, None]:
+    def guide(self, step: Step, subject: Prediction, scene: GuidanceContext, state: None) -> tuple[Prediction, None]:
         """The canvas's prediction of another x0; as it is at the first size, which has nothing to keep to."""
         if not self._acts(step):
             return subject, None

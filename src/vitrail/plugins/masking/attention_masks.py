@@ -9,13 +9,13 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import as_tuple, share_below_half, share_below_one
-from vitrail.core.method.protocols import AttentionRequest, Over
+from vitrail.core.method.attention_maps import AttentionRequest, Over
 from vitrail.plugins.masking.heat import Normalisation, follow, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.method.protocols import Predicted
+    from vitrail.core.method.micro_batch import ModelOutput
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
 
@@ -45,7 +45,7 @@ class NoMask:
     def init(self) -> None:
         """No state."""
 
-    def mask(self, step: Step, key: Prediction, predicted: Predicted, state: None) -> tuple[None, None]:
+    def mask(self, step: Step, key: Prediction, predicted: ModelOutput, state: None) -> tuple[None, None]:
         """Everywhere."""
         return None, None
 
@@ -80,7 +80,7 @@ class UpBlockAttention:
         """No map yet."""
 
     def mask(
-        self, step: Step, key: Prediction, predicted: Predicted, state: Tensor | None
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """The normalised map; everywhere, with a warning, where there is none to speak of."""
         return follow_attention(self, step, predicted, state)
@@ -116,7 +116,7 @@ class JointAttention:
         """No map yet."""
 
     def mask(
-        self, step: Step, key: Prediction, predicted: Predicted, state: Tensor | None
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """The normalised map; everywhere, with a warning, where there is none to speak of."""
         return follow_attention(self, step, predicted, state)
@@ -150,14 +150,14 @@ class ParameterFreeAttention:
         """No map yet."""
 
     def mask(
-        self, step: Step, key: Prediction, predicted: Predicted, state: Tensor | None
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """The normalised saliency."""
         return follow(self, step, border_saliency(key.clean, self.sharpness, self.border), state)
 
 
 def follow_attention(
-    options: UpBlockAttention | JointAttention, step: Step, predicted: Predicted, state: Tensor | None
+    options: UpBlockAttention | JointAttention, step: Step, predicted: ModelOutput, state: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """A mask that follows the captured map, and the new state; see ``follow``."""
     if predicted.attention is None or not predicted.has_content:

@@ -9,7 +9,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import as_tuple, share_below_half
-from vitrail.core.method.protocols import AttentionRequest, Over
+from vitrail.core.method.attention_maps import AttentionRequest, Over
 from vitrail.errors import ConfigError, nearest
 from vitrail.plugins.masking.attention_masks import OVERS, STOP_WORDS, as_words
 from vitrail.plugins.masking.heat import normalised, warn
@@ -18,8 +18,8 @@ from vitrail.plugins.prompting.regions import opened
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Memory
-    from vitrail.core.method.protocols import Predicted
+    from vitrail.core.method.attention_maps import KeptMaps
+    from vitrail.core.method.micro_batch import ModelOutput
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
 
@@ -53,7 +53,7 @@ class RememberedAttention:
     def init(self) -> None:
         """No state."""
 
-    def mask(self, step: Step, key: Prediction, predicted: Predicted, state: None) -> tuple[Tensor | None, None]:
+    def mask(self, step: Step, key: Prediction, predicted: ModelOutput, state: None) -> tuple[Tensor | None, None]:
         """At the size that is wanted, the padding as the edge; everywhere, with a warning, if there is none."""
         import torch.nn.functional as F
 
@@ -75,7 +75,7 @@ class RememberedAttention:
         mask = F.interpolate(mask, inner, mode="bilinear", align_corners=False).clamp(0, 1)
         return F.pad(mask, (0, width - inner[1], 0, height - inner[0]), mode="replicate"), None
 
-    def _chosen(self, memory: Memory) -> Sequence[int]:
+    def _chosen(self, memory: KeptMaps) -> Sequence[int]:
         """Which of the remembered words count."""
         if not self.words:
             skip = STOP_WORDS if self.skip_stop_words else frozenset()

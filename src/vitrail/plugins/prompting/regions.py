@@ -9,13 +9,13 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import as_tuple, share, share_below_half
-from vitrail.core.method.protocols import AttentionRequest
+from vitrail.core.method.attention_maps import AttentionRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import Memory
     from vitrail.core.geometry.views import Canvas, View
+    from vitrail.core.method.attention_maps import KeptMaps
     from vitrail.core.schedule.step import Step
 
 
@@ -51,7 +51,7 @@ class PatchContentAware:
         negative_prompt: str | None,
         views: Sequence[View],
         canvas: Canvas,
-        memory: Memory | None,
+        memory: KeptMaps | None,
     ) -> tuple[str | None, ...]:
         """The words of each view in their order; None where that is all of them."""
         if memory is None:

@@ -26,9 +26,9 @@ from vitrail.comm.backends.virtual_world import World
 from vitrail.comm.protocol import Communicator
 from vitrail.errors import CommAborted
 from vitrail.testing.comm.schedules import DrawnSchedule, explored
-from vitrail.testing.comm.telling import Tale, ToldCommunicator, show
+from vitrail.testing.comm.telling import RecordedCommunicator, Transcript, show
 
-Program = Callable[[ToldCommunicator], Any]
+Program = Callable[[RecordedCommunicator], Any]
 Kind = Literal["virtual", "threads", "processes"]
 TIMEOUT_S = 20.0  # of one wait, where time is real
 VIRTUAL_TIMEOUT_S = 100.0
@@ -55,10 +55,10 @@ def expect(holds: bool, otherwise: str) -> None:
 
 
 @define
-class Report:
+class LawReport:
     """What one rank left behind."""
 
-    tale: Tale = field(factory=Tale)
+    tale: Transcript = field(factory=Transcript)
     result: Any = None
     error: BaseException | None = None
     is_over: bool = False
@@ -77,7 +77,7 @@ class Ended:
     """
 
     world_size: int
-    reports: dict[int, Report]
+    reports: dict[int, LawReport]
     returned: list[Any] | None
     raised: BaseException | None
     schedule: DrawnSchedule | None = None
@@ -175,15 +175,15 @@ class Witness:
 
     def __init__(self, program: Program, folder: Path | None):
         self._program, self._folder, self._pid = program, folder, os.getpid()
-        self._here: dict[int, Report] = {}
+        self._here: dict[int, LawReport] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_here": {}}
 
     def __call__(self, communicator: Communicator) -> Any:
         """Run it on one rank."""
-        told = ToldCommunicator(communicator)
-        report = self._here[told.rank] = Report(told.tale)
+        told = RecordedCommunicator(communicator)
+        report = self._here[told.rank] = LawReport(told.tale)
         try:
             report.result = self._program(told)
             communicator.check()
@@ -197,19 +197,19 @@ class Witness:
                 self._write(told.rank, report)
         return report.result
 
-    def reports(self) -> dict[int, Report]:
+    def reports(self) -> dict[int, LawReport]:
         """Of all ranks that left one."""
         found = dict(self._here)
         for path in () if self._folder is None else self._folder.glob("*.pickle"):
             found[int(path.stem)] = pickle.loads(path.read_bytes())  # noqa: S301 - our own
         return found
 
-    def _write(self, rank: int, report: Report) -> None:
+    def _write(self, rank: int, report: LawReport) -> None:
         try:
             content = pickle.dumps(report)
         except Exception:  # an error or a result that cannot be sent: in words
             error = None if report.error is None else RuntimeError(f"{type(report.error).__name__}: {report.error}")
-            content = pickle.dumps(Report(report.tale, repr(report.result), error, is_over=True))
+            content = pickle.dumps(LawReport(report.tale, repr(report.result), error, is_over=True))
         assert self._folder is not None
         part = self._folder / f"{rank}.part"
         part.write_bytes(content)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from vitrail.testing.comm.bench import Bench, Ended, Hang, Kind, LawBroken, Program, expect
 from vitrail.testing.comm.payloads import Payload
 from vitrail.testing.comm.schedules import DrawnSchedule
-from vitrail.testing.comm.telling import ToldChannel, ToldCommunicator, show
+from vitrail.testing.comm.telling import RecordedChannel, RecordedCommunicator, show
 
 EVERYWHERE: tuple[Kind, ...] = ("virtual", "threads", "processes")
 REAL: tuple[Kind, ...] = ("threads", "processes")
@@ -201,7 +201,7 @@ def same(got: Any, wanted: Any, what: str) -> None:
 
 
 def opened(
-    communicator: ToldCommunicator, payload: Payload, name: str = "a", src: int = 0, bound: int = 1
-) -> ToldChannel:
+    communicator: RecordedCommunicator, payload: Payload, name: str = "a", src: int = 0, bound: int = 1
+) -> RecordedChannel:
     """A channel that carries a payload's tensors."""
     return communicator.channel(name, src=src, shape=payload.shape, dtype=payload.dtype, max_staleness=bound)

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitrail.comm.protocol import Communicator
 from vitrail.errors import StaleVersion
 from vitrail.testing.comm.payloads import PAYLOADS, Payload, bits
-from vitrail.testing.comm.telling import ToldChannel, ToldCommunicator, ToldWork
+from vitrail.testing.comm.telling import RecordedChannel, RecordedCommunicator, RecordedWork
 
 PLAIN = Payload()
 
@@ -161,11 +161,11 @@ def expected(op: Op, index: int) -> Any:
 class Player:
     """One rank at a program; every source is overwritten as soon as its call returns."""
 
-    def __init__(self, communicator: Communicator | ToldCommunicator):
-        told = communicator if isinstance(communicator, ToldCommunicator) else ToldCommunicator(communicator)
-        self.communicators: list[ToldCommunicator] = [told]
-        self.channels: list[ToldChannel] = []
-        self.works: list[tuple[int, ToldWork, list[Tensor]]] = []  # (index, work, tensors)
+    def __init__(self, communicator: Communicator | RecordedCommunicator):
+        told = communicator if isinstance(communicator, RecordedCommunicator) else RecordedCommunicator(communicator)
+        self.communicators: list[RecordedCommunicator] = [told]
+        self.channels: list[RecordedChannel] = []
+        self.works: list[tuple[int, RecordedWork, list[Tensor]]] = []  # (index, work, tensors)
         self.rank = told.rank
         self.seen: dict[int, Any] = {}
 
@@ -224,7 +224,7 @@ class Player:
             communicator.spoil(tensor, f"what it gave as {key}")
         return self._begun(index, work, list(out.values()))
 
-    def _begun(self, index: int, work: ToldWork | None, tensors: list[Tensor]) -> Any:
+    def _begun(self, index: int, work: RecordedWork | None, tensors: list[Tensor]) -> Any:
         if work is None:
             return [bits(tensor) for tensor in tensors]
         self.works.append((index, work, tensors))

@@ -64,7 +64,7 @@ class Line:
 
 
 @define
-class Tale:
+class Transcript:
     """What one rank did, call by call."""
 
     lines: list[Line] = field(factory=list)
@@ -93,10 +93,10 @@ class Tale:
         return "\n".join(f"{number:>4}. {line}" for number, line in enumerate(self.lines, 1))
 
 
-class ToldWork:
+class RecordedWork:
     """A work of which is written down who asked for it."""
 
-    def __init__(self, work: Work, tale: Tale, call: str):
+    def __init__(self, work: Work, tale: Transcript, call: str):
         self._work, self._tale, self._call = work, tale, call
 
     def is_completed(self) -> bool:
@@ -113,19 +113,19 @@ class ToldWork:
         return self._work.exception()
 
 
-class ToldChannel:
+class RecordedChannel:
     """A channel of which is written down who reads and writes what."""
 
-    def __init__(self, channel: Channel, tale: Tale):
+    def __init__(self, channel: Channel, tale: Transcript):
         self._channel, self._tale = channel, tale
         self.name, self.src, self.max_staleness = channel.name, channel.src, channel.max_staleness
 
-    def publish(self, version: int, tensor: Tensor | None) -> ToldWork:
+    def publish(self, version: int, tensor: Tensor | None) -> RecordedWork:
         """Post a version."""
         what = "is ready to receive" if tensor is None else "publishes"
         call = f"version {version} of channel {self.name!r}"
         work = self._tale.call(f"{what} {call}", lambda: self._channel.publish(version, tensor), tensor)
-        return ToldWork(work, self._tale, call)
+        return RecordedWork(work, self._tale, call)
 
     def fetch(self, version: int, *, timeout: float | None = None) -> Tensor:
         """Read a version."""
@@ -142,7 +142,7 @@ class ToldChannel:
         return self._tale.call(text, lambda: self._channel.fetch_within(now, timeout=timeout))
 
 
-class ToldCommunicator:
+class RecordedCommunicator:
     """What a law's program is given on each rank: a ``Communicator`` with a tale, and a few words more.
 
     Args:
@@ -150,9 +150,9 @@ class ToldCommunicator:
         tale: Where the calls are written down; shared by splits.
     """
 
-    def __init__(self, communicator: Communicator, tale: Tale | None = None, name: str = ""):
+    def __init__(self, communicator: Communicator, tale: Transcript | None = None, name: str = ""):
         self.communicator = communicator
-        self.tale = Tale() if tale is None else tale
+        self.tale = Transcript() if tale is None else tale
         self.rank, self.world_size = communicator.rank, communicator.world_size
         self.backend, self.device, self.run_id = communicator.backend, communicator.device, communicator.run_id
         self._of = f" of split {name!r}" if name else ""
@@ -193,7 +193,7 @@ class ToldCommunicator:
         limit = "" if timeout is None else f", {timeout:g} s at most"
         self.tale.call(f"waits at a barrier{self._of}{limit}", lambda: self.communicator.barrier(timeout=timeout))
 
-    def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> ToldWork | None:
+    def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> RecordedWork | None:
         """Overwrite with the source's."""
         what = "broadcasts" if self.rank == src else f"receives rank {src}'s broadcast{self._of},"
         text = f"{what}{self._of}" if self.rank == src else f"{what} {describe(tensor)}"
@@ -201,7 +201,7 @@ class ToldCommunicator:
         call = self._begun(text, async_op)
         work = self.tale.call(call, lambda: self.communicator.broadcast(tensor, src, async_op=async_op), values)
         if work is not None:
-            return ToldWork(work, self.tale, f"broadcast of rank {src}")
+            return RecordedWork(work, self.tale, f"broadcast of rank {src}")
         self.tale.lines[-1].result = tensor.clone() if self.rank != src else None
         return None
 
@@ -212,14 +212,14 @@ class ToldCommunicator:
         owner: Mapping[Any, int],
         *,
         async_op: bool = False,
-    ) -> ToldWork | None:
+    ) -> RecordedWork | None:
         """Fill all keys."""
         owners = ", ".join(f"{key!r} of rank {rank}" for key, rank in owner.items())
         call = self._begun(f"gathers{self._of} ({owners or 'no keys'})", async_op)
         gather = self.communicator.all_gather_into
         work = self.tale.call(call, lambda: gather(out, mine, owner, async_op=async_op))
         if work is not None:
-            return ToldWork(work, self.tale, f"gather of {len(owner)} keys")
+            return RecordedWork(work, self.tale, f"gather of {len(owner)} keys")
         self.tale.lines[-1].result = {key: tensor.clone() for key, tensor in out.items()}
         return None
 
@@ -230,18 +230,18 @@ class ToldCommunicator:
 
     def channel(
         self, name: str, *, src: int, shape: tuple[int, ...], dtype: torch.dtype, max_staleness: int = 1
-    ) -> ToldChannel:
+    ) -> RecordedChannel:
         """Open a channel."""
         size = "x".join(map(str, shape)) or "scalar"
         text = f"opens channel {name!r}{self._of} ({str(dtype).removeprefix('torch.')} {size}, written by rank {src}, "
         text += f"up to {max_staleness} version{'s' * (max_staleness != 1)} old)"
         options: dict[str, Any] = {"src": src, "shape": shape, "dtype": dtype, "max_staleness": max_staleness}
-        return ToldChannel(self.tale.call(text, lambda: self.communicator.channel(name, **options)), self.tale)
+        return RecordedChannel(self.tale.call(text, lambda: self.communicator.channel(name, **options)), self.tale)
 
-    def split(self, name: str) -> ToldCommunicator:
+    def split(self, name: str) -> RecordedCommunicator:
         """Another ordering."""
         part = self.tale.call(f"opens split {name!r}{self._of}", lambda: self.communicator.split(name))
-        return ToldCommunicator(part, self.tale, f"{self._name}/{name}" if self._name else name)
+        return RecordedCommunicator(part, self.tale, f"{self._name}/{name}" if self._name else name)
 
     def note(self, text: str) -> None:
         """Where this rank is."""

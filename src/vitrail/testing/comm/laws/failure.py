@@ -18,7 +18,7 @@ from vitrail.testing.comm.bench import Ended, LawBroken, expect
 from vitrail.testing.comm.judging import REAL, Watched, law, opened
 from vitrail.testing.comm.laws.safety import SMALL
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
-from vitrail.testing.comm.telling import ToldChannel, ToldCommunicator
+from vitrail.testing.comm.telling import RecordedChannel, RecordedCommunicator
 
 SHORT_S = 0.3  # of a wait that is meant to end in vain
 LOOK_S = 0.01
@@ -44,7 +44,7 @@ def blamed(ended: Ended, world: int, culprit: int, own: type[BaseException], rea
     expect(set(ended.errors) == set(range(world)), f"rank(s) {sorted(ended.results)} of {world} ended well")
 
 
-def stepping(c: ToldCommunicator, culprit: int, at: int, end: Callable[[], None]) -> Any:
+def stepping(c: RecordedCommunicator, culprit: int, at: int, end: Callable[[], None]) -> Any:
     """Steps of which one rank does not see the end."""
     channel = opened(c, SMALL)
     for step in range(STEPS):
@@ -114,7 +114,7 @@ def killed(run: Watched, world: int, rank: int, at: int, end: Callable[[], None]
     expect(isinstance(ended.raised, CommAborted) and ended.raised.culprit == rank, told)
 
 
-WAITS: dict[str, Callable[[ToldCommunicator, ToldCommunicator, ToldChannel], Any]] = {
+WAITS: dict[str, Callable[[RecordedCommunicator, RecordedCommunicator, RecordedChannel], Any]] = {
     "barrier": lambda c, s, ch: c.barrier(),
     "split": lambda c, s, ch: s.broadcast(torch.zeros(1, dtype=torch.float32, device="cpu"), 1),
     "fetch": lambda c, s, ch: (ch.publish(0, None), ch.fetch(0)),
@@ -123,7 +123,7 @@ WAITS: dict[str, Callable[[ToldCommunicator, ToldCommunicator, ToldChannel], Any
 }
 
 
-def leaving(c: ToldCommunicator, wait: str) -> Any:
+def leaving(c: RecordedCommunicator, wait: str) -> Any:
     """Rank 0 is through at once, the others still want something of it."""
     part = c.split("s")
     channel = part.channel("c", src=0, shape=(1,), dtype=torch.float32)
@@ -140,7 +140,7 @@ def early_end(run: Watched, wait: str, schedule: DrawnSchedule) -> None:
     expect(isinstance(ended.raised, ProtocolError) and "rank 0 calls close()" in str(ended.raised), told)
 
 
-def aborting(c: ToldCommunicator, order: list[int]) -> Any:
+def aborting(c: RecordedCommunicator, order: list[int]) -> Any:
     """Everybody ends the run, and again, for a reason of his own."""
     c.barrier()
     for rank in order:
@@ -169,7 +169,7 @@ def first_abort(run: Watched, world: int, order: list[int], schedule: DrawnSched
     expect(reason == f"first of {culprit}", f"rank {culprit} is said to have said {reason!r}")
 
 
-CALLS: dict[str, Callable[[ToldCommunicator, ToldChannel], Any]] = {
+CALLS: dict[str, Callable[[RecordedCommunicator, RecordedChannel], Any]] = {
     "barrier": lambda c, _: c.barrier(),
     "broadcast": lambda c, _: c.broadcast(torch.zeros(2, dtype=torch.float32, device="cpu"), 0),
     "async": lambda c, _: c.broadcast(torch.zeros(2, dtype=torch.float32, device="cpu"), 0, async_op=True),
@@ -201,7 +201,7 @@ def _aborted(call: Callable[[], Any], name: str) -> None:
     raise LawBroken(f"{name} went on after the abort")
 
 
-def revoked(c: ToldCommunicator) -> Any:
+def revoked(c: RecordedCommunicator) -> Any:
     """Every call there is, after an abort."""
     channel = opened(c, SMALL)
     channel.publish(0, SMALL.make(0) if c.rank == 0 else None)
@@ -227,7 +227,7 @@ def every_call(run: Watched, world: int, schedule: DrawnSchedule) -> None:
 PLACES = ("barrier", "fetch", "wait", "close", "publish")
 
 
-def held_up(c: ToldCommunicator, place: str, culprit: int) -> Any:
+def held_up(c: RecordedCommunicator, place: str, culprit: int) -> Any:
     """Ranks wait for the last one, which comes never; a thread that is no rank ends the run."""
     last = c.world_size - 1
     channel = c.channel("a", src=0, shape=(2,), dtype=torch.int32, max_staleness=0)
@@ -257,12 +257,12 @@ def held_up(c: ToldCommunicator, place: str, culprit: int) -> Any:
         c.barrier()
 
 
-def _abort_later(c: ToldCommunicator) -> None:
+def _abort_later(c: RecordedCommunicator) -> None:
     time.sleep(0.05)  # its rank is in its wait by now, or will find the abort there
     c.communicator.abort("from outside")
 
 
-def _sleep_until_aborted(c: ToldCommunicator) -> None:
+def _sleep_until_aborted(c: RecordedCommunicator) -> None:
     c.tale.say("comes no more, until it hears that the run has ended")
     while True:
         c.check()
@@ -279,7 +279,7 @@ def other_thread(run: Watched, place: str, culprit: int) -> None:
     expect(set(ended.errors) == {0, 1, 2}, f"rank(s) {sorted(ended.results)} ended well")
 
 
-def slow(c: ToldCommunicator, culprit: int, how: str) -> Any:
+def slow(c: RecordedCommunicator, culprit: int, how: str) -> Any:
     """One rank stops posting; the others know of each other that they have come, and wait in vain."""
     came = [opened(c, SMALL, f"came {rank}", rank) for rank in range(c.world_size)]
     c.note("the second step")

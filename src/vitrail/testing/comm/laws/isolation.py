@@ -12,10 +12,10 @@ from vitrail.testing.comm.judging import Watched, law, opened, same
 from vitrail.testing.comm.laws.safety import BOUNDS, SMALL
 from vitrail.testing.comm.payloads import bits
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
-from vitrail.testing.comm.telling import ToldCommunicator
+from vitrail.testing.comm.telling import RecordedCommunicator
 
 
-def alike(c: ToldCommunicator, bound: int) -> Any:
+def alike(c: RecordedCommunicator, bound: int) -> Any:
     """Five channels of one shape, some of whose names read alike when put together with a split's."""
     part = c.split("a")
     names = [(c, "a/b"), (part, "b"), (c, "b"), (part, "a"), (part, "%2F")]
@@ -36,7 +36,7 @@ def channels(run: Watched, world: int, bound: int, schedule: DrawnSchedule) -> N
         same(read, wanted, f"what rank {rank} read")
 
 
-def unread(c: ToldCommunicator, tag: str, left: int) -> Any:
+def unread(c: RecordedCommunicator, tag: str, left: int) -> Any:
     """Publish, and leave some of it unread."""
     channel = opened(c, SMALL, bound=3)
     for version in range(1 + left):
@@ -53,7 +53,7 @@ def runs(run: Watched, world: int, first: int, schedule: DrawnSchedule) -> None:
             expect(last <= left, f"in run {tag} rank {rank} has version {last}, where {left} is the last")
 
 
-def failing(c: ToldCommunicator, culprit: int) -> Any:
+def failing(c: RecordedCommunicator, culprit: int) -> Any:
     """Leave everything open, and fail."""
     channel = opened(c, SMALL)
     channel.publish(0, SMALL.make("old") if c.rank == 0 else None)
@@ -63,7 +63,7 @@ def failing(c: ToldCommunicator, culprit: int) -> Any:
     c.barrier()
 
 
-def fresh(c: ToldCommunicator) -> Any:
+def fresh(c: RecordedCommunicator) -> Any:
     """The same calls, with another value."""
     c.check()
     channel = opened(c, SMALL)

@@ -16,10 +16,10 @@ from vitrail.testing.comm.judging import Watched, law, opened, same
 from vitrail.testing.comm.laws.safety import SMALL
 from vitrail.testing.comm.payloads import bits
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
-from vitrail.testing.comm.telling import ToldChannel, ToldCommunicator, ToldWork
+from vitrail.testing.comm.telling import RecordedChannel, RecordedCommunicator, RecordedWork
 
 
-def introduced(c: ToldCommunicator, value: Any) -> Any:
+def introduced(c: RecordedCommunicator, value: Any) -> Any:
     """Who this rank is; the last rank ends first."""
     c.rest((c.world_size - c.rank) * 0.1)
     return c.rank, c.world_size, c.run_id, c.trace.rank, c.broadcast_object(value, c.world_size - 1)
@@ -41,7 +41,7 @@ def run_contract(run: Watched, world: int, value: Any, schedule: DrawnSchedule) 
         )
 
 
-def closed(c: ToldCommunicator) -> Any:
+def closed(c: RecordedCommunicator) -> Any:
     """Every call after the end."""
     channel, part = opened(c, SMALL), c.split("s")
     channel.publish(0, SMALL.make(0) if c.rank == 0 else None)
@@ -74,7 +74,7 @@ def after_close(run: Watched, world: int, schedule: DrawnSchedule) -> None:
         same(ends, ((), ()), f"what closing again tells on rank {rank}")
 
 
-def split_closed(c: ToldCommunicator, early: list[int], again: bool) -> Any:
+def split_closed(c: RecordedCommunicator, early: list[int], again: bool) -> Any:
     """Some ranks close a split, others leave that to its parent."""
     part = c.split("s")
     channel = opened(part, SMALL)
@@ -108,7 +108,7 @@ def split_closes(run: Watched, world: int, order: list[int], again: bool, schedu
         same(leaked, (), f"what closing tells on rank {rank}")
 
 
-def uneven(c: ToldCommunicator, short: int, by: int) -> Any:
+def uneven(c: RecordedCommunicator, short: int, by: int) -> Any:
     """One rank leaves out the last versions, which nobody reads."""
     channel = opened(c, SMALL, bound=3)
     for version in range(3 - by * (c.rank == short)):
@@ -127,7 +127,7 @@ def uneven_ends(run: Watched, world: int, short: int, by: int, schedule: DrawnSc
     expect(isinstance(ended.raised, ProtocolError) and "close()" in str(ended.raised), told)
 
 
-UNFIT: dict[str, tuple[Callable[[ToldCommunicator], Any], str]] = {
+UNFIT: dict[str, tuple[Callable[[RecordedCommunicator], Any], str]] = {
     "channel twice": (lambda c: opened(c, SMALL, "a"), "is taken"),
     "split twice": (lambda c: c.split("b"), "is taken"),
     "both": (lambda c: c.split("a"), "is taken"),
@@ -140,7 +140,7 @@ UNFIT: dict[str, tuple[Callable[[ToldCommunicator], Any], str]] = {
 }
 
 
-def opening(c: ToldCommunicator, case: str) -> Any:
+def opening(c: RecordedCommunicator, case: str) -> Any:
     """Open what cannot be opened."""
     opened(c, SMALL, "a")
     c.split("b")
@@ -156,7 +156,7 @@ def unfit(run: Watched, case: str, schedule: DrawnSchedule) -> None:
     expect(set(ended.errors) == {0, 1}, f"rank(s) {sorted(ended.results)} ended well")
 
 
-ELSEWHERE: dict[str, Callable[[ToldCommunicator, ToldChannel, ToldWork], Any]] = {
+ELSEWHERE: dict[str, Callable[[RecordedCommunicator, RecordedChannel, RecordedWork], Any]] = {
     "barrier": lambda c, _ch, _w: c.barrier(),
     "broadcast": lambda c, _ch, _w: c.broadcast(torch.zeros(1, dtype=torch.float32, device="cpu"), 0),
     "gather": lambda c, _ch, _w: c.all_gather_into({}, {}, {}),
@@ -172,7 +172,7 @@ ELSEWHERE: dict[str, Callable[[ToldCommunicator, ToldChannel, ToldWork], Any]] =
 }
 
 
-def threaded(c: ToldCommunicator, calls: list[str]) -> Any:
+def threaded(c: RecordedCommunicator, calls: list[str]) -> Any:
     """Calls from a thread that is no rank; the run goes on as if they had not been."""
     channel = opened(c, SMALL)
     channel.publish(0, SMALL.make(0) if c.rank == 0 else None)

@@ -13,10 +13,10 @@ from vitrail.testing.comm.judging import Watched, law, opened, same
 from vitrail.testing.comm.laws.safety import BOUNDS, SMALL
 from vitrail.testing.comm.payloads import bits
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
-from vitrail.testing.comm.telling import ToldCommunicator
+from vitrail.testing.comm.telling import RecordedCommunicator
 
 
-def relay(c: ToldCommunicator, length: int, bound: int) -> Any:
+def relay(c: RecordedCommunicator, length: int, bound: int) -> Any:
     """Publish when it is time and read the version due, exactly ``bound`` steps old."""
     channel, used = opened(c, SMALL, bound=bound), []
     for step in range(length):
@@ -34,7 +34,7 @@ def no_deadlock(run: Watched, world: int, length: int, bound: int, schedule: Dra
         same(used, wanted, f"what rank {rank} read")
 
 
-def ahead(c: ToldCommunicator, bound: int, extra: int) -> Any:
+def ahead(c: RecordedCommunicator, bound: int, extra: int) -> Any:
     """The readers post nothing until the source has filled its slots; when each call was begun and was over."""
     slots, times = bound + 2, []
     channel, full = opened(c, SMALL, bound=bound), opened(c, SMALL, "full")
@@ -65,7 +65,7 @@ def slots(run: Watched, world: int, bound: int, extra: int, schedule: DrawnSched
         same(got, bits(SMALL.make(bound + 1 + extra)), f"the last version on rank {rank}")
 
 
-def used(c: ToldCommunicator, length: int, bound: int) -> Any:
+def used(c: RecordedCommunicator, length: int, bound: int) -> Any:
     """The exact lag of one channel and the newest of another."""
     exact = opened(c, SMALL, "exact", 0, bound)
     elastic = opened(c, SMALL, "elastic", c.world_size - 1, bound)
@@ -92,7 +92,7 @@ def staleness(run: Watched, world: int, length: int, bound: int, schedule: Drawn
         expect(set(ages) <= set(range(bound + 1)), f"the trace of rank {rank} tells the ages {ages}")
 
 
-def both(c: ToldCommunicator, length: int) -> Any:
+def both(c: RecordedCommunicator, length: int) -> Any:
     """A channel without staleness beside a broadcast of the same values."""
     channel, equal = opened(c, SMALL, bound=0), []
     for step in range(length):
@@ -122,7 +122,7 @@ OUTSIDE: dict[str, tuple[type[Exception], str, int]] = {  # error, call, where t
 }
 
 
-def window(c: ToldCommunicator, case: str, bound: int, by: int, rank: int) -> Any:
+def window(c: RecordedCommunicator, case: str, bound: int, by: int, rank: int) -> Any:
     """Read all that may be read; then one rank asks for what may not."""
     last, (error, call, end) = bound + 3, OUTSIDE[case]
     channel = opened(c, SMALL, bound=bound)

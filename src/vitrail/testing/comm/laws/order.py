@@ -13,12 +13,12 @@ from vitrail.testing.comm.judging import Watched, law, opened, same
 from vitrail.testing.comm.laws.safety import BOUNDS, SMALL
 from vitrail.testing.comm.payloads import Payload, bits
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
-from vitrail.testing.comm.telling import ToldCommunicator
+from vitrail.testing.comm.telling import RecordedCommunicator
 
 Nodes = list[tuple[int, list[int]]]
 
 
-def polls(c: ToldCommunicator, bound: int, pauses: list[int]) -> Any:
+def polls(c: RecordedCommunicator, bound: int, pauses: list[int]) -> Any:
     """Publish, rest, ask for the latest, and read all that it promises; then read what is left."""
     channel, told = opened(c, SMALL, bound=bound), []
     for version, pause in enumerate(pauses):
@@ -58,7 +58,7 @@ def latest(run: Watched, world: int, bound: int, pauses: list[int], schedule: Dr
         expect(end in (newest, late), text)
 
 
-def pairs(c: ToldCommunicator, length: int) -> Any:
+def pairs(c: RecordedCommunicator, length: int) -> Any:
     """Two channels, always published in this order and read in the other."""
     first, second = (opened(c, SMALL, name, bound=1) for name in "ab")
     read = []
@@ -77,7 +77,7 @@ def happens_before(run: Watched, world: int, length: int, schedule: DrawnSchedul
         same(read, wanted, f"what rank {rank} read")
 
 
-def parts(c: ToldCommunicator, orders: list[list[int]]) -> Any:
+def parts(c: RecordedCommunicator, orders: list[list[int]]) -> Any:
     """The same operations of three communicators, each rank taking the communicators in an order of its own."""
     owners = [c, c.split("b"), c.split("c")]
     counts, begun = [0, 0, 0], []
@@ -106,7 +106,7 @@ def splits(run: Watched, world: int, orders: list[list[int]], schedule: DrawnSch
             same(got[at, count], value, f"operation {count} of communicator {at} on rank {rank}")
 
 
-def turnstile(c: ToldCommunicator, rounds: int, late: int) -> Any:
+def turnstile(c: RecordedCommunicator, rounds: int, late: int) -> Any:
     """When this rank came to each barrier, and when it left it."""
     moments = []
     for _ in range(rounds):
@@ -135,7 +135,7 @@ def _needs(nodes: Nodes, index: int) -> list[int]:
     return sorted({need % index for need in nodes[index][1]}) if index else []
 
 
-def graph(c: ToldCommunicator, nodes: Nodes) -> Any:
+def graph(c: RecordedCommunicator, nodes: Nodes) -> Any:
     """Each node's rank reads what it needs, computes and publishes; the others only read."""
     like = Payload(torch.int64, (1,))
     channels = [opened(c, like, str(index), owner) for index, (owner, _) in enumerate(nodes)]

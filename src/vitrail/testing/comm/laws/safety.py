@@ -16,14 +16,14 @@ from vitrail.testing.comm.bench import LawBroken, expect
 from vitrail.testing.comm.judging import Watched, law, opened, same
 from vitrail.testing.comm.payloads import PAYLOADS, Payload, bits
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
-from vitrail.testing.comm.telling import ToldCommunicator
+from vitrail.testing.comm.telling import RecordedCommunicator
 
 WORLDS = st.integers(1, 4)
 BOUNDS = st.integers(0, 3)
 SMALL = Payload(torch.int32, (2,))
 
 
-def reads(c: ToldCommunicator, payload: Payload, bound: int, last: int) -> Any:
+def reads(c: RecordedCommunicator, payload: Payload, bound: int, last: int) -> Any:
     """Every version that may be read at every step; written by the last rank."""
     src, got = c.world_size - 1, {}
     channel = opened(c, payload, src=src, bound=bound)
@@ -54,7 +54,7 @@ def integrity(
             same(value, bits(payload.make(at)), f"what rank {rank} fetched at step {step} as version {at}")
 
 
-def spoiled(c: ToldCommunicator, payload: Payload, delete: bool) -> Any:
+def spoiled(c: RecordedCommunicator, payload: Payload, delete: bool) -> Any:
     """Give tensors away in every way there is, and overwrite or delete them at once."""
     owner = {key: key for key in range(c.world_size)}
     channel = opened(c, payload)
@@ -87,7 +87,7 @@ def snapshot(run: Watched, world: int, payload: Payload, schedule: DrawnSchedule
         same(gathered, [bits(payload.make("gather", key)) for key in range(world)], f"what rank {rank} gathered")
 
 
-def constants(c: ToldCommunicator, bound: int, size: int) -> Any:
+def constants(c: RecordedCommunicator, bound: int, size: int) -> Any:
     """Versions of one number throughout; readers take whatever is newest."""
     channel, read = c.channel("a", src=0, shape=(size,), dtype=torch.int64, max_staleness=bound), []
     for version in range(8):
@@ -106,7 +106,7 @@ def no_torn_reads(run: Watched, world: int, bound: int, schedule: DrawnSchedule)
             same(found, [at], f"the numbers that rank {rank} finds in version {at}, all of them,")
 
 
-def private(c: ToldCommunicator, payload: Payload) -> Any:
+def private(c: RecordedCommunicator, payload: Payload) -> Any:
     """Overwrite what was read, and read again."""
     channel, first = opened(c, payload), []
     channel.publish(0, payload.make(0) if c.rank == 0 else None)
@@ -138,7 +138,7 @@ def private_result(run: Watched, world: int, payload: Payload, schedule: DrawnSc
         same(gathered, [bits(payload.make(key)) for key in range(world)], f"what rank {rank} gathered the second time")
 
 
-def newest(c: ToldCommunicator, bound: int, length: int) -> Any:
+def newest(c: RecordedCommunicator, bound: int, length: int) -> Any:
     """Two channels of one shape, written by different ranks, read as new as they come."""
     channels = [opened(c, SMALL, name, src, bound) for name, src in (("a", 0), ("b", c.world_size - 1))]
     read = []
@@ -159,63 +159,65 @@ def no_invention(run: Watched, world: int, bound: int, length: int, schedule: Dr
             same(got, bits(SMALL.make(name, version)), f"version {version} of channel {name!r} on rank {rank}")
 
 
-def _other_operation(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _other_operation(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     c.barrier() if is_odd else _broadcast(c, (2, 3), torch.float32, source, held)
 
 
-def _other_shape(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _other_shape(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     _broadcast(c, (3, 2) if is_odd else (2, 3), torch.float32, source, held)
 
 
-def _other_size(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _other_size(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     _broadcast(c, (70_000,) if is_odd else (4,), torch.float32, source, held)
 
 
-def _other_type(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _other_type(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     _broadcast(c, (2, 3), torch.int32 if is_odd else torch.float32, source, held)
 
 
-def _other_source(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _other_source(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     _broadcast(c, (2, 3), torch.float32, odd if is_odd else source, held)
 
 
-def _early_end(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _early_end(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     c.close() if is_odd else _broadcast(c, (2, 3), torch.float32, source, held)
 
 
-def _other_owners(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _other_owners(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     _gather(c, {key: (key + is_odd) % c.world_size for key in range(c.world_size)}, held)
 
 
-def _other_keys(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _other_keys(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     _gather(c, {key: key % c.world_size for key in range(c.world_size + is_odd)}, held)
 
 
-def _other_order(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _other_order(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     for src in [source, odd][:: -1 if is_odd else 1]:
         _broadcast(c, (2, 3), torch.float32, src, held)
 
 
-def _other_channel(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _other_channel(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     c.channel("c", src=0, shape=(4 if is_odd else 5,), dtype=torch.float32)
 
 
-def _other_bound(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _other_bound(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     c.channel("c", src=0, shape=(4,), dtype=torch.float32, max_staleness=1 + is_odd)
 
 
-def _other_split(c: ToldCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
+def _other_split(c: RecordedCommunicator, is_odd: bool, odd: int, source: int, held: list[Tensor]) -> None:
     c.split("x" if is_odd else "y")
 
 
-def _broadcast(c: ToldCommunicator, shape: tuple[int, ...], dtype: torch.dtype, src: int, held: list[Tensor]) -> None:
+def _broadcast(
+    c: RecordedCommunicator, shape: tuple[int, ...], dtype: torch.dtype, src: int, held: list[Tensor]
+) -> None:
     tensor = torch.full(shape, 7 if c.rank == src else -1, dtype=dtype, device="cpu")
     if c.rank != src:
         held.append(tensor)
     c.broadcast(tensor, src)
 
 
-def _gather(c: ToldCommunicator, owner: dict[int, int], held: list[Tensor]) -> None:
+def _gather(c: RecordedCommunicator, owner: dict[int, int], held: list[Tensor]) -> None:
     out = {key: torch.full((2,), -1.0, dtype=torch.float32, device="cpu") for key in owner}
     held += out.values()
     c.all_gather_into(
@@ -225,7 +227,7 @@ def _gather(c: ToldCommunicator, owner: dict[int, int], held: list[Tensor]) -> N
     )
 
 
-DEVIATIONS: dict[str, Callable[[ToldCommunicator, bool, int, int, list[Tensor]], None]] = {
+DEVIATIONS: dict[str, Callable[[RecordedCommunicator, bool, int, int, list[Tensor]], None]] = {
     "operation": _other_operation,
     "shape": _other_shape,
     "size": _other_size,
@@ -241,7 +243,7 @@ DEVIATIONS: dict[str, Callable[[ToldCommunicator, bool, int, int, list[Tensor]],
 }
 
 
-def deviating(c: ToldCommunicator, kind: str, odd: int) -> Any:
+def deviating(c: RecordedCommunicator, kind: str, odd: int) -> Any:
     """One operation, done differently by one rank, which receives where the others do."""
     held: list[Tensor] = []
     c.barrier()
@@ -281,7 +283,7 @@ def mismatch(run: Watched, world: int, odd: int, kind: str, schedule: DrawnSched
 KEYS: tuple[Sequence[Any], ...] = (tuple(range(5)), ("b", "a"), ((1, "x"), (0, "y"), (1, "a")), ())
 
 
-def gathers(c: ToldCommunicator, owner: dict[Any, int], payloads: dict[Any, Payload]) -> Any:
+def gathers(c: RecordedCommunicator, owner: dict[Any, int], payloads: dict[Any, Payload]) -> Any:
     """One gather."""
     out = {key: payloads[key].blank() for key in reversed(owner)}
     mine = {key: payloads[key].make(key, "of", owner[key]) for key in owner if owner[key] == c.rank}

@@ -13,10 +13,10 @@ from vitrail.testing.comm.bench import Ended, LawBroken, expect
 from vitrail.testing.comm.judging import Watched, law, same
 from vitrail.testing.comm.programs import Op, Player, outcome_of, programs, sized_programs
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
-from vitrail.testing.comm.telling import ToldCommunicator, show
+from vitrail.testing.comm.telling import RecordedCommunicator, show
 
 
-def play(c: ToldCommunicator, ops: Sequence[Op]) -> Any:
+def play(c: RecordedCommunicator, ops: Sequence[Op]) -> Any:
     """A program, as it was drawn."""
     return Player(c).play(ops)
 
@@ -46,7 +46,7 @@ def any_program(run: Watched, drawn: tuple[int, Sequence[Op]], schedule: DrawnSc
     check_program(ops, run(world, partial(play, ops=ops), schedule, checksums=checksums))
 
 
-def play_or_fail(c: ToldCommunicator, ops: Sequence[Op], rank: int, at: int) -> Any:
+def play_or_fail(c: RecordedCommunicator, ops: Sequence[Op], rank: int, at: int) -> Any:
     """A program of which one rank plays a part and then raises; every rank looks at what it holds in the end."""
     player = Player(c)
     try:

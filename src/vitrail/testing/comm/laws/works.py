@@ -15,18 +15,18 @@ from vitrail.testing.comm.judging import Watched, law, same
 from vitrail.testing.comm.laws.safety import SMALL
 from vitrail.testing.comm.payloads import PAYLOADS, Payload, bits, spoil
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
-from vitrail.testing.comm.telling import ToldCommunicator, ToldWork
+from vitrail.testing.comm.telling import RecordedCommunicator, RecordedWork
 
 SIZES = (70_000, 1, 20_000, 0)
 
 
-def _begin(c: ToldCommunicator, tensor: Tensor, src: int) -> ToldWork:
+def _begin(c: RecordedCommunicator, tensor: Tensor, src: int) -> RecordedWork:
     work = c.broadcast(tensor, src, async_op=True)
     assert work is not None
     return work
 
 
-def permuted(c: ToldCommunicator, payload: Payload, order: list[int]) -> Any:
+def permuted(c: RecordedCommunicator, payload: Payload, order: list[int]) -> Any:
     """Five broadcasts at once, waited for in some order, and again."""
     world = c.world_size
     tensors = [payload.make(i) if c.rank == i % world else payload.blank() for i in range(5)]
@@ -57,7 +57,7 @@ def any_order(run: Watched, world: int, payload: Payload, order: list[int], sche
         same(leaked, (), f"what is told as waited for by nobody on rank {rank}")
 
 
-def sizes(c: ToldCommunicator, order: list[int]) -> Any:
+def sizes(c: RecordedCommunicator, order: list[int]) -> Any:
     """Big and small messages at once."""
     tensors = [
         torch.full((size,), float(index + 1) if c.rank == 0 else 0.0, dtype=torch.float32, device="cpu")
@@ -84,7 +84,7 @@ def big_and_small(run: Watched, world: int, order: list[int], schedule: DrawnSch
         same(leaked, len(set(range(4)) - set(order)), f"how many works were waited for by nobody on rank {rank}")
 
 
-def dropping(c: ToldCommunicator, dropped: set[int], pause: bool) -> Any:
+def dropping(c: RecordedCommunicator, dropped: set[int], pause: bool) -> Any:
     """Works of which some are forgotten at once."""
     tensors = [SMALL.make(i) if c.rank == i % c.world_size else SMALL.blank() for i in range(5)]
     for index, tensor in enumerate(tensors):
@@ -125,7 +125,7 @@ def dropped_works(run: Watched, world: int, dropped: set[int], pause: bool, sche
 class _Holder:
     """Waits when it is thrown away."""
 
-    def __init__(self, work: ToldWork, tensor: Tensor, done: list[Any]):
+    def __init__(self, work: RecordedWork, tensor: Tensor, done: list[Any]):
         self.work, self.tensor, self.done = work, tensor, done
 
     def __del__(self) -> None:
@@ -133,7 +133,7 @@ class _Holder:
         self.done.append(bits(self.tensor))
 
 
-def finalised(c: ToldCommunicator) -> Any:
+def finalised(c: RecordedCommunicator) -> Any:
     """A finaliser waits."""
     done: list[Any] = []
     tensor = SMALL.make(0) if c.rank == 0 else SMALL.blank()
@@ -150,7 +150,7 @@ def finaliser(run: Watched, world: int, schedule: DrawnSchedule) -> None:
         same(leaked, (), f"what is told as waited for by nobody on rank {rank}")
 
 
-def asking(c: ToldCommunicator, payload: Payload, pauses: list[int]) -> Any:
+def asking(c: RecordedCommunicator, payload: Payload, pauses: list[int]) -> Any:
     """Ask whether a gather is complete, and look at the tensors either way."""
     owner, seen = {key: key for key in range(c.world_size)}, []
     for pause in pauses:

@@ -1,0 +1,112 @@
+"""The families of models and what each offers; imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import frozen
+
+from vitrail.backbones.loading.model_errors import model_blamed
+from vitrail.backbones.loading.model_loader import load_pipeline
+from vitrail.backbones.loading.source import ModelSource
+
+if TYPE_CHECKING:
+    from vitrail.backbones.model_family import ModelFamily
+    from vitrail.backbones.pipeline_backbone import PipelineBackbone
+
+UNET = frozenset(
+    {"attention-maps", "convolutions", "cross-attention", "gradients", "self-attention", "unet-skips", "vae"}
+)
+
+
+@frozen(kw_only=True)
+class Adapter:
+    """What can be said of a family before its weights are loaded."""
+
+    pipelines: ClassVar[tuple[str, ...]]
+    offers: ClassVar[frozenset[str]]
+    defaults: ClassVar[Mapping[str, Any]]
+    source: ModelSource  # where its weights lie; found by the model's name, not written in a file
+
+    def load(self, device: str | None = None) -> PipelineBackbone:
+        """Load the weights, with what suits them; raises as ``load_pipeline`` does."""
+        with model_blamed(self.source.name, "cannot be loaded"):
+            backbone = self.adopt(load_pipeline(self.source, device))
+        backbone.defaults = self.suits
+        return backbone
+
+    @property
+    def suits(self) -> dict[str, Any]:
+        """Fields of a run that suit the model: what its folder says counts more than what its family does."""
+        return {**self.defaults, **self.source.suits}
+
+    @classmethod
+    def adopt(cls, pipe: Any) -> PipelineBackbone:
+        """A backbone of a pipeline that is loaded."""
+        from vitrail.backbones.pipeline_backbone import PipelineBackbone
+
+        return PipelineBackbone(pipe, cls.family(), cls.offers, cls.defaults)
+
+    @classmethod
+    def family(cls) -> ModelFamily:
+        """What its pipelines have of their own."""
+        raise NotImplementedError
+
+
+@frozen(kw_only=True)
+class StableDiffusion(Adapter):
+    """Stable Diffusion 1.x and 2.x: epsilon and velocity."""
+
+    pipelines: ClassVar[tuple[str, ...]] = (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+    )
+    offers: ClassVar[frozenset[str]] = UNET
+    defaults: ClassVar[Mapping[str, Any]] = {"height": 1024, "width": 1024, "guidance_scale": 7.5}
+
+    @classmethod
+    def family(cls) -> ModelFamily:
+        """The one that its architecture makes."""
+        from vitrail.backbones.unet_family import UNetFamily
+
+        return UNetFamily(is_xl=False)
+
+
+@frozen(kw_only=True)
+class StableDiffusionXL(Adapter):
+    """Stable Diffusion XL: two text encoders, pooled text, sizes."""
+
+    pipelines: ClassVar[tuple[str, ...]] = (
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+    )
+    offers: ClassVar[frozenset[str]] = UNET
+    defaults: ClassVar[Mapping[str, Any]] = {"height": 2048, "width": 2048, "guidance_scale": 7.5}
+
+    @classmethod
+    def family(cls) -> ModelFamily:
+        """The one that its architecture makes."""
+        from vitrail.backbones.unet_family import UNetFamily
+
+        return UNetFamily(is_xl=True)
+
+
+@frozen(kw_only=True)
+class StableDiffusion3(Adapter):
+    """Stable Diffusion 3: a transformer with joint attention, flow matching, 16 latent channels."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
+    offers: ClassVar[frozenset[str]] = frozenset({"gradients", "joint-attention-maps", "vae"})
+    defaults: ClassVar[Mapping[str, Any]] = {"height": 2048, "width": 2048, "guidance_scale": 7.0}
+
+    @classmethod
+    def family(cls) -> ModelFamily:
+        """The one that its architecture makes."""
+        from vitrail.backbones.sd3_family import SD3Family
+
+        return SD3Family()

@@ -1,0 +1,120 @@
+"""What several commands make of their arguments: a run with its method, and the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from vitrail.backbones.loading.source import ModelOptions, check_scheduler, find_model
+from vitrail.cli.ranks import RankOptions
+from vitrail.comm.communicator import TIMEOUT_S
+from vitrail.core.config.files import read_file
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.paths import expanded_or_none
+from vitrail.core.config.run_config import PIXELS, RunConfig
+from vitrail.core.method.composition import Composition
+from vitrail.errors import ConfigError, Problems, shortened
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.relative_paths import of_run
+from vitrail.sampling.start_picture import open_picture
+
+LONGEST_TIMEOUT_S = 1e6  # more than eleven days
+FIELDS = attrs.fields_dict(RunConfig)
+
+
+def prepare(
+    given: dict[str, Any],
+    size: str | None = None,
+    file: Path | None = None,
+    sets: Sequence[str] = (),
+    command: str = "vitrail sample",
+) -> tuple[RunConfig, Composition]:
+    """A run and its method from a file and flags; flags win.
+
+    Raises:
+        VitrailError: Naming every problem of the run, its method, its model and its scheduler.
+    """
+    problems = Problems()
+    file = expanded_or_none(file)
+    table = of_run(read_file(file), file.parent) if file else {}
+    with problems.collect():
+        table = _with_sides(table, table.pop("size", None), f"{file}: size")
+    with problems.collect():
+        given = _with_sides(given, size, "--size")
+    table = table | given
+    if table.get("seed") == -1:
+        import secrets
+
+        table["seed"] = secrets.randbits(32)
+    if "prompt" not in table:
+        with problems.collect():
+            raise ConfigError(f'{file or command}: no prompt; write one, e.g. "a fox on a snow field"')
+    run = composition = None
+    with problems.collect():
+        run = _structure(table, given, str(file or command))
+    method, model, scheduler = (table.get(name, FIELDS[name].default) for name in ("method", "model", "scheduler"))
+    with problems.collect():
+        composition = load_method(method, sets) if isinstance(method, str) else None
+    if composition is not None:
+        with problems.collect():
+            composition.check_files()
+    with problems.collect():
+        options = None if run is None else ModelOptions.of(run)
+        spec = find_model(model, registry(), options) if isinstance(model, str) else None
+        if spec and run:
+            run = _structure({**spec.suits, **table}, given, str(file or command))
+        if spec and composition:
+            composition.check(spec.offers, f"model {model!r}", registry())
+    with problems.collect():
+        if run is not None and run.image is not None:
+            open_picture(run.image, quiet=True)
+    with problems.collect():
+        check_scheduler(scheduler if isinstance(scheduler, str) else None)
+    problems.tell()
+    assert run is not None
+    assert composition is not None
+    return run, composition
+
+
+def _structure(table: dict[str, Any], given: dict[str, Any], where: str) -> RunConfig:
+    """The run of a table; problems of flags are told in the words of the command line."""
+    try:
+        return Loader(registry()).structure({"prompt": ""} | table, RunConfig, where)
+    except ConfigError as error:
+        text = str(error)
+        for name in given:
+            text = text.replace(f"\n  $.{name}: ", f"\n  --{name.replace('_', '-')}: ")
+        raise ConfigError(text) from error
+
+
+def _with_sides(table: dict[str, Any], size: object, where: str) -> dict[str, Any]:
+    """A table with ``size`` taken apart into width and height."""
+    if size is None:
+        return table
+    shown = shortened(str(size), 60)
+    found = PIXELS.fullmatch(shown.strip().lower())
+    if not found:
+        raise ConfigError(f"{where}: {shown!r} is no number of pixels; write 512, or 768x512 for width x height")
+    if table.keys() & {"width", "height"}:
+        raise ConfigError(f"{where}: give either the size or width and height, not both")
+    return table | {"width": int(found[1]), "height": int(found[2] or found[1])}
+
+
+def rank_options(
+    ranks: int | None = None, comm: str | None = None, timeout: float = TIMEOUT_S, speeds: str | None = None
+) -> RankOptions:
+    """What the command line says about ranks, read."""
+    shown = shortened(speeds or "")
+    try:
+        each = [float(part) for part in speeds.split(",")] if speeds else []
+    except ValueError as error:
+        raise ConfigError(f"--speeds {shown!r}: write a number for each rank, e.g. 1,1,0.5") from error
+    if any(not 0 < speed < float("inf") for speed in each):
+        raise ConfigError(f"--speeds {shown!r}: speeds are positive numbers")
+    if not 0 < timeout <= LONGEST_TIMEOUT_S:
+        raise ConfigError(f"--timeout must be more than 0 seconds and at most {LONGEST_TIMEOUT_S:g}, got {timeout:g}")
+    return RankOptions(ranks=ranks, comm=comm, timeout=timeout, speeds=each)

@@ -1,0 +1,100 @@
+"""``vitrail decode``: the picture of latents that could not be decoded when they were sampled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitrail.backbones.loading.model_errors import model_blamed
+from vitrail.backbones.loading.source import ModelOptions, find_model
+from vitrail.cli.console import console, say
+from vitrail.cli.options import (
+    Device,
+    Dtype,
+    Force,
+    ModelConfig,
+    Output,
+    Revision,
+    Variant,
+    Verbose,
+    configure_logging,
+)
+from vitrail.cli.output import output_paths
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.paths import expanded, expanded_or_none
+from vitrail.core.config.run_config import RunConfig
+from vitrail.errors import ConfigError, ModelError
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.kept_latents import SUFFIX, load_latents
+from vitrail.sampling.recipe import save_picture
+from vitrail.sampling.replaying import relocated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.method.backbone import Backbone
+
+
+def decode(
+    file: Annotated[Path, typer.Argument(help="Latents that vitrail kept: NAME.latents.safetensors.")],
+    model: Annotated[str | None, typer.Option(help="Where the model is; needed if it is a file or folder.")] = None,
+    model_config: ModelConfig = None,
+    variant: Variant = None,
+    revision: Revision = None,
+    output: Output = None,
+    force: Force = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make the picture of latents that could not be decoded when they were sampled."""
+    changes = {"model": model, "model_config": model_config, "dtype": dtype}
+    changes |= {"variant": variant, "revision": revision}
+    configure_logging(verbose)
+    decode_file(file, output, force, device, {k: v for k, v in changes.items() if v is not None})
+
+
+def decode_file(file: Path, output: Path | None, force: bool, device: str | None, changes: dict[str, Any]) -> None:
+    """Make the picture of kept latents and write it with their recipe.
+
+    Args:
+        file: What ``save_latents`` wrote.
+        output: PNG file; ``NAME.png`` beside ``NAME.latents.safetensors`` if None.
+        force: Overwrite it.
+        device: A torch device, or None.
+        changes: Fields of the run that are different here: where its model is, or the type of its networks.
+    """
+    from vitrail.backbones.pipeline_backbone import quiet_libraries
+
+    file, output = expanded(file), expanded_or_none(output)
+    latents, recipe = load_latents(file)
+    run = Loader(registry()).structure(relocated(recipe, changes), RunConfig, f"run in {file}")
+    try:
+        spec = find_model(run.model, registry(), ModelOptions.of(run))
+    except ModelError as error:
+        raise ConfigError(f"{file}: {error}; say where its model is with --model") from error
+    path = output_paths(run, output or file.with_name(file.name.removesuffix(SUFFIX) + ".png"), force)[0]
+    out = console()
+    say(out, f"loading model {run.model}")
+    quiet_libraries()
+    backbone = spec.load(device)
+    with model_blamed(run.model, "cannot decode"):
+        image = _picture(backbone, run, latents)
+    save_picture(image, recipe, path)
+    say(out, f"{path}: {image.width}x{image.height}, seed {run.seed}")
+
+
+def _picture(backbone: Backbone, run: RunConfig, latents: Tensor) -> Any:
+    import torch
+
+    from vitrail.comm.backends.in_process import solo
+    from vitrail.core.engine.cpu_threads import threads_of
+    from vitrail.core.engine.exchange import Exchange
+    from vitrail.core.schedule.streams import Streams
+
+    with torch.inference_mode(), threads_of(backbone) as threads:
+        given = (Exchange.among(solo(), workers=threads), run.wrap, run.memory == "auto", Streams(run.seed))
+        decoded = backbone.decode(latents.to(backbone.device), *given)
+        return backbone.to_pil(decoded[..., : run.height, : run.width])[0]

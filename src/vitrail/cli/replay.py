@@ -1,0 +1,119 @@
+"""``vitrail replay``: a picture again from the recipe inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitrail.backbones.loading.source import ModelOptions, find_model
+from vitrail.cli.options import (
+    Comm,
+    Device,
+    Dtype,
+    Force,
+    Image,
+    ModelConfig,
+    Output,
+    Plugin,
+    Ranks,
+    Revision,
+    Sets,
+    Variant,
+    Verbose,
+    configure_logging,
+)
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.overrides import override
+from vitrail.core.config.paths import expanded
+from vitrail.core.config.run_config import RunConfig
+from vitrail.core.method.composition import Composition
+from vitrail.errors import ConfigError, Problems
+from vitrail.sampling.discovery import registry
+
+if TYPE_CHECKING:
+    from vitrail.sampling.recipe import Recipe
+
+
+def replay(
+    picture: Annotated[Path, typer.Argument(help="A PNG that vitrail wrote.")],
+    model: Annotated[str | None, typer.Option(help="Where the model is; needed if it is a file or folder.")] = None,
+    model_config: ModelConfig = None,
+    variant: Variant = None,
+    revision: Revision = None,
+    image: Image = None,
+    sets: Sets = None,
+    output: Output = None,
+    force: Force = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    ranks: Ranks = None,
+    comm: Comm = None,
+    plugin: Plugin = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make a picture again from the recipe inside it."""
+    from vitrail.cli import arguments, rendering
+    from vitrail.sampling.run_plugins import attached, load_plugins, wrapping
+
+    changes = {"model": model, "model_config": model_config, "image": image, "dtype": dtype}
+    changes |= {"variant": variant, "revision": revision}
+    given = {name: value for name, value in changes.items() if value is not None}
+    run, composition, recipe = replayed(picture, sets or (), given)
+    configure_logging(verbose)
+    rank_options = arguments.rank_options(ranks, comm)
+    plugins = load_plugins(plugin or ())
+    options = rendering.RenderOptions(output=output, force=force, device=device, ranks=rank_options, plugins=plugins)
+    rendering.sample(run, composition, options, recipe.changes(wrapping(attached(plugins))))
+
+
+def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tuple[RunConfig, Composition, Recipe]:
+    """The run and method inside a picture, some fields of the run replaced: where its model is, for one."""
+    from vitrail.sampling.recipe import read_recipe
+    from vitrail.sampling.replaying import check_files, check_image, relocated
+
+    picture = expanded(picture)
+    recipe = read_recipe(picture)
+    if recipe.method is None:
+        raise ConfigError(f"{picture}: its method used a strategy that no plugin registers, so it cannot be replayed")
+    lost = [name for name in recipe.given if name != "image" or recipe.run.get("image") is None]
+    if lost:
+        raise ConfigError(f"{picture}: made with {', '.join(lost)}, which a recipe cannot carry; make it in Python")
+    loader, problems = Loader(registry()), Problems()
+    run = composition = None
+    with problems.collect():
+        tables = override(recipe.method, sets)
+        composition = loader.structure(tables, Composition, f"method in {picture}")
+        check_files(recipe, composition, str(picture))
+    with problems.collect():
+        run = loader.structure(relocated(recipe, changes), RunConfig, f"run in {picture}")
+        for name, value in (("model", run.model), ("image", run.image)):
+            if value is not None and name not in changes:
+                _check_own(picture, name, value)
+        check_image(recipe, run, str(picture))
+        spec = find_model(run.model, registry(), ModelOptions.of(run))
+        if composition is not None:
+            composition.check(spec.offers, f"model {run.model!r}", registry())
+    problems.tell()
+    assert run is not None
+    assert composition is not None
+    return run, composition, recipe
+
+
+def _check_own(picture: Path, kind: str, value: str) -> None:
+    """Refuse what a recipe names elsewhere: what is written in a picture, a stranger may have chosen.
+
+    Our own recipes name registered models, and files and folders without their place.
+
+    Raises:
+        ConfigError: Naming the option that says it is wanted.
+    """
+    if value in registry().names("models"):
+        return
+    told = f"{picture}: made with the {kind} {value!r}"
+    if Path(value).name != value:
+        raise ConfigError(f"{told}; a picture does not choose what is read or fetched: give --{kind} if you trust it")
+    if not expanded(value).exists():
+        raise ConfigError(f"{told}, which is not here; give its --{kind}")

@@ -1,0 +1,315 @@
+"""One step of a run, on a canvas: one formula, one scheduler step.
+
+    noise prediction of the canvas = fuse(guide(predict(views of the latents), mask))
+
+Everything but ``predict`` is cheap and the same on every rank; which micro-batches are predicted where is a
+plan and does not reach the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from attrs import evolve, field, frozen
+
+from vitrail.core.config.fields import as_tuple
+from vitrail.core.engine.guidance_context import Branches
+from vitrail.core.engine.micro_batches import (
+    combine_branches,
+    gather_views,
+    mix_families,
+    permute_views,
+    restore_order,
+    split_rows,
+)
+from vitrail.core.engine.nonfinite import SCHEDULER, NonFiniteSearch
+from vitrail.core.engine.plan import ClassifierFree, RunPlan
+from vitrail.core.engine.resize import inside
+from vitrail.core.geometry.views import Span, View
+from vitrail.core.method.attention_maps import KeptMaps
+from vitrail.core.method.members import OptionalMasking, recalls
+from vitrail.core.schedule.prediction import Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.engine.forwards import Forwards
+    from vitrail.core.engine.guidance_points import GuidancePoints
+    from vitrail.core.engine.run_state import RunState, Sampled
+    from vitrail.core.geometry.views import Patches
+    from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
+    from vitrail.core.method.protocols import MessageGuidance
+    from vitrail.core.schedule.step import Step
+    from vitrail.core.schedule.streams import Streams
+
+
+@frozen(eq=False)
+class Reading:
+    """What one family sees at a step.
+
+    Attributes:
+        family: 0 is the main one.
+        patches: Its views, in canonical order.
+        views: Their latents, Float32[Tensor, "views batch channels h w"].
+        batches: What the network is shown, in micro-batches.
+    """
+
+    family: int
+    patches: Patches
+    views: Tensor
+    batches: list[MicroBatch]
+
+
+@frozen(kw_only=True, eq=False)
+class Engine:
+    """Does the steps of one picture.
+
+    Attributes:
+        plan: The run.
+        forwards: The way to the network.
+        guidance: Of all stages.
+        streams: The run's randomness.
+        words: Of the prompt, if their attention maps are wanted.
+        prompt: The run's.
+        negative_prompt: The run's, or None.
+        watched: Whether somebody looks at the canvas after every step, so that it must be whole.
+        cell: Pixels of a latent cell's side, for messages.
+    """
+
+    plan: RunPlan
+    forwards: Forwards
+    guidance: GuidancePoints
+    streams: Streams
+    words: tuple[str, ...] = field(default=(), converter=as_tuple)
+    prompt: str = ""
+    negative_prompt: str | None = None
+    watched: bool = False
+    cell: int = 1
+
+    def step(self, step: Step, done: Sampled) -> tuple[Tensor, Prediction]:
+        """One step of the run: the new latents and the prediction that led there; renews the strategies' state."""
+        plan, state, stage, stepper = self.plan, done.state, self.plan.stage(step), self.plan.phase(step).stepper
+        state.trail = NonFiniteSearch(self.cell)
+        state.trail.add("what it began with", done.latents, "look at the callback, or at the latents that were given")
+        state.note(step, "the picture so far", done.latents)
+        latents = self.guidance.at("before", step, done.latents, done)
+
+        every = self._patches(step, state)
+        latents, inputs = self._inputs(step, latents, every[0], done)
+        is_due = step.stage_step & (step.stage_step - 1) == 0  # 0, 1, 2, 4, 8, ...: soon, and few in a long run
+        if is_due and state.relay is None:  # before the forwards are shared out, which all ranks must do alike
+            state.compare()
+        scaled = stepper.scale(latents, step.phase_step)
+
+        predict = self._predict if state.relay is None else self._predict_own
+        outputs = []
+        for family, patches in enumerate(every):
+            reading = self._read(step, latents, scaled, inputs if family == 0 else None, patches, family, done)
+            views = predict(step, latents, reading, done)
+            outputs.append(plan.hooks.fuse(step, patches.views, views, latents, family))
+            state.trail.add(f"fusion of family {family}", outputs[-1], "look at its weights")
+            fusion = stage.fusion if family == 0 else stage.also[family - 1].fusion
+            state.note(step, plan.hooks.who("fusion", step, fusion), outputs[-1])
+
+        prediction = Prediction(latents, mix_families(outputs, stage.also, step), step)
+        prediction = self.guidance.at("canvas", step, prediction, done, mask=self._mask_of_canvas(step, state))
+
+        noise = self.streams.generator("step-noise", step.index)
+        latents = stepper.step(prediction.model_output, step.phase_step, latents, noise)
+        state.trail.add("the scheduler's step", latents, SCHEDULER)
+        state.note(step, "the scheduler", latents)
+        latents = self.guidance.at("after", step, latents, done)
+        state.trail.check_sync(step, latents)
+        plan.hooks.step_end(step, latents, prediction)
+        return latents, prediction
+
+    def guided(self, guidance_scale: float, guidance_rescale: float) -> Engine:
+        """The same picture with other classifier-free guidance; a scale of 1 or less leaves the text's branch alone.
+
+        Args:
+            guidance_scale: Of the difference between the branches; above 1 only if both are encoded.
+            guidance_rescale: Share of the contrast that is undone.
+        """
+        cfg = ClassifierFree.of(guidance_scale, guidance_rescale)
+        if cfg == self.plan.cfg:
+            return self
+        plan = evolve(self.plan, cfg=cfg)
+        gradients = self.guidance.gradients
+        gradients = None if gradients is None else evolve(gradients, plan=plan)
+        return evolve(self, plan=plan, guidance=evolve(self.guidance, plan=plan, gradients=gradients))
+
+    def _patches(self, step: Step, state: RunState) -> list[Patches]:
+        """The views of every family, noted for the other ranks."""
+        every, stage = self.plan.patches(step), self.plan.stage(step)
+        for patching, patches in zip([stage.patching, *(each.patching for each in stage.also)], every, strict=True):
+            who = self.plan.hooks.who("patching", step, patching)
+            turns = [view.turn for view in patches.views]
+            state.note(step, who, (patches.views, turns, patches.key, patches.clean_key))
+            if patches.permutation is not None:
+                state.note(step, who, patches.permutation)
+        return every
+
+    def _inputs(self, step: Step, latents: Tensor, patches: Patches, done: Sampled) -> tuple[Tensor, Tensor | None]:
+        """The canvas and its views where a guidance changes each view's own latents; None if none does."""
+        if not self.guidance.acts_at("inputs", step):
+            return latents, None
+        own = gather_views(latents, patches.views)
+        views = self.guidance.at("inputs", step, own, done, patches)
+        if views is own:
+            return latents, None
+        canvas = self.plan.hooks.fuse(step, patches.views, Prediction(views, views, step), latents, 0)
+        return canvas, views
+
+    def _read(
+        self,
+        step: Step,
+        latents: Tensor,
+        scaled: Tensor,
+        inputs: Tensor | None,
+        patches: Patches,
+        family: int,
+        done: Sampled,
+    ) -> Reading:
+        """What a family's views see, cut into micro-batches as the network is shown them."""
+        stage, hooks, canvas = self.plan.stage(step), self.plan.hooks, self.plan.phase(step).canvas
+        if inputs is None:
+            shown = gather_views(hooks.prepare(step, scaled, canvas, family), patches.views)
+        else:
+            shown = self.plan.phase(step).stepper.scale(inputs, step.phase_step)
+        texts: Sequence[str | None] = ()
+        capture = None
+        if family == 0:
+            memory = done.state.memory if recalls(stage.prompting) else None
+            texts = hooks.texts(step, self.prompt, self.negative_prompt, patches.views, canvas, memory)
+            done.state.note(step, hooks.who("prompting", step, stage.prompting), texts)
+            if stage.masking.request is not None or stage.remember:
+                capture = len(patches.views) if patches.clean_key else patches.key
+        batches = split_rows(
+            patches,
+            permute_views(self._scaled_early(step, shown, family), patches),
+            self.plan.branches_at(step, family),
+            self.forwards.row_batch,
+            capture,
+            texts=texts,
+            words=len(self.words) if stage.remember else 0,
+        )
+        done.timings.count(batches)
+        views = gather_views(latents, patches.views) if inputs is None else inputs
+        return Reading(family, patches, views, batches)
+
+    def _scaled_early(self, step: Step, shown: Tensor, family: int) -> Tensor:
+        """Views as the authors' code shows them, which scaled some for the next step, if the stage asks for it."""
+        count = self.plan.stage(step).scale_batch
+        if count is None:
+            return shown
+        shown = shown.clone()
+        shown[count if family == 0 else 0 :] *= self.plan.phase(step).stepper.scale_ratio(step.phase_step)
+        return shown
+
+    def _predict(self, step: Step, latents: Tensor, reading: Reading, done: Sampled) -> Prediction:
+        """All views of a family, predicted by all ranks together; those of the main family guided."""
+        state, patches, family = done.state, reading.patches, reading.family
+        answers = self.forwards.share(step, reading.batches, done.timings)
+        state.trail.add_rows(patches, family, reading.batches, answers)
+        if family == 0 and self.guidance.acts_at("branches", step):
+            branched = self._branched(step, answers, reading)
+            output = self.guidance.at("branches", step, branched, done, patches).combined
+        else:
+            output = restore_order(self._combined(step, answers, len(latents), family), patches)
+        state.trail.add_views("classifier-free guidance", patches, family, output)
+        views = Prediction(reading.views, output, step)
+        if family == 0:
+            key = evolve(views, latents=views.latents[patches.key], model_output=output[patches.key])
+            seen = next((a for a in answers if a.attention is not None), answers[0])
+            self._remember(step, seen, state, patches)
+            mask = self._mask_of_views(step, key, seen, state, patches)
+            views = self.guidance.at("views", step, views, done, patches, mask)
+        return views
+
+    def _predict_own(self, step: Step, latents: Tensor, reading: Reading, done: Sampled) -> Prediction:
+        """The views of this rank, predicted and guided; what stands for the others' is unused."""
+        relay, trail = done.state.relay, done.state.trail
+        assert relay is not None
+
+        def combine(answers: Sequence[ModelOutput]) -> Tensor:
+            trail.add_rows(reading.patches, reading.family, reading.batches, answers)
+            return self._combined(step, answers, len(latents), 0)
+
+        def tell(guidance: MessageGuidance, key: Prediction, seen: ModelOutput) -> Tensor:
+            mask = self._mask_of_views(step, key, seen, done.state, reading.patches)
+            alone = evolve(key, latents=key.latents[None], model_output=key.model_output[None])
+            return self.plan.hooks.tell(step, guidance, alone, 0, mask)
+
+        def forward(rows: MicroBatch) -> ModelOutput:
+            return self.forwards.forward(step, rows, done.timings)
+
+        views = relay.predict(step, latents, reading.batches, forward, combine, tell, self.plan.hooks.follow)
+        if relay.guidance is not None:
+            trail.add_message(lambda: relay.message(step))
+            trail.add_guided(relay.guidance, views, reading.patches)
+        return views
+
+    def _rows(self, step: Step, answers: Sequence[ModelOutput], batch: int, family: int) -> Tensor:
+        """What was said of every row, Float32[Tensor, "views branches batch channels h w"]."""
+        import torch
+
+        flat = torch.cat([answer.model_output for answer in answers])
+        return flat.view(-1, len(self.plan.branches_at(step, family)), batch, *flat.shape[1:])
+
+    def _combined(self, step: Step, answers: Sequence[ModelOutput], batch: int, family: int) -> Tensor:
+        """Classifier-free guidance over the answers of all views, Float32[Tensor, "views batch channels h w"]."""
+        rows = self._rows(step, answers, batch, family)[:, : len(self.plan.branches)]
+        return combine_branches(rows, self.plan.scale_at(step), self.plan.cfg.rescale)
+
+    def _branched(self, step: Step, answers: Sequence[ModelOutput], reading: Reading) -> Branches:
+        """The main family's branches apart, in the views' own order, for a guidance that combines them."""
+        rows = self._rows(step, answers, reading.views.shape[1], 0)
+        named = {b: restore_order(rows[:, i], reading.patches) for i, b in enumerate(self.plan.branches_at(step))}
+        usual = restore_order(self._combined(step, answers, reading.views.shape[1], 0), reading.patches)
+        return Branches(named, self.plan.scale_at(step), usual, reading.views, self.plan.cfg.rescale)
+
+    def _remember(self, step: Step, seen: ModelOutput, state: RunState, patches: Patches) -> None:
+        """Keep the maps of every word, without the padding, if the stage does."""
+        if self.plan.stage(step).remember and seen.words is not None:
+            inner = inside(patches.views[patches.key], self.plan.phase(step).canvas)
+            maps = seen.words[..., : inner[0], : inner[1]].contiguous()
+            state.memory = KeptMaps(self.words, maps) if state.memory is None else state.memory.seen(maps)
+
+    def _mask_of_canvas(self, step: Step, state: RunState) -> Tensor | None:
+        """Where guidance of the canvas acts, if the stage's mask is one that knows the whole picture."""
+        knows_whole = OptionalMasking.of(self.plan.stage(step).masking).knows_whole
+        return state.mask if knows_whole and self.guidance.acts_at("canvas", step) else None
+
+    def _mask_of_views(
+        self, step: Step, key: Prediction, seen: ModelOutput, state: RunState, patches: Patches
+    ) -> Tensor | None:
+        """Where guidance acts on views, from the key view's prediction and attention.
+
+        Returns:
+            Of the key view, Float32[Tensor, "batch 1 h w"]; or of every view its own cut of the canvas's mask,
+            Float32[Tensor, "views batch 1 h w"], if the stage's mask knows the whole picture.
+        """
+        import torch
+
+        if not OptionalMasking.of(self.plan.stage(step).masking).knows_whole:
+            return self._mask(step, key, seen, state, patches.views[patches.key])
+        canvas = self.plan.phase(step).canvas
+        state.mask = self._mask(step, key, seen, state, View(Span(0, canvas.height), Span(0, canvas.width)))
+        return None if state.mask is None else torch.stack([view.read(state.mask) for view in patches.views])
+
+    def _mask(self, step: Step, key: Prediction, seen: ModelOutput, state: RunState, view: View) -> Tensor | None:
+        """Where guidance acts in a view, Float32[Tensor, "batch 1 h w"], or None for everywhere."""
+        canvas, masking = self.plan.phase(step).canvas, self.plan.stage(step).masking
+        wanted = evolve(
+            seen,
+            model_output=key.model_output,
+            memory=state.memory if recalls(masking) else None,
+            view=view,
+            canvas=canvas,
+            inner=inside(view, canvas),
+        )
+        mask, state.masking = self.plan.hooks.mask(step, key, wanted, state.masking, state.trail)
+        if mask is not None:
+            state.note(step, self.plan.hooks.who("masking", step, masking), mask)
+        return mask

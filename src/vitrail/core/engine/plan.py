@@ -1,0 +1,168 @@
+"""What a run will do, step by step, and what it will cost; known before any model call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from vitrail.core.config.fields import as_tuple
+from vitrail.core.method.calls import StrategyCall
+from vitrail.core.method.cost import Cost
+from vitrail.core.method.members import OptionalGuidance, has_own
+from vitrail.core.method.returned_values import check_branches
+from vitrail.core.schedule.phase import steps_of
+
+if TYPE_CHECKING:
+    from vitrail.core.engine.hooks import Hooks
+    from vitrail.core.geometry.views import Canvas, Outline, Patches
+    from vitrail.core.method.composition import Composition
+    from vitrail.core.method.micro_batch import Branch
+    from vitrail.core.method.stage import Stage
+    from vitrail.core.schedule.phase import Phase
+    from vitrail.core.schedule.step import Step
+
+
+@frozen
+class ClassifierFree:
+    """Classifier-free guidance of a run.
+
+    Attributes:
+        branches: ``("uncond", "cond")``, or only ``("cond",)`` if it is off.
+        scale: Of the difference between the branches.
+        rescale: See ``combine_branches``.
+    """
+
+    branches: tuple[Branch, ...] = field(converter=as_tuple)
+    scale: float = 1.0
+    rescale: float = 0.0
+
+    @classmethod
+    def of(cls, scale: float, rescale: float) -> ClassifierFree:
+        """A scale of 1 or less leaves the text's branch alone."""
+        return cls(("uncond", "cond") if scale > 1 else ("cond",), scale, rescale)
+
+
+@frozen(kw_only=True, eq=False)
+class RunPlan:
+    """What a run will do; built once, and read by whoever tells, decides or computes.
+
+    Attributes:
+        hooks: The run's, with the composition.
+        phases: The sizes of the run, each with a canvas and a scheduler; the last is the wanted one.
+        cfg: Classifier-free guidance.
+        row_batch: Rows a forward at most; None as long as it is not decided.
+    """
+
+    hooks: Hooks
+    phases: tuple[Phase, ...] = field(converter=as_tuple)
+    cfg: ClassifierFree
+    row_batch: int | None = None
+
+    @property
+    def composition(self) -> Composition:
+        """Stages with strategies."""
+        return self.hooks.composition
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """CFG branches of every view."""
+        return self.cfg.branches
+
+    def stage(self, step: Step) -> Stage:
+        """The strategies of a step."""
+        return self.composition.stages[step.stage]
+
+    def phase(self, step: Step) -> Phase:
+        """The size that a step is done at."""
+        return self.phases[step.phase]
+
+    def scale_at(self, step: Step) -> float:
+        """The guidance scale of a step."""
+        return self.cfg.scale * self.stage(step).guidance_factor
+
+    def branches_at(self, step: Step, family: int = 0) -> tuple[Branch, ...]:
+        """The CFG branches of a step; a guidance may want further ones for the main family."""
+        found = list(self.branches)
+        stage = self.stage(step)
+        for guidance in () if family else (guidance for guidance in stage.guidance if guidance.point == "branches"):
+            wanted = OptionalGuidance.of(guidance).branches(step)
+            found += check_branches(StrategyCall("guidance", guidance, step), wanted, self.branches)
+        return tuple(found)
+
+    @property
+    def canvas(self) -> Canvas:
+        """Of the wanted picture."""
+        return self.phases[-1].canvas
+
+    @property
+    def first(self) -> int:
+        """The step to begin at; more than 0 if the run starts from a picture."""
+        return self.phases[0].first
+
+    def steps(self) -> list[Step]:
+        """Every step of the run, with the stage it belongs to; ``steps()[i].index`` is i."""
+        return steps_of(self.phases)
+
+    def patches(self, step: Step) -> list[Patches]:
+        """The views of every family at a step, in canonical order."""
+        families = 1 + len(self.stage(step).also)
+        canvas = self.phase(step).canvas
+        return [self.hooks.patch(step, canvas, family).canonical() for family in range(families)]
+
+    def outlines(self, step: Step) -> list[Outline]:
+        """What the views of every family are like at a step."""
+        families = 1 + len(self.stage(step).also)
+        canvas = self.phase(step).canvas
+        return [self.hooks.outline(step, canvas, family) for family in range(families)]
+
+    def cost(self) -> Cost:
+        """What the run will ask of its networks for one picture, decoding it at the end included.
+
+        A patching has as many views at every step of a stage, so the first step of each tells.
+        """
+        costs = [Cost(decodes=1)]
+        costs += [Cost(decodes=1, encodes=1) for p in self.phases if p.enter is not None and p.enter.resize == "pixels"]
+        views: dict[tuple[int, int], Cost] = {}
+        for step in self.steps()[self.first :]:
+            place = (step.phase, step.stage)
+            views[place] = views.get(place) or self.cost_of_views(step)
+            costs += [views[place], *self._cost_of_guidance(step)]
+        return Cost.total(costs)
+
+    def cost_of_step(self, step: Step) -> Cost:
+        """What one step asks of the networks."""
+        return Cost.total([self.cost_of_views(step), *self._cost_of_guidance(step)])
+
+    def cost_of_views(self, step: Step) -> Cost:
+        """Rows of all families at a step, with the run's own branches."""
+        branches = len(self.branches)
+        return Cost.total([Cost(rows={each.cells: each.forwards * branches}) for each in self.outlines(step)])
+
+    def _cost_of_guidance(self, step: Step) -> list[Cost]:
+        """What guidance asks for besides: branches of the main family, and what it does on its own."""
+        costs, branches = [], len(self.branches)
+        more = len(self.branches_at(step)) - branches
+        if more:
+            main = self.outlines(step)[0]
+            costs.append(Cost(rows={main.cells: more * main.forwards}))
+        return [*costs, *self.cost_of_asking(step)]
+
+    def cost_of_asking(self, step: Step) -> list[Cost]:
+        """What guidance does on its own at a step, besides the rows of views."""
+        costs, branches = [], len(self.branches)
+        for guidance in self.stage(step).guidance:
+            costs.append(self.hooks.cost(step, guidance, self.phase(step).canvas, branches))
+            if has_own(guidance, OptionalGuidance.cost_of_views):  # others do not ask about the views
+                costs.append(self.hooks.cost_of_views(step, guidance, self.outlines(step)[0], branches))
+        return costs
+
+    def stage_starts(self) -> list[tuple[Step, int]]:
+        """The first step that is done of every stage at every size, and how many are."""
+        ahead = self.steps()[self.first :]
+        firsts = [step for step in ahead if step.stage_step == 0 or step.index == self.first]
+        return [(step, step.stage_num_steps - step.stage_step) for step in firsts]
+
+    def count_views(self, step: Step) -> int:
+        """Forwards of one branch at a step: the views of all families and clean key views."""
+        return sum(outline.forwards for outline in self.outlines(step))

@@ -1,0 +1,31 @@
+"""Who hears how far a long count of an experiment has come."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+
+class Counter(Protocol):
+    """Counts what is done."""
+
+    def step(self) -> None:
+        """One more is."""
+
+
+class Listener(Protocol):
+    """Hears of counts."""
+
+    def count(self, name: str, total: int | None) -> AbstractContextManager[Counter]:
+        """A long count begins: of what, and up to which number, if that is known."""
+
+
+class Silent:
+    """Nobody."""
+
+    def count(self, name: str, total: int | None) -> AbstractContextManager[Counter]:
+        """Count for nobody."""
+        return nullcontext(self)
+
+    def step(self) -> None:
+        """Drop it."""
