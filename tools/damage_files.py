@@ -264,7 +264,7 @@ def _draw(file: Path) -> None:
 
 def _make_results() -> None:
     """A checkpoint, kept latents, a picture with its recipe, and what they should come to."""
-    from vitrail.cli import preparation as commands
+    from vitrail.cli import arguments
     from vitrail.sampling.kept_latents import save_latents
     from vitrail.sampling.recipe import save_picture
     from vitrail.sampling.sampler import Sampler, Spread
@@ -272,7 +272,7 @@ def _make_results() -> None:
     given = {"prompt": "a fox", "model": "model", "num_inference_steps": 3, "row_batch": 2}
 
     def sampled(method: str, stop: int | None = None, spread: Spread | None = None) -> Sampler:
-        run, composition = commands.prepare({**given, "method": method}, "128")
+        run, composition = arguments.prepare({**given, "method": method}, "128")
         sampler = Sampler.of(run, composition)
 
         def watch(_: object, index: int, *__: object) -> dict:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from vitrail.comm.backends.simulated import Simulated
 from vitrail.comm.communicator import RankCommunicator
-from vitrail.comm.outcome import Outcome
+from vitrail.comm.outcome import RankOutcome
 from vitrail.comm.partition import assign
 from vitrail.comm.protocol import Channel
 from vitrail.comm.trace.cost_model import CostModel, CostSchedule, spend
 from vitrail.comm.trace.speedup_model import Batch, RunLoad, StageLoad, share_out
 
 
-def simulate(load: RunLoad, cost: CostModel, world_size: int) -> Outcome[None]:
+def simulate(load: RunLoad, cost: CostModel, world_size: int) -> RankOutcome[None]:
     """Run a load on the simulator, as the cost model says."""
     schedule = CostSchedule(cost, world_size)
     return Simulated(timeout=1e9).simulate(world_size, lambda comm: Program(load, cost, comm).run(), schedule)

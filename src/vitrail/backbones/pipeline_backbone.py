@@ -8,6 +8,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
@@ -164,12 +165,11 @@ class PipelineBackbone:
     @plain_defaults()
     def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Conditioning) -> ModelOutput:
         """One forward of the network, with the wanted attention maps computed beside it."""
-
-        def ask(part: MicroBatch) -> ModelOutput:
-            return self._family.forward(self._pipe, part, step, timestep, conditioning)
-
         with self._turn(conditioning):
-            return ask(rows) if conditioning.kept is None else conditioning.kept.forward(rows, step, ask)
+            if conditioning.kept is None:
+                return self._family.forward(self._pipe, rows, step, timestep, conditioning)
+            ask = partial(self._family.forward, self._pipe, step=step, timestep=timestep, conditioning=conditioning)
+            return conditioning.kept.forward(rows, step, ask)
 
     @plain_defaults()
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
