@@ -8,6 +8,7 @@ from tiny import in_double, tiny_pipeline
 from vitrail import hookimpl
 from vitrail.comm import InProcess
 from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.loop import Loop
 from vitrail.core.engine.resize import grown_latents, moments, phase_noise
 from vitrail.core.geometry.views import Canvas
 from vitrail.errors import ConfigError
@@ -52,8 +53,8 @@ def engine(pipe, method, *sets, **changes):
 
 def started(built, before):
     """The last size's grown picture and noise from the canvas before, as they are without any step."""
-    phase = built.phases[-1]
-    clean = grown_latents(before, built.phases[-2].canvas, phase.canvas)
+    phase = built.plan.phases[-1]
+    clean = grown_latents(before, built.plan.phases[-2].canvas, phase.canvas)
     return clean, phase_noise(clean, phase, built.streams)
 
 
@@ -83,8 +84,8 @@ def test_without_its_mixes_it_is_multidiffusion_from_the_grown_and_noised_pictur
     ours = latents(pipe, "demofusion", *sets, plugins=[("seen", seen)])
     clean, noise = started(engine(pipe, "demofusion", *sets), seen.latents[1])
     alone = engine(pipe, "multidiffusion")
-    begin = alone.phases[0].stepper.noised(clean, noise, 0)
-    assert torch.equal(ours, alone.run(begin, lambda: False, lambda step, canvas: canvas).latents)
+    begin = alone.plan.phases[0].stepper.noised(clean, noise, 0)
+    assert torch.equal(ours, Loop(alone).run(begin, lambda: False, lambda step, canvas: canvas).latents)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -140,7 +141,7 @@ def test_a_network_that_says_one_thing_ends_where_every_mix_of_views_does(method
     sets = [WITHOUT["residual"], WITHOUT["renormalised"], f"stages.1.also.0.weight={weight}"]
     ours = latents(pipe, method, *sets, plugins=[("seen", seen)], height=104, width=136)
     built = engine(pipe, method, *sets, height=104, width=136)
-    begin = next(step for step in built.steps() if step.phase == len(built.phases) - 1)
+    begin = next(step for step in built.plan.steps() if step.phase == len(built.plan.phases) - 1)
     clean, noise = started(built, seen.latents[begin.index - 1])
     expected = clean + begin.sigma * (noise - said.view(1, 4, 1, 1))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
@@ -148,14 +149,14 @@ def test_a_network_that_says_one_thing_ends_where_every_mix_of_views_does(method
 
 def test_windows_stay_and_exchanges_go_on_at_one_size(pipe):
     built = engine(pipe, "accdiffusion", height=192)
-    late = [step for step in built.steps() if step.stage == LATE]
-    by_phase = {phase: [built.patches(step) for step in late if step.phase == phase] for phase in (1, 2)}
+    late = [step for step in built.plan.steps() if step.stage == LATE]
+    by_phase = {phase: [built.plan.patches(step) for step in late if step.phase == phase] for phase in (1, 2)}
     for families in by_phase.values():
         assert all(main.views == families[0][0].views for main, _ in families)
         orders = [dilated.permutation for _, dilated in families]
         assert not torch.equal(orders[0], orders[1])
     moving = engine(pipe, "demofusion", height=192)
-    views = {moving.patches(step)[0].views for step in moving.steps() if step.phase == 2}
+    views = {moving.plan.patches(step)[0].views for step in moving.plan.steps() if step.phase == 2}
     assert len(views) == 2
 
 
@@ -191,8 +192,8 @@ def test_a_run_goes_on_with_what_it_remembers(pipe, tmp_path, method, cut_at, wo
 def test_sizes_on_the_way_fit_one_stride_where_ends_meet(pipe, height, width, wrap):
     """An axis whose ends meet cannot be padded, and the stride of the views is that of the longer axis."""
     built = engine(pipe, "demofusion", height=height, width=width, wrap=wrap)
-    assert built.phases[-1].picture == (height, width) and len(built.phases) > 1
-    for phase in built.phases:
+    assert built.plan.phases[-1].picture == (height, width) and len(built.plan.phases) > 1
+    for phase in built.plan.phases:
         wrapped = {"x": phase.canvas.pad_width, "y": phase.canvas.pad_height}
         assert all(wrapped[axis] == 0 for axis in wrap)
 

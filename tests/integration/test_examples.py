@@ -68,7 +68,7 @@ def test_the_callback_stops_the_run(run):
 
 def test_the_file_and_its_twin_in_python_give_one_picture(run, monkeypatch):
     _, folder = run("fox")
-    monkeypatch.setattr(cli, "configure_logging", lambda *_: None)  # the process's logging is pytest's
+    monkeypatch.setattr("vitrail.cli.sample.configure_logging", lambda *_: None)  # the process's logging is pytest's
     again = folder / "from-file.png"
     cli.app(["sample", "--config", str(EXAMPLES / "fox.toml"), "-o", str(again)], standalone_mode=False)
     assert np.array_equal(pixels(folder / "fox.png"), pixels(again))

@@ -136,7 +136,7 @@ def test_foreign_and_broken_pictures_are_refused(tmp_path):
     GREY.save(path, format="JPEG")
     with pytest.raises(ConfigError, match="carries no recipe"):
         read_recipe(path)
-    with pytest.raises(ConfigError, match="cannot be read as a picture: Is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read as a picture: it is no regular file"):
         read_recipe(tmp_path)
 
 

@@ -9,12 +9,27 @@ from typing import Annotated, Any
 
 import typer
 
+from vitrail.core.config.paths import expanded_or_none
+from vitrail.errors import ConfigError
+
+
+def _path(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """A path that some file can have; the error names the option."""
+    try:
+        return expanded_or_none(value)
+    except ConfigError as error:
+        raise ConfigError(f"{max(param.opts, key=len)} {error}") from error
+
+
 Method = Annotated[str | None, typer.Option("--method", "-m", help="A method's name or a TOML or YAML file.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value of the method, e.g. stages.0.guidance.0.scale=2. Repeatable."),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="PNG file; named after the prompt if not given.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", callback=_path, help="PNG file; named after the prompt if not given."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every event to the terminal.")]
 Device = Annotated[str | None, typer.Option(help="A torch device; the accelerator if there is one, else the CPU.")]
@@ -27,13 +42,15 @@ Ranks = Annotated[int | None, typer.Option(help="Processes that share the work; 
 Comm = Annotated[str | None, typer.Option(help="How ranks talk: gloo, nccl, in-process; gloo or nccl by the device.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that a rank waits for another before the run ends.")]
 Speeds = Annotated[str | None, typer.Option(help="Relative speeds of the ranks, e.g. 1,1,0.5.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="File to write as the run goes, and to go on from.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(callback=_path, help="File to write as the run goes, and to go on from.")
+]
 Every = Annotated[int, typer.Option("--checkpoint-every", help="Steps between two writes of the checkpoint.")]
 Plugin = Annotated[
     list[str] | None,
     typer.Option("--plugin", help="MODULE:OBJECT with hooks that watch or wrap the run. Repeatable."),
 ]
-Trace = Annotated[Path | None, typer.Option(help="JSON file for what every rank did when.")]
+Trace = Annotated[Path | None, typer.Option(callback=_path, help="JSON file for what every rank did when.")]
 
 
 class _Stderr(logging.StreamHandler[Any]):

@@ -20,7 +20,7 @@ from vitrail.core.engine.checkpoint import Checkpoints, kept_row_batch
 from vitrail.core.engine.cpu_threads import threads_in_bits, threads_of
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.engine.loop import Loop
-from vitrail.core.engine.relay import are_independent
+from vitrail.core.engine.relay import ranks_are_independent
 from vitrail.core.engine.run_state import Sampled
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CommError, ConfigError, Interrupted, VitrailError
@@ -195,7 +195,7 @@ class Session:
         if self._communicator.world_size == 1:
             return
         plan, recipe = self._planned(self._config.seed), self._recipe(self._config.seed)
-        relays = [self._call.callback is None and are_independent(plan, step) for step, _ in plan.stage_starts()]
+        relays = [self._call.callback is None and ranks_are_independent(plan, step) for step, _ in plan.stage_starts()]
         facts = {
             "run": json.dumps(attrs.asdict(self._config), sort_keys=True),
             "composition": repr(self._builder.composition),

@@ -12,7 +12,7 @@ from attrs import frozen
 from vitrail.core.config.log import logger
 from vitrail.core.engine.exchange import StopVote
 from vitrail.core.engine.rank_comparison import RankComparison
-from vitrail.core.engine.relay import IndependentRanks, are_independent, message_guidance
+from vitrail.core.engine.relay import IndependentRanks, message_guidance, ranks_are_independent
 from vitrail.core.engine.resize import grow, grown_latents, moments, renormalised
 from vitrail.core.engine.run_state import Sampled, Timings
 
@@ -120,7 +120,7 @@ class Loop:
             state.phase, state.stage, state.masking = step.phase, step.stage, stage.masking.init()
             state.guidance = [guidance.init() for guidance in stage.guidance]
         state.relay = None
-        if not (self.exchange.is_alone or self.engine.watched) and are_independent(plan, step):
+        if not (self.exchange.is_alone or self.engine.watched) and ranks_are_independent(plan, step):
             guidance = message_guidance(stage)
             told = state.guidance[0] if guidance and not fresh else None
             first, told_by = plan.patches(step)[0], guidance[0] if guidance else None

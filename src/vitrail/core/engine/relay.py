@@ -44,11 +44,23 @@ def message_guidance(stage: Stage) -> tuple[MessageGuidance, ...] | None:
     return speaking if len(speaking) == len(stage.guidance) < 2 else None
 
 
-def are_independent(plan: RunPlan, step: Step) -> bool:
+def ranks_are_independent(plan: RunPlan, step: Step) -> bool:
     """Whether a step's stage can do without collectives, each rank on its own views, if nobody watches the canvas."""
-    stage, phase = plan.stage(step), plan.phase(step)
+    phase = plan.phase(step)
     if plan.hooks.watches_canvas or not phase.stepper.works_by_cell:
         return False
+    steps = (each for each in plan.steps() if (each.phase, each.stage) == (step.phase, step.stage))
+    return are_independent(plan.stage(step), phase.canvas, (plan.patches(each)[0] for each in steps))
+
+
+def are_independent(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
+    """Whether a stage's views need nothing of each other but messages.
+
+    Args:
+        stage: Its strategies.
+        canvas: For what the views must part.
+        every: The patches of its steps.
+    """
     if stage.also or message_guidance(stage) is None or not OptionalFusion.of(stage.fusion).is_local:
         return False
     if (
@@ -57,12 +69,6 @@ def are_independent(plan: RunPlan, step: Step) -> bool:
         or has_own(stage.patching, OptionalPatching.prepare)
     ):
         return False
-    steps = (each for each in plan.steps() if (each.phase, each.stage) == (step.phase, step.stage))
-    return _are_parts(phase.canvas, (plan.patches(each)[0] for each in steps))
-
-
-def _are_parts(canvas: Canvas, every: Iterable[Patches]) -> bool:
-    """Whether the views are alike at every step and part the canvas."""
     views: tuple[View, ...] | None = None
     for patches in every:
         cells = len(patches.views) * math.prod(patches.views[0].shape)

@@ -203,7 +203,7 @@ def test_every_family_is_asked_at_the_timestep_and_with_the_sizes_of_a_small_pic
         guided = sampler("a fox", **call).latents
     finally:
         hook.remove()
-    schedule = sampler.engine(RunConfig(prompt="", height=128, width=136, num_inference_steps=3), 0)
+    schedule = sampler.run_plan(RunConfig(prompt="", height=128, width=136, num_inference_steps=3), 0)
     steps = [step for step in schedule.steps() if step.timestep >= 400]
     large, small = [each for each in seen if each[0][0] == 16], [each for each in seen if each[0][0] == 8]
     assert len(large) == 3 and len(small) == len(steps) >= 1
