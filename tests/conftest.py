@@ -25,11 +25,10 @@ settings.load_profile(PROFILE)
 
 
 def pytest_collection_modifyitems(items):
-    if PROFILE != "long":
-        skip = pytest.mark.skip(reason="slow: runs in the long profile")
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(skip)
+    skipped = {"fast": {"slow": "long", "thorough": "ci and long"}, "ci": {"slow": "long"}, "long": {}}[PROFILE]
+    for item in items:
+        for mark in skipped.keys() & set(item.keywords):
+            item.add_marker(pytest.mark.skip(reason=f"{mark}: runs in the profile {skipped[mark]}"))
 
 
 @pytest.fixture(scope="session")

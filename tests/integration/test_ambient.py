@@ -7,6 +7,7 @@ import locale
 import pytest
 import torch
 
+from methods import EACH
 from metric_files import write_clip, write_inception
 from schedulers import READ, new_scheduler
 from tiny import tiny_pipeline
@@ -20,7 +21,6 @@ from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.sampler import Sampler
 
 REGISTRY = build_registry()
-METHODS = REGISTRY.names("methods")
 CALL = {"height": 136, "width": 128, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "pt", "seed": 2}
 
 
@@ -97,7 +97,7 @@ def assert_same(result, plain):
     assert result.images[0].dtype == torch.float32 and torch.equal(result.images[0], plain.images[0])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_the_picture_of_every_method_is_the_same(model, method):
     plain = run(model, method)
     for state in DEFAULTS:

@@ -61,7 +61,14 @@ def alone(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "words", [["--ranks", 2], ["--ranks", 3, "--comm", "gloo"], ["--ranks", 2, "--comm", "in-process"]]
+    "words",
+    [
+        ["--ranks", 3, "--comm", "gloo"],
+        *(
+            pytest.param(words, marks=pytest.mark.thorough)
+            for words in (["--ranks", 2], ["--ranks", 2, "--comm", "in-process"])
+        ),
+    ],
 )
 def test_e1_every_kind_of_ranks_writes_the_same_file(tmp_path, folder, alone, words):
     code, out, err = finish(start(tmp_path, *SHORT, *words, "--model", folder, "-o", "fox.png", "--trace", "t.json"))
@@ -105,7 +112,14 @@ def test_ranks_that_the_launcher_did_not_start_are_not_made_up(tmp_path, folder)
 
 
 @pytest.mark.parametrize(
-    ("rank", "how", "code"), [(1, "SIGKILL", 1), (0, "SIGKILL", 1), (1, "SIGTERM", 1), (1, "SIGINT", 130)]
+    ("rank", "how", "code"),
+    [
+        (1, "SIGKILL", 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.thorough)
+            for case in ((0, "SIGKILL", 1), (1, "SIGTERM", 1), (1, "SIGINT", 130))
+        ),
+    ],
 )
 def test_f6_a_killed_rank_ends_all_with_its_name_and_leaves_no_file(tmp_path, folder, rank, how, code):
     process = start(tmp_path, *LONG, "--ranks", 2, "--model", folder, "-o", "fox.png")
@@ -120,7 +134,7 @@ def test_f6_a_killed_rank_ends_all_with_its_name_and_leaves_no_file(tmp_path, fo
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("begun", ["startup", "step 2/900"])
+@pytest.mark.parametrize("begun", ["startup", pytest.param("step 2/900", marks=pytest.mark.thorough)])
 def test_w2_a_stopped_rank_is_named_after_the_timeout(tmp_path, folder, begun):
     process = start(tmp_path, *LONG, "--ranks", 2, "--timeout", 3, "--model", folder, "-o", "fox.png")
     if begun == "startup":
@@ -156,6 +170,7 @@ open(f"intruded-{os.environ.get('RANK')}", "w").close()
 """
 
 
+@pytest.mark.thorough
 def test_ranks_import_nothing_from_here_but_the_plugin_and_may_die_when_all_is_done(tmp_path, folder, alone):
     """A file named like a library and what looks like an installed plugin lie in the current folder."""
     (tmp_path / "fractions.py").write_text(INTRUDER)
@@ -203,6 +218,7 @@ def test_ctrl_c_stops_all_ranks_at_one_step_whatever_strangers_try(tmp_path, fol
     assert [path.name for path in tmp_path.iterdir()] == ["fox.partial.png"]
 
 
+@pytest.mark.thorough
 def test_f7_a_killed_run_goes_on_with_other_ranks_and_writes_the_same_file(tmp_path, folder):
     words = ["sample", "a fox", "--steps", 16, "--size", 192, "--row-batch", 2, "--method", "asg", "--model", folder]
     code, out, err = finish(start(tmp_path, *words, "-o", "whole.png"))

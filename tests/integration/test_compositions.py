@@ -5,13 +5,12 @@ import copy
 import pytest
 import torch
 
+from methods import EACH, METHODS
 from tiny import in_double
 from vitrail.core.config.run_config import RunConfig
-from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler
 
-METHODS = build_registry().names("methods")
 CALL = {"height": 128, "width": 96, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
 
 
@@ -70,7 +69,7 @@ def test_limit_is_full_guidance_by_a_clean_key_view(pipe):
     torch.testing.assert_close(full, limit)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_row_batch_changes_nothing_beyond_rounding(pipe, method):
     """In double precision, since gradients and quantiles make much of how a network in single precision rounds."""
     exact = in_double(pipe)
@@ -85,7 +84,7 @@ def test_seed_of_a_later_picture_is_seed_plus_index(pipe):
     assert torch.equal(both[1:], latents(pipe, "asg-plus", seed=4))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_a_run_from_a_picture_does_the_last_steps_and_no_others(pipe, method):
     picture = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(1))
     sampler, seen = Sampler.from_pipeline(pipe, method), []
@@ -96,7 +95,7 @@ def test_a_run_from_a_picture_does_the_last_steps_and_no_others(pipe, method):
     assert result.latents.isfinite().all() and "image" in result.recipes[0].given
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_all_steps_from_a_picture_are_a_run_from_its_noised_latents(pipe, method):
     run = RunConfig(prompt="", height=96, width=128, num_inference_steps=3)
     first = Sampler.from_pipeline(pipe, method).run_plan(run, 0).phases[0].canvas

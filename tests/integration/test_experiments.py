@@ -250,6 +250,7 @@ def test_dry_run_writes_nothing(experiment, monkeypatch, capsys):
     assert not (experiment.parent / "runs").exists()
 
 
+@pytest.mark.thorough
 def test_a_ray_cluster_gives_the_same_pictures(experiment, monkeypatch, capsys):
     pytest.importorskip("ray", reason='needs the extra: pip install "vitrail[ray]"')
     vitrail(monkeypatch, capsys, "run", experiment, "--out", "here")

@@ -25,6 +25,7 @@ def warm():
     gc.unfreeze()
 
 
+@pytest.mark.thorough
 def test_every_past_finding_is_answered():
     found = {name: answers(case, part, workers.run(case)) for name, (case, part) in CORPUS.items()}
     assert {name: told for name, told in found.items() if told} == {}

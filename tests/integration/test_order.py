@@ -5,13 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from methods import EACH
 from toy import DETAIL, STRUCTURE, sample, toy_sampler
 from vitrail import hookimpl
 from vitrail.core.geometry.views import Patches
-from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.sampler import Sampler
 
-METHODS = build_registry().names("methods")
 MOSAIC = {**STRUCTURE, "patching": {"type": "lattice", "interaction": "element", "key": "extra"}}
 
 
@@ -50,7 +49,7 @@ def backwards(count):
     return list(range(count))[::-1]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_reversed_views_change_no_bit(pipe, method):
     call = {"height": 160, "width": 128, "num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
     plain = Sampler.from_pipeline(pipe, method)("a fox", **call).latents

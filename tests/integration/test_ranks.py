@@ -118,6 +118,7 @@ def test_ranks_that_go_apart_gather_what_the_scheduler_remembers(name):
         assert torch.equal(latents, alone)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_e1_processes_give_the_same_pictures(world_size):
     threads = torch.get_num_threads()

@@ -27,7 +27,12 @@ def alone(threads, **options):
 
 
 @pytest.mark.parametrize(
-    ("method", "steps"), [("asg-plus", 2), *(pytest.param(m, 30, marks=pytest.mark.slow) for m in DEMO)]
+    ("method", "steps"),
+    [
+        pytest.param("asg-plus", 2, marks=pytest.mark.thorough),
+        ("asg-cascade", 2),
+        *(pytest.param(m, 30, marks=pytest.mark.slow) for m in DEMO),
+    ],
 )
 def test_the_picture_knows_neither_threads_nor_ranks(method, steps):
     options = {"method": method, "steps": steps}

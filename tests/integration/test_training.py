@@ -38,7 +38,9 @@ def trained(stage, folder, stop_after=None):
     return step, torch.load(folder / "state.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("stage", sorted(TINY))
+@pytest.mark.parametrize(
+    "stage", [pytest.param(s, marks=pytest.mark.thorough) if s == "denoiser" else s for s in sorted(TINY)]
+)
 def test_a_run_that_was_stopped_takes_the_same_steps_as_one_left_alone(stage, tmp_path):
     whole = trained(stage, tmp_path / "whole")
     assert trained(stage, tmp_path / "parts", stop_after=2)[0] == 2

@@ -6,6 +6,7 @@ import pytest
 import torch
 from attrs import evolve
 
+from methods import EACH
 from tiny import in_double
 from toy import composition, toy_sampler
 from toy import sample as sample_toy
@@ -18,12 +19,10 @@ from vitrail.core.geometry.views import Canvas, Span, View
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
 from vitrail.experiments.run.cell_run import edges
-from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler, Spread
 from vitrail.testing import make_step
 
-METHODS = build_registry().names("methods")
 STRIDE = 4  # cells, of half-overlapping windows of the tiny network
 RUN = {"height": 64, "width": 192, "num_inference_steps": 3, "output_type": "latent"}
 APART = {"patching": {"type": "lattice", "interaction": "none"}, "masking": "none", "fusion": "scatter"}
@@ -73,7 +72,7 @@ def test_the_picture_rolls_with_the_latents(pipe):
     torch.testing.assert_close(pictures[1], pictures[0].roll(8 * STRIDE, 3))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_every_method_runs_around_the_edges_and_is_the_same_on_any_number_of_ranks(pipe, method):
     backbone = Sampler.from_pipeline(pipe, "direct").backbone
     call = RUN | {"height": 96, "width": 96, "num_inference_steps": 2, "row_batch": 2, "wrap": "xy", "seed": 3}
