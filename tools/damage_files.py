@@ -1,6 +1,6 @@
 """Damage files at places drawn by chance and use them as a user would: in one message refused, or what they were.
 
-Usage: python tools/damage_files.py [--count 500] [--seed 0] [--only 17]
+Usage: PYTHONPATH=tests/support python tools/damage_files.py [--count 500] [--seed 0] [--only 17]
 
 Tiny networks and what was made with them: a checkpoint, latents that wait for their picture, a picture with its recipe
 and a recipe whose text alone was damaged; a model as a folder and as one file; pictures to start from. A damaged copy
