@@ -66,7 +66,6 @@ class Builder:
             hooks=Hooks(CompositionHooks(self.composition, network, backbone.latent_channels, streams), self.plugins),
             phases=phases,
             cfg=ClassifierFree.of(config.guidance_scale, config.guidance_rescale),
-            row_batch=config.row_batch,
         )
         self._refuse_large_views(plan)
         return plan
@@ -86,7 +85,7 @@ class Builder:
             condition=network.conditions.of,
             exchange=exchange,
             backoff=backoff or MemoryBackoff(allowed=config.memory == "auto"),
-            row_batch=plan.row_batch or ROW_BATCH,
+            row_batch=config.row_batch or ROW_BATCH,
             workers=self._workers(exchange, plan),
         )
         vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto", network.streams)

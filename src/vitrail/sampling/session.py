@@ -60,12 +60,12 @@ class Session:
             sampler: Whose run it is, for a callback that asks.
         """
         self._builder, self._sampler = builder, sampler
-        self._call, self._config, self._spread = call, call.config, call.spread
+        self._call, self._spread = call, call.spread
         self._communicator = call.spread.communicator or solo()
         self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
         self._stopped = self._started = False
         self._image: Image | None = None  # the file's, read once
-        self._brought: Any = None  # the caller's, read once
+        self._caller_image: Any = None  # the caller's, read once
         self._given: dict[str, str] = {}
         self._files: dict[str, str] = {}
         self._plugins = wrapping(builder.plugins)
@@ -77,6 +77,11 @@ class Session:
         self._backoff: MemoryBackoff | None = None  # one for all pictures, so that what was learnt stays
         self._plan: RunPlan | None = None  # of the next picture
         self._workers = 1
+
+    @property
+    def _config(self) -> RunConfig:
+        """The run, with what is left to this machine once that is decided."""
+        return self._builder.config
 
     def run(self) -> Result:
         """Sample and decode all pictures; the backbone is released afterwards, however it ends."""
@@ -93,7 +98,7 @@ class Session:
 
         config, begin = self._config, time.perf_counter()
         self._image = None if config.image is None else open_picture(config.image)
-        self._brought = self._read_image()
+        self._caller_image = self._read_image()
         self._given = given_digests(self._call.extras, self._image)
         self._files = self._builder.composition.digests()
         offered = self._builder.backbone.callback_inputs
@@ -102,7 +107,7 @@ class Session:
         try:
             with without_graph(self._builder.composition):
                 self._check_alike()
-                self._config = self._resolved()
+                self._builder = evolve(self._builder, config=self._resolved())
                 checkpoints = self._open_checkpoints()
                 done: list[Sampled] = []
                 with self._finished_kept(done):
@@ -252,7 +257,7 @@ class Session:
         seed: int,
         checkpoints: Checkpoints | None,
     ) -> Sampled:
-        plan = evolve(self._planned(seed), row_batch=self._config.row_batch)
+        plan = self._planned(seed)
         self._plan, self._first, num_steps = None, plan.first, len(plan.steps())
         if checkpoints is not None and number < len(checkpoints.finished):
             return Sampled(checkpoints.finished[number].to(self._device()), num_steps)
@@ -336,12 +341,12 @@ class Session:
         backbone = self._builder.backbone
         if tuple(getattr(picture, "shape", ())) == shape:
             return self._as_canvas(cast("Tensor", picture))
-        if picture is not None and self._brought is None:
+        if picture is not None and self._caller_image is None:
             raise ConfigError(
                 f"image: floats of {tuple(picture.shape)} may be a picture with alpha or latents of another canvas; "
                 f"give the picture as Pillow or uint8, or latents of {shape}"
             )
-        read = backbone.read_picture(self._image if picture is None else self._brought, *phase.picture).float()
+        read = backbone.read_picture(self._image if picture is None else self._caller_image, *phase.picture).float()
         factor = backbone.vae_scale_factor
         read = pad_picture(read, factor * phase.canvas.height, factor * phase.canvas.width)
         noise = engine.streams.normal(shape, "image-latents").to(read.device)

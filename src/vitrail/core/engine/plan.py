@@ -51,13 +51,11 @@ class RunPlan:
         hooks: The run's, with the composition.
         phases: The sizes of the run, each with a canvas and a scheduler; the last is the wanted one.
         cfg: Classifier-free guidance.
-        row_batch: Rows a forward at most; None as long as it is not decided.
     """
 
     hooks: Hooks
     phases: tuple[Phase, ...] = field(converter=as_tuple)
     cfg: ClassifierFree
-    row_batch: int | None = None
 
     @property
     def composition(self) -> Composition:

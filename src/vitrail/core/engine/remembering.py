@@ -58,7 +58,7 @@ def _by_name(plan: RunPlan) -> Iterator[str]:
         views = [view for patches in every for view in patches.views]
         if len(set(views)) < len(views):
             yield "two families have the same view, which would share a place"
-        now = ([(view, view.turn) for view in views], _branches(plan, step))
+        now = ([(view, view.turn) for view in views], plan.branches_at(step))
         if seen.setdefault((step.phase, step.stage), now) != now:
             yield "the method's views, or the branches of guidance, are others at every step: use one whose views stay"
 
@@ -70,7 +70,7 @@ def _as_one(plan: RunPlan, row_batch: int, world_size: int) -> Iterator[str]:
     for step in plan.steps()[plan.first :]:
         every = plan.patches(step)
         yield from _questions(plan, step, every)
-        branches = _branches(plan, step)
+        branches = plan.branches_at(step)
         if world_size > 1 or sum(len(patches.views) for patches in every) > 1:
             yield kept
         if len(branches) > row_batch:
@@ -87,7 +87,3 @@ def _questions(plan: RunPlan, step: Step, every: list[Patches]) -> Iterator[str]
         yield "the method's guidance asks the network besides the views of a step"
     if any(patches.permutation is not None or patches.clean_key for patches in every):
         yield "the method exchanges the pixels of its views, so that none has what it had a step before"
-
-
-def _branches(plan: RunPlan, step: Step) -> tuple[str, ...]:
-    return plan.branches_at(step)
