@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from attrs import evolve
 
 from vitrail.backbones.attention.feature_caches import FeatureCaches, find_kept, forget
-from vitrail.backbones.conditioning.input_checks import check_brought
+from vitrail.backbones.conditioning.input_checks import check_caller_inputs
 from vitrail.backbones.loading.adoption import check_adopted, check_parts, missing_encoders
 from vitrail.backbones.loading.fingerprint import fingerprint_of
 from vitrail.backbones.loading.turns import adapter_scales_kept, attributes_kept, lasting, moves, scales_kept
@@ -132,7 +132,7 @@ class PipelineBackbone:
         check_parts(self._pipe, self._family)
         check_dropout(self._pipe.components)
         lacking = missing_encoders(self._pipe, self._family)
-        check_brought(self._pipe, inputs, self._family.serves(self._pipe), lacking)
+        check_caller_inputs(self._pipe, inputs, self._family.serves(self._pipe), lacking)
 
     def check_wrap(self) -> None:
         """Refuse edges that meet, if the VAE cannot draw them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 
@@ -18,14 +18,3 @@ class Listener(Protocol):
 
     def count(self, name: str, total: int | None) -> AbstractContextManager[Counter]:
         """A long count begins: of what, and up to which number, if that is known."""
-
-
-class Silent:
-    """Nobody."""
-
-    def count(self, name: str, total: int | None) -> AbstractContextManager[Counter]:
-        """Count for nobody."""
-        return nullcontext(self)
-
-    def step(self) -> None:
-        """Drop it."""

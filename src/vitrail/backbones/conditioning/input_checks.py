@@ -15,7 +15,7 @@ GUIDANCE = ("control_guidance_start", "control_guidance_end")
 BY_NETWORK = ("controlnet_conditioning_scale", *GUIDANCE)
 
 
-def check_brought(pipe: Any, inputs: Inputs, served: frozenset[str], lacking: Sequence[str] = ()) -> None:
+def check_caller_inputs(pipe: Any, inputs: Inputs, served: frozenset[str], lacking: Sequence[str] = ()) -> None:
     """Refuse conditioning that a pipeline cannot use.
 
     Args:

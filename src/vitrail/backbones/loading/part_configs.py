@@ -6,10 +6,12 @@ would take hours and all memory to find out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from vitrail.core.config.text_files import read_json
+from vitrail.errors import ModelError
 
 LAYERS = "layers"  # in the names of numbers that say how many modules there are, each with a tensor or more
 TIMESTEPS = "num_train_timesteps"  # of a schedule, which is computed at that length
@@ -24,9 +26,9 @@ def config_problems(file: Path, tensors: int | None = None) -> Iterator[str]:
         tensors: That the part's weights hold; None if it has none.
     """
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as error:
-        yield f"{file} is no JSON: {str(error)[:200]}"
+        config = read_json(file, kind=ModelError)
+    except ModelError as error:
+        yield str(error)
         return
     if not isinstance(config, dict):
         yield f"{file} is no table of JSON"

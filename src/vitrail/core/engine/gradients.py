@@ -79,7 +79,7 @@ class ViewGradients:
 
 @frozen(eq=False)
 class CountedGradients:
-    """The gradients of a run, whose work is counted; see ``scene.ViewGradients``."""
+    """The gradients of a run, whose work is counted; see ``guidance_context.Gradients``."""
 
     gradients: ViewGradients
     timings: Timings

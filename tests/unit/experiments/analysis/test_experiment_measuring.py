@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 import tiny_experiment as tiny
+from listeners import Silent
 from vitrail.cli import meter as metering
 from vitrail.cli.listener import ConsoleListener
 from vitrail.errors import ConfigError, ShapeError
@@ -17,7 +18,6 @@ from vitrail.experiments.analysis import feature_cache as keeping
 from vitrail.experiments.analysis.gathering import gather_results
 from vitrail.experiments.analysis.measurement import load, look, shown_of
 from vitrail.experiments.analysis.picture_sets import costs_of
-from vitrail.experiments.listener import Silent
 from vitrail.experiments.report.page_content import told_of
 from vitrail.experiments.report.sheets import draw_sheets
 from vitrail.experiments.report.tables_and_plots import write_report

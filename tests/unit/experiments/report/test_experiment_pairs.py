@@ -5,11 +5,11 @@ from attrs import evolve, frozen
 from test_experiment_tables import hilly, results_of
 
 import tiny_experiment as tiny
+from listeners import Silent
 from vitrail.core.method.metric import Column
 from vitrail.experiments.analysis.gathering import gather_results
 from vitrail.experiments.analysis.measurement import load, look
 from vitrail.experiments.analysis.picture_sets import common, rankable
-from vitrail.experiments.listener import Silent
 from vitrail.experiments.report.tables import tables_of
 
 

@@ -10,13 +10,13 @@ from attrs import evolve
 from rich.console import Console
 
 import tiny_experiment as tiny
+from listeners import Silent
 from vitrail.cli.console import PIPE_WIDTH
 from vitrail.cli.listener import show
 from vitrail.core.method.metric import Column
 from vitrail.experiments.analysis.gathering import gather_results
 from vitrail.experiments.analysis.measurement import load, look
 from vitrail.experiments.analysis.statistics import Estimate
-from vitrail.experiments.listener import Silent
 from vitrail.experiments.report.formats import (
     as_csv,
     as_latex,
