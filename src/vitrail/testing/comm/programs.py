@@ -15,6 +15,7 @@ from vitrail.testing.comm.payloads import PAYLOADS, Payload, bits
 from vitrail.testing.comm.telling import RecordedChannel, RecordedCommunicator, RecordedWork
 
 PLAIN = Payload()
+REST_S = 1e-3  # virtual seconds of a program's unit of rest
 
 
 @frozen
@@ -200,7 +201,7 @@ class Player:
 
     def _rest(self, index: int, op: Op) -> None:
         if self.rank == op.at:
-            self.communicators[0].rest(op.number * 1e-3)
+            self.communicators[0].rest(op.number * REST_S)
 
     def _split(self, index: int, op: Op) -> None:
         self.communicators.append(self.communicators[op.at].split(f"split/{index}"))
