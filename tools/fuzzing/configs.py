@@ -41,6 +41,7 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def changed(draw: st.DrawFn, table: dict[str, Any]) -> dict[str, Any]:
     """A table with something hostile, misspelt, missing or twice in it."""
     table = copy.deepcopy(table)
+    values = hostile.values.map(copy.deepcopy)  # some are of one list, and the next change may be to it
     for _ in range(draw(st.integers(1, 3))):
         known = places(table)
         if not known:
@@ -51,15 +52,15 @@ def changed(draw: st.DrawFn, table: dict[str, Any]) -> dict[str, Any]:
             home = home[part]
         match draw(st.sampled_from(["replace", "replace", "replace", "remove", "misspell", "add"])):
             case "replace":
-                home[key] = draw(hostile.values)
+                home[key] = draw(values)
             case "remove":
                 del home[key]
             case "misspell" if isinstance(home, dict):
                 home[str(key)[:-1] + "x"] = home.pop(key)
             case "add" if isinstance(home, dict):
-                home[draw(hostile.words)] = draw(hostile.values)
+                home[draw(hostile.words)] = draw(values)
             case "add":
-                home.insert(key, draw(hostile.values))
+                home.insert(key, draw(values))
     return table
 
 
