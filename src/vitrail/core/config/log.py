@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EVENTS = {
     "plugin.loaded": "a plugin was imported: plugin, distribution",
     "plugin.load_failed": "a plugin could not be imported: plugin, distribution, error",
-    "model.part_left_out": "a part of a model is there and not used: model, part, reason",
+    "model.part_left_out": "a part of a model exists and is not used: model, part, reason",
     "picture.composited": "a transparent picture is laid on a ground: input, ground",
     "model.failed": "a part of a model raised: model, trace",
     "rectification.left_out": "places that a network does not have are not changed: sites, network",
@@ -36,7 +36,7 @@ EVENTS = {
 
 
 def logger() -> structlog.stdlib.BoundLogger:
-    """The package's logger; structlog takes a tenth of a second to import, so only who logs does."""
+    """Return the package's logger; structlog is imported on the first call, as that takes about 0.1 s."""
     import structlog
 
     wrapped: Any = structlog.wrap_logger(logging.getLogger("vitrail"), wrapper_class=structlog.stdlib.BoundLogger)
