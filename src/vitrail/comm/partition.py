@@ -44,7 +44,13 @@ def in_order(units: int, first: int | None) -> list[int]:
 
 
 def rounds(owners: Sequence[int], world_size: int, first: int | None = None) -> list[list[int]]:
-    """Return units by round: in round j every rank computes the j-th of its own, if it has one."""
+    """Return units by round: in round j every rank computes the j-th of its own, if it has one.
+
+    Args:
+        owners: Rank of every unit.
+        world_size: Number of ranks.
+        first: A unit that others wait for, computed before all others.
+    """
     shares: list[list[int]] = [[] for _ in range(world_size)]
     for unit in in_order(len(owners), first):
         shares[owners[unit]].append(unit)

@@ -97,7 +97,11 @@ class PostedWork:
         return self._done or self._error is not None
 
     def settle(self, timeout: float | None = None) -> None:
-        """As ``wait``, but does not count as seen by the caller."""
+        """As ``wait``, but does not count as seen by the caller.
+
+        Raises:
+            BaseException: As ``Work.wait``, or what ``finish`` raised.
+        """
         if not self.poll():
             limit = self._timeout if timeout is None else timeout
             self._block(self._posting.is_complete, limit)

@@ -57,7 +57,7 @@ class SeededSchedule:
         return self._random.choice(ready)
 
     def delay(self, source: int, destination: int, nbytes: int) -> float:
-        """Return an exponentially distributed delay, so that messages overtake each other."""
+        """Return an exponentially distributed delay, so that messages overtake each other; see ``Schedule.delay``."""
         return self._random.expovariate(1.0) * self.latency
 
     def fault(self, rank: int, point: int) -> Fault | None:

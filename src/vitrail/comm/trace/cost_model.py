@@ -126,7 +126,7 @@ class CostSchedule:
         return ready[0]
 
     def delay(self, source: int, destination: int, nbytes: int) -> float:
-        """Return the model's time for a message with one copy per other rank."""
+        """Return the model's time for a message with one copy per other rank; see ``Schedule.delay``."""
         return self.model.message_s(nbytes, self.world_size - 1)
 
     def fault(self, rank: int, point: int) -> Fault | None:

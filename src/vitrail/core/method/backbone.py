@@ -196,7 +196,8 @@ class Backbone(Protocol):
         Args:
             conditioning: As ``condition`` returned it.
             step: Position of the run.
-            guided: Whether classifier-free guidance is on; if so, both branches are in one tensor.
+            guided: Whether classifier-free guidance is on; if so, ``uncond`` comes first in each tensor. Tensors of the
+                negative prompt are None without it.
         """
 
     def adapters_kept(self) -> AbstractContextManager[None]:
