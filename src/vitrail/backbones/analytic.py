@@ -77,7 +77,7 @@ class AnalyticBackbone:
         return copy.deepcopy(self.scheduler)
 
     def timestep_options(self, scheduler: Any, height: int, width: int) -> dict[str, Any]:
-        """Return no further options."""
+        """Return no further options; see ``Backbone.timestep_options``."""
         return {}
 
     def first_step(self, num_steps: int, strength: float) -> int:
@@ -137,7 +137,7 @@ class AnalyticBackbone:
         return lambda clean: clean[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
     def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> dict[str, Any]:
-        """Return no tensors besides the latents."""
+        """Return no tensors besides the latents; see ``Backbone.callback_tensors``."""
         return {}
 
     def adapters_kept(self) -> AbstractContextManager[None]:

@@ -31,7 +31,7 @@ Clean = Callable[[], None]
 
 
 class Lifeline:
-    """The launcher's end."""
+    """The launcher's end of a rank's lifeline."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair()

@@ -171,7 +171,7 @@ class Builder:
         return Stepper(scheduler, self.config.num_inference_steps, options)
 
     def _workers(self, exchange: Exchange, plan: RunPlan) -> int:
-        """Return the number of concurrent micro-batches; 1 if a plugin sees forwards or the network has hooks."""
+        """Return the number of concurrent micro-batches; 1 if a plugin sees forwards or the network is not plain."""
         if exchange.workers == 1 or plan.hooks.watches_forwards:
             return 1
         network = self.backbone.network

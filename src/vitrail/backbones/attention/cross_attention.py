@@ -80,7 +80,7 @@ class Maps:
             PredictionError: If the text has fewer tokens than are needed.
         """
         if kwargs is None or threading.get_ident() != self.thread:
-            return  # the forward of another thread, which may see this hook while it is being removed
+            return  # another thread's forward, which may see this hook while it is being removed
         given = dict(zip(("hidden_states", "encoder_hidden_states"), args, strict=False)) | kwargs
         heads = read(attention, given["hidden_states"], given.get("encoder_hidden_states"), given, self.rows)
         columns = [heads.first_token + token for token in self.tokens]
@@ -199,6 +199,11 @@ def split_heads(flat: Tensor, heads: int, norm: Any = None) -> Tensor:
 
 def layer_shape(height: int, width: int, cells: int) -> tuple[int, int]:
     """Return the (height, width) of a layer from its number of cells: the view's, halved repeatedly, rounding up.
+
+    Args:
+        height: Height of the view, latent cells.
+        width: Width of the view, latent cells.
+        cells: Number of cells of the layer.
 
     Raises:
         CapabilityError: If no halving has this number of cells.

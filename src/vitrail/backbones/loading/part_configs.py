@@ -1,7 +1,7 @@
 """Validation of a part's configuration before anything is built from it; light to import.
 
-A network is built as its configuration says before a weight is read: sizes that its weights cannot fill would be
-noticed only after hours, or when memory ran out.
+A network is built from its configuration before a weight is read: a size that its weights cannot fill would be noticed
+only after hours, or when memory ran out.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Gloo:
 
     timeout: float = field(default=TIMEOUT_S, validator=v.gt(0))  # seconds of one wait
     checksums: bool = False  # check the bytes of every message
-    start: Start = "spawn"  # start method of run's processes: spawn, or fork of a server that has imported the package
+    start: Start = "spawn"  # start of run's processes: anew, or forked from one that has imported the main module
 
     def run(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> list[T]:
         """Run a program, which must be picklable, in one process per rank; return the results in the order of ranks.

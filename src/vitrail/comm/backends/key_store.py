@@ -53,12 +53,15 @@ class Words:
         self.ask([self.setting(key, value)])
 
     def swap(self, key: str, expected: bytes, value: bytes) -> bytes:
-        """Set a value if the current one is ``expected``, or missing and ``expected`` is empty; return the current one.
+        """Set a value if the current one is ``expected``, or missing and ``expected`` is empty.
 
         Args:
             key: The key.
             expected: Value to replace.
             value: New value.
+
+        Returns:
+            The value after the operation; ``expected`` if the key is missing.
         """
         return self.ask([(b"swap", self._named(key), expected, value)])[0] or b""
 

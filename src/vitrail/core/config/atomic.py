@@ -2,7 +2,7 @@
 
 All files are written through here: under an unpredictable temporary name in the same folder, created exclusively,
 synchronised with the disk and moved into place at the end. The temporary file is removed however the writing ends, and
-the previous file stays intact until then. A symlink is replaced, never followed.
+the previous file stays intact until then, a folder until just before. A symlink is replaced, never followed.
 """
 
 from __future__ import annotations

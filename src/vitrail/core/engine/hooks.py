@@ -60,11 +60,17 @@ class CompositionHooks:
         self.composition, self.network, self.channels, self._streams = composition, network, channels, streams
 
     def asked(self, slot: str, step: Step, strategy: Any) -> StrategyCall:
-        """Return a call of a strategy, for messages."""
+        """Return a call of a strategy, for messages.
+
+        Args:
+            slot: Slot that the strategy fills.
+            step: Position of the run.
+            strategy: The strategy that is called.
+        """
         return StrategyCall(slot, strategy, step, self.network.named)
 
     def stage(self, step: Step) -> Stage:
-        """The strategies of a step."""
+        """Return the stage of a step."""
         return self.composition.stages[step.stage]
 
     def patching(self, step: Step, family: int) -> Patching:
@@ -131,7 +137,7 @@ class Hooks:
 
     @property
     def composition(self) -> Composition:
-        """The method."""
+        """The method that the hooks run."""
         return self._answers.composition
 
     @property
@@ -148,7 +154,13 @@ class Hooks:
         return any({"latents", "prediction"} & names for names in seen)
 
     def who(self, slot: str, step: Step, strategy: Any) -> str:
-        """Return the name of a strategy in messages: its slot, its registered name if it has one, and its class."""
+        """Return the name of a strategy in messages: its slot, its registered name if it has one, and its class.
+
+        Args:
+            slot: Slot that the strategy fills.
+            step: Any step.
+            strategy: The strategy.
+        """
         return str(evolve(self._answers.asked(slot, step, strategy), step=None))
 
     @property
@@ -232,7 +244,10 @@ class Hooks:
             )
 
     def prepare(self, step: Step, model_input: Tensor, canvas: Canvas, family: int) -> Tensor:
-        """Return the canvas that a group's views are read from; see ``OptionalPatching.prepare``."""
+        """Return the canvas that a group's views are read from, Float32[Tensor, "batch channels height width"].
+
+        See ``OptionalPatching.prepare`` for the arguments.
+        """
         patching = self._answers.patching(step, family)
         if not has_own(patching, OptionalPatching.prepare):
             return model_input
@@ -302,7 +317,7 @@ class Hooks:
         return returned.check_cost(asked, "cost", cost)
 
     def cost_of_views(self, step: Step, guidance: Guidance, outline: Outline, branches: int) -> Cost:
-        """Return its calls that depend on the views; see ``OptionalGuidance.cost_of_views``."""
+        """Return a guidance's calls that depend on the views; see ``OptionalGuidance.cost_of_views``."""
         asked = self._answers.asked("guidance", step, guidance)
         with asked.noted():
             cost = OptionalGuidance.of(guidance).cost_of_views(step, outline, branches)

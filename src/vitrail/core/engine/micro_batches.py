@@ -83,7 +83,7 @@ def permute_views(views: Tensor, patches: Patches) -> Tensor:
         patches: The views with their permutation, if any.
 
     Returns:
-        One entry per view and branchless forward, Float32[Tensor, "views|views+1 batch channels h w"].
+        One entry per view, and one for a clean key view, Float32[Tensor, "views|views+1 batch channels h w"].
     """
     import torch
 

@@ -1,7 +1,7 @@
 """Networks that cache earlier forwards, and the runs that can use them.
 
 A cache inside a network returns what was computed at an earlier step for the same row. So every row must be computed at
-each step and find its own entry, of the same view and branch, not of whatever was computed last.
+each step and find its own entry, of the same view and branch, not the most recent one.
 """
 
 from __future__ import annotations

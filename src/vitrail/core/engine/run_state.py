@@ -40,7 +40,13 @@ class RunState:
     unison: RankComparison | None = None
 
     def note(self, step: Step, what: str, value: Any) -> None:
-        """Record a result that must be equal on all ranks; ignored while each rank has only its own cells valid."""
+        """Record a result that must be equal on all ranks; ignored while each rank has only its own cells valid.
+
+        Args:
+            step: Position of the run.
+            what: Origin of the result for the message.
+            value: A tensor, or plain data that ``repr`` distinguishes.
+        """
         if self.unison is not None and self.relay is None:
             self.unison.note(step, what, value)
 

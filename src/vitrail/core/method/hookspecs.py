@@ -75,7 +75,7 @@ class StageSpecs:
 
     @hookspec(firstresult=True)
     def vitrail_predict(self, step: Step, rows: MicroBatch) -> ModelOutput | None:
-        """Exclusive: one forward of the network for a micro-batch of rows."""
+        """Exclusive: one forward of the network for a micro-batch of rows, on the rank that computes it."""
 
     @hookspec(firstresult=True)
     def vitrail_mask(
@@ -86,7 +86,7 @@ class StageSpecs:
         Args:
             step: Position of the run.
             key: Prediction of the key view.
-            predicted: Model output of the key view, and what the mask is wanted of.
+            predicted: Model output of the key view, and the view to mask.
             state: The masking's state after the step before.
 
         Returns:
@@ -148,7 +148,7 @@ def attach(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
     """Register a plugin, and refuse what pluggy would silently accept.
 
     Args:
-        manager: Knows the hook specifications.
+        manager: A manager with the hook specifications.
         name: Name of the plugin, for messages.
         plugin: An instance with hook implementations.
 

@@ -95,7 +95,7 @@ class OptionalPatching(ReadsFiles):
         Args:
             step: Position of the run.
             model_input: Scaled latents of the canvas, Float32[Tensor, "batch channels height width"].
-            canvas: Where they lie.
+            canvas: The canvas, padding included.
 
         Returns:
             Float32[Tensor, "batch channels height width"].

@@ -83,7 +83,7 @@ class ModelOutput:
         attention: Mean map of the content tokens for each captured row, at most 1,
             Float32[Tensor, "batch 1 h w"], or None if no row was captured.
         has_content: False if the prompt has no content token.
-        layers: The same map by block, for observers; on the rank that captured it.
+        layers: The same map by block, for observers; only on the rank that computed it.
         words: Maps of every word, Float32[Tensor, "batch words h w"], if they were requested.
         memory: Maps kept by earlier stages, for a mask source with ``recalls = True``.
         view: For a mask: the view to mask, the key view or the whole canvas.

@@ -44,7 +44,7 @@ class Stage:
     remember: bool = False  # keep the mean of its attention maps, word by word, for later stages
     scale_batch: int | None = field(
         default=None, validator=v.optional(v.ge(1))
-    )  # reproduces a bug of the authors' code: after so many views the model input is scaled for the next step
+    )  # reproduces the authors' bug: views after this many, and all further groups, are scaled for the next step
     until: float = field(default=1.0, validator=share)  # end of the stage, as a fraction of the steps at its size
 
     def __attrs_post_init__(self) -> None:
