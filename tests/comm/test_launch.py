@@ -90,7 +90,7 @@ def test_all_is_well_and_only_rank_0_is_heard(tmp_path, capfd):
     ("body", "code", "told"),
     [
         ("sys.exit(0 if rank != 1 else 7)", 1, "vitrail: rank 1 ended the run: it ended with exit code 7\n"),
-        ("rank == 1 and os.kill(os.getpid(), 9)", 1, "it was ended by SIGKILL (perhaps for want of memory)\n"),
+        ("rank == 1 and os.kill(os.getpid(), 9)", 1, "it was ended by SIGKILL (perhaps because memory ran out)\n"),
         ("rank == 1 and 1 / 0\ntime.sleep(LONG)", 1, "ZeroDivisionError: division by zero"),
         ("sys.exit(2)", 2, ""),
         ("rank == 1 and sys.exit(2)\ntime.sleep(LONG)", 2, "rank 1 ended the run: it ended with exit code 2\n"),
@@ -227,7 +227,7 @@ def test_i3_without_a_launcher_rank_0_keeps_the_store_for_several_runs(host):
 DIE = "os.kill(os.getpid(), signal.SIG{})"
 FAILURES = {  # what befalls rank 1, and what is told
     "raised": ("raise ValueError('a bad day')", "ValueError: a bad day, last seen at step 4"),
-    "killed": (DIE.format("KILL"), "it was ended by SIGKILL (perhaps for want of memory), last seen at step 4"),
+    "killed": (DIE.format("KILL"), "it was ended by SIGKILL (perhaps because memory ran out), last seen at step 4"),
     "left": ("os._exit(5)", "it ended with exit code 5, last seen at step 4"),
     "stopped": (DIE.format("STOP"), "rank 1 is behind, last seen step 4"),
 }

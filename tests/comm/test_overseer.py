@@ -78,7 +78,7 @@ def test_a_rank_that_nobody_needs_any_more_may_die(words):
         return True
 
     assert overseer.watch(tick) is None
-    assert overseer.late() == {1: "it was ended by SIGKILL (perhaps for want of memory)"}
+    assert overseer.late() == {1: "it was ended by SIGKILL (perhaps because memory ran out)"}
     assert children[0].ended_by == ""
 
 

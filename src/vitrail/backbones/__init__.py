@@ -1,4 +1,4 @@
-"""Models behind one question; the only place that knows diffusers and transformers. Imports nothing heavy."""
+"""Models behind one protocol; the only package that imports diffusers and transformers, and not on import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEMO = Path(__file__).parent.parent / "demo" / "model"
 
 @hookimpl
 def vitrail_register(registry: Registry) -> None:
-    """Add the adapters and the model that ships inside."""
+    """Register the adapters, the rectifications and the demo model."""
     registry.add("backbones", "sd", StableDiffusion)
     registry.add("backbones", "sdxl", StableDiffusionXL)
     registry.add("backbones", "sd3", StableDiffusion3)

@@ -1,4 +1,4 @@
-"""The families of models and what each offers; imports nothing heavy."""
+"""The families of models and what each offers; light to import."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ UNET = frozenset(
 
 @frozen(kw_only=True)
 class Adapter:
-    """What can be said of a family before its weights are loaded."""
+    """What is known of a family before its weights are loaded."""
 
     pipelines: ClassVar[tuple[str, ...]]
     offers: ClassVar[frozenset[str]]
     defaults: ClassVar[Mapping[str, Any]]
-    source: ModelSource  # where its weights lie; found by the model's name, not written in a file
+    source: ModelSource  # location of the weights; found by the model's name
 
     def load(self, device: str | None = None) -> PipelineBackbone:
-        """Load the weights, with what suits them; raises as ``load_pipeline`` does."""
+        """Load the weights onto a device, with the model's defaults; raises as ``load_pipeline`` does."""
         with model_blamed(self.source.name, "cannot be loaded"):
             backbone = self.adopt(load_pipeline(self.source, device))
         backbone.defaults = self.suits
@@ -38,25 +38,29 @@ class Adapter:
 
     @property
     def suits(self) -> dict[str, Any]:
-        """Fields of a run that suit the model: what its folder says counts more than what its family does."""
+        """Fields of a run that suit the model; its folder takes precedence over its family."""
         return {**self.defaults, **self.source.suits}
 
     @classmethod
     def adopt(cls, pipe: Any) -> PipelineBackbone:
-        """A backbone of a pipeline that is loaded."""
+        """Return a backbone of a loaded pipeline."""
         from vitrail.backbones.pipeline_backbone import PipelineBackbone
 
         return PipelineBackbone(pipe, cls.family(), cls.offers, cls.defaults)
 
     @classmethod
     def family(cls) -> ModelFamily:
-        """What its pipelines have of their own."""
+        """Return the architecture-specific part of its pipelines.
+
+        Raises:
+            NotImplementedError: In this base class.
+        """
         raise NotImplementedError
 
 
 @frozen(kw_only=True)
 class StableDiffusion(Adapter):
-    """Stable Diffusion 1.x and 2.x: epsilon and velocity."""
+    """Stable Diffusion 1.x and 2.x: epsilon and velocity prediction."""
 
     pipelines: ClassVar[tuple[str, ...]] = (
         "StableDiffusionPipeline",
@@ -69,7 +73,7 @@ class StableDiffusion(Adapter):
 
     @classmethod
     def family(cls) -> ModelFamily:
-        """The one that its architecture makes."""
+        """Return the U-Net family without XL's conditioning."""
         from vitrail.backbones.unet_family import UNetFamily
 
         return UNetFamily(is_xl=False)
@@ -77,7 +81,7 @@ class StableDiffusion(Adapter):
 
 @frozen(kw_only=True)
 class StableDiffusionXL(Adapter):
-    """Stable Diffusion XL: two text encoders, pooled text, sizes."""
+    """Stable Diffusion XL: two text encoders, pooled text, size conditioning."""
 
     pipelines: ClassVar[tuple[str, ...]] = (
         "StableDiffusionXLPipeline",
@@ -90,7 +94,7 @@ class StableDiffusionXL(Adapter):
 
     @classmethod
     def family(cls) -> ModelFamily:
-        """The one that its architecture makes."""
+        """Return the U-Net family with XL's conditioning."""
         from vitrail.backbones.unet_family import UNetFamily
 
         return UNetFamily(is_xl=True)
@@ -106,7 +110,7 @@ class StableDiffusion3(Adapter):
 
     @classmethod
     def family(cls) -> ModelFamily:
-        """The one that its architecture makes."""
+        """Return the family of Stable Diffusion 3."""
         from vitrail.backbones.sd3_family import SD3Family
 
         return SD3Family()

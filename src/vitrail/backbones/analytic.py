@@ -1,4 +1,4 @@
-"""Denoisers with a closed form: the oracle of the test suite, on any scheduler and prediction type."""
+"""Denoisers in closed form: the oracle of the test suite, for any scheduler and prediction type."""
 
 from __future__ import annotations
 
@@ -25,18 +25,24 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class MixturePrior:
-    """Templates with white Gaussian detail; the posterior mean is exact.
+    """A mixture of templates with white Gaussian detail, whose posterior mean is exact.
 
     Attributes:
         templates: Float32[Tensor, "modes channels h w"]; "1 channels 1 1" makes an element-wise denoiser.
-        variance: Of the detail.
+        variance: Variance of the detail.
     """
 
     templates: Tensor
     variance: float
 
     def posterior_mean(self, noisy: Tensor, alpha: float, sigma: float) -> Tensor:
-        """E[x0 | alpha x0 + sigma n], Float32[Tensor, "rows channels h w"]."""
+        """Return E[x0 | alpha x0 + sigma n], Float32[Tensor, "rows channels h w"].
+
+        Args:
+            noisy: Float32[Tensor, "rows channels h w"].
+            alpha: Signal scale.
+            sigma: Noise scale.
+        """
         total = alpha**2 * self.variance + sigma**2
         rest = noisy[:, None] - alpha * self.templates[None]
         score = -rest.square().flatten(2).sum(-1) / (2 * total)
@@ -63,49 +69,49 @@ class AnalyticBackbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the templates are."""
+        """Device of the templates."""
         return self.prior.templates.device
 
     def new_scheduler(self, name: str | None = None) -> Any:
-        """A copy of the scheduler it was given."""
+        """Return a copy of the given scheduler; ``name`` is ignored."""
         return copy.deepcopy(self.scheduler)
 
     def timestep_options(self, scheduler: Any, height: int, width: int) -> dict[str, Any]:
-        """None."""
+        """Return no further options; see ``Backbone.timestep_options``."""
         return {}
 
     def first_step(self, num_steps: int, strength: float) -> int:
-        """The steps that the share ``strength`` of them leaves, rounded up."""
+        """Return the number of steps that a run from a picture skips, rounded up."""
         return num_steps - int(num_steps * strength)
 
     def fingerprint(self) -> str:
-        """The prior."""
+        """Return a text that identifies the prior."""
         return f"{self.prior.templates.double().sum().item()!r} {self.prior.variance!r}"
 
     def check_attention(self, request: AttentionRequest) -> None:
-        """It has no attention, and does not offer any."""
+        """Accept any request: it has no attention, and offers none."""
 
     def check_inputs(self, inputs: Inputs) -> None:
-        """Any will do."""
+        """Accept any inputs."""
 
     def check_wrap(self) -> None:
-        """It draws cell by cell."""
+        """Accept wrapping, since it decodes cell by cell."""
 
     def remembers(self) -> None:
-        """Nothing."""
+        """Return None: there is no cache."""
 
     def words(self, inputs: Inputs) -> tuple[str, ...]:
-        """None."""
+        """Return (): prompts are ignored."""
         return ()
 
     def also(self, conditioning: None, inputs: Inputs) -> None:
-        """Words mean nothing to it."""
+        """Return None: prompts are ignored."""
 
     def condition(self, inputs: Inputs, request: AttentionRequest | None) -> None:
-        """Words and pictures mean nothing to it."""
+        """Return None: prompts and pictures are ignored."""
 
     def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Any) -> ModelOutput:
-        """The network output that states the posterior mean."""
+        """Return the network output that corresponds to the posterior mean; see ``Backbone.predict``."""
         flow = step.prediction_type == "flow_prediction"
         scale = 1.0 if flow else math.hypot(step.alpha, step.sigma)
         noisy = rows.model_input
@@ -114,43 +120,43 @@ class AnalyticBackbone:
         return ModelOutput(Prediction(latents, latents * 0, step).with_clean(clean).model_output)
 
     def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
-        """A picture that is a tensor already, enlarged."""
+        """Resize a picture that is a tensor already; see ``Backbone.read_picture``."""
         return F.interpolate(picture, (height, width), mode="bilinear", align_corners=False)
 
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
-        """One latent cell for each block of pixels."""
+        """Return the mean of each block of pixels as one latent cell; ``noise`` is ignored."""
         small = F.avg_pool2d(picture, self.vae_scale_factor)
         return F.pad(small, (0, 0, 0, 0, 0, self.latent_channels - 3))
 
     def check_gradients(self) -> None:
-        """Latents are cells of the picture, and the posterior mean is smooth."""
+        """Accept differentiation: latents are cells of the picture, and the posterior mean is smooth."""
 
     def decoder(self) -> Callable[[Tensor], Tensor]:
-        """The first three channels, enlarged and not clipped, so that there is a way back from all of them."""
+        """Return the enlargement of the first three channels, not clipped, so that all values have gradients."""
         factor = self.vae_scale_factor
         return lambda clean: clean[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
     def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> dict[str, Any]:
-        """None."""
+        """Return no tensors besides the latents; see ``Backbone.callback_tensors``."""
         return {}
 
     def adapters_kept(self) -> AbstractContextManager[None]:
-        """It has none."""
+        """Return a context that does nothing: there are no adapters."""
         return nullcontext()
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resources are held."""
 
     def decode(
         self, latents: Tensor, exchange: Any = None, wrap: Any = "none", backs_off: bool = True, streams: Any = None
     ) -> Tensor:
-        """The first three channels, enlarged."""
+        """Return the first three channels, enlarged and clipped to [0, 1]; see ``Backbone.decode``."""
         factor = self.vae_scale_factor
         picture = latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
         return (picture / 2 + 0.5).clamp(0, 1)
 
     def to_pil(self, pictures: Tensor) -> list[Any]:
-        """Pictures as Pillow images."""
+        """Convert pictures in [0, 1] to Pillow images."""
         from PIL import Image
 
         return [Image.fromarray((p.permute(1, 2, 0) * 255).round().byte().cpu().numpy()) for p in pictures]

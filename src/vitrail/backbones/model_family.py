@@ -1,4 +1,4 @@
-"""What pipelines of one architecture have of their own, and the parts that a run needs of a pipeline."""
+"""The architecture-specific part of pipelines, and the components that a run needs of a pipeline."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class PipelinePart:
     """A component of a pipeline that a run needs.
 
     Attributes:
-        name: As the pipeline calls it.
-        classes: Of diffusers or transformers, one of which it is, or a subclass; () for any.
-        remedy: What to do if it is not there; "" if a run may do without.
-        encodes: Whether it is needed to encode a text, so that a run with embeddings does without.
+        name: Name of the component in the pipeline.
+        classes: Allowed classes of diffusers or transformers, subclasses included; () for any.
+        remedy: What to do if it is missing; "" if a run does not need it.
+        encodes: Whether it is needed only to encode text, so that a run with embeddings does not need it.
     """
 
     name: str
@@ -40,48 +40,77 @@ class PipelinePart:
 
 
 class ModelFamily(Protocol):
-    """What pipelines of one architecture have of their own."""
+    """The architecture-specific part of pipelines."""
 
     @property
     def parts(self) -> Sequence[PipelinePart]:
-        """The components that a run needs, and of which classes they may be."""
+        """Components that a run needs, with their allowed classes."""
 
     @property
     def upcasts(self) -> bool:
-        """Whether a VAE in float16 that says ``force_upcast`` runs in float32."""
+        """Whether a float16 VAE with ``force_upcast`` runs in float32."""
 
     def network(self, pipe: Any) -> Any:
-        """The denoiser."""
+        """Return the denoising network."""
 
     def check(self, pipe: Any) -> None:
         """Refuse a pipeline that only looks like one of the family."""
 
     def serves(self, pipe: Any) -> frozenset[str]:
-        """The ``Extras`` that this pipeline can use."""
+        """Return the names of the ``Extras`` that this pipeline can use."""
 
     def check_attention(self, pipe: Any, request: AttentionRequest) -> None:
-        """Refuse a request for maps that the network does not have."""
+        """Refuse a request for attention maps that the network does not have."""
 
     def max_view(self, pipe: Any) -> int | None:
-        """Latent cells of the longest side that the network takes; None for any."""
+        """Return the longest side of a view that the network takes, in latent cells; None if unlimited."""
 
     def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
-        """What ``set_timesteps`` wants besides the number of steps, for latents of a size."""
+        """Return the keywords of ``set_timesteps`` besides the number of steps.
+
+        Args:
+            pipe: The pipeline.
+            scheduler: The scheduler that is to be set.
+            height: Height of the latents, cells.
+            width: Width of the latents, cells.
+        """
 
     def first_step(self, num_steps: int, strength: float) -> int:
-        """How many steps are left out when a run starts from a picture."""
+        """Return the number of steps to skip when a run of ``num_steps`` starts from a picture."""
 
     def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
-        """Encode what a picture is conditioned on."""
+        """Encode the conditioning of a picture.
+
+        Args:
+            pipe: The pipeline.
+            inputs: What to encode.
+            device: Device of the embeddings.
+            request: Attention maps to capture, if any.
+        """
 
     def forward(
         self, pipe: Any, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Conditioning
     ) -> ModelOutput:
-        """One forward of the network."""
+        """Run one forward of the network.
+
+        Args:
+            pipe: The pipeline.
+            rows: Views and their CFG branches, Float32[Tensor, "rows*batch channels h w"].
+            step: Position of the run.
+            timestep: The timestep as the network expects it.
+            conditioning: As ``condition`` returned it.
+        """
 
     @property
     def callback_inputs(self) -> Sequence[str]:
-        """Names of the tensors that a callback may be given."""
+        """Names of the tensors that a callback may receive."""
 
     def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
-        """These tensors besides the latents, as diffusers' loop has them at a step."""
+        """Return these tensors except the latents, as diffusers' loop has them at a step.
+
+        Args:
+            pipe: The pipeline.
+            conditioning: As ``condition`` returned it.
+            step: Position of the run.
+            guided: Whether classifier-free guidance is on; if so, ``uncond`` comes first.
+        """

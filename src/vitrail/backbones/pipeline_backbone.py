@@ -1,4 +1,4 @@
-"""A diffusers pipeline behind the ``Backbone`` protocol; nothing of the pipeline is changed."""
+"""A diffusers pipeline behind the ``Backbone`` protocol; the pipeline is not changed."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ class PipelineBackbone:
     """A loaded pipeline and its family.
 
     Attributes:
-        offers: What strategies may need.
-        defaults: Values of a run that suit the model.
-        latent_channels: Of the VAE.
-        vae_scale_factor: Pixels for one latent cell.
-        native_size: Latent cells of the side that it was trained at.
-        max_view: Latent cells of the longest side that the network takes; None for any.
+        offers: Capabilities that strategies may need.
+        defaults: Fields of a run, with the values that suit the model.
+        latent_channels: Number of latent channels of the VAE.
+        vae_scale_factor: Side of a latent cell in pixels.
+        native_size: Side of a training picture in latent cells.
+        max_view: Longest side of a view that the network takes, in latent cells; None if unlimited.
     """
 
     def __init__(self, pipe: Any, family: ModelFamily, offers: frozenset[str], defaults: Mapping[str, Any]):
         check_adopted(pipe, family)
         self._pipe, self._family = pipe, family
         self._lock = threading.Lock()  # ranks that are threads may share a backbone; tokenizers and weights change
-        self._users: set[int] = set()  # threads that are at work with it
+        self._users: set[int] = set()  # threads that use it
         self.offers, self.defaults = offers, defaults
         self.latent_channels: int = pipe.vae.config.latent_channels
         self.vae_scale_factor: int = pipe.vae_scale_factor
@@ -70,17 +70,22 @@ class PipelineBackbone:
 
     @property
     def network(self) -> Any:
-        """The denoiser, as the pipeline has it now."""
+        """The denoising network, as the pipeline has it now."""
         return self._family.network(self._pipe)
 
     @property
     def device(self) -> torch.device:
-        """Where the networks run, also when they wait elsewhere."""
+        """Device on which the networks run, also while they are offloaded."""
         return cast("torch.device", self._pipe._execution_device)
 
     @plain_defaults()
     def new_scheduler(self, name: str | None = None) -> Scheduler:
-        """A copy of the pipeline's scheduler, or another class with the same noise schedule."""
+        """Return a copy of the pipeline's scheduler, or another class with the same noise schedule.
+
+        Raises:
+            ConfigError: If there is no scheduler of that name, or it cannot be made with this noise schedule.
+            CapabilityError: If it reads another prediction type than the model's.
+        """
         import diffusers
 
         current = self._pipe.scheduler
@@ -92,7 +97,7 @@ class PipelineBackbone:
         cls = getattr(diffusers, name)
         options = {}
         if "clip_sample" in inspect.signature(cls.__init__).parameters and "clip_sample" not in current.config:
-            options["clip_sample"] = False  # a default for pixels that would ruin latents
+            options["clip_sample"] = False  # the default clips pixels, which would ruin latents
         try:
             scheduler = cls.from_config(current.config, **options)
         except ImportError as error:
@@ -104,20 +109,24 @@ class PipelineBackbone:
 
     @plain_defaults()
     def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, Any]:
-        """What ``set_timesteps`` wants besides the number of steps, for latents of a size in cells."""
+        """Return the keywords of ``set_timesteps`` besides the number of steps; see ``Backbone``."""
         return self._family.timestep_options(self._pipe, scheduler, height, width)
 
     def first_step(self, num_steps: int, strength: float) -> int:
-        """How many steps are left out when a run starts from a picture, as the family's img2img pipeline counts."""
+        """Return the number of steps to skip when a run starts from a picture, as the family's img2img does."""
         return self._family.first_step(num_steps, strength)
 
     def fingerprint(self) -> str:
-        """A digest of the pipeline as it is now: weights, adapters, settings."""
-        self._users.add(threading.get_ident())  # ranks begin with it
+        """Return a digest of the pipeline as it is now: weights, adapters, settings."""
+        self._users.add(threading.get_ident())  # the first call of a rank
         return fingerprint_of(self._pipe.components)
 
     def check_attention(self, request: AttentionRequest) -> None:
-        """Refuse layers that the network does not have, and words that no tokenizer counts."""
+        """Refuse layers that the network does not have, and words if there is no tokenizer.
+
+        Raises:
+            CapabilityError: If the maps are not available.
+        """
         if self._pipe.tokenizer is None:
             raise CapabilityError(
                 f"{type(self._pipe).__name__} has no tokenizer, and the method looks at the attention to words; load "
@@ -126,7 +135,7 @@ class PipelineBackbone:
         self._family.check_attention(self._pipe, request)
 
     def check_inputs(self, inputs: Inputs) -> None:
-        """Refuse conditioning that this pipeline cannot use, as it is now."""
+        """Refuse conditioning that this pipeline, as it is now, cannot use."""
         from vitrail.backbones.loading.dropout import check_dropout
 
         check_parts(self._pipe, self._family)
@@ -135,14 +144,14 @@ class PipelineBackbone:
         check_caller_inputs(self._pipe, inputs, self._family.serves(self._pipe), lacking)
 
     def check_wrap(self) -> None:
-        """Refuse edges that meet, if the VAE cannot draw them."""
+        """Refuse wrapped edges if the VAE cannot draw them seamlessly."""
         from vitrail.backbones.vae.decoding import check_wrap
 
         check_wrap(self._pipe.vae)
 
     @plain_defaults()
     def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Conditioning:
-        """Encode what a picture is conditioned on."""
+        """Encode the conditioning of a picture."""
         encoders = [getattr(self._pipe, name, None) for name in ENCODERS]
         with self._lock, attributes_kept(self._pipe), scales_kept(*encoders), lasting(*encoders):
             self._users.add(threading.get_ident())
@@ -152,19 +161,19 @@ class PipelineBackbone:
 
     @plain_defaults()
     def words(self, inputs: Inputs) -> tuple[str, ...]:
-        """The words of the prompt that the network reads, in their order."""
+        """Return the words of the prompt that the network reads, in their order."""
         from vitrail.backbones.conditioning.words import words_of
 
         with self._lock:
             return tuple(word.text for word in words_of(self._pipe, inputs.prompt))
 
     def also(self, conditioning: Conditioning, inputs: Inputs) -> Conditioning:
-        """The same conditioning with one more text that rows may have."""
+        """Return the conditioning with one more text that rows may have."""
         return conditioning.also(inputs.prompt, self.condition(evolve(inputs, extras=_text_only(inputs.extras)), None))
 
     @plain_defaults()
     def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Conditioning) -> ModelOutput:
-        """One forward of the network, with the wanted attention maps computed beside it."""
+        """Run one forward of the network, and compute the requested attention maps beside it; see ``Backbone``."""
         with self._turn(conditioning):
             if conditioning.kept is None:
                 return self._family.forward(self._pipe, rows, step, timestep, conditioning)
@@ -173,7 +182,7 @@ class PipelineBackbone:
 
     @plain_defaults()
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
-        """Latents of a picture in [-1, 1], Float32[Tensor, "1 3 Height Width"]; ``noise`` draws from the posterior."""
+        """Return the latents of a picture in [-1, 1], Float32[Tensor, "1 3 Height Width"]; see ``Backbone``."""
         from vitrail.backbones.vae.decoding import encode
 
         with lasting(self._pipe.vae):
@@ -188,7 +197,15 @@ class PipelineBackbone:
         backs_off: bool = True,
         streams: Streams | None = None,
     ) -> Tensor:
-        """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"]; ranks share a large one by strips."""
+        """Return a picture in [0, 1], Float32[Tensor, "1 3 Height Width"]; ranks share a large one by strips.
+
+        Args:
+            latents: Float32[Tensor, "1 channels height width"].
+            exchange: The ranks; a single one if None.
+            wrap: Axes whose ends meet.
+            backs_off: Whether to retry in smaller strips when memory ran out.
+            streams: Source of the decoder's random numbers; a fixed seed if None.
+        """
         from vitrail.backbones.vae.decoding import decode
         from vitrail.backbones.vae.strip_ops import Alone
         from vitrail.backbones.vae.strips import UNSEEDED
@@ -201,51 +218,51 @@ class PipelineBackbone:
 
     @plain_defaults()
     def check_gradients(self) -> None:
-        """Refuse networks through which there is no way back, as they are now."""
+        """Refuse networks, as they are now, that cannot be differentiated."""
         from vitrail.backbones.vae.differentiable import check_differentiable
 
         check_differentiable(self._pipe.vae, *self._denoising())
 
     def decoder(self) -> Callable[[Tensor], Tensor]:
-        """From clean latents to pictures about in [-1, 1], Float32[Tensor, "batch 3 Height Width"], differentiably."""
+        """Return a differentiable map from clean latents to pictures; see ``Backbone.decoder``."""
         from vitrail.backbones.vae.differentiable import decoder_of
 
         return decoder_of(self._pipe.vae, self.device)
 
     @plain_defaults()
     def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
-        """A picture of any size in [-1, 1] at the wanted size, by the pipeline's own image processor."""
+        """Read and resize a picture by the pipeline's image processor; see ``Backbone.read_picture``."""
         return read_picture(self._pipe.image_processor, picture, height, width).to(self.device)
 
     @plain_defaults()
     def to_pil(self, pictures: Tensor) -> list[Image]:
-        """Pictures as Pillow images, by the pipeline's own image processor."""
+        """Convert pictures in [0, 1] to Pillow images, by the pipeline's image processor."""
         processor = self._pipe.image_processor
         return cast("list[Image]", processor.numpy_to_pil(processor.pt_to_numpy(pictures)))
 
     @property
     def pipeline(self) -> Any:
-        """As the user has it, for callbacks, which may change it."""
+        """The user's pipeline, for callbacks, which may change it."""
         return self._pipe
 
     @property
     def callback_inputs(self) -> tuple[str, ...]:
-        """Names of the tensors that a callback may be given: the pipeline's own, as far as a run has them."""
+        """Names of the tensors that a callback may receive: the pipeline's own, as far as a run has them."""
         made = self._family.callback_inputs
         return tuple(name for name in self._pipe._callback_tensor_inputs if name in made)
 
     def callback_tensors(self, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
-        """What a callback sees besides the latents, as diffusers' loop has it; ``uncond`` first if guided."""
+        """Return the callback's tensors except the latents, as diffusers' loop has them; see ``ModelFamily``."""
         return self._family.callback_tensors(self._pipe, conditioning, step, guided)
 
     @contextmanager
     def adapters_kept(self) -> Iterator[None]:
-        """Leave the scales of IP-Adapters as they were, which a callback may change for the rest of a picture."""
+        """Restore the scales of IP-Adapters on exit, which a callback may change for the rest of a picture."""
         with adapter_scales_kept(self.network):
             yield
 
     def release(self) -> None:
-        """Send networks back to where the pipeline keeps them between calls, when the last thread is done."""
+        """Offload networks as the pipeline does between calls, when the last thread is done."""
         with self._lock:
             self._users.discard(threading.get_ident())
             if not self._users:
@@ -253,11 +270,11 @@ class PipelineBackbone:
                 self._pipe.maybe_free_model_hooks()
 
     def remembers(self) -> ForwardCaching | None:
-        """What the networks keep of earlier forwards, as they are now; None if nothing."""
+        """Describe the networks' cache of earlier forwards, as they are now; None if there is none."""
         return find_kept(*self._denoising())
 
     def _kept(self) -> FeatureCaches | None:
-        """Of a picture that begins."""
+        """Return the separated caches of a new picture; None if the networks have no cache."""
         found = self.remembers()
         if found is None:
             return None
@@ -268,7 +285,7 @@ class PipelineBackbone:
 
     @contextmanager
     def _turn(self, conditioning: Conditioning) -> Iterator[None]:
-        """One thread at a time, if a forward changes the networks."""
+        """Serialise forwards of several threads, if a forward changes the networks."""
         if not conditioning.in_turn:
             yield
             return
@@ -277,13 +294,13 @@ class PipelineBackbone:
 
 
 def read_picture(processor: Any, picture: Any, height: int, width: int) -> Tensor:
-    """A picture at exactly the wanted size, by a pipeline's processor, which would round it to whole cells.
+    """Resize a picture to exactly the wanted size by a pipeline's processor, which would round it to whole cells.
 
     Args:
         processor: diffusers' ``VaeImageProcessor``.
-        picture: As Pillow, numpy or torch have it.
-        height: Pixels.
-        width: Pixels.
+        picture: A Pillow image, numpy array or tensor.
+        height: Wanted height, pixels.
+        width: Wanted width, pixels.
 
     Returns:
         Float32[Tensor, "1 channels height width"], in the processor's range.
@@ -294,7 +311,7 @@ def read_picture(processor: Any, picture: Any, height: int, width: int) -> Tenso
 
 
 def _text_only(extras: Extras) -> Extras:
-    """What counts for how a text is encoded."""
+    """Return only the extras that affect how a text is encoded."""
     return Extras(
         clip_skip=extras.clip_skip,
         cross_attention_kwargs=extras.cross_attention_kwargs,
@@ -303,7 +320,7 @@ def _text_only(extras: Extras) -> Extras:
 
 
 def quiet_libraries() -> None:
-    """The libraries' own progress bars and advice would cover ours."""
+    """Disable the progress bars and advice of diffusers and transformers, which would cover ours."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

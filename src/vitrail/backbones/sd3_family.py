@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @frozen
 class SD3Family:
-    """Medium and large, with and without T5."""
+    """Stable Diffusion 3 and 3.5, medium and large, with or without T5."""
 
     upcasts: ClassVar[bool] = False
     callback_inputs: ClassVar[tuple[str, ...]] = (
@@ -49,11 +49,15 @@ class SD3Family:
     )
 
     def network(self, pipe: Any) -> Any:
-        """The transformer."""
+        """Return the transformer."""
         return pipe.transformer
 
     def check(self, pipe: Any) -> None:
-        """Refuse a transformer of another latent space."""
+        """Refuse a transformer for another latent space than the VAE's.
+
+        Raises:
+            CapabilityError: If their numbers of channels differ.
+        """
         config, latent = pipe.transformer.config, pipe.vae.config.latent_channels
         if config.in_channels != latent:
             raise CapabilityError(
@@ -61,7 +65,7 @@ class SD3Family:
             )
 
     def serves(self, pipe: Any) -> frozenset[str]:
-        """Text."""
+        """Return the names of text inputs and ``joint_attention_kwargs``."""
         return frozenset((*TEXT, *POOLED, "joint_attention_kwargs"))
 
     def check_attention(self, pipe: Any, request: AttentionRequest) -> None:
@@ -69,15 +73,22 @@ class SD3Family:
         check_blocks(pipe.transformer, request.layers)
 
     def max_view(self, pipe: Any) -> int:
-        """As far as the table of positions goes."""
+        """Return the side of the table of positional embeddings, in latent cells."""
         config = pipe.transformer.config
         return int(config.pos_embed_max_size * config.patch_size)
 
     def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
-        """The shift of a scheduler that moves it with the size, for the whole canvas.
+        """Return the shift ``mu`` of a scheduler with dynamic shifting, for the whole canvas.
 
-        A line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift); Esser et al., 2024,
+        Linear in the number of patches, through
+        (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift); Esser et al., 2024,
         https://arxiv.org/abs/2403.03206, sec. 5.3.2, as diffusers' schedulers are configured.
+
+        Args:
+            pipe: Gives the patch size.
+            scheduler: Gives the line.
+            height: Height of the latents, cells.
+            width: Width of the latents, cells.
         """
         config = scheduler.config
         if not config.get("use_dynamic_shifting", False):
@@ -89,11 +100,11 @@ class SD3Family:
         return {"mu": (height // patch) * (width // patch) * slope + first - slope * low}
 
     def first_step(self, num_steps: int, strength: float) -> int:
-        """The steps that the share ``strength`` of them leaves, rounded down."""
+        """Return the number of steps that a run from a picture skips, rounded down."""
         return int(num_steps - min(num_steps * strength, num_steps))
 
     def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
-        """Text by the pipeline's own ``encode_prompt``."""
+        """Encode text by the pipeline's own ``encode_prompt``; see ``ModelFamily.condition``."""
         content = content_tokens(pipe, inputs.prompt, request)
         given = self._text(pipe, inputs, device)
         return Conditioning(given=given, content=content, request=request, inputs=inputs)
@@ -124,7 +135,10 @@ class SD3Family:
     def forward(
         self, pipe: Any, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Conditioning
     ) -> ModelOutput:
-        """One forward of the transformer; a view of odd size is padded for it and cropped again."""
+        """Run one forward of the transformer; odd sides are padded and the output is cropped.
+
+        See ``ModelFamily.forward`` for the arguments.
+        """
         transformer, dtype = pipe.transformer, rows.model_input.dtype
         given = {name: value.to(transformer.dtype) for name, value in conditioning.rows(rows).items()}
         latents = pad_to(rows.model_input.to(transformer.dtype), transformer.config.patch_size)
@@ -147,7 +161,7 @@ class SD3Family:
         return ModelOutput(output[..., :height, :width].to(dtype), mean[..., :height, :width], layers=layers)
 
     def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
-        """Text and pooled text."""
+        """Return the embeddings and pooled embeddings of the text; see ``ModelFamily.callback_tensors``."""
         text, pooled = (conditioning.both(name, guided) for name in ("encoder_hidden_states", "pooled_projections"))
         return {
             "prompt_embeds": text,
@@ -158,7 +172,7 @@ class SD3Family:
 
 
 def pad_to(latents: Tensor, multiple: int) -> Tensor:
-    """Latents whose sides are multiples of a number, the last row and column repeated.
+    """Pad latents at the bottom and right to multiples of a number, by repeating the last row and column.
 
     Args:
         latents: Float32[Tensor, "rows channels h w"].

@@ -36,7 +36,7 @@ XL_CALLBACKS = (
     "negative_add_time_ids",
     "add_neg_time_ids",
 )
-SIZES = 6  # numbers that the U-Net of XL is told: original size, crop, target size
+SIZES = 6  # micro-conditioning of XL: original size, crop, target size, two numbers each
 UNET_PARTS = (
     PipelinePart("unet", ["UNet2DConditionModel"], "load it"),
     PipelinePart("vae", VAES, "load it"),
@@ -51,26 +51,30 @@ CONTROL = ("control_image", "controlnet_conditioning_scale", "control_guidance_s
 
 @frozen
 class UNetFamily:
-    """One question to U-Nets with and without pooled text and sizes (``is_xl``)."""
+    """Pipelines with a U-Net, with or without pooled text and size conditioning (``is_xl``)."""
 
     is_xl: bool
 
     @property
     def parts(self) -> tuple[PipelinePart, ...]:
-        """A U-Net and a VAE; encoders unless embeddings are given."""
+        """A U-Net, a VAE, a scheduler, and text encoders unless embeddings are given."""
         return XL_PARTS if self.is_xl else UNET_PARTS
 
     @property
     def upcasts(self) -> bool:
-        """As the pipelines of XL do."""
+        """Whether a float16 VAE runs in float32, as in the pipelines of XL."""
         return self.is_xl
 
     def network(self, pipe: Any) -> Any:
-        """The U-Net."""
+        """Return the U-Net."""
         return pipe.unet
 
     def check(self, pipe: Any) -> None:
-        """Refuse networks that want what nobody here gives: a mask, a guidance embedding, another latent space."""
+        """Refuse networks with inputs that are not supported: a mask, a guidance embedding, another latent space.
+
+        Raises:
+            CapabilityError: Naming the input.
+        """
         config = pipe.unet.config
         latent = pipe.vae.config.latent_channels
         if config.in_channels != latent or config.out_channels != latent:
@@ -91,7 +95,7 @@ class UNetFamily:
             raise CapabilityError("a control network that takes the mean over its hint is not served: views see parts")
 
     def serves(self, pipe: Any) -> frozenset[str]:
-        """Text always, pictures if an IP-Adapter is loaded, a hint if there is a ControlNet."""
+        """Return the names of text inputs, of pictures with an IP-Adapter, of hints with a ControlNet."""
         served = [*TEXT, "cross_attention_kwargs", *(POOLED if self.is_xl else ())]
         if adapters_of(pipe.unet):
             served += IMAGES
@@ -104,19 +108,22 @@ class UNetFamily:
         cross_attentions(pipe.unet, request.layers)
 
     def max_view(self, pipe: Any) -> None:
-        """Any size."""
+        """Return None: views may have any size."""
         return
 
     def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
-        """None."""
+        """Return no further options: schedules do not depend on the size."""
         return {}
 
     def first_step(self, num_steps: int, strength: float) -> int:
-        """The steps that the share ``strength`` of them leaves, rounded up."""
+        """Return the number of steps that a run from a picture skips, rounded up."""
         return num_steps - int(num_steps * strength)
 
     def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
-        """Text by the pipeline's own ``encode_prompt``, IP-Adapter pictures, the ControlNet's hint."""
+        """Encode text by the pipeline's own ``encode_prompt``, IP-Adapter pictures and the ControlNet's hint.
+
+        See ``ModelFamily.condition`` for the arguments.
+        """
         control, hints = control_of(pipe, inputs, device)
         given = [*self._text(pipe, inputs, device), *_images(pipe, inputs, device), *hints]
         content = content_tokens(pipe, inputs.prompt, request)
@@ -149,7 +156,10 @@ class UNetFamily:
     def forward(
         self, pipe: Any, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Conditioning
     ) -> ModelOutput:
-        """One forward of the U-Net; captured rows run uncompiled, so that their layers can be looked at."""
+        """Run one forward of the U-Net; captured rows run uncompiled, so that hooks see their layers.
+
+        See ``ModelFamily.forward`` for the arguments.
+        """
         unet, dtype = pipe.unet, rows.model_input.dtype
         cut = conditioning.rows(rows)
         given = {name: _cast(value, unet.dtype) for name, value in cut.items()}
@@ -184,12 +194,15 @@ class UNetFamily:
 
     @property
     def callback_inputs(self) -> tuple[str, ...]:
-        """The names of diffusers' loops with a U-Net."""
+        """Names of the tensors in diffusers' loops with a U-Net."""
         plain = ("latents", "prompt_embeds", "negative_prompt_embeds", "image", "control_image")
         return plain + (XL_CALLBACKS if self.is_xl else ())
 
     def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
-        """Text, hints, and what XL is told of the whole picture."""
+        """Return text embeddings, hints, and XL's size conditioning of the whole picture.
+
+        See ``ModelFamily.callback_tensors`` for the arguments.
+        """
         text = conditioning.both("encoder_hidden_states", guided)
         found: dict[str, Any] = {"prompt_embeds": text, "negative_prompt_embeds": text[:1] if guided else None}
         if conditioning.pack is not None:
@@ -205,7 +218,7 @@ class UNetFamily:
         return found | {"add_time_ids": ids, "negative_add_time_ids": ids[:1], "add_neg_time_ids": ids[:1]}
 
     def _known(self, pipe: Any, conditioning: Conditioning, step: Step) -> dict[Size, tuple[int, int]]:
-        """Height and width in pixels of each kind of size."""
+        """Return height and width in pixels of each kind of size."""
         native = pipe.unet.config.sample_size * pipe.vae_scale_factor
         inputs = conditioning.inputs
         return {"canvas": inputs.picture(-1), "phase": inputs.picture(step.phase), "native": (native, native)}
@@ -213,7 +226,7 @@ class UNetFamily:
     def _added(
         self, pipe: Any, rows: MicroBatch, step: Step, conditioning: Conditioning, given: dict[str, Tensor]
     ) -> dict[str, Any]:
-        """What goes in beside text: pooled text and sizes, IP-Adapter pictures."""
+        """Return inputs besides text: pooled text, sizes and IP-Adapter embeddings."""
         added: dict[str, Any] = {}
         images = [value for name, value in given.items() if name.startswith("image_embeds.")]
         if images:
@@ -230,7 +243,7 @@ class UNetFamily:
 
 
 def _refuse_refiner(pipe: Any) -> None:
-    """Refuse a U-Net of XL that is told an aesthetic score in place of the size it should draw."""
+    """Refuse XL's refiner, whose U-Net takes an aesthetic score in place of the target size."""
     config, encoder, told = pipe.unet.config, pipe.text_encoder_2, SIZES
     if encoder is not None:
         beside = config.projection_class_embeddings_input_dim - encoder.config.projection_dim
@@ -245,13 +258,13 @@ def _refuse_refiner(pipe: Any) -> None:
 def time_ids(
     sizes: SizeConditioning, view: View, known: Mapping[Size, tuple[int, int]], factor: int
 ) -> tuple[int, int, int, int, int, int]:
-    """Original size, crop and target size of a view; pixels, height first.
+    """Return original size, crop offset and target size of a view; pixels, height first.
 
     Args:
-        sizes: What the method wants to be told.
-        view: A window says where it lies; a strided view shows the whole picture, from its corner.
-        known: Height and width of each kind.
-        factor: Pixels for one latent cell.
+        sizes: Size conditioning of the method.
+        view: The view; a window has its own crop offset, a strided view shows the whole picture and has (0, 0).
+        known: Height and width of each kind of size, pixels.
+        factor: Side of a latent cell, pixels.
     """
     original, target = known[sizes.original], known[sizes.target]
     is_window = view.vertical.step == view.horizontal.step == 1
@@ -263,7 +276,7 @@ def time_ids(
 
 
 def _images(pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
-    """What an IP-Adapter sees, by the pipeline's own encoder; one tensor an adapter."""
+    """Encode pictures for IP-Adapters by the pipeline's own encoder; one tensor per adapter."""
     extras = inputs.extras
     if extras.ip_adapter_image is None and extras.ip_adapter_image_embeds is None:
         return []

@@ -1,6 +1,6 @@
-"""Moving tensors between ranks: a library of its own, which knows torch and nothing else of Vitrail.
+"""Communication between ranks: a library of its own, which imports torch and nothing else of Vitrail.
 
-Programs are written against ``Communicator``, ``Channel`` and ``Work``; backends bring a ``Backend`` and a
+Programs are written against ``Communicator``, ``Channel`` and ``Work``; a backend provides a ``Backend`` and a
 ``Transport``.
 """
 
@@ -27,7 +27,7 @@ hookimpl = pluggy.HookimplMarker("vitrail")
 
 @hookimpl
 def vitrail_register(registry: Any) -> None:
-    """Add the backends."""
+    """Register the built-in backends."""
     registry.add("comm", "in-process", InProcess)
     registry.add("comm", "simulated", Simulated)
     registry.add("comm", "gloo", Gloo)

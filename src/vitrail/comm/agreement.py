@@ -1,4 +1,4 @@
-"""Before the first model call: whether all ranks mean the same run."""
+"""Agreement of all ranks on one run, before the first model call."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ DIGEST = 16  # bytes
 
 
 def agree(communicator: Communicator, facts: Mapping[str, str]) -> None:
-    """Compare facts over all ranks, once.
+    """Compare facts over all ranks, once; collective.
 
     Args:
-        communicator: Collective: every rank calls.
-        facts: What must be alike, e.g. composition, weights, versions; the same names on every rank.
+        communicator: This rank's communicator.
+        facts: What must be equal, e.g. composition, weights, versions; the same names on every rank.
 
     Raises:
-        ProtocolError: Naming what differs, and the ranks on each side.
+        ProtocolError: Naming the facts that differ, and the ranks on each side.
     """
     import torch
 

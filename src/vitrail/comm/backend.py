@@ -1,4 +1,4 @@
-"""What is registered in the slot ``comm``, and what is checked of it."""
+"""The protocol of a communicator backend (slot ``comm``), and the checks at registration."""
 
 from __future__ import annotations
 
@@ -20,64 +20,64 @@ SIGNATURES = {"run": ("world_size", "program", "run_id"), "join": ("environment"
 
 
 class Backend(Protocol):
-    """A way for ranks to come about and to talk: a frozen attrs class whose fields all have defaults.
+    """A way to start ranks and connect them: a frozen attrs class whose fields all have defaults.
 
     The class is called with its fields by name, e.g. ``Tcp(timeout=60.0)``; making one starts nothing. One object may
     run several programs, one after another, which never see each other's messages.
 
     Attributes:
-        timeout: Seconds of one wait, not of a run; handed to every rank's ``RankCommunicator``.
-        checksums: Whether the bytes of every message are checked; handed on likewise.
+        timeout: Timeout of one wait in seconds, not of a run; passed to every rank's ``RankCommunicator``.
+        checksums: Whether every message carries a checksum; passed likewise.
     """
 
     @property
     def timeout(self) -> float:
-        """Seconds of one wait."""
+        """Timeout of one wait, seconds."""
 
     @property
     def checksums(self) -> bool:
-        """Whether the bytes of messages are checked."""
+        """Whether messages carry a checksum."""
 
     def run(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> list[T]:
         """Run a program once on every rank, all at the same time, and wait for all of them.
 
-        Every rank makes its end of the transport, a ``RankCommunicator`` on it, and calls
-        ``vitrail.comm.guard.guarded(communicator, program)``, which closes after a program that ended well and tells
-        the other ranks of one that raised.
+        Every rank creates its end of the transport and a ``RankCommunicator`` on it, and calls
+        ``vitrail.comm.guard.guarded(communicator, program)``, which closes the communicator after the program and
+        informs the other ranks if it raised.
 
         Args:
-            world_size: Number of ranks, 1 or more; 1 must work, and waits for nobody.
+            world_size: Number of ranks, 1 or more; 1 must work without waiting.
             program: Called with each rank's communicator, in the thread that made it. Where ranks are threads it may be
-                any function; where they are processes it must be one that can be pickled, and what it returns, too.
-            run_id: Handed to every ``RankCommunicator``; ranks with different ids refuse each other.
+                any function; where they are processes, it and its result must be picklable.
+            run_id: Passed to every ``RankCommunicator``; ranks with different ids refuse each other.
 
         Returns:
-            What the program returned, by rank: rank 0 first, whoever ended first.
+            The program's results, in the order of ranks.
 
         Raises:
-            BaseException: What the program raised on the culprit's rank, of the same type. ``CommTimeout`` and
-                ``ProtocolError`` are such errors, too. It is raised when all ranks have ended.
-            CommAborted: If the culprit could not tell, since its process died.
+            BaseException: What the program raised on the rank that failed first, of the same type, ``CommTimeout`` and
+                ``ProtocolError`` included; raised when all ranks have ended.
+            CommAborted: If that rank's process died without a report.
         """
 
 
 class JoiningBackend(Backend, Protocol):
-    """A backend whose ranks are processes: it can also join those that a launcher has started.
+    """A backend whose ranks are processes, which can also join ranks that a launcher has started.
 
     With a method ``join``, ``vitrail sample --ranks N --comm NAME`` starts N processes, each of which joins; without,
     it calls ``run`` with a program that cannot be pickled.
     """
 
     def join(self, environment: RankEnvironment, run_id: str = "run") -> RankCommunicator:
-        """The communicator of this process, when all ranks are there.
+        """Return the communicator of this process, once all ranks are connected.
 
         Args:
-            environment: Which rank this is, how many there are, and a host and port at which rank 0, or the launcher
-                (``store_is_hosted``), may be met.
-            run_id: Alike on all ranks.
+            environment: Number of this rank, number of ranks, and the host and port at which rank 0, or the launcher
+                (``store_is_hosted``), is reached.
+            run_id: Equal on all ranks.
 
         Raises:
-            CommError: If the ranks do not find each other within the timeout, naming who is missing.
+            CommError: If the ranks do not find each other within the timeout; names the missing ones.
         """
 
 
@@ -85,11 +85,11 @@ def check_backend(where: str, cls: type) -> None:
     """Refuse a class that cannot be a backend.
 
     Args:
-        where: What the message begins with: the plugin, the slot and the name.
+        where: Beginning of the message: the plugin, the slot and the name.
         cls: A frozen attrs class with ``run``.
 
     Raises:
-        RegistrationError: Naming the field or the argument that is missing.
+        RegistrationError: Naming the missing field, default or argument.
     """
     fields = {each.name: each for each in attrs.fields(cls)}
     missing = [name for name in OPTIONS if name not in fields]

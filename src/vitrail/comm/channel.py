@@ -1,4 +1,4 @@
-"""Channels: versions of one tensor from one rank, each readable exactly while the bound allows."""
+"""Channels: versions of one tensor from one rank, each readable exactly within the staleness bound."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ChannelOwner(Protocol):
-    """What a channel needs of the communicator that opened it."""
+    """The members of a communicator that its channels use."""
 
     rank: int
     device: torch.device
@@ -34,7 +34,7 @@ class ChannelOwner(Protocol):
         """Refuse the call if the run was revoked or closed."""
 
     def refuse(self, reason: str) -> NoReturn:
-        """End the run with a ``ProtocolError``."""
+        """Abort the run and raise a ``ProtocolError``."""
 
     def post(
         self,
@@ -46,7 +46,7 @@ class ChannelOwner(Protocol):
         witness: Witness,
         finish: Callable[[Posting], None],
     ) -> PostedWork:
-        """Post one operation of a domain."""
+        """Post one operation of a domain; see ``RankCommunicator.post``."""
 
 
 class VersionedChannel:
@@ -73,11 +73,11 @@ class VersionedChannel:
 
     @property
     def slots(self) -> int:
-        """Versions that are kept: those that may be read, and one under way."""
+        """Number of versions kept: those that may be read, and one in transit."""
         return self.max_staleness + 2
 
     def publish(self, version: int, tensor: Tensor | None) -> PostedWork:
-        """Post a version: the source passes the value, the others None."""
+        """Post a version; see ``Channel.publish``."""
         where = f"channel {self.name!r}: publish({version})"
         self._owner.enter(where)
         is_source = self._owner.rank == self.src
@@ -103,7 +103,13 @@ class VersionedChannel:
         return work
 
     def fetch(self, version: int, *, timeout: float | None = None) -> Tensor:
-        """A private copy of exactly this version; blocks until it is here."""
+        """Return a private copy of exactly this version; blocks until it has arrived.
+
+        Raises:
+            ValueError: For a negative version.
+            ProtocolError: For a version that was not posted on this rank.
+            StaleVersion: For a version that is no longer kept.
+        """
         if version < 0:
             raise ValueError(f"channel {self.name!r}: there is no version {version}")
         self._owner.enter(f"channel {self.name!r}: fetch({version})")
@@ -119,14 +125,20 @@ class VersionedChannel:
         return kept.clone()
 
     def latest(self) -> int:
-        """The largest version such that all up to it are complete here; -1 if none is."""
+        """Return the largest version such that all up to it are complete here; -1 if none is."""
         self._owner.enter(f"channel {self.name!r}: latest()")
         while self._complete < self._last and self._is_here(self._complete + 1):
             self._complete += 1
         return self._complete
 
     def fetch_within(self, now: int, *, timeout: float | None = None) -> tuple[int, Tensor]:
-        """The newest complete version in [now - max_staleness, now], with its number."""
+        """Return the newest complete version in [now - max_staleness, now], with its number.
+
+        Raises:
+            ValueError: For a negative ``now``.
+            ProtocolError: If no version in this range was posted on this rank.
+            StaleVersion: If ``now`` is no longer kept.
+        """
         if now < 0:
             raise ValueError(f"channel {self.name!r}: there is no version {now}")
         self._owner.enter(f"channel {self.name!r}: fetch_within({now})")
@@ -140,7 +152,7 @@ class VersionedChannel:
         return version, self.fetch(version, timeout=timeout)
 
     def _is_here(self, version: int) -> bool:
-        """Whether a version is complete; those that left their slot were."""
+        """Whether a version is complete; versions that left their slot were."""
         if version not in self._slots:
             return True
         work, _ = self._slots[version]
@@ -149,17 +161,17 @@ class VersionedChannel:
     # ------------------------------------------------------------------ for the communicator
 
     def progress(self) -> str:
-        """What all ranks must have posted at the end."""
+        """Return what all ranks must have posted before the channel closes."""
         return f"channel {self.name!r} up to version {self._last}"
 
     def begin_close(self) -> PostedWork:
-        """Say in this ordering domain that no version follows: on the wire it looks like the next one."""
+        """Post the end of the channel's domain, in the form of the next version."""
         like = self._like.clone() if self._owner.rank == self.src else None
         call = f"close() of channel {self.name!r} after version {self._last}"
         return self._post(self._last + 1, call, like, lambda posting: posting.release())
 
     def drain(self) -> None:
-        """Take what is still under way and give all slots back, when every rank has posted everything."""
+        """Wait for versions in transit and release all slots; every rank must have posted everything."""
         for work, _ in self._slots.values():
             work.finish()
         self._slots.clear()
@@ -176,7 +188,7 @@ class VersionedChannel:
             raise StaleVersion(f"channel {self.name!r}: version {version} is gone; the oldest kept is {oldest}")
 
     def _make_room(self, version: int) -> None:
-        """Wait until every rank has posted the version whose slot this one takes."""
+        """Wait until every rank has posted the version whose slot is reused."""
         old = version - self.slots
         if old in self._slots:
             self._slots.pop(old)[0].retire()

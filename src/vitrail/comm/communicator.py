@@ -1,4 +1,4 @@
-"""The semantics of collectives and of a run's life, once for all backends."""
+"""Semantics of collectives and of a run's life cycle, shared by all backends."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class RankCommunicator:
 
     Args:
         transport: One rank's end of a backend.
-        run_id: The same on all ranks; messages of another run are refused.
-        timeout: Seconds of one wait.
-        checksums: Check the bytes of every part.
+        run_id: Equal on all ranks; messages of another run are refused.
+        timeout: Timeout of one wait, seconds.
+        checksums: Whether every part carries a checksum.
         domain: Ordering domain; ``split`` makes others.
-        trace: Where calls and waits are recorded; shared by all splits.
+        trace: Record of calls and waits; shared by all splits.
     """
 
     def __init__(
@@ -55,24 +55,30 @@ class RankCommunicator:
         self._thread = threading.get_ident()
         self._seq = 0
         self._pending: list[PostedWork] = []
-        self._tickets: list[Ticket] = []  # of works that the caller was given
+        self._tickets: list[Ticket] = []  # of works that were returned to the caller
         self._closed = self._is_ended = False
         self._children: list[RankCommunicator] = []
         self._channels: list[VersionedChannel] = []
-        self._opened: Counter[str] = Counter()  # how often each name was
+        self._opened: Counter[str] = Counter()  # how often each name was opened
         self._parent: RankCommunicator | None = None
-        self._name = domain  # as its parent knows it
+        self._name = domain  # its name in the parent
         transport.open(domain)
 
     # ------------------------------------------------------------------ collectives
 
     def barrier(self, *, timeout: float | None = None) -> None:
-        """Wait for all ranks."""
+        """Wait until all ranks have called it."""
         self.enter("barrier()")
         self.begin("barrier()", [], {}, _release).wait(timeout)
 
     def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> PostedWork | None:
-        """Overwrite ``tensor`` on every rank with the source's."""
+        """Overwrite ``tensor`` on every rank with the source's.
+
+        Args:
+            tensor: Of one dtype and shape on all ranks.
+            src: The source's rank.
+            async_op: Return a ``Work`` at once instead of waiting.
+        """
         call = f"broadcast({describe(tensor)}, src={src})"
         self.enter(call)
         self._check_rank(src)
@@ -94,7 +100,14 @@ class RankCommunicator:
         *,
         async_op: bool = False,
     ) -> PostedWork | None:
-        """Fill ``out[key]`` on every rank with ``mine[key]`` of the key's owner."""
+        """Fill ``out[key]`` on every rank with ``mine[key]`` of the key's owner.
+
+        Args:
+            out: A tensor for every key, of one dtype and shape on all ranks.
+            mine: The tensors of the keys that this rank owns.
+            owner: The rank of every key, equal on all ranks.
+            async_op: Return a ``Work`` at once instead of waiting.
+        """
         keys = sorted(owner)
         call = f"all_gather_into({len(keys)} keys)"
         self.enter(call)
@@ -122,7 +135,7 @@ class RankCommunicator:
         return self._begun_or_done(self.begin(call, list(map(Part, sources, sizes)), own, finish, what), async_op)
 
     def broadcast_object(self, value: Any, src: int) -> Any:
-        """The source's value on every rank: small, made of what JSON knows."""
+        """Return the source's value on every rank; small, of JSON types."""
         import torch
 
         body = json.dumps(value, sort_keys=True).encode() if self.rank == src else b""
@@ -132,12 +145,20 @@ class RankCommunicator:
         self.broadcast(data, src)
         return json.loads(bytes(data.tolist()))
 
-    # ------------------------------------------------------------------ what hangs on a communicator
+    # ------------------------------------------------------------------ channels and splits
 
     def channel(
         self, name: str, *, src: int, shape: tuple[int, ...], dtype: torch.dtype, max_staleness: int = 1
     ) -> VersionedChannel:
-        """Open a channel; collective, and its arguments are compared."""
+        """Open a channel; collective, with arguments compared between ranks.
+
+        Args:
+            name: Not used by an open channel or split of this communicator.
+            src: The rank that writes.
+            shape: Shape of every version.
+            dtype: Type of every version.
+            max_staleness: Number of versions behind the last posted one that may be read.
+        """
         call = f"channel({name!r}, src={src}, {tuple(shape)}, {dtype}, max_staleness={max_staleness})"
         self.enter(call)
         self._check_rank(src)
@@ -148,7 +169,7 @@ class RankCommunicator:
         return channel
 
     def split(self, name: str) -> RankCommunicator:
-        """The same ranks with an ordering of their own; collective."""
+        """Return a communicator of the same ranks with an ordering domain of its own; collective."""
         self.enter(f"split({name!r})")
         domain = self._open(f"split({name!r})", name)
         options: dict[str, Any] = {"timeout": self.timeout, "checksums": self.checksums, "trace": self.trace}
@@ -168,7 +189,7 @@ class RankCommunicator:
     # ------------------------------------------------------------------ life cycle
 
     def note(self, text: str) -> None:
-        """Say where this rank is; others read it in error messages."""
+        """Record this rank's position; other ranks show it in error messages."""
         self._transport.note(text)
 
     def abort(self, reason: str) -> None:
@@ -177,13 +198,17 @@ class RankCommunicator:
             self._transport.abort(Abort(self.rank, reason))
 
     def check(self) -> None:
-        """Raise if the run was revoked."""
+        """Raise ``CommAborted`` if the run was revoked.
+
+        Raises:
+            CommAborted: With the first culprit and reason.
+        """
         abort = self._transport.aborted()
         if abort is not None:
             raise CommAborted(abort.culprit, abort.reason)
 
     def close(self) -> tuple[str, ...]:
-        """End: wait for all ranks if nothing went wrong. Returns the works that nobody waited for."""
+        """End the communicator: wait for all ranks unless the run was revoked. Returns the works never waited for."""
         if self._closed:
             return ()
         self._check_thread("close()")
@@ -192,7 +217,7 @@ class RankCommunicator:
         try:
             if self._transport.aborted() is None:
                 self._end_together(family)
-        except BaseException as error:  # before the way to tell the others is closed
+        except BaseException as error:  # before the transport is closed
             self.abort(describe_error(error))
             raise
         finally:
@@ -200,18 +225,18 @@ class RankCommunicator:
                 member._closed, member._is_ended, member._pending = True, self.domain == "main", []
             if self.domain == "main":
                 self._transport.close()
-        if self._parent is not None:  # the name is free again, for a domain of its own
+        if self._parent is not None:  # the name can be used again, for a new domain
             self._parent._children.remove(self)
             channels = [channel.domain for member in family for channel in member._channels]
             self._transport.shut([*(member.domain for member in family), *channels])
         return leaked
 
     def _family(self) -> list[RankCommunicator]:
-        """Itself and the splits below, all of which are open."""
+        """Return this communicator and all open splits below it."""
         return [self, *(member for child in self._children for member in child._family())]
 
     def _end_together(self, family: list[RankCommunicator]) -> None:
-        """Say in every ordering domain at once that this rank is done, so that no peer awaits it in vain anywhere."""
+        """Post the end in all ordering domains at once, so that no peer waits in any of them."""
         said = []
         for member in family:
             versions = "; ".join(channel.progress() for channel in member._channels)
@@ -222,7 +247,7 @@ class RankCommunicator:
         for work in said:
             work.settle()
         for channel in (channel for member in family for channel in member._channels):
-            channel.drain()  # all ranks have posted all of it: what is under way arrives
+            channel.drain()  # all ranks have posted everything, so all of it arrives
 
     # ------------------------------------------------------------------ postings
 
@@ -234,7 +259,15 @@ class RankCommunicator:
         finish: Callable[[Posting], None],
         details: str = "",
     ) -> PostedWork:
-        """Post the next collective of this domain; ``finish`` reads it when it is complete."""
+        """Post the next collective of this domain.
+
+        Args:
+            call: The operation with its arguments.
+            parts: All parts of the operation.
+            mine: This rank's parts by index, UInt8[Tensor, "nbytes"].
+            finish: Reads the posting once it is complete.
+            details: Compared between ranks, but not shown in the trace.
+        """
         work = self.post(self.domain, self._seq, call, parts, mine, "all", finish, details)
         self._seq += 1
         self._pending = [old for old in self._pending if not old.poll()]
@@ -250,7 +283,7 @@ class RankCommunicator:
         return None
 
     def enter(self, call: str) -> None:
-        """What every call begins with.
+        """Check that a call is allowed; every call begins with this.
 
         Raises:
             CommAborted: If the run was revoked.
@@ -276,7 +309,18 @@ class RankCommunicator:
         finish: Callable[[Posting], None],
         details: str = "",
     ) -> PostedWork:
-        """Lay down this rank's share of an operation; ``details`` are compared, too, but not shown on the way."""
+        """Post this rank's share of an operation.
+
+        Args:
+            domain: Ordering domain.
+            seq: Number of the operation in the domain.
+            call: The operation with its arguments.
+            parts: All parts of the operation.
+            mine: This rank's parts by index, UInt8[Tensor, "nbytes"].
+            witness: Whose headers completion waits for, see ``Transport.post``.
+            finish: Reads the posting once it is complete.
+            details: Compared between ranks, but not shown in the trace.
+        """
         header = pack_header(self.run_id, seq, f"{call} in {domain}", details)
         with self.trace.span("comm", call, domain=domain, seq=seq, bytes=sum(part.nbytes for part in parts)):
             posting = self._transport.post(domain, seq, header, parts, mine, witness)
@@ -291,7 +335,11 @@ class RankCommunicator:
             self.refuse(f"rank {src} does not exist; there are {self.world_size}")
 
     def refuse(self, reason: str) -> NoReturn:
-        """A call that breaks a rule: end the run and raise."""
+        """Abort the run and raise, for a call that breaks a rule.
+
+        Raises:
+            ProtocolError: Always.
+        """
         self.abort(reason)
         raise ProtocolError(reason)
 

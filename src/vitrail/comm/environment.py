@@ -1,4 +1,4 @@
-"""Who this process is among the ranks, as whatever launched it says."""
+"""Rank, number of ranks and addresses of this process, from the environment that its launcher set."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from attrs import field, frozen
 
 from vitrail.errors import CommError
 
-FIRST_PORT, PORTS = 16384, 16384  # of SLURM steps, if MASTER_PORT is not set: below those that systems give away
-MOST_RANKS = 256  # that one command starts; a launcher may start more
-HOSTED = "VITRAIL_STORE_IS_HOSTED"  # set to 1 by a launcher that keeps the store itself
-SECRET = "VITRAIL_SECRET"  # noqa: S105 - the variable's name; set by vitrail's launcher, or by whoever starts ranks
+FIRST_PORT, PORTS = 16384, 16384  # of SLURM steps without MASTER_PORT; below the ephemeral ports
+MOST_RANKS = 256  # started by one command; a launcher may start more
+HOSTED = "VITRAIL_STORE_IS_HOSTED"  # set to 1 by a launcher that hosts the store itself
+SECRET = "VITRAIL_SECRET"  # noqa: S105 - the variable's name; set by vitrail's launcher or by the user
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
 
 
 @frozen
 class RankEnvironment:
-    """One process among those of a run.
+    """One process among the ranks of a run.
 
     Attributes:
         rank: 0 to world_size - 1.
         world_size: Number of ranks.
-        local_rank: Counts the ranks of one host.
+        local_rank: Index among the ranks of one host.
         master_addr: Host of the store through which the ranks find each other.
-        master_port: Its port.
-        store_is_hosted: Whether the launcher keeps a store there; otherwise rank 0 does.
-        attempt: How often the launcher has restarted the run.
-        secret: What the run's ranks know and strangers do not; never sent. Under SLURM, and under torchrun with a run
-            id that others know, they can guess it unless VITRAIL_SECRET is set.
-        name: What strangers may know of the run.
-        is_local: Whether all ranks are on one host, so that nobody else need reach them.
-        has_torch_store: Whether what the launcher keeps there is a store of torch's, which anybody may read: rank 0
-            keeps the run's own elsewhere and says there where.
+        master_port: Port of the store.
+        store_is_hosted: Whether the launcher hosts the store; otherwise rank 0 does.
+        attempt: Number of restarts of the run by the launcher.
+        secret: Shared secret of the run's ranks; never sent. Under SLURM, and under torchrun with a known run id,
+            other users can guess it unless VITRAIL_SECRET is set.
+        name: Name of the run that other processes may see.
+        is_local: Whether all ranks are on one host, so that no other host needs access.
+        has_torch_store: Whether the launcher hosts a torch store, which any process can read: rank 0 then hosts the
+            run's own store elsewhere and publishes its address there.
     """
 
     rank: int
@@ -57,20 +57,20 @@ class RankEnvironment:
 
     @property
     def hosts_store(self) -> bool:
-        """Whether this process has to keep the run's store."""
+        """Whether this process must host the run's store."""
         return self.rank == 0 and (self.has_torch_store or not self.store_is_hosted)
 
 
 def from_environment(variables: Mapping[str, str] | None = None) -> RankEnvironment | None:
-    """What torchrun, ``vitrail sample --ranks`` or SLURM says; None if this process was launched by none of them.
+    """Read the variables of torchrun, ``vitrail sample --ranks`` or SLURM; None if launched by none of them.
 
     Raises:
-        CommError: If variables are missing, or are no fitting numbers.
+        CommError: If variables are missing or are not valid numbers.
     """
     known = os.environ if variables is None else variables
     if "RANK" in known or "WORLD_SIZE" in known:
         return _from_torchrun(known)
-    # SLURM sets its variables in every job, also where no several tasks were asked for
+    # SLURM sets its variables in every job, also in one with a single task
     if "SLURM_PROCID" in known and known.get("SLURM_NTASKS", "") not in ("", "1"):
         return _from_slurm(known)
     return None
@@ -122,7 +122,7 @@ def _from_slurm(known: Mapping[str, str]) -> RankEnvironment:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address leads to the host that it is used on, as far as it tells."""
+    """Whether an address is a loopback address, without resolving names other than "localhost"."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -130,12 +130,12 @@ def is_loopback(host: str) -> bool:
 
 
 def _derived(*parts: str) -> str:
-    """Hexadecimal digits that depend on all parts."""
+    """Return hexadecimal digits derived from all parts."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _first_host(nodes: str) -> str:
-    """The first of ``a,b`` or of ``node[07-09,12]``.
+    """Return the first host of a list such as ``a,b`` or ``node[07-09,12]``.
 
     Raises:
         CommError: If the list is missing or of another form.
@@ -179,5 +179,5 @@ def _checked(environment: RankEnvironment, rank_name: str, size_name: str) -> Ra
 
 
 def namespace(environment: RankEnvironment, count: int) -> str:
-    """Where in the store a process's count-th communicator writes."""
+    """Return the prefix of the store's keys for a process's count-th communicator."""
     return f"vitrail/{environment.attempt}/{count}"

@@ -1,4 +1,4 @@
-"""A rank's outermost frame: whatever ends a rank ends the run on all of them."""
+"""The outermost frame of a rank: an exception on one rank ends the run on all ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def guarded(communicator: RankCommunicator, program: Callable[[RankCommunicator], T]) -> T:
-    """Run a program; tell the other ranks if it raises, wait for them if it does not.
+    """Run a program; abort the run on all ranks if it raises, close the communicator if it does not.
 
     Raises:
         BaseException: What the program raised.
@@ -23,7 +23,7 @@ def guarded(communicator: RankCommunicator, program: Callable[[RankCommunicator]
         result = program(communicator)
         communicator.check()
         communicator.close()
-    except (CommAborted, SimulatedCrash):  # the others know, or must find out
+    except (CommAborted, SimulatedCrash):  # the others know already, or must detect it
         raise
     except BaseException as error:
         communicator.abort(describe_error(error))

@@ -1,10 +1,10 @@
-"""What ties a rank to the process that started it: when that ends, however it does, the rank ends.
+"""The bond of a rank to the process that started it: the rank ends when that process ends, in any way.
 
-``vitrail sample --ranks`` gives each rank one end of a socket pair. A thread of the rank reads from it, from the rank's
-first line on, and sees when the other end is closed, which the system does for a process that was killed, too. The rank
-says on it that it is here, that it needs no other rank any more, and that its work is done. Under torchrun, which gives
-none, the thread looks at who the parent is. A rank that is stopped is continued when its parent dies, where the system
-can do so, to see all this.
+``vitrail sample --ranks`` gives each rank one end of a socket pair. A thread of the rank reads from it from the start,
+and sees when the other end is closed, which the system does also for a killed process. The rank sends on it that it has
+started, that it no longer needs other ranks, and that its work is done. Under torchrun, which provides no socket, the
+thread polls the parent's process id. Where the system supports it, a stopped rank is continued when its parent dies, so
+that it can notice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from multiprocessing import connection
 
 VARIABLE = "VITRAIL_LIFELINE"  # number of the file descriptor
 TORCHRUN = "TORCHELASTIC_RUN_ID"
-LOOK_S = 0.2  # between two looks at the parent
+LOOK_S = 0.2  # between two polls of the parent
 HERE, ALONE, DONE, CUT = b"h", b"a", b"d", b"c"
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux
 GONE = "the process that started the ranks is gone"
@@ -31,7 +31,7 @@ Clean = Callable[[], None]
 
 
 class Lifeline:
-    """The launcher's end."""
+    """The launcher's end of a rank's lifeline."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair()
@@ -40,12 +40,12 @@ class Lifeline:
 
     @property
     def is_here(self) -> bool:
-        """Whether the rank has begun to decide what signals do."""
+        """Whether the rank has started and handles signals itself."""
         return HERE in self._read()
 
     @property
     def is_alone(self) -> bool:
-        """Whether the rank needs no other any more."""
+        """Whether the rank no longer needs any other."""
         return ALONE in self._read()
 
     @property
@@ -54,30 +54,30 @@ class Lifeline:
         return DONE in self._read()
 
     def cut(self) -> None:
-        """Have the rank end."""
+        """Request that the rank ends."""
         self._read()
         with contextlib.suppress(OSError):
             self._ours.send(CUT)
         self._ours.close()
 
     def _read(self) -> bytes:
-        with contextlib.suppress(OSError):  # nothing new, or the rank is gone
+        with contextlib.suppress(OSError):  # no new data, or the rank has ended
             if self._ours.fileno() >= 0:
                 self._heard += self._ours.recv(16)
         return self._heard
 
 
-_lines: list[socket.socket] = []  # this process's end, if it is a rank that has one
+_lines: list[socket.socket] = []  # this process's end, if it is a rank with a lifeline
 _held = threading.Event()
 
 
 def hold(clean: Clean = lambda: None) -> None:
-    """End this process when its launcher ends; does nothing in one that has none, nor when it is called again.
+    """End this process when its launcher ends; no effect without a launcher or on a second call.
 
     Args:
-        clean: Called before, from a thread, to leave nothing half done behind.
+        clean: Clean-up that is called before, from another thread.
     """
-    number = os.environ.pop(VARIABLE, "")  # programs that a rank starts are no ranks
+    number = os.environ.pop(VARIABLE, "")  # child processes of a rank are not ranks
     if _held.is_set():
         return
     if number.isdecimal():
@@ -92,21 +92,21 @@ def hold(clean: Clean = lambda: None) -> None:
 
 
 def hold_to_parent() -> None:
-    """The same for a process that ``multiprocessing`` has started."""
+    """As ``hold``, for a process started by ``multiprocessing``."""
     parent = multiprocessing.parent_process()
     if parent is not None and not _held.is_set():
         _watch(lambda: bool(connection.wait([parent.sentinel])), lambda: None)
 
 
 def tell(word: bytes) -> None:
-    """Tell the launcher, if it listens."""
+    """Send a word to the launcher, if there is a lifeline."""
     for line in _lines:
-        with contextlib.suppress(OSError):  # it is gone, which the thread sees, too
+        with contextlib.suppress(OSError):  # the launcher is gone, which the thread notices, too
             line.send(word)
 
 
 def _watch(is_gone: Callable[[], bool], clean: Clean) -> None:
-    """Start the thread; ``is_gone`` waits for the end, and tells whether it came by itself."""
+    """Start the watching thread; ``is_gone`` blocks until the end, and returns False if the end was requested."""
     _held.set()
     _continue_with_parents_death()
 
@@ -119,7 +119,7 @@ def _watch(is_gone: Callable[[], bool], clean: Clean) -> None:
             if gone and os.environ.get("RANK") == "0":
                 os.write(2, f"vitrail: {GONE}, so the ranks end, too\n".encode())
         finally:
-            os._exit(1)  # without the interpreter's goodbye, which waits for other threads
+            os._exit(1)  # without the interpreter's shutdown, which waits for other threads
 
     threading.Thread(target=until_its_end, name="lifeline", daemon=True).start()
 
@@ -133,5 +133,5 @@ def _wait_for_another_parent(number: int) -> bool:
 def _continue_with_parents_death() -> None:
     try:
         ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGCONT)
-    except (AttributeError, OSError, TypeError):  # not this system's; a rank that is not stopped needs none
+    except (AttributeError, OSError, TypeError):  # not supported here; only stopped ranks need it
         return

@@ -1,4 +1,4 @@
-"""Headers: what a rank believes an operation to be, in a fixed number of bytes."""
+"""Headers: the operation that a rank believes it takes part in, in a fixed number of bytes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ DIGEST = 16
 
 
 def pack_header(run_id: str, seq: int, call: str, details: str = "") -> bytes:
-    """A header: the digest of everything it says, then as much of the text as fits.
+    """Return a header: a digest of its whole text, then as much of the text as fits.
 
     Args:
-        run_id: Of the run; messages of another run never match.
+        run_id: Id of the run; messages of another run never match.
         seq: Position in the ordering domain.
         call: The operation with its arguments, e.g. ``broadcast(float32 2x3, src=0)``.
-        details: What else must agree; as long as it likes.
+        details: Further text that must agree, of any length.
     """
     text = f"{call}, operation {seq} of run {run_id}{': ' if details else ''}{details}".encode()
     digest = hashlib.blake2b(text, digest_size=DIGEST).digest()
@@ -29,16 +29,16 @@ def pack_header(run_id: str, seq: int, call: str, details: str = "") -> bytes:
 
 
 def read_header(header: bytes) -> str:
-    """The text of a header, shortened if it was long."""
+    """Return the text of a header, truncated if it was long."""
     return header[DIGEST:].rstrip(b"\0").decode(errors="replace")
 
 
 def odd_one_out(headers: Mapping[int, bytes], rank: int) -> tuple[int, bytes] | None:
-    """Who disagrees, and a header that differs from this rank's: whose header fewest ranks have.
+    """Return the rank that disagrees, by majority, and a header that differs from this rank's.
 
     Args:
-        headers: Of the ranks whose headers are here, this rank's among them.
-        rank: This rank; in a tie it is not the one to blame.
+        headers: Headers by rank, as far as they have arrived, this rank's included.
+        rank: This rank; in a tie the other one is blamed.
 
     Returns:
         None if all are equal.
@@ -52,6 +52,6 @@ def odd_one_out(headers: Mapping[int, bytes], rank: int) -> tuple[int, bytes] | 
 
 
 def describe(tensor: Tensor) -> str:
-    """Type and shape, e.g. ``float32 2x3``."""
+    """Return dtype and shape of a tensor, e.g. ``float32 2x3``."""
     shape = "x".join(map(str, tensor.shape)) or "scalar"
     return f"{str(tensor.dtype).removeprefix('torch.')} {shape}"

@@ -1,4 +1,4 @@
-"""How a run of all ranks in one process ended."""
+"""Outcome of a run whose ranks are in one process."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 @frozen(eq=False)
 class RankOutcome(Generic[T]):
-    """How a run ended on every rank.
+    """Outcome of a run on every rank.
 
     Attributes:
-        results: Of the ranks that finished.
-        errors: Of those that raised; a simulated crash is a ``SimulatedCrash``.
-        traces: By rank.
-        makespan: Seconds of the backend's clock.
+        results: Results of the ranks that finished.
+        errors: Exceptions of the ranks that raised; a simulated crash is a ``SimulatedCrash``.
+        traces: Recorders by rank.
+        makespan: Duration in seconds of the backend's clock.
         abort: The first abort, if any.
-        left_over: Operations, as (domain, number), whose buffers some rank still holds; none after a clean run.
+        left_over: Operations, as (domain, number), whose buffers a rank still holds; empty after a clean run.
     """
 
     results: dict[int, T]
@@ -34,10 +34,10 @@ class RankOutcome(Generic[T]):
     left_over: tuple[tuple[str, int], ...] = ()
 
     def values(self) -> list[T]:
-        """The results by rank.
+        """Return the results in the order of ranks.
 
         Raises:
-            BaseException: What the culprit raised.
+            BaseException: The first cause, if a rank raised.
         """
         if self.errors:
             raise first_cause(self.errors, self.abort)
@@ -45,7 +45,7 @@ class RankOutcome(Generic[T]):
 
 
 def first_cause(errors: dict[int, BaseException], abort: Abort | None) -> BaseException:
-    """The error that began it: the culprit's own, if it has one that is more than the echo of an abort."""
+    """Return the original error: the culprit's, if it is not merely a ``CommAborted``."""
     own = {rank: error for rank, error in errors.items() if not isinstance(error, CommAborted)}
     if abort is not None and abort.culprit in own:
         return own[abort.culprit]

@@ -1,7 +1,7 @@
-"""Who computes what: a pure function, so that every rank knows everybody's share without a word.
+"""Assignment of work to ranks: a pure function, so that every rank knows all shares without communication.
 
-A unit is what cannot be divided, a micro-batch of rows or several; units are numbered in canonical order, and
-nothing that is computed depends on who computes it.
+A unit is what cannot be divided, one micro-batch of rows or several; units are numbered in canonical order, and results
+do not depend on the assignment.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from vitrail.errors import ConfigError
 
 
 def assign(costs: Sequence[float], speeds: Sequence[float], first: int | None = None) -> tuple[int, ...]:
-    """The owner of every unit: each goes to the rank that would finish it first, the lowest of equals.
+    """Return the owner of every unit: each goes to the rank that would finish it first, the lowest of equals.
 
     Args:
-        costs: Of the units, in canonical order.
+        costs: Costs of the units, in canonical order.
         speeds: Relative speeds of the ranks; their number is the world size.
-        first: A unit that others wait for; it is given away, and computed, before all others.
+        first: A unit that others wait for; it is assigned and computed before all others.
 
     Returns:
-        A rank for every unit; ranks that are not needed have none.
+        A rank per unit; ranks that are not needed have none.
 
     Raises:
         ConfigError: If a speed is not a positive number.
@@ -39,12 +39,18 @@ def assign(costs: Sequence[float], speeds: Sequence[float], first: int | None = 
 
 
 def in_order(units: int, first: int | None) -> list[int]:
-    """Units in the order in which they are computed: the one that others wait for, then the rest as they are."""
+    """Return units in the order of computation: the one that others wait for, then the rest in order."""
     return sorted(range(units), key=lambda unit: (unit != first, unit))
 
 
 def rounds(owners: Sequence[int], world_size: int, first: int | None = None) -> list[list[int]]:
-    """Units by round: in round j every rank computes the j-th of its own; some have none in the last."""
+    """Return units by round: in round j every rank computes the j-th of its own, if it has one.
+
+    Args:
+        owners: Rank of every unit.
+        world_size: Number of ranks.
+        first: A unit that others wait for, computed before all others.
+    """
     shares: list[list[int]] = [[] for _ in range(world_size)]
     for unit in in_order(len(owners), first):
         shares[owners[unit]].append(unit)

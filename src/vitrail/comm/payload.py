@@ -1,4 +1,4 @@
-"""Tensors as bytes and back: any type and shape, bit for bit, with an optional checksum."""
+"""Conversion of tensors to bytes and back: any dtype and shape, bit for bit, with an optional checksum."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from vitrail.errors import ProtocolError
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHECKSUM = 4  # bytes behind a part
+CHECKSUM = 4  # bytes of the CRC-32 after a part
 
 
 def size_of(tensors: Iterable[Tensor], checksums: bool) -> int:
-    """Bytes of a part that holds these tensors."""
+    """Return the size in bytes of a part that holds these tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + CHECKSUM * checksums
 
 
 def to_bytes(tensors: Sequence[Tensor], checksums: bool) -> Tensor:
-    """A private copy of the tensors' bytes, one behind the other, UInt8[Tensor, "nbytes"]."""
+    """Return a private copy of the tensors' bytes, concatenated, UInt8[Tensor, "nbytes"]."""
     import torch
 
     flat = [_dense(tensor).view(torch.uint8) for tensor in tensors]
@@ -33,16 +33,22 @@ def to_bytes(tensors: Sequence[Tensor], checksums: bool) -> Tensor:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Its values one behind the other; ``contiguous`` alone keeps strides where there is one value or none."""
+    """Flatten a tensor on the CPU to stride 1; ``contiguous`` alone may keep other strides of one element or none."""
     values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return values if values.numel() > 1 else values.as_strided(values.shape, (1,))
 
 
 def from_bytes(part: Tensor, tensors: Sequence[Tensor], checksums: bool, where: str) -> None:
-    """Write a part into tensors of the shapes it was made of.
+    """Write a part into tensors of the shapes that it was made from.
+
+    Args:
+        part: UInt8[Tensor, "nbytes"].
+        tensors: Overwritten, in the order of ``to_bytes``.
+        checksums: Whether the part ends with a checksum.
+        where: Beginning of the error.
 
     Raises:
-        ProtocolError: If the checksum does not fit.
+        ProtocolError: If the checksum does not match.
     """
     import torch
 
@@ -51,7 +57,7 @@ def from_bytes(part: Tensor, tensors: Sequence[Tensor], checksums: bool, where: 
         if zlib.crc32(part.contiguous().numpy().data) != crc:
             raise ProtocolError(f"{where}: the bytes that arrived are not those that were sent (checksum)")
     begin = 0
-    with torch.inference_mode():  # the only mode that may write to tensors of either mode
+    with torch.inference_mode():  # the only mode that may write to tensors of both modes
         for tensor in tensors:
             end = begin + tensor.numel() * tensor.element_size()
             piece = part[begin:end].clone()  # aligned for every type

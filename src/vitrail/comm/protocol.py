@@ -1,4 +1,4 @@
-"""What ranks may ask of each other: collectives in one order, channels with versions.
+"""Protocols of communication between ranks: collectives in one order, channels with versions.
 
 ``Communicator`` moves the data of a step; every rank calls the same operations in the same order, and each
 call is checked against the peers'. ``Channel`` is a register that one rank writes and all read: versions
@@ -6,7 +6,7 @@ call is checked against the peers'. ``Channel`` is a register that one rank writ
 parallel model; Ho et al., 2013, "More Effective Distributed ML via a Stale Synchronous Parallel
 Parameter Server", sec. 3).
 
-The rules, which the test suite holds every backend to:
+The rules, which the test suite checks for every backend:
 
  1. ``publish(v)`` takes v = 0, 1, 2, ...; another version is a ``ProtocolError`` and aborts the run.
  2. When ``publish`` or a collective returns, the value is fixed: later writes to its source are not seen.
@@ -20,8 +20,8 @@ The rules, which the test suite holds every backend to:
  9. After ``abort`` on any rank, every pending and later call on every rank raises ``CommAborted`` with the
     first culprit and reason; buffers of pending calls are never handed out.
 10. ``CommTimeout`` names the operation and the rank that is behind, and aborts the run.
-11. ``close`` is collective after a clean run, local after an abort; it tells which works nobody waited for.
-12. One thread a rank calls; only ``abort`` may come from another.
+11. ``close`` is collective after a clean run, local after an abort; it returns the works never waited for.
+12. All calls of a rank come from one thread; only ``abort`` may come from another.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Work(Protocol):
-    """An operation that was begun."""
+    """A pending operation."""
 
     def is_completed(self) -> bool:
         """Whether ``wait`` would return, or raise, at once; True means that the result can be read."""
@@ -52,11 +52,11 @@ class Work(Protocol):
         """
 
     def exception(self) -> BaseException | None:
-        """What ``wait`` raised or would raise, as far as is known."""
+        """Return what ``wait`` raised or would raise, as far as is known."""
 
 
 class Channel(Protocol):
-    """A register with versions, written by one rank and read by all."""
+    """A versioned register, written by one rank and read by all."""
 
     name: str
     src: int
@@ -70,26 +70,26 @@ class Channel(Protocol):
         """
 
     def fetch(self, version: int, *, timeout: float | None = None) -> Tensor:
-        """A private copy of exactly this version; blocks until it is here.
+        """Return a private copy of exactly this version; blocks until it has arrived.
 
         Raises:
             ValueError: For a negative version.
             ProtocolError: For a version that was not posted here, which would never complete.
-            StaleVersion: For one older than ``last posted - max_staleness``.
+            StaleVersion: For a version older than ``last posted - max_staleness``.
         """
 
     def latest(self) -> int:
-        """The largest version such that all up to it are complete here; -1 if none is."""
+        """Return the largest version such that all up to it are complete here; -1 if none is."""
 
     def fetch_within(self, now: int, *, timeout: float | None = None) -> tuple[int, Tensor]:
-        """The newest complete version in [now - max_staleness, now], with its number.
+        """Return the newest complete version in [now - max_staleness, now], with its number.
 
-        Depends on timing, unlike ``fetch``: what it returned is in the trace.
+        Depends on timing, unlike ``fetch``; the trace records what it returned.
         """
 
 
 class Communicator(Protocol):
-    """One rank's view of a run. Every rank makes the same calls in the same order, which is compared.
+    """One rank's end of a run. Every rank makes the same calls in the same order, which are compared.
 
     Every call but ``note``, ``abort`` and ``close`` raises ``CommAborted`` if the run was revoked, ``ProtocolError`` if
     the ranks disagree, after ``close`` or from another thread, and those that wait ``CommTimeout``; each ends the run
@@ -98,10 +98,10 @@ class Communicator(Protocol):
     Attributes:
         rank: 0, 1, ..., world_size - 1.
         world_size: Number of ranks.
-        backend: The backend's name.
-        device: Where collectives' data travel.
-        run_id: Alike on all ranks; messages of another run are refused.
-        trace: What this rank did and when, by the clock that all ranks share; of all splits together.
+        backend: Name of the backend.
+        device: Device of the data of collectives.
+        run_id: Equal on all ranks; messages of another run are refused.
+        trace: Events of this rank by the clock that all ranks share, all splits together.
     """
 
     rank: int
@@ -112,7 +112,7 @@ class Communicator(Protocol):
     trace: Recorder
 
     def barrier(self, *, timeout: float | None = None) -> None:
-        """Wait for all ranks; nobody leaves before all have come.
+        """Wait until all ranks have called it.
 
         Args:
             timeout: Seconds; the communicator's own if None.
@@ -122,8 +122,9 @@ class Communicator(Protocol):
         """Overwrite ``tensor`` on every rank with the source's.
 
         Args:
-            tensor: Of one type and shape on all ranks, of any layout. On the source it is read before the call returns.
-            src: The rank whose values count, alike on all ranks.
+            tensor: Of one dtype and shape on all ranks, of any layout. On the source it is read before the call
+                returns.
+            src: The source's rank, equal on all ranks.
             async_op: Return a ``Work`` at once; the others' tensors change when it is waited for, or by the end.
         """
 
@@ -138,51 +139,55 @@ class Communicator(Protocol):
         """Fill ``out[key]`` on every rank with ``mine[key]`` of the key's owner.
 
         Args:
-            out: A tensor for every key, of one type and shape on all ranks; keys can be sorted.
-            mine: The keys that this rank owns.
-            owner: The rank of every key, alike on all ranks; a rank may own none or all.
+            out: A tensor for every key, of one dtype and shape on all ranks; keys must be sortable.
+            mine: The tensors of the keys that this rank owns.
+            owner: The rank of every key, equal on all ranks; a rank may own none or all.
             async_op: Return a ``Work`` at once.
         """
 
     def broadcast_object(self, value: Any, src: int) -> Any:
-        """The source's value on every rank.
+        """Return the source's value on every rank.
 
         Args:
-            value: Small, made of what JSON knows; only the source's is looked at.
-            src: The rank whose value counts.
+            value: Small, of JSON types; used on the source only.
+            src: The source's rank.
         """
 
     def channel(
         self, name: str, *, src: int, shape: tuple[int, ...], dtype: torch.dtype, max_staleness: int = 1
     ) -> Channel:
-        """Open a channel; collective, and its arguments are compared.
+        """Open a channel; collective, with arguments compared between ranks.
 
         Args:
-            name: Free here: no open channel or split of this communicator has it.
+            name: Not used by an open channel or split of this communicator.
             src: The rank that writes.
-            shape: Of every version.
-            dtype: Of every version.
-            max_staleness: How many versions behind the last posted one may be read; ``max_staleness + 2`` are kept.
+            shape: Shape of every version.
+            dtype: Type of every version.
+            max_staleness: Number of versions behind the last posted one that may be read; ``max_staleness + 2``
+                are kept.
         """
 
     def split(self, name: str) -> Communicator:
-        """The same ranks with an ordering of their own; collective. The name is free again when it is closed."""
+        """Return a communicator of the same ranks with an ordering domain of its own; collective.
+
+        The name can be used again once the split is closed.
+        """
 
     def note(self, text: str) -> None:
-        """Say where this rank is, e.g. "step 12"; others read it in error messages."""
+        """Record this rank's position, e.g. "step 12"; other ranks show it in error messages."""
 
     def abort(self, reason: str) -> None:
-        """Revoke the run on all ranks; may be called from any thread, and again: the first reason of all counts."""
+        """Revoke the run on all ranks, from any thread; of several calls the first reason counts."""
 
     def check(self) -> None:
         """Raise ``CommAborted`` if the run was revoked."""
 
     def close(self) -> tuple[str, ...]:
-        """End: wait for all ranks if nothing went wrong, for nobody after an abort.
+        """End the communicator: wait for all ranks after a clean run, for none after an abort.
 
         Returns:
-            The calls of the works that nobody waited for or asked; () when closed again.
+            The calls of works that were never waited for or queried; () if closed before.
 
         Raises:
-            ProtocolError: If ranks differ in what they did, e.g. in how often they published.
+            ProtocolError: If ranks made different calls, e.g. published a different number of versions.
         """

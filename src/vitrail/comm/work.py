@@ -1,4 +1,4 @@
-"""Work: an operation that was begun and can be waited for."""
+"""Pending operations of a rank, and the semantics of waiting for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Ticket:
-    """What remains to be told of a work: its call, and whether its maker ever looked at its end."""
+    """The call of a pending operation, and whether the caller ever queried it or waited for it."""
 
     __slots__ = ("call", "was_seen")
 
@@ -28,7 +28,7 @@ class Ticket:
 
 @frozen(eq=False)
 class Awaited:
-    """A condition or a conflict, and in words what is awaited of whom."""
+    """A condition to wait for, ended also by a conflict; its text names the call and the awaited ranks."""
 
     condition: Callable[[], bool]
     posting: Posting
@@ -43,7 +43,7 @@ class Awaited:
 
 
 class PostedWork:
-    """A posting with what is to be done once it is complete; the semantics of waiting for all backends."""
+    """A posting with the function that reads it once it is complete; waiting is the same for all backends."""
 
     def __init__(
         self,
@@ -75,17 +75,21 @@ class PostedWork:
         return True
 
     def exception(self) -> BaseException | None:
-        """What ``wait`` would raise, as far as is known."""
+        """Return what ``wait`` would raise, as far as is known."""
         self.poll()
         return self._error
 
     def wait(self, timeout: float | None = None) -> None:
-        """Block until the result can be read."""
+        """Block until the result can be read; see ``Work.wait``."""
         self.ticket.was_seen = True
         self.settle(timeout)
 
     def poll(self) -> bool:
-        """Take what has arrived, unseen by the work's maker; whether the work has ended."""
+        """Read what has arrived and return whether the work has ended; does not count as seen by the caller.
+
+        Raises:
+            ProtocolError: From another thread than the one that began the work.
+        """
         if not self._done and self._error is None:
             if threading.get_ident() != self._thread:
                 raise ProtocolError(f"{self.call}: looked at from another thread than the one that began it")
@@ -93,7 +97,11 @@ class PostedWork:
         return self._done or self._error is not None
 
     def settle(self, timeout: float | None = None) -> None:
-        """Wait, unseen by the work's maker."""
+        """As ``wait``, but does not count as seen by the caller.
+
+        Raises:
+            BaseException: As ``Work.wait``, or what ``finish`` raised.
+        """
         if not self.poll():
             limit = self._timeout if timeout is None else timeout
             self._block(self._posting.is_complete, limit)
@@ -103,7 +111,11 @@ class PostedWork:
             raise self._error
 
     def retire(self) -> None:
-        """Wait until every rank has posted this operation, then give its buffers back; raises as ``wait`` does."""
+        """Wait until every rank has posted this operation, then release its buffers; raises as ``wait`` does.
+
+        Raises:
+            CommAborted: If the run was revoked.
+        """
         self.settle()
         if not self._posting.is_taken():
             self._block(self._posting.is_taken, self._timeout)
@@ -118,23 +130,23 @@ class PostedWork:
         self._posting.release()
 
     def finish(self) -> None:
-        """Wait for an operation that every rank is known to have posted, then give its buffers back."""
+        """Wait for an operation that every rank is known to have posted, then release its buffers."""
         self.settle()
         self._posting.release()
 
     def _block(self, condition: Callable[[], bool], limit: float) -> None:
-        """Wait for a condition, a conflict or an abort, up to a limit in seconds."""
+        """Wait for a condition, a conflict or an abort, at most ``limit`` seconds."""
         with self._trace.span("wait", self.call):
             deadline = self._transport.clock() + limit
             self._transport.wait(Awaited(condition, self._posting, self.call), deadline)
 
     def _advance(self) -> None:
-        """Take what has arrived; an abort comes before data, a conflict before data, too."""
+        """Read what has arrived; an abort takes precedence over a conflict, and a conflict over data."""
         abort = self._transport.aborted()
         if abort is not None:
             self._fail(CommAborted(abort.culprit, abort.reason))
             return
-        is_complete = self._posting.is_complete()  # first: what completes it may also be what disagrees
+        is_complete = self._posting.is_complete()  # before the conflict: the header that completes it may disagree
         self._refuse_conflict()
         if self._error is None and is_complete:
             assert self._finish is not None
@@ -144,7 +156,7 @@ class PostedWork:
                 self._fail(error, self._transport.rank)
                 return
             self._done = True
-            self._finish = None  # it holds the caller's tensors
+            self._finish = None  # releases the caller's tensors
 
     def _refuse_conflict(self) -> None:
         conflict = self._posting.conflict()
@@ -157,7 +169,7 @@ class PostedWork:
             self._fail(ProtocolError(f"ranks disagree: {reason}"), culprit)
 
     def _give_up(self, limit: float) -> None:
-        """A timeout: name who is behind, not who waits; if nobody is, whose message did not come."""
+        """Fail by a timeout; blame the rank that is behind or, if none is, the one whose message is missing."""
         missing = self._posting.missing()
         culprit, where = self._transport.behind()
         state = f"is behind, last seen {where or 'before its first operation'}"

@@ -1,1 +1,1 @@
-"""The engine: knows torch, never diffusers, and imports no strategy."""
+"""The engine: imports torch, never diffusers, and no strategy."""

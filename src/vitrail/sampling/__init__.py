@@ -1,1 +1,1 @@
-"""The sampler, a run of it, its plan, result, recipe and replay."""
+"""The sampler, its plan, a run of it, its result, recipes and their replay."""

@@ -1,4 +1,4 @@
-"""From a run and a model to the plan of one picture, and to the engine that does its steps."""
+"""Construction of a picture's plan, and of the engine that does its steps, from a run and a model."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class Builder:
-    """Puts an engine together.
+    """Build plans and engines of a run.
 
     Attributes:
         backbone: The model.
         composition: The method.
-        plugins: (name, plugin) pairs that wrap or observe the stages.
-        config: The run.
+        plugins: (name, plugin) pairs that wrap or observe the hooks.
+        config: Settings of the run.
     """
 
     backbone: Backbone
@@ -48,7 +48,7 @@ class Builder:
     config: RunConfig
 
     def plan(self, seed: int, extras: Extras) -> RunPlan:
-        """What one picture's run will do; see ``Sampler.run_plan``."""
+        """Return the plan of one picture; see ``Sampler.run_plan``."""
         from vitrail.core.engine.hooks import CompositionHooks, Hooks
         from vitrail.core.engine.network import Network
         from vitrail.core.engine.plan import ClassifierFree, RunPlan
@@ -73,7 +73,17 @@ class Builder:
     def engine(
         self, plan: RunPlan, exchange: Exchange, watched: bool = False, backoff: MemoryBackoff | None = None
     ) -> Engine:
-        """What does the steps of a plan; see ``Sampler.engine``."""
+        """Return the engine for a plan; see ``Sampler.engine``.
+
+        Args:
+            plan: As ``plan`` returned it.
+            exchange: The ranks.
+            watched: Whether an observer reads the canvas after every step.
+            backoff: Splits forwards that do not fit in memory; a new one if None.
+
+        Raises:
+            CapabilityError: If the network has a cache that does not fit the run.
+        """
         from vitrail.core.engine.engine import Engine
         from vitrail.core.engine.forwards import Forwards
         from vitrail.core.engine.guidance_points import GuidancePoints
@@ -111,7 +121,7 @@ class Builder:
         return engine
 
     def conditions(self, extras: Extras, phases: Sequence[Phase]) -> Conditions:
-        """What the network is conditioned on, for whoever looks at it; without attention maps."""
+        """Return the conditioning without attention maps, for callbacks."""
         return Conditions(self.backbone, self._inputs_of(extras, phases), None)
 
     def _inputs_of(self, extras: Extras, phases: Sequence[Phase]) -> list[Inputs]:
@@ -119,7 +129,7 @@ class Builder:
         return [self._inputs(extras, phase, pictures) for phase in phases]
 
     def _phases(self, extras: Extras) -> list[Phase]:
-        """The sizes of the run, each with a scheduler of its own."""
+        """Return the phases of the run, each with a scheduler of its own."""
         from vitrail.core.schedule.phase import Phase, first_of
 
         config, groups = self.config, self.composition.groups()
@@ -153,7 +163,7 @@ class Builder:
         return phases
 
     def _stepper(self, canvas: Canvas) -> Stepper:
-        """A fresh scheduler, set for a canvas."""
+        """Return a fresh scheduler, set for a canvas."""
         from vitrail.core.schedule.noise_schedule import Stepper
 
         scheduler = self.backbone.new_scheduler(self.config.scheduler)
@@ -161,14 +171,14 @@ class Builder:
         return Stepper(scheduler, self.config.num_inference_steps, options)
 
     def _workers(self, exchange: Exchange, plan: RunPlan) -> int:
-        """Micro-batches side by side: none where a plugin sees each forward, or a network is more than its layers."""
+        """Return the number of concurrent micro-batches; 1 if a plugin sees forwards or the network is not plain."""
         if exchange.workers == 1 or plan.hooks.watches_forwards:
             return 1
         network = self.backbone.network
         return exchange.workers if network is not None and is_plain(network) else 1
 
     def _inputs(self, extras: Extras, phase: Phase, pictures: Sequence[tuple[int, int]]) -> Inputs:
-        """What a picture is conditioned on, at one size."""
+        """Return the conditioning inputs of a picture at one size."""
         config = self.config
         height, width = phase.picture
         return Inputs(
@@ -185,7 +195,7 @@ class Builder:
         )
 
     def _check(self, inputs: Inputs) -> None:
-        """Refuse what the method or the model cannot do with these inputs."""
+        """Refuse inputs that the method or the model cannot use."""
         if self.config.wrap != "none":
             self.backbone.check_wrap()
         check_gradients(self.composition, self.backbone)
@@ -202,7 +212,7 @@ class Builder:
                 )
 
     def _first_step(self, extras: Extras, stepper: Stepper) -> int:
-        """Where to begin: at the start, or later if there is a picture to start from."""
+        """Return the first step that is done: 0, or later if the run starts from a picture."""
         config = self.config
         if config.image is None and extras.image is None:
             return 0
@@ -216,7 +226,7 @@ class Builder:
         return first
 
     def _refuse_large_views(self, plan: RunPlan) -> None:
-        """Refuse views that the network cannot take, before anything is computed."""
+        """Refuse views that are too large for the network, before anything is computed."""
         limit = self.backbone.max_view
         if limit is None:
             return

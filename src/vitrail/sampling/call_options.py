@@ -1,4 +1,4 @@
-"""What one call of a sampler says: the run, what comes with it, and how it is spread over ranks."""
+"""Options of one call of a sampler: the run, its inputs, and its distribution over ranks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 
 @frozen(kw_only=True)
 class Spread:
-    """How a run is spread over ranks and kept; none of it reaches the picture.
+    """Distribution of a run over ranks, and its checkpoint; does not affect the picture.
 
     Attributes:
-        communicator: Of this rank; None is one rank alone. Its trace begins anew with the run.
-        speeds: Relative speeds of the ranks, alike on all; () for equal ones.
-        checkpoint: A file to go on from and to write, or None.
+        communicator: This rank's communicator; None for a single rank. Its trace is cleared when the run begins.
+        speeds: Relative speeds of the ranks, the same on all; () for equal ones.
+        checkpoint: File to resume from and to write, or None.
         checkpoint_every: Steps between two writes.
     """
 
@@ -38,16 +38,16 @@ class Spread:
 
 @frozen(eq=False)
 class Call:
-    """What one call of a sampler says.
+    """Arguments of one call of a sampler.
 
     Attributes:
-        config: The run.
-        extras: What the caller brings that is no plain data.
-        callback: After every step, or None.
-        output_type: Of the pictures.
-        spread: The ranks.
-        stop: Whether the run should end at the next step.
-        tensor_inputs: Names of the tensors that the callback wants, None for its own or the latents.
+        config: Settings of the run.
+        extras: Caller-supplied inputs that are not plain data.
+        callback: Called after every step, or None.
+        output_type: Type of the pictures.
+        spread: Ranks and checkpoint.
+        stop: Return whether the run should end before the next step.
+        tensor_inputs: Names of the tensors for the callback; None for its own ``tensor_inputs`` or the latents.
     """
 
     config: RunConfig

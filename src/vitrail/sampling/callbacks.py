@@ -1,4 +1,4 @@
-"""What a callback in diffusers' form sees, may set and may return: the contract of ``callback_on_step_end``, whole."""
+"""Callbacks in diffusers' form: what ``callback_on_step_end`` receives, may set and may return."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_INPUTS = ("latents",)
 
 
 class Interrupt:
-    """``interrupt`` of a run: true once it was asked for, as diffusers' is, and callable, as a sampler's is."""
+    """``interrupt`` of a run: true once requested, as in diffusers, and callable, as in ``Sampler``."""
 
     def __init__(self, ask: Callable[[], None], asked: Callable[[], bool]):
         self._ask, self._asked = ask, asked
@@ -26,30 +26,30 @@ class Interrupt:
         return self._asked()
 
     def __call__(self) -> None:
-        """Stop at the next step."""
+        """Request to stop before the next step."""
         self._ask()
 
 
 class CallbackRun:
-    """One picture in work, in the words of a diffusers pipeline; the first argument of a callback.
+    """The current picture with the attributes of a diffusers pipeline; the first argument of a callback.
 
-    It may set ``_guidance_scale`` and ``_guidance_rescale``, which count from the next step on, and ``_interrupt``. It
-    reads these, ``num_timesteps``, ``do_classifier_free_guidance`` and the other fields of a run; every other name is
-    read from the pipeline. Other fields cannot be set, since nothing would come of it.
+    A callback may set ``_guidance_scale`` and ``_guidance_rescale``, which apply from the next step on, and
+    ``_interrupt``. It can read these, ``num_timesteps``, ``do_classifier_free_guidance`` and the other fields of a
+    run; all other names are read from the pipeline. Other fields cannot be set, since that would have no effect.
 
     Attributes:
-        sampler: Whose run it is.
-        scheduler: The one that steps, a copy of the pipeline's.
+        sampler: The sampler of the run.
+        scheduler: The scheduler that steps, a copy of the pipeline's.
     """
 
     def __init__(self, sampler: object, pipeline: Any, fields: Mapping[str, Any], check: Callable[[float], None]):
         """Begin a picture.
 
         Args:
-            sampler: Whose run it is.
-            pipeline: The caller's own, which answers for names that a run does not have; None if there is none.
-            fields: The run's: ``guidance_scale``, ``guidance_rescale``, ``num_timesteps``, ``clip_skip`` and so on.
-            check: Refuses a guidance scale that this run cannot change to.
+            sampler: The sampler of the run.
+            pipeline: The caller's pipeline, for names that a run does not have; None if there is none.
+            fields: The run's ``guidance_scale``, ``guidance_rescale``, ``num_timesteps``, ``clip_skip`` and so on.
+            check: Raise for a guidance scale that this run cannot change to.
         """
         own = vars(self)
         fields = {**fields, "interrupt": False}
@@ -57,7 +57,7 @@ class CallbackRun:
 
     @property
     def interrupt(self) -> Interrupt:
-        """Whether the run was asked to stop; call it to ask."""
+        """Whether the run was asked to stop; call it to request that."""
         return Interrupt(lambda: self._fields.update(interrupt=True), lambda: bool(self._fields["interrupt"]))
 
     @property
@@ -106,15 +106,15 @@ def _number(name: str, value: Any) -> float:
 
 
 def wanted_inputs(callback: Any, asked: Sequence[str] | None, offered: Sequence[str]) -> tuple[str, ...]:
-    """The tensors that a callback is given, by name.
+    """Return the names of the tensors that a callback receives.
 
     Args:
-        callback: One of diffusers' own says what it wants by ``tensor_inputs``.
+        callback: A callback, or None; one of diffusers' classes declares ``tensor_inputs``.
         asked: ``callback_on_step_end_tensor_inputs`` of the call; None for the latents alone.
-        offered: What there is.
+        offered: Available names.
 
     Raises:
-        ConfigError: If something is wanted that there is not, or a list is given without a callback.
+        ConfigError: If a name is not available, or a list is given without a callback.
     """
     if callback is None:
         if asked is not None:
@@ -130,14 +130,14 @@ def wanted_inputs(callback: Any, asked: Sequence[str] | None, offered: Sequence[
 
 
 def taken(answer: Any, given: Mapping[str, Any], before: Mapping[str, Any], latents: Tensor, unguided: bool) -> Tensor:
-    """The latents that a callback leaves, after all that it returned was looked at.
+    """Return the latents after a callback, and refuse other changes.
 
     Args:
-        answer: What it returned: a dict, or None for no change.
-        given: The tensors that it was given, by name; it may have written into them.
-        before: The same as they were, copied.
-        latents: Of the canvas, Float32[Tensor, "batch channels height width"].
-        unguided: Whether it switched classifier-free guidance off, for which it may return the halves that remain.
+        answer: What the callback returned: a dict, or None for no change.
+        given: The tensors that it received, by name; it may have written into them.
+        before: Copies of them from before the call.
+        latents: The canvas, Float32[Tensor, "batch channels height width"].
+        unguided: Whether it switched classifier-free guidance off, so that it may return the remaining halves.
 
     Raises:
         ConfigError: If it returned or wrote something that the run would ignore.
@@ -163,7 +163,7 @@ def taken(answer: Any, given: Mapping[str, Any], before: Mapping[str, Any], late
 
 
 def _checked(new: Any, latents: Tensor) -> Tensor:
-    """Replaced latents, if they can stand for the canvas's."""
+    """Return replaced latents with the canvas's dtype and device; refuse another shape."""
     import torch
 
     is_tensor = isinstance(new, torch.Tensor)
@@ -176,7 +176,7 @@ def _checked(new: Any, latents: Tensor) -> Tensor:
 
 
 def copied(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors as they are before a callback sees them."""
+    """Copy tensors before a callback sees them."""
     return {name: _copied(value) for name, value in given.items()}
 
 

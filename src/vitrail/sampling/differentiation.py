@@ -1,4 +1,4 @@
-"""What a method that differentiates needs of a model: checks, the objects that do it, and no inference mode."""
+"""Differentiation through a model: checks, the objects that compute gradients, and the autograd mode of a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ NEED = "gradients"
 
 
 def check_gradients(composition: Composition, backbone: Backbone) -> None:
-    """Refuse networks that cannot be differentiated, before anything is computed."""
+    """Refuse networks that cannot be differentiated, if the method needs gradients."""
     if NEED not in composition.needs:
         return
     backbone.check_gradients()
 
 
 def gradients_of(plan: RunPlan, forwards: Forwards, backbone: Backbone) -> ViewGradients | None:
-    """What differentiates the views of a run; None if its method does not."""
+    """Return the gradients of a run's views; None if its method needs none.
+
+    Args:
+        plan: What the run will do.
+        forwards: This rank's calls of the network.
+        backbone: Gives the decoder and the device.
+    """
     if NEED not in plan.composition.needs:
         return None
     from vitrail.backbones.vae.perceptual import load_distance
@@ -35,10 +41,10 @@ def gradients_of(plan: RunPlan, forwards: Forwards, backbone: Backbone) -> ViewG
 
 @contextmanager
 def without_graph(composition: Composition) -> Iterator[None]:
-    """Inference mode, for the time of a run.
+    """Run a block in inference mode, or without gradients if the method differentiates.
 
-    A method that differentiates has it off, since what is made there can be part of no graph; then nothing is recorded
-    but what the method asks for.
+    Tensors made in inference mode cannot take part in autograd, so a method that differentiates runs under ``no_grad``,
+    and only what it requests is recorded.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Composition root: finds plugins and fills the registry. Built-ins register as any other plugin does."""
+"""Composition root: find plugins and fill the registry. Built-ins register as any other plugin does."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ DISABLE = "VITRAIL_DISABLE_PLUGINS"  # comma-separated names, or "all" for every
 
 
 def registry() -> Registry:
-    """The process's registry: built-ins and every installed plugin, loaded once.
+    """Return the process's registry of built-ins and all installed plugins, loaded once.
 
     Raises:
-        RegistrationError: While names collide, or a plugin offers what does not fit; ``installed`` lists them still.
+        RegistrationError: If names collide or a plugin registers something that does not fit; ``installed`` still
+            works.
     """
     found = installed()
     found.refuse_broken()
@@ -47,28 +48,28 @@ def registry() -> Registry:
 
 @functools.cache
 def installed() -> Registry:
-    """The same, to be looked at, whatever is wrong with it."""
+    """Return the same registry, also if plugins are broken."""
     disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
     found = [] if "all" in disabled else list(metadata.entry_points(group=GROUP))
     return build_registry(entry for entry in found if entry.name not in disabled)
 
 
 def registered_name(slot: str, cls: type) -> str | None:
-    """The name of a class in a slot of the process's registry; None if it has none."""
+    """Return the registered name of a class in a slot; None if it has none."""
     return next((entry.name for entry in registry().entries(slot) if entry.value is cls), None)
 
 
 def build_registry(entry_points: Iterable[metadata.EntryPoint] = (), strict: bool = False) -> Registry:
-    """A registry of the built-ins and the given entry points.
+    """Return a registry of the built-ins and the given entry points.
 
     Args:
-        entry_points: Third-party plugins. What is wrong with one is kept as a failure: one that fails to import is told
-            to whoever asks for a name that is not there, and ``Registry.refuse_broken`` tells of one that takes
-            another's name, offers an unfit class or misspells a hook.
+        entry_points: Third-party plugins. A broken one is recorded as a failure: one that cannot be imported is
+            mentioned when a name is not found, and ``Registry.refuse_broken`` raises for one that takes another's name,
+            registers an unfit class or misspells a hook.
         strict: Raise on the first failure instead.
 
     Raises:
-        RegistrationError: If a built-in plugin is at fault, or with ``strict``.
+        RegistrationError: If a built-in plugin is broken, or with ``strict``.
     """
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(RegistrationSpecs)
@@ -77,7 +78,7 @@ def build_registry(entry_points: Iterable[metadata.EntryPoint] = (), strict: boo
     for name, module in BUILTINS.items():
         attach(manager, name, importlib.import_module(module))
         result.plugins[name] = BUILT_IN
-    sources = dict(result.plugins)  # of those that fail to import, too
+    sources = dict(result.plugins)  # including plugins that cannot be imported
     for entry in entry_points:
         _register_entry(manager, result, entry, sources, strict)
     for implementation in manager.hook.vitrail_register.get_hookimpls():
@@ -86,7 +87,7 @@ def build_registry(entry_points: Iterable[metadata.EntryPoint] = (), strict: boo
             implementation.function(result)
         except RegistrationError as error:
             _keep_failure(result, name, sources[name], error, strict, stops=True)
-        except BaseException as error:  # most often an import inside the function
+        except BaseException as error:  # usually an import inside the function
             _keep_failure(result, name, result.plugins.pop(name), error, strict)
     result.plugin = HERE
     observers = {name: manager.get_plugin(name) for name in result.plugins if name not in BUILTINS}
@@ -123,7 +124,7 @@ def _register_entry(
 def _keep_failure(
     result: Registry, name: str, source: str, error: BaseException, strict: bool, stops: bool = False
 ) -> None:
-    """A failure is kept, unless it is the user's wish to stop or there is nobody else to blame."""
+    """Record a failure; raise it instead if ``strict``, for a built-in plugin, or to end the process."""
     if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
         raise error
     if strict or source == BUILT_IN:

@@ -1,4 +1,4 @@
-"""Where a mask source looks, recorded over the steps of one small picture and drawn."""
+"""Heat maps of a mask source, recorded over the steps of one small picture and drawn."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from vitrail.sampling.sampler import Sampler
 
 
-MOST_LAYERS = 8  # rows of the figure, above which some layers are left out
+MOST_LAYERS = 8  # rows of the figure; of more layers some are left out
 
 
 @frozen(kw_only=True, eq=False)
 class Moment:
-    """What one step said.
+    """What was recorded at one step.
 
     Attributes:
-        step: Its number, counted from 1.
-        clean: The predicted clean latents, Float32[Tensor, "batch channels h w"].
+        step: Number of the step, counted from 1.
+        clean: Predicted clean latents, Float32[Tensor, "batch channels h w"].
         mask: Where guidance would act, Float32[Tensor, "batch 1 h w"], or None for everywhere.
-        layers: The map of each block, Float32[Tensor, "batch 1 h w"], by its number.
+        layers: Map of each block, Float32[Tensor, "batch 1 h w"], by its number.
     """
 
     step: int
@@ -52,12 +52,12 @@ class Moment:
 
 @define
 class MaskRecorder:
-    """A plugin that keeps what the mask source saw and made.
+    """A plugin that records the maps and masks of a mask source.
 
     Attributes:
-        at: Shares of the steps after which it looks.
-        reads_words: Whether the mask source follows words of the prompt.
-        moments: What it has kept.
+        at: Shares of the steps after which it records.
+        reads_words: Whether the mask source needs words of the prompt.
+        moments: The records.
     """
 
     at: tuple[float, ...]
@@ -68,7 +68,11 @@ class MaskRecorder:
     def vitrail_mask(
         self, step: Step, key: Prediction, predicted: ModelOutput
     ) -> Generator[None, tuple[Any, Any], tuple[Any, Any]]:
-        """Keep the answer, and hand it on."""
+        """Record the mask, and return it unchanged.
+
+        Raises:
+            ConfigError: If the prompt has no content word.
+        """
         if self.reads_words and not predicted.has_content:
             raise ConfigError("the prompt has no word that counts, so there is no map to draw")
         mask, state = yield
@@ -85,12 +89,12 @@ def record_figure(
     output: Path,
     plugins: Sequence[tuple[str, object]] = (),
 ) -> list[Moment]:
-    """Sample a picture, record what its mask source says on the way, and draw that.
+    """Sample a picture, record its mask source on the way, and draw the figure.
 
     Args:
-        sampler: Of the whole picture as one view, with a mask source.
-        run: What to sample.
-        at: Shares of the steps after which to look.
+        sampler: A sampler whose method sees the whole picture as one view and has a mask source.
+        run: Settings of the run.
+        at: Shares of the steps after which to record.
         output: PNG, SVG or PDF file.
         plugins: (name, plugin) pairs that observe the run.
     """
@@ -105,7 +109,11 @@ def record_figure(
 
 
 def read_shares(text: str, name: str = "--at") -> tuple[float, ...]:
-    """Shares of the steps as the command line has them, e.g. ``0.25,0.5,1.0``; errors begin with the name."""
+    """Parse shares of the steps from the command line, e.g. ``0.25,0.5,1.0``.
+
+    Raises:
+        ConfigError: Beginning with ``name``, if they are not numbers in (0, 1].
+    """
     try:
         shares = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -116,12 +124,12 @@ def read_shares(text: str, name: str = "--at") -> tuple[float, ...]:
 
 
 def _step_at(share: float, num_steps: int) -> int:
-    """The step, counted from 1, that ends a share of them; half steps round up."""
+    """Return the step, counted from 1, at which a share of the steps ends, rounded half up."""
     return max(1, math.floor(share * num_steps + 0.5))
 
 
 def _panel(sampler: Sampler, moment: Moment, run: RunConfig, block: str) -> Panel:
-    """A moment as pictures."""
+    """Render a record as one column of the figure."""
     import torch
 
     backbone, layers = sampler.backbone, moment.layers
@@ -139,7 +147,7 @@ def _panel(sampler: Sampler, moment: Moment, run: RunConfig, block: str) -> Pane
 
 
 def _spread(numbers: Sequence[int], most: int) -> list[int]:
-    """At most so many of a list, evenly spread, the last among them."""
+    """Return at most ``most`` entries of a list, evenly spaced, the last included."""
     if len(numbers) <= most:
         return list(numbers)
     return [numbers[round(i * (len(numbers) - 1) / (most - 1))] for i in range(most)]
@@ -157,5 +165,5 @@ def _subtitle(run: RunConfig, composition: Composition) -> str:
 
 
 def masking_name(composition: Composition) -> str:
-    """What the mask source of the first stage is registered as."""
+    """Return the registered name of the first stage's mask source."""
     return registry().name_of("masking", type(composition.stages[0].masking))

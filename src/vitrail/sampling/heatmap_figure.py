@@ -1,4 +1,4 @@
-"""Recorded maps as one figure: the finished picture at the left, steps as columns, mask and layers as rows."""
+"""Drawing of recorded maps: the finished picture at the left, steps as columns, mask and layers as rows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = "inferno"
-PALE = 0.5  # how far a picture below a map fades to white
-VEIL = 0.85  # how much of the map's colour covers the picture where the map is highest
-CELL, DPI = 1.75, 130  # inches, dots an inch
+PALE = 0.5  # how far the picture below a map is faded to white
+VEIL = 0.85  # opacity of the map's colour where the map is highest
+CELL, DPI = 1.75, 130  # inches, dots per inch
 INK, FAINT = "#26292e", "#6b7078"
 LEGEND = "grey: low, yellow: high; the mask from 0 to 1"
 LAYERS = ", a block's map from its lowest value to its highest"
@@ -33,10 +33,10 @@ class Panel:
     """One column of the figure.
 
     Attributes:
-        title: Above the column.
+        title: Title of the column.
         picture: The clean picture predicted at this step.
         mask: In [0, 1], Float["h w"], or None for everywhere.
-        layers: Maps by name, Float["h w"].
+        layers: Attention maps by name, Float["h w"].
     """
 
     title: str
@@ -46,10 +46,11 @@ class Panel:
 
 
 def check_target(out: Path, force: bool) -> None:
-    """Refuse a file that cannot be drawn, before anything expensive.
+    """Refuse a file that cannot be drawn to, before anything expensive.
 
     Raises:
-        ConfigError: If matplotlib is missing, the suffix is unknown, the folder is not there or the file is.
+        ConfigError: If matplotlib is missing, the suffix is unknown, the folder does not exist, or the file does and
+            ``force`` is False.
     """
     try:
         import matplotlib as _  # noqa: F401
@@ -66,14 +67,14 @@ def check_target(out: Path, force: bool) -> None:
 
 
 def draw(final: Image, panels: Sequence[Panel], title: str, note: str, out: Path) -> None:
-    """Draw the figure; the file is there when it is whole.
+    """Draw the figure and write it atomically.
 
     Args:
         final: The finished picture.
         panels: The columns.
-        title: Above all.
-        note: Below the title.
-        out: PNG, SVG or PDF, by its suffix.
+        title: Title of the figure.
+        note: Text below the figure.
+        out: PNG, SVG or PDF file, by its suffix.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -104,12 +105,12 @@ def draw(final: Image, panels: Sequence[Panel], title: str, note: str, out: Path
 
 
 def overlaid(picture: Image, heat: ndarray[Any, Any] | None, stretch: bool) -> Image:
-    """A pale grey picture under the colours of a map, the stronger the higher it is.
+    """Lay the colours of a map over a faded grey picture, more opaque the higher the map.
 
     Args:
-        picture: Of any size.
-        heat: Float["h w"], enlarged to the picture; None leaves the picture pale.
-        stretch: Whether the map goes from its lowest to its highest value, or from 0 to 1.
+        picture: A picture of any size.
+        heat: Float["h w"], resized to the picture; None leaves the picture faded.
+        stretch: Whether colours span the map's own range instead of [0, 1].
     """
     import numpy as np
     from matplotlib import colormaps

@@ -1,4 +1,4 @@
-"""What stands for inputs that are no plain data: digests of their contents, whatever file they came from."""
+"""Digests of the contents of inputs that are not plain data, whatever file they came from."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DIGITS = 12
 
 
 def given_digests(extras: Extras, image: Image | None) -> dict[str, str]:
-    """A digest of every input that a recipe cannot carry, by name.
+    """Return a digest of every input that a recipe cannot store, by name.
 
     Args:
-        extras: What the caller brought.
-        image: The picture to start from, if it is a file's.
+        extras: Caller-supplied inputs.
+        image: The picture to start from, if it came from a file.
     """
     found = {name: content_digest(getattr(extras, name)) for name in extras.given()}
     return found if image is None else {**found, "image": content_digest(image)}
 
 
 def content_digest(value: Any) -> str:
-    """Hexadecimal digits that stand for numbers, text, tensors, arrays and pictures, alone or in lists and tables."""
+    """Return a digest, in hexadecimal, of numbers, text, tensors, arrays and pictures, also in lists and tables."""
     digest = hashlib.sha256()
     _feed(digest, value)
     return digest.hexdigest()[:DIGITS]

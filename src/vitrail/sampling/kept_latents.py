@@ -1,4 +1,4 @@
-"""Latents that wait for their picture: a file of them with their recipe, and the command that decodes it."""
+"""Latents kept without a picture: a file of them with their recipe, which ``vitrail decode`` reads."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SUFFIX = ".latents.safetensors"
 
 @contextmanager
 def latents_kept(latents: Tensor, recipes: Sequence[Recipe]) -> Iterator[None]:
-    """Give latents to whatever goes wrong in the block, so that hours of sampling are not lost.
+    """Attach latents to any error in the block, so that hours of sampling are not lost.
 
     Args:
-        latents: Of all pictures, Float32[Tensor, "images channels height width"].
-        recipes: One a picture.
+        latents: Final latents of all pictures, Float32[Tensor, "images channels height width"].
+        recipes: One per picture.
 
     Raises:
         DecodeError: In place of any error, with the latents and recipes.
-        CommError: If another rank failed; ``kept`` is then what this rank would have raised.
+        CommError: If another rank failed; its ``kept`` is the DecodeError that this rank would have raised.
     """
     try:
         yield
@@ -52,21 +52,21 @@ def latents_kept(latents: Tensor, recipes: Sequence[Recipe]) -> Iterator[None]:
 
 
 def save_latents(latents: Tensor, recipe: Recipe, path: Path) -> None:
-    """Write the latents of one picture; the file appears only when it is complete.
+    """Write the latents of one picture atomically.
 
     Args:
-        latents: As they were sampled, Float32[Tensor, "1 channels height width"].
-        recipe: Of the picture.
-        path: Of the file, by custom ``NAME.latents.safetensors``.
+        latents: As sampled, Float32[Tensor, "1 channels height width"].
+        recipe: Recipe of the picture.
+        path: Path of the file, by convention ``NAME.latents.safetensors``.
     """
     save_sealed(path, {"latents": latents}, json.dumps(attrs.asdict(recipe)))
 
 
 def load_latents(path: Path) -> tuple[Tensor, Recipe]:
-    """Read what ``save_latents`` wrote.
+    """Read a file that ``save_latents`` wrote.
 
     Raises:
-        ConfigError: If the file is none of ours or is damaged.
+        ConfigError: If the file is not such a file or is damaged.
     """
     tensors, text = load_sealed(path, "latents that vitrail kept")
     recipe = recipe_of(text, path)

@@ -1,4 +1,4 @@
-"""Methods by name or file, with overrides; needs no torch."""
+"""Methods by name or file, with overrides; does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitrail.sampling.discovery import registry
 
 
 def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composition:
-    """Load a method.
+    """Load a method by name or from a file.
 
     Args:
         method: A registered name such as ``asg``, or a TOML or YAML file.
@@ -35,7 +35,7 @@ def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composit
 
 
 def composition_of(method: object) -> Composition:
-    """A method, however it is given.
+    """Return a method as a composition, in whichever form it is given.
 
     Args:
         method: A registered name, a TOML or YAML file, a table as in one, or a composition.
@@ -54,7 +54,7 @@ def composition_of(method: object) -> Composition:
 
 
 def summary(path: Path) -> str:
-    """The first comment of a method file: its name, paper and section."""
+    """Return the first comment of a method file: its name, paper and section."""
     lines = []
     for line in read_text(path).splitlines():
         if not line.startswith("#"):

@@ -1,4 +1,4 @@
-"""Pictures that an experiment made itself, which may be larger than Pillow believes of a stranger's."""
+"""Pictures made by experiments, which may be larger than Pillow's limit for untrusted files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def of_any_size() -> Iterator[None]:
-    """Pillow's guard against bombs lowered, for pictures of the project's own."""
+    """Lift Pillow's limit on the number of pixels, for the project's own pictures; affects the whole process."""
     from PIL import Image
 
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -26,10 +26,10 @@ def of_any_size() -> Iterator[None]:
 
 
 def open_own(file: Path) -> Image:
-    """A picture of an experiment in RGB, of any size.
+    """Open an experiment's picture in RGB, of any size.
 
     Raises:
-        ConfigError: If it is not there or no picture.
+        ConfigError: If it does not exist or is not a picture.
     """
     with of_any_size():
         return open_picture(str(file))

@@ -1,7 +1,7 @@
-"""One reader for what callers bring as a picture: Pillow images of every mode, numpy arrays and torch tensors.
+"""Reader of caller-supplied pictures: Pillow images of every mode, numpy arrays and torch tensors.
 
-What has at most eight bits becomes an upright picture in RGB; deeper integers are rounded to eight, as the range of
-their mode says. Floats in [0, 1] stay as they are. What is transparent is laid on ``GROUND``.
+Data of at most eight bits becomes an upright RGB picture; deeper integers are rounded to eight bits by the range of
+their mode. Floats in [0, 1] stay floats. Transparent pictures are composited over ``GROUND``.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 
     from vitrail.core.method.inputs import Extras
 
-GROUND = "white"  # on which transparent pictures are laid
+GROUND = "white"  # background of transparent pictures
 CHANNELS = (1, 3, 4)  # grey, colours, colours and alpha
 EIGHT, SIXTEEN = 255, 65535
-ROUNDING = 1e-3  # by which floats may leave [0, 1]
-MARK = -1.0  # that a hint may have where it says "draw here", as the inpainting control networks want
+ROUNDING = 1e-3  # tolerance of floats outside [0, 1]
+MARK = -1.0  # value of a hint that means "draw here", as in inpainting control networks
 
 
 def read(picture: Any, name: str, *, marks: bool = False, told: str = "", quiet: bool = False) -> Image | Tensor:
-    """One picture, whatever it is brought as.
+    """Read one caller-supplied picture.
 
     Args:
-        picture: A Pillow image of any mode, or numbers: uint8 in [0, 255], uint16 in [0, 65535], bool, or floats in
-            [0, 1]; (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels,
-            and one in a batch or a list. Where both ends could be channels, numpy's are last and torch's first.
-        name: Of the input, for messages.
+        picture: A Pillow image of any mode, or numbers: uint8 in [0, 255], uint16 in [0, 65535], bool, or floats in [0,
+            1]; (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels, also as
+            the only one in a batch or a list. Where both ends could be channels, numpy's are last and torch's first.
+        name: Name of the input, for messages.
         marks: Whether floats may also be -1, which marks what a control network should draw.
         told: What else the input may be, for messages.
-        quiet: Say nothing of a ground that shows.
+        quiet: Do not warn about transparency.
 
     Returns:
-        A Pillow image in RGB, upright; or of floats a tensor of their type in [0, 1],
-        Float[Tensor, "1 3 Height Width"].
+        A Pillow image in RGB, upright; or, of floats, a tensor of their dtype in [0, 1], Float[Tensor, "1 3 Height
+        Width"].
 
     Raises:
-        ConfigError: Naming the input, and what is wrong with its class, shape, type or values.
+        ConfigError: Naming the input, and what is wrong with its class, shape, dtype or values.
     """
     from PIL import Image
 
@@ -59,7 +59,7 @@ def read(picture: Any, name: str, *, marks: bool = False, told: str = "", quiet:
 
 
 def _of_pillow(picture: Image, name: str, quiet: bool) -> Image:
-    """Upright, in RGB, by the range of the mode."""
+    """Convert an image to upright RGB, by the range of its mode."""
     from PIL import ImageOps
 
     if not picture.width or not picture.height:
@@ -78,10 +78,10 @@ def _of_pillow(picture: Image, name: str, quiet: bool) -> Image:
 
 
 def _composited(picture: Image, name: str, quiet: bool = False) -> Image:
-    """On the ground, which is said if it shows."""
+    """Composite a picture over the background; warn if that shows."""
     from PIL import Image
 
-    if picture.getchannel("A").getextrema()[0] == EIGHT:  # opaque
+    if picture.getchannel("A").getextrema()[0] == EIGHT:  # fully opaque
         return picture.convert("RGB")
     if not quiet:
         _say_ground(name)
@@ -93,7 +93,7 @@ def _say_ground(name: str) -> None:
 
 
 def _of_lab(picture: Image) -> Image:
-    """By colour management, since Pillow's modes know no other way."""
+    """Convert by colour management, since Pillow's own conversions do not cover LAB."""
     from PIL import ImageCms
 
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
@@ -103,7 +103,7 @@ def _of_lab(picture: Image) -> Image:
 
 
 def _of_deep(picture: Image, name: str, quiet: bool) -> Image:
-    """Modes of more than eight bits: grey in [0, 65535], or floats in [0, 1]."""
+    """Convert modes of more than eight bits: grey in [0, 65535], or floats in [0, 1]."""
     import numpy as np
 
     values = np.asarray(picture).astype(np.float64)
@@ -137,14 +137,14 @@ def _with_alpha(picture: Image, shown: Any) -> Image:
 
 
 def _grey(shares: Any) -> Image:
-    """Floats in [0, 1] as a picture of eight bits."""
+    """Convert floats in [0, 1] to an eight-bit picture."""
     from PIL import Image
 
     return Image.fromarray((shares * EIGHT).round().astype("uint8")).convert("RGB")
 
 
 def _of_numbers(values: Any, name: str, marks: bool, told: str) -> Image | Tensor:
-    """An array of numpy or a tensor."""
+    """Convert a numpy array or a tensor."""
     import numpy as np
     import torch
 
@@ -174,7 +174,7 @@ def _refuse_type(values: Any, name: str) -> None:
 
 
 def _channels_first(values: Any, name: str, is_tensor: bool, told: str) -> Any:
-    """One picture's numbers as (channels, height, width)."""
+    """Return one picture's numbers as (channels, height, width)."""
     shape = tuple(values.shape)
     if len(shape) == 4 and shape[0] > 1:
         raise ConfigError(f"{name}: one picture is wanted, got {shape[0]} in one array {shape}; make a call for each")
@@ -194,7 +194,7 @@ def _channels_first(values: Any, name: str, is_tensor: bool, told: str) -> Any:
 
 
 def _of_levels(levels: Any, name: str) -> Image:
-    """Eight bits, (channels, height, width)."""
+    """Convert uint8 values, (channels, height, width)."""
     import numpy as np
     from PIL import Image
 
@@ -205,7 +205,7 @@ def _of_levels(levels: Any, name: str) -> Image:
 
 
 def _of_shares(values: Tensor, name: str, marks: bool, told: str) -> Tensor:
-    """Floats, (channels, height, width)."""
+    """Convert floats, (channels, height, width)."""
     import torch
 
     shown = values.clamp(0, 1) if not marks else torch.where(values == MARK, values, values.clamp(0, 1))
@@ -222,7 +222,7 @@ def _of_shares(values: Tensor, name: str, marks: bool, told: str) -> Tensor:
 
 
 def _refuse_outside(low: float, high: float, what: str, marks: bool, told: str = "") -> None:
-    """Values of another range would be a black or a white sheet."""
+    """Refuse values of another range, which would give a black or a white picture."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ConfigError(f"{what}: some values are not finite")
     if low < -ROUNDING or high > 1 + ROUNDING:
@@ -232,12 +232,12 @@ def _refuse_outside(low: float, high: float, what: str, marks: bool, told: str =
 
 
 def with_pictures(extras: Extras) -> Extras:
-    """Extras whose hints and pictures for IP-Adapters are read, before anything is computed.
+    """Return extras whose control images and IP-Adapter pictures are read, before anything is computed.
 
-    A float tensor for an IP-Adapter is what the processor of its image encoder gives, as in diffusers, and stays.
+    A float tensor for an IP-Adapter is the output of its image encoder's processor, as in diffusers, and is kept.
 
     Raises:
-        ConfigError: Naming every input that is no picture.
+        ConfigError: Naming every input that is not a picture.
     """
     problems, found = Problems(), {}
     for name, single in (("control_image", _hint), ("ip_adapter_image", _seen)):
@@ -248,7 +248,7 @@ def with_pictures(extras: Extras) -> Extras:
 
 
 def _each(pictures: Any, name: str, single: Callable[[Any, str], Any]) -> Any:
-    """Pictures alone or in lists of lists, each read; None stays None."""
+    """Read pictures, alone or in nested lists; None stays None."""
     if isinstance(pictures, (list, tuple)):
         return [_each(each, f"{name}[{number}]", single) for number, each in enumerate(pictures)]
     return None if pictures is None else single(pictures, name)
@@ -259,7 +259,7 @@ def _hint(picture: Any, name: str) -> Image | Tensor:
 
 
 def _seen(picture: Any, name: str) -> Image | Tensor:
-    """A picture as an image encoder's processor wants it, or what that made of one."""
+    """Read a picture for an image encoder's processor; keep float tensors, which are its output."""
     import torch
 
     if isinstance(picture, torch.Tensor) and picture.is_floating_point():

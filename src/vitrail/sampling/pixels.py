@@ -1,4 +1,4 @@
-"""The way between latents and pictures while a run is in work, the same on every rank."""
+"""Encoding and decoding on a padded canvas during a run, with equal results on every rank."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.streams import Streams
 
 
-MARGIN = 16  # latent cells, about as far as an encoder's convolutions see
+MARGIN = 16  # latent cells; about the receptive field of an encoder
 
 
 @frozen(eq=False)
 class Pixels:
-    """A backbone's VAE on canvases with padding.
+    """A backbone's VAE on canvases with padding; a ``Vae`` of guidance.
 
     Attributes:
         backbone: The model.
         exchange: Ranks that share decoding.
         wrap: Axes on which the picture's edges meet.
-        backs_off: Whether decoding may be cut when memory runs out.
-        streams: Of the picture.
+        backs_off: Whether decoding may be split when memory runs out.
+        streams: Random streams of the picture.
     """
 
     backbone: Backbone
@@ -40,7 +40,7 @@ class Pixels:
     streams: Streams
 
     def decode(self, latents: Tensor, canvas: Canvas) -> Tensor:
-        """A picture in [0, 1] without padding, Float32[Tensor, "batch 3 Height Width"]."""
+        """Return a picture in [0, 1] without padding, Float32[Tensor, "batch 3 Height Width"]."""
         import torch
 
         decode, given = self.backbone.decode, (self.exchange, self.wrap, self.backs_off, self.streams)
@@ -49,9 +49,9 @@ class Pixels:
         return torch.cat(decoded)[..., :height, :width]
 
     def encode(self, picture: Tensor, canvas: Canvas) -> Tensor:
-        """Mean latents of a picture in [-1, 1] on the padded canvas, Float32[Tensor, "batch channels height width"].
+        """Return mean latents of a picture in [-1, 1], padded, Float32[Tensor, "batch channels height width"].
 
-        An encoder knows nothing of edges that meet, so it is shown what lies on the other side of them.
+        Where edges meet, the picture is extended by what lies across them, since encoders do not know about wrapping.
         """
         import torch
         import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""What a picture carries to be made again: the whole recipe, and text that other tools read."""
+"""Recipes: what a picture carries so that it can be made again, and text that other tools read."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from vitrail.core.method.composition import Composition
 
 KEY = "vitrail.run"
-FORMAT = 2  # of recipes; before 2 an empty negative_prompt was none
-SEAL = "seal"  # of a recipe's text, a digest of the rest; older ones have none
+FORMAT = 2  # of recipes; before 2 an empty negative_prompt meant None
+SEAL = "seal"  # key of a digest of the rest of the text; older recipes have none
 
 
 def current_versions() -> dict[str, str]:
-    """Of Vitrail, its random streams, its recipes and the libraries that shape the picture."""
+    """Return versions of Vitrail, its random streams, its recipes and the libraries that affect the picture."""
     libraries = {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")}
     return libraries | {"streams": str(SCHEME), "recipe": str(FORMAT)}
 
 
 def digest_of(text: str) -> str:
-    """Twelve hexadecimal digits that stand for a text."""
+    """Return the first twelve hexadecimal digits of a text's SHA-256 digest."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -52,11 +52,11 @@ class Recipe:
 
     Attributes:
         run: The fields of ``RunConfig``.
-        method: The composition with every default spelt out, or None if a strategy is not registered.
-        versions: Of Vitrail, its random streams and the libraries that shape the picture.
-        given: Digests of inputs that shaped the picture and are not in here, such as a ControlNet's hint, by name.
-        files: Digests of files that strategies read, by where the strategy stands in the method.
-        plugins: Versions of plugins that wrapped stages, by name.
+        method: The composition with all defaults written out, or None if a strategy is not registered.
+        versions: Versions of Vitrail, its random streams and the libraries that affect the picture.
+        given: Digests of inputs that are not stored here, such as a ControlNet's hint, by name.
+        files: Digests of files that strategies read, by the strategy's path in the method.
+        plugins: Versions of plugins that wrapped hooks, by name.
     """
 
     run: dict[str, Any] = field(validator=v.instance_of(dict))
@@ -75,14 +75,14 @@ class Recipe:
         files: Mapping[str, str] | None = None,
         plugins: Mapping[str, str] | None = None,
     ) -> Recipe:
-        """The recipe of one picture; a model's folder and a method's file are named without their path.
+        """Return the recipe of one picture; a model's folder and a method's file are stored without their path.
 
         Args:
-            config: The run.
+            config: Settings of the run.
             composition: The method.
-            given: See the attributes, as the others.
-            files: ``composition.digests()`` as the run began.
-            plugins: Of those that wrapped a stage.
+            given: See the attributes.
+            files: ``composition.digests()`` when the run began.
+            plugins: Versions of the plugins that wrapped a hook, by name.
         """
         run = attrs.asdict(config)
         run["method"] = Path(run["method"]).stem
@@ -99,7 +99,7 @@ class Recipe:
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Recipe:
-        """A recipe as a file carries it, also one of an earlier format, which means the same picture.
+        """Return a recipe from a file's data, converted from earlier formats so that it means the same picture.
 
         Raises:
             TypeError: If it has other fields, or fields of other types.
@@ -111,15 +111,15 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Stands for everything that determines the pixels, versions aside."""
-        more = [part for part in (self.files, self.plugins) if part]  # older digests stay what they are
+        """Digest of everything that determines the pixels, except versions."""
+        more = [part for part in (self.files, self.plugins) if part]  # so that older digests stay valid
         return digest_of(json.dumps([self.run, self.method, self.given, *more], sort_keys=True))
 
     def changes(self, plugins: Mapping[str, str] | None = None) -> list[str]:
-        """What has another version here than when the picture was made, one line each.
+        """Return what has another version here than when the picture was made, one line each.
 
         Args:
-            plugins: Versions of those that wrap stages here, by name.
+            plugins: Versions of the plugins that wrap hooks here, by name.
         """
         here = current_versions()
         return [
@@ -129,7 +129,7 @@ class Recipe:
         ] + told_changes(self.plugins, plugins or {})
 
     def parameters(self) -> str:
-        """The text that A1111-style tools read."""
+        """Return the text that A1111-style tools read."""
         run = self.run
         negative = f"Negative prompt: {run['negative_prompt']}\n" if run["negative_prompt"] else ""
         scheduler = run["scheduler"] or "model default"
@@ -141,13 +141,13 @@ class Recipe:
 
 
 def save_picture(image: Image, recipe: Recipe, path: Path, overwrite: bool = True) -> None:
-    """Write a PNG with its recipe inside.
+    """Write a PNG with its recipe inside, atomically.
 
     Args:
-        image: In any mode that PNG has.
-        recipe: Of the picture.
-        path: Of the file, which appears only when it is complete.
-        overwrite: Whether it may take the place of another.
+        image: A picture in any mode that PNG supports.
+        recipe: Recipe of the picture.
+        path: Path of the file.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
         OutputError: If it cannot be written.
@@ -162,22 +162,22 @@ def save_picture(image: Image, recipe: Recipe, path: Path, overwrite: bool = Tru
 
 
 def sealed_text(recipe: Recipe) -> str:
-    """A recipe as JSON, with a digest of what it says."""
+    """Return a recipe as JSON, with a digest of its content."""
     data = attrs.asdict(recipe)
     return json.dumps(data | {SEAL: _seal(data)}, ensure_ascii=False)
 
 
 def _seal(data: Mapping[str, Any]) -> str:
-    """Of what JSON keeps of plain data, however it is written."""
+    """Return the digest of data as JSON would preserve it, whatever its formatting."""
     kept = json.loads(json.dumps(data))
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe inside a picture; its pixels are checked and not decoded, so it may be of any size.
+    """Return the recipe inside a PNG; pixels are verified and not decoded, so it may be of any size.
 
     Raises:
-        ConfigError: If the file is no PNG, carries none, or one that is not what was written.
+        ConfigError: If the file is no PNG, has no recipe, or one that was changed.
     """
     from PIL import Image
 
@@ -185,8 +185,8 @@ def read_recipe(path: Path) -> Recipe:
         refuse_irregular(path)
         with warnings.catch_warnings(action="ignore"), of_any_size(), Image.open(path) as image:
             text = image.info.get(KEY)
-            image.verify()  # every chunk of it by its checksum
-    except Exception as error:  # Pillow has errors of many kinds for a broken file
+            image.verify()  # checks the checksum of every chunk
+    except Exception as error:  # Pillow raises many types for a broken file
         raise ConfigError(f"{path}: cannot be read as a picture: {_reason(error)}") from error
     if not isinstance(text, str):
         raise ConfigError(f"{path}: carries no recipe; only PNG files that vitrail wrote do, as they left it")
@@ -194,14 +194,14 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def recipe_of(text: str, where: object) -> Recipe:
-    """A recipe from its text.
+    """Parse the text of a recipe.
 
     Args:
-        text: JSON; what has a seal must be what was sealed.
-        where: It stands, for the error.
+        text: JSON; if it has a seal, the seal must match.
+        where: Origin of the text, for the error.
 
     Raises:
-        ConfigError: If it is none.
+        ConfigError: If it is not a valid recipe.
     """
     try:
         data = json.loads(text)
@@ -218,7 +218,7 @@ def recipe_of(text: str, where: object) -> Recipe:
 
 
 def _reason(error: Exception) -> str:
-    """Why a picture cannot be read, without its path."""
+    """Return why a picture cannot be read, without its path."""
     if type(error).__name__ == "UnidentifiedImageError":
         return "it is none, or cut off"
     return str(getattr(error, "strerror", None) or error)

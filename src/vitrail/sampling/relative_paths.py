@@ -1,6 +1,6 @@
-"""Paths that files name: what is relative there is meant from the folder of the file that says so.
+"""Paths read from files, resolved relative to the folder of the file.
 
-On the command line, and in Python, it is meant from the working folder, which is how all paths are once read.
+On the command line, and in Python, relative paths refer to the working folder, as all paths do once resolved here.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from vitrail.core.config.files import SUFFIXES
 from vitrail.core.config.paths import MODEL_FILE, beside, expanded
 from vitrail.sampling.discovery import registry
 
-MEASURING = ("metrics", "reference")  # tables of an experiment whose strategies read files
+MEASURING = ("metrics", "reference")  # tables of an experiment with strategies that read files
 OF_STRATEGIES = ("folder", "path", "weights")
 
 
 def of_run(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Options of a run with its picture, method and model as they are found from here.
+    """Return options of a run with the paths of picture, method and model resolved.
 
     Args:
-        table: As a file has it.
-        folder: Of the file.
+        table: Options as in the file.
+        folder: Folder of the file.
     """
     return dict(table) | {name: _of_option(name, value, folder) for name, value in table.items() if _says(value)}
 
 
 def of_experiment(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """An experiment's tables likewise, short forms spelt out; its file of prompts stays, see ``prompts_of``."""
+    """Return an experiment's tables with paths resolved; its file of prompts is left to ``prompts_of``."""
     found = dict(table)
     if _says(found.get("model")):
         found["model"] = _of_option("model", found["model"], folder)
@@ -42,7 +42,7 @@ def of_experiment(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _of_entry(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A method, an axis, or a setting on one."""
+    """Resolve the paths of a method, an axis, or a setting on one."""
     found, option = dict(entry), entry.get("option")
     if _says(found.get("method")):
         found["method"] = _of_option("method", found["method"], folder)
@@ -58,7 +58,7 @@ def _of_entry(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _of_strategy(value: Any, folder: Path) -> Any:
-    """Tables of strategies, however deep."""
+    """Resolve the paths of strategies, at any depth."""
     if isinstance(value, list):
         return [_of_strategy(each, folder) for each in value]
     if not isinstance(value, Mapping):
@@ -87,7 +87,7 @@ def _is_path(name: str, value: str, folder: Path) -> bool:
 
 
 def _is_found(value: str, folder: Path, names: Collection[str]) -> bool:
-    """Whether a model's name is a path: it looks like one, or is there and no name that is known."""
+    """Whether a model's name is a path: it looks like one, or exists and is not a registered name."""
     if value in names:
         return False
     looks_so = value.startswith(("/", "./", "../", "~")) or value.endswith(MODEL_FILE)

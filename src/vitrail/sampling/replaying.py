@@ -1,4 +1,4 @@
-"""A recipe's model and picture found again, which may lie elsewhere now; and the words that name them."""
+"""Replay of recipes: the model and the picture of a recipe, which may have moved, and options that name them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ USEFUL = {"folder": ("variant",), "file": ("model_config",), "hub": ("variant", 
 
 
 def relocated(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
-    """The run of a recipe with some fields replaced; what another kind of model has no use for is left out.
+    """Return the run of a recipe with some fields replaced; options that do not apply to a new model are dropped.
 
     Args:
         recipe: As a picture carries it.
-        changes: Fields that are different here, such as where the model is.
+        changes: Fields that are different here, such as the path of the model.
     """
     run = recipe.run | changes
     if "model" not in changes:
@@ -39,8 +39,13 @@ def relocated(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
 def check_image(recipe: Recipe, run: RunConfig, where: str) -> None:
     """Refuse another picture than the one that the recipe started from.
 
+    Args:
+        recipe: As a picture carries it.
+        run: The run, with the path of the picture here.
+        where: The recipe's picture, for the message.
+
     Raises:
-        ConfigError: If it is not there, no picture, or another.
+        ConfigError: If the picture does not exist, is not a picture, or is another one.
     """
     if run.image is None:
         return
@@ -50,15 +55,15 @@ def check_image(recipe: Recipe, run: RunConfig, where: str) -> None:
 
 
 def check_files(recipe: Recipe, composition: Composition, where: str) -> None:
-    """Refuse other contents of the files that strategies read, where the strategy itself is the recipe's.
+    """Refuse changed contents of the files that strategies read, where the strategy itself is the recipe's.
 
     Args:
         recipe: As a picture carries it.
-        composition: Its method, with what was changed on purpose.
-        where: The picture, for the message.
+        composition: Its method, with intentional changes.
+        where: The recipe's picture, for the message.
 
     Raises:
-        ConfigError: With every file that is missing or has changed since.
+        ConfigError: Listing every file that is missing or has changed.
     """
     composition.check_files()
     if recipe.method is None:
@@ -78,11 +83,11 @@ def check_files(recipe: Recipe, composition: Composition, where: str) -> None:
 
 
 def located(run: RunConfig, folder: Path | None = None) -> list[str]:
-    """Options of a command line that name the model and the picture of a run, as far as they must be named.
+    """Return command line options that name the model and the picture of a run, where needed.
 
     Args:
-        run: Whose paths are from the working folder.
-        folder: Where the command will be called; the working folder if None.
+        run: A run whose paths are relative to the working folder.
+        folder: Folder in which the command will be called; the working folder if None.
     """
     words: list[str] = []
     if run.model not in registry().names("models"):
@@ -95,7 +100,7 @@ def located(run: RunConfig, folder: Path | None = None) -> list[str]:
 
 
 def _seen_from(folder: Path | None, name: str) -> str:
-    """A path from another folder; what is absolute or not there, as a hub's id, stays."""
+    """Return a path relative to another folder; absolute and non-existent ones, such as hub ids, are unchanged."""
     if folder is None or Path(name).is_absolute() or not Path(name).exists():
         return name
     return Path(os.path.relpath(name, folder)).as_posix()

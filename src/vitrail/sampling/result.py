@@ -1,4 +1,4 @@
-"""What a run will do, did, and made."""
+"""Plans, reports and results of a sampler."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class StagePlan:
-    """What one stage will do."""
+    """What one stage will do at one size."""
 
     stage: int
-    size: tuple[int, int]  # height and width in pixels
+    size: tuple[int, int]  # height and width, pixels
     first_step: int
     num_steps: int
-    num_views: int  # at its first step, all families and clean key views together
-    work: float  # of that step, in forwards of a view of the training size with its branches
+    num_views: int  # at its first step, of all groups, clean key views included
+    work: float  # cost of that step, in units of a view of the training size with its branches
     strategies: str
 
 
@@ -37,21 +37,21 @@ class Plan:
 
     stages: tuple[StagePlan, ...]
     canvas: Canvas
-    cost: Cost  # of one picture
-    first_step: int = 0  # where it begins; more than 0 if it starts from a picture
+    cost: Cost  # cost of one picture
+    first_step: int = 0  # first step that is done; more than 0 if it starts from a picture
 
     @property
     def model_calls(self) -> int:
-        """Rows that the network will see, for one picture."""
+        """Number of rows that the network will compute for one picture."""
         return self.cost.model_calls
 
     @classmethod
     def of(cls, plan: RunPlan, native_size: int) -> Plan:
-        """A run's plan in numbers and words.
+        """Summarise a run's plan.
 
         Args:
-            plan: Of one picture.
-            native_size: Latent cells of the side that the network was trained at.
+            plan: Plan of one picture.
+            native_size: Side of a training picture, latent cells.
         """
         stages = [
             StagePlan(
@@ -70,7 +70,7 @@ class Plan:
 
 @frozen(kw_only=True)
 class Report:
-    """What a run did; seconds and counts."""
+    """What a run did: counts, and durations in seconds."""
 
     steps: int
     model_calls: int
@@ -81,19 +81,19 @@ class Report:
     engine_s: float  # everything in the loop, ``predict_s`` included
     decode_s: float
     interrupted: bool
-    notes: tuple[str, ...] = field(converter=as_tuple, default=())  # what was done for want of memory, by rank
+    notes: tuple[str, ...] = field(converter=as_tuple, default=())  # splits because memory ran out, by rank
 
 
 @frozen(kw_only=True, eq=False)
 class Result:
-    """Pictures and what made them.
+    """Pictures and how they were made.
 
     Attributes:
-        images: Pillow images, or tensors in [0, 1] Float32[Tensor, "3 Height Width"]; empty for ``latent``.
+        images: Pillow images, or tensors in [0, 1], Float32[Tensor, "3 Height Width"]; empty for ``latent``.
         latents: Float32[Tensor, "images channels height width"].
-        report: Times and counts, of all pictures together.
-        recipes: One a picture; each makes it again.
-        traces: What every rank did when, by rank.
+        report: Durations and counts, of all pictures together.
+        recipes: One per picture; each makes it again.
+        traces: Timed events of every rank, by rank.
     """
 
     images: list[Any]

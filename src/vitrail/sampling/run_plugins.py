@@ -1,4 +1,4 @@
-"""Plugins that are attached to runs: found by MODULE:OBJECT, and those that may change pictures told by version."""
+"""Plugins of single runs, given as MODULE:OBJECT, and versions of those that may change pictures."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Named = tuple[str, object]
 
 
 def load_plugins(names: Sequence[str]) -> list[Named]:
-    """The plugins behind names, each with its name.
+    """Import the plugins of the given names; return (name, plugin) pairs.
 
     Args:
-        names: ``MODULE:OBJECT`` each; the module is found from the working folder, too. A class is called to make one.
+        names: ``MODULE:OBJECT`` each; modules are also found in the working folder. A class is instantiated.
 
     Raises:
-        ConfigError: For a name of another form, or one that leads nowhere.
+        ConfigError: For a name of another form, a duplicate, or one that cannot be imported.
     """
     twice = [name for name in names if list(names).count(name) > 1]
     if twice:
@@ -38,9 +38,9 @@ def _load(name: str) -> object:
     module_name, colon, path = name.partition(":")
     if not (module_name and colon and path):
         raise ConfigError(f"plugin {name!r}: write MODULE:OBJECT, e.g. my_package.probe:Probe")
-    installed()  # installed plugins are found first: what lies in the working folder is not installed
+    installed()  # installed plugins are found before the working folder is searched
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last, so that nothing there is taken for a library
+        sys.path.append(str(Path.cwd()))  # last, so that nothing there shadows a library
     try:
         found: object = importlib.import_module(module_name)
     except Exception as error:
@@ -59,24 +59,24 @@ def _load(name: str) -> object:
 
 
 def attached(plugins: Iterable[Named]) -> tuple[Named, ...]:
-    """Installed plugins that have hooks of a run, then the given ones."""
+    """Return installed plugins that have hooks of a run, then the given ones."""
     return (*registry().observers.items(), *plugins)
 
 
 def wrapping(plugins: Iterable[Named]) -> dict[str, str]:
-    """Those plugins that wrap a stage, so that the picture may depend on them: name to version.
+    """Return the versions of the plugins that wrap a hook, so that the picture may depend on them.
 
     Args:
-        plugins: Of a run.
+        plugins: Plugins of a run.
 
     Returns:
-        By name the distribution with its version, or a digest of the file that the plugin is written in.
+        By name the distribution with its version, or a digest of the file that defines the plugin.
     """
     return {name: _version_of(plugin) for name, plugin in plugins if wraps(plugin)}
 
 
 def told_changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What wraps stages here in another way than when a picture was made, one line each."""
+    """Return which wrapping plugins differ from those when a picture was made, one line each."""
     lines = [
         f"note: made with plugin {name!r} ({version}), here is {now.get(name, 'none')}; pixels may differ"
         for name, version in then.items()

@@ -1,4 +1,4 @@
-"""The public face: one object that turns a sentence into a large picture."""
+"""The public entry point: one object that turns a prompt into a large picture."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Sampler:
         model: str,
         options: ModelOptions | None = None,
         plugins: Iterable[tuple[str, object]] = (),
-        method: object = None,  # as the caller said it
+        method: object = None,  # as the caller gave it
     ):
         composition = composition_of(composition)
         composition.check(backbone.offers, f"model {model!r}", registry())
@@ -62,7 +62,7 @@ class Sampler:
         self._own = tuple(plugins)
         self.plugins = attached(self._own)
         self._lock = threading.RLock()  # a signal handler may come while this thread holds it
-        self._at_work: list[threading.Event] = []  # one a run in work, set when it is to stop
+        self._at_work: list[threading.Event] = []  # one per running run, set to stop it
         self._is_early = False
         logger().info(
             "composition.resolved", model=model, digest=digest_of(repr(composition)), composition=repr(composition)
@@ -86,12 +86,12 @@ class Sampler:
         Args:
             model: ``demo``, a folder in diffusers' layout, a ``.safetensors`` file or a hub id.
             method: A registered name, a TOML or YAML file, a table as in one, or a composition.
-            device: A torch device; the accelerator if there is one, else the CPU.
-            dtype: Of the networks.
-            variant: Of the weight files, e.g. ``fp16``.
-            revision: Of a hub id.
-            model_config: What a single file is read as: a shipped family or a diffusers folder.
-            plugins: (name, plugin) pairs that wrap or observe this sampler's stages.
+            device: A torch device; by default the accelerator if there is one, else the CPU.
+            dtype: Type of the networks.
+            variant: Variant of the weight files, e.g. ``fp16``.
+            revision: Revision of a hub id.
+            model_config: How to read a single file: as a shipped family or with a diffusers folder's configurations.
+            plugins: (name, plugin) pairs that wrap or observe this sampler's hooks.
 
         Raises:
             VitrailError: Before any weight is loaded, if the method is wrong or does not fit the model.
@@ -111,16 +111,16 @@ class Sampler:
         *,
         plugins: Iterable[tuple[str, object]] = (),
     ) -> Sampler:
-        """Use a diffusers pipeline that is already loaded; it is left as it was found.
+        """Use a diffusers pipeline that is already loaded, without changing it.
 
         Args:
-            pipe: With its LoRAs, adapters, scheduler and offload; they may also be changed later.
+            pipe: A pipeline with its LoRAs, adapters, scheduler and offload; they may also be changed later.
             method: A registered name, a TOML or YAML file, a table as in one, or a composition.
-            plugins: (name, plugin) pairs that wrap or observe this sampler's stages.
+            plugins: (name, plugin) pairs that wrap or observe this sampler's hooks.
 
         Raises:
-            VitrailError: If no adapter serves the pipeline; with every part of it that is missing, of another class
-                or goes from the picture to noise; and if the method does not fit it.
+            VitrailError: If no adapter supports the pipeline, a part of it is missing, has another class or is an
+                inverse scheduler, or the method does not fit it; listing every problem.
         """
         composition = composition_of(method)
         adapter, problems = adapter_of(type(pipe).__name__, registry()), Problems()
@@ -142,22 +142,29 @@ class Sampler:
         device: str | None = None,
         plugins: Iterable[tuple[str, object]] = (),
     ) -> Sampler:
-        """Load the model of a run."""
+        """Load the model of a run.
+
+        Args:
+            run: Gives the model and its options.
+            composition: The method.
+            device: As in ``from_pretrained``.
+            plugins: As in ``from_pretrained``.
+        """
         options = ModelOptions.of(run).as_fields()
         return cls.from_pretrained(run.model, composition, device=device, plugins=plugins, **options)
 
     def again(self, plugins: Iterable[tuple[str, object]] = ()) -> Sampler:
-        """The same model, method and plugins, with more of these."""
+        """Return a sampler with the same model, method and plugins, and further plugins."""
         every, method = (*self._own, *plugins), self._named.get("method")
         return Sampler(
             self.backbone, self.composition, model=self.model, options=self._options, plugins=every, method=method
         )
 
     def interrupt(self) -> None:
-        """Stop this sampler's runs at their next step; with none at work, the next one before its first step.
+        """Stop this sampler's runs before their next step; if none is running, the next one before its first step.
 
-        Each call counts once: a run that begins after the one that was stopped is not. May be called from a callback, a
-        signal handler or another thread. Among several ranks that of rank 0 counts, one step later.
+        Each call counts once: runs that begin afterwards are not stopped. May be called from a callback, a signal
+        handler or another thread. With several ranks rank 0's call counts, one step later.
         """
         with self._lock:
             self._is_early = not self._at_work
@@ -166,7 +173,7 @@ class Sampler:
 
     @contextmanager
     def _stopping(self) -> Iterator[threading.Event]:
-        """A run at work, which ``interrupt`` may stop."""
+        """Register a run that ``interrupt`` may stop."""
         stop = threading.Event()
         with self._lock:
             if self._is_early:
@@ -180,7 +187,7 @@ class Sampler:
                 self._at_work.remove(stop)
 
     def plan(self, config: RunConfig, extras: Extras | None = None) -> Plan:
-        """What a run would do; costs no model call."""
+        """Return what a run would do; without any model call."""
         return Plan.of(self.run_plan(config, config.seed, extras), self.backbone.native_size)
 
     def __call__(
@@ -196,17 +203,17 @@ class Sampler:
         spread: Spread | None = None,
         **options: Any,
     ) -> Result:
-        """Sample.
+        """Sample pictures.
 
         Args:
-            prompt: One sentence.
-            height: Pixels, 64 or more, any number; what suits the model if not given.
+            prompt: Text of the picture.
+            height: Pixels, 64 or more, any number; the model's default if not given.
             width: Pixels, as above.
-            seed: Of all randomness; picture i of several has ``seed + i``.
+            seed: Seed of all randomness; picture i of several has ``seed + i``.
             callback_on_step_end: In diffusers' form, ``(run, step, timestep, {"latents": ...})``, also one of its
-                ``PipelineCallback``; may return replaced latents and set what ``CallbackRun`` says. With several ranks
-                it must do the same on each.
-            callback_on_step_end_tensor_inputs: Names of the tensors that it is given; the latents if None.
+                ``PipelineCallback``; may return replaced latents and set what ``CallbackRun`` allows. With several
+                ranks it must do the same on each.
+            callback_on_step_end_tensor_inputs: Names of the tensors that it receives; the latents if None.
             output_type: ``pil``, ``pt`` or ``latent``.
             spread: The ranks of the run and its checkpoint; every rank makes the same call.
             options: The other fields of ``RunConfig``, e.g. ``negative_prompt``, ``num_inference_steps``,
@@ -215,7 +222,7 @@ class Sampler:
 
         Raises:
             ConfigError: For an unknown option, a value out of range, or an input that the model cannot use.
-            PredictionError: If a step gives values that are not finite.
+            PredictionError: If a step produces non-finite values.
         """
         unknown = set(options) & {"method", *ModelOptions().as_fields(), "model"}
         if unknown:
@@ -239,7 +246,19 @@ class Sampler:
         spread: Spread | None = None,
         tensor_inputs: Sequence[str] | None = None,
     ) -> Result:
-        """Sample what a config says; see ``__call__``."""
+        """Sample the pictures of a config; see ``__call__``.
+
+        Args:
+            config: Settings of the run.
+            callback: Called after every step, in diffusers' form.
+            output_type: ``pil``, ``pt`` or ``latent``.
+            extras: Inputs that are not plain data.
+            spread: The ranks of the run and its checkpoint.
+            tensor_inputs: Names of the tensors that the callback receives; the latents if None.
+
+        Raises:
+            ConfigError: For an unknown output type, or an input that the model cannot use.
+        """
         if output_type not in ("pil", "pt", "latent"):
             raise ConfigError(f"output_type must be pil, pt or latent, got {output_type!r}")
         config = evolve(config, model=self.model, **self._options.as_fields())
@@ -249,12 +268,12 @@ class Sampler:
             return Session(self._builder(config), call, self).run()
 
     def run_plan(self, config: RunConfig, seed: int, extras: Extras | None = None) -> RunPlan:
-        """What the engine will do for one picture; its schedulers are fresh, so it serves for one.
+        """Return the plan of one picture; its schedulers are fresh, so it can be used once.
 
         Args:
-            config: The run.
-            seed: Of this picture.
-            extras: What else the picture is conditioned on.
+            config: Settings of the run.
+            seed: Seed of this picture.
+            extras: Inputs that are not plain data.
 
         Raises:
             VitrailError: If the model cannot use the inputs, or a view is too large for it.
@@ -262,12 +281,12 @@ class Sampler:
         return self._builder(config).plan(seed, extras or Extras())
 
     def engine(self, config: RunConfig, seed: int, extras: Extras | None = None) -> Engine:
-        """What does the steps of one picture, on one rank; raises as ``run_plan`` does.
+        """Return the engine for the steps of one picture on one rank; raises as ``run_plan`` does.
 
         Args:
-            config: The run.
-            seed: Of this picture.
-            extras: What else the picture is conditioned on.
+            config: Settings of the run.
+            seed: Seed of this picture.
+            extras: Inputs that are not plain data.
         """
         return self._builder(config).engine(self.run_plan(config, seed, extras), Exchange.among(solo()))
 

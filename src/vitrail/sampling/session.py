@@ -49,42 +49,42 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """A run in work."""
+    """One running call of a sampler."""
 
     def __init__(self, builder: Builder, call: Call, sampler: object):
         """Prepare a run.
 
         Args:
-            builder: Plans pictures and builds what makes them.
-            call: What the run was called with.
-            sampler: Whose run it is, for a callback that asks.
+            builder: Builds plans and engines.
+            call: Arguments of the call.
+            sampler: The sampler, for callbacks.
         """
         self._builder, self._sampler = builder, sampler
         self._call, self._spread = call, call.spread
         self._communicator = call.spread.communicator or solo()
         self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
         self._stopped = self._started = False
-        self._image: Image | None = None  # the file's, read once
-        self._caller_image: Any = None  # the caller's, read once
+        self._image: Image | None = None  # from a file, read once
+        self._caller_image: Any = None  # from the caller, read once
         self._given: dict[str, str] = {}
         self._files: dict[str, str] = {}
         self._plugins = wrapping(builder.plugins)
         self._first = 0
         self._split: Communicator | None = None
-        self._wanted: tuple[str, ...] = ()  # tensors that the callback is given
-        self._caller: Any = None  # what it sees of the picture in work
+        self._wanted: tuple[str, ...] = ()  # names of the tensors that the callback receives
+        self._caller: Any = None  # the object that it receives for the current picture
         self._conditions: Any = None
-        self._backoff: MemoryBackoff | None = None  # one for all pictures, so that what was learnt stays
-        self._plan: RunPlan | None = None  # of the next picture
+        self._backoff: MemoryBackoff | None = None  # one for all pictures, so that the limit is kept
+        self._plan: RunPlan | None = None  # plan of the next picture
         self._workers = 1
 
     @property
     def _config(self) -> RunConfig:
-        """The run, with what is left to this machine once that is decided."""
+        """Settings of the run, including those resolved for this machine."""
         return self._builder.config
 
     def run(self) -> Result:
-        """Sample and decode all pictures; the backbone is released afterwards, however it ends."""
+        """Sample and decode all pictures; the backbone is released afterwards, also after an error."""
         self._communicator.trace.restart()
         try:
             with threads_of(self._builder.backbone) as threads:
@@ -114,21 +114,21 @@ class Session:
                     for seed in seeds:
                         if not self._stopped:
                             done.append(self._sample(seed, checkpoints))
-                begun = [one for one in done if one.steps > self._first]  # one that was stopped at once shows nothing
+                begun = [one for one in done if one.steps > self._first]  # one stopped before its first step is empty
                 done = begun or done[:1]
                 final = torch.cat([one.latents for one in done])
                 decoding = time.perf_counter()
                 recipes = [self._recipe(seed) for seed in seeds[: len(done)]]
-                with latents_kept(final, recipes):  # as long as another rank may still fail
+                with latents_kept(final, recipes):  # another rank may still fail
                     self._close_split()
                     images = [] if self._call.output_type == "latent" else self._decode(final)
                     now = time.perf_counter()
                     notes, traces = self._notes(), self._traces()
         except CommError:
-            raise  # told once for all ranks
+            raise  # reported once for all ranks
         except VitrailError as error:
-            if self._started:  # what is refused before that is told once, by the error
-                self._log.info("run.failed", error=str(error))  # which is raised, and so told already
+            if self._started:  # earlier errors are reported by the exception alone
+                self._log.info("run.failed", error=str(error))  # info only, since it is raised as well
             raise
         report = Report(
             steps=sum(one.steps - self._first for one in done),
@@ -154,7 +154,7 @@ class Session:
 
     @contextmanager
     def _finished_kept(self, done: Sequence[Sampled]) -> Iterator[None]:
-        """Give the pictures that are whole to whoever ends the sampling of further ones at once."""
+        """Attach the finished pictures to an interrupt that ends the sampling of further ones at once."""
         import torch
 
         try:
@@ -167,7 +167,7 @@ class Session:
             raise Interrupted(told, torch.cat([one.latents for one in done]), recipes) from error
 
     def _traces(self) -> list[Recorder]:
-        """What every rank did, on every rank."""
+        """Return the events of every rank, on every rank."""
         communicator, own = self._communicator, self._communicator.trace.copy()
         if communicator.world_size == 1:
             return [own]
@@ -175,7 +175,7 @@ class Session:
         return [from_data(communicator.broadcast_object(data, rank)) for rank in range(communicator.world_size)]
 
     def _notes(self) -> list[str]:
-        """What every rank did for want of memory, on every rank."""
+        """Return what every rank did because memory ran out, on every rank."""
         communicator, own = self._communicator, list(self._backoff.notes if self._backoff else ())
         if communicator.world_size == 1:
             return own
@@ -187,7 +187,7 @@ class Session:
         return Recipe.of(config, self._builder.composition, self._given, self._files, self._plugins)
 
     def _resolved(self) -> RunConfig:
-        """The run with what is left to this machine decided; the same on every rank."""
+        """Return the run with machine-dependent settings resolved, equally on every rank."""
         from vitrail.backbones.memory.forecast import resolve
 
         config = self._config
@@ -196,7 +196,7 @@ class Session:
         return resolve(config, self._planned(config.seed), self._communicator, self._builder.backbone)
 
     def _check_alike(self) -> None:
-        """Whether all ranks mean the same run; costs one exchange."""
+        """Refuse ranks that do not agree on the run; one exchange."""
         if self._communicator.world_size == 1:
             return
         plan, recipe = self._planned(self._config.seed), self._recipe(self._config.seed)
@@ -238,14 +238,14 @@ class Session:
         return checkpoints
 
     def _sample(self, seed: int, checkpoints: Checkpoints | None) -> Sampled:
-        """One picture's latents, clean as predicted so far if the run was stopped."""
+        """Sample one picture; if the run was stopped, its latents are the clean prediction so far."""
         self._close_split()
         number = seed - self._config.seed
         self._split = self._communicator.split(f"picture {number}")
         return self._sample_on(self._split, number, seed, checkpoints)
 
     def _close_split(self) -> None:
-        """Close the last picture's communicator; late, since a rank that failed meanwhile raises here."""
+        """Close the last picture's communicator; deferred, since a rank that failed meanwhile raises here."""
         if self._split is not None:
             self._split.close()
             self._split = None
@@ -297,7 +297,7 @@ class Session:
         return done
 
     def _start(self, engine: Engine) -> Tensor:
-        """The first latents: noise, or a picture with the noise of the step to begin at."""
+        """Return the first latents: noise, or a picture with the noise of the first step that is done."""
         noise, stepper = self._noise(engine), engine.plan.phases[0].stepper
         picture = self._picture(engine)
         if picture is None:
@@ -312,7 +312,7 @@ class Session:
         return self._as_canvas(noise)
 
     def _as_canvas(self, latents: Tensor) -> Tensor:
-        """Latents that somebody brings, as the engine has them: float32, on the model's device."""
+        """Convert caller-supplied latents to float32 on the model's device."""
         return latents.to(self._device()).float()
 
     def _shape(self, engine: Engine) -> tuple[int, int, int, int]:
@@ -320,7 +320,7 @@ class Session:
         return (1, self._builder.backbone.latent_channels, canvas.height, canvas.width)
 
     def _read_image(self) -> Any:
-        """The picture that the caller brought, before anything is computed; None if it may be latents."""
+        """Read the caller's picture before anything is computed; None if it may be latents."""
         import torch
 
         image = self._call.extras.image
@@ -328,11 +328,11 @@ class Session:
         shape = tuple(getattr(image, "shape", ()))
         is_floats = isinstance(image, torch.Tensor) and image.is_floating_point()
         if image is None or (is_floats and len(shape) == 4 and shape[:2] == (1, channels)):
-            return None  # these may be latents, which the size of the canvas tells
+            return None  # may be latents, as the size of the canvas will show
         return read_picture(image, "image", told=f", or latents with {channels} channels")
 
     def _picture(self, engine: Engine) -> Tensor | None:
-        """Latents of the picture to start from, if there is one."""
+        """Return latents of the picture to start from, if there is one."""
         from vitrail.sampling.start_picture import pad_picture
 
         shape, picture, phase = self._shape(engine), self._call.extras.image, engine.plan.phases[0]
@@ -353,7 +353,7 @@ class Session:
         return backbone.encode(read, noise)
 
     def _begin_callback(self, plan: RunPlan) -> None:
-        """What the callback of a picture sees."""
+        """Create what the callback receives for a picture."""
         config, extras = self._config, self._call.extras
         fields = {
             "guidance_scale": config.guidance_scale,
@@ -367,7 +367,7 @@ class Session:
         self._conditions = self._builder.conditions(extras, plan.phases)
 
     def _check_guidance(self, scale: float) -> None:
-        """Refuse a guidance scale that a callback sets and this run cannot change to."""
+        """Refuse a guidance scale, set by a callback, that this run cannot change to."""
         if self._spread.checkpoint is not None:
             raise ConfigError("a callback set _guidance_scale, which a checkpoint does not keep; leave one of them out")
         if scale > 1 and self._config.guidance_scale <= 1:
@@ -404,7 +404,7 @@ class Session:
         return latents
 
     def _check_callbacks_alike(self, latents: Tensor) -> None:
-        """Whether the callbacks of all ranks did the same; costs an exchange a step."""
+        """Refuse callbacks that differ between ranks; one exchange per step."""
         if self._split is None or self._split.world_size == 1:
             return
         caller = self._caller
@@ -413,7 +413,7 @@ class Session:
         agree(self._split, {"the latents that callbacks left": content_digest(latents)} | told)
 
     def _planned(self, seed: int) -> RunPlan:
-        """The plan of the next picture, made when it is first asked for."""
+        """Return the plan of the next picture, made on first use."""
         if self._plan is None:
             self._plan = self._builder.plan(seed, self._call.extras)
         return self._plan

@@ -1,4 +1,4 @@
-"""A picture to start from: read from a file, brought to the canvas."""
+"""Pictures to start from: read from a file, padded to the canvas."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-PROGRAMS = ("EPS",)  # formats that Pillow hands to another program
+PROGRAMS = ("EPS",)  # formats that Pillow passes to another program
 
 
 def open_picture(path: str | None, quiet: bool = False) -> Image:
-    """A file as an upright RGB picture; see ``read``.
+    """Open a file as an upright RGB picture; see ``read``.
 
     Args:
-        path: Of the file, ``~`` for the home folder.
-        quiet: Say nothing of a ground that shows, since it was said or will be.
+        path: Path of the file; ``~`` is the home folder.
+        quiet: Do not warn about transparency.
 
     Raises:
-        ConfigError: If it is not there or no picture.
+        ConfigError: If it does not exist or is not a picture.
     """
     from PIL import Image
 
     file = expanded(str(path))
     try:
         refuse_irregular(file)
-        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:  # of metadata that is broken
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:  # warnings about broken metadata
             if image.format in PROGRAMS:
                 raise ConfigError(f"image {path!r}: is {image.format}, which a program draws; convert it to PNG")
             image.load()
@@ -40,19 +40,19 @@ def open_picture(path: str | None, quiet: bool = False) -> Image:
         raise ConfigError(f"image {path!r}: no such file") from error
     except ConfigError:
         raise
-    except Exception as error:  # Pillow has errors of many kinds for a broken file
+    except Exception as error:  # Pillow raises many types for a broken file
         raise ConfigError(f"image {path!r}: cannot be read as a picture: {type(error).__name__}") from error
     assert isinstance(picture, Image.Image)
     return picture
 
 
 def pad_picture(picture: Tensor, height: int, width: int) -> Tensor:
-    """A picture grown to the right and below by repeating its edge.
+    """Pad a picture at the right and the bottom by repeating its edge.
 
     Args:
         picture: Float32[Tensor, "batch 3 Height Width"].
-        height: Wanted pixels, at least as many as there are.
-        width: Wanted pixels, as above.
+        height: Wanted height, pixels, no less than the picture's.
+        width: Wanted width, pixels, no less than the picture's.
     """
     import torch.nn.functional as F
 

@@ -1,4 +1,4 @@
-"""Cross-attention maps by a side computation; the network's own attention and processors stay as they are."""
+"""Cross-attention maps by a side computation; the network's own attention and processors are not changed."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torch import Tensor
 from vitrail.core.method.attention_maps import Over
 from vitrail.errors import CapabilityError, PredictionError
 
-MOST_SCORES = 2**24  # float32 scores at a time, 64 MiB; their exponentials take as much again
-_STANCE = threading.RLock()  # whether compiled code runs is one setting for all threads
+MOST_SCORES = 2**24  # float32 scores at a time, 64 MiB; their softmax takes as much again
+_STANCE = threading.RLock()  # torch.compile's stance is shared by all threads
 
 
 @frozen(eq=False)
 class AttentionHeads:
-    """What a layer's map is computed from.
+    """Input of a layer's attention map.
 
     Attributes:
-        query: Of the picture's cells, Float[Tensor, "batch heads cells width"].
-        key: Of all that the cells attend to, Float[Tensor, "batch heads keys width"].
-        scale: Factor on the scores.
+        query: Queries of the picture's cells, Float[Tensor, "batch heads cells width"].
+        key: Keys of everything that the cells attend to, Float[Tensor, "batch heads keys width"].
+        scale: Factor of the scores.
         bias: Added to the scores, Float[Tensor, "batch heads #cells keys"], or None.
-        first_token: The key of the text's first token.
+        first_token: Index of the key of the text's first token.
     """
 
     query: Tensor
@@ -47,13 +47,13 @@ class Maps:
     """Flat maps of one forward.
 
     Attributes:
-        rows: Entries of the batch whose maps are wanted.
+        rows: Entries of the batch whose maps are needed.
         tokens: Positions of the text tokens over which a map is taken.
-        over: Whether the mean of the tokens counts, or at each cell the largest.
-        words: Positions of the tokens of every word whose own map is wanted.
-        layers: The number of the block and the map of each attention layer, Float32[Tensor, "batch cells"].
+        over: Whether a cell's value is the mean over the tokens or their maximum.
+        words: Positions of the tokens of every word whose own map is needed.
+        layers: Number of the block and map of each attention layer, Float32[Tensor, "batch cells"].
         each_word: The maps of the words in each layer, Float32[Tensor, "batch words cells"].
-        thread: Whose forward it is; ranks that are threads may share a network.
+        thread: Thread of the forward; ranks that are threads may share a network.
     """
 
     rows: list[int]
@@ -67,9 +67,20 @@ class Maps:
     def look(
         self, number: int, read: Read, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> None:
-        """Compute a layer's map from what it is about to receive; a forward pre-hook."""
+        """Compute a layer's map from its inputs; a forward pre-hook.
+
+        Args:
+            number: Number of the block.
+            read: Read queries and keys from the layer's inputs.
+            attention: The layer.
+            args: Positional arguments of its forward.
+            kwargs: Keyword arguments of its forward.
+
+        Raises:
+            PredictionError: If the text has fewer tokens than are needed.
+        """
         if kwargs is None or threading.get_ident() != self.thread:
-            return  # the forward of another thread, which may see this hook while it is being removed
+            return  # another thread's forward, which may see this hook while it is being removed
         given = dict(zip(("hidden_states", "encoder_hidden_states"), args, strict=False)) | kwargs
         heads = read(attention, given["hidden_states"], given.get("encoder_hidden_states"), given, self.rows)
         columns = [heads.first_token + token for token in self.tokens]
@@ -86,7 +97,7 @@ class Maps:
             self.each_word.append(torch.stack([part.mean(-1) for part in parts], 1))
 
     def mean(self, size: Sequence[int]) -> Tensor:
-        """The mean of all layers at the size of a view, Float32[Tensor, "batch 1 h w"].
+        """Return the mean of all layers at the size of a view, Float32[Tensor, "batch 1 h w"].
 
         Raises:
             PredictionError: If no layer was seen.
@@ -94,7 +105,7 @@ class Maps:
         return torch.stack([grown for _, grown in self._grown(size)]).mean(0)
 
     def by_word(self, size: Sequence[int]) -> Tensor:
-        """The mean of all layers for every word at the size of a view, Float32[Tensor, "batch words h w"]."""
+        """Return the mean of all layers for every word at the size of a view, Float32[Tensor, "batch words h w"]."""
         height, width = size
         grown = [
             F.interpolate(
@@ -108,7 +119,7 @@ class Maps:
         return torch.stack(grown).mean(0)
 
     def each(self, size: Sequence[int]) -> dict[int, Tensor]:
-        """The mean of each block's layers by its number, Float32[Tensor, "batch 1 h w"]; raises as ``mean`` does."""
+        """Return the mean of each block's layers by number, Float32[Tensor, "batch 1 h w"]; raises as ``mean`` does."""
         grown = self._grown(size)
         numbers = sorted({number for number, _ in grown})
         return {number: torch.stack([one for at, one in grown if at == number]).mean(0) for number in numbers}
@@ -128,13 +139,13 @@ class Maps:
 
 
 def attention_to(heads: AttentionHeads, columns: Sequence[int], over: Over = "mean", most: int = MOST_SCORES) -> Tensor:
-    """How much of their attention cells pay to some keys: softmax(q k^T scale + bias) in float32, the mean over heads.
+    """Return the share of attention that cells pay to some keys: softmax(q k^T scale + bias), the mean over heads.
 
     Args:
-        heads: Queries and keys.
-        columns: The keys that count.
-        over: Take the mean over them, or at each cell the largest.
-        most: Scores that are held at a time; the softmax holds as many again. One cell's are held in any case.
+        heads: Queries and keys; computed in float32.
+        columns: Indices of the keys.
+        over: Mean or maximum over them.
+        most: Number of scores held at a time; the softmax holds as many again. Those of one cell are always held.
 
     Returns:
         Float32[Tensor, "batch cells"].
@@ -144,9 +155,15 @@ def attention_to(heads: AttentionHeads, columns: Sequence[int], over: Over = "me
 
 
 def shares_of(heads: AttentionHeads, columns: Sequence[int], most: int = MOST_SCORES) -> Tensor:
-    """The shares of attention that cells pay to each of some keys, Float32[Tensor, "batch cells columns"].
+    """Return the share of attention that cells pay to each of some keys.
 
-    See ``attention_to``.
+    Args:
+        heads: Queries and keys; computed in float32.
+        columns: Indices of the keys.
+        most: See ``attention_to``.
+
+    Returns:
+        Float32[Tensor, "batch cells columns"].
     """
     batch, count, cells, _ = heads.query.shape
     chunk = max(1, most // (batch * count * heads.key.shape[-2]))
@@ -164,7 +181,16 @@ def shares_of(heads: AttentionHeads, columns: Sequence[int], most: int = MOST_SC
 
 
 def split_heads(flat: Tensor, heads: int, norm: Any = None) -> Tensor:
-    """Split heads, "batch cells width" to "batch heads cells head_width", and normalise them if the layer does."""
+    """Split heads, and normalise them if the layer does.
+
+    Args:
+        flat: Float[Tensor, "batch cells width"].
+        heads: Number of heads.
+        norm: The layer's normalisation, or None.
+
+    Returns:
+        Float[Tensor, "batch heads cells head_width"].
+    """
     batch, cells, width = flat.shape
     split = flat.view(batch, cells, heads, width // heads).transpose(1, 2)
     normed: Tensor = split if norm is None else norm(split)
@@ -172,7 +198,16 @@ def split_heads(flat: Tensor, heads: int, norm: Any = None) -> Tensor:
 
 
 def layer_shape(height: int, width: int, cells: int) -> tuple[int, int]:
-    """The (height, width) of a layer from its number of cells: halved, rounding up, some times."""
+    """Return the (height, width) of a layer from its number of cells: the view's, halved repeatedly, rounding up.
+
+    Args:
+        height: Height of the view, latent cells.
+        width: Width of the view, latent cells.
+        cells: Number of cells of the layer.
+
+    Raises:
+        CapabilityError: If no halving has this number of cells.
+    """
     while height * width > cells:
         height, width = (height + 1) // 2, (width + 1) // 2
     if height * width != cells:
@@ -181,7 +216,7 @@ def layer_shape(height: int, width: int, cells: int) -> tuple[int, int]:
 
 
 def cross_attentions(unet: Any, layers: Sequence[int]) -> list[tuple[int, Any]]:
-    """The cross-attention modules of the chosen up blocks with the block's number, the deepest block first.
+    """Return the cross-attention modules of the chosen up blocks with the block's number, the deepest block first.
 
     Raises:
         CapabilityError: If a chosen block does not exist.
@@ -198,7 +233,7 @@ def cross_attentions(unet: Any, layers: Sequence[int]) -> list[tuple[int, Any]]:
 
 
 def _layers_of(block: Any) -> list[Any]:
-    """The layers of a block whose cells attend to text, and to nothing else."""
+    """Return the layers of a block whose cells attend to text only."""
     inner = [part for each in getattr(block, "attentions", ()) for part in getattr(each, "transformer_blocks", ())]
     layers = [part.attn2 for part in inner if getattr(part, "attn2", None) is not None]
     return [layer for layer in layers if layer.is_cross_attention]
@@ -216,12 +251,12 @@ def capture_maps(
     """Collect attention maps during a forward, which runs uncompiled.
 
     Args:
-        unet: A diffusers U-Net, as ``eager`` gives it.
+        unet: A diffusers U-Net, as ``eager`` returns it.
         layers: Up blocks with cross-attention, () for all.
-        rows: Entries of the batch whose maps are wanted.
+        rows: Entries of the batch whose maps are needed.
         tokens: Positions of the text tokens over which a map is taken.
-        over: Take their mean, or at each cell the largest.
-        words: Positions of the tokens of every word whose own map is wanted besides.
+        over: Mean or maximum over them.
+        words: Positions of the tokens of every word whose own map is also needed.
 
     Yields:
         The maps, filled by each forward in the block.
@@ -232,11 +267,18 @@ def capture_maps(
 
 
 def read_cross(attention: Any, hidden: Tensor, text: Any, given: Mapping[str, Any], rows: list[int]) -> AttentionHeads:
-    """Queries of the cells and keys of the text, as diffusers' processors for U-Nets make them.
+    """Return queries of the cells and keys of the text, as diffusers' processors for U-Nets compute them.
 
-    Its modules are called, so that what hangs on them counts: LoRA, offloading, casts.
+    The layer's modules are called, so that LoRA, offloading and casts apply.
+
+    Args:
+        attention: The layer.
+        hidden: Its cells, Float[Tensor, "batch cells width"].
+        text: The text, Float[Tensor, "batch tokens width"], or a tuple that begins with it.
+        given: All arguments of its forward.
+        rows: Entries of the batch that are needed.
     """
-    text = text[0] if isinstance(text, (tuple, list)) else text  # an IP-Adapter's pictures come second
+    text = text[0] if isinstance(text, (tuple, list)) else text  # an IP-Adapter's embeddings come second
     hidden, mask = hidden[rows], given.get("attention_mask")
     if attention.group_norm is not None:
         hidden = attention.group_norm(hidden.transpose(1, 2)).transpose(1, 2)
@@ -253,7 +295,14 @@ def read_cross(attention: Any, hidden: Tensor, text: Any, given: Mapping[str, An
 
 @contextmanager
 def watched(network: Any, modules: Sequence[tuple[int, Any]], read: Read, maps: Maps) -> Iterator[None]:
-    """Look at what numbered attention modules receive; takes every hook off again."""
+    """Hook the inputs of numbered attention modules during the block; all hooks are removed afterwards.
+
+    Args:
+        network: The network that contains the modules.
+        modules: (number, module) pairs.
+        read: Read queries and keys from a module's inputs.
+        maps: Filled by each forward in the block.
+    """
     handles = [
         module.register_forward_pre_hook(functools.partial(maps.look, number, read), with_kwargs=True)
         for number, module in modules
@@ -267,17 +316,17 @@ def watched(network: Any, modules: Sequence[tuple[int, Any]], read: Read, maps: 
 
 
 def eager(network: Any) -> Any:
-    """The network below ``torch.compile(network)``; compiled code does not see hooks that come later.
+    """Return the network below ``torch.compile(network)``; compiled code does not see hooks that are added later.
 
-    What ``network.compile()`` and ``network.compile_repeated_blocks()`` leave in place runs uncompiled inside
-    of ``capture_maps``.
+    Networks compiled in place, by ``network.compile()`` or ``network.compile_repeated_blocks()``, run uncompiled inside
+    ``capture_maps``.
     """
     return getattr(network, "_orig_mod", network)
 
 
 @contextmanager
 def _uncompiled(network: Any) -> Iterator[None]:
-    """Run a network and all of its parts as they were written."""
+    """Run a network and all of its parts without compiled code."""
     modules = network.modules()
     if any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in modules):
         with _STANCE, torch.compiler.set_stance("force_eager"):

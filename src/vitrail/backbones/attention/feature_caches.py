@@ -1,8 +1,8 @@
-"""Networks that keep what earlier forwards computed: caches of diffusers, and forwards that somebody replaced.
+"""Networks that cache earlier forwards: caches of diffusers, and replaced forwards.
 
-diffusers' caches are hooks that say they are stateful. Some keep their state under the name of a context
-(``cache_context``), so that each view and branch can have its own; others have one for whatever comes. A replaced
-``forward``, such as DeepCache puts on blocks of a U-Net, may keep what it likes, if it reaches what can change.
+diffusers' caches are stateful hooks. Some keep their state by the name of a context (``cache_context``), so that each
+view and branch can have its own; others have one state for all forwards. A replaced ``forward``, such as DeepCache sets
+on blocks of a U-Net, may keep state if it refers to mutable objects.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.step import Step
 
-REGISTRY = "_diffusers_hook"  # where diffusers keeps a module's hooks
-LIBRARIES = ("accelerate.", "diffusers.", "torch.")  # whose replaced forwards are hooks, or are compiled
+REGISTRY = "_diffusers_hook"  # attribute with diffusers' hooks of a module
+LIBRARIES = ("accelerate.", "diffusers.", "torch.")  # replaced forwards of these are hooks or compiled code
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.BuiltinFunctionType)
 CONSTANT = (
     *PLAIN,
@@ -36,14 +36,14 @@ CONSTANT = (
     torch.device,
     torch.Tensor,
     nn.Module,
-)  # no call changes them, or they are the network
+)  # immutable, or part of the network
 
 
 def find_kept(*networks: Any) -> ForwardCaching | None:
-    """What networks keep of earlier forwards; None if nothing.
+    """Describe the cache of earlier forwards in networks; None if there is none.
 
     Args:
-        networks: The denoiser first; None for one that there is not.
+        networks: The denoising network first; None for a missing one.
     """
     hooks = [(name, hook) for name, hook, _ in _stateful(*networks)]
     if hooks:
@@ -61,21 +61,21 @@ def find_kept(*networks: Any) -> ForwardCaching | None:
 
 
 def forget(*networks: Any) -> None:
-    """Empty what diffusers' caches keep, so that the next forward is a first one."""
+    """Empty diffusers' caches, so that the next forward is a first one."""
     for _, hook, module in list(_stateful(*networks)):
         hook.reset_state(module)
 
 
 @define(eq=False)
 class FeatureCaches:
-    """The forwards of one picture through a network that remembers them.
+    """The forwards of one picture through a network with a cache.
 
     Attributes:
-        networks: The denoiser first.
+        networks: The denoising network first.
         by_name: See ``ForwardCaching``.
-        number: Of this picture; no other of this process has it.
-        is_alone: Whether no other thread is at work with the networks.
-        place: The phase and stage of the last forward.
+        number: Number of this picture, unique in this process.
+        is_alone: Whether no other thread uses the networks.
+        place: Phase and stage of the last forward.
     """
 
     networks: tuple[Any, ...]
@@ -85,16 +85,16 @@ class FeatureCaches:
     place: tuple[int, int] | None = None
 
     def forward(self, rows: MicroBatch, step: Step, ask: Callable[[MicroBatch], ModelOutput]) -> ModelOutput:
-        """A micro-batch: row by row, each with what was kept of itself, or as it is.
+        """Compute a micro-batch: row by row, each with its own cache, or at once if there is only one cache.
 
         Args:
             rows: The micro-batch.
-            step: Where the run stands.
-            ask: The network.
+            step: Position of the run.
+            ask: One forward of the network.
 
         Raises:
-            OutOfMemory: If it does not fit; what was computed of it must not be computed again.
-            CapabilityError: If another thread would use what is kept for all.
+            OutOfMemory: If it does not fit; cached forwards cannot be repeated in parts.
+            CapabilityError: If another thread would use the only cache.
         """
         self._enter(step)
         try:
@@ -108,7 +108,11 @@ class FeatureCaches:
             raise OutOfMemory(f"{what}, so that it cannot be cut and tried again: {error}") from error
 
     def _enter(self, step: Step) -> None:
-        """Begin anew with every picture and stage; other views come, or the same ones from elsewhere."""
+        """Empty the caches at every new picture and stage, whose views differ.
+
+        Raises:
+            CapabilityError: If another thread would use the only cache.
+        """
         alone = self.is_alone()
         if not alone and not self.by_name:
             raise CapabilityError(
@@ -127,7 +131,13 @@ class FeatureCaches:
 
 @contextmanager
 def named(network: Any, name: str, step: Step) -> Iterator[None]:
-    """A forward's place in the caches; leaves no trace on a network that has no hooks of its own."""
+    """Run a forward with a named entry of the caches; a network without hooks is left without.
+
+    Args:
+        network: The network.
+        name: Name of the entry.
+        step: Position of the run.
+    """
     from diffusers import CacheMixin
 
     known = inspect.signature(CacheMixin.cache_context).parameters
@@ -149,27 +159,27 @@ def _modules(*networks: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _stateful(*networks: Any) -> Iterator[tuple[str, Any, Any]]:
-    """(layer's name, hook, layer) of every hook that keeps something."""
+    """Yield (layer's name, hook, layer) of every stateful hook."""
     for name, module in _modules(*networks):
         if REGISTRY in vars(module):
             yield from ((name, hook, module) for hook in vars(module)[REGISTRY].hooks.values() if hook._is_stateful)
 
 
 def _by_name(hook: Any) -> bool:
-    """Whether a hook's state is that of a context; diffusers sets contexts on what it finds so."""
+    """Whether a hook's state belongs to a context, which diffusers recognises by its class."""
     from diffusers.hooks.hooks import StateManager
 
     return any(isinstance(value, StateManager) for value in vars(hook).values())
 
 
 def _is_of_library(forward: Any) -> bool:
-    """Whether a module's own forward was put there by a hook of a library, or by a compiler."""
+    """Whether a module's replaced forward comes from a library's hook or a compiler."""
     inner = forward.func if isinstance(forward, functools.partial) else forward
     return str(getattr(inner, "__module__", "")).startswith(LIBRARIES) or hasattr(forward, "_torchdynamo_orig_callable")
 
 
 def _can_keep(value: Any, seen: set[int]) -> bool:
-    """Whether a function reaches something that can change from call to call, besides modules and tensors."""
+    """Whether a function refers to something mutable besides modules and tensors."""
     if id(value) in seen or isinstance(value, CONSTANT):
         return False
     seen.add(id(value))

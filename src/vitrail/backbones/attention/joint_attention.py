@@ -1,7 +1,7 @@
-"""Attention maps of transformers where picture and text attend to each other (MM-DiT), by a side computation.
+"""Attention maps of transformers in which picture and text attend to each other (MM-DiT), by a side computation.
 
 In Stable Diffusion 3 (Esser et al., 2024, https://arxiv.org/abs/2403.03206, sec. 4) the cells of the picture and
-the tokens of the text are one sequence: each cell shares its attention among all cells and all tokens. The map
+the tokens of the text are one sequence: each cell distributes its attention over all cells and all tokens. The map
 of a token is the share that each cell pays to it, so it is small: most is paid to other cells.
 """
 
@@ -20,7 +20,9 @@ from vitrail.errors import CapabilityError
 
 
 def check_blocks(transformer: Any, layers: Sequence[int]) -> list[int]:
-    """The numbers of the chosen blocks, counted from the first; () is the late half, where objects have formed.
+    """Return the numbers of the chosen blocks, counted from the first.
+
+    () chooses the later half, where objects have formed.
 
     Raises:
         CapabilityError: If a chosen block does not exist, or the network has no joint attention.
@@ -43,19 +45,19 @@ def capture_joint_maps(
 ) -> Iterator[Maps]:
     """Collect attention maps during a forward, which runs uncompiled.
 
-    The scores of all cells against all cells and tokens, "batch heads cells cells+tokens", are never held as a
-    whole; see ``attention_to``.
+    The scores of all cells against all cells and tokens, "batch heads cells cells+tokens", are never held at once;
+    see ``attention_to``.
 
     Args:
-        transformer: diffusers' ``SD3Transformer2DModel``, as ``eager`` gives it.
-        layers: Blocks, negative ones counted from the last; () for the late half.
-        rows: Entries of the batch whose maps are wanted.
+        transformer: diffusers' ``SD3Transformer2DModel``, as ``eager`` returns it.
+        layers: Blocks, negative ones counted from the last; () for the later half.
+        rows: Entries of the batch whose maps are needed.
         tokens: Positions of the text tokens over which a map is taken: those of the CLIP encoders come first
             and share their positions, those of T5 follow.
-        over: Take their mean, or at each cell the largest.
+        over: Mean or maximum over them.
 
     Yields:
-        The maps, filled by each forward in the block. Sizes are those of the latents that the network is given,
+        The maps, filled by each forward in the block. Sizes are those of the network's input,
         multiples of its patch size.
     """
     maps = Maps(list(rows), list(tokens), over)
@@ -67,7 +69,15 @@ def capture_joint_maps(
 def read_joint(
     attention: Any, hidden: Tensor, text: Tensor, given: Mapping[str, Any], rows: list[int]
 ) -> AttentionHeads:
-    """Queries of the cells, keys of cells and text, as diffusers' ``JointAttnProcessor2_0`` makes them."""
+    """Return queries of the cells and keys of cells and text, as diffusers' ``JointAttnProcessor2_0`` computes them.
+
+    Args:
+        attention: The layer.
+        hidden: Its cells, Float[Tensor, "batch cells width"].
+        text: Its text, Float[Tensor, "batch tokens width"].
+        given: All arguments of its forward; unused.
+        rows: Entries of the batch that are needed.
+    """
     hidden, words = hidden[rows], text[rows]
     query = split_heads(attention.to_q(hidden), attention.heads, attention.norm_q)
     cells = split_heads(attention.to_k(hidden), attention.heads, attention.norm_k)

@@ -1,1 +1,1 @@
-"""What networks are conditioned on: texts, embeddings, control pictures."""
+"""Conditioning of networks: texts, embeddings, control pictures."""

@@ -1,4 +1,4 @@
-"""ControlNet: a hint that lies on the picture, so every view gets its own part of it."""
+"""ControlNet: a hint of the picture's size, cropped for every view."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ HINT = "control_image"
 
 @frozen(kw_only=True)
 class Control:
-    """How much the hints count, and when; one entry for each control network.
+    """Weights of the hints and the steps at which they act; one entry per control network.
 
     Attributes:
-        scales: Weights.
-        starts: Share of the steps that are done before a hint counts.
-        ends: Share of the steps after which it no longer does.
-        first: The step at which the run begins, from which shares are counted.
+        scales: Weights of the hints.
+        starts: Share of the steps before a hint takes effect.
+        ends: Share of the steps after which it has no effect.
+        first: First step that is done, from which shares are counted.
     """
 
     scales: tuple[float, ...] = field(converter=as_tuple)
@@ -39,13 +39,13 @@ class Control:
     first: int = 0
 
     def weights(self, step: Step) -> list[float]:
-        """What the hints count at a step, by the rule of diffusers' pipelines."""
+        """Return the weights of the hints at a step, by the rule of diffusers' pipelines."""
         done, steps = step.phase_step - self.first, step.phase_num_steps - self.first
         shares = zip(self.scales, self.starts, self.ends, strict=True)
         return [scale * float(done / steps >= start and (done + 1) / steps <= end) for scale, start, end in shares]
 
     def acts(self, step: Step) -> bool:
-        """Whether any hint counts at a step."""
+        """Whether any hint has a weight at a step."""
         return any(self.weights(step))
 
     def residuals(
@@ -57,15 +57,15 @@ class Control:
         rows: Mapping[str, Tensor],
         **arguments: Any,
     ) -> dict[str, Any]:
-        """What a U-Net adds to its skips and its middle.
+        """Run the control networks; return the U-Net's residuals for its skips and its middle block.
 
         Args:
-            controlnet: Of the pipeline.
+            controlnet: The pipeline's control network or networks.
             latents: Float32[Tensor, "rows channels h w"].
-            step: Where the run stands.
-            timestep: Of the step.
-            rows: The conditioning of the micro-batch, with the hints.
-            arguments: The network's own conditioning.
+            step: Position of the run.
+            timestep: Timestep of the step.
+            rows: Conditioning of the micro-batch, with the hints.
+            arguments: The U-Net's own conditioning.
         """
         hints, weights = [rows[name] for name in hint_names(len(self.scales))], self.weights(step)
         many = hasattr(controlnet, "nets")
@@ -82,12 +82,18 @@ class Control:
 
 
 def hint_names(count: int) -> list[str]:
-    """Names of the hints of so many control networks."""
+    """Return the names of the hints of ``count`` control networks."""
     return [f"{HINT}.{number}" for number in range(count)]
 
 
 def control_of(pipe: Any, inputs: Inputs, device: Any) -> tuple[Control | None, tuple[Given, ...]]:
-    """The control of a run and its hints, cut to the views later."""
+    """Return the control of a run and its hints, which are cropped to the views later.
+
+    Args:
+        pipe: The pipeline, with or without a ControlNet.
+        inputs: Give the hints, weights and shares.
+        device: Device of the hints.
+    """
     controlnet, extras = getattr(pipe, "controlnet", None), inputs.extras
     if controlnet is None:
         return None, ()
@@ -98,7 +104,7 @@ def control_of(pipe: Any, inputs: Inputs, device: Any) -> tuple[Control | None, 
         for name, picture, net in zip(hint_names(len(nets)), hints, nets, strict=True)
     )
     scale: Any = extras.controlnet_conditioning_scale
-    if scale is None:  # 1, or 0.8 where the run starts from a picture
+    if scale is None:  # diffusers' default: 1, or 0.8 for a run from a picture
         scale = inspect.signature(type(pipe).__call__).parameters["controlnet_conditioning_scale"].default
     control = Control(
         scales=by_network(scale, len(nets)),
@@ -110,7 +116,7 @@ def control_of(pipe: Any, inputs: Inputs, device: Any) -> tuple[Control | None, 
 
 
 def _hint(pipe: Any, name: str, picture: Any, net: Any, inputs: Inputs, device: Any) -> Given:
-    """A hint at the size of the picture, by the pipeline's own processor; the same in both branches."""
+    """Return a hint at the size of the picture, by the pipeline's own processor; equal in both branches."""
     hint = read_picture(pipe.control_image_processor, picture, inputs.height, inputs.width)
     hint = hint.to(device=device, dtype=net.dtype)
     return Given(name=name, layout="spatial", values={"cond": hint, "uncond": hint}, scale=pipe.vae_scale_factor)

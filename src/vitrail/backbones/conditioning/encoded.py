@@ -1,4 +1,4 @@
-"""Conditioning tensors: what lies on the picture is cropped with the view, what does not is repeated."""
+"""Conditioning tensors: spatial ones are cropped with the view, others are repeated."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class Given:
     """One conditioning tensor of both branches.
 
     Attributes:
-        name: As the network or its control network calls it.
-        layout: ``spatial`` if it lies on the picture, ``global`` if it does not.
-        values: By branch; global Float32[Tensor, "1 *shape"], spatial Float32[Tensor, "1 channels Height Width"].
-        scale: Cells of a spatial tensor for one latent cell, e.g. 8 for a picture.
-        texts: Values for rows with a text of their own, by text and branch; where there are none, ``values`` stand.
+        name: Name of the argument of the network or its control network.
+        layout: ``spatial`` if it has the picture's axes, else ``global``.
+        values: Values by branch; global Float32[Tensor, "1 *shape"], spatial Float32[Tensor, "1 channels Height
+            Width"].
+        scale: Cells of a spatial tensor per latent cell, along one axis, e.g. 8 for a picture.
+        texts: Values for rows with a text of their own, by text and branch; otherwise ``values``.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Given:
     texts: Mapping[str, Mapping[Branch, Tensor]] = field(factory=dict)
 
     def rows(self, rows: MicroBatch) -> Tensor:
-        """One entry a row and picture, in the order of the micro-batch."""
+        """Return one entry per row and picture, in the order of the micro-batch."""
         batch = len(rows.model_input) // len(rows.branches)
         parts = []
         texts = rows.texts or [None] * len(rows.views)
@@ -57,17 +58,17 @@ class Given:
 
 @frozen(kw_only=True, eq=False)
 class Conditioning:
-    """All that one picture is conditioned on, ready for the network.
+    """The whole conditioning of one picture, ready for the network.
 
     Attributes:
         given: The tensors.
         content: Positions of the prompt's content tokens.
-        words: Positions of every word's tokens, if maps of each are wanted.
-        request: The attention maps wanted, if any.
+        words: Positions of every word's tokens, if maps of each are needed.
+        request: Attention maps to capture, if any.
         inputs: What it was made from.
-        pack: What else the family wants to keep, e.g. a control network's weights over the steps.
-        in_turn: Whether a forward changes the networks, so that threads must not run them at once.
-        kept: The picture's forwards, if the network remembers them.
+        pack: Further data of the family, e.g. a control network's weights over the steps.
+        in_turn: Whether a forward changes the networks, so that threads must take turns.
+        kept: The picture's caches, if the network caches earlier forwards.
     """
 
     given: tuple[Given, ...] = field(converter=as_tuple)
@@ -80,7 +81,7 @@ class Conditioning:
     words: tuple[tuple[int, ...], ...] = field(converter=as_tuple, default=())
 
     def also(self, text: str, other: Conditioning) -> Conditioning:
-        """With the text of another one for rows that have it.
+        """Return the conditioning with another one's text, for rows that have it.
 
         Raises:
             ConfigError: If its tensors have other shapes.
@@ -94,20 +95,25 @@ class Conditioning:
         return evolve(self, given=given)
 
     def both(self, name: str, guided: bool) -> Tensor:
-        """A tensor as diffusers' loop has it: of both branches, ``uncond`` first, or of the text's alone."""
+        """Return a tensor as in diffusers' loop: both branches, ``uncond`` first, or without guidance ``cond``."""
         (values,) = (given.values for given in self.given if given.name == name)
         return torch.cat([values["uncond"], values["cond"]]) if guided else values["cond"]
 
     def rows(self, rows: MicroBatch) -> dict[str, Tensor]:
-        """Every tensor for a micro-batch, by name."""
+        """Return every tensor for a micro-batch, by name."""
         return {given.name: given.rows(rows) for given in self.given}
 
 
 def branches_of(name: str, uncond: Tensor | None, cond: Tensor) -> Given:
-    """A global tensor from the pair that diffusers' ``encode_prompt`` gives; no ``uncond`` without guidance.
+    """Return a global tensor from the pair of ``encode_prompt``; without guidance there is no ``uncond``.
+
+    Args:
+        name: Name of the network's argument.
+        uncond: Of the negative prompt, Float32[Tensor, "1 *shape"], or None.
+        cond: Of the prompt, Float32[Tensor, "1 *shape"].
 
     Raises:
-        ConfigError: If the two cannot go through the network together.
+        ConfigError: If their shapes differ, so that they cannot be in one batch.
     """
     if uncond is not None and uncond.shape != cond.shape:
         raise ConfigError(
@@ -121,15 +127,15 @@ def branches_of(name: str, uncond: Tensor | None, cond: Tensor) -> Given:
 
 
 def crop(canvas: Tensor, view: View, scale: int) -> Tensor:
-    """The part of a spatial tensor that a view sees.
+    """Return the part of a spatial tensor that a view sees.
 
-    A window is cut out. A strided view is a small picture of the whole: each of its cells stands for
-    ``stride`` of the canvas's, so ``stride x stride`` cells of the tensor are averaged into one.
+    A window is cropped. A strided view is a small picture of the whole: each of its cells stands for ``stride`` cells
+    of the canvas, so ``stride x stride`` cells of the tensor are averaged into one.
 
     Args:
         canvas: Float32[Tensor, "batch channels scale*Height scale*Width"].
-        view: In latent cells.
-        scale: Cells of the tensor for one latent cell.
+        view: The view, in latent cells.
+        scale: Cells of the tensor per latent cell, along one axis.
 
     Returns:
         Float32[Tensor, "batch channels scale*h scale*w"].
@@ -143,7 +149,7 @@ def crop(canvas: Tensor, view: View, scale: int) -> Tensor:
 
 
 def _cells(span: Span, scale: int, length: int) -> Sequence[int]:
-    """Where a span's cells lie on the tensor's axis; past its end the edge is repeated, unless the axis wraps."""
+    """Return the indices of a span's cells on the tensor's axis; beyond its end the edge is repeated, or it wraps."""
     first, count = span.start * scale, span.count * span.step * scale
     cells = range(first, first + count)
     turned = cells if span.length is None else [i % (span.length * scale) for i in cells]

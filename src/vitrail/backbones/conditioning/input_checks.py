@@ -1,4 +1,4 @@
-"""What a caller brings, held against the pipeline before anything is computed; all problems at once."""
+"""Validation of caller-supplied inputs against the pipeline, before anything is computed; all problems at once."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ BY_NETWORK = ("controlnet_conditioning_scale", *GUIDANCE)
 
 
 def check_caller_inputs(pipe: Any, inputs: Inputs, served: frozenset[str], lacking: Sequence[str] = ()) -> None:
-    """Refuse conditioning that a pipeline cannot use.
+    """Refuse inputs that a pipeline cannot use.
 
     Args:
-        pipe: Of diffusers.
-        inputs: Of the run.
+        pipe: A diffusers pipeline.
+        inputs: Inputs of the run.
         served: Names of the ``Extras`` that the pipeline can use.
-        lacking: Parts that a text would need to be encoded and that the pipeline does not have.
+        lacking: Names of missing parts that are needed to encode a text.
 
     Raises:
-        ConfigError: With every problem.
+        ConfigError: Listing every problem.
     """
     problems, extras, name = Problems(), inputs.extras, type(pipe).__name__
     with problems.collect():
@@ -42,17 +42,17 @@ def check_caller_inputs(pipe: Any, inputs: Inputs, served: frozenset[str], lacki
 
 
 def nets_of(controlnet: Any) -> Sequence[Any]:
-    """The control networks of a pipeline, one or several."""
+    """Return the control networks of a pipeline, one or several."""
     return list(getattr(controlnet, "nets", [controlnet]))
 
 
 def adapters_of(unet: Any) -> Sequence[Any]:
-    """What an IP-Adapter makes of pictures, one part an adapter; none if there is no IP-Adapter."""
+    """Return a U-Net's IP-Adapter projections, one per adapter; empty without IP-Adapter."""
     return list(getattr(getattr(unet, "encoder_hid_proj", None), "image_projection_layers", ()))
 
 
 def _embeddings(extras: Extras, inputs: Inputs, served: frozenset[str]) -> Iterator[str]:
-    """Embeddings that lack others, or do not fit them."""
+    """Yield embeddings that lack others, or do not fit them."""
     pooled = "pooled_prompt_embeds" in served
     for side in ("", "negative_"):
         name, beside = f"{side}prompt_embeds", f"{side}pooled_prompt_embeds"
@@ -75,7 +75,7 @@ def _embeddings(extras: Extras, inputs: Inputs, served: frozenset[str]) -> Itera
 
 
 def _texts(pipe: Any, inputs: Inputs, lacking: Sequence[str]) -> Iterator[str]:
-    """Texts that would have to be encoded by parts that are not there."""
+    """Yield texts that cannot be encoded since parts are missing."""
     extras, zeros = inputs.extras, pipe.config.get("force_zeros_for_empty_prompt", False)
     needs = ["prompt_embeds"] if extras.prompt_embeds is None else []
     given = extras.negative_prompt_embeds is not None or (zeros and inputs.negative_prompt is None)
@@ -92,7 +92,7 @@ def _them(parts: Sequence[str]) -> str:
 
 
 def _numbers(extras: Extras) -> Iterator[str]:
-    """Text layers that there cannot be, and what goes to attention processors and is no number."""
+    """Yield invalid ``clip_skip`` values, and arguments of attention processors that are not numbers."""
     skip: Any = extras.clip_skip
     if skip is not None and (isinstance(skip, bool) or not isinstance(skip, Integral) or skip < 0):
         yield f"clip_skip must be a whole number, 0 or more, or left out; got {skip!r}"
@@ -106,7 +106,7 @@ def _numbers(extras: Extras) -> Iterator[str]:
 
 
 def _pictures(pipe: Any, extras: Extras, guided: bool, name: str) -> Iterator[str]:
-    """Pictures that are missing, too many, or not encoded as the guidance wants."""
+    """Yield pictures that are missing, too many, or not encoded as guidance needs."""
     count, picture, embeds = len(adapters_of(pipe.unet)), extras.ip_adapter_image, extras.ip_adapter_image_embeds
     if picture is None and embeds is None:
         yield f"{name} has an IP-Adapter, so it needs ip_adapter_image or ip_adapter_image_embeds"
@@ -139,7 +139,7 @@ def _pictures(pipe: Any, extras: Extras, guided: bool, name: str) -> Iterator[st
 
 
 def _hints(pipe: Any, extras: Extras, name: str) -> Iterator[str]:
-    """A hint that is missing, too few or too many of them, weights and times that do not belong to them."""
+    """Yield hints that are missing or of a wrong number, and weights and shares that do not fit them."""
     nets = nets_of(pipe.controlnet)
     hint, count = extras.control_image, len(nets)
     for dtype in sorted({str(net.dtype).removeprefix("torch.") for net in nets if net.dtype != pipe.unet.dtype}):
@@ -161,5 +161,5 @@ def _hints(pipe: Any, extras: Extras, name: str) -> Iterator[str]:
 
 
 def by_network(value: float | Sequence[float], count: int) -> tuple[float, ...]:
-    """One number for each control network."""
+    """Return one number per control network."""
     return tuple(value) if isinstance(value, Sequence) else (value,) * count

@@ -1,4 +1,4 @@
-"""Which tokens of a prompt are its content: whole words, as the tokenizer marks where they begin or end."""
+"""Content tokens of a prompt: whole words, as the tokenizer marks their beginnings or ends."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.errors import ConfigError
 
 END, BEGIN = "</w>", "▁"  # CLIP marks a word's last piece, T5 its first
-T5_TOKENS = 256  # that the pipelines of diffusers read unless told otherwise
+T5_TOKENS = 256  # read by diffusers' pipelines by default
 
 
 @frozen
 class Word:
-    """A word or sign of a prompt.
+    """A word or punctuation mark of a prompt.
 
     Attributes:
-        text: In lower case.
-        positions: Of its tokens.
+        text: The text in lower case.
+        positions: Positions of its tokens.
     """
 
     text: str
@@ -29,12 +29,12 @@ class Word:
 
     @property
     def is_sign(self) -> bool:
-        """Whether there is no letter or digit in it."""
+        """Whether it has no letter or digit."""
         return _is_sign(self.text)
 
 
 def words_of(pipe: Any, prompt: str) -> list[Word]:
-    """The words of a prompt that a pipeline's first text encoder reads, signs left out; repeated ones each time."""
+    """Return the words of a prompt that the first text encoder reads, without punctuation; repeated words each time."""
     tokenizer = pipe.tokenizer
     converted = pipe.maybe_convert_prompt(prompt, tokenizer) if hasattr(pipe, "maybe_convert_prompt") else prompt
     tokens = tokenizer(converted, truncation=True, max_length=tokenizer.model_max_length).input_ids
@@ -42,17 +42,18 @@ def words_of(pipe: Any, prompt: str) -> list[Word]:
 
 
 def content_tokens(pipe: Any, prompt: str, request: AttentionRequest | None) -> tuple[int, ...]:
-    """Positions of the content tokens in the text that a pipeline's denoiser is given.
+    """Return the positions of the content tokens in the text that a pipeline's network receives.
 
-    Special tokens, signs and ``skip_words`` are no content; ``words`` that are asked for count whatever they are.
+    Special tokens, punctuation and ``skip_words`` are not content; requested ``words`` always are.
 
     Args:
-        pipe: Its first tokenizer counts, whose positions a second one shares; those of a third, T5, follow.
-        prompt: With the words of textual inversion, which stand for several tokens.
-        request: What counts; None for every word, or none where there is no tokenizer.
+        pipe: The pipeline. Positions are those of its first tokenizer, which a second one shares; those of a third, T5,
+            follow.
+        prompt: The prompt, with words of textual inversion, which stand for several tokens.
+        request: What counts as content; None for every word, or none without a tokenizer.
 
     Raises:
-        ConfigError: If a word that is asked for is not in the prompt, or beyond what the network reads.
+        ConfigError: If a requested word is not in the prompt, or beyond what the network reads, or there is no T5.
     """
     if request is None and pipe.tokenizer is None:
         return ()
@@ -88,7 +89,7 @@ def _content(pipe: Any, tokenizer: Any, prompt: str, request: AttentionRequest, 
 
 
 def _told(missing: Sequence[tuple[str, bool]], read: Sequence[Word], most: int) -> str:
-    """What is wrong with words that were asked for."""
+    """Return the error text for requested words that were not found."""
     lines = [
         f"{phrase!r} lies beyond the {most} tokens that the network reads" if later else f"{phrase!r} is not in it"
         for phrase, later in missing
@@ -98,11 +99,11 @@ def _told(missing: Sequence[tuple[str, bool]], read: Sequence[Word], most: int) 
 
 
 def read_words(tokenizer: Any, tokens: Sequence[int]) -> list[Word]:
-    """The words of a tokenized text, without special tokens.
+    """Return the words of a tokenized text, without special tokens.
 
     Args:
-        tokenizer: Of CLIP or T5.
-        tokens: With the special tokens.
+        tokenizer: A tokenizer of CLIP or T5.
+        tokens: Token ids, special tokens included.
     """
     pieces = tokenizer.convert_ids_to_tokens(list(tokens))
     marks_ends = any(piece.endswith(END) for piece in pieces)
@@ -119,7 +120,7 @@ def read_words(tokenizer: Any, tokens: Sequence[int]) -> list[Word]:
 
 
 def _begins(before: str, piece: str, marks_ends: bool) -> bool:
-    """Whether a word begins with this piece; T5 does not mark signs, so each of them stands alone."""
+    """Whether a word begins with this piece; T5 does not mark punctuation, so each mark stands alone."""
     if marks_ends:
         return before.endswith(END)
     return piece.startswith(BEGIN) or _is_sign(before) or _is_sign(piece)
@@ -130,7 +131,7 @@ def _is_sign(text: str) -> bool:
 
 
 def find_phrase(words: Sequence[Word], phrase: Sequence[Word]) -> list[int]:
-    """Positions of every occurrence of a phrase, word by word."""
+    """Return the positions of every occurrence of a phrase, word by word."""
     wanted = [word.text for word in phrase]
     found = []
     for begin in range(len(words) - len(wanted) + 1):

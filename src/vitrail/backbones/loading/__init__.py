@@ -1,1 +1,1 @@
-"""Models from folders, single files and the hub, and pipelines that a caller has."""
+"""Loading of models from folders, single files and the hub, and adoption of a caller's pipelines."""

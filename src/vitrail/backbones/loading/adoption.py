@@ -1,4 +1,4 @@
-"""A pipeline that a user brings, looked at as a whole: every part's class, what is missing, which way noise goes."""
+"""Validation of a user's pipeline as a whole: classes of its parts, missing parts, direction of the scheduler."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 VAES = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny", "ConsistencyDecoderVAE")
 SCHEDULER = PipelinePart("scheduler", remedy="give one of diffusers' schedulers")
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
-STEPS = 4  # that a scheduler is asked for
+STEPS = 4  # steps of the trial
 
 
 def check_adopted(pipe: Any, family: ModelFamily) -> None:
-    """Refuse a pipeline that a run would stumble over, before anything is computed.
+    """Refuse a pipeline that cannot be sampled with, before anything is computed.
 
     Args:
-        pipe: Of diffusers, of a class that an adapter serves.
-        family: The adapter's.
+        pipe: A diffusers pipeline of a class that an adapter supports.
+        family: The adapter's family.
 
     Raises:
-        VitrailError: With every part that is missing, of another class, or goes from the picture to noise.
+        VitrailError: Listing every part that is missing, of another class, or an inverse scheduler.
     """
     problems = Problems()
     with problems.collect():
@@ -41,14 +41,14 @@ def check_adopted(pipe: Any, family: ModelFamily) -> None:
 
 
 def check_parts(pipe: Any, family: ModelFamily) -> None:
-    """Refuse parts that are missing or of a class that is not served; they may change between calls.
+    """Refuse parts that are missing or of an unsupported class; they may change between calls.
 
     Args:
-        pipe: Of diffusers, of a class that an adapter serves.
-        family: The adapter's.
+        pipe: A diffusers pipeline of a class that an adapter supports.
+        family: The adapter's family.
 
     Raises:
-        CapabilityError: With every part, its class and what to do.
+        CapabilityError: Listing every such part, its class and what to do.
     """
     name = type(pipe).__name__
     found = [problem for part in family.parts for problem in _wrong(pipe, part, name)]
@@ -58,12 +58,12 @@ def check_parts(pipe: Any, family: ModelFamily) -> None:
 
 
 def missing_encoders(pipe: Any, family: ModelFamily) -> list[str]:
-    """The parts that a text would need to be encoded, and that are not there."""
+    """Return the names of the missing parts that are needed to encode a text."""
     return [part.name for part in family.parts if part.encodes and getattr(pipe, part.name, None) is None]
 
 
 def _wrong(pipe: Any, part: PipelinePart, name: str) -> Iterator[str]:
-    """What is wrong with one part."""
+    """Yield what is wrong with one part."""
     found = getattr(pipe, part.name, None)
     if found is None:
         if part.remedy:
@@ -88,8 +88,8 @@ def _check_scheduler(pipe: Any, family: ModelFamily) -> None:
     """Refuse a scheduler whose steps cannot be read, or whose timesteps do not fall.
 
     Args:
-        pipe: Of diffusers.
-        family: The adapter's.
+        pipe: A diffusers pipeline.
+        family: The adapter's family.
     """
     scheduler, name = pipe.scheduler, type(pipe).__name__
     lacking = [each for each in ("config", "set_timesteps", "step") if not hasattr(scheduler, each)]

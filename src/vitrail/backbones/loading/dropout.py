@@ -1,4 +1,4 @@
-"""Networks that draw noise on their own, because they were left as they are trained."""
+"""Detection of networks with active dropout, which are still in training mode."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
 
 
 def check_dropout(components: Mapping[str, Any]) -> None:
-    """Refuse parts of a pipeline whose dropout is on: every call, and every rank, would make another picture.
+    """Refuse parts of a pipeline with active dropout, since each call and each rank would make another picture.
 
     Args:
-        components: Of a diffusers pipeline, by name.
+        components: Components of a diffusers pipeline, by name.
 
     Raises:
-        CapabilityError: With every part, and what to do.
+        CapabilityError: Listing every such part, and what to do.
     """
     problems = Problems()
     for name, part in components.items():
@@ -34,6 +34,6 @@ def check_dropout(components: Mapping[str, Any]) -> None:
 
 
 def _dropping(part: nn.Module) -> Iterator[str]:
-    """Names of layers that drop values."""
+    """Yield the names of layers with active dropout."""
     layers = ((name, each) for name, each in part.named_modules() if isinstance(each, LAYERS))
     return (name for name, layer in layers if layer.training and layer.p > 0)

@@ -1,4 +1,4 @@
-"""What stands for a pipeline: its weights, its adapters', and the settings of its parts."""
+"""Fingerprint of a pipeline: its weights, the weights of its adapters, and the settings of its parts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from vitrail.backbones.loading.turns import weights_of_adapters
 if TYPE_CHECKING:
     from torch import Tensor
 
-SAMPLED = 16  # values of a parameter
-OF_LIBRARIES = ("transformers_version", "torch_dtype", "dtype")  # settings that say nothing about the model
+SAMPLED = 16  # sampled values per parameter
+OF_LIBRARIES = ("transformers_version", "torch_dtype", "dtype")  # settings that do not concern the model
 
 
 def fingerprint_of(components: Mapping[str, Any]) -> str:
-    """A digest of some values of every parameter, so that it costs little, of adapters and of settings.
+    """Return a digest of a few values of every parameter, of adapters and of settings.
 
-    Settings are configs, such as a scheduler's betas and prediction type or a VAE's scaling factor, and the words of
-    tokenizers; where the files lie is none of them.
+    Settings are configurations, such as a scheduler's betas and prediction type or a VAE's scaling factor, and the
+    vocabularies of tokenizers; paths of files are not included.
 
     Args:
-        components: Of a diffusers pipeline, by name.
+        components: Components of a diffusers pipeline, by name.
     """
     digest = hashlib.sha256()
     for name, part in sorted(components.items()):
@@ -47,7 +47,7 @@ def _settings(part: Any) -> str:
 
 
 def _own(value: Any) -> Any:
-    """What of a config says something about the model, as JSON knows it."""
+    """Return the settings of a configuration that concern the model, in JSON types."""
     if isinstance(value, Mapping):
         kept = {str(name): each for name, each in value.items() if str(name) not in OF_LIBRARIES}
         return {name: _own(each) for name, each in kept.items() if not name.startswith("_")}

@@ -1,4 +1,4 @@
-"""A model's folder in diffusers' layout, judged by file names and headers alone; imports nothing heavy."""
+"""Validation of a model folder in diffusers' layout by file names and headers alone; light to import."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vitrail.core.config.text_files import LARGEST_RECORD, read_json
 from vitrail.errors import ConfigError, ModelError
 
 INDEX = "model_index.json"
-UNUSED = ("feature_extractor", "image_encoder", "safety_checker")  # a picture from a text needs none of them
-T5 = ("text_encoder_3", "tokenizer_3")  # of Stable Diffusion 3, which can do without
+UNUSED = ("feature_extractor", "image_encoder", "safety_checker")  # not needed for text to image
+T5 = ("text_encoder_3", "tokenizer_3")  # optional parts of Stable Diffusion 3
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
-CONFIGS = {"Scheduler": "scheduler_config.json", "Tokenizer": "tokenizer_config.json"}  # by a word of the class name
-LONGEST_NAME = 100  # characters of a part's, where those of pipelines have twenty
+CONFIGS = {"Scheduler": "scheduler_config.json", "Tokenizer": "tokenizer_config.json"}  # by part of the class name
+LONGEST_NAME = 100  # characters of a part's name; real ones have about twenty
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 PICKLED = "a pickle can run any code when it is read, so only .safetensors files are"
 
@@ -25,14 +25,14 @@ Index = Mapping[str, Any]
 
 
 def read_index(folder: Path, where: str) -> Index:
-    """What ``model_index.json`` says.
+    """Read ``model_index.json``.
 
     Args:
-        folder: Where it lies.
-        where: How an error begins.
+        folder: Folder of the model.
+        where: Beginning of the error.
 
     Raises:
-        ModelError: If it is not there or names no pipeline of diffusers.
+        ModelError: If it does not exist or names no diffusers pipeline.
     """
     file = folder / INDEX
     if not file.exists():
@@ -49,7 +49,7 @@ def read_index(folder: Path, where: str) -> Index:
 
 
 def parts_of(index: Index) -> dict[str, tuple[str | None, str | None]]:
-    """(library, class) of the parts that the index lists and that are loaded, by name."""
+    """Return (library, class) of the listed parts that are loaded, by name."""
     pairs = {name: pair for name, pair in index.items() if isinstance(pair, list) and len(pair) == 2}
     return {
         name: (pair[0], pair[1])
@@ -59,7 +59,7 @@ def parts_of(index: Index) -> dict[str, tuple[str | None, str | None]]:
 
 
 def left_out(folder: Path, index: Index) -> tuple[str, ...]:
-    """T5's parts where Stable Diffusion 3 is meant to do without: null in the index, or not there."""
+    """Return T5's parts if Stable Diffusion 3 is to run without them: null in the index, or missing in the folder."""
     listed = parts_of(index)
     lacking = [name for name in T5 if name in listed and (listed[name][0] is None or not (folder / name).is_dir())]
     return T5 if lacking else ()
@@ -68,17 +68,17 @@ def left_out(folder: Path, index: Index) -> tuple[str, ...]:
 def check_folder(folder: Path, index: Index, variant: str | None, model: str, remedy: str = "") -> None:
     """Refuse a folder in which files are missing or broken, before anything is loaded.
 
-    Args:
-        folder: Where it lies.
-        index: Of it.
-        variant: Of the weight files.
-        model: As the user said it.
-        remedy: How what is missing can be had.
-
     A part without files of the variant is read from its plain files, as diffusers does, if some part has them.
 
+    Args:
+        folder: Folder of the model.
+        index: Its model index.
+        variant: Variant of the weight files.
+        model: The model as the user named it.
+        remedy: End of the error: how to get missing files.
+
     Raises:
-        ModelError: With every problem.
+        ModelError: Listing every problem.
     """
     skipped = left_out(folder, index)
     wanted = {name: pair for name, pair in parts_of(index).items() if name not in skipped}
@@ -147,7 +147,7 @@ def _instead(part: Path, stem: str) -> str:
 
 
 def _weights(part: Path, stem: str, variant: str | None) -> list[Path]:
-    """The files of a part's weights, whole or in shards; a shard may be missing."""
+    """Return the files of a part's weights, whole or in shards; listed shards may be missing."""
     tag = f".{variant}" if variant else ""
     whole = part / f"{stem}{tag}.safetensors"
     if whole.is_file():

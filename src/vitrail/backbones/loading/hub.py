@@ -1,4 +1,4 @@
-"""A model on the hub: its index first, its parts when loaded; cache, offline mode and token are the hub's own."""
+"""Models on the hub: index first, parts when loaded; cache, offline mode and token are huggingface_hub's own."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def fetch_index(model: str, revision: str | None, where: str) -> Path:
-    """The cache folder with the model's index, which is fetched if it is not there.
+    """Return the cache folder with the model's index, downloaded if needed.
 
     Args:
         model: ``org/name``.
-        revision: A branch, tag or commit; the default branch if unset.
-        where: How an error begins.
+        revision: A branch, tag or commit; the default branch if None.
+        where: Beginning of the error.
 
     Raises:
-        ModelError: If it cannot be had, with the reason, the cache and the command that downloads the model.
+        ModelError: If it cannot be fetched, with the reason, the cache and the command that downloads the model.
     """
     from huggingface_hub import hf_hub_download
 
@@ -32,14 +32,14 @@ def fetch_index(model: str, revision: str | None, where: str) -> Path:
 
 
 def fetch_parts(pipeline: Any, location: str, revision: str | None, variant: str | None, where: str) -> Path:
-    """The cache folder with all parts of a model that are loaded; fetches what is not there, unless offline.
+    """Return the cache folder with all parts of a model that are loaded; downloads missing ones, unless offline.
 
     Args:
         pipeline: The diffusers class.
         location: ``org/name``.
         revision: As for ``fetch_index``.
-        variant: Of the weight files; the plain ones if unset.
-        where: How an error begins.
+        variant: Variant of the weight files; the plain ones if None.
+        where: Beginning of the error.
 
     Raises:
         ModelError: As ``fetch_index``.
@@ -55,14 +55,14 @@ def fetch_parts(pipeline: Any, location: str, revision: str | None, variant: str
 
 
 def is_offline() -> bool:
-    """Whether the user forbids the hub's library to use the network."""
+    """Whether huggingface_hub is configured not to use the network."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def remedy(model: str, revision: str | None) -> str:
-    """How an error about missing files of a model ends."""
+    """Return the end of an error about missing files of a model."""
     return f"; {_command(model, revision)} gets what is missing"
 
 
@@ -71,7 +71,7 @@ def _command(model: str, revision: str | None) -> str:
 
 
 def _told(error: Exception, what: str, model: str, revision: str | None, where: str) -> str:
-    """Why a model could not be had, and what to do."""
+    """Return why a model could not be fetched, and what to do."""
     from huggingface_hub import constants, errors
 
     download = _command(model, revision)

@@ -1,6 +1,6 @@
-"""Errors that come out of a model, told as errors of the model: its files may be damaged, or not belong together.
+"""Attribution of errors to a model: its files may be damaged, or not belong together.
 
-Weights and configurations carry no digest, and what libraries make of wrong ones is of any kind and comes at any time.
+Weights and configurations carry no digest, and libraries raise any exception at any time for wrong ones.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from contextlib import contextmanager
 from vitrail.core.config.log import logger
 from vitrail.errors import ModelError, VitrailError
 
-OURS = ("vitrail.backbones.", "vitrail.core.schedule.noise_schedule")  # modules that call a model's parts
+OURS = ("vitrail.backbones.", "vitrail.core.schedule.noise_schedule")  # prefixes of modules that call a model's parts
 LIBRARIES = frozenset(
     {"accelerate", "diffusers", "einops", "numpy", "PIL", "safetensors", "tokenizers", "torch", "transformers"}
 )
-LONGEST = 300  # characters of what a library says
+LONGEST = 300  # characters quoted of a library's message
 
 
 @contextmanager
 def model_blamed(model: str, what: str) -> Iterator[None]:
-    """Tell an error that a model's own parts raised as one of the model; others go on as they are.
+    """Turn an exception raised inside a model's parts into a ModelError; others pass.
 
     Args:
-        model: Its name.
-        what: It could not do, as in "cannot be sampled with".
+        model: Name of the model.
+        what: What failed, as in "cannot be sampled with".
 
     Raises:
-        ModelError: In place of what was raised inside.
+        ModelError: In place of the exception.
     """
     try:
         yield
@@ -45,13 +45,13 @@ def model_blamed(model: str, what: str) -> Iterator[None]:
 
 
 def told(error: BaseException) -> str:
-    """The kind of an error, and the first line of what it says."""
+    """Return the class of an error, and the first line of its message."""
     line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {line[:LONGEST]}" if line else type(error).__name__
 
 
 def is_inside_a_model(error: BaseException) -> bool:
-    """Whether the last of our code that was at work called a part of a model, and nobody else's is in between."""
+    """Whether the innermost frame of this package called a model's part, with only known libraries below it."""
     modules: list[str] = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     for module in reversed(modules):
         if module.startswith("vitrail."):

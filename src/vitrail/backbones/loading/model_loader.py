@@ -1,4 +1,4 @@
-"""From a model's source to a diffusers pipeline on a device."""
+"""Loading of a diffusers pipeline from a model's source onto a device."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ if TYPE_CHECKING:
 
     from vitrail.backbones.loading.source import ModelSource
 
-REASON = 120  # characters of what torch says of a device
-CLIP_VOCABULARY = CONFIGS / "clip-tokenizer"  # of every shipped family
+REASON = 120  # characters quoted of torch's message about a device
+CLIP_VOCABULARY = CONFIGS / "clip-tokenizer"  # shared by all shipped families
 
 
 @plain_defaults()
 def load_pipeline(source: ModelSource, device: str | None = None) -> Any:
-    """Load the weights; only safetensors, and nothing that a picture from a text does without.
+    """Load the weights, from safetensors only, without parts that text to image does not need.
 
     Args:
-        source: Where they lie.
-        device: A torch device; the accelerator if there is one, else the CPU.
+        source: Location of the weights.
+        device: A torch device; by default the accelerator if there is one, else the CPU.
 
     Raises:
-        ConfigError: If the device is not there.
+        ConfigError: If the device cannot be used.
         ModelError: If a part of the pipeline is missing or broken.
+        OutOfMemory: If memory ran out.
     """
     import diffusers
 
@@ -49,7 +50,7 @@ def load_pipeline(source: ModelSource, device: str | None = None) -> Any:
         pipe = pipe.to(place)
     except ModelError:
         raise
-    except Exception as error:  # diffusers, transformers and safetensors have errors of many kinds
+    except Exception as error:  # diffusers, transformers and safetensors raise many types
         what, reason = f"model {source.name!r} cannot be loaded", str(error).strip() or type(error).__name__
         if is_out_of_memory(error):
             raise OutOfMemory(f"{what}: out of memory: {reason}; free some, or try {REMEDIES}") from error
@@ -96,7 +97,7 @@ def _from_file(pipeline: Any, source: ModelSource) -> Any:
         **shipped_tokenizers(source.config),
     )
     if getattr(pipe, T5[0], None) is not None:
-        pipe.text_encoder_3.eval().tie_weights()  # left in training mode, with an embedding that a file may hold once
+        pipe.text_encoder_3.eval().tie_weights()  # it is left in training mode, its embeddings untied
     check_filled(pipe, source)
     changes = scheduler_changes(header)
     if changes:
@@ -105,7 +106,7 @@ def _from_file(pipeline: Any, source: ModelSource) -> Any:
 
 
 def _dtype(source: ModelSource) -> dict[str, torch.dtype]:
-    """As an argument, which had another name before diffusers 0.40."""
+    """Return the dtype argument, whose name changed in diffusers 0.40."""
     import diffusers
     import torch
 
@@ -114,17 +115,17 @@ def _dtype(source: ModelSource) -> dict[str, torch.dtype]:
 
 
 def _without(pipeline: Any, skipped: tuple[str, ...]) -> dict[str, Any]:
-    """Arguments of a pipeline class that leave out parts."""
+    """Return arguments of a pipeline class that leave out parts."""
     known = inspect.signature(pipeline.__init__).parameters
     parts: dict[str, Any] = {name: None for name in (*UNUSED, *skipped) if name in known}
     return parts | ({"requires_safety_checker": False} if "requires_safety_checker" in known else {})
 
 
 def shipped_tokenizers(config: Path) -> dict[str, Any]:
-    """The tokenizers of a shipped family, which share a vocabulary and differ in how they pad.
+    """Return the tokenizers of a shipped family, which share a vocabulary and differ in padding.
 
     Args:
-        config: The family's folder; of any other folder there are none.
+        config: The family's folder; {} for any other folder.
     """
     from transformers import CLIPTokenizer
 
@@ -134,7 +135,7 @@ def shipped_tokenizers(config: Path) -> dict[str, Any]:
 
 
 def find_device(name: str | None) -> torch.device:
-    """The named device, or the default one, after a try to use it.
+    """Return the named device, or the default one, after trying to use it.
 
     Raises:
         ConfigError: If torch does not know it or cannot use it here.
@@ -143,7 +144,7 @@ def find_device(name: str | None) -> torch.device:
 
     try:
         wanted = torch.device(default_device() if name is None else name)
-    except (RuntimeError, ValueError, OverflowError) as error:  # whose text may list every device there ever was
+    except (RuntimeError, ValueError, OverflowError) as error:  # the message may list all known devices
         raise ConfigError(
             f"no device {shortened(str(name), 60)!r} here: torch knows no such name; {default_device()!r} can be used"
         ) from error
@@ -157,7 +158,7 @@ def find_device(name: str | None) -> torch.device:
 
 
 def default_device() -> str:
-    """The accelerator if torch sees one, else the CPU."""
+    """Return the type of the accelerator if torch finds one, else "cpu"."""
     import torch
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -1,7 +1,7 @@
-"""The configuration of a model's part, judged before anything is built from it; imports nothing heavy.
+"""Validation of a part's configuration before anything is built from it; light to import.
 
-A network is built as large as its configuration says, before a weight is read: numbers that its weights cannot fill
-would take hours and all memory to find out.
+A network is built from its configuration before a weight is read: a size that its weights cannot fill would be noticed
+only after hours, or when memory ran out.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 from vitrail.core.config.text_files import read_json
 from vitrail.errors import ModelError
 
-LAYERS = "layers"  # in the names of numbers that say how many modules there are, each with a tensor or more
-TIMESTEPS = "num_train_timesteps"  # of a schedule, which is computed at that length
+LAYERS = "layers"  # substring of settings that count modules, each with at least one tensor
+TIMESTEPS = "num_train_timesteps"  # setting of a scheduler, the length of its tables
 MOST_TIMESTEPS = 100_000
 
 
 def config_problems(file: Path, tensors: int | None = None) -> Iterator[str]:
-    """What is wrong with a configuration.
+    """Yield what is wrong with a configuration.
 
     Args:
-        file: JSON.
-        tensors: That the part's weights hold; None if it has none.
+        file: A JSON file.
+        tensors: Number of tensors in the part's weights; None if it has no weights.
     """
     try:
         config = read_json(file, kind=ModelError)
@@ -42,7 +42,7 @@ def config_problems(file: Path, tensors: int | None = None) -> Iterator[str]:
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """A number, or those of a list."""
+    """Yield a number, or the numbers of a list."""
     if isinstance(value, list):
         for each in value:
             yield from _numbers(each)

@@ -1,4 +1,4 @@
-"""Which model one ``.safetensors`` file holds, told by the names and shapes in its header; imports nothing heavy."""
+"""Recognition of the model in one ``.safetensors`` file by names and shapes in its header; light to import."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parent / "configs"
 NETWORK = "model.diffusion_model."
 VAE = ("first_stage_model.", "vae.")
 T5_WEIGHTS = "text_encoders.t5xxl."
-PARTS: dict[str, dict[str, tuple[str, ...]]] = {  # pipeline class -> part -> how its names begin
+PARTS: dict[str, dict[str, tuple[str, ...]]] = {  # pipeline class -> part -> prefixes of its tensor names
     "StableDiffusion3Pipeline": {
         "transformer": (NETWORK + "joint_blocks.",),
         "vae": VAE,
@@ -44,7 +44,7 @@ class CheckpointFamily:
 
     Attributes:
         pipeline: The diffusers class that loads it.
-        values: How many the denoising network has, which tells architectures apart.
+        values: Number of values in the denoising network, which distinguishes architectures.
     """
 
     pipeline: str
@@ -67,7 +67,7 @@ CHANNELS = {
     9: "an inpainting model",
 }
 PLAIN = "a text-to-image checkpoint is needed"
-REFUSED: tuple[tuple[Callable[[Header], object], str], ...] = (  # the first that holds is told
+REFUSED: tuple[tuple[Callable[[Header], object], str], ...] = (  # the first match is reported
     (
         lambda header: header.holds(".lora_", "lora_unet", "lora_te", ".lora.", ".hada_w", ".lokr_w"),
         "a LoRA: load it into the pipeline of its model with `pipe.load_lora_weights(file)`, and give that "
@@ -116,10 +116,10 @@ def _channels(header: Header) -> int:
 
 
 def pipeline_of(header: Header, where: str) -> str:
-    """The diffusers class that a single file is for.
+    """Return the diffusers class that a single file is for.
 
     Raises:
-        ModelError: If the file is no whole text-to-image model, with what it is and what to do.
+        ModelError: If the file is not a whole text-to-image model, with what it is and what to do.
     """
     for holds, what in REFUSED:
         if holds(header):
@@ -139,15 +139,15 @@ def pipeline_of(header: Header, where: str) -> str:
 
 
 def config_of(header: Header, wanted: str | None, where: str) -> tuple[str, Path]:
-    """The pipeline class of a single file and the folder with the configuration of its parts.
+    """Return the pipeline class of a single file and the folder with the configuration of its parts.
 
     Args:
-        header: Of the file.
-        wanted: A shipped family, a diffusers folder, or None if the weights are to tell.
-        where: How an error begins.
+        header: Header of the file.
+        wanted: A shipped family, a diffusers folder, or None to recognise the weights.
+        where: Beginning of the error.
 
     Raises:
-        ModelError: If the file is unfit, its architecture is unknown, or not the one that was asked for.
+        ModelError: If the file is unfit, its architecture is unknown, or not the one that was requested.
     """
     pipeline, values = pipeline_of(header, where), header.values(NETWORK)
     if wanted is not None and wanted not in FAMILIES:
@@ -184,7 +184,7 @@ def _given_folder(pipeline: str, wanted: str, where: str) -> Path:
 
 
 def scheduler_changes(header: Header) -> dict[str, Any]:
-    """What marker tensors say of the scheduler.
+    """Return scheduler settings that marker tensors of the file imply.
 
     ``v_pred`` marks velocity prediction and ``ztsnr`` zero terminal signal-to-noise ratio (Lin et al., 2023, secs. 3.1
     and 3.3: the schedule is rescaled, and sampling begins at its last step).

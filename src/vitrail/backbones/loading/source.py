@@ -1,4 +1,4 @@
-"""From a model's name or folder to the adapter that can load it, without importing torch."""
+"""Look-up of a model's name or folder and of the adapter that can load it, without importing torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vitrail.core.method.backbone import BackboneSpec
 from vitrail.errors import ConfigError, ModelError, nearest, shortened
 
 SERVES = "EulerDiscreteScheduler"
-UNFIT = {  # schedulers of diffusers, by what keeps them from sampling here; others are found when they are made
+UNFIT = {  # unsupported schedulers of diffusers, by reason; others are detected when created
     "is of models of another kind": (
         *("Amused", "BlockRefinement", "ConsistencyDecoder", "DiscreteDDIM", "EntropyBound", "Helios", "HeliosDMD"),
         *("MiniMaxH3", "Piflow", "RFD4Proteina", "SCM", "UnCLIP", "VQDiffusion"),
@@ -34,7 +34,7 @@ UNFIT = {  # schedulers of diffusers, by what keeps them from sampling here; oth
     ),
     "steps from more than a prediction, a timestep and latents": ("CogVideoXDPM", "RePaint", "ScoreSdeVe"),
 }
-SUITS = "vitrail.json"  # in a model's folder
+SUITS = "vitrail.json"  # file in a model's folder
 SUITABLE = {"height", "width", "guidance_scale", "num_inference_steps", "scheduler"}
 Kind = Literal["folder", "file", "hub"]
 
@@ -44,10 +44,10 @@ class ModelOptions:
     """How to read a model's files.
 
     Attributes:
-        dtype: Of the networks.
-        variant: Of the weight files, e.g. ``fp16``.
-        revision: Of a hub id.
-        config: What a single file is read as: a shipped family or a diffusers folder.
+        dtype: Type of the networks.
+        variant: Variant of the weight files, e.g. ``fp16``.
+        revision: Revision of a hub id.
+        config: How to read a single file: as a shipped family or with a diffusers folder's configurations.
     """
 
     dtype: Dtype = "float32"
@@ -57,26 +57,26 @@ class ModelOptions:
 
     @classmethod
     def of(cls, run: RunConfig) -> ModelOptions:
-        """What a run says of them."""
+        """Return the options that a run gives."""
         return cls(dtype=run.dtype, variant=run.variant, revision=run.revision, config=run.model_config)
 
     def as_fields(self) -> dict[str, Any]:
-        """The same in the words of a run."""
+        """Return the options as fields of a run."""
         return {"dtype": self.dtype, "variant": self.variant, "revision": self.revision, "model_config": self.config}
 
 
 @frozen(kw_only=True)
 class ModelSource:
-    """Where a model's weights lie; found, not loaded.
+    """Location of a model's weights, which are not loaded yet.
 
     Attributes:
-        name: As the user said it.
+        name: The model as the user named it.
         kind: A diffusers folder, one ``.safetensors`` file, or a hub id.
         location: The folder, the file or the id.
         pipeline: The diffusers class that loads it.
         options: How to read its files.
         config: For a single file, the folder with the configuration of its parts.
-        suits: Fields of a run that the model's folder says suit it.
+        suits: Fields of a run that the model's folder declares to suit it.
     """
 
     name: str
@@ -89,18 +89,18 @@ class ModelSource:
 
 
 def find_model(model: str, registry: Registry, options: ModelOptions | None = None) -> BackboneSpec:
-    """The spec of a model, found but not loaded.
+    """Return the spec of a model, found but not loaded.
 
     Args:
         model: A registered name such as ``demo``, a folder in diffusers' layout, a ``.safetensors`` file or a hub id.
-        registry: Knows names and adapters.
+        registry: Has the names and adapters.
         options: How to read its files.
 
     Returns:
-        An instance of the adapter class that serves its pipeline, with the source; ``load`` makes a backbone of it.
+        An instance of the adapter class that supports its pipeline, with the source; ``load`` makes a backbone of it.
 
     Raises:
-        ModelError: If nothing is there, files are missing or unfit, or no adapter fits its pipeline.
+        ModelError: If it does not exist, files are missing or unfit, or no adapter supports its pipeline.
     """
     where = f"model {model!r}: "
     kind, location = _place(model, registry)
@@ -126,7 +126,7 @@ def find_model(model: str, registry: Registry, options: ModelOptions | None = No
 
 
 def _suits(folder: Path, where: str) -> dict[str, Any]:
-    """What a folder says suits its model: fields of a run in ``vitrail.json``."""
+    """Read the fields of a run that suit a folder's model, from ``vitrail.json``."""
     file = folder / SUITS
     if not file.is_file():
         return {}
@@ -138,7 +138,7 @@ def _suits(folder: Path, where: str) -> dict[str, Any]:
 
 
 def _place(model: str, registry: Registry) -> tuple[Kind, str]:
-    """What a name stands for: a registered one first, then what is there, then the hub."""
+    """Resolve a name: a registered one first, then an existing path, then the hub."""
     names = registry.names("models")
     if model in names:
         return "folder", str(registry.path("models", model))
@@ -149,7 +149,7 @@ def _place(model: str, registry: Registry) -> tuple[Kind, str]:
 
 
 def _found(model: str, path: Path, names: list[str]) -> tuple[Kind, str]:
-    """What lies at a path, or else is on the hub."""
+    """Resolve a path, or else a hub id."""
     if path.is_dir():
         return "folder", str(path)
     if path.suffix in PICKLES:
@@ -169,12 +169,12 @@ def _found(model: str, path: Path, names: list[str]) -> tuple[Kind, str]:
 
 
 def kind_of(model: str, registry: Registry) -> Kind:
-    """Whether a name is of a folder, a single file or a model on the hub; raises as ``find_model`` does."""
+    """Return whether a name is of a folder, a single file or a hub model; raises as ``find_model`` does."""
     return _place(model, registry)[0]
 
 
 def _refuse_useless(kind: Kind, options: ModelOptions, where: str) -> None:
-    """Options that would do nothing."""
+    """Refuse options that have no effect for this kind of model."""
     useless = {
         "revision": (options.revision, kind != "hub", "is of a hub id"),
         "variant": (options.variant, kind == "file", "names files of a folder or of a hub id"),
@@ -189,7 +189,12 @@ def _refuse_useless(kind: Kind, options: ModelOptions, where: str) -> None:
 
 
 def adapter_of(pipeline: str, registry: Registry, where: str = "") -> Any:
-    """The adapter class that serves a diffusers pipeline class.
+    """Return the adapter class that supports a diffusers pipeline class.
+
+    Args:
+        pipeline: Name of the class.
+        registry: Has the adapters.
+        where: Beginning of the error.
 
     Raises:
         ModelError: With the nearest name, if there is none.
@@ -207,10 +212,10 @@ def _adapters(registry: Registry) -> list[Any]:
 
 
 def check_scheduler(name: str | None) -> None:
-    """Refuse a scheduler that diffusers does not have; None is the model's own.
+    """Refuse a scheduler that diffusers does not have or that cannot sample here; None is the model's own.
 
     Raises:
-        ConfigError: With the nearest name.
+        ConfigError: With the nearest name, or the reason.
     """
     if name is not None and name not in _scheduler_names():
         hint, _, every = nearest(name, _scheduler_names()).partition(";")
@@ -227,7 +232,7 @@ def check_scheduler(name: str | None) -> None:
 
 @functools.cache
 def _scheduler_names() -> frozenset[str]:
-    """Read from diffusers' sources, since importing it takes seconds."""
+    """Read the names of schedulers from diffusers' sources, since importing it takes seconds."""
     spec = importlib.util.find_spec("diffusers")
     assert spec is not None
     assert spec.origin is not None

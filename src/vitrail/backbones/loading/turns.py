@@ -1,7 +1,7 @@
-"""Networks that change while they run, so that threads which share one must take turns.
+"""Networks that change during a forward, so that threads that share one must take turns.
 
-Offloaded weights come and go with a forward. A LoRA that a call scales is scaled in its layers, for the time of a
-forward and by one after another: two at once would scale it twice.
+Offloaded weights are moved for a forward. A LoRA scale of a call is applied to the layers for the time of a forward:
+two forwards at once would apply it twice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-HOOKS = ("_hf_hook", "_diffusers_hook")  # where accelerate and diffusers keep what they do around a forward
+HOOKS = ("_hf_hook", "_diffusers_hook")  # attributes for forward hooks of accelerate and diffusers
 
 
 def moves(*networks: Any) -> bool:
@@ -22,7 +22,7 @@ def moves(*networks: Any) -> bool:
 
 
 def is_plain(network: Any) -> bool:
-    """Whether a network is torch's and diffusers' own layers, without hooks, so that no forward knows of another."""
+    """Whether a network has only layers of torch and diffusers, without hooks, so that forwards are independent."""
     modules = list(network.modules())
     parts = [*modules, *getattr(network, "attn_processors", {}).values()]
     if any(type(part).__module__.partition(".")[0] not in ("torch", "diffusers") for part in parts):
@@ -35,7 +35,7 @@ def is_plain(network: Any) -> bool:
 
 @contextmanager
 def lasting(*networks: Any) -> Iterator[None]:
-    """Leave inference mode for networks whose weights move: what hooks make of them there could not be trained."""
+    """Leave inference mode for networks whose weights move, since weights moved within it could not be trained."""
     if not moves(*networks):
         yield
         return
@@ -45,10 +45,10 @@ def lasting(*networks: Any) -> Iterator[None]:
 
 @contextmanager
 def scales_kept(*networks: Any) -> Iterator[None]:
-    """Leave the scales of LoRA layers as they were.
+    """Restore the scales of LoRA layers on exit.
 
-    What is multiplied by a number and divided by it again may come out another in the last bit, and what is
-    multiplied by 0 is set to 1 by diffusers, whatever it was.
+    A scale that is multiplied and divided by a number may change in the last bit, and diffusers resets one multiplied
+    by 0 to 1, whatever it was.
     """
     kept = [(module, dict(module.scaling)) for module in _modules(networks) if _is_lora(module)]
     try:
@@ -60,7 +60,7 @@ def scales_kept(*networks: Any) -> Iterator[None]:
 
 @contextmanager
 def adapter_scales_kept(network: Any) -> Iterator[None]:
-    """Leave the scales of IP-Adapters in a network as they were."""
+    """Restore the scales of a network's IP-Adapters on exit."""
     processors = getattr(network, "attn_processors", {}).values()
     kept = [(processor, copy.copy(processor.scale)) for processor in processors if hasattr(processor, "scale")]
     try:
@@ -72,7 +72,7 @@ def adapter_scales_kept(network: Any) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(pipe: Any) -> Iterator[None]:
-    """Leave the attributes of a pipeline as they were, which e.g. remembers the scale of a LoRA."""
+    """Restore the attributes of a pipeline on exit, which e.g. stores the scale of a LoRA."""
     kept = dict(vars(pipe))
     try:
         yield
@@ -85,7 +85,7 @@ def attributes_kept(pipe: Any) -> Iterator[None]:
 
 
 def weights_of_adapters(network: Any) -> list[str]:
-    """How much LoRA and IP-Adapters count in a network; no part of its parameters."""
+    """Describe the scales of LoRA and IP-Adapters in a network, which are not parameters."""
     found = [
         f"{name} {sorted(module.scaling.items())} {list(module.active_adapters)} {module.disable_adapters}"
         for name, module in network.named_modules()

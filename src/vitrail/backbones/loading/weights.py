@@ -1,4 +1,4 @@
-"""Weights after loading: whether the file gave them all, and where they lie in memory."""
+"""Checks of weights after loading: whether the file had all of them, and their alignment in RAM."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vitrail.errors import ModelError
 if TYPE_CHECKING:
     from vitrail.backbones.loading.source import ModelSource
 
-ALIGNMENT = 64  # bytes, which torch gives its own tensors
+ALIGNMENT = 64  # bytes; the alignment of torch's own tensors
 
 
 def check_filled(pipe: Any, source: ModelSource) -> None:
-    """Refuse weights that a single file did not give; diffusers would leave them as they were drawn.
+    """Refuse weights that a single file did not contain; diffusers would leave them randomly initialised.
 
     Raises:
-        ModelError: With how many they are and the first.
+        ModelError: With their number and the first.
     """
     import torch
 
@@ -38,9 +38,9 @@ def check_filled(pipe: Any, source: ModelSource) -> None:
 
 
 def _starts(source: ModelSource) -> list[float]:
-    """The values with which weights can begin: fused tensors are cut in halves or thirds.
+    """Return the first values that loaded weights can have, given that fused tensors are split in halves or thirds.
 
-    A 1 begins the projection of Stable Diffusion 3's first text encoder, the identity, which files leave out.
+    1 is the first value of the projection of Stable Diffusion 3's first text encoder, an identity that files leave out.
     """
     from safetensors import safe_open
 
@@ -54,9 +54,9 @@ def _starts(source: ModelSource) -> list[float]:
 
 
 def align(pipe: Any) -> None:
-    """Copy weights that lie at odd addresses of the mapped file, where kernels on CPUs sum in another order.
+    """Copy weights at unaligned addresses of the mapped file, for which CPU kernels sum in another order.
 
-    So a picture does not depend on how a model was cut into files.
+    So a picture does not depend on how a model was split into files.
     """
     for _, network in _networks(pipe):
         for tensor in (*network.parameters(), *network.buffers()):

@@ -1,1 +1,1 @@
-"""How much memory a forward takes, and how much is free."""
+"""Memory of forwards: how much they need, and how much is free."""

@@ -1,8 +1,8 @@
-"""What a forward needs, predicted without computing it.
+"""Prediction of a forward's memory without computing it.
 
-A twin of the network without weights runs on torch's ``meta`` device, where tensors have shapes but no
-memory, while the storages that are alive are counted. Attention is one result, as in the kernels that never
-hold the matrix of scores. Scratch memory inside kernels is not seen.
+A copy of the network without weights runs on torch's ``meta`` device, where tensors have shapes but no storage, while
+the bytes of live storages are counted. Attention counts its result only, as for kernels that never hold the matrix of
+scores. Scratch memory inside kernels is not counted.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from torch.utils._pytree import tree_leaves
 from vitrail.errors import CapabilityError
 
 UNET, SD3 = "UNet2DConditionModel", "SD3Transformer2DModel"
-TEXT_TOKENS = 77  # of CLIP
-JOINT_TOKENS = 77 + 256  # of CLIP and T5
+TEXT_TOKENS = 77  # of a CLIP encoder
+JOINT_TOKENS = 77 + 256  # of the CLIP encoders and T5
 _LOCK = threading.Lock()
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storages that operations make, as long as they live.
+    """Count the bytes of storages that operations create, as long as they live.
 
     Attributes:
-        now: Bytes that are alive.
-        peak: The most there were.
+        now: Bytes that are live.
+        peak: Maximum of ``now``.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention gives its result and nothing else, on a device that has no kernel for it."""
+    """Replace attention by an empty result, on a device that has no fused kernel."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
@@ -72,22 +72,22 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def row_bytes(network: Any, shape: tuple[int, int], tokens: int | None = None) -> int:
-    """What each row of a forward would need at the peak, in bytes: tensors, inputs included and weights not.
+    """Return the peak bytes of tensors per row of a forward, inputs included, weights excluded.
 
     Args:
-        network: A diffusers U-Net or SD3 transformer; it is only asked what it is made of.
-        shape: Of a view, in latent cells.
-        tokens: Of the text; what the family's encoders give if None.
+        network: A diffusers U-Net or SD3 transformer; only its configuration is used.
+        shape: Height and width of a view, latent cells.
+        tokens: Number of text tokens; that of the family's encoders if None.
 
     Raises:
-        CapabilityError: If it is another kind of network.
+        CapabilityError: For another kind of network.
     """
     network = getattr(network, "_orig_mod", network)  # as torch.compile wraps it
     kind: Any = type(network)
     if kind.__name__ not in (UNET, SD3):
         raise CapabilityError(f"what a forward of {kind.__name__} needs is not known")
     config = json.dumps(dict(network.config), sort_keys=True)
-    with _LOCK:  # ranks that are threads ask at the same time, for the same
+    with _LOCK:  # ranks that are threads ask at the same time for the same result
         return _row_bytes(kind, config, shape, tokens, network.dtype)
 
 
@@ -102,7 +102,7 @@ def _row_bytes(kind: Any, config: str, shape: tuple[int, int], tokens: int | Non
 
 
 def _arguments(network: Any, shape: Sequence[int], tokens: int | None, dtype: torch.dtype) -> dict[str, Any]:
-    """What a network is called with for one row, without values."""
+    """Return a network's arguments for one row, without values."""
     empty = functools.partial(torch.empty, device="meta", dtype=dtype)
     config = network.config
     if type(network).__name__ == SD3:

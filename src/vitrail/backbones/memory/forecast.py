@@ -1,4 +1,4 @@
-"""How many rows a forward may take: what it would need against what is free now."""
+"""Choice of the rows per forward from the memory that they need and that is free."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.method.backbone import Backbone
 
-SHARE = 0.6  # of what is free that tensors may take; the rest is scratch memory, fragments and the canvas
-CHOICES = (1, 2, 4, 8, 16)  # rows a forward
+SHARE = 0.6  # of free memory for tensors; the rest is for scratch, fragmentation and the canvas
+CHOICES = (1, 2, 4, 8, 16)  # rows per forward
 
 
 @frozen(kw_only=True)
 class MemoryForecast:
-    """What the forwards of a run take of this rank's device, as far as it can be told.
+    """Memory of a run's forwards on this rank's device, as far as it is known.
 
     Attributes:
-        rows: Of a forward.
-        need_bytes: Its tensors at the peak.
-        free_bytes: What is free now, weights that are still elsewhere taken off.
+        rows: Rows per forward.
+        need_bytes: Peak bytes of its tensors.
+        free_bytes: Bytes that are free now, less weights that are still offloaded.
     """
 
     rows: int
@@ -39,13 +39,13 @@ class MemoryForecast:
 
 
 def resolve(config: RunConfig, plan: RunPlan, communicator: Communicator, backbone: Backbone) -> RunConfig:
-    """A run with its number of rows a forward, which every rank then takes; collective.
+    """Return the run with its number of rows per forward, equal on every rank; collective.
 
     Args:
-        config: With ``row_batch`` unset if it is to be chosen; a number that was given stays.
-        plan: The run's, for its views.
-        communicator: Its ranks.
-        backbone: The model where it will run.
+        config: The run; a ``row_batch`` that is set is kept.
+        plan: Plan of the run, for its views.
+        communicator: The ranks.
+        backbone: The model, on the device where it will run.
     """
     if config.row_batch is not None:
         return config
@@ -56,16 +56,16 @@ def resolve(config: RunConfig, plan: RunPlan, communicator: Communicator, backbo
 
 
 def forecast(plan: RunPlan, backbone: Backbone, ranks: int, row_batch: int | None = None) -> MemoryForecast:
-    """The rows of a forward that fit on this rank now, or what a given number needs.
+    """Choose the rows per forward that fit on this rank now, or report what a given number needs.
 
-    On the CPU at most ``ROW_BATCH``, since more are not faster there. On an accelerator the largest of
-    ``CHOICES``, but few enough that every rank has work. ``ROW_BATCH`` where nothing can be told.
+    On the CPU at most ``ROW_BATCH``, since more are not faster there. On an accelerator the largest of ``CHOICES`` that
+    leaves work for every rank. ``ROW_BATCH`` where need or free memory is unknown.
 
     Args:
-        plan: The run's, for its views.
-        backbone: The model where it will run.
-        ranks: Of the run; on the CPU they share the memory.
-        row_batch: The number that was given, or None.
+        plan: Plan of the run, for its views.
+        backbone: The model, on the device where it will run.
+        ranks: Number of ranks; on the CPU they share memory.
+        row_batch: A given number of rows, or None to choose.
     """
     network = backbone.network
     free = None if network is None else free_bytes(backbone.device)
@@ -85,7 +85,7 @@ def forecast(plan: RunPlan, backbone: Backbone, ranks: int, row_batch: int | Non
 
 
 def smallest(communicator: Communicator, own: int) -> int:
-    """The smallest of all ranks' numbers; collective."""
+    """Return the smallest of all ranks' numbers; collective."""
     ranks = range(communicator.world_size)
     if len(ranks) == 1:
         return own
@@ -96,13 +96,13 @@ def smallest(communicator: Communicator, own: int) -> int:
 
 
 def _work(plan: RunPlan) -> tuple[list[tuple[int, int]], int]:
-    """The shapes of all views, and the rows of the stage that has the fewest."""
+    """Return the shapes of all views, and the rows of the stage that has the fewest."""
     starts = [step for step, _ in plan.stage_starts()]
     shapes = [outline.shape for step in starts for outline in plan.outlines(step)]
     return shapes, min(plan.count_views(step) for step in starts) * len(plan.branches)
 
 
 def absent_bytes(network: Any, device: torch.device) -> int:
-    """Weights that wait elsewhere and come to the device for a forward, as with CPU offload."""
+    """Return the bytes of weights that are moved to the device for a forward, as with CPU offload."""
     parameters = (p for p in network.parameters() if p.device.type != device.type)
     return sum(p.numel() * p.element_size() for p in parameters)

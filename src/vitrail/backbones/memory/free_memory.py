@@ -1,4 +1,4 @@
-"""How much memory is free now, on an accelerator or for this process."""
+"""Free memory, of an accelerator or for this process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usa
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that a run may still take on a device; None if nobody says.
+    """Return the bytes that a run may still allocate on a device; None if unknown.
 
-    On an accelerator what the driver has and what torch's allocator keeps unused; on the CPU what the system
-    could give, or the process's control group if that is less.
+    On an accelerator what the driver reports as free plus what torch's allocator reserves without using it; on the CPU
+    what the system could give, or the process's control group if that is less.
     """
     import torch
 
@@ -35,7 +35,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _system() -> Iterator[int]:
-    """What Linux could give without swapping; nothing on other systems."""
+    """Yield what Linux could give without swapping; nothing on other systems."""
     if MEMINFO.exists():
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         if "MemAvailable" in fields:
@@ -43,18 +43,18 @@ def _system() -> Iterator[int]:
 
 
 def _control_groups() -> Iterator[int]:
-    """What is left of the limit of each control group that holds this process, as in a container or a batch job."""
+    """Yield what is left of the limit of each control group of this process, as in a container or a batch job."""
     for folder in _folders():
         for limit, used in FILES:
             try:
                 most, now = (int((folder / name).read_text()) for name in (limit, used))
-            except (OSError, ValueError):  # there is none, or it is "max"
+            except (OSError, ValueError):  # there is no limit, or it is "max"
                 continue
             yield max(0, most - now + _reclaimable(folder))
 
 
 def _folders() -> set[Path]:
-    """The process's control groups and all above them, by both versions' places."""
+    """Return the process's control groups and their parents, of cgroup versions 1 and 2."""
     found = {GROUPS, GROUPS / "memory"}
     lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
@@ -65,7 +65,7 @@ def _folders() -> set[Path]:
 
 
 def _reclaimable(folder: Path) -> int:
-    """Files in the cache, which count as used but would make room."""
+    """Return the bytes of cached files, which count as used but can be reclaimed."""
     try:
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):

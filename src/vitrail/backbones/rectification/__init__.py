@@ -1,1 +1,1 @@
-"""Temporary changes inside a network, made by hooks on its modules and undone when a forward is over."""
+"""Rectifications: temporary changes inside a network, made by hooks and undone after a forward."""

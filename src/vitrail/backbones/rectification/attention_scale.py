@@ -1,4 +1,4 @@
-"""Self-attention whose sharpness follows the number of tokens."""
+"""Rectification ``attention-scale``: self-attention scaled by the number of tokens."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ NAME = "attention-scale"
 
 @frozen(kw_only=True)
 class AttentionScale:
-    """Scale self-attention's logits by sqrt(log N / log N_train), so that its entropy stays that of training.
+    """Scale self-attention's logits by sqrt(log N / log N_train), so that its entropy stays as in training.
 
     Attn-SF (Jin et al., Training-free Diffusion Model Adaptation for Variable-Sized Text-to-Image Synthesis, 2023,
-    https://arxiv.org/abs/2306.08645), eq. 9: N is the number of tokens that a layer sees, N_train its number at the
-    training size. Tokens are counted, not sides, so a view of another shape but as many tokens is left as it is.
-    Cross-attention has a fixed number of keys and is not touched. Nothing happens in views of the training size:
-    it is for views that are larger (``whole``).
+    https://arxiv.org/abs/2306.08645), eq. 9: N is the number of tokens of a layer, N_train that at the training size.
+    Tokens are counted, not sides, so a view of another shape with as many tokens is not changed. Cross-attention has
+    a fixed number of keys and is not changed. Views of the training size are not changed either; use it with larger
+    views (``whole``).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"self-attention"})
     sites: tuple[str, ...] = field(default=(), converter=as_tuple, validator=sites_in(*BLOCKS))  # () for all layers
-    start: float = field(default=0.0, validator=share_below_one)  # share of the run's steps before it acts
-    until: float = field(default=1.0, validator=after_start)  # share of the run's steps after which it rests
+    start: float = field(default=0.0, validator=share_below_one)  # share of the schedule's steps before it acts
+    until: float = field(default=1.0, validator=after_start)  # share of the schedule's steps after which it is inactive
 
     def check(self, network: Any) -> None:
-        """Refuse sites that have no self-attention, and layers that hide their queries."""
+        """Refuse sites without self-attention, and layers with fused projections."""
         refuse_compiled(network, (layer.name for layer in self._layers(network)), NAME)
 
     def apply(self, forward: Forward) -> AbstractContextManager[None]:
-        """Queries times the factor of their layer, in the steps of the range."""
+        """Multiply queries by the factor of their layer, in the steps of the range."""
         if not within(forward.step, self.start, self.until):
             return nullcontext()
         return attached(
@@ -72,12 +72,12 @@ class AttentionScale:
 
 @frozen(eq=False)
 class Layer:
-    """A self-attention layer and how deep it lies.
+    """A self-attention layer and its depth.
 
     Attributes:
         name: Dotted name in the network.
         attention: The attention module.
-        halvings: How often the features were halved on the way to it.
+        halvings: Number of downsamplers before it.
     """
 
     name: str
@@ -85,14 +85,14 @@ class Layer:
     halvings: int
 
     def tokens(self, side: int) -> int:
-        """How many tokens it sees in a square view, from the view's side in latent cells."""
+        """Return the number of tokens of a square view, from the view's side in latent cells."""
         for _ in range(self.halvings):
             side = (side + 1) // 2
         return side * side
 
 
 def self_attentions(network: Any) -> Iterator[Layer]:
-    """Every self-attention layer of a U-Net's transformers, in the order of the forward."""
+    """Yield every self-attention layer of a U-Net's transformers, in the order of the forward."""
     for block in blocks(network):
         for i, transformer in enumerate(getattr(block.module, "attentions", None) or ()):
             for j, inner in enumerate(getattr(transformer, "transformer_blocks", ())):
@@ -104,10 +104,10 @@ def self_attentions(network: Any) -> Iterator[Layer]:
 
 
 def factor(tokens: int, native_tokens: int) -> float:
-    """What logits are multiplied by; exactly 1 for as many tokens as in training.
+    """Return the factor of the logits; exactly 1 for as many tokens as in training.
 
     Raises:
-        CapabilityError: If a layer sees a single token at the training size, whose entropy is always 0.
+        CapabilityError: If a layer has a single token at the training size, so that its entropy is always 0.
     """
     if tokens == native_tokens:
         return 1.0
@@ -119,7 +119,7 @@ def factor(tokens: int, native_tokens: int) -> float:
 
 
 def _scale_by(native_tokens: int) -> Any:
-    """A hook on the queries, Float[Tensor, "batch tokens width"]."""
+    """Return a hook that scales the queries, Float[Tensor, "batch tokens width"]."""
 
     def scale(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], queries: Tensor) -> Tensor | None:
         by = factor(queries.shape[1], native_tokens)

@@ -1,8 +1,8 @@
-"""3x3 convolutions of a U-Net, and how one is dilated from outside.
+"""3x3 convolutions of a U-Net, and their dilation without changing the layer.
 
-The taps of a convolution with dilation d lie d cells apart, so the cells that are d apart are a picture of their own,
-which the plain convolution sees as it is. Only what goes in and what comes out is changed: whatever the layer is made
-of (LoRA, quantised or offloaded weights) goes on, and nothing is computed that is not used.
+The taps of a convolution with dilation d are d cells apart, so the cells that are d apart form a picture of their own,
+to which the plain convolution is applied. Only inputs and outputs change: whatever the layer consists of (LoRA,
+quantised or offloaded weights) still applies, and nothing is computed that is not used.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from vitrail.backbones.rectification.module_hooks import Hook
 if TYPE_CHECKING:
     from torch import Tensor
 
-OUTER = ("conv_in", "conv_out")  # outside of all blocks
+OUTER = ("conv_in", "conv_out")  # not in any block
 
 
 @frozen(eq=False)
 class Convolution:
-    """A 3x3 convolution with a border of one zero.
+    """A 3x3 convolution with zero padding of 1.
 
     Attributes:
         name: Dotted name in the network.
-        module: The layer, or what an adapter wraps it in.
+        module: The layer, or an adapter's wrapper of it.
         stride: 2 where features are halved.
-        halvings: How often the features were halved on the way to its block.
+        halvings: Number of downsamplers before its block.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Convolution:
 
 
 def convolutions(network: Any, also: Sequence[str] = ()) -> dict[str, Convolution]:
-    """Every one in the residual blocks, downsamplers and upsamplers, by name.
+    """Return all such convolutions in residual blocks, downsamplers and upsamplers, by name.
 
     Args:
         network: A U-Net.
-        also: Names of further ones outside of all blocks.
+        also: Names of further ones outside the blocks.
     """
     found = [(name, getattr(network, name), 0) for name in also]
     for block in blocks(network):
@@ -56,13 +56,14 @@ def convolutions(network: Any, also: Sequence[str] = ()) -> dict[str, Convolutio
 
 
 def dilated(conv: Convolution, dilation: float) -> Hook:
-    """A hook that dilates a convolution.
+    """Return a hook that dilates a convolution.
 
-    ScaleCrafter (He et al., 2023, https://arxiv.org/abs/2310.07702), sec. 3. The answer is as large as the plain one.
+    ScaleCrafter (He et al., 2023, https://arxiv.org/abs/2310.07702), sec. 3. The output is as large
+    as the plain one's.
 
     Args:
-        conv: Where.
-        dilation: 1 or more; between whole numbers the features are resized on the way.
+        conv: The convolution.
+        dilation: 1 or more; for fractions the features are resized before and after.
     """
     holes, sides, grown = math.ceil(dilation), list[int](), list[int]()
 
@@ -79,15 +80,15 @@ def dilated(conv: Convolution, dilation: float) -> Hook:
 
 
 def spread(features: Tensor, dilation: int, stride: int = 1) -> Tensor:
-    """The pictures of cells that lie ``dilation`` apart, one for each phase of the answer.
+    """Return the pictures of cells that are ``dilation`` apart, one for each phase of the output.
 
-    With a stride the picture of a phase may begin before the features do; it is then led in by a stride of cells, whose
-    answer ``collected`` drops.
+    With a stride the picture of a phase may begin before the features do; it then starts with a stride of padding,
+    whose output ``collected`` drops.
 
     Args:
         features: Float[Tensor, "batch channels h w"].
         dilation: Distance of the taps.
-        stride: Of the convolution.
+        stride: Stride of the convolution.
 
     Returns:
         Float[Tensor, "dilation*dilation*batch channels u v"], for a plain convolution of that stride.
@@ -108,13 +109,13 @@ def spread(features: Tensor, dilation: int, stride: int = 1) -> Tensor:
 
 
 def collected(answers: Tensor, dilation: int, stride: int, sides: Sequence[int]) -> Tensor:
-    """The answer of the dilated convolution from those of its phases.
+    """Return the output of the dilated convolution from those of its phases.
 
     Args:
         answers: Float[Tensor, "dilation*dilation*batch channels u v"].
         dilation: Distance of the taps.
-        stride: Of the convolution.
-        sides: Of the answer, (h, w).
+        stride: Stride of the convolution.
+        sides: Height and width of the output.
 
     Returns:
         Float[Tensor, "batch channels h w"].
@@ -127,7 +128,7 @@ def collected(answers: Tensor, dilation: int, stride: int, sides: Sequence[int])
 
 
 def resized(features: Tensor, sides: Sequence[int]) -> Tensor:
-    """Features of another size, bilinearly; no bit changes where they have it already."""
+    """Resize features bilinearly; bit-identical if they have the size already."""
     import torch.nn.functional as F
 
     if tuple(features.shape[-2:]) == tuple(sides):
@@ -138,7 +139,7 @@ def resized(features: Tensor, sides: Sequence[int]) -> Tensor:
 def _fits(layer: Any) -> bool:
     from torch.nn import Conv2d
 
-    conv = getattr(layer, "base_layer", layer)  # what an adapter wraps
+    conv = getattr(layer, "base_layer", layer)  # the layer inside an adapter's wrapper
     return (
         isinstance(conv, Conv2d)
         and (conv.kernel_size, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1))

@@ -1,4 +1,4 @@
-"""Convolutions with holes, for features that are larger than in training."""
+"""Rectification ``dilated-convolution``: dilated convolutions for features larger than in training."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ NAME = "dilated-convolution"
 
 @frozen(kw_only=True)
 class DilatedConvolution:
-    """Widen 3x3 convolutions, so that they see as much of a large picture as they saw of a training picture.
+    """Dilate 3x3 convolutions, so that they cover as much of a large picture as of a training picture.
 
     ScaleCrafter (He et al., 2023, https://arxiv.org/abs/2310.07702), sec. 3: with a dilation d the taps of a
-    convolution lie d cells apart; one that is no whole number is reached by resizing the features by ceil(d) / d,
-    dilating by ceil(d) and resizing the answer back, bilinearly. 1 is off. Without ``dilations`` d is the longer side
-    of a view over the side of a training picture, in halves, less ``fall`` for each level that a block lies above the
-    deepest. ``progressive``, as in the authors' code, lets d fall over the steps, in whole numbers, to 2.
+    convolution are d cells apart; a fraction is implemented by resizing the features by ceil(d) / d, dilating by
+    ceil(d) and resizing the output back, bilinearly. 1 is off. Without ``dilations`` d is the longer side of a view
+    over the side of a training picture, rounded to halves, less ``fall`` for each level of a block above the deepest.
+    ``progressive``, as in the authors' code, reduces d over the steps, in whole numbers, to 2.
 
-    Shortcuts of 1x1 are not touched, and the first and last convolution only if named.
+    1x1 shortcuts are not changed, and the first and last convolution only if named.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"convolutions"})
@@ -45,12 +45,12 @@ class DilatedConvolution:
     )  # () for all blocks below the highest resolution
     dilations: tuple[float, ...] = field(
         default=(), converter=as_tuple, validator=v.deep_iterable(v.ge(1))
-    )  # a site each; () to follow the size of the views
-    fall: float = field(default=0.0, validator=v.ge(0))  # dilation less at every level above the deepest
-    progressive: bool = False  # whether it falls over the steps
-    skip_missing: bool = False  # leave out sites that the network lacks: published lists for SDXL name some
-    start: float = field(default=0.0, validator=share_below_one)  # share of the run's steps before it acts
-    until: float = field(default=1.0, validator=after_start)  # share of the run's steps after which it rests
+    )  # one per site; () to follow the size of the views
+    fall: float = field(default=0.0, validator=v.ge(0))  # reduction of the dilation per level above the deepest
+    progressive: bool = False  # reduce the dilation over the steps
+    skip_missing: bool = False  # ignore sites that the network lacks; published lists for SDXL name some
+    start: float = field(default=0.0, validator=share_below_one)  # share of the schedule's steps before it acts
+    until: float = field(default=1.0, validator=after_start)  # share of the schedule's steps after which it is inactive
     branches: tuple[Branch, ...] = field(
         default=(), converter=as_tuple, validator=known_branches
     )  # CFG branches that it acts on; () for all
@@ -74,7 +74,7 @@ class DilatedConvolution:
                 logger().warning("rectification.left_out", sites=missing, network=type(network).__name__)
 
     def apply(self, forward: Forward) -> AbstractContextManager[None]:
-        """The sites' convolutions, dilated, in the steps of the range."""
+        """Dilate the sites' convolutions, in the steps of the range."""
         if not within(forward.step, self.start, self.until):
             return nullcontext()
         chosen = self._chosen(forward.network)
@@ -89,7 +89,7 @@ class DilatedConvolution:
         return attached(forward.network, hooks, NAME)
 
     def _chosen(self, network: Any) -> list[tuple[Convolution, float | None]]:
-        """Convolutions with the dilation that was given for them."""
+        """Return the chosen convolutions with their given dilation, or None."""
         places = convolutions(network, also=[name for name in OUTER if name in self.sites])
         if not self.sites:
             below = [conv for conv in places.values() if conv.halvings > 0]
@@ -103,6 +103,12 @@ class DilatedConvolution:
 
 
 def shrunk(dilation: float, steps: range, step: int) -> float:
-    """A dilation that falls over a range of steps, in whole numbers, from itself to 2 at least."""
+    """Return a dilation that falls over a range of steps, in whole numbers, from itself to 2 at least.
+
+    Args:
+        dilation: The full dilation.
+        steps: Steps in which the rectification acts.
+        step: Current step.
+    """
     left = (steps.stop - step) / len(steps)
     return min(dilation, max(math.ceil(dilation * left), 2))

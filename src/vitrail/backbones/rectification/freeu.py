@@ -1,4 +1,4 @@
-"""Stronger backbone features and flatter skips in the decoder of a U-Net."""
+"""Rectification ``freeu``: amplified backbone features and damped skips in the decoder of a U-Net."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class FreeU:
     sites: tuple[str, ...] = field(
         default=("up_blocks.0", "up_blocks.1"), converter=as_tuple, validator=(v.min_len(1), sites_in("up_blocks"))
     )  # blocks or residual blocks of the decoder
-    b: tuple[float, ...] = field(default=(1.1, 1.2), converter=as_tuple, validator=factors)  # of features, a site each
-    s: tuple[float, ...] = field(default=(0.6, 0.4), converter=as_tuple, validator=factors)  # of skips, a site each
+    b: tuple[float, ...] = field(default=(1.1, 1.2), converter=as_tuple, validator=factors)  # of features, one per site
+    s: tuple[float, ...] = field(default=(0.6, 0.4), converter=as_tuple, validator=factors)  # of skips, one per site
     version: Version = field(default="v1", validator=v.in_(VERSIONS))  # how features are multiplied
-    start: float = field(default=0.0, validator=share_below_one)  # share of the run's steps before it acts
-    until: float = field(default=1.0, validator=after_start)  # share of the run's steps after which it rests
+    start: float = field(default=0.0, validator=share_below_one)  # share of the schedule's steps before it acts
+    until: float = field(default=1.0, validator=after_start)  # share of the schedule's steps after which it is inactive
 
     def __attrs_post_init__(self) -> None:
         if not len(self.sites) == len(self.b) == len(self.s):
@@ -56,7 +56,7 @@ class FreeU:
         refuse_compiled(network, (entry.name for entry, _, _ in self._entries(network)), NAME)
 
     def apply(self, forward: Forward) -> AbstractContextManager[None]:
-        """The inputs of the sites' residual blocks, changed, in the steps of the range."""
+        """Change the inputs of the sites' residual blocks, in the steps of the range."""
         if not within(forward.step, self.start, self.until):
             return nullcontext()
         entries = [each for each in self._entries(forward.network) if each[1:] != (1.0, 1.0)]
@@ -64,7 +64,7 @@ class FreeU:
         return attached(forward.network, hooks, NAME)
 
     def _entries(self, network: Any) -> list[tuple[SkipInput, float, float]]:
-        """Residual blocks with their b and s."""
+        """Return the residual blocks with their b and s."""
         entries = decoder_entries(network)
         groups = choose(entries, self.sites, "residual block with a skip")
         each_once([name for site in self.sites for name in groups[site]], NAME)
@@ -87,12 +87,12 @@ class FreeU:
 
 @frozen(eq=False)
 class SkipInput:
-    """A residual block that joins features and a skip.
+    """A residual block whose input joins features and a skip.
 
     Attributes:
         name: Dotted name in the network.
-        resnet: The module; its first argument is both, joined by channels.
-        channels: How many channels of it are features.
+        resnet: The module; its first argument is both, concatenated along the channels.
+        channels: Number of channels that are features.
     """
 
     name: str
@@ -101,7 +101,7 @@ class SkipInput:
 
 
 def decoder_entries(network: Any) -> dict[str, SkipInput]:
-    """Every residual block of a U-Net's decoder that takes a skip, by name, in the order of the forward."""
+    """Return every residual block of a U-Net's decoder that takes a skip, by name, in the order of the forward."""
     found = {}
     deepest = network.down_blocks[-1] if network.mid_block is None else network.mid_block
     channels = deepest.resnets[-1].out_channels
@@ -115,12 +115,12 @@ def decoder_entries(network: Any) -> dict[str, SkipInput]:
 
 
 def amplified(hidden: Tensor, b: float, version: Version) -> Tensor:
-    """The first half of the channels multiplied.
+    """Multiply the first half of the channels.
 
     Args:
         hidden: Float[Tensor, "batch channels h w"].
-        b: 1 changes no bit.
-        version: ``v1``: by b everywhere; ``v2``: by b where the channel mean is highest, by 1 where it is lowest.
+        b: Factor; 1 is bit-identical.
+        version: ``v1``: b everywhere; ``v2``: b where the channel mean is highest, 1 where it is lowest.
     """
     import torch
 
@@ -136,11 +136,11 @@ def amplified(hidden: Tensor, b: float, version: Version) -> Tensor:
 
 
 def damped(skip: Tensor, s: float) -> Tensor:
-    """Frequencies 0 and -1 of both axes multiplied, in float32.
+    """Multiply frequencies 0 and -1 of both axes, in float32.
 
     Args:
         skip: Float[Tensor, "batch channels h w"].
-        s: 1 changes no bit.
+        s: Factor; 1 is bit-identical.
     """
     import torch
 

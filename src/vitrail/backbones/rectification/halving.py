@@ -1,4 +1,4 @@
-"""Features of a U-Net that are halved once more on the way down and brought back on the way up."""
+"""Features of a U-Net that are halved once more in the encoder and enlarged again in the decoder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CONTROL = ("down_block_additional_residuals", "down_intrablock_additional_residu
 
 @frozen(eq=False)
 class Level:
-    """A block of the encoder and the one of the decoder that works on features of the same size.
+    """A block of the encoder and the block of the decoder with features of the same size.
 
     Attributes:
-        number: In the encoder, 0 for the highest resolution.
+        number: Number in the encoder, 0 for the highest resolution.
         down: The block of the encoder.
         up: The block of the decoder.
-        up_number: Of that block.
-        back: Name and module of the upsampler that leads back to it; None where no downsampler leads away.
+        up_number: Number of that block.
+        back: Name and module of the upsampler that restores the level's size; None for the last level.
     """
 
     number: int
@@ -36,10 +36,10 @@ class Level:
 
 
 def encoder_levels(network: Any) -> dict[str, Level]:
-    """The levels of a U-Net, by the names of their blocks in the encoder.
+    """Return the levels of a U-Net, by the names of their blocks in the encoder.
 
     Raises:
-        CapabilityError: If an upsampler takes no size, so that what it leads back to must be twice as large.
+        CapabilityError: If an upsampler cannot resize to a given size.
     """
     from diffusers.models.upsampling import Upsample2D
 
@@ -59,7 +59,7 @@ def encoder_levels(network: Any) -> dict[str, Level]:
 
 
 def matched_sizes(levels: Iterable[Level]) -> list[Hook]:
-    """Every upsampler leads to the size of the skip that awaits it, also where that is not twice its own."""
+    """Return hooks that make every upsampler resize to the size of the next skip, also if that is not twice its own."""
     hooks = []
     for level in levels:
         if level.back is not None:
@@ -70,7 +70,7 @@ def matched_sizes(levels: Iterable[Level]) -> list[Hook]:
 
 
 def strided(level: Level) -> Hook:
-    """The downsampler of a level with a stride of 4 and its taps 2 cells apart: it does not see every other cell."""
+    """Return a hook that gives a downsampler a stride of 4 and taps 2 cells apart, by dropping every other cell."""
 
     def skip(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         return (args[0][..., ::2, ::2], *args[1:]), kwargs
@@ -79,7 +79,7 @@ def strided(level: Level) -> Hook:
 
 
 def pooled(level: Level) -> list[Hook]:
-    """The features of a level halved after its first layer, and back before its last skip is joined."""
+    """Return hooks that halve a level's features after its first layer, and enlarge them before its last skip."""
     import torch.nn.functional as F
 
     size = list[int]()
@@ -97,10 +97,10 @@ def pooled(level: Level) -> list[Hook]:
 
 
 def refuse_control(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse what a control network adds: it fits the sizes that the plain network has.
+    """Refuse residuals of a control network, which fit the sizes of the unchanged network; a forward pre-hook.
 
     Raises:
-        CapabilityError: At the first call that comes with it.
+        CapabilityError: At the first call that has them.
     """
     if any(kwargs.get(name) is not None for name in CONTROL):
         raise CapabilityError(
@@ -110,14 +110,14 @@ def refuse_control(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _layer(name: str, block: Any, number: int) -> tuple[str, Any]:
-    """A residual block and what follows it, by the name of what gives its answer."""
+    """Return name and module of a residual block, or of the attention that follows it and gives the output."""
     part = "attentions" if getattr(block, "attentions", None) else "resnets"
     return f"{name}.{part}.{number}", getattr(block, part)[number]
 
 
 def _remember(size: list[int]) -> Any:
     def remember(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]) -> None:
-        size[:] = output[1][-2].shape[-2:]  # of the last skip before the downsampler's
+        size[:] = output[1][-2].shape[-2:]  # size of the last skip before the downsampler's
 
     return remember
 
@@ -130,7 +130,7 @@ def _enlarge_to(size: list[int]) -> Any:
 
 
 def _features(output: Any) -> Tensor:
-    """What a layer answers: transformers wrap it, Float[Tensor, "batch channels h w"]."""
+    """Return the features in a layer's output, Float[Tensor, "batch channels h w"]; transformers return a tuple."""
     features: Tensor = output[0] if isinstance(output, tuple) else output
     return features
 

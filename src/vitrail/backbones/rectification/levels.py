@@ -1,4 +1,4 @@
-"""The blocks of a U-Net and how deep they lie."""
+"""Blocks of a U-Net and their depth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Block:
     Attributes:
         name: Dotted name in the network.
         module: The block itself.
-        halvings: How often the features were halved on the way to it.
+        halvings: Number of downsamplers before it, less upsamplers.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Block:
 
 
 def blocks(network: Any) -> Iterator[Block]:
-    """Every block, in the order of the forward."""
+    """Yield every block, in the order of the forward."""
     halvings = 0
     for name, module in _named(network):
         yield Block(name, module, halvings)

@@ -1,4 +1,4 @@
-"""Hooks on the modules of a network for as long as a forward lasts; nothing else of the network is touched."""
+"""Hooks on the modules of a network for the duration of a forward; the network is not changed otherwise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ After = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], Any]
 
 @frozen(eq=False)
 class Hook:
-    """A change of what goes into a module, or of what comes out; None, as an answer, changes nothing.
+    """A change of a module's inputs or outputs; a returned None changes nothing.
 
     Attributes:
         name: Dotted name of the module in the network.
@@ -35,16 +35,16 @@ class Hook:
 
 @contextmanager
 def attached(network: Any, hooks: Sequence[Hook], strategy: str) -> Iterator[None]:
-    """Change the forwards that this thread makes while the context is open.
+    """Apply hooks to the forwards of this thread while the context is open.
 
-    Changes of one module lie inside each other: of those that ``before`` made, the last is the first that ``after``
-    undoes. Ranks may be threads that share a network and stand at different steps, so that a hook does nothing in the
-    forward of another thread. Hooks are removed on exit, also if the forward raised.
+    Changes of one module are nested: the last ``before`` belongs to the first ``after``. Ranks may be threads that
+    share a network and are at different steps, so a hook does nothing in the forward of another thread. Hooks are
+    removed on exit, also if the forward raised.
 
     Args:
         network: The module that is called.
-        hooks: On modules inside it, or on itself.
-        strategy: Who asks, for messages.
+        hooks: Hooks on modules inside it, or on itself.
+        strategy: Name of the strategy, for messages.
 
     Raises:
         CapabilityError: On entry if a module is inside a compiled one; on exit if one was not called.
@@ -55,7 +55,7 @@ def attached(network: Any, hooks: Sequence[Hook], strategy: str) -> Iterator[Non
     def own(hook: Hook, change: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             if threading.get_ident() != thread:
-                return None  # it may see this hook while it is being removed, and so with fewer arguments
+                return None  # another thread may see this hook while it is being removed, with fewer arguments
             called.add(hook.name)
             return change(*arguments)
 
@@ -76,7 +76,12 @@ def attached(network: Any, hooks: Sequence[Hook], strategy: str) -> Iterator[Non
 
 
 def refuse_compiled(network: Any, names: Iterable[str], strategy: str) -> None:
-    """Refuse modules inside a compiled one: its code is made once, with or without hooks, and does not see them.
+    """Refuse modules inside a compiled one, whose code is generated once and ignores later hooks.
+
+    Args:
+        network: The module that is called.
+        names: Dotted names of the modules.
+        strategy: Name of the strategy, for messages.
 
     Raises:
         CapabilityError: Naming the compiled module.
@@ -90,7 +95,7 @@ def refuse_compiled(network: Any, names: Iterable[str], strategy: str) -> None:
 
 
 def _on_the_way(network: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """The network and every module from it down to the named ones, each once, with their names."""
+    """Yield the network and every module on the paths to the named ones, each once, with their names."""
     found = {"": network}
     yield "", network
     for name in names:
@@ -103,7 +108,7 @@ def _on_the_way(network: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]
 
 
 def _refuse_uncalled(missing: Sequence[str], strategy: str) -> None:
-    """A change that did not take place must not pass for one that did."""
+    """Refuse hooks that were not called, since the change did not take place."""
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         raise CapabilityError(

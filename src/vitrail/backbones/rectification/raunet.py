@@ -1,4 +1,4 @@
-"""A U-Net whose deep features stay as small as in training."""
+"""Rectification ``raunet``: a U-Net whose deep features stay as small as in training."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ FORMS = ("stride", "pool")
 
 @frozen(kw_only=True)
 class RAUNet:
-    """Halve the features once more on the way down, and bring them back on the way up.
+    """Halve the features once more in the encoder, and enlarge them again in the decoder.
 
     HiDiffusion's Resolution-Aware U-Net (Zhang et al., 2023, https://arxiv.org/abs/2311.17528), sec. 4. ``stride``:
-    the downsampler of a level takes steps of 4 with its taps 2 cells apart, and the upsampler that leads back enlarges
-    by 4. ``pool``: the features of a level are halved by means of 2x2 after its first layer, its skips with them, and
-    resized bicubically before the layer that joins the last skip of full size. Nothing happens in views with no more
-    cells than a training picture: it is for views that are larger (``whole``).
+    the downsampler of a level has a stride of 4 and taps 2 cells apart, and the matching upsampler enlarges by 4.
+    ``pool``: the features of a level, and with them its skips, are averaged over 2x2 cells after its first layer, and
+    resized bicubically before the layer that joins the last skip of full size. Views with no more cells than a
+    training picture are not changed; use it with larger views (``whole``).
 
     Published sites and shares of the steps: SDXL, both forms at ``down_blocks.1``, below 4096 pixels ``stride`` until
     0.16 and ``pool`` from there until 0.4, at 4096 until 0.3 and until 0.7; SD 1.5 and 2.1, below 2048 pixels
@@ -47,24 +47,24 @@ class RAUNet:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"convolutions", "unet-skips"})
-    form: Form = field(default="stride", validator=v.in_(FORMS))  # stride: a level strides
-    # by 4 instead of 2; pool: its features become means of 2x2
+    form: Form = field(default="stride", validator=v.in_(FORMS))  # stride: downsample by
+    # 4 instead of 2; pool: average features over 2x2 cells
     sites: tuple[str, ...] = field(
         default=(), converter=as_tuple, validator=sites_in("down_blocks")
-    )  # levels of the encoder; () for the first with attention, or with the form pool for the second of all
-    start: float = field(default=0.0, validator=share_below_one)  # share of the run's steps before it acts
-    until: float = field(default=1.0, validator=after_start)  # share of the run's steps after which it rests
+    )  # levels of the encoder; () for the first with attention, or with form pool for the second
+    start: float = field(default=0.0, validator=share_below_one)  # share of the schedule's steps before it acts
+    until: float = field(default=1.0, validator=after_start)  # share of the schedule's steps after which it is inactive
     branches: tuple[Branch, ...] = field(
         default=(), converter=as_tuple, validator=known_branches
     )  # CFG branches that it acts on; () for all
 
     def check(self, network: Any) -> None:
-        """Refuse levels that cannot be halved, and upsamplers that take no size."""
+        """Refuse levels that cannot be halved, and upsamplers that cannot resize to a given size."""
         refuse_compiled(network, (), NAME)
         refuse_compiled(network, (hook.name for hook in self._hooks(network)), NAME)
 
     def apply(self, forward: Forward) -> AbstractContextManager[None]:
-        """Smaller features at the sites, in the steps of the range."""
+        """Halve features at the sites, in the steps of the range."""
         if not (within(forward.step, self.start, self.until) and is_larger(forward)):
             return nullcontext()
         return attached(forward.network, self._hooks(forward.network), NAME)
@@ -81,7 +81,7 @@ class RAUNet:
         return hooks
 
     def _usual(self, fit: dict[str, Level]) -> list[str]:
-        """The level that is halved if none is named."""
+        """Return the default level."""
         names = list(fit)
         if self.form == "pool":
             return names[1:2] or names

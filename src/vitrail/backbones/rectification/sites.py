@@ -1,7 +1,7 @@
-"""Named places inside a network, and how the ``sites`` of a method file choose among them.
+"""Sites: named places inside a network, which a method file selects by ``sites``.
 
-A site is the dotted name of a module in the network, ``up_blocks.0`` or ``down_blocks.1.attentions.0``; it stands for
-every fitting place at it or below. ``*`` stands for any one part: ``up_blocks.*.attentions.0``.
+A site is the dotted name of a module in the network, ``up_blocks.0`` or ``down_blocks.1.attentions.0``; it selects
+every fitting place at it or below. ``*`` matches any one part: ``up_blocks.*.attentions.0``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from vitrail.errors import CapabilityError, nearest
 
-BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # what every U-Net of diffusers is made of
+BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # the parts of diffusers' U-Nets
 
 
 def sites_in(*blocks: str) -> Callable[[Any, Any, Sequence[str]], None]:
-    """Validator of ``sites``: each begins with one of these; the rest is known when the network is."""
+    """Return a validator of ``sites``: each must begin with one of the blocks; the rest is checked with the network."""
 
     def validate(instance: Any, attribute: Any, value: Sequence[str]) -> None:
         for site in value:
@@ -29,15 +29,15 @@ def sites_in(*blocks: str) -> Callable[[Any, Any, Sequence[str]], None]:
 
 
 def choose(places: Iterable[str], sites: Sequence[str], what: str) -> dict[str, list[str]]:
-    """The places that each site stands for.
+    """Return the places that each site selects.
 
     Args:
         places: Names of everything that fits, in the network's order.
-        sites: What a method file chose.
-        what: The kind of place, for the message.
+        sites: Sites of a method file.
+        what: Kind of place, for the message.
 
     Raises:
-        CapabilityError: For sites that stand for nothing, with the nearest name and the blocks that have places.
+        CapabilityError: For sites that select nothing, with the nearest name and the blocks that have places.
     """
     known = list(places)
     chosen = {site: [name for name in known if _stands_for(site, name)] for site in sites}
@@ -52,13 +52,13 @@ def choose(places: Iterable[str], sites: Sequence[str], what: str) -> dict[str, 
 
 
 def present(places: Iterable[str], sites: Sequence[str]) -> list[str]:
-    """The sites that stand for something."""
+    """Return the sites that select something."""
     known = list(places)
     return [site for site in sites if any(_stands_for(site, name) for name in known)]
 
 
 def each_once(names: Sequence[str], strategy: str) -> None:
-    """Refuse places that more than one site stands for, where each site has values of its own.
+    """Refuse places that more than one site selects, where each site has values of its own.
 
     Raises:
         CapabilityError: Naming the places.

@@ -1,4 +1,4 @@
-"""How large the views of a forward are, against the pictures that the network was trained with."""
+"""Size of a forward's views relative to training pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def scale_of(forward: Forward) -> float:
-    """The longer side of the views over the side of a training picture."""
+    """Return the longer side of the views over the side of a training picture."""
     return max(forward.rows.views[0].shape) / forward.native_size
 
 

@@ -1,4 +1,4 @@
-"""Self-attention in a few large windows that lie elsewhere at every step."""
+"""Rectification ``window-attention``: self-attention in a few large windows that are shifted at every step."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ if TYPE_CHECKING:
     from vitrail.core.method.protocols import Forward
 
 NAME = "window-attention"
-SHIFTS = 4  # places that windows may have, a quarter of a window apart
+SHIFTS = 4  # possible shifts, a quarter of a window apart
 
 
 @frozen(kw_only=True)
 class WindowAttention:
-    """Self-attention within windows, where there are the most tokens and they look least far.
+    """Restrict self-attention to windows, in the layers with the most tokens, whose attention is local.
 
     HiDiffusion's modified shifted window attention (Zhang et al., 2023, https://arxiv.org/abs/2311.17528), sec. 4. The
-    features are rolled by none to three quarters of a window on both axes, drawn for each layer and step, parted into
-    ``windows`` by ``windows``, and rolled back after. Windows are of one size: where they do not part a side evenly
-    they overlap by the cells that are too many, whose answers are averaged, so nothing is padded or resized. 1 is off.
-    Nothing happens in views with no more cells than a training picture: it is for views that are larger (``whole``).
+    features are rolled by zero to three quarters of a window on both axes, drawn for each layer and step, split into
+    ``windows`` by ``windows`` windows, and rolled back afterwards. Windows have one size: where it does not divide a
+    side they overlap, and outputs of shared cells are averaged, so nothing is padded or resized. 1 is off. Views with
+    no more cells than a training picture are not changed; use it with larger views (``whole``).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"self-attention"})
     sites: tuple[str, ...] = field(
         default=(), converter=as_tuple, validator=sites_in(*BLOCKS)
     )  # () for all layers of the highest resolution that has any
-    windows: int = field(default=2, validator=v.ge(1))  # along each axis
-    start: float = field(default=0.0, validator=share_below_one)  # share of the run's steps before it acts
-    until: float = field(default=1.0, validator=after_start)  # share of the run's steps after which it rests
+    windows: int = field(default=2, validator=v.ge(1))  # number of windows along each axis
+    start: float = field(default=0.0, validator=share_below_one)  # share of the schedule's steps before it acts
+    until: float = field(default=1.0, validator=after_start)  # share of the schedule's steps after which it is inactive
     branches: tuple[Branch, ...] = field(
         default=(), converter=as_tuple, validator=known_branches
     )  # CFG branches that it acts on; () for all
 
     def check(self, network: Any) -> None:
-        """Refuse sites that have no self-attention."""
+        """Refuse sites without self-attention."""
         refuse_compiled(network, (layer.name for _, layer in self._layers(network)), NAME)
 
     def apply(self, forward: Forward) -> AbstractContextManager[None]:
-        """Windows in the sites' layers, in the steps of the range."""
+        """Split the sites' layers into windows, in the steps of the range."""
         if self.windows == 1 or not (within(forward.step, self.start, self.until) and is_larger(forward)):
             return nullcontext()
         sizes: dict[str, list[int]] = {}
@@ -68,7 +68,7 @@ class WindowAttention:
         return attached(forward.network, hooks, NAME)
 
     def _layers(self, network: Any) -> list[tuple[int, Layer]]:
-        """The chosen layers and their numbers in the whole network."""
+        """Return the chosen layers with their numbers in the whole network."""
         layers = list(self_attentions(network))
         top = min((layer.halvings for layer in layers), default=0)
         sites = self.sites or [layer.name for layer in layers if layer.halvings == top]
@@ -78,12 +78,12 @@ class WindowAttention:
 
 
 def parted(features: Tensor, windows: int, shift: int) -> Tensor:
-    """The windows of rolled features.
+    """Roll features and split them into windows.
 
     Args:
         features: Float[Tensor, "batch h w channels"].
-        windows: Along each axis.
-        shift: Quarters of a window, by which the windows lie further down and right.
+        windows: Number of windows along each axis.
+        shift: Shift of the windows down and right, in quarters of a window.
 
     Returns:
         Float[Tensor, "windows*windows*batch u v channels"].
@@ -95,13 +95,13 @@ def parted(features: Tensor, windows: int, shift: int) -> Tensor:
 
 
 def rejoined(parts: Tensor, height: int, width: int, windows: int, shift: int) -> Tensor:
-    """The features from their windows; cells that lie in several have the mean.
+    """Join features from their windows and roll them back; cells in several windows are averaged.
 
     Args:
-        parts: As ``parted`` gives them, Float[Tensor, "windows*windows*batch u v channels"].
-        height: Of the features.
-        width: Of the features.
-        windows: Along each axis.
+        parts: As ``parted`` returns them, Float[Tensor, "windows*windows*batch u v channels"].
+        height: Height of the features, cells.
+        width: Width of the features, cells.
+        windows: Number of windows along each axis.
         shift: As in ``parted``.
 
     Returns:
@@ -127,7 +127,7 @@ def _rolls(sides: Any, windows: int, shift: int) -> tuple[int, int]:
 
 
 def _spans(sides: Any, windows: int) -> Iterator[tuple[slice, slice]]:
-    """The windows of a picture, row-major; they reach from end to end."""
+    """Yield the windows of a picture, row-major; they cover each axis from end to end."""
     along = []
     for length in sides:
         side = _side(length, windows)
@@ -150,7 +150,7 @@ def _remember(size: list[int]) -> Any:
 
 
 def _windowed(layer: Layer, size: list[int], windows: int, shift: int) -> Hook:
-    """Parts the tokens, Float[Tensor, "batch tokens width"], that come from features of a size."""
+    """Return a hook that splits the tokens, Float[Tensor, "batch tokens width"], of features of a size."""
 
     def part(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         batch, _, width = args[0].shape

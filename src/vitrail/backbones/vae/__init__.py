@@ -1,1 +1,1 @@
-"""Pictures to latents and back: in strips, over ranks, with gradients."""
+"""Conversion between pictures and latents: in strips, over ranks, with gradients."""

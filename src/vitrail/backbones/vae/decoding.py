@@ -1,10 +1,9 @@
-"""From latents to a picture and from a picture to latents: in which type, in strips or whole, and if memory runs out.
+"""Decoding and encoding of pictures: dtype, strips or whole, and what happens when memory runs out.
 
-A VAE runs in its own type, except that one in float16 which says that it overflows there (``force_upcast``, as
-Stable Diffusion XL's does) runs in float32. An answer in half precision that is not finite is worked out again in
-float32. For that the part that is needed is copied, so that its owner's VAE stays as it is; only one whose weights
-lie elsewhere between calls, or whose methods somebody replaced, cannot be copied, and is cast and cast back as
-diffusers' pipelines do, which changes no value.
+A VAE runs in its own dtype, except that a float16 one with ``force_upcast`` (as Stable Diffusion XL's) runs in float32,
+since it overflows in float16. A non-finite result in half precision is computed again in float32. For that the needed
+part is copied, so that the owner's VAE does not change; one that is offloaded between calls, or whose methods were
+replaced, cannot be copied, and is cast and cast back as in diffusers' pipelines, which changes no value.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from vitrail.errors import CapabilityError, OutOfMemory, PredictionError, ShapeE
 
 HALVES = (torch.float16, torch.bfloat16)
 ENCODER, DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")
-METHODS = {ENCODER: ("decode", "_decode"), DECODER: ("encode", "_encode")}  # that do without those parts
-HOOKED = ("_hf_hook", "_old_forward", "forward")  # what model offload puts on a module
+METHODS = {ENCODER: ("decode", "_decode"), DECODER: ("encode", "_encode")}  # methods that do not use those parts
+HOOKED = ("_hf_hook", "_old_forward", "forward")  # attributes that model offload sets on a module
 REMEDIES = "a smaller picture, another --dtype, or a VAE without hooks and tiling, which can be cut into strips"
-_ONE_BY_ONE = threading.Lock()  # ranks that are threads, with a VAE that cannot be copied
+_ONE_BY_ONE = threading.Lock()  # for ranks that are threads, with a VAE that cannot be copied
 
 
 def decode(
@@ -45,25 +44,25 @@ def decode(
     upcasts: bool = True,
     streams: Streams = UNSEEDED,
 ) -> Tensor:
-    """A picture from latents, on every rank; collective, since ranks share a large one by strips.
+    """Decode latents to a picture, on every rank; collective, since ranks share a large one by strips.
 
-    A VAE that cannot be cut decodes the whole picture on every rank.
+    A VAE that cannot be split decodes the whole picture on every rank.
 
     Args:
-        vae: Of a diffusers pipeline; it is left as it was.
-        latents: Of one picture, as the sampler has them, Float32[Tensor, "1 channels height width"].
-        native_size: Latent cells of the pictures that the model was trained on.
-        exchange: Between the ranks; ``Alone()`` for one.
+        vae: VAE of a diffusers pipeline; not changed.
+        latents: Latents of one picture, as sampled, Float32[Tensor, "1 channels height width"].
+        native_size: Side of a training picture, latent cells.
+        exchange: The ranks; ``Alone()`` for one.
         wrap: Axes on which the edges of the picture meet.
         backs_off: Whether strips that do not fit in memory are halved.
-        upcasts: Whether ``force_upcast`` counts; most VAEs say it by default, and only XL's pipelines mind.
-        streams: Of the picture, for a decoder that draws noise.
+        upcasts: Whether ``force_upcast`` applies; most VAEs set it by default, but only XL's pipelines use it.
+        streams: Random streams of the picture, for a decoder that draws noise.
 
     Returns:
         In [0, 1], Float32[Tensor, "1 3 Height Width"].
 
     Raises:
-        CapabilityError: If the edges are to meet and the VAE cannot do that; ``check_wrap`` tells before a run.
+        CapabilityError: If edges are to meet and the VAE does not support it; ``check_wrap`` checks that before a run.
         OutOfMemory: If it does not fit in memory, in the smallest strips.
         PredictionError: If it is not finite, in float32 either.
     """
@@ -79,16 +78,16 @@ def decode(
 
 
 def encode(vae: Any, picture: Tensor, noise: Tensor | None = None, upcasts: bool = True) -> Tensor:
-    """Latents of a picture, drawn from the encoder's posterior: its mean and ``noise`` times its deviation.
+    """Return latents of a picture, sampled from the encoder's posterior: mean plus ``noise`` times deviation.
 
     Args:
-        vae: Of a diffusers pipeline; it is left as it was.
+        vae: VAE of a diffusers pipeline; not changed.
         picture: In [-1, 1], Float32[Tensor, "1 3 Height Width"].
         noise: Standard normal, of the latents' shape, Float32[Tensor, "1 channels height width"]; None for the mean.
         upcasts: As in ``decode``.
 
     Returns:
-        As the sampler has them, Float32[Tensor, "1 channels height width"].
+        Latents as the sampler uses them, Float32[Tensor, "1 channels height width"].
 
     Raises:
         PredictionError: If they are not finite, in float32 either.
@@ -98,7 +97,7 @@ def encode(vae: Any, picture: Tensor, noise: Tensor | None = None, upcasts: bool
     def once(used: Any, copyable: bool) -> Tensor:
         answer = used.encode(picture.to(used.dtype))
         posterior = getattr(answer, "latent_dist", None)
-        if posterior is None:  # a VAE that knows one answer only
+        if posterior is None:  # a deterministic VAE
             return _normalised(vae.config, answer.latents.float())
         mean = posterior.mean
         if noise is not None and noise.shape != mean.shape:
@@ -110,7 +109,7 @@ def encode(vae: Any, picture: Tensor, noise: Tensor | None = None, upcasts: bool
 
 
 def _normalised(config: Any, latents: Tensor) -> Tensor:
-    """The encoder's latents as the network was trained on them."""
+    """Normalise the encoder's latents as the network was trained on them."""
     scale: float = config.scaling_factor
     shift = getattr(config, "shift_factor", None)
     latents = latents if shift is None else latents - shift
@@ -129,15 +128,15 @@ def _finite(
     what: str,
     upcasts: bool,
 ) -> Tensor:
-    """The answer in the type that the VAE needs.
+    """Compute a result in the dtype that the VAE needs.
 
     Args:
-        vae: The owner's.
-        unused: Its parts that the answer does without.
-        device: Where it is worked out.
-        once: Works it out with a VAE, knowing whether that can be copied; NaN or infinite if it overflows.
-        what: For messages.
-        upcasts: Whether ``force_upcast`` counts.
+        vae: The owner's VAE.
+        unused: Names of its parts that the result does not need.
+        device: Device of the computation.
+        once: Compute it with a VAE, given whether that can be copied; the result is not finite after an overflow.
+        what: Name of the result in messages.
+        upcasts: Whether ``force_upcast`` applies.
     """
     copyable = is_copyable(vae, unused)
     with torch.no_grad(), nullcontext() if copyable else _ONE_BY_ONE:
@@ -157,7 +156,7 @@ def _finite(
 
 
 def is_copyable(vae: Any, unused: tuple[str, str]) -> bool:
-    """Whether all that computes is in the VAE's own modules, as it was built; some parts are not looked at."""
+    """Whether a VAE computes by its own unmodified modules only; ``unused`` parts are not checked."""
     parts = [part for name, part in vae.named_children() if name not in unused]
     modules = [module for part in parts for module in part.modules()]
     if any(method in vars(vae) for method in METHODS[unused]) or any(p.is_meta for p in vae.parameters()):
@@ -167,7 +166,13 @@ def is_copyable(vae: Any, unused: tuple[str, str]) -> bool:
 
 
 def float32_copy(vae: Any, unused: tuple[str, str], device: torch.device) -> Any:
-    """A copy in float32 without some parts, of a VAE that ``is_copyable``."""
+    """Return a float32 copy, without some parts, of a VAE that ``is_copyable``.
+
+    Args:
+        vae: The VAE.
+        unused: Names of the parts to leave out.
+        device: Device of the copy.
+    """
     shell = copy.copy(vae)
     shell.__dict__ = {name: value for name, value in vars(vae).items() if name not in HOOKED}
     shell._modules = {name: part for name, part in vae._modules.items() if name not in unused}
@@ -176,7 +181,7 @@ def float32_copy(vae: Any, unused: tuple[str, str], device: torch.device) -> Any
 
 @contextmanager
 def _in_float32(vae: Any, unused: tuple[str, str], device: torch.device, copyable: bool) -> Iterator[Any]:
-    """A copy in float32 without some parts; or the VAE itself, for the time being."""
+    """Yield a float32 copy without some parts, or the VAE itself, cast during the block."""
     if copyable:
         yield float32_copy(vae, unused, device)
         return
@@ -201,7 +206,7 @@ def _can_cut(vae: Any) -> bool:
 
 
 def _whole(vae: Any, latents: Tensor, streams: Streams) -> Tensor:
-    """The ordinary decode; cutting it any finer is not known how to."""
+    """Decode without strips; it cannot be split further when memory runs out."""
     shortage, pictures = Shortage(), dict[int, Tensor]()
     with shortage.noted():
         pictures[0] = decode_whole(vae, latents, streams)
@@ -213,7 +218,7 @@ def _whole(vae: Any, latents: Tensor, streams: Streams) -> Tensor:
 def _in_strips(
     vae: Any, latents: Tensor, native_size: int, exchange: StripExchange, wrap: Wrap, backs_off: bool
 ) -> Tensor:
-    """The same in strips, halved on all ranks as long as any of them runs out of memory."""
+    """Decode in strips, halved on all ranks as long as memory runs out on any of them."""
     halvings, rows = 0, cut_rows(latents.shape[2], native_size)
     while True:
         mine, reason = dict[int, Tensor](), ""
@@ -242,7 +247,7 @@ def _in_strips(
 
 
 def _shortage(exchange: StripExchange, reason: str) -> str:
-    """Why the first rank that ran out of memory did so, or "" if none has; collective."""
+    """Return why memory ran out on the first rank on which it did, "" if on none; collective."""
     keys = [(rank, "short") for rank in range(exchange.world_size)]
     like = {key: torch.empty(1, dtype=torch.uint8, device="meta") for key in keys}
     mine = {(exchange.rank, "short"): torch.tensor([bool(reason)], dtype=torch.uint8, device="cpu")}

@@ -1,8 +1,8 @@
-"""A VAE's decoder that can be differentiated, and which networks can be at all.
+"""Differentiable decoder of a VAE, and the check of which networks can be differentiated.
 
-A decoder is walked layer by layer: only the cells between layers are kept, and what is inside of one is worked out
-again on the way back (Chen et al., 2016, https://arxiv.org/abs/1604.06174), so that memory holds one layer's
-activations. A VAE in float16 is differentiated in float32, as a copy: small gradients would vanish.
+The decoder is evaluated layer by layer with checkpointing: only tensors between layers are kept, and a layer's
+activations are recomputed in the backward pass (Chen et al., 2016, https://arxiv.org/abs/1604.06174), so that memory
+holds one layer's activations. A float16 VAE is differentiated as a float32 copy, since small gradients would vanish.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from vitrail.errors import CapabilityError
 
 
 def check_differentiable(vae: Any, *networks: Any) -> None:
-    """Refuse networks through which there is no way back.
+    """Refuse networks that cannot be differentiated.
 
     Args:
-        vae: Of a diffusers pipeline.
-        networks: Those that predict; None for one that there is not.
+        vae: VAE of a diffusers pipeline.
+        networks: The denoising networks; None for a missing one.
 
     Raises:
-        CapabilityError: If weights come and go with a forward, or cannot be part of a graph.
+        CapabilityError: If weights are moved for a forward, were made in inference mode, or the VAE draws noise or
+            cannot be copied to float32.
     """
     used = [network for network in (vae, *networks) if network is not None]
     if moves(*used):
@@ -57,7 +58,11 @@ def check_differentiable(vae: Any, *networks: Any) -> None:
 
 
 def decoder_of(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """From clean latents to pictures about in [-1, 1], Float32[Tensor, "batch 3 Height Width"], differentiably."""
+    """Return a differentiable map from clean latents to pictures.
+
+    Returns:
+        A function to Float32[Tensor, "batch 3 Height Width"], about in [-1, 1].
+    """
     used = vae
     if vae.dtype == torch.float16:
         with torch.inference_mode(False), torch.no_grad():
@@ -74,7 +79,7 @@ def _decode(vae: Any, layers: list[Callable[[Tensor], Tensor]], latents: Tensor)
 
 
 def _layers(vae: Any) -> list[Callable[[Tensor], Tensor]]:
-    """The decoder's layers one after another; a single one if it is another kind of decoder."""
+    """Return the decoder's layers in order; a single function for an unknown kind of decoder."""
     try:
         check_strips(vae)
     except CapabilityError:

@@ -1,4 +1,4 @@
-"""How different pictures look: the difference of a network's features, each of unit length at every cell.
+"""Perceptual distance: the difference of a network's features, normalised to unit length at every cell.
 
 LPIPS (Zhang et al., 2018, https://arxiv.org/abs/1801.03924), eq. 1: with features f_l of layer l, divided by their
 length over the channels, and weights w_l of the channels,
@@ -6,13 +6,13 @@ length over the channels, and weights w_l of the channels,
     d(a, b) = sum_l mean over cells of sum_c w_lc (f_l(a) - f_l(b))_c^2
 
 Without a file the features are those of the judge that ships with the demo model, five layers of a small network for
-drawn objects, and w = 1/5, which makes distances about as large as those of LPIPS. For photographs give the file of
+drawn objects, and w = 1/5, which makes distances about as large as those of LPIPS. For photographs use a file of
 LPIPS in its VGG16 form, in float32 or less, with
 
     features.N.weight, features.N.bias   the convolutions of VGG16 under torchvision's numbers, N in ``lpips.CONVS``
     linL.model.1.weight                  w_L of relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, (1, channels, 1, 1)
 
-which are the names of the two published weight files put together.
+which are the names in the two published weight files together.
 """
 
 from __future__ import annotations
@@ -30,23 +30,27 @@ from vitrail.core.method.lpips import BLOCKS, check_weights, head_name, names
 from vitrail.demo.judge import Judge, JudgeNetwork
 from vitrail.errors import ShapeError
 
-LEAST = 16  # pixels of a side, so that a cell is left after four poolings
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of colours in [-1, 1], as LPIPS was made
-TINY = 1e-10  # beside the square of a feature's length, which may be 0
-FLAT = 0.1  # the same for the judge, whose features have squares of 5 to 200; so that flat cells count less
+LEAST = 16  # pixels of a side, so that one cell is left after four poolings
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # normalisation of colours in [-1, 1], as in LPIPS
+TINY = 1e-10  # added to a feature's squared length, which may be 0
+FLAT = 0.1  # the same for the judge, whose squared lengths are 5 to 200; flat cells then count less
 
 
 class JudgeDistance:
-    """By the judge's features."""
+    """The distance by the judge's features."""
 
     def __init__(self, network: JudgeNetwork):
         self._network = network
 
     def features(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        """Five layers, each Float[Tensor, "batch channels rows columns"] of unit length."""
+        """Return the features of pictures in [-1, 1], Float[Tensor, "batch 3 Height Width"].
+
+        Returns:
+            Five layers, each Float[Tensor, "batch channels rows columns"], normalised.
+        """
         network = self._network
         first, *stem = network.stem
-        hidden = first(pictures.to(network.heads.weight.dtype) / 2)  # the judge knows [0, 1] minus one half
+        hidden = first(pictures.to(network.heads.weight.dtype) / 2)  # the judge takes [0, 1] minus one half
         found = []
         for layer in (*stem, network.trunk, network.features):
             hidden = layer(hidden)
@@ -54,21 +58,24 @@ class JudgeDistance:
         return tuple(found)
 
     def between(self, features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-        """The distance of every picture to its other, Float[Tensor, "batch"]."""
+        """Return the distance of each picture to its counterpart, Float[Tensor, "batch"]."""
         return apart(features, others, [None] * len(features)) / len(features)
 
 
 class VggDistance:
-    """LPIPS by the weights of a file."""
+    """LPIPS with the weights of a file."""
 
     def __init__(self, weights: Mapping[str, Tensor]):
         self._weights = weights
 
     def features(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        """Five layers, each Float[Tensor, "batch channels rows columns"] of unit length.
+        """Return the features of pictures in [-1, 1], Float[Tensor, "batch 3 Height Width"].
+
+        Returns:
+            Five layers, each Float[Tensor, "batch channels rows columns"], normalised.
 
         Raises:
-            ShapeError: If a picture is too small to be looked at.
+            ShapeError: If pictures have less than 16 pixels a side.
         """
         if min(pictures.shape[-2:]) < LEAST:
             raise ShapeError(f"LPIPS wants pictures of {LEAST} pixels a side or more, got {tuple(pictures.shape[-2:])}")
@@ -85,22 +92,28 @@ class VggDistance:
         return tuple(found)
 
     def between(self, features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-        """The distance of every picture to its other, Float[Tensor, "batch"]."""
+        """Return the distance of each picture to its counterpart, Float[Tensor, "batch"]."""
         return apart(features, others, [self._weights[head_name(number)] for number in range(len(BLOCKS))])
 
 
 def normalised(features: Tensor, least: float) -> Tensor:
-    """Features divided by their length over the channels; a derivative exists where all are 0, too.
+    """Divide features by their length over the channels; differentiable also where all are 0.
 
     Args:
         features: Float[Tensor, "batch channels rows columns"].
-        least: Added to the square of the length.
+        least: Added to the squared length.
     """
     return features * (features.square().sum(1, keepdim=True) + least).rsqrt()
 
 
 def apart(features: Sequence[Tensor], others: Sequence[Tensor], weights: Sequence[Tensor | None]) -> Tensor:
-    """The sum over layers of the mean weighted square difference, Float[Tensor, "batch"]."""
+    """Return the sum over layers of the mean weighted squared difference, Float[Tensor, "batch"].
+
+    Args:
+        features: Float[Tensor, "batch channels rows columns"] of each layer.
+        others: Of the same shapes.
+        weights: Float[Tensor, "1 channels 1 1"] of each layer; None for 1.
+    """
     total: Tensor | None = None
     for own, other, weight in zip(features, others, weights, strict=True):
         square = (own - other).square()
@@ -111,12 +124,12 @@ def apart(features: Sequence[Tensor], others: Sequence[Tensor], weights: Sequenc
 
 
 def load_distance(weights: str | None, device: Any = None) -> JudgeDistance | VggDistance:
-    """The distance of a file, or the judge's.
+    """Load the distance of a file of weights, or the judge's if None.
 
     Raises:
         ModelError: As ``check_weights``.
     """
-    with torch.inference_mode(False), torch.no_grad():  # parts of a graph later
+    with torch.inference_mode(False), torch.no_grad():  # normal tensors, to be used in autograd
         if weights is None:
             return JudgeDistance(Judge.load().network.to(device))
         check_weights(weights)

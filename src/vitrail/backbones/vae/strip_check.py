@@ -1,4 +1,4 @@
-"""Which decoders can be cut into strips: those whose every layer is known here, as it was built."""
+"""Check of which decoders can be computed in strips: those whose layers are all known and unmodified."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Finding = tuple[str, str]  # where, what
 
 
 def check_strips(vae: Any) -> None:
-    """Refuse a decoder with a layer that strips do not know.
+    """Refuse a decoder with a layer that cannot be computed in strips.
 
     Raises:
         CapabilityError: Naming the layer.
@@ -32,7 +32,7 @@ def check_strips(vae: Any) -> None:
 
 
 def check_wrap(vae: Any) -> None:
-    """Refuse a decoder that cannot go on from one edge of the picture to the other.
+    """Refuse a decoder that cannot continue across the edges of the picture.
 
     Raises:
         CapabilityError: Naming the layer.
@@ -60,7 +60,7 @@ def _findings(vae: Any) -> Iterator[Finding]:
 
 
 def _before_up_blocks(vae: Any) -> Iterator[Finding]:
-    """What runs as the VAE has it unless the edges meet."""
+    """Check the layers that are replaced only if edges meet."""
     if vae.post_quant_conv is not None:
         yield from _conv("post_quant_conv", vae.post_quant_conv, 1)
         yield from _altered("post_quant_conv", vae.post_quant_conv, ("forward",))
@@ -115,13 +115,13 @@ def _conv(where: str, conv: Any, size: int) -> Iterator[Finding]:
 
 
 def _other_class(where: str, module: Any, known: type) -> Iterator[Finding]:
-    """Subclasses may compute something else, so they do not count."""
+    """Report another class; subclasses are refused, too, as they may compute something else."""
     if type(module) is not known:
         yield where, f"is of class {type(module).__name__}, not {known.__name__}"
 
 
 def _altered(where: str, module: Any, methods: tuple[str, ...]) -> Iterator[Finding]:
-    """Hooks and replaced methods would be passed over, and with them e.g. weights that lie elsewhere."""
+    """Report hooks and replaced methods, which strips would skip, and with them e.g. offloading."""
     if any(method in vars(module) for method in methods):
         yield where, "has a replaced method"
     if module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in vars(module):

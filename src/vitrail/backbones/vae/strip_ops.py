@@ -1,13 +1,12 @@
-"""The layers of a decoder over a picture that is cut into horizontal strips, exactly as over the whole.
+"""Layers of a decoder over a picture that is split into horizontal strips, exactly as over the whole.
 
-A strip is never decoded as if it were a picture. Before each layer the ranks exchange what it must know
-of the rest: the first and the last row of every strip, for the 3x3 convolutions, and the mean and variance
-of every strip, from which each rank works out the group norm's statistics of the whole picture. The sums
-are taken in the order of the strips, and each strip is computed alone, so that a picture is the same bit
-for bit however the strips are dealt out.
+A strip is never decoded as if it were a picture. Before each layer the ranks exchange what it needs of other strips:
+the first and the last row of every strip, for the 3x3 convolutions, and the mean and variance of every strip, from
+which each rank computes the group norm's statistics of the whole picture. The sums are taken in the order of the
+strips, and each strip is computed alone, so that a picture is the same bit for bit however strips are assigned.
 
-Where the edges of the picture meet, its last column lies before its first, and its last row, of the last strip,
-above its first; nothing else differs, since norms, activations and repetition know no place.
+Where the edges of the picture meet, its last column precedes its first, and its last row, of the last strip, precedes
+its first; nothing else differs, since norms, activations and upsampling do not depend on position.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from vitrail.core.config.run_config import Wrap
 from vitrail.core.engine.memory_backoff import is_out_of_memory, let_go
 from vitrail.core.engine.parallel import begun
 
-Key = tuple[int, str]  # a strip, and what of it
+Key = tuple[int, str]  # strip, and name of its tensor
 
 
 class StripExchange(Protocol):
-    """How ranks tell each other small tensors."""
+    """Exchange of small tensors between ranks."""
 
     @property
     def rank(self) -> int:
@@ -37,45 +36,45 @@ class StripExchange(Protocol):
 
     @property
     def world_size(self) -> int:
-        """Of all ranks."""
+        """Number of ranks."""
 
     @property
     def workers(self) -> int:
-        """Strips that this rank may compute side by side."""
+        """Strips that this rank may compute concurrently."""
 
     def gather(
         self, mine: Mapping[Key, Tensor], like: Mapping[Key, Tensor], owner: Mapping[Key, int]
     ) -> Mapping[Key, Tensor]:
-        """Every rank's tensors on every rank; all ranks call it equally often, with equal ``like`` and ``owner``.
+        """Gather every rank's tensors on every rank; collective, with equal ``like`` and ``owner`` on all ranks.
 
         Args:
             mine: The tensors of the keys that this rank owns.
-            like: For every key a tensor on the ``meta`` device, of the shape and type to expect.
+            like: For every key a tensor on the ``meta`` device with the expected shape and dtype.
             owner: The rank of every key; a rank may own none or all.
         """
 
 
 class Alone:
-    """The exchange of one rank that owns every strip."""
+    """The exchange of a single rank that owns every strip."""
 
     rank, world_size, workers = 0, 1, 1
 
     def gather(
         self, mine: Mapping[Key, Tensor], like: Mapping[Key, Tensor], owner: Mapping[Key, int]
     ) -> Mapping[Key, Tensor]:
-        """What it was given."""
+        """Return ``mine``: all tensors are this rank's. See ``StripExchange.gather``."""
         return mine
 
 
 @frozen(eq=False)
 class Team:
-    """Who computes which strip.
+    """Assignment of strips to ranks.
 
     Attributes:
         rows: Rows of each strip, in latent cells: their shares of the picture's height.
-        rank: This one.
-        world_size: Of all ranks, each of which owns a contiguous block of strips, or none.
-        exchange: Between them.
+        rank: This rank.
+        world_size: Number of ranks, each of which owns a contiguous block of strips, or none.
+        exchange: Exchange between them.
     """
 
     rows: tuple[int, ...]
@@ -84,15 +83,15 @@ class Team:
     exchange: StripExchange
 
     def owner(self, strip: int) -> int:
-        """The rank of a strip."""
+        """Return the rank of a strip."""
         return strip * self.world_size // len(self.rows)
 
     def own(self) -> tuple[int, ...]:
-        """The strips that are computed here."""
+        """Return the strips of this rank."""
         return tuple(strip for strip in range(len(self.rows)) if self.owner(strip) == self.rank)
 
     def gather(self, mine: Mapping[Key, Tensor], like: Mapping[str, Tensor]) -> Mapping[Key, Tensor]:
-        """Tensors of every strip, alike in shape and type over the strips."""
+        """Gather tensors of every strip, which have one shape and dtype over the strips."""
         keys = [(strip, name) for strip in range(len(self.rows)) for name in like]
         told = {key: like[key[1]] for key in keys}
         return self.exchange.gather(mine, told, {key: self.owner(key[0]) for key in keys})
@@ -100,17 +99,17 @@ class Team:
 
 @define
 class Shortage:
-    """What a rank remembers that has run out of memory; it goes on with the exchanges, so that no other waits for it.
+    """Record that memory ran out on a rank, which still takes part in exchanges so that no other rank waits.
 
     Attributes:
-        reason: In the allocator's words; "" as long as there was none.
+        reason: The allocator's message; "" as long as memory sufficed.
     """
 
     reason: str = ""
 
     @contextmanager
     def noted(self, *held: dict[int, Tensor]) -> Iterator[None]:
-        """End a block that runs out of memory, and let go of the strips it held."""
+        """Catch a failed allocation in the block, and free the strips in ``held``."""
         try:
             yield
         except (MemoryError, RuntimeError) as error:
@@ -125,14 +124,14 @@ class Shortage:
 
 @frozen(eq=False)
 class Strips:
-    """One rank's share of a layer; an operation takes the strips out of ``tensors`` as it goes.
+    """One rank's share of a layer's input; an operation removes strips from ``tensors`` as it proceeds.
 
     Attributes:
-        team: Who computes which strip.
-        width: Of the picture at this layer; a rank without strips must know it, too.
-        tensors: The strips that this rank owns, Float[Tensor, "1 channels rows width"]; none after a shortage.
+        team: Assignment of strips to ranks.
+        width: Width of the picture at this layer; also needed by a rank without strips.
+        tensors: The strips that this rank owns, Float[Tensor, "1 channels rows width"]; empty after a shortage.
         wrap: Axes on which the edges of the picture meet.
-        shortage: Of this rank, over all layers.
+        shortage: Shortage of this rank, over all layers.
     """
 
     team: Team
@@ -142,7 +141,7 @@ class Strips:
     shortage: Shortage = field(factory=Shortage)
 
     def conv(self, conv: nn.Conv2d) -> Strips:
-        """A 3x3 convolution."""
+        """Apply a 3x3 convolution."""
         seen = self._look_around(conv.in_channels, conv.weight.dtype)
         out: dict[int, Tensor] = {}
         with self.shortage.noted(self.tensors, out):
@@ -150,7 +149,7 @@ class Strips:
         return evolve(self, tensors=out)
 
     def norm_act_conv(self, norm: nn.GroupNorm, conv: nn.Conv2d) -> Strips:
-        """Group norm with the whole picture's statistics, SiLU, and a 3x3 convolution."""
+        """Apply group norm with the whole picture's statistics, SiLU, and a 3x3 convolution."""
         seen = self._look_around(norm.num_channels, conv.weight.dtype, norm.num_groups)
         all_moments = [seen[strip, "moments"] for strip in range(len(self.team.rows))]
         mean, variance = merge_moments(torch.stack(all_moments).cpu(), self.team.rows)
@@ -169,7 +168,7 @@ class Strips:
         return evolve(self, tensors=out)
 
     def upsample_conv(self, conv: nn.Conv2d) -> Strips:
-        """Twice as many rows and columns by repetition, and a 3x3 convolution."""
+        """Double rows and columns by repetition, and apply a 3x3 convolution."""
         seen = self._look_around(conv.in_channels, conv.weight.dtype)
         out: dict[int, Tensor] = {}
         with self.shortage.noted(self.tensors, out):
@@ -182,7 +181,7 @@ class Strips:
         return evolve(self, width=2 * self.width, tensors=out)
 
     def resnet(self, block: Any) -> Strips:
-        """A ``ResnetBlock2D`` without time embedding and resampling."""
+        """Apply a ``ResnetBlock2D`` without time embedding and resampling."""
         inner = evolve(self, tensors=dict(self.tensors)).norm_act_conv(block.norm1, block.conv1)
         inner = inner.norm_act_conv(block.norm2, block.conv2)
         with self.shortage.noted(self.tensors, inner.tensors):
@@ -196,7 +195,7 @@ class Strips:
         return inner
 
     def _each(self, compute: Callable[[int], Tensor], out: dict[int, Tensor]) -> None:
-        """Put in what is computed of every strip, by its index; side by side, as far as the rank may."""
+        """Compute every strip into ``out`` by its index, concurrently as far as the rank may."""
         indices = tuple(self.tensors)
         with begun(compute, indices, self.team.exchange.workers) as asked:
             for index, ask in zip(indices, asked, strict=True):
@@ -206,7 +205,7 @@ class Strips:
         return self.wrap != "none" and axis in self.wrap
 
     def _look_around(self, channels: int, dtype: torch.dtype, groups: int = 0) -> Mapping[Key, Tensor]:
-        """Of every strip the first and the last row, and with ``groups`` its moments; zeros of one that is lost."""
+        """Gather the first and last row of every strip, and with ``groups`` its moments; zeros for lost strips."""
         mine: dict[Key, Tensor] = {}
         like = {"rows": torch.empty(1, channels, 2, self.width, dtype=dtype, device="meta")}
         if groups:
@@ -224,7 +223,7 @@ class Strips:
     def _pad(self, index: int, seen: Mapping[Key, Tensor]) -> Tensor:
         """Take a strip out, with one row of each neighbour; zeros outside the picture.
 
-        A new tensor in the strip's own memory layout, which must not depend on where the rows came from.
+        The result is a new tensor in the strip's own memory format, which must not depend on where the rows came from.
         """
         count, around = len(self.team.rows), self._wraps("y")
         padded = F.pad(self.tensors.pop(index), (0, 0, 1, 1))
@@ -235,7 +234,7 @@ class Strips:
         return padded
 
     def _blank_outside(self, index: int, strip: Tensor) -> None:
-        """Zeros again where a padded strip leaves the picture."""
+        """Set padding rows outside the picture back to zero."""
         if self._wraps("y"):
             return
         if index == 0:
@@ -245,7 +244,7 @@ class Strips:
 
 
 def moments(strip: Tensor, groups: int) -> Tensor:
-    """Mean and variance of each group of channels, Float64[Tensor, "2 groups"], in two passes."""
+    """Return mean and variance of each group of channels, Float64[Tensor, "2 groups"], in two passes."""
     flat = strip.reshape(groups, -1).to(torch.promote_types(strip.dtype, torch.float32))
     mean = flat.mean(1)
     variance = (flat - mean[:, None]).square_().mean(1)
@@ -253,7 +252,7 @@ def moments(strip: Tensor, groups: int) -> Tensor:
 
 
 def merge_moments(each: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the whole from those of its strips.
+    """Return mean and variance of the whole from those of its strips.
 
     Args:
         each: Float64[Tensor, "strips 2 groups"].
@@ -266,7 +265,13 @@ def merge_moments(each: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def scale_and_shift(norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """A group norm with given statistics as a factor and a summand, Float64[Tensor, "1 channels 1 1"] each."""
+    """Return a group norm with given statistics as factor and summand, Float64[Tensor, "1 channels 1 1"] each.
+
+    Args:
+        norm: The group norm.
+        mean: Float64[Tensor, "groups"].
+        variance: Float64[Tensor, "groups"].
+    """
     size = norm.num_channels // norm.num_groups
     scale = (variance + norm.eps).rsqrt().repeat_interleave(size)
     shift = -mean.repeat_interleave(size) * scale
@@ -277,7 +282,7 @@ def scale_and_shift(norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> tuple
 
 
 def _conv_rows(padded: Tensor, conv: nn.Conv2d, around: bool) -> Tensor:
-    """A 3x3 convolution of rows that bring their neighbours along; columns get zeros, or the other side's if around."""
+    """Convolve rows that include their neighbours; columns are padded with zeros, or circularly if ``around``."""
     if around:
         padded = F.pad(padded, (1, 1, 0, 0), mode="circular")
     return F.conv2d(padded, conv.weight, conv.bias, padding=(0, 0 if around else 1), groups=conv.groups)

@@ -1,13 +1,13 @@
-"""Decoding of one large picture shared between ranks: strips of rows that add up to the whole decode.
+"""Decoding of one large picture shared between ranks, in strips of rows that join to the whole picture.
 
-These are no tiles to be blended: the strips together are ``vae.decode`` of the whole latents, up to the
-rounding of sums. Until the first up block all is computed for the whole, on every rank that owns a strip:
-it is cheap at the size of the latents, and the attention of the mid block sees every cell. From there on
-each rank holds its own strips only.
+Strips are not tiles that are blended: together they are ``vae.decode`` of the whole latents, up to the rounding
+of sums. Everything before the first up block is computed for the whole, on every rank that owns a strip: it is
+cheap at the size of the latents, and the attention of the mid block sees every cell. From there on each rank
+holds its own strips only.
 
-Where the edges of the picture meet (``wrap``), every convolution goes on from one to the other, so that latents
-rolled by a cell are decoded to the picture rolled by as many pixels. The network's own layers pad with zeros
-instead, so even a single strip then goes through the layers here.
+Where the edges of the picture meet (``wrap``), every convolution continues across them, so that latents rolled
+by a cell are decoded to the picture rolled by as many pixels. The network's own layers pad with zeros instead,
+so even a single strip then uses the layers here.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from vitrail.core.config.run_config import Wrap
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import OutOfMemory, ShapeError
 
-UNSEEDED = Streams(0)  # of who decodes without a run
-LEAST_ROWS = 4  # of a strip that is halved for want of memory, in latent cells
+UNSEEDED = Streams(0)  # for decoding without a run
+LEAST_ROWS = 4  # latent rows of the smallest strip after halving because memory ran out
 
 
 def cut_rows(height: int, native_size: int, halvings: int = 0) -> tuple[int, ...]:
-    """How many latent rows each strip has, from top to bottom.
+    """Return the number of latent rows of each strip, from top to bottom.
 
-    One strip up to the model's own size, else about two of them for each such size. The cut must not know
-    the number of ranks: sums in another order would make another picture.
+    One strip up to the training size, else about two per training size. The result must not depend on the number of
+    ranks: sums in another order would give another picture.
 
     Args:
-        height: Of the latents.
-        native_size: Latent cells of the pictures that the model was trained on.
+        height: Height of the latents, cells.
+        native_size: Side of a training picture, latent cells.
         halvings: How often the strips are halved, as long as ``LEAST_ROWS`` are left.
     """
     usual = 1 if height <= native_size else min(height, round(2 * height / native_size))
@@ -59,24 +59,25 @@ def decode_strips(
     """Decode the strips that this rank owns; collective.
 
     Args:
-        vae: An ``AutoencoderKL``; it is left as it was.
-        latents: The same on every rank, Float[Tensor, "1 channels height width"].
-        native_size: Latent cells of the pictures that the model was trained on.
-        exchange: Between the ranks; ``Alone()`` for one.
-        rank: This one.
-        world_size: Of all ranks; those beyond the number of strips get none.
+        vae: An ``AutoencoderKL``; not changed.
+        latents: Equal on every rank, Float[Tensor, "1 channels height width"].
+        native_size: Side of a training picture, latent cells.
+        exchange: The ranks; ``Alone()`` for one.
+        rank: This rank.
+        world_size: Number of ranks; those beyond the number of strips get none.
         wrap: Axes on which the edges of the picture meet.
         halvings: How often the usual strips are halved.
 
     Returns:
-        Pictures in [0, 1] by strip, Float32[Tensor, "1 3 Rows Width"]; all NaN if the decoder's answer is not
-        finite. They are bit for bit the same on any number of ranks of one kind of machine, with as many threads
-        an operator (``core.cpu_threads``); a single strip without ``wrap`` is bit for bit ``vae.decode``.
+        Pictures in [0, 1] by strip, Float32[Tensor, "1 3 Rows Width"]; all NaN if the decoder's output is not
+        finite. They are bit-identical on any number of ranks of one kind of machine with the same number of
+        threads per operator (``core.engine.cpu_threads``); a single strip without ``wrap`` is bit-identical to
+        ``vae.decode``.
 
     Raises:
         CapabilityError: Before any exchange, if there are several strips or ``wrap`` and the decoder has a layer
-            that cannot be cut; ``vae.decode`` on one rank still works.
-        OutOfMemory: On the ranks that ran out of it, after all exchanges, so that the others need not wait.
+            that cannot be computed in strips; ``vae.decode`` on one rank still works.
+        OutOfMemory: On the ranks on which memory ran out, after all exchanges, so that the others need not wait.
         ShapeError: If there is not exactly one picture.
     """
     if latents.ndim != 4 or len(latents) != 1:
@@ -103,19 +104,19 @@ def decode_strips(
 
 
 def decode_whole(vae: Any, latents: Tensor, streams: Streams = UNSEEDED) -> Tensor:
-    """The ordinary decode: pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"]; all NaN if not finite.
+    """Decode without strips: pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"]; all NaN if not finite.
 
     Args:
-        vae: Of a diffusers pipeline.
-        latents: As the sampler has them, Float32[Tensor, "batch channels height width"].
-        streams: For a decoder that draws noise; alike at every decode of a run.
+        vae: VAE of a diffusers pipeline.
+        latents: As sampled, Float32[Tensor, "batch channels height width"].
+        streams: For a decoder that draws noise; the same at every decode of a run.
     """
     options = {"generator": streams.generator("decoder-noise")} if draws_noise(vae) else {}
     return _to_picture(vae.decode(scaled(vae, latents), return_dict=False, **options)[0])
 
 
 def draws_noise(vae: Any) -> bool:
-    """Whether a decoder is a sampler itself, which begins with noise."""
+    """Whether a decoder is itself a sampler, which starts from noise."""
     from diffusers import ConsistencyDecoderVAE
 
     return isinstance(vae, ConsistencyDecoderVAE)
@@ -130,7 +131,16 @@ def gather_picture(
     world_size: int = 1,
     halvings: int = 0,
 ) -> Tensor:
-    """The whole picture on every rank from what ``decode_strips`` gave; collective.
+    """Return the whole picture on every rank from the strips of ``decode_strips``; collective.
+
+    Args:
+        vae: VAE of a diffusers pipeline, which gives the sizes.
+        mine: This rank's strips, Float32[Tensor, "1 3 Rows Width"] each.
+        latents: Float32[Tensor, "1 channels height width"].
+        native_size: As in ``decode_strips``.
+        exchange: The ranks.
+        world_size: Number of ranks.
+        halvings: As in ``decode_strips``.
 
     Returns:
         Float32[Tensor, "1 3 Height Width"].
@@ -148,7 +158,7 @@ def gather_picture(
 
 
 def scaled(vae: Any, latents: Tensor) -> Tensor:
-    """Latents as the decoder was trained on them, in its type."""
+    """Scale latents as the decoder was trained on them, in its dtype."""
     config, latents = vae.config, latents.to(vae.dtype)
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
@@ -161,7 +171,7 @@ def scaled(vae: Any, latents: Tensor) -> Tensor:
 
 
 def _begin(vae: Any, latents: Tensor, team: Team, wrap: Wrap) -> dict[int, Tensor]:
-    """All before the first up block, over the whole latents; only this rank's rows of it are kept."""
+    """Compute everything before the first up block for the whole latents; keep this rank's rows of it."""
     if not team.own():
         return {}
     decoder = vae.decoder
@@ -174,7 +184,7 @@ def _begin(vae: Any, latents: Tensor, team: Team, wrap: Wrap) -> dict[int, Tenso
 
 
 def _begin_around(decoder: Any, hidden: Tensor, wrap: Wrap) -> Tensor:
-    """The same as one strip, so that it goes on from edge to edge; attention is alike at every place."""
+    """The same as one strip, so that it continues across the edges; attention does not depend on position."""
     mid = decoder.mid_block
     one = Strips(Team((hidden.shape[2],), 0, 1, Alone()), hidden.shape[3], {0: hidden}, wrap).conv(decoder.conv_in)
     one = one.resnet(mid.resnets[0])
@@ -188,7 +198,7 @@ def _begin_around(decoder: Any, hidden: Tensor, wrap: Wrap) -> Tensor:
 
 
 def _decode(decoder: Any, strips: Strips) -> Strips:
-    """From the first up block to the end."""
+    """Compute from the first up block to the end."""
     for block in decoder.up_blocks:
         for resnet in block.resnets:
             strips = strips.resnet(resnet)
@@ -198,6 +208,6 @@ def _decode(decoder: Any, strips: Strips) -> Strips:
 
 
 def _to_picture(decoded: Tensor) -> Tensor:
-    """In [0, 1]; a clamp alone would hide what is infinite."""
+    """Convert to [0, 1]; NaN marks non-finite output, which the clamp would hide."""
     picture = (decoded.float() / 2 + 0.5).clamp(0, 1)
     return picture if bool(decoded.isfinite().all()) else picture.fill_(torch.nan)

@@ -1,1 +1,1 @@
-"""Transports: threads of one process, processes (gloo, NCCL), and simulated ranks with a virtual clock."""
+"""Backends: threads of one process, processes (gloo, NCCL), and simulated ranks with a virtual clock."""

@@ -1,4 +1,4 @@
-"""Ranks as processes that talk through gloo."""
+"""Ranks as processes that communicate through gloo."""
 
 from __future__ import annotations
 
@@ -19,27 +19,32 @@ Start = Literal["spawn", "forkserver"]
 
 @frozen(kw_only=True)
 class Gloo:
-    """Ranks as processes on CPU, of one host or several."""
+    """Ranks as processes on the CPU, on one host or several."""
 
     timeout: float = field(default=TIMEOUT_S, validator=v.gt(0))  # seconds of one wait
     checksums: bool = False  # check the bytes of every message
-    start: Start = "spawn"  # of the processes that run starts: each anew, or copies of one that has imported
+    start: Start = "spawn"  # start of run's processes: anew, or forked from one that has imported the main module
 
     def run(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> list[T]:
-        """Run a program, which can be pickled, in a process for every rank, and give the results by rank.
+        """Run a program, which must be picklable, in one process per rank; return the results in the order of ranks.
+
+        Args:
+            world_size: Number of ranks.
+            program: Called with each rank's communicator.
+            run_id: Equal on all ranks.
 
         Raises:
-            BaseException: What the culprit raised, with its traceback as a note.
-            CommAborted: If the culprit's process died.
+            BaseException: What the program raised on the rank that failed first, with its traceback as a note.
+            CommAborted: If that rank's process died.
         """
         from vitrail.comm.backends.process_group_spawn import run_spawned
 
         return run_spawned(self, world_size, program, run_id, self.start)
 
     def join(self, environment: RankEnvironment, run_id: str = "run") -> RankCommunicator:
-        """The communicator of a process that something else has launched.
+        """Return the communicator of a process that another program has launched.
 
-        Every rank joins equally often.
+        Every rank must call it the same number of times.
 
         Raises:
             CommError: If the ranks do not find each other.
@@ -51,5 +56,5 @@ class Gloo:
 
 
 def next_namespace(environment: RankEnvironment) -> str:
-    """Where the next communicator of this process writes."""
+    """Return the prefix of the store's keys for the next communicator of this process."""
     return namespace(environment, next(_joined))

@@ -1,4 +1,4 @@
-"""Ranks as threads of one process; nobody blocks while posting."""
+"""Ranks as threads of one process; posting never blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-SLICE_S = 0.5  # a wait looks around this often, so that Ctrl-C is heard
+SLICE_S = 0.5  # a wait wakes up this often, so that Ctrl-C is noticed
 
 
 class ThreadTransport:
@@ -38,23 +38,23 @@ class ThreadTransport:
         self.device: torch.device = torch.device("cpu")
 
     def clock(self) -> float:
-        """Seconds of the process's monotonic clock."""
+        """Return seconds of the process's monotonic clock."""
         return time.monotonic()
 
     def open(self, domain: str) -> None:
-        """Nothing to prepare."""
+        """Do nothing: domains need no preparation."""
 
     def post(
         self, domain: str, seq: int, header: bytes, parts: Sequence[Part], mine: Mapping[int, Tensor], witness: Witness
     ) -> HubPosting:
-        """Lay down this rank's share and wake the others."""
+        """Post this rank's share and wake the other ranks; see ``Transport.post``."""
         with self._condition:
             posting = self._hub.post(self.rank, domain, seq, header, parts, mine, witness)
             self._condition.notify_all()
         return posting
 
     def wait(self, ready: Callable[[], bool], deadline: float | None) -> None:
-        """Sleep until something is posted that makes it true."""
+        """Sleep until a posting makes ``ready()`` true, an abort, or the deadline."""
         with self._condition:
             while not ready() and self._hub.abort is None:
                 left = SLICE_S if deadline is None else deadline - time.monotonic()
@@ -63,28 +63,28 @@ class ThreadTransport:
                 self._condition.wait(min(left, SLICE_S))
 
     def abort(self, abort: Abort) -> None:
-        """Revoke the run and wake everybody."""
+        """Revoke the run and wake all ranks."""
         with self._condition:
             self._hub.revoke(abort)
             self._condition.notify_all()
 
     def aborted(self) -> Abort | None:
-        """The abort, if any."""
+        """Return the abort, if any."""
         return self._hub.abort
 
     def note(self, text: str) -> None:
-        """Where this rank is."""
+        """Record this rank's position."""
         self._hub.notes[self.rank] = text
 
     def behind(self) -> tuple[int, str]:
-        """The rank that has posted least, this one if none has posted less."""
+        """Return the rank that has posted least, in a tie this one, and its last note."""
         return self._hub.behind(self.rank)
 
     def shut(self, domains: Sequence[str]) -> None:
-        """Nothing to give back."""
+        """Do nothing: closed domains hold no resources."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: the transport holds no resources."""
 
 
 @frozen(kw_only=True)
@@ -95,15 +95,26 @@ class InProcess:
     checksums: bool = False  # check the bytes of every message
 
     def run(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> list[T]:
-        """Run a program on every rank, rank 0 in this thread, and give the results by rank.
+        """Run a program on every rank, rank 0 in this thread; return the results in the order of ranks.
+
+        Args:
+            world_size: Number of ranks.
+            program: Called with each rank's communicator, in the rank's thread.
+            run_id: Equal on all ranks.
 
         Raises:
-            BaseException: What the culprit raised, after every rank has ended.
+            BaseException: What the program raised on the rank that failed first, after every rank has ended.
         """
         return self.attempt(world_size, program, run_id).values()
 
     def attempt(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> RankOutcome[T]:
-        """Run a program on every rank and tell how it went, errors included."""
+        """Run a program on every rank and return the outcome, errors included.
+
+        Args:
+            world_size: Number of ranks.
+            program: Called with each rank's communicator, in the rank's thread.
+            run_id: Equal on all ranks.
+        """
         hub, condition, begin = Hub(world_size, time.monotonic), threading.Condition(), time.monotonic()
         traces = [Recorder(rank, time.monotonic) for rank in range(world_size)]
         results: dict[int, T] = {}
@@ -136,6 +147,6 @@ class InProcess:
 
 
 def solo(run_id: str = "run") -> RankCommunicator:
-    """The communicator of one rank alone: nothing ever blocks."""
+    """Return the communicator of a single rank: no call ever blocks."""
     hub = Hub(1, time.monotonic)
     return RankCommunicator(ThreadTransport(hub, threading.Condition(), 0), run_id)

@@ -1,7 +1,7 @@
-"""A run's store: few small words by name, through which ranks meet and learn of an abort.
+"""A run's store: short values by key, through which ranks meet and learn of an abort.
 
-A thread of the process that keeps it answers each connection; whoever does not prove to know the run's secret is
-refused before the first word. It is made without torch, so that it is there before anybody has loaded that.
+One thread per connection serves it in the process that hosts it; a client that does not prove that it knows the run's
+secret is refused before its first operation. It does not import torch, so that it is available before torch is loaded.
 """
 
 from __future__ import annotations
@@ -21,55 +21,64 @@ from vitrail.comm.backends.store_wire import ForeignRunError, admit, enter, keep
 from vitrail.errors import CommError
 
 LOOPBACK = "127.0.0.1"
-STRANGE_S = 2.0  # a port that another run keeps may become free so soon
-PAUSE_S = 0.05  # between two tries
-ARGUMENTS = {b"set": 2, b"get": 1, b"swap": 3, b"add": 2, b"drop": 1}  # of an operation, its key included
+STRANGE_S = 2.0  # time in which a port of another run may become free
+PAUSE_S = 0.05  # between two attempts
+ARGUMENTS = {b"set": 2, b"get": 1, b"swap": 3, b"add": 2, b"drop": 1}  # arguments of an operation, its key included
 Operation = tuple[bytes, ...]
 Answers = list[bytes | None]
 
 
 @frozen
 class Words:
-    """The words of a store whose names begin alike.
+    """The keys of a store with a common prefix.
 
     Attributes:
-        ask: Performs operations in one go; each has an answer, None for a word that is not there.
-        prefix: What all names here begin with.
+        ask: Perform operations atomically; each has an answer, None for a missing key.
+        prefix: Common prefix of the keys.
     """
 
     ask: Callable[[Sequence[Operation]], Answers]
     prefix: str = ""
 
     def within(self, name: str) -> Words:
-        """A part of these."""
+        """Return the keys with a longer prefix."""
         return evolve(self, prefix=f"{self.prefix}{name}/")
 
     def get(self, key: str) -> bytes | None:
-        """A word; None if it is not there."""
+        """Return a value; None if the key is missing."""
         return self.ask([self.getting(key)])[0]
 
     def set(self, key: str, value: str | bytes) -> None:
-        """Write a word."""
+        """Set a value."""
         self.ask([self.setting(key, value)])
 
     def swap(self, key: str, expected: bytes, value: bytes) -> bytes:
-        """Write a word if it is ``expected``, or not there and nothing is expected; gives the one that counts now."""
+        """Set a value if the current one is ``expected``, or missing and ``expected`` is empty.
+
+        Args:
+            key: The key.
+            expected: Value to replace.
+            value: New value.
+
+        Returns:
+            The value after the operation; ``expected`` if the key is missing.
+        """
         return self.ask([(b"swap", self._named(key), expected, value)])[0] or b""
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a word that is a number, 0 if it is not there; gives the sum."""
+        """Add to an integer value, 0 if missing; return the sum."""
         return int(self.ask([(b"add", self._named(key), str(amount).encode())])[0] or 0)
 
     def drop(self, key: str) -> bool:
-        """Forget a word; whether it was there."""
+        """Delete a key; return whether it existed."""
         return self.ask([(b"drop", self._named(key))])[0] is not None
 
     def getting(self, key: str) -> Operation:
-        """Of ``get``, to be asked together with others."""
+        """Return the operation of ``get``, to combine with others."""
         return (b"get", self._named(key))
 
     def setting(self, key: str, value: str | bytes) -> Operation:
-        """Of ``set``, to be asked together with others."""
+        """Return the operation of ``set``, to combine with others."""
         return (b"set", self._named(key), value.encode() if isinstance(value, str) else value)
 
     def _named(self, key: str) -> bytes:
@@ -77,18 +86,18 @@ class Words:
 
 
 class StoreServer:
-    """A store that this process keeps.
+    """A store hosted by this process.
 
     Args:
-        listener: Where it can be reached; it is closed with the store.
-        secret: Of the run.
-        name: What strangers may know of it.
+        listener: Listening socket; closed with the store.
+        secret: Secret of the run.
+        name: Name of the run that other processes may see.
     """
 
     def __init__(self, listener: socket.socket, secret: str, name: str):
         self.words = Words(self.perform)
         self.port: int = listener.getsockname()[1]
-        self.strangers: list[str] = []  # names of those that were refused
+        self.strangers: list[str] = []  # names of refused clients
         self._listener, self._secret, self._name = listener, secret, name
         self._known: dict[bytes, bytes] = {}
         self._lock = threading.Lock()
@@ -97,15 +106,15 @@ class StoreServer:
         threading.Thread(target=self._listen, name="store", daemon=True).start()
 
     def perform(self, operations: Sequence[Operation]) -> Answers:
-        """Perform operations, all of them before anybody else's."""
+        """Perform operations atomically."""
         with self._lock:
             return [self._perform(*operation) for operation in operations]
 
     def close(self) -> None:
-        """End; whoever is connected sees it at once."""
+        """Close the store and all of its connections."""
         self._closed = True
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that listens
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the listening thread
         self._listener.close()
         for guest in list(self._guests):
             with contextlib.suppress(OSError):
@@ -136,7 +145,7 @@ class StoreServer:
             except OSError as error:
                 if self._closed or error.errno in (errno.EBADF, errno.EINVAL):
                     return
-                time.sleep(PAUSE_S)  # e.g. too many open files: those that are connected go on
+                time.sleep(PAUSE_S)  # e.g. too many open files; existing connections are not affected
                 continue
             threading.Thread(target=self._serve, args=(guest,), name="store-guest", daemon=True).start()
 
@@ -158,10 +167,10 @@ class StoreServer:
 
 
 def unpacked(fields: Sequence[bytes]) -> list[Operation]:
-    """The operations of a frame.
+    """Split a frame into operations.
 
     Raises:
-        ValueError: If it holds something else.
+        ValueError: If it contains something else.
     """
     found, begin = [], 0
     while begin < len(fields):
@@ -174,17 +183,17 @@ def unpacked(fields: Sequence[bytes]) -> list[Operation]:
 
 
 class StoreClient:
-    """A connection to a run's store, which several threads may use.
+    """A thread-safe connection to a run's store.
 
     Args:
-        address: Where the store is.
-        port: Its port.
-        secret: Of the run.
-        name: What strangers may know of it.
-        timeout: Seconds in which it must answer.
+        address: Host of the store.
+        port: Port of the store.
+        secret: Secret of the run.
+        name: Name of the run that other processes may see.
+        timeout: Timeout of an answer, seconds.
 
     Raises:
-        CommError: If nobody answers there, or another run does.
+        CommError: If nothing answers there, or another run's store does.
     """
 
     def __init__(self, address: str, port: int, secret: str, name: str, timeout: float):
@@ -193,7 +202,7 @@ class StoreClient:
         self._connection = _reached(address, port, secret, name, timeout)
 
     def ask(self, operations: Sequence[Operation]) -> Answers:
-        """Have the store perform operations.
+        """Have the store perform operations atomically.
 
         Raises:
             OSError: If the store is gone.
@@ -206,15 +215,15 @@ class StoreClient:
         return [answer[1:] if answer else None for answer in answers]
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
 
 def _reached(address: str, port: int, secret: str, name: str, timeout: float) -> socket.socket:
-    """A connection whose greeting is over, tried for again and again."""
-    end, strange = time.monotonic() + timeout, float("inf")  # until when; since when another run answers
+    """Return an authenticated connection, retrying until the timeout."""
+    end, strange = time.monotonic() + timeout, float("inf")  # deadline; time of the first answer by another run
     while True:
         try:
             return _greeted(address, port, secret, name, max(PAUSE_S, end - time.monotonic()))
@@ -247,10 +256,10 @@ def _greeted(address: str, port: int, secret: str, name: str, timeout: float) ->
 
 
 def listener_at(address: str = LOOPBACK, port: int = 0) -> socket.socket:
-    """A socket for a store that listens at one address only, at any free port if it is 0.
+    """Return a listening socket for a store, at one address only; at any free port if ``port`` is 0.
 
     Raises:
-        CommError: If the port is taken, naming by whom, or the address is none of this host.
+        CommError: If the port is taken, naming by which process, or the address is not of this host.
     """
     end = time.monotonic() + STRANGE_S
     while True:
@@ -272,12 +281,12 @@ def listener_at(address: str = LOOPBACK, port: int = 0) -> socket.socket:
 
 
 def _resolved(address: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """Where an address leads, by the older protocol if by both."""
+    """Resolve an address, preferring IPv4."""
     found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
     family, *_, place = min(found, key=lambda each: each[0] != socket.AF_INET)
     return family, (str(place[0]), int(place[1]))
 
 
 def told_name(name: str) -> str:
-    """What strangers may know of a process: its run's name, its number and its host."""
+    """Return the description of a process for others: its run's name, its id and its host."""
     return f"{name}, process {os.getpid()} on {platform.node()}"

@@ -1,4 +1,4 @@
-"""Start the ranks of a command as processes, and answer for them: no rank outlives a failure, none is left."""
+"""Launch the ranks of a command as processes; a failure ends all of them, and none outlives the launcher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitrail.comm.backends.launch_overseer import GRACE_S, INTERRUPTED, Ending, 
 from vitrail.comm.backends.launched_rank import LaunchedRank
 from vitrail.comm.environment import HOSTED, SECRET, RankEnvironment, namespace
 
-USAGE = 2  # exit code of a wrong option or file, which the rank has explained
+USAGE = 2  # exit code for a wrong option or file, explained by the rank
 
 
 def launch(
@@ -31,18 +31,18 @@ def launch(
     grace: float = GRACE_S,
     variables: Mapping[str, str] | None = None,
 ) -> int:
-    """Run a command once for each rank on this host; gives the exit code to end with.
+    """Run a command once per rank on this host; return the exit code of the whole.
 
-    Rank 0 speaks for all: it has this process's standard streams. If a rank fails, the others are told through
-    the store, which this process keeps, and ended; then one message says which rank it was and why. Ctrl-C is
-    passed on to rank 0; a second one ends all ranks at once. However this process ends, the ranks end with it.
+    Rank 0 has this process's standard streams. If a rank fails, the others are informed through the store, which this
+    process hosts, and ended; then one message names the rank and the reason. Ctrl-C is passed on to rank 0; a second
+    one ends all ranks at once. However this process ends, the ranks end with it.
 
     Args:
-        command: Program and arguments, alike for all ranks, which differ in their environment.
+        command: Program and arguments, equal for all ranks, which differ in their environment.
         world_size: Number of ranks.
-        timeout: Seconds that a rank may be stopped before the run ends.
-        grace: Seconds that ranks have to end by themselves after one has failed.
-        variables: The environment to start from; this process's own if None.
+        timeout: Seconds for which a rank may be stopped (SIGSTOP) before the run ends.
+        grace: Seconds for ranks to end by themselves after one has failed.
+        variables: Base environment; this process's own if None.
 
     Raises:
         OSError: If the command cannot be started.
@@ -66,12 +66,12 @@ def launch(
 
 @define
 class _Ranks:
-    """The processes, and what signals have asked for."""
+    """The processes, and what signals have requested."""
 
     stack: ExitStack
     processes: list[LaunchedRank] = field(factory=list)
     interrupts: int = 0
-    asked_to_end: int | None = None  # an exit code
+    asked_to_end: int | None = None  # requested exit code
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start the next rank."""
@@ -79,11 +79,11 @@ class _Ranks:
         self.processes.append(self.stack.enter_context(LaunchedRank(command, environment, first)))
 
     def go_on(self) -> bool:
-        """Whether nothing has asked to end all ranks."""
+        """Whether no signal has requested to end all ranks."""
         return self.asked_to_end is None
 
     def interrupt(self) -> None:
-        """Ctrl-C: the first is for rank 0, which speaks for all, the second, or one that comes early, for everybody."""
+        """Handle Ctrl-C: the first interrupts rank 0, the second, or one before rank 0 is ready, ends all ranks."""
         self.interrupts += 1
         if self.interrupts > 1 or not self.processes or not self.processes[0].is_here:
             self.asked_to_end = INTERRUPTED
@@ -91,13 +91,13 @@ class _Ranks:
             self.processes[0].interrupt()
 
     def end_at_once(self) -> None:
-        """Whatever happened here, no rank is left behind."""
+        """Kill all ranks."""
         for process in self.processes:
             process.end_at_once()
 
 
 class _Signals:
-    """The signals of the launching process while ranks run."""
+    """Signal handlers of the launching process while ranks run."""
 
     def __init__(self, ranks: _Ranks):
         self._ranks = ranks
@@ -122,11 +122,18 @@ class _Signals:
 def rank_variables(
     rank: int, world_size: int, port: int, secret: str = "", variables: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The environment of a rank: this process's, and who the rank is.
+    """Return the environment of a rank: this process's, with the rank's number and addresses.
 
-    Its operators have as many threads as they would have in this process, since their number reaches the last bits of
-    what a large network computes. Those of several ranks are more than the cores, so they must sleep while they wait.
-    The run's secret is here, and not on the command line, which every user of the machine can read.
+    Its operators have as many threads as they would have in this process, since their number affects the last bits of a
+    large network's results. The threads of several ranks outnumber the cores, so they must sleep while they wait. The
+    run's secret is passed here and not on the command line, which all users of the machine can read.
+
+    Args:
+        rank: Number of the rank.
+        world_size: Number of ranks.
+        port: Port of the store on this host.
+        secret: Secret of the run.
+        variables: Base environment; this process's own if None.
     """
     known = os.environ if variables is None else variables
     own = {
@@ -144,7 +151,7 @@ def rank_variables(
 
 
 def _exit_code(overseer: Overseer, ending: Ending | None, ranks: _Ranks) -> int:
-    """0; 130 after Ctrl-C; 2 if the ranks have refused what they were asked; else 1."""
+    """Return 0; 130 after Ctrl-C; 2 if the ranks refused an option or file; else 1."""
     if ending is None:
         return 0
     code = overseer.codes.get(ending.culprit)
@@ -154,7 +161,7 @@ def _exit_code(overseer: Overseer, ending: Ending | None, ranks: _Ranks) -> int:
 
 
 def _told(overseer: Overseer, ending: Ending | None, ranks: _Ranks) -> str:
-    """What rank 0 has not said itself."""
+    """Return the final message, "" if rank 0 has printed it."""
     if ranks.asked_to_end is not None:
         name = "SIGINT" if ranks.interrupts else signal.Signals(ranks.asked_to_end - 128).name
         return f"vitrail: stopped at once by {name}; files that were complete are kept\n"

@@ -1,4 +1,4 @@
-"""What the parent of rank processes does: notice a death or a standstill, tell the others, end and reap them all."""
+"""Supervision of rank processes: detect a death or a standstill, inform the others, end and reap all of them."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ if TYPE_CHECKING:
     from vitrail.comm.backends.key_store import Words
 
 POLL_S = 0.02
-LOOK_S = 0.1  # between two looks for ranks that are stopped
-GRACE_S = 1.0  # of ranks, to end by themselves
-STEP_S = 0.25  # between two ways of ending a rank, each less friendly
-DONE_S = 5.0  # for ranks whose work is done to end
-INTERRUPTED = 130  # what shells call a program that Ctrl-C ended
+LOOK_S = 0.1  # between two checks for stopped ranks
+GRACE_S = 1.0  # for ranks to end by themselves
+STEP_S = 0.25  # between two escalating ways of ending a rank
+DONE_S = 5.0  # for ranks to end once their work is done
+INTERRUPTED = 130  # exit code of a program ended by Ctrl-C
 
 
 class Child(Protocol):
-    """A rank's process."""
+    """The process of a rank."""
 
     @property
     def pid(self) -> int | None:
-        """Its number."""
+        """Process id."""
 
     @property
     def is_done(self) -> bool:
-        """Whether its work is done and nobody needs it any more."""
+        """Whether its work is done and no other rank needs it."""
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None as long as it runs. Reaps it."""
+        """Return its exit code, negative for a signal; None while it runs. Reaps it."""
 
     def let_go(self) -> None:
-        """Have it end by itself at once, if it listens."""
+        """Request that it ends by itself, if it listens."""
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
 
     def kill(self) -> None:
-        """SIGKILL, which ends also what is stopped."""
+        """Send SIGKILL, which also ends a stopped process."""
 
 
 @frozen
 class Ending:
-    """How a run ended that did not end well.
+    """How a failed run ended.
 
     Attributes:
-        culprit: The rank where it began.
+        culprit: Rank that failed first.
         reason: What happened there.
-        note: Where that rank was last; may be empty.
-        from_rank: Whether a rank said so itself.
+        note: Last position of that rank; may be empty.
+        from_rank: Whether a rank reported it itself.
     """
 
     culprit: int
@@ -68,14 +68,14 @@ class Ending:
 
 @define
 class Overseer:
-    """Watches over the ranks' processes.
+    """Supervise the ranks' processes.
 
     Attributes:
-        children: By rank.
-        words: Of the run's store, where the ranks write them.
-        grace: Seconds that the others have to end by themselves after one has died.
-        timeout: Seconds that a rank may be stopped, by SIGSTOP or a terminal.
-        codes: Exit codes of those that have ended, in the order in which they did.
+        children: Processes by rank.
+        words: Keys of the run's store that the ranks write.
+        grace: Seconds for the others to end by themselves after one has died.
+        timeout: Seconds for which a rank may be stopped, by SIGSTOP or a terminal.
+        codes: Exit codes of ended ranks, in the order in which they ended.
     """
 
     children: Sequence[Child]
@@ -86,11 +86,11 @@ class Overseer:
     _told: Abort | None = None
     _ended_here: set[int] = field(factory=set)
     _looked: float = -math.inf
-    _stopped: dict[int, float] = field(factory=dict)  # since when
-    _done: float = math.inf  # since when all are
+    _stopped: dict[int, float] = field(factory=dict)  # time since when
+    _done: float = math.inf  # time since when all are done
 
     def poll(self) -> list[int]:
-        """The ranks that still run."""
+        """Return the ranks that still run."""
         for rank, child in enumerate(self.children):
             if rank not in self.codes:
                 code = child.poll()
@@ -99,24 +99,24 @@ class Overseer:
         return [rank for rank in range(len(self.children)) if rank not in self.codes]
 
     def has_ended_itself(self, rank: int) -> bool:
-        """Whether a rank has ended without being made to from here."""
+        """Whether a rank has ended without being ended by the overseer."""
         return rank in self.codes and rank not in self._ended_here
 
     def failed(self) -> list[int]:
-        """The ranks that ended badly before their work was done, in the order in which they did."""
+        """Return the ranks that failed before their work was done, in the order in which they did."""
         return [rank for rank, code in self.codes.items() if code != 0 and not self.children[rank].is_done]
 
     def late(self) -> dict[int, str]:
-        """The ranks that ended badly when their work was done, and how."""
+        """Return the ranks that failed after their work was done, and how."""
         failed = self.failed()
         late = (rank for rank, code in sorted(self.codes.items()) if code != 0 and rank not in failed)
         return {rank: how_it_ended(self.codes[rank]) for rank in late if self.has_ended_itself(rank)}
 
     def watch(self, tick: Callable[[], bool] = lambda: True) -> Ending | None:
-        """Wait for all ranks; if one fails, end the others, too. None if all ended well.
+        """Wait for all ranks; if one fails, end the others. None if all succeeded.
 
         Args:
-            tick: Called all the while; the ranks are ended as soon as it returns False.
+            tick: Called repeatedly; the ranks are ended as soon as it returns False.
         """
         while True:
             while self.poll() and not self.failed() and not self._stands_still() and not self._lingers() and tick():
@@ -134,23 +134,23 @@ class Overseer:
                 return None if is_done else self.ending()
 
     def tell(self, culprit: int, reason: str) -> None:
-        """Revoke the run for the others, unless it already is."""
+        """Revoke the run for the other ranks, unless it is revoked already."""
         mine = Abort(culprit, reason)
         if write_abort(self.words, mine) == mine:
             self._told = mine
 
     def end(self, tick: Callable[[], bool] = lambda: True, is_well: Callable[[], bool] = lambda: False) -> bool:
-        """Give the ranks their grace, ask them to end, then SIGTERM, then SIGKILL; reaps them all.
+        """Wait for the ranks to end, then request it, then send SIGTERM, then SIGKILL; reap them all.
 
         Args:
-            tick: Called all the while; there is no grace once it returns False.
-            is_well: Whether the ranks need not end, after all, as those that go on have what they need.
+            tick: Called repeatedly; the waiting ends once it returns False.
+            is_well: Whether the ranks need not end after all, since the remaining ones have what they need.
 
         Returns:
             Whether they were ended.
         """
         for rank in self.poll():
-            if is_stopped(self.children[rank].pid):  # it cannot end by itself
+            if is_stopped(self.children[rank].pid):  # a stopped process cannot end by itself
                 self.children[rank].kill()
                 self._ended_here.add(rank)
         self._wait(self.grace, lambda: tick() and not is_well())
@@ -171,7 +171,7 @@ class Overseer:
             time.sleep(POLL_S)
 
     def _stands_still(self) -> bool:
-        """Whether a rank has been stopped for too long; the run is then revoked."""
+        """Whether a rank has been stopped for too long; if so, revoke the run."""
         now = time.monotonic()
         if now - self._looked < LOOK_S:
             return False
@@ -185,27 +185,27 @@ class Overseer:
         return False
 
     def _lingers(self) -> bool:
-        """Whether all work is done and yet some rank does not end."""
+        """Whether all work is done but a rank has not ended for ``DONE_S`` seconds."""
         is_done = all(child.is_done or self.codes.get(rank) == 0 for rank, child in enumerate(self.children))
         self._done = min(self._done, time.monotonic()) if is_done else math.inf
         return time.monotonic() - self._done > DONE_S
 
     def ending(self) -> Ending | None:
-        """Where it began: where the ranks say, else at rank 0 if it failed alike, else at the first that failed."""
+        """Return the origin: as a rank reported it, else rank 0 if it failed alike, else the first that failed."""
         abort = read_abort(self.words)
         if abort is None:
             return None
         culprit, reason = abort.culprit, abort.reason
-        if not 0 <= culprit < len(self.children):  # no rank of ours has written this
+        if not 0 <= culprit < len(self.children):  # not written by a rank of this run
             culprit = 0
         if abort == self._told and self.has_ended_itself(0) and self.codes[0] == self.codes.get(culprit):
-            culprit = 0  # e.g. a wrong option, which every rank refuses
+            culprit = 0  # e.g. a wrong option, refused by every rank
         note = read_beats(self.words, len(self.children))[culprit].note
         return Ending(culprit, reason, note, abort != self._told)
 
 
 def is_stopped(pid: int | None) -> bool:
-    """Whether a process was stopped, by SIGSTOP or a terminal; False where the system does not tell."""
+    """Whether a process is stopped, by SIGSTOP or a terminal; False where the system does not tell."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -214,7 +214,7 @@ def is_stopped(pid: int | None) -> bool:
 
 
 def how_it_ended(code: int) -> str:
-    """An exit code in words."""
+    """Describe an exit code."""
     if code == INTERRUPTED:
         return "it was interrupted by SIGINT"
     if code >= 0:
@@ -223,5 +223,5 @@ def how_it_ended(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = " (perhaps for want of memory)" if name == "SIGKILL" else ""
+    hint = " (perhaps because memory ran out)" if name == "SIGKILL" else ""
     return f"it was ended by {name}{hint}"

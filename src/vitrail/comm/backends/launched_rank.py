@@ -1,4 +1,4 @@
-"""One rank as a process of its launcher: its environment, its streams, its end."""
+"""One rank as a child process of its launcher: its environment, its streams, its end."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import IO, Any
 
 from vitrail.comm.lifeline import VARIABLE, Lifeline
 
-TAIL_LINES, TAIL_BYTES = 12, 4000  # of a rank's own messages, at most
+TAIL_LINES, TAIL_BYTES = 12, 4000  # limits of the messages quoted from a rank
 
 
 class LaunchedRank:
-    """A rank's process; what it writes is kept, except that the first has its launcher's streams.
+    """A rank's process; its output is captured, except that the first rank has its launcher's streams.
 
-    It is in a session of its own: what the terminal sends comes through the launcher.
+    It runs in a session of its own, so that signals of the terminal reach it through the launcher only.
 
     Args:
         command: Program and arguments.
         variables: Its environment.
-        first: Rank 0, if this is another.
+        first: Rank 0; None for rank 0 itself.
 
     Raises:
         OSError: If the command cannot be started.
@@ -34,7 +34,7 @@ class LaunchedRank:
         self._line = Lifeline()
         self._stack = ExitStack()
         streams: dict[str, Any] = {}
-        self._voice: IO[bytes] | None = None  # what it writes to stderr
+        self._voice: IO[bytes] | None = None  # its stderr
         if first is not None:
             self._voice, silent = (self._stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))  # noqa: SIM115
             streams = {"stdin": subprocess.DEVNULL, "stdout": silent, "stderr": self._voice}
@@ -57,38 +57,38 @@ class LaunchedRank:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """Process id."""
         return self._process.pid
 
     @property
     def is_here(self) -> bool:
-        """Whether it has begun to decide what signals do."""
+        """Whether it has started and handles signals itself."""
         return self._line.is_here
 
     @property
     def is_done(self) -> bool:
-        """Whether nobody needs it any more: rank 0 when all is written, others when rank 0 has what they computed."""
+        """Whether it is no longer needed: rank 0 when all is written, others when rank 0 has their results."""
         return self._line.is_done if self._first is None else self._first._line.is_alone
 
     def poll(self) -> int | None:
-        """The exit code; None as long as it runs."""
+        """Return the exit code; None while it runs."""
         return self._process.poll()
 
     def interrupt(self) -> None:
-        """SIGINT, which rank 0 hears for all."""
+        """Send SIGINT, which rank 0 handles for all ranks."""
         if self.poll() is None:
             self._process.send_signal(signal.SIGINT)
 
     def let_go(self) -> None:
-        """Have it end by itself at once, if it listens."""
+        """Request that it ends by itself, if it listens."""
         self._line.cut()
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
         self._process.terminate()
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self._process.kill()
 
     def end_at_once(self) -> None:
@@ -98,7 +98,7 @@ class LaunchedRank:
             self._process.wait()
 
     def last_lines(self) -> list[str]:
-        """What it wrote last to stderr; of rank 0 the user has seen it."""
+        """Return the last lines that it wrote to stderr; [] for rank 0, whose output the user has seen."""
         if self._voice is None:
             return []
         size = self._voice.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Where ranks meet: each connects to the run's store, which rank 0 opens first unless the launcher keeps it."""
+"""Connection of ranks to the run's store, which rank 0 hosts unless the launcher does."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from vitrail.comm.environment import RankEnvironment
 
 PAUSE_S = 0.05
-_kept: dict[tuple[str | int, ...], StoreServer] = {}  # by run, until the process ends
+_kept: dict[tuple[str | int, ...], StoreServer] = {}  # stores hosted by this process, by run
 
 
 @frozen
 class MeetingPlace:
-    """Where the run's store listens."""
+    """Address and port of the run's store."""
 
     address: str
     port: int
 
 
 def meet(environment: RankEnvironment, timeout: float) -> StoreClient:
-    """A connection to the run's store.
+    """Connect to the run's store, and host it if this rank must.
 
     Args:
-        environment: Of this rank.
-        timeout: Seconds in which the store must answer.
+        environment: Environment of this rank.
+        timeout: Timeout of the store's answer, seconds.
 
     Raises:
-        CommError: If it does not, cannot be opened here, or is another run's.
+        CommError: If it does not answer, cannot be hosted here, or belongs to another run.
     """
     end = time.monotonic() + timeout
     name = told_name(environment.name)
@@ -50,7 +50,7 @@ def meet(environment: RankEnvironment, timeout: float) -> StoreClient:
 
 
 def strangers(environment: RankEnvironment) -> list[str]:
-    """Who has knocked at the store that this process keeps and belongs to another run."""
+    """Return the descriptions of other runs' processes that connected to the store of this process."""
     kept = _kept.get(_key(environment))
     return [] if kept is None else list(dict.fromkeys(kept.strangers))
 
@@ -64,7 +64,7 @@ def _key(environment: RankEnvironment) -> tuple[str | int, ...]:
 
 
 def _keep(environment: RankEnvironment, name: str) -> StoreServer:
-    """The store of this process, opened at the first call."""
+    """Return the store hosted by this process, opened on the first call."""
     key = _key(environment)
     if key not in _kept:
         port = 0 if environment.has_torch_store else environment.master_port
@@ -83,10 +83,10 @@ def _announce(environment: RankEnvironment, port: int) -> None:
 
 
 def _announced(environment: RankEnvironment, timeout: float) -> int:
-    """The port that rank 0 has told.
+    """Return the port that rank 0 has published.
 
     Raises:
-        CommError: If it does not tell in time, or something else is written there.
+        CommError: If it is not published in time, or is not a port.
     """
     store = _torchs_store(environment, datetime.timedelta(seconds=timeout))
     end, word = time.monotonic() + timeout, _word(environment)
@@ -105,7 +105,7 @@ def _word(environment: RankEnvironment) -> str:
 
 
 def _torchs_store(environment: RankEnvironment, timeout: datetime.timedelta) -> Any:
-    """A connection for a moment to the store that torchrun keeps."""
+    """Return a temporary connection to torchrun's store."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     address, port = environment.master_addr, environment.master_port

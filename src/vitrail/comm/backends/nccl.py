@@ -1,4 +1,4 @@
-"""Ranks as processes with a CUDA device each; collectives go through NCCL."""
+"""Ranks as processes with one CUDA device each; collectives use NCCL."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ T = TypeVar("T")
 
 @frozen(kw_only=True)
 class Nccl:
-    """Ranks as processes with a CUDA device each, chosen by the local rank.
+    """Ranks as processes with one CUDA device each, chosen by the local rank.
 
-    The parts of collectives travel by NCCL; headers and channels by gloo on CPU, where a wait can be bounded
-    and no kernel waits for a peer. Nothing of this has been run on a CUDA device yet: only the refusals are
-    tested.
+    The parts of collectives use NCCL; headers and channels use gloo on the CPU, where waits can be bounded and no
+    kernel waits for a peer. This has not been run on a CUDA device yet: only the error cases are tested.
     """
 
     timeout: float = field(default=TIMEOUT_S, validator=v.gt(0))  # seconds of one wait
     checksums: bool = False  # check the bytes of every message
 
     def run(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> list[T]:
-        """Run a program, which can be pickled, in a process for every rank, and give the results by rank.
+        """Run a program, which must be picklable, in one process per rank; return the results in the order of ranks.
+
+        Args:
+            world_size: Number of ranks.
+            program: Called with each rank's communicator.
+            run_id: Equal on all ranks.
 
         Raises:
             CommError: If there are fewer CUDA devices than ranks.
-            BaseException: What the culprit raised.
+            BaseException: What the program raised on the rank that failed first.
         """
         from vitrail.comm.backends.process_group_spawn import run_spawned
 
@@ -44,7 +48,7 @@ class Nccl:
         return run_spawned(self, world_size, program, run_id)
 
     def join(self, environment: RankEnvironment, run_id: str = "run") -> RankCommunicator:
-        """The communicator of a process that something else has launched.
+        """Return the communicator of a process that another program has launched.
 
         Raises:
             CommError: If there is no CUDA device for this rank, or the ranks do not find each other.
@@ -56,13 +60,13 @@ class Nccl:
 
 
 def cuda_device(index: int) -> torch.device:
-    """The device of a local rank.
+    """Return the device of a local rank, and make it torch's current one.
 
     Raises:
         CommError: If this torch has no CUDA or no NCCL, or the host too few devices.
     """
     import torch
-    from torch import cuda, distributed  # noqa: TID251 - the one place of comm that asks for a device
+    from torch import cuda, distributed  # noqa: TID251 - the only module of comm that queries devices
 
     there = cuda.device_count() if cuda.is_available() else 0
     if index >= there:

@@ -1,9 +1,9 @@
 """The transport over process groups of ``torch.distributed``, made without its global state.
 
-What is known of gloo decides the form. It checks nothing, so every operation carries headers. A ``wait`` on
-its work can be interrupted by nobody, so works are asked, never waited for. An operation that was given up
-still completes later and writes into its buffers, so these are private and thrown away. A group cannot be
-destroyed while something of it is pending, so that after an abort it is left as it is until the process ends.
+Gloo's properties determine the design. It checks nothing, so every operation carries headers. A ``wait`` on its work
+cannot be interrupted, so works are polled, never waited for. An operation that was given up still completes later and
+writes into its buffers, so these are private and discarded. A group cannot be destroyed while an operation is pending,
+so after an abort groups are kept until the process ends.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
-FIRST_SLICE_S, LONGEST_SLICE_S = 1e-4, 1e-2  # between two looks of a wait
-START_S = 30.0  # at least, for ranks to load libraries where their launcher ends those that are stopped or dead
-CLOSE_S = 2.0  # for the last bytes of a clean end
-THREADS = 4  # of a group: so many of its operations move at once, as many versions of a channel as are kept
-GROUP_TIMEOUT = datetime.timedelta(days=30)  # a group's own; ours comes first
+FIRST_SLICE_S, LONGEST_SLICE_S = 1e-4, 1e-2  # polling interval of a wait
+START_S = 30.0  # least time to load libraries, where a launcher ends stopped or dead ranks
+CLOSE_S = 2.0  # for the last transfers of a clean end
+THREADS = 4  # of a group: number of concurrent operations, at least the kept versions of a channel
+GROUP_TIMEOUT = datetime.timedelta(days=30)  # of a group itself; never reached
 
 
 class ProcessGroupTransport:
-    """A rank's end of process groups, one for each ordering domain.
+    """A rank's end of process groups, one pair for each ordering domain.
 
     Args:
-        environment: Which rank this is and where the store is.
-        namespace: Tells communicators that use one store apart; alike on all ranks.
+        environment: Rank of this process and address of the store.
+        namespace: Prefix of the store's keys, one per communicator; equal on all ranks.
         timeout: Seconds to wait for the other ranks when a domain is opened.
-        device: Where the parts of collectives travel: by gloo on CPU, by NCCL on a CUDA device. Headers and
-            channels always travel by gloo on CPU. NCCL has not been run by the authors.
+        device: Device of the parts of collectives: gloo on the CPU, NCCL on a CUDA device. Headers and channels
+            always use gloo on the CPU. NCCL has not been run by the authors.
 
     Raises:
         CommError: If the store cannot be reached.
-        CommTimeout: If a rank does not show up.
+        CommTimeout: If a rank does not connect in time.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class ProcessGroupTransport:
     # ------------------------------------------------------------------ time and waiting
 
     def clock(self) -> float:
-        """Seconds of rank 0's monotonic clock."""
+        """Return seconds of rank 0's monotonic clock."""
         return time.monotonic() + self._offset
 
     def wait(self, ready: Callable[[], bool], deadline: float | None) -> None:
-        """Look again and again, less and less often."""
+        """Poll at growing intervals; see ``Transport.wait``."""
         pause, end = FIRST_SLICE_S, math.inf if deadline is None else deadline
         while not ready() and self._line.abort is None:
             left = end - self.clock()
@@ -111,11 +111,11 @@ class ProcessGroupTransport:
     # ------------------------------------------------------------------ domains and operations
 
     def open(self, domain: str) -> None:
-        """Make the domain's groups; waits for all ranks.
+        """Create the domain's groups; waits for all ranks.
 
         Raises:
             CommAborted: If the run was revoked.
-            CommTimeout: If a rank does not come.
+            CommTimeout: If a rank does not call it in time.
         """
         make = self._gloo if self.device.type == "cpu" else self._nccl
         groups = self._together(
@@ -131,7 +131,7 @@ class ProcessGroupTransport:
     def post(
         self, domain: str, seq: int, header: bytes, parts: Sequence[Part], mine: Mapping[int, Tensor], witness: Witness
     ) -> Posting:
-        """Issue the operation's transfers."""
+        """Start the operation's transfers; see ``Transport.post``."""
         lane = self._lanes[domain]
         self._line.posted += 1
         posting: GatheredPosting | SourcesPosting
@@ -144,17 +144,17 @@ class ProcessGroupTransport:
         return posting
 
     def _together(self, action: Callable[[Callable[[], bool]], T], what: str, limit: float, spent: float = 0.0) -> T:
-        """Do with all ranks what cannot be interrupted, once all are there, in a thread that can be given up.
+        """Run an uninterruptible action with all ranks, once all are ready, in a thread that can be abandoned.
 
         Args:
-            action: Is given a question: whether it was given up.
-            what: Names it, in messages and to the other ranks.
-            limit: Seconds.
-            spent: Seconds of these that are over.
+            action: Called with a function that returns whether it was abandoned.
+            what: Name of the action, in messages and in the store.
+            limit: Timeout, seconds.
+            spent: Seconds of the timeout already used.
 
         Raises:
             CommAborted: If the run was revoked.
-            CommTimeout: If a rank does not come.
+            CommTimeout: If a rank does not join in time.
         """
         results: list[T] = []
         over = threading.Event()
@@ -182,12 +182,12 @@ class ProcessGroupTransport:
         return results[0]
 
     def _late(self, what: str, limit: float, missing: list[int] | None) -> tuple[int, str]:
-        """Whom a timeout blames, and how.
+        """Return the rank that a timeout blames, and the message.
 
         Args:
-            what: Was awaited.
-            limit: Seconds.
-            missing: Ranks that have not come; None if the store does not answer.
+            what: Name of the action.
+            limit: Timeout, seconds.
+            missing: Ranks that did not join; None if the store does not answer.
         """
         if missing is None:
             own = self._environment
@@ -214,9 +214,9 @@ class ProcessGroupTransport:
         gloo: Any = distributed.ProcessGroupGloo
         store = self._torch_store(name, is_over)
         if not self._environment.is_local:
-            group = gloo(store, self.rank, self.world_size, GROUP_TIMEOUT)  # heeds GLOO_SOCKET_IFNAME
+            group = gloo(store, self.rank, self.world_size, GROUP_TIMEOUT)  # reads GLOO_SOCKET_IFNAME
         else:
-            options = gloo._Options()  # the only way to say where to listen
+            options = gloo._Options()  # the only way to set the address
             options._devices = [gloo.create_device(hostname=LOOPBACK)]
             options._timeout, options._threads = GROUP_TIMEOUT, THREADS
             group = gloo(store, self.rank, self.world_size, options)
@@ -235,7 +235,7 @@ class ProcessGroupTransport:
 
     def _torch_store(self, name: str, is_over: Callable[[], bool]) -> Store:
         store = torch_store(self._words.within(name), is_over)
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))  # its group may ask it as long as there is one
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))  # its group may use it for its whole lifetime
         return store
 
     # ------------------------------------------------------------------ the run's life
@@ -245,22 +245,22 @@ class ProcessGroupTransport:
         self._line.revoke(abort)
 
     def aborted(self) -> Abort | None:
-        """The abort, as last heard of."""
+        """Return the abort as last read from the store."""
         return self._line.abort
 
     def note(self, text: str) -> None:
-        """Where this rank is."""
+        """Record this rank's position in the store."""
         self._line.tell(text)
 
     def behind(self) -> tuple[int, str]:
-        """The rank that holds the others up."""
+        """Return the rank that is behind, and its last note."""
         return self._line.behind()
 
     def close(self) -> None:
         """Destroy the groups after a clean end.
 
-        Each group has been given a reference that nobody owns, so that it is never destroyed by chance: that
-        would wait for what is pending, perhaps for ever.
+        Each group has an extra reference, so that it is never destroyed by the garbage collector: that would wait for
+        pending operations, perhaps for ever.
         """
         if self._closed:
             return
@@ -286,7 +286,7 @@ class ProcessGroupTransport:
                 del group
 
     def _is_quiet(self, domains: Sequence[str], what: str) -> bool:
-        """Whether nothing moves in these domains any more on any rank, after a short while."""
+        """Whether no transfer of these domains is pending on any rank, after waiting at most ``CLOSE_S``."""
         flying = [transfer for domain in domains for transfer in self._flying.get(domain, [])]
         deadline = self.clock() + CLOSE_S
         self.wait(lambda: all(transfer.is_done() for transfer in flying), deadline)
@@ -303,7 +303,16 @@ def join(
     checksums: bool,
     device: torch.device | None = None,
 ) -> RankCommunicator:
-    """A communicator over process groups; a failed attempt leaves nothing behind."""
+    """Return a communicator over process groups; a failed attempt releases its resources.
+
+    Args:
+        environment: Rank of this process and address of the store.
+        namespace: Prefix of the store's keys, one per communicator; equal on all ranks.
+        run_id: Equal on all ranks.
+        timeout: Timeout of one wait, seconds.
+        checksums: Whether messages carry a checksum.
+        device: See ``ProcessGroupTransport``.
+    """
     transport = ProcessGroupTransport(environment, namespace, timeout, device)
     try:
         return RankCommunicator(transport, run_id, timeout=timeout, checksums=checksums)

@@ -1,4 +1,4 @@
-"""One clock for ranks on several hosts."""
+"""A common clock for ranks on several hosts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAUSE_S = 1e-4
 
 
 def boot() -> str:
-    """The same for processes that share a monotonic clock: what is booted, or else the host's name."""
+    """Return an id shared by processes with the same monotonic clock: the boot id, or else the host's name."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -26,10 +26,17 @@ def boot() -> str:
 def clock_offset(
     store: Words, rank: int, world_size: int, is_over: Callable[[], bool] = lambda: False, where: str | None = None
 ) -> float:
-    """Seconds to add to this rank's monotonic clock to get rank 0's; collective, and it blocks.
+    """Return the seconds to add to this rank's monotonic clock to get rank 0's; collective, and blocks.
 
-    On one host the clock is shared and nothing is measured. On another host, rank 0 answers pings through the
-    store, and the one with the shortest way counts.
+    On one host the clock is shared and nothing is measured. On another host, rank 0 answers pings through the store,
+    and the ping with the shortest round trip counts.
+
+    Args:
+        store: Keys of the run's store.
+        rank: This rank.
+        world_size: Number of ranks.
+        is_over: Whether waiting was abandoned.
+        where: Id of the clock; ``boot()`` if None.
 
     Raises:
         TimeoutError: If ``is_over`` while another rank is awaited.

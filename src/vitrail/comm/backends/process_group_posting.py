@@ -1,8 +1,8 @@
-"""Postings over process groups: what is under way, and what has arrived in private slots.
+"""Postings over process groups: pending transfers, and what has arrived in private buffers.
 
-A group in which ranks disagree about a message's size ends the process of whoever expected less (gloo raises
-where nobody can catch it). So all messages of a group have one size, whatever the ranks believe: headers
-travel in one group of a domain, parts in another, cut into frames.
+A group in which ranks disagree about a message's size ends the process of the rank that expected less (gloo raises
+where nothing can catch it). So all messages of a group have one size, whatever the ranks believe: headers use one group
+of a domain, parts another, split into frames.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
 
 
-FRAME = 1 << 16  # bytes; what is smaller is sent as one
+FRAME = 1 << 16  # bytes; smaller parts are padded to one frame
 
 
 class Transfer:
-    """A group's operation under way; asked before it is waited for, since such a wait hears no abort.
+    """A pending operation of a group; polled before it is waited for, since the wait ignores aborts.
 
     Args:
-        begin: Issues the operation.
-        broken: Told why if the operation fails, which means that a peer is gone.
+        begin: Starts the operation.
+        broken: Called with the reason if the operation fails, which means that a peer is gone.
     """
 
     def __init__(self, begin: Callable[[], Work], broken: Callable[[str], None]):
@@ -43,7 +43,7 @@ class Transfer:
             self._fail(error)
 
     def is_done(self) -> bool:
-        """Whether it has arrived; what failed never has."""
+        """Whether it has arrived; False for ever after a failure."""
         if self._work is not None and self._work.is_completed():
             try:
                 self._work.wait()
@@ -65,8 +65,10 @@ class Lane:
     Attributes:
         control: Group of the headers, or of a channel's versions, on CPU.
         payload: Group of the collectives' parts, in frames.
-        device: Where the parts travel.
-        broken: Told why if an operation fails.
+        device: Device of the parts in transit.
+        broken: Called with the reason if an operation fails.
+        unsettled: Operations whose headers are not compared, in order.
+        conflict: The first disagreement, see ``Posting.conflict``.
     """
 
     control: ProcessGroup
@@ -77,12 +79,18 @@ class Lane:
     conflict: tuple[int, bytes] | None = None
 
     def settle(self) -> None:
-        """Compare the headers that are here, in the order of the operations, up to the first conflict."""
+        """Compare the headers that have arrived, in the order of the operations, up to the first conflict."""
         while self.unsettled and self.conflict is None and self.unsettled[0].compare():
             self.unsettled.popleft()
 
     def broadcast(self, group: ProcessGroup, slot: Tensor, src: int) -> Transfer:
-        """Begin a broadcast."""
+        """Start a broadcast.
+
+        Args:
+            group: One of the domain's groups.
+            slot: Buffer that is sent or overwritten, UInt8[Tensor, "nbytes"].
+            src: Rank that sends.
+        """
         from torch.distributed import BroadcastOptions
 
         options = BroadcastOptions()
@@ -91,10 +99,10 @@ class Lane:
 
 
 class GatheredPosting:
-    """An operation whose headers all ranks see: they are gathered first, then every part is broadcast.
+    """An operation with the headers of all ranks: they are gathered first, then every part is broadcast.
 
-    It counts as complete only if its headers agree and those of all operations before it in the domain do:
-    after a disagreement a group would match operations that do not belong together.
+    It is complete only if its headers agree and those of all earlier operations in the domain do: after a disagreement
+    a group would match operations that do not belong together.
     """
 
     def __init__(
@@ -119,11 +127,11 @@ class GatheredPosting:
 
     @property
     def transfers(self) -> list[Transfer]:
-        """All that is under way."""
+        """All of its transfers."""
         return [self._gather, *(frame for move in self._moves for frame in move)]
 
     def compare(self) -> bool:
-        """Compare this operation's headers; whether they are here and agree."""
+        """Compare this operation's headers; return whether they have arrived and agree."""
         if self._gather.is_done():
             headers = [bytes(header.tolist()) for header in self._headers]
             self._settled = len(set(headers)) == 1
@@ -132,38 +140,38 @@ class GatheredPosting:
         return self._settled
 
     def conflict(self) -> tuple[int, bytes] | None:
-        """A rank whose header differs, in this operation or an earlier one of the domain."""
+        """Return a rank whose header differs, in this operation or an earlier one of the domain."""
         self._lane.settle()
         return self._lane.conflict
 
     def is_complete(self) -> bool:
-        """Whether the headers agree and every part of another rank is here."""
+        """Whether the headers agree and every part of another rank has arrived."""
         self._lane.settle()
         return self._settled and not self._late()
 
     def missing(self) -> list[int]:
-        """Ranks of which something is awaited; of headers it is not known which are here."""
+        """Return the ranks from which something is awaited; all others while headers are incomplete."""
         if not self._gather.is_done():
             return [rank for rank in range(len(self._headers)) if rank != self._rank]
         return sorted(self._late())
 
     def _late(self) -> set[int]:
-        """Other ranks of whose parts a frame is not here."""
+        """Return the other ranks whose parts are incomplete."""
         moves = zip(self._moves, self._parts, strict=True)
         return {
             part.src for move, part in moves if part.src != self._rank and not all(frame.is_done() for frame in move)
         }
 
     def part(self, index: int) -> Tensor:
-        """The bytes of a part."""
+        """Return the bytes of a part, UInt8[Tensor, "nbytes"]."""
         return self._slots[index][: self._parts[index].nbytes].cpu()
 
     def is_taken(self) -> bool:
-        """Whether every rank has posted: its header is here."""
+        """Whether every rank has posted: the headers have arrived."""
         return self._gather.is_done()
 
     def release(self) -> None:
-        """Forget the parts; what is still being sent is kept by the group."""
+        """Drop the parts; the group keeps what is still being sent."""
         self._slots = []
 
 
@@ -174,14 +182,14 @@ def _empty(nbytes: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 class SourcesPosting:
-    """An operation that only its sources witness: a header in front of the bytes, one broadcast a source."""
+    """An operation witnessed by its sources only: a header before the bytes, one broadcast per source."""
 
     def __init__(self, lane: Lane, rank: int, header: bytes, parts: Sequence[Part], mine: Mapping[int, Tensor]):
         import torch
 
         self._rank, self._header = rank, header
         own = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-        ends: dict[int, int] = {}  # by source, so far
+        ends: dict[int, int] = {}  # end of the bytes so far, by source
         self._places: list[tuple[int, int, int]] = []  # source, begin, end of each part
         for part in parts:
             begin = ends.get(part.src, SIZE)
@@ -194,15 +202,15 @@ class SourcesPosting:
 
     @property
     def transfers(self) -> list[Transfer]:
-        """All that is under way."""
+        """All of its transfers."""
         return list(self._moves.values())
 
     def is_complete(self) -> bool:
-        """Whether every other source's bytes are here, with the right header."""
+        """Whether every other source's bytes have arrived, with the right header."""
         return not self.missing() and self.conflict() is None
 
     def conflict(self) -> tuple[int, bytes] | None:
-        """A source whose header is here and differs."""
+        """Return a source whose header has arrived and differs."""
         for src, slot in self._slots.items():
             if src != self._rank and self._moves[src].is_done():
                 theirs = bytes(slot[:SIZE].tolist())
@@ -211,22 +219,22 @@ class SourcesPosting:
         return None
 
     def missing(self) -> list[int]:
-        """Sources whose bytes are awaited."""
+        """Return the sources whose bytes are awaited."""
         return [src for src, move in self._moves.items() if src != self._rank and not move.is_done()]
 
     def part(self, index: int) -> Tensor:
-        """The bytes of a part."""
+        """Return the bytes of a part, UInt8[Tensor, "nbytes"]."""
         src, begin, end = self._places[index]
         return self._slots[src][begin:end]
 
     def is_taken(self) -> bool:
-        """Whether this rank's bytes are out and the others' are in.
+        """Whether this rank's bytes are sent and the others' have arrived.
 
-        A group sends once the receiver has posted, so that up to three ranks this means that all have posted;
-        with more ranks some are served by others, of which the source hears nothing.
+        A group sends once the receiver has posted, so with up to three ranks this means that all have posted; with more
+        ranks some are served by others, without notice to the source.
         """
         return all(move.is_done() for move in self._moves.values())
 
     def release(self) -> None:
-        """Forget the bytes; what is still being sent is kept by the group."""
+        """Drop the bytes; the group keeps what is still being sent."""
         self._slots = {}

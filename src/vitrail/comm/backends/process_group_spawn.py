@@ -1,4 +1,4 @@
-"""Ranks as spawned processes of this one, which keeps the store and watches over them."""
+"""Ranks as spawned child processes of this one, which hosts the store and supervises them."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ _OF_RANKS = {"OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "rank"}
 
 
 class Joins(Protocol):
-    """A backend of processes."""
+    """A backend whose ranks are processes."""
 
     @property
     def timeout(self) -> float:
-        """Seconds of one wait."""
+        """Timeout of one wait, seconds."""
 
     def join(self, environment: RankEnvironment, run_id: str) -> RankCommunicator:
-        """The communicator of a process."""
+        """Return the communicator of this process."""
 
 
 @define
 class SpawnedRank:
-    """A rank's process and the pipe through which its result comes: (whether it went well, result or error).
+    """A rank's process and the pipe for its answer: (whether it succeeded, result or error).
 
-    It comes as bytes: a tensor sent as multiprocessing does it lies in memory that ends with the rank.
+    The answer is sent as bytes: a tensor sent by multiprocessing is in memory that is freed with the rank.
     """
 
     process: BaseProcess
@@ -57,44 +57,44 @@ class SpawnedRank:
     answer: tuple[bool, Any] | None = None
 
     def poll(self) -> int | None:
-        """The exit code, once what the rank sent has been read."""
+        """Return the exit code, after reading what the rank sent; None while it runs."""
         code = self.process.exitcode
         for content in self._received():
-            self.answer = pickle.loads(content)  # noqa: S301 - from our own child
+            self.answer = pickle.loads(content)  # noqa: S301 - from a child process
         return code
 
     def _received(self) -> Iterator[bytes]:
-        """What has come through the pipe, until it is empty or closed."""
+        """Yield what the pipe holds, until it is empty or closed."""
         with suppress(EOFError, OSError):
             while self.pipe.poll():
                 yield self.pipe.recv_bytes()
 
     @property
     def pid(self) -> int | None:
-        """The process's number."""
+        """Process id."""
         return self.process.pid
 
     @property
     def is_done(self) -> bool:
-        """Whether its result has come."""
+        """Whether its result has arrived."""
         return self.answer is not None and self.answer[0]
 
     def let_go(self) -> None:
-        """SIGTERM, too: nothing is half done."""
+        """Send SIGTERM: there is no output to complete."""
         self.terminate()
 
     def reap(self) -> None:
-        """Give the ended process and its pipe back."""
+        """Release the ended process and its pipe."""
         self.process.join()
         self.process.close()
         self.pipe.close()
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
         self.process.terminate()
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self.process.kill()
 
 
@@ -105,19 +105,19 @@ def run_spawned(
     run_id: str,
     method: Literal["spawn", "forkserver"] = "spawn",
 ) -> list[T]:
-    """Run a program in a process for every rank and give the results by rank.
+    """Run a program in one process per rank; return the results in the order of ranks.
 
     Args:
         backend: Joined by every process.
         world_size: Number of ranks.
-        program: Can be pickled.
-        run_id: Of the run.
-        method: How processes are started.
+        program: Must be picklable.
+        run_id: Id of the run.
+        method: Start method of the processes.
 
     Raises:
-        BaseException: What the culprit raised, with its traceback as a note.
-        CommAborted: If the culprit's process died.
-        CommError: If processes cannot be started from here, or the program cannot be sent to them.
+        BaseException: What the program raised on the rank that failed first, with its traceback as a note.
+        CommAborted: If that rank's process died.
+        CommError: If processes cannot be started from here, or the program cannot be pickled.
     """
     _check_startable(program)
     secret, name = secrets.token_hex(16), "ranks of a Python program"
@@ -144,9 +144,9 @@ def run_spawned(
 
 
 def _check_startable(program: object) -> None:
-    """Refuse what would end in every new process with an error of its own.
+    """Refuse what would fail in every new process with an unclear error.
 
-    A new process imports the main module again and finds the program by its name there.
+    A new process imports the main module again and looks up the program there by name.
     """
     own: Any = multiprocessing.current_process()
     if getattr(own, "_inheriting", False):
@@ -187,10 +187,11 @@ def _start(method: str, arguments: tuple[Any, ...]) -> SpawnedRank:
 
 @contextmanager
 def _environment_of_ranks() -> Iterator[None]:
-    """Have processes that start here let their threads sleep while these wait, being more than the cores.
+    """Let threads of processes started here sleep while they wait, as they outnumber the cores.
 
-    A rank's operators have as many threads as in this process: their number reaches the last bits. What lies in the
-    current folder is not taken for a library while they start; later they find what this process finds.
+    A rank's operators have as many threads as in this process, since their number affects the last bits. While
+    processes start, modules in the current folder cannot shadow libraries; afterwards they have this process's module
+    search path.
     """
     given = {name: value for name, value in _OF_RANKS.items() if name not in os.environ}
     os.environ.update(given)
@@ -208,11 +209,11 @@ def _rank_main(
     program: Callable[[RankCommunicator], Any],
     run_id: str,
 ) -> None:
-    """The life of a spawned rank; after a failure it ends at once, since torch's threads may hang."""
+    """Run one spawned rank; after a failure it exits at once, since torch's threads may hang."""
     hold_to_parent()
     if os.environ.get("PYTHONSAFEPATH") == _OF_RANKS["PYTHONSAFEPATH"]:
-        del os.environ["PYTHONSAFEPATH"]  # of this process alone
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the ranks
+        del os.environ["PYTHONSAFEPATH"]  # for this process only, not its children
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and ends the ranks
     try:
         communicator = backend.join(environment, run_id)
         pipe.send_bytes(pickle.dumps((True, guarded(communicator, program))))
@@ -225,16 +226,16 @@ def _rank_main(
 
 
 def portable(error: BaseException) -> BaseException | tuple[int, str]:
-    """An error that can be sent, with its traceback as a note; an abort as its culprit and reason."""
+    """Return an error that can be pickled, with its traceback as a note; an abort as its culprit and reason."""
     if isinstance(error, CommAborted):
         return error.culprit, error.reason
     told = "".join(traceback.format_exception(error)).rstrip()
     try:
-        copy: BaseException = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+        copy: BaseException = pickle.loads(pickle.dumps(error))  # noqa: S301 - bytes pickled here
         if type(copy) is type(error) and str(copy) == str(error):
             copy.add_note(f"On its rank:\n{told}")
             return copy
-    except Exception:  # noqa: S110 - an error that does not survive is sent as text
+    except Exception:  # noqa: S110 - an error that cannot be pickled is sent as text
         pass
     plain = RuntimeError(f"{type(error).__name__}: {error}")
     plain.add_note(f"On its rank:\n{told}")
@@ -242,7 +243,7 @@ def portable(error: BaseException) -> BaseException | tuple[int, str]:
 
 
 def _cause(children: list[SpawnedRank], ending: Ending) -> BaseException:
-    """The error that began it, as one to raise."""
+    """Return the original error, to be raised."""
     errors: dict[int, BaseException] = {}
     for rank, child in enumerate(children):
         if child.answer is not None and not child.answer[0]:

@@ -1,6 +1,6 @@
-"""A rank's line to the run's store: word of aborts, heartbeats, who is behind.
+"""A rank's line to the run's store: aborts, heartbeats, and which rank is behind.
 
-The line has a thread of its own, so that a rank never waits longer than it means to for a store that does not answer.
+The line has a thread of its own, so that a store that does not answer never blocks a rank for longer than intended.
 """
 
 from __future__ import annotations
@@ -23,18 +23,24 @@ if TYPE_CHECKING:
     from vitrail.comm.backends.key_store import Words
 
 BEAT_S = 0.075  # between two heartbeats
-BLAME_S = 1.0  # a broken connection waits so long for somebody who knows which rank died
-SILENT_S = 1.0  # a heartbeat that is older tells of a rank that is stopped or dead
-ANSWER_S = 1.0  # the store's answer to a question
-NOTE_S = 0.05  # until a note is written down
-LEAVE_S = 1.0  # to end by oneself after the store was lost
+BLAME_S = 1.0  # time after a broken connection for another process to report which rank died
+SILENT_S = 1.0  # age of a heartbeat after which its rank counts as stopped or dead
+ANSWER_S = 1.0  # timeout of the store's answer
+NOTE_S = 0.05  # timeout of writing a note
+LEAVE_S = 1.0  # for the rank to end by itself after the store was lost
 LOST = "rank 0 is gone, and with it the run's store"
-SHOWN = 80  # signs of a word that nobody understands
+SHOWN = 80  # characters shown of a value that cannot be parsed
 
 
 @frozen
 class Beat:
-    """What a rank tells of itself."""
+    """A rank's heartbeat.
+
+    Attributes:
+        posted: Number of operations that it has posted.
+        note: Its last note.
+        time: Time of the heartbeat by the common clock.
+    """
 
     posted: int = -1
     note: str = ""
@@ -42,31 +48,31 @@ class Beat:
 
 
 def read_abort(words: Words) -> Abort | None:
-    """The abort that the store knows of; a word that nobody understands is one, too."""
+    """Return the abort in the store, if any; a value that cannot be parsed counts as one."""
     return understood(words.get("abort"))
 
 
 def understood(word: bytes | None) -> Abort | None:
-    """The abort in a word."""
+    """Parse the value of an abort; None if there is none."""
     if not word:
         return None
     try:
         abort = Abort(**json.loads(word))
         if isinstance(abort.culprit, int) and isinstance(abort.reason, str):
             return abort
-    except (ValueError, TypeError):  # what is told below
+    except (ValueError, TypeError):  # reported below
         pass
     text = word[:SHOWN].decode(errors="replace")
     return Abort(0, f"the run's store has an abort that no rank of this version wrote: {text!r}")
 
 
 def write_abort(words: Words, abort: Abort) -> Abort:
-    """Revoke the run; gives the abort that counts, the first."""
+    """Revoke the run; return the abort that counts, which is the first."""
     return understood(words.swap("abort", b"", json.dumps(asdict(abort)).encode())) or abort
 
 
 def read_beats(words: Words, world_size: int) -> list[Beat]:
-    """What all ranks told last."""
+    """Return the last heartbeats of all ranks."""
     return [_beat(word) for word in words.ask([words.getting(f"beat/{rank}") for rank in range(world_size)])]
 
 
@@ -74,18 +80,18 @@ def _beat(word: bytes | None) -> Beat:
     try:
         beat = Beat(**json.loads(word or b"{}"))
         return Beat(int(beat.posted), str(beat.note), float(beat.time))
-    except (ValueError, TypeError):  # it tells nothing
+    except (ValueError, TypeError):  # not a heartbeat
         return Beat()
 
 
 class StoreLine:
-    """The line of one rank.
+    """The line of one rank to the run's store.
 
     Args:
-        words: Of the run's store.
+        words: Keys of the run's store.
         rank: This rank.
         world_size: Number of ranks.
-        lost: Whose fault it is if the store goes away, and why.
+        lost: The abort if the store is lost.
     """
 
     def __init__(self, words: Words, rank: int, world_size: int, lost: Abort):
@@ -94,39 +100,39 @@ class StoreLine:
         self.abort: Abort | None = None
         self.posted = 0
         self.note = ""
-        self.is_closing = False  # after a clean end the store may go
+        self.is_closing = False  # after a clean end the store may close
         self._broken: tuple[float, str] | None = None
         self._jobs: deque[Callable[[], None]] = deque()
         self._wake, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve, name="store-line", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # the thread must not be in the store when the interpreter ends
+        atexit.register(self.close)  # the thread must not use the store when the interpreter ends
 
     # ------------------------------------------------------------------ from the rank's thread, or any other
 
     def tell(self, note: str) -> None:
-        """Say where this rank is, so that it is known even if the process dies at once."""
+        """Record this rank's position, at once, so that it is known even if the process dies."""
         self.note = note
         self._ask(self._beat, NOTE_S)
 
     def revoke(self, abort: Abort) -> bool:
-        """Abort the run; the first abort of all ranks counts. Whether the store knows of one."""
+        """Abort the run; of all ranks' aborts the first counts. Return whether the store has one."""
 
         def write() -> None:
             self.abort = write_abort(self._words, abort)
 
         if self.abort is not None or self._ask(write):
             return True
-        self.abort = self.abort or abort  # the store does not answer: known here only
+        self.abort = self.abort or abort  # the store does not answer: the abort is known here only
         return False
 
     def broken(self, error: str) -> None:
-        """A connection to a peer broke; ends the run unless somebody who knows more does."""
+        """Record that a connection to a peer broke; ends the run after ``BLAME_S`` unless it has ended."""
         if self._broken is None:
             self._broken = time.monotonic(), error.strip().partition("\n")[0]
 
     def beats(self) -> list[Beat]:
-        """What all ranks told last; nothing where the store does not answer."""
+        """Return the last heartbeats of all ranks; empty ones if the store does not answer."""
         found: list[Beat] = []
 
         def read() -> None:
@@ -135,10 +141,10 @@ class StoreLine:
         return found if self._ask(read) else [Beat() for _ in range(self._world_size)]
 
     def behind(self) -> tuple[int, str]:
-        """The rank that holds the others up, and where it was last.
+        """Return the rank that is behind, and its last note.
 
-        One without a heartbeat, which is stopped or dead; else the one that has posted least; this rank unless
-        another has posted less.
+        A rank without recent heartbeat, which is stopped or dead; else the one that has posted least, in a tie this
+        rank.
         """
         beats = self.beats()
         latest = max(beat.time for beat in beats)
@@ -153,7 +159,7 @@ class StoreLine:
         return rank, beats[rank].note
 
     def absent(self, place: str) -> list[int] | None:
-        """Put this rank's mark at a place of that name; gives the ranks whose mark is not there yet.
+        """Mark this rank as present at a named place; return the ranks that are not marked yet.
 
         None if the store does not answer.
         """
@@ -167,7 +173,7 @@ class StoreLine:
         return found if self._ask(mark) else None
 
     def close(self) -> None:
-        """Hang up."""
+        """Stop the line's thread."""
         atexit.unregister(self.close)
         self._closed.set()
         self._wake.set()
@@ -175,7 +181,7 @@ class StoreLine:
             self._thread.join(ANSWER_S)
 
     def _ask(self, job: Callable[[], None], patience: float = ANSWER_S) -> bool:
-        """Have the line's thread do something; whether it has done so in time."""
+        """Have the line's thread run a job; return whether it was done in time."""
         done = threading.Event()
 
         def run() -> None:
@@ -199,9 +205,9 @@ class StoreLine:
                     self._jobs.popleft()()
                 self._beat()
                 self._wake.wait(BEAT_S)
-        except OSError:  # the store is gone; one that is slow or stopped is waited for
+        except OSError:  # the store is gone; a slow or stopped one raises nothing
             self._leave()
-        except Exception as error:  # nobody would hear of anything any more
+        except Exception as error:  # the rank would no longer learn of aborts
             self.abort = self.abort or Abort(self._rank, f"its line to the run's store broke: {error!r}")
 
     def _beat(self) -> None:
@@ -217,7 +223,7 @@ class StoreLine:
             self.abort = write_abort(self._words, Abort(culprit, f"its connection broke{last} ({self._broken[1]})"))
 
     def _leave(self) -> None:
-        """The store is gone: nobody is left who would end this process, so it ends itself."""
+        """End this process after the store was lost, as no other process would end it."""
         if self.is_closing or self._closed.is_set():
             return
         if self.abort is None:

@@ -1,7 +1,7 @@
-"""Ranks that share memory: headers and parts lie on one table, and each rank reads what has reached it.
+"""Ranks that share RAM: headers and parts are in one table, and each rank reads what has reached it.
 
-Behind both the in-process backend, where everything arrives at once, and the simulator, where a network
-model says when.
+Used by the in-process backend, where everything arrives at once, and by the simulator, where a network model gives the
+times of arrival.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Arrivals = Callable[[int, int], list[float]]  # (source, bytes) -> when the message reaches each rank
+Arrivals = Callable[[int, int], list[float]]  # (source, bytes) -> times of arrival at each rank
 
 
 @define
 class Slot:
-    """One operation on the table."""
+    """One operation in the table."""
 
     headers: dict[int, bytes] = field(factory=dict)  # by rank
-    arrivals: dict[int, list[float]] = field(factory=dict)  # of a rank's header and parts, at each rank
+    arrivals: dict[int, list[float]] = field(factory=dict)  # arrival of a rank's header and parts, at each rank
     parts: dict[tuple[int, int], Any] = field(factory=dict)  # (index, source) -> bytes
     released: set[int] = field(factory=set)
 
@@ -36,7 +36,7 @@ class Hub:
 
     Args:
         world_size: Number of ranks.
-        clock: Seconds.
+        clock: Returns seconds.
         arrivals: The network model; None if everything arrives at once.
     """
 
@@ -45,8 +45,8 @@ class Hub:
         self._arrivals = arrivals or (lambda source, nbytes: [0.0] * world_size)
         self.slots: dict[tuple[str, int], Slot] = {}
         self.abort: Abort | None = None
-        self.posted = [0] * world_size  # operations, by rank
-        self.notes = [""] * world_size  # where a rank is, by rank
+        self.posted = [0] * world_size  # number of operations, by rank
+        self.notes = [""] * world_size  # position, by rank
 
     def post(
         self,
@@ -58,7 +58,17 @@ class Hub:
         mine: Mapping[int, Tensor],
         witness: Witness,
     ) -> HubPosting:
-        """Lay down a rank's share of an operation."""
+        """Add a rank's share of an operation; see ``Transport.post``.
+
+        Args:
+            rank: The rank that posts.
+            domain: Ordering domain.
+            seq: Number of the operation in the domain.
+            header: Description of the operation, 256 bytes.
+            parts: All parts of the operation.
+            mine: The rank's parts by index, UInt8[Tensor, "nbytes"].
+            witness: Whose headers completion waits for.
+        """
         slot = self.slots.setdefault((domain, seq), Slot())
         slot.headers[rank] = header
         for index, data in mine.items():
@@ -70,21 +80,21 @@ class Hub:
         return HubPosting(self, (domain, seq), slot, rank, header, parts, tuple(needed))
 
     def revoke(self, abort: Abort) -> None:
-        """The first abort counts."""
+        """Record an abort; the first one counts."""
         if self.abort is None:
             self.abort = abort
 
     def behind(self, rank: int) -> tuple[int, str]:
-        """The rank that has posted least, and where it was last; ``rank`` unless another has posted less.
+        """Return the rank that has posted least, in a tie ``rank``, and its last note.
 
-        Every rank posts the same operations, whatever their domains, so the least is the one behind.
+        Every rank posts the same operations, whatever their domains, so the one with the least is behind.
         """
         last = min(range(self.world_size), key=lambda other: (self.posted[other], other != rank))
         return last, self.notes[last]
 
 
 class HubPosting:
-    """An operation as one rank sees it."""
+    """An operation as one rank sees it; see ``Posting``."""
 
     def __init__(
         self,
@@ -105,22 +115,22 @@ class HubPosting:
 
     def _have_reached(self, sources: Iterable[int]) -> bool:
         arrivals, rank, now = self._slot.arrivals, self._rank, self._hub.clock()
-        for source in sources:  # a simulation spends its time here
+        for source in sources:  # the hot loop of a simulation
             times = arrivals.get(source)
             if times is None or times[rank] > now:
                 return False
         return True
 
     def is_complete(self) -> bool:
-        """Whether all that this rank needs has arrived."""
+        """Whether everything that this rank needs has arrived."""
         return self._have_reached(self._needed)
 
     def is_taken(self) -> bool:
-        """Whether word has come that every rank posted its share."""
+        """Whether the headers of all ranks have arrived."""
         return self._have_reached(range(self._hub.world_size))
 
     def conflict(self) -> tuple[int, bytes] | None:
-        """Who disagrees, by a vote over the headers that have arrived; in a tie not this rank."""
+        """Return the rank that disagrees, by a vote over the headers that have arrived; in a tie not this rank."""
         headers = self._slot.headers.copy()
         if len(set(headers.values())) < 2:
             return None
@@ -128,16 +138,16 @@ class HubPosting:
         return odd_one_out(known | {self._rank: self._header}, self._rank)
 
     def missing(self) -> list[int]:
-        """Ranks of which something is awaited."""
+        """Return the ranks from which something is awaited."""
         return [source for source in self._needed if not self._has_reached(source)]
 
     def part(self, index: int) -> Tensor:
-        """The bytes of a part."""
+        """Return the bytes of a part, UInt8[Tensor, "nbytes"]."""
         data: torch.Tensor = self._slot.parts[index, self._parts[index].src]
         return data
 
     def release(self) -> None:
-        """Clear the table when every rank has read."""
+        """Release the posting; the operation is deleted when every rank has."""
         self._slot.released.add(self._rank)
         if len(self._slot.released) == self._hub.world_size:
             self._hub.slots.pop(self._key, None)

@@ -20,7 +20,7 @@ T = TypeVar("T")
 class Simulated:
     """Ranks that take turns on a virtual clock, by a schedule."""
 
-    seed: int = field(default=0, validator=v.ge(0))  # of order and delays
+    seed: int = field(default=0, validator=v.ge(0))  # seed of order and delays
     latency: float = field(default=1e-3, validator=v.ge(0))  # mean delay of a message, virtual seconds
     timeout: float = field(default=TIMEOUT_S, validator=v.gt(0))  # virtual seconds of one wait
     checksums: bool = False  # check the bytes of every message
@@ -32,14 +32,26 @@ class Simulated:
         schedule: Schedule | None = None,
         run_id: str = "run",
     ) -> RankOutcome[T]:
-        """Run a program on every rank and tell how it went, errors included."""
+        """Run a program on every rank and return the outcome, errors included.
+
+        Args:
+            world_size: Number of ranks.
+            program: Called with each rank's communicator, in the rank's thread.
+            schedule: Gives order, delays and faults; a ``SeededSchedule`` if None.
+            run_id: Equal on all ranks.
+        """
         chance = SeededSchedule(self.seed, self.latency) if schedule is None else schedule
         return World[T](world_size, chance, self.timeout, self.checksums).run(program, run_id)
 
     def run(self, world_size: int, program: Callable[[RankCommunicator], T], run_id: str = "run") -> list[T]:
-        """Run a program on every rank and give the results by rank.
+        """Run a program on every rank; return the results in the order of ranks.
+
+        Args:
+            world_size: Number of ranks.
+            program: Called with each rank's communicator, in the rank's thread.
+            run_id: Equal on all ranks.
 
         Raises:
-            BaseException: What the culprit raised.
+            BaseException: What the program raised on the rank that failed first.
         """
         return self.simulate(world_size, program, run_id=run_id).values()

@@ -1,6 +1,6 @@
-"""How a run's store and those who use it speak: frames of byte fields, after each has proved to know the run's secret.
+"""Wire protocol of a run's store: frames of byte fields, after both sides have proved to know the run's secret.
 
-The secret itself is never sent. Whoever does not know it learns a name for people, and nothing else.
+The secret itself is never sent. A process that does not know it learns the run's name, and nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 HELLO = b"vitrail store 1"
 LARGEST = 1 << 24  # bytes of a frame
 LARGEST_GREETING = 1 << 10
-GREETING_S = 5.0  # for the other's part of a greeting
+GREETING_S = 5.0  # timeout of the other side's part of the handshake
 LONGEST_NAME = 120
 _COUNT = struct.Struct("!I")
 
@@ -24,7 +24,7 @@ class ForeignRunError(ConnectionError):
 
 
 class FrameError(ConnectionError):
-    """The other side speaks otherwise."""
+    """The other side uses another protocol."""
 
 
 def send(connection: socket.socket, fields: Sequence[bytes]) -> None:
@@ -34,11 +34,11 @@ def send(connection: socket.socket, fields: Sequence[bytes]) -> None:
 
 
 def receive(connection: socket.socket, largest: int = LARGEST) -> list[bytes]:
-    """The fields of the next frame.
+    """Return the fields of the next frame.
 
     Raises:
-        FrameError: If the other side speaks otherwise.
-        ConnectionError: If it has gone.
+        FrameError: If the frame is malformed or larger than ``largest`` bytes.
+        ConnectionError: If the connection was closed.
     """
     (size,) = _COUNT.unpack(_exactly(connection, _COUNT.size))
     if size > largest:
@@ -69,16 +69,16 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 
 
 def admit(connection: socket.socket, secret: str, name: str) -> None:
-    """The keeper's side of a greeting.
+    """Do the server's side of the handshake.
 
     Args:
-        connection: To somebody.
-        secret: Of the run.
-        name: What strangers may know of it.
+        connection: Connection to a client.
+        secret: Secret of the run.
+        name: Name of the run that any client may see.
 
     Raises:
-        ForeignRunError: If the other does not know the secret; it is told so.
-        OSError: If it says nothing or hangs up.
+        ForeignRunError: If the client does not know the secret; it is informed.
+        OSError: If the client sends nothing or closes the connection.
     """
     connection.settimeout(GREETING_S)
     ours = secrets.token_bytes(32)
@@ -92,17 +92,17 @@ def admit(connection: socket.socket, secret: str, name: str) -> None:
 
 
 def enter(connection: socket.socket, secret: str, name: str, patience: float = GREETING_S) -> None:
-    """The guest's side of a greeting.
+    """Do the client's side of the handshake.
 
     Args:
-        connection: To a store.
-        secret: Of the run.
-        name: What the keeper may know of this process if it belongs to another run.
-        patience: Seconds for each of the keeper's answers.
+        connection: Connection to a store.
+        secret: Secret of the run.
+        name: Description of this process for a store of another run.
+        patience: Timeout of each answer, seconds.
 
     Raises:
-        ForeignRunError: If a store of another run, or something else, listens there.
-        OSError: If it hangs up or says nothing.
+        ForeignRunError: If a store of another run, or another program, listens there.
+        OSError: If it closes the connection or sends nothing.
     """
     connection.settimeout(min(GREETING_S, patience))
     theirs, keeper = _hello(connection)
@@ -115,7 +115,7 @@ def enter(connection: socket.socket, secret: str, name: str, patience: float = G
 
 
 def keeper_of(address: str, port: int) -> str:
-    """Who keeps a port, as far as it tells strangers."""
+    """Return the name of the store that listens at a port, or what seems to be there."""
     try:
         with socket.create_connection((address, port), timeout=GREETING_S) as connection:
             return _hello(connection)[1]
@@ -126,7 +126,11 @@ def keeper_of(address: str, port: int) -> str:
 
 
 def _hello(connection: socket.socket) -> tuple[bytes, str]:
-    """What a keeper says first: a number to be answered, and a name."""
+    """Return the server's first message: a random challenge, and a name.
+
+    Raises:
+        ForeignRunError: If it is not a store.
+    """
     try:
         hello = receive(connection, LARGEST_GREETING)
     except FrameError as error:
@@ -137,7 +141,7 @@ def _hello(connection: socket.socket) -> tuple[bytes, str]:
 
 
 def shown(name: bytes) -> str:
-    """A stranger's name, fit for a terminal."""
+    """Return another process's name, truncated and without control characters."""
     text = name.decode(errors="replace")[:LONGEST_NAME]
     return "".join(each if each.isprintable() else "?" for each in text)
 

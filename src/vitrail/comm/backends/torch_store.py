@@ -1,4 +1,4 @@
-"""A run's store as ``torch.distributed`` wants one, for the process groups that ranks make."""
+"""A run's store as a ``torch.distributed`` store, for the process groups of the ranks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PAUSE_S = 2e-3
 
 
 def torch_store(words: Words, is_over: Callable[[], bool] = lambda: False) -> Store:
-    """The words as a store of torch's.
+    """Wrap keys of the run's store as a torch store.
 
     Args:
-        words: Of the run's store.
-        is_over: Whether waiting has been given up; a wait of torch's then ends with an error.
+        words: Keys of the run's store.
+        is_over: Whether waiting was abandoned; torch's waits then raise TimeoutError.
     """
     made: Store = _store_class()(words, is_over)
     return made
@@ -32,7 +32,7 @@ def _store_class() -> Any:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
     class RunStore(Store):
-        """Its methods are called from torch's own threads, too."""
+        """A torch store over ``Words``; its methods are called from torch's own threads, too."""
 
         def __init__(self, words: Words, is_over: Callable[[], bool]):
             super().__init__()

@@ -1,8 +1,8 @@
-"""What chance decides in a simulated run: who goes next, how long a message travels, what befalls a rank."""
+"""Random choices of a simulated run: the next rank, delays of messages, faults of ranks."""
 
 from __future__ import annotations
 
-import random  # noqa: TID251 - what chance decides on the wire, never in a picture
+import random  # noqa: TID251 - chance on the wire, never in a picture
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -11,28 +11,34 @@ from attrs import define, field, frozen
 
 @frozen
 class Fault:
-    """What befalls a rank at a point where it could hand on the baton."""
+    """A fault of a rank at one of its calls."""
 
     kind: Literal["crash", "raise", "stall"]
-    seconds: float = 0.0  # of a stall; inf is a rank that hangs
+    seconds: float = 0.0  # duration of a stall, virtual; inf for a rank that hangs
 
 
 class Schedule(Protocol):
-    """Everything that chance decides."""
+    """Decides order, delays and faults of a simulated run."""
 
     def choose(self, ready: Sequence[int]) -> int:
-        """One of the ranks that could run now."""
+        """Return one of the ranks that could run now."""
 
     def delay(self, source: int, destination: int, nbytes: int) -> float:
-        """Virtual seconds that a message travels."""
+        """Return the virtual seconds that a message is in transit.
+
+        Args:
+            source: Rank that sends.
+            destination: Rank that receives.
+            nbytes: Size of the message.
+        """
 
     def fault(self, rank: int, point: int) -> Fault | None:
-        """What befalls a rank at its point-th call."""
+        """Return the fault of a rank at its point-th call; None for none."""
 
 
 @define
 class SeededSchedule:
-    """Chance from a seed: order, delays, no faults.
+    """Random order and delays from a seed, without faults.
 
     Attributes:
         seed: The same seed gives the same run.
@@ -44,24 +50,24 @@ class SeededSchedule:
     _random: random.Random = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._random = random.Random(self.seed)  # noqa: S311 - chance, not secrets
+        self._random = random.Random(self.seed)  # noqa: S311 - not used for secrets
 
     def choose(self, ready: Sequence[int]) -> int:
-        """Any of them."""
+        """Return a random rank of those that could run."""
         return self._random.choice(ready)
 
     def delay(self, source: int, destination: int, nbytes: int) -> float:
-        """Exponentially distributed, so that messages overtake each other."""
+        """Return an exponentially distributed delay, so that messages overtake each other; see ``Schedule.delay``."""
         return self._random.expovariate(1.0) * self.latency
 
     def fault(self, rank: int, point: int) -> Fault | None:
-        """None."""
+        """Return None: no faults."""
         return None
 
 
 class SimulatedCrash(BaseException):
-    """Ends a rank's thread as if its process had died: no handler of the run sees it."""
+    """Ends a rank's thread as if its process had died: the run's handlers ignore it."""
 
 
 class SimulatedError(RuntimeError):
-    """What a rank raises when the schedule says so."""
+    """The error that a rank raises when the schedule requests it."""

@@ -1,9 +1,9 @@
-"""Ranks on a virtual clock: one runs at a time, and a schedule decides everything that chance decides elsewhere.
+"""Ranks on a virtual clock: one runs at a time, and a schedule makes all random choices.
 
-Each rank is a thread that runs only while it holds the baton; every call of the communicator is a point where
-another may go on. Which rank runs next, how long a message travels, when a rank stalls or dies is asked of a
-``Schedule``, so that a test can draw it, shrink it and replay it. The same schedule gives the same trace, byte
-for byte. (Threads and not fibers: torch walks the stack whenever it raises, and that of a fiber has no end.)
+Each rank is a thread that runs only while it holds the baton; at every call of the communicator another rank may
+continue. The next rank, the delay of a message, and the faults of a rank come from a ``Schedule``, so that a test can
+draw, shrink and replay it. The same schedule gives the same trace, byte for byte. (Threads and not fibers: torch walks
+the stack whenever it raises, and that of a fiber has no end.)
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-DETECTION_S = 1.0  # virtual seconds until the others know that a rank has died
+DETECTION_S = 1.0  # virtual seconds until other ranks learn of a crash
 
 
 @define
 class _Rank:
-    """A rank as the scheduler sees it."""
+    """State of a rank for the scheduler."""
 
-    baton: threading.Lock  # held by others as long as the rank must not run
+    baton: threading.Lock  # locked as long as the rank must not run
     has_ended: bool = False
-    ready: Callable[[], bool] | None = None  # what it waits for; None if for its time alone
-    wakes: float = 0.0  # when it runs at the latest
+    ready: Callable[[], bool] | None = None  # the condition that it waits for; None for a time alone
+    wakes: float = 0.0  # time at which it runs at the latest
     points: int = 0
-    looked: int = -1  # the world's age when it was last found not to be ready
+    looked: int = -1  # age of the world when the condition was last found false
 
 
 class World(Generic[T]):
@@ -51,9 +51,9 @@ class World(Generic[T]):
         self.schedule, self._timeout, self._checksums = schedule, timeout, checksums
         self.hub = Hub(world_size, lambda: self.now, self._arrivals)
         self._ranks: list[_Rank] = []
-        self._events: set[float] = set()  # moments at which something may become true
-        self._dead: dict[int, float] = {}  # rank: when the others learn of it
-        self._age = 0  # grows whenever something may have become true
+        self._events: set[float] = set()  # times at which a condition may become true
+        self._dead: dict[int, float] = {}  # rank: time at which others learn of it
+        self._age = 0  # increased whenever a condition may have become true
 
     def _arrivals(self, source: int, nbytes: int) -> list[float]:
         times = []
@@ -66,7 +66,12 @@ class World(Generic[T]):
     # ------------------------------------------------------------------ a rank's side
 
     def point(self, rank: int) -> None:
-        """A place where faults strike."""
+        """Count a call of a rank, and apply the schedule's fault.
+
+        Raises:
+            SimulatedCrash: If the rank crashes or has crashed.
+            SimulatedError: If the schedule requests an error.
+        """
         state = self._ranks[rank]
         state.points += 1
         if rank in self._dead:
@@ -83,7 +88,7 @@ class World(Generic[T]):
         self.sleep(rank, fault.seconds)
 
     def is_dead(self, rank: int) -> bool:
-        """Whether a rank has crashed, and can do nothing any more."""
+        """Whether a rank has crashed."""
         return rank in self._dead
 
     def sleep(self, rank: int, seconds: float) -> None:
@@ -91,7 +96,13 @@ class World(Generic[T]):
         self.park(rank, None, self.now + seconds)
 
     def park(self, rank: int, ready: Callable[[], bool] | None, deadline: float) -> None:
-        """Hand the baton on until ``ready()``, an abort or the deadline."""
+        """Pass the baton until ``ready()``, an abort or the deadline.
+
+        Args:
+            rank: The rank that waits.
+            ready: Condition; None to wait for the deadline alone.
+            deadline: Virtual time; inf for none.
+        """
         state = self._ranks[rank]
         state.ready, state.wakes, state.looked = ready, deadline, -1
         chosen = self._next()
@@ -100,13 +111,13 @@ class World(Generic[T]):
             state.baton.acquire()
 
     def tell(self) -> None:
-        """Something was posted or revoked: those who wait look again."""
+        """Note that something was posted, so that conditions are evaluated again."""
         self._age += 1
 
     # ------------------------------------------------------------------ the schedule's side
 
     def run(self, program: Callable[[RankCommunicator], T], run_id: str) -> RankOutcome[T]:
-        """Run a program on every rank until all have ended."""
+        """Run a program on every rank until all have ended; return the outcome."""
         results: dict[int, T] = {}
         errors: dict[int, BaseException] = {}
         traces = [Recorder(rank, lambda: self.now) for rank in range(self.hub.world_size)]
@@ -138,7 +149,7 @@ class World(Generic[T]):
             self._ranks[rank].has_ended = True
             try:
                 following = None if all(state.has_ended for state in self._ranks) else self._next()
-            except BaseException as error:  # of the schedule: nobody knows who goes on
+            except BaseException as error:  # an error of the schedule: there is no next rank
                 broken.append(error)
                 following = None
             (all_ended if following is None else self._ranks[following].baton).release()
@@ -158,7 +169,7 @@ class World(Generic[T]):
             raise error
 
     def _next(self) -> int:
-        """The rank that goes on; if none can, let time pass."""
+        """Return the rank that runs next; if none can, let time pass."""
         while True:
             self._bury()
             able = [r for r, state in enumerate(self._ranks) if not state.has_ended and self._can_run(state)]
@@ -167,7 +178,7 @@ class World(Generic[T]):
             self._let_time_pass()
 
     def _let_time_pass(self) -> None:
-        """Go to the next moment at which something may become true; if there is none, nobody ever goes on."""
+        """Advance to the next time at which a condition may become true; without one, revoke as a deadlock."""
         waiting = [(rank, state) for rank, state in enumerate(self._ranks) if not state.has_ended]
         moments = {state.wakes for _, state in waiting} | self._events
         later = min((moment for moment in moments if self.now < moment < math.inf), default=None)
@@ -186,19 +197,19 @@ class World(Generic[T]):
             return False
         state.looked = self._age
         if state.ready():
-            state.wakes = self.now  # what is ready stays so
+            state.wakes = self.now  # a condition stays true
             return True
         return False
 
     def _bury(self) -> None:
-        """The others learn of a rank's death."""
+        """Revoke the run for crashes that other ranks have learnt of by now."""
         for rank, known in self._dead.items():
             if known <= self.now:
                 self.hub.revoke(Abort(rank, "the rank died"))
 
 
 class SimulatedTransport:
-    """A rank's end of a world."""
+    """A rank's end of a simulated world."""
 
     backend = "simulated"
 
@@ -210,49 +221,49 @@ class SimulatedTransport:
         self.device: torch.device = torch.device("cpu")
 
     def clock(self) -> float:
-        """Virtual seconds."""
+        """Return virtual seconds."""
         return self._world.now
 
     def spend(self, seconds: float) -> None:
-        """Compute for so long."""
+        """Let virtual seconds of computing pass."""
         self._world.sleep(self.rank, seconds)
 
     def open(self, domain: str) -> None:
-        """Nothing to prepare."""
+        """Do nothing: domains need no preparation."""
 
     def post(
         self, domain: str, seq: int, header: bytes, parts: Sequence[Part], mine: Mapping[int, Tensor], witness: Witness
     ) -> HubPosting:
-        """Lay down this rank's share; another may go first."""
+        """Post this rank's share; another rank may run before. See ``Transport.post``."""
         self._world.point(self.rank)
         self._world.sleep(self.rank, 0.0)
         self._world.tell()
         return self._world.hub.post(self.rank, domain, seq, header, parts, mine, witness)
 
     def wait(self, ready: Callable[[], bool], deadline: float | None) -> None:
-        """Hand the baton on until it is true."""
+        """Pass the baton until the condition, an abort or the deadline."""
         self._world.point(self.rank)
         self._world.park(self.rank, ready, math.inf if deadline is None else deadline)
 
     def abort(self, abort: Abort) -> None:
-        """Revoke the run; the dead tell nobody."""
+        """Revoke the run, unless this rank has crashed."""
         if not self._world.is_dead(self.rank):
             self._world.hub.revoke(abort)
 
     def aborted(self) -> Abort | None:
-        """The abort, if any."""
+        """Return the abort, if any."""
         return self._world.hub.abort
 
     def note(self, text: str) -> None:
-        """Where this rank is."""
+        """Record this rank's position."""
         self._world.hub.notes[self.rank] = text
 
     def behind(self) -> tuple[int, str]:
-        """The rank that has posted least, this one if none has posted less."""
+        """Return the rank that has posted least, in a tie this one, and its last note."""
         return self._world.hub.behind(self.rank)
 
     def shut(self, domains: Sequence[str]) -> None:
-        """Nothing to give back."""
+        """Do nothing: closed domains hold no resources."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: the transport holds no resources."""

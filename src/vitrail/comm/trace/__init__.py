@@ -1,1 +1,1 @@
-"""What every rank did and when, and what that costs."""
+"""Traces: the timed events of every rank, and models of what a run costs."""

@@ -1,4 +1,4 @@
-"""Traces as files: all ranks in one, for Perfetto (https://ui.perfetto.dev) or chrome://tracing.
+"""Trace files with all ranks, for Perfetto (https://ui.perfetto.dev) or chrome://tracing.
 
 The Trace Event Format (Google): a rank is a process, a lane a thread; spans are ``X`` events in microseconds, a
 message is an arrow from ``s`` to ``f`` events, a counter a ``C`` event, names are ``M`` events. Times count from
@@ -21,8 +21,8 @@ from vitrail.comm.trace.recording import LANES, Count, Flow, Lane, Recorder, Tra
 from vitrail.errors import ConfigError
 
 MICRO = 1e6
-DIGITS = 3  # of a microsecond
-MARK_US = 1.0  # length of the span that an arrow ends at, where there is room
+DIGITS = 3  # decimals of a microsecond
+MARK_US = 1.0  # length of the span at an arrow's end, where there is room
 IN_FLIGHT = "bytes in flight"
 Event = dict[str, Any]
 
@@ -30,7 +30,7 @@ Event = dict[str, Any]
 
 
 def as_data(recorder: Recorder) -> dict[str, Any]:
-    """A recorder in the types of JSON, e.g. for ``broadcast_object``."""
+    """Convert a recorder to JSON types, e.g. for ``broadcast_object``."""
     return {
         "rank": recorder.rank,
         "spans": [[s.lane, s.name, s.begin, s.end, _plain(s.args)] for s in recorder.spans],
@@ -40,7 +40,7 @@ def as_data(recorder: Recorder) -> dict[str, Any]:
 
 
 def from_data(data: Mapping[str, Any]) -> Recorder:
-    """The recorder again, which can be pickled; its clock stands at its last event."""
+    """Convert back to a recorder, which can be pickled; its clock is fixed at its last event."""
     spans = [TraceSpan(*values) for values in data["spans"]]
     flows = [Flow(*values) for values in data["flows"]]
     counts = [Count(*values) for values in data["counts"]]
@@ -50,7 +50,7 @@ def from_data(data: Mapping[str, Any]) -> Recorder:
 
 
 def _plain(value: Any) -> Any:
-    """A value in the types of JSON; what has no like there becomes text."""
+    """Convert a value to JSON types; other types become text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -70,13 +70,13 @@ def _moments(recorder: Recorder) -> Iterator[float]:
 
 
 def trace_text(recorders: Iterable[Recorder]) -> str:
-    """One file's text for all ranks."""
+    """Return the text of a trace file for all ranks."""
     lines = ",\n".join(json.dumps(event, sort_keys=True, allow_nan=False) for event in events_of(recorders))
     return f'{{"displayTimeUnit": "ms", "traceEvents": [\n{lines}\n]}}\n'
 
 
 def events_of(recorders: Iterable[Recorder]) -> list[Event]:
-    """All events of a run."""
+    """Return all trace events of a run."""
     ranks = sorted(recorders, key=lambda recorder: recorder.rank)
     zero = min((moment for recorder in ranks for moment in _moments(recorder)), default=0.0)
     events = [event for recorder in ranks for event in (*_names(recorder), *_spans(recorder, zero))]
@@ -85,7 +85,14 @@ def events_of(recorders: Iterable[Recorder]) -> list[Event]:
 
 
 def flow_id(channel: str, version: int, destination: int, nth: int = 0) -> int:
-    """Of the arrow from a publish to the nth fetch on a rank; fits the integers of JavaScript."""
+    """Return the id of the arrow from a publish to the nth fetch on a rank; fits JavaScript's integers.
+
+    Args:
+        channel: Name of the channel.
+        version: Version of the message.
+        destination: Rank that fetches.
+        nth: Number of the fetch of this version on that rank, from 0.
+    """
     text = f"{channel}\0{version}\0{destination}\0{nth}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "big")
 
@@ -131,7 +138,7 @@ def _counter(rank: int, name: str, at: float, value: float) -> Event:
 
 
 def _messages(ranks: Sequence[Recorder], zero: float) -> list[Event]:
-    """Arrows from each publish to each fetch, and the bytes between them."""
+    """Return arrows from each publish to each fetch, and the counters of bytes in flight."""
     published = {(f.channel, f.version): (r.rank, f) for r in ranks for f in r.flows if f.end == "s"}
     marks = {recorder.rank: _Marks(recorder, zero) for recorder in ranks}
     events: list[Event] = []
@@ -152,7 +159,7 @@ def _messages(ranks: Sequence[Recorder], zero: float) -> list[Event]:
 
 
 def _arrow(flow: Flow, rank: int, number: int, zero: float) -> Event:
-    """One end; an "f" binds to the span around it, not to the next one."""
+    """Return one end of an arrow; an "f" event binds to the enclosing span, not to the next one."""
     binding = {"bp": "e"} if flow.end == "f" else {}
     where = {"pid": rank, "tid": LANES.index("comm"), "ts": _micros(flow.time - zero)}
     args = {"version": flow.version}
@@ -160,7 +167,7 @@ def _arrow(flow: Flow, rank: int, number: int, zero: float) -> Event:
 
 
 def _in_flight(rank: int, moves: Sequence[tuple[float, int]], zero: float) -> Iterator[Event]:
-    """What a rank has published and others have not fetched yet."""
+    """Yield the bytes that a rank has published and other ranks have not fetched yet."""
     total = 0
     for moment in sorted({moment for moment, _ in moves}):
         total += sum(change for at, change in moves if at == moment)
@@ -168,7 +175,7 @@ def _in_flight(rank: int, moves: Sequence[tuple[float, int]], zero: float) -> It
 
 
 class _Marks:
-    """Short spans in a rank's comm lane for arrows to begin and end at; they overlap nothing."""
+    """Short spans in a rank's comm lane for arrows to begin and end at; they overlap no other span."""
 
     def __init__(self, recorder: Recorder, zero: float):
         self._rank, self._zero = recorder.rank, zero
@@ -180,7 +187,7 @@ class _Marks:
         self.nbytes = {(unquote(a["domain"].rpartition("/")[2]), a["seq"]): int(a.get("bytes", 0)) for a in posts}
 
     def event(self, flow: Flow) -> list[Event]:
-        """The span of one end of an arrow, unless it is there already."""
+        """Return the span of one end of an arrow; empty if it exists already."""
         if flow in self._done:
             return []
         self._done.add(flow)
@@ -206,14 +213,14 @@ class _Marks:
 
 
 def recorders_of(data: Any, path: Path) -> list[Recorder]:
-    """The recorders of what ``trace_text`` made, by rank; messages that nobody fetched are not in it.
+    """Return the recorders of a trace file, by rank; publishes that were never fetched are not in it.
 
     Args:
-        data: Of the JSON.
-        path: Of its file, for messages.
+        data: The parsed JSON.
+        path: Path of the file, for messages.
 
     Raises:
-        ConfigError: If it is something else.
+        ConfigError: If it is not a trace of Vitrail.
     """
     events = data.get("traceEvents") if isinstance(data, dict) else None
     if not isinstance(events, list):
@@ -232,7 +239,7 @@ def recorders_of(data: Any, path: Path) -> list[Recorder]:
 
 
 def _take(event: Event, recorder: Recorder) -> None:
-    """Add an event to its rank, unless it follows from others."""
+    """Add an event to its rank's recorder, unless it is derived from others."""
     kind, args = event["ph"], event.get("args", {})
     if kind == "M":
         return

@@ -1,6 +1,6 @@
-"""What happened on a rank, and when: spans, flows between ranks, counters.
+"""Recording of a rank's timed events: spans, flows between ranks, counters.
 
-Recording is always on: a run has some thousands of events at most.
+Recording is always on: a run has a few thousand events at most.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LANES: tuple[Lane, ...] = ("host", "compute", "comm", "wait")
 
 @frozen
 class TraceSpan:
-    """Something that took time; seconds of the transport's clock."""
+    """An interval of work, communication or waiting; times are seconds of the transport's clock."""
 
     lane: Lane
     name: str
@@ -57,7 +57,13 @@ class Recorder:
 
     @contextmanager
     def span(self, lane: Lane, name: str, **args: Any) -> Iterator[None]:
-        """Record the block as a span."""
+        """Record the block as a span.
+
+        Args:
+            lane: Kind of work.
+            name: Text of the span.
+            **args: Details, of JSON types.
+        """
         begin = self.clock()
         try:
             yield
@@ -65,18 +71,24 @@ class Recorder:
             self.spans.append(TraceSpan(lane, name, begin, self.clock(), args))
 
     def flow(self, end: Literal["s", "f"], channel: str, version: int) -> None:
-        """Record one end of a message."""
+        """Record one end of a message, now.
+
+        Args:
+            end: "s" for published, "f" for fetched.
+            channel: Name of the channel.
+            version: Version of the message.
+        """
         self.flows.append(Flow(end, channel, version, self.clock()))
 
     def count(self, name: str, value: float) -> None:
-        """Record a counter."""
+        """Record the value of a counter, now."""
         self.counts.append(Count(name, value, self.clock()))
 
     def restart(self) -> None:
-        """Forget what is there: a run begins, and what its communicator was used for before is none of it."""
+        """Delete all events, when a run begins on a communicator that was used before."""
         for events in (self.spans, self.flows, self.counts):
             events.clear()
 
     def copy(self) -> Recorder:
-        """What is there now, which stays as it is."""
+        """Return a copy with the events so far."""
         return Recorder(self.rank, self.clock, list(self.spans), list(self.flows), list(self.counts))

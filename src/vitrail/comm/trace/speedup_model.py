@@ -1,8 +1,8 @@
-"""How long a run takes on so many ranks, by the arithmetic of its events: no network, no threads, no clock.
+"""Run time on several ranks, computed from a cost model without network, threads or clock.
 
-Ranks share micro-batches as ``plan`` says. In a stage with exchange "gather" each finished micro-batch goes to all
-while the next one is computed, and a step ends when a rank has everybody's. In one with exchange "channel" a rank
-advances its own views and reads the key view's message of ``lag`` steps before; there is no collective until the
+Ranks share micro-batches as ``partition`` says. In a stage with exchange "gather" each finished micro-batch is sent to
+all ranks while the next one is computed, and a step ends when a rank has all of them. In one with exchange "channel" a
+rank advances its own views and reads the key view's message of ``lag`` steps before; there is no collective until the
 stage ends. The simulator gives the same times for a program that computes and communicates in this way.
 """
 
@@ -20,7 +20,7 @@ from vitrail.comm.trace.cost_model import NATIVE_CELLS, CostModel
 
 Times = list[float]
 Masked = Literal["none", "key", "all"]
-FLOAT = 4  # bytes
+FLOAT = 4  # bytes of a float32
 CHANNELS = 4
 
 
@@ -29,24 +29,24 @@ class StageLoad:
     """The work of a stage."""
 
     steps: int = field(validator=v.ge(0))
-    views: int = field(validator=v.ge(1))  # forwards of a branch at a step, clean key views included
+    views: int = field(validator=v.ge(1))  # forwards of a branch per step, clean key views included
     branches: int = field(default=2, validator=v.ge(1))  # rows of a view
     cells: int = field(default=NATIVE_CELLS, validator=v.ge(1))  # latent cells of a view
     key: int = 0  # the view that is computed first
-    masked: Masked = "none"  # which forwards are also asked for masks
+    masked: Masked = "none"  # forwards whose attention maps are captured
     exchange: Literal["gather", "channel"] = "gather"
-    lag: int = field(default=1, validator=v.ge(0))  # steps between a message and those who follow it
-    warmup_steps: int = field(default=1, validator=v.ge(0))  # steps at the beginning with a lag of 0
-    max_staleness: int = field(default=1, validator=v.ge(0))  # of the channel
+    lag: int = field(default=1, validator=v.ge(0))  # age in steps of the message that views follow
+    warmup_steps: int = field(default=1, validator=v.ge(0))  # steps at the beginning, with a lag of 0
+    max_staleness: int = field(default=1, validator=v.ge(0))  # staleness bound of the channel
 
     @property
     def row_bytes(self) -> int:
-        """Of one row's answer."""
+        """Bytes of one row's output."""
         return FLOAT * CHANNELS * self.cells
 
     @property
     def message_bytes(self) -> int:
-        """Of the key view's message: its prediction and the mask."""
+        """Bytes of the key view's message: its prediction and the mask."""
         return FLOAT * (CHANNELS + 1) * self.cells
 
 
@@ -55,27 +55,27 @@ class RunLoad:
     """The work of a run."""
 
     stages: tuple[StageLoad, ...]
-    row_batch: int = field(default=2, validator=v.ge(1))  # rows of a forward, at most
-    tiles: int = field(default=0, validator=v.ge(0))  # of the decoder
-    tile_bytes: int = 0  # of a decoded tile
+    row_batch: int = field(default=2, validator=v.ge(1))  # largest number of rows per forward
+    tiles: int = field(default=0, validator=v.ge(0))  # tiles of the decoder
+    tile_bytes: int = 0  # bytes of a decoded tile
 
 
 @frozen(kw_only=True)
 class Forecast:
-    """What a run would take; seconds."""
+    """Predicted times of a run, seconds."""
 
     makespan_s: float
-    busy_s: tuple[float, ...]  # by rank, of computing
+    busy_s: tuple[float, ...]  # computing, by rank
 
     @property
     def busy_share(self) -> float:
-        """Of the ranks' time, how much they compute."""
+        """Share of the ranks' time in which they compute."""
         return sum(self.busy_s) / (len(self.busy_s) * self.makespan_s) if self.makespan_s else 0.0
 
 
 @frozen
 class Batch:
-    """A micro-batch of a rank."""
+    """One micro-batch of a rank."""
 
     unit: int
     rows: int
@@ -83,7 +83,14 @@ class Batch:
 
 
 def share_out(load: StageLoad, row_batch: int, cost: CostModel, world_size: int) -> list[list[Batch]]:
-    """The micro-batches of every rank at a step, in the order in which it computes them."""
+    """Return the micro-batches of every rank at a step, in the order of computation.
+
+    Args:
+        load: The stage.
+        row_batch: Largest number of rows per micro-batch.
+        cost: Gives the ranks' speeds.
+        world_size: Number of ranks.
+    """
     total = load.views * load.branches
     sizes = [min(row_batch, total - begin) for begin in range(0, total, row_batch)]
     key_rows = range(load.key * load.branches, (load.key + 1) * load.branches)
@@ -91,7 +98,7 @@ def share_out(load: StageLoad, row_batch: int, cost: CostModel, world_size: int)
         Batch(unit, size, any(unit * row_batch <= row < unit * row_batch + size for row in key_rows))
         for unit, size in enumerate(sizes)
     ]
-    first = max(batch.unit for batch in batches if batch.with_key)  # with the branch that masks are made from
+    first = max(batch.unit for batch in batches if batch.with_key)  # holds the branch whose maps are captured
     together = math.lcm(row_batch, load.branches) // row_batch if load.exchange == "channel" else 1
     groups = [batches[begin : begin + together] for begin in range(0, len(batches), together)]
     speeds = [cost.speed(rank) for rank in range(world_size)]
@@ -105,7 +112,13 @@ def share_out(load: StageLoad, row_batch: int, cost: CostModel, world_size: int)
 
 
 def predict(load: RunLoad, cost: CostModel, world_size: int) -> Forecast:
-    """Follow every rank through the run."""
+    """Predict the times of a run.
+
+    Args:
+        load: The work of the run.
+        cost: Durations.
+        world_size: Number of ranks.
+    """
     clock = _Clock(cost, world_size)
     for stage in load.stages:
         shares = share_out(stage, load.row_batch, cost, world_size)
@@ -119,17 +132,17 @@ def predict(load: RunLoad, cost: CostModel, world_size: int) -> Forecast:
 
 
 class _Clock:
-    """Where every rank is in time."""
+    """The current time of every rank."""
 
     def __init__(self, cost: CostModel, world_size: int):
         self._cost, self._size = cost, world_size
         self._copies = world_size - 1
-        self._step = 0  # of the run
+        self._step = 0  # step of the run
         self.now: Times = [0.0] * world_size
         self.busy: Times = [0.0] * world_size
 
     def gathered_step(self, stage: StageLoad, shares: Sequence[Sequence[Batch]]) -> None:
-        """Compute, post each micro-batch as soon as it is done, wait for everybody's."""
+        """Compute, send each micro-batch as soon as it is done, wait for all ranks'."""
         turns = max(map(len, shares))
         arrivals = []
         for rank, share in enumerate(shares):
@@ -137,18 +150,18 @@ class _Clock:
             for nth, batch in enumerate(share):
                 self._compute(stage, rank, nth, batch)
                 arrival = max(arrival, self.now[rank] + self._message(batch.rows * stage.row_bytes))
-            if len(share) < turns:  # it takes part in the last round without a share of its own
+            if len(share) < turns:  # it takes part in the last round without data
                 arrival = max(arrival, self.now[rank] + self._message(0))
             arrivals.append(arrival)
         self._meet(arrivals)
         self._step += 1
 
     def relayed_stage(self, stage: StageLoad, shares: Sequence[Sequence[Batch]]) -> None:
-        """Steps coupled by the key view's messages alone, and one gather at the end."""
+        """Do steps coupled by the key view's messages alone, then one gather."""
         self._meet([time + self._message(0) for time in self.now])  # opens the channel
         source = next(rank for rank, share in enumerate(shares) if any(batch.with_key for batch in share))
         sent = [stage.message_bytes * (rank == source) for rank in range(self._size)]
-        posted: list[Times] = []  # by version: when each rank's share reaches the others
+        posted: list[Times] = []  # by version: arrival times of each rank's share
         for step in range(stage.steps):
             told: list[int] = []
             for rank, share in enumerate(shares):
@@ -171,7 +184,7 @@ class _Clock:
         self._meet([time + self._message(nbytes) for time, nbytes in zip(self.now, sizes, strict=True)])
 
     def decode(self, tiles: int, tile_bytes: int) -> None:
-        """Tiles among ranks, then a gather."""
+        """Decode tiles on all ranks, then gather them."""
         if not tiles:
             return
         owners = assign([1.0] * tiles, [self._cost.speed(rank) for rank in range(self._size)])
@@ -194,7 +207,7 @@ class _Clock:
         return self._cost.message_s(nbytes, self._copies)
 
     def _meet(self, arrivals: Sequence[float]) -> None:
-        """Every rank waits for what the others sent; its own share it has at once."""
+        """Let every rank wait for what the others sent; its own share is available at once."""
         last = max(range(self._size), key=lambda rank: arrivals[rank])
         second = max((time for rank, time in enumerate(arrivals) if rank != last), default=-math.inf)
         for rank in range(self._size):

@@ -1,4 +1,4 @@
-"""A run's traces in numbers: who computed, who waited, and how old the messages were."""
+"""Summary of a run's traces: times of computing and waiting, and the age of messages."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Interval = tuple[float, float]
 
 @frozen(kw_only=True)
 class Summary:
-    """What the recorders of all ranks say; seconds.
+    """Numbers from the recorders of all ranks, in seconds.
 
     Attributes:
-        makespan_s: From the earliest event of any rank to the latest.
-        busy_s: By rank, in which it computed.
-        exposed_s: By rank, in which it did not compute because it sent or waited, for messages or slower ranks.
+        makespan_s: Time from the earliest event of any rank to the latest.
+        busy_s: Time in which each rank computed.
+        exposed_s: Time in which each rank sent or waited, for messages or slower ranks, and did not compute.
         overlap: Share of the communication during which the rank computed: from each operation's begin to the end of
-            the wait for it, or to the fetch; 1 if nothing was communicated. As Holistic Trace Analysis defines it.
-        staleness: By channel, how many fetches read a version of an age: versions that were posted after it.
+            the wait for it, or to the fetch; 1 if nothing was communicated. Defined as in Holistic Trace Analysis.
+        staleness: Number of fetches by channel and age; the age is the number of versions posted after the one read.
     """
 
     makespan_s: float
@@ -33,34 +33,34 @@ class Summary:
 
     @property
     def rest_s(self) -> tuple[float, ...]:
-        """By rank, what is neither: work of the host, and idling outside any wait."""
+        """Remaining time by rank: work of the host, and idling outside any wait."""
         pairs = zip(self.busy_s, self.exposed_s, strict=True)
         return tuple(self.makespan_s - busy - exposed for busy, exposed in pairs)
 
     @property
     def busy_share(self) -> tuple[float, ...]:
-        """By rank, of the makespan."""
+        """Computing as a share of the makespan, by rank."""
         return tuple(busy / self.makespan_s if self.makespan_s else 0.0 for busy in self.busy_s)
 
     @property
     def mean_exposed_s(self) -> float:
-        """Over the ranks."""
+        """Exposed communication, averaged over the ranks."""
         return sum(self.exposed_s) / len(self.exposed_s)
 
     @property
     def exposed_share(self) -> float:
-        """The mean exposed communication, of the makespan."""
+        """Mean exposed communication as a share of the makespan."""
         return self.mean_exposed_s / self.makespan_s if self.makespan_s else 0.0
 
     @property
     def imbalance(self) -> float:
-        """The busiest rank over the mean; 1 is even."""
+        """Computing of the busiest rank over the mean of all ranks; 1 if even."""
         mean = sum(self.busy_s) / len(self.busy_s)
         return max(self.busy_s) / mean if mean else 1.0
 
 
 def summarize(recorders: Sequence[Recorder]) -> Summary:
-    """Numbers from the recorders of all ranks, on one clock.
+    """Summarise the recorders of all ranks, which share one clock.
 
     Raises:
         ValueError: If there is none.
@@ -85,7 +85,7 @@ def summarize(recorders: Sequence[Recorder]) -> Summary:
 
 
 def lines(summary: Summary) -> list[str]:
-    """For the terminal."""
+    """Return the summary as lines of text for the terminal."""
     s, ranks = summary, len(summary.busy_s)
     share, least = s.busy_share, min(range(ranks), key=lambda r: s.busy_s[r])
     most = max(range(ranks), key=lambda r: s.exposed_s[r])
@@ -108,12 +108,12 @@ def lines(summary: Summary) -> list[str]:
 
 
 def _published(ranks: Iterable[Recorder]) -> dict[tuple[str, int], float]:
-    """When each version was published."""
+    """Return the time at which each version was published."""
     return {(f.channel, f.version): f.time for r in ranks for f in r.flows if f.end == "s"}
 
 
 def _ages(ranks: Iterable[Recorder]) -> dict[str, dict[int, int]]:
-    """A fetch records its message and then its age."""
+    """Return the number of fetches by channel and age; a fetch records a flow, then its age."""
     found: dict[str, Counter[int]] = {}
     for recorder in ranks:
         fetches = (flow for flow in recorder.flows if flow.end == "f")
@@ -124,9 +124,9 @@ def _ages(ranks: Iterable[Recorder]) -> dict[str, dict[int, int]]:
 
 
 def _operations(recorder: Recorder, published: dict[tuple[str, int], float]) -> list[Interval]:
-    """When a rank had communication under way: at least, since what nobody had to wait for ended in silence."""
+    """Return the intervals of a rank's pending communication; a lower bound, since only waits record an end."""
     intervals = [(s.begin, s.end) for s in recorder.spans if s.lane in ("comm", "wait")]
-    begun: dict[str, float] = {}  # the last operation of a name; a wait may have been for an earlier one
+    begun: dict[str, float] = {}  # begin of the last operation of a name; a wait may be for an earlier one
     for span in sorted(recorder.spans, key=_end):
         if span.lane == "comm":
             begun[span.name] = span.begin
@@ -144,7 +144,7 @@ def _end(span: TraceSpan) -> float:
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Disjoint intervals, in order."""
+    """Return the union of intervals as disjoint intervals, in order."""
     result: list[Interval] = []
     for begin, end in sorted(intervals):
         if result and begin <= result[-1][1]:
@@ -155,7 +155,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def _minus(intervals: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """What of disjoint intervals lies in none of the others, disjoint and in order, too."""
+    """Return the parts of disjoint intervals outside all others, disjoint and in order."""
     result, first = [], 0
     for begin, end in intervals:
         while first < len(others) and others[first][1] <= begin:

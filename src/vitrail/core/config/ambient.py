@@ -1,7 +1,8 @@
-"""What the process has set for tensors that name no type and no device, kept away from libraries.
+"""Isolation of libraries from the process's default dtype and default device.
 
-The package names both wherever it makes a tensor. Schedulers, networks, tokenizers and VAEs of others do not always: a
-default type of float64 would give them other numbers, and a default device would part their tensors from their weights.
+The package names both wherever it makes a tensor. Third-party schedulers, networks, tokenizers and VAEs do not always:
+a default dtype of float64 would change their numbers, and a default device would separate their tensors from their
+weights.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
     import torch
 
 _LOCK = threading.Lock()
-_inside = 0  # calls of all threads that are in work
-_found: torch.dtype | None = None  # what the first of them found
+_inside = 0  # running calls, of all threads
+_found: torch.dtype | None = None  # default dtype before the first of them
 
 
 @contextmanager
 def plain_defaults() -> Iterator[None]:
-    """Float32 and the CPU for what names no type and no device, for the time of a call; also a decorator.
+    """Make float32 and the CPU the defaults during a call; usable as a context or a decorator.
 
-    torch keeps the default type for the whole process, so other threads see float32 for that time, if another type is
-    set; the default device is this thread's own.
+    torch keeps the default dtype per process, so other threads see float32 meanwhile if another dtype is set; the
+    default device is per thread.
     """
     import torch
 

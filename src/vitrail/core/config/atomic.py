@@ -1,8 +1,8 @@
-"""Files that appear, or are replaced, only when they are complete.
+"""Atomic writes: files appear, or are replaced, only when they are complete.
 
-Whatever writes a file writes it through here: under a name of its own in the same folder that nobody can foresee,
-created exclusively, synchronised with the disk, and moved into place at the end. However the writing ends, that
-first file is gone; what stood under the name before is whole until then. A symlink is replaced, never followed.
+All files are written through here: under an unpredictable temporary name in the same folder, created exclusively,
+synchronised with the disk and moved into place at the end. The temporary file is removed however the writing ends, and
+the previous file stays intact until then, a folder until just before. A symlink is replaced, never followed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from vitrail.errors import OutputError
 
 PREFIX = ".vitrail-"
-SUFFIX = ".part"  # before the file's own, by which libraries choose a format
-OWNER = "VITRAIL_PARTS"  # variable with what the names of first files begin with, so that a launcher can find them
-LONGEST_SUFFIX = 40  # bytes: a longer one chooses no format
+SUFFIX = ".part"  # precedes the file's own suffix, by which libraries choose a format
+OWNER = "VITRAIL_PARTS"  # environment variable with a prefix of temporary names, so that a launcher can find them
+LONGEST_SUFFIX = 40  # bytes; a longer one is no file format
 
-_in_work: set[Path] = set()  # first files of this process, for whoever ends it
+_in_work: set[Path] = set()  # temporary files of this process, for its clean-up
 _written: set[Path] = set()
 
 
@@ -32,23 +32,23 @@ def in_work() -> bool:
 
 
 def count_written() -> int:
-    """How many files and folders this process has completed."""
+    """Return how many files and folders this process has completed."""
     return len(_written)
 
 
 def discard_of(owner: str, folders: Iterable[Path]) -> None:
-    """Remove what processes that have died had begun to write.
+    """Remove the temporary files of processes that have died.
 
     Args:
-        owner: Of these processes' variable ``OWNER``.
-        folders: Where they may have written.
+        owner: Value of the processes' environment variable ``OWNER``.
+        folders: Folders in which they may have written.
     """
     for part in (part for folder in set(folders) for part in folder.glob(f"{PREFIX}{owner}-*")):
         _remove(part)
 
 
 def discard() -> None:
-    """Remove what this process has begun to write, from any thread, since it is about to end."""
+    """Remove the temporary files of all threads of this process, since it is about to end."""
     for part in list(_in_work):
         _remove(part)
 
@@ -60,14 +60,14 @@ def _remove(part: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
-    """Write a file whole, or not at all.
+    """Write a file atomically.
 
     Args:
-        path: Where it will be.
-        overwrite: Whether a file of this name may be replaced, also one that appears during the writing.
+        path: Final path.
+        overwrite: Whether an existing file may be replaced, also one that appears during the writing.
 
     Yields:
-        An empty file in the same folder with the same suffix, to be written to.
+        An empty file in the same folder with the same suffix, to write to.
 
     Raises:
         OutputError: If it cannot be written; names the file and the reason.
@@ -92,10 +92,10 @@ def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Write a folder whole, or not at all; see ``replacing``.
+    """Write a folder atomically; see ``replacing``. An existing folder is removed just before the move.
 
     Yields:
-        An empty folder beside it.
+        An empty folder in the same parent folder.
 
     Raises:
         OutputError: If it cannot be written.
@@ -116,7 +116,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of UTF-8 text with the line ends that it has; see ``replacing``.
+    """Write UTF-8 text atomically, without changing its line ends; see ``replacing``.
 
     Raises:
         OutputError: If it cannot be written.
@@ -126,7 +126,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _fresh(path: Path) -> Path:
-    """An empty file beside another, with the permissions that the process gives new files."""
+    """Create an empty file in the same folder, with the process's default permissions."""
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= LONGEST_SUFFIX else ""
     part = path.with_name(f"{_name()}{SUFFIX}{suffix}")
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -134,19 +134,19 @@ def _fresh(path: Path) -> Path:
 
 
 def _name() -> str:
-    """What nobody can foresee."""
+    """Return an unpredictable file name."""
     owner = os.environ.get(OWNER, "")
     return f"{PREFIX}{owner}{'-' * bool(owner)}{secrets.token_hex(8)}"
 
 
 def _synchronise(path: Path) -> None:
-    """Wait until the disk has a file's content, so that a crash of the machine cannot leave an empty one in place."""
+    """Flush a file to disk, so that a crash of the machine cannot leave an empty one in place."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def _move_new(part: Path, path: Path) -> None:
-    """Give a file its name if there is none of it; a hard link does so in one step, where the file system has them."""
+    """Move a file to a name that must not exist; atomic by a hard link where the file system has them."""
     try:
         os.link(part, path, follow_symlinks=False)
     except FileExistsError:
@@ -159,10 +159,10 @@ def _move_new(part: Path, path: Path) -> None:
 
 @contextmanager
 def told(path: Path) -> Iterator[None]:
-    """Turn what the system or a library says of a failed write into one error.
+    """Turn an exception of a failed write into one error.
 
     Raises:
-        OutputError: In place of the system's.
+        OutputError: In place of the system's or the library's.
     """
     from safetensors import SafetensorError
 

@@ -1,4 +1,4 @@
-"""What stands for the contents of files that a strategy, a metric or a reference reads."""
+"""Digests of the contents of files that a strategy, a metric or a reference reads."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Stamp = tuple[Path, int, int]
 
 
 def digest_of_files(files: Iterable[Path]) -> str:
-    """Hexadecimal digits that stand for what files hold, in their order and whatever they are called.
+    """Return a SHA-256 digest of the contents of files, in their order, whatever their names.
 
-    Files that are not there count as empty ones: who reads them says better what is wrong. A file is read again only
-    once its size or the time of its last change is another.
+    Missing files count as empty ones, since their reader reports them better. A file is read again only if its size or
+    modification time changed.
     """
     return _of_stamps(tuple(_stamp(file) for file in files))
 

@@ -1,4 +1,4 @@
-"""TOML and YAML files as nested tables; what is broken is shown with its line."""
+"""TOML and YAML files as nested tables; syntax errors are shown with their line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vitrail.errors import ConfigError, shortened
 
 SUFFIXES = (".toml", ".yaml", ".yml")
 NAME = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
-LONG_KEY = re.compile(rf"""(?<![\w"'-]){NAME}(?:\.[ \t]*{NAME}){{{DEEPEST}}}""")  # which tomllib takes hours over
+LONG_KEY = re.compile(rf"""(?<![\w"'-]){NAME}(?:\.[ \t]*{NAME}){{{DEEPEST}}}""")  # on which tomllib takes hours
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """Read a TOML or YAML file into nested tables.
 
     Raises:
-        ConfigError: If it is not there, not TOML or YAML, empty, broken or out of bounds; with line and column where
+        ConfigError: If it is missing, not TOML or YAML, empty, broken or out of bounds; with line and column where
             known.
     """
     path = expanded(path)
@@ -44,10 +44,10 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """A text as TOML.
+    """Parse a text as TOML.
 
     Raises:
-        tomllib.TOMLDecodeError: If it is none.
+        tomllib.TOMLDecodeError: If it is not TOML.
         ConfigError: If it is out of bounds.
     """
     if found := LONG_KEY.search(text):
@@ -58,7 +58,7 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise
     except RecursionError as error:
         raise ConfigError(f"is more than {DEEPEST} tables and lists deep") from error
-    except (ValueError, OverflowError) as error:  # of a number that Python does not take
+    except (ValueError, OverflowError) as error:  # from a number that Python does not accept
         raise ConfigError("a whole number has 64 bits at most") from error
 
 
@@ -84,12 +84,12 @@ def _yaml(told: str, text: str) -> Any:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{told}, line {line}: character {text[error.position]!r} is not allowed") from error
-    except (ValueError, OverflowError, RecursionError) as error:  # of escapes and directives
+    except (ValueError, OverflowError, RecursionError) as error:  # from escapes and directives
         raise ConfigError(f"{told}: cannot be read as YAML: {shortened(str(error))}") from error
 
 
 def _broken(told: str, text: str, problem: str, line: int = 0, column: int = 0) -> ConfigError:
-    """The error with the offending line beneath it, if its number is known."""
+    """Return the error with the offending line below it, if its number is known."""
     lines, problem = text.splitlines(), shortened(problem)
     if not 0 < line <= len(lines):
         return ConfigError(f"{told}: {problem}")

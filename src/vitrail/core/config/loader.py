@@ -1,4 +1,4 @@
-"""One strict loader for TOML, YAML and Python data: every problem at once, with path and nearest name."""
+"""Strict loader for TOML, YAML and Python data: reports every problem at once, with path and nearest name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vitrail.core.method.stage import Stage, ViewGroup
 from vitrail.errors import ConfigError, nearest, shortened
 
 T = TypeVar("T")
-MOST_TOLD, MOST_KEYS, LONGEST_TOLD = 40, 20, 2000  # problems, unknown keys of one table, characters of a problem
+MOST_TOLD, MOST_KEYS, LONGEST_TOLD = 40, 20, 2000  # reported problems, unknown keys of a table, characters of a problem
 SLOTS: dict[type, str] = {
     Patching: "patching",
     Guidance: "guidance",
@@ -55,7 +55,7 @@ TITLES = {
 
 
 class Loader:
-    """Structures data into frozen classes and back, with the names of one registry."""
+    """Structure data into frozen classes and back, with the names of one registry."""
 
     def __init__(self, registry: Registry):
         self._registry = registry
@@ -71,12 +71,12 @@ class Loader:
             )
 
     def structure(self, data: object, kind: type[T], where: str) -> T:
-        """Build an instance.
+        """Build an instance of an attrs class from plain data.
 
         Args:
             data: Nested tables, lists and scalars.
-            kind: The attrs class wanted.
-            where: Named in the error, e.g. the file.
+            kind: The attrs class to build.
+            where: Origin of the data for the error, e.g. the file.
 
         Raises:
             ConfigError: Listing every problem as ``$.path.to.it: what is wrong``; ``$`` is the top of the data.
@@ -91,7 +91,11 @@ class Loader:
             raise ConfigError(f"{where}:\n  " + "\n  ".join([*told, *more])) from error
 
     def unstructure(self, value: Any) -> Any:
-        """The way back: every default spelt out, strategies as tables with their registered ``type``."""
+        """Convert back to plain data: all defaults written out, strategies as tables with their registered ``type``.
+
+        Raises:
+            ConfigError: If a strategy is not registered.
+        """
         if type(value) in {Composition, Stage, ViewGroup, Cascade, Enter, SizeConditioning, *self._strategies()}:
             table = {f.name: self.unstructure(getattr(value, f.name)) for f in attrs.fields(type(value))}
             name = self._strategies().get(type(value))
@@ -104,12 +108,12 @@ class Loader:
         return value
 
     def _strategies(self) -> dict[type, tuple[str, str]]:
-        """Slot and name of every registered strategy."""
+        """Return slot and name of every registered strategy."""
         entries = (entry for slot in SLOTS.values() for entry in self._registry.entries(slot))
         return {entry.value: (entry.slot, entry.name) for entry in entries if isinstance(entry.value, type)}
 
     def _table_hook(self, cls: type) -> Callable[[object, type], Any]:
-        """Structures a table into an attrs class; each field is checked on its own, so that all are told."""
+        """Return a hook from a table to an attrs class; fields are checked one by one, to list all errors."""
         fields: dict[str, Any] = {
             f.name: cattrs_override(struct_hook=functools.partial(self._field, f)) for f in attrs.fields(cls)
         }
@@ -124,7 +128,7 @@ class Loader:
         if attribute.validator is not None:
             try:
                 attribute.validator(None, attribute, structured)
-            except AttributeError:  # it looks at its instance, so it waits until there is one
+            except AttributeError:  # it reads its instance, so it runs when there is one
                 return structured
         return structured
 
@@ -147,7 +151,7 @@ class Loader:
         return tuple(self._converter.structure(list(value), items))
 
     def _explain(self, error: BaseException, _: type | None) -> str:
-        """One line for one problem, in the words of a file rather than of Python."""
+        """Describe one problem in one line, in the terms of a file rather than of Python."""
         if isinstance(error, ForbiddenExtraKeysError):
             slot_name = self._strategies().get(error.cl)
             spoken = TITLES.get(error.cl) or getattr(error.cl, "spoken", error.cl.__name__)
@@ -166,7 +170,7 @@ class Loader:
 
 
 def _is(origin: object) -> Callable[[Any], bool]:
-    """Whether a type is made of a generic one."""
+    """Return a predicate: whether a type is a parametrisation of a generic one."""
     return lambda kind: typing.get_origin(kind) is origin
 
 
@@ -177,8 +181,8 @@ def _table(value: object) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> object:
-    """A scalar of numpy as Python's; anything else as it is."""
-    numpy = sys.modules.get("numpy")  # which is loaded if somebody has such a scalar
+    """Convert a numpy scalar to Python's; return anything else unchanged."""
+    numpy = sys.modules.get("numpy")  # imported already if the value is one of its scalars
     return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
 
@@ -229,7 +233,7 @@ def _literal(value: object, kind: Any) -> Any:
 
 
 def _shown(value: object) -> str:
-    """A value in the words of a file."""
+    """Describe a value in the terms of a file."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -237,5 +241,5 @@ def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return "a table"
     if isinstance(value, int) and not -LARGEST_WHOLE <= value < LARGEST_WHOLE:
-        return "a number of more than 64 bits"  # which Python may refuse to write
+        return "a number of more than 64 bits"  # which Python may refuse to convert to text
     return {list: "a list", tuple: "a list", type(None): "nothing"}.get(type(value)) or shortened(repr(value))

@@ -16,10 +16,10 @@ LONGEST_INDEX = 6  # digits
 
 
 def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Apply ``path.to.key=value`` to a copy; the value is written as in TOML, or is plain text.
+    """Apply assignments ``path.to.key=value`` to a copy; a value is TOML, or else plain text.
 
     Raises:
-        ConfigError: Naming every assignment whose path does not lead anywhere.
+        ConfigError: Naming every assignment whose path does not exist, or if the result is out of bounds.
     """
     result, problems = copy.deepcopy(data), []
     for assignment in assignments:
@@ -48,7 +48,7 @@ def _assign(data: dict[str, Any], assignment: str) -> None:
 
 
 def _descend(target: Any, parts: list[str], depth: int) -> Any:
-    """The table or list one part down; a strategy in its short form becomes a table on the way."""
+    """Return the table or list one part down; a strategy's short form becomes a table on the way."""
     key = _key(target, parts, depth)
     if isinstance(target, dict) and key not in target:
         here = ".".join(parts[: depth + 1])
@@ -59,7 +59,7 @@ def _descend(target: Any, parts: list[str], depth: int) -> Any:
 
 
 def _key(target: Any, parts: list[str], depth: int) -> str | int:
-    """A part of the path as a key of a table or an index of a list that exists."""
+    """Return a part of the path as a key of a table, or as an existing index of a list."""
     part, parent = parts[depth], ".".join(parts[:depth])
     if isinstance(target, dict):
         return part

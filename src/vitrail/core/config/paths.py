@@ -1,4 +1,4 @@
-"""Paths as people write them: with ``~`` for the home folder, and of a kind that a file system can have."""
+"""Paths as users write them: ``~`` is expanded, and impossible paths are refused."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from vitrail.errors import ConfigError, shortened
 
-LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on the file systems in use
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on common file systems
 MODEL_FILE = ".safetensors"
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with the home folder in the place of ``~``.
+    """Expand ``~`` in a path to the home folder.
 
     Raises:
-        ConfigError: If no file can have it: it holds NUL, a part of it is too long, or it is of an unknown user's home.
+        ConfigError: If no file can have the path: it contains NUL, a part is too long, or the user is unknown.
     """
     text = str(path)
     if "\0" in text:
@@ -38,22 +38,22 @@ def expanded(path: str | Path) -> Path:
 
 
 def expanded_or_none(path: str | Path | None) -> Path | None:
-    """The same of an option that may be left out."""
+    """As ``expanded``, for an option that may be left out."""
     return None if path is None else expanded(path)
 
 
 def refuse_irregular(path: Path) -> None:
-    """Refuse what is no regular file: a device or a pipe may never end, or never begin.
+    """Refuse what is not a regular file, since reading a device or a pipe may never begin or end.
 
     Raises:
-        OSError: Also if it is not there.
+        OSError: Also if it does not exist.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def beside(folder: Path, name: str) -> str:
-    """A path that a file names: what is relative is meant from the folder of that file."""
+    """Return a path read from a file, resolved relative to that file's folder."""
     return str(folder / expanded(name))
 
 

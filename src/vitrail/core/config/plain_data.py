@@ -1,4 +1,4 @@
-"""Bounds of the data that files and options hold, so that no few bytes of them become gigabytes or hours."""
+"""Bounds for data from files and options, so that few bytes cannot expand to gigabytes or hours."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 from vitrail.errors import ConfigError, shortened
 
-MOST_VALUES = 20_000  # tables, lists and scalars of a file, each as often as it is named
-DEEPEST = 32  # tables and lists within each other
-LARGEST_WHOLE = 2**63  # that whole numbers stay below, as TOML has them
+MOST_VALUES = 20_000  # tables, lists and scalars of a file; an alias counts at each use
+DEEPEST = 32  # nesting of tables and lists
+LARGEST_WHOLE = 2**63  # bound of whole numbers, as in TOML
 
 
 def check_plain(data: object, where: str) -> None:
-    """Refuse data that is too deep, too large or has whole numbers of more than 64 bits.
+    """Refuse data that is too deep, too large, or has whole numbers of more than 64 bits.
 
     Args:
-        data: Nested tables, lists and scalars; what is named several times counts each time.
-        where: How the error begins.
+        data: Nested tables, lists and scalars; shared parts count at each use.
+        where: Beginning of the error.
 
     Raises:
-        ConfigError: With the first place that is out of bounds.
+        ConfigError: Naming the first value found out of bounds.
     """
     left: list[tuple[object, tuple[object, ...]]] = [(data, ())]
     count = 0
@@ -44,6 +44,6 @@ def _parts(value: object) -> Iterator[tuple[Any, object]]:
 
 
 def _told(path: tuple[object, ...]) -> str:
-    """As errors of a loader tell it."""
+    """Write a path as the loader's errors do."""
     steps = (f"[{key}]" if isinstance(key, int) else f".{shortened(str(key), 40)}" for key in path)
     return shortened("$" + "".join(steps))

@@ -1,4 +1,4 @@
-"""Slot and name to class, with the plugin it came from."""
+"""Registry of classes and files by slot and name, with the plugin that each came from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vitrail.core.method.registration import SLOTS, misfits
 from vitrail.errors import ConfigError, RegistrationError, nearest, shortened
 
 FILE_SLOTS = {"methods": "a TOML file", "models": "a diffusers folder"}
-HERE = "this process"  # whoever registers by hand, such as a notebook's cell
+HERE = "this process"  # origin of what is registered by hand, e.g. in a notebook
 KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 @frozen
 class Entry:
-    """One registered thing and where it comes from."""
+    """A registered class or file, and the plugin that it comes from."""
 
     slot: str
     name: str
@@ -29,14 +29,14 @@ class Entry:
 
 @frozen
 class Failure:
-    """A plugin that is not to be had.
+    """A plugin that could not be loaded or registered.
 
     Attributes:
-        plugin: Its name.
-        distribution: And version, where it comes from.
+        plugin: Name of the plugin.
+        distribution: Name and version of its distribution.
         error: What is wrong.
-        stops: Whether nothing may run before it is mended: it takes a name that is taken, or is none that fits. One
-            that cannot be imported is only missed by whoever asks for its names.
+        stops: Whether it blocks every run: one of its names is taken or a class does not fit. A plugin that cannot be
+            imported only matters when one of its names is requested.
     """
 
     plugin: str
@@ -53,7 +53,7 @@ class Registry:
         self.plugins: dict[str, str] = {}  # name -> distribution and version
         self.failures: list[Failure] = []
         self.observers: dict[str, object] = {}  # plugins with hooks of a run, by name
-        self.plugin = HERE  # whose hook is running; set by discovery
+        self.plugin = HERE  # the plugin whose hook is running; set by discovery
 
     def add(self, slot: str, name: str, cls: type) -> None:
         """Register a strategy or backbone class.
@@ -62,8 +62,8 @@ class Registry:
             slot: One of ``patching``, ``guidance``, ``masking``, ``fusion``, ``prompting``, ``rectification``,
                 ``backbones``, ``comm``, ``metrics``, ``features``, ``references``.
             name: Kebab-case, as written in a config file.
-            cls: A frozen attrs class with the members of the slot's protocol. In a notebook, a cell that is run again
-                registers its new class in the place of the old one.
+            cls: A frozen attrs class with the members of the slot's protocol. A notebook cell that is run again
+                replaces its old class by the new one.
 
         Raises:
             RegistrationError: If the slot is unknown, the name is taken or the class is unfit.
@@ -88,7 +88,16 @@ class Registry:
         self._put(Entry(slot, name, cls, self.plugin))
 
     def add_file(self, slot: str, name: str, path: Path) -> None:
-        """Register a method's TOML file (``methods``) or a model's folder (``models``)."""
+        """Register a method's TOML file (``methods``) or a model's folder (``models``).
+
+        Args:
+            slot: ``methods`` or ``models``.
+            name: Kebab-case, as written in a config file.
+            path: An existing file or folder.
+
+        Raises:
+            RegistrationError: If the slot is unknown, the name is taken or ill-formed, or the path does not exist.
+        """
         where = f"plugin {self.plugin!r}: {slot} {name!r}"
         if slot not in FILE_SLOTS:
             raise RegistrationError(f"{where}: no such slot for files{nearest(slot, FILE_SLOTS)}")
@@ -98,31 +107,35 @@ class Registry:
         self._put(Entry(slot, name, path, self.plugin))
 
     def names(self, slot: str) -> list[str]:
-        """Registered names of a slot, sorted."""
+        """Return the registered names of a slot, sorted."""
         return sorted(name for kind, name in self._entries if kind == slot)
 
     def entries(self, slot: str) -> list[Entry]:
-        """Everything in a slot, sorted by name."""
+        """Return the entries of a slot, sorted by name."""
         return [self._entries[slot, name] for name in self.names(slot)]
 
     def get(self, slot: str, name: str) -> type:
-        """The class behind a name.
+        """Return the class registered under a name.
 
         Raises:
-            ConfigError: With the nearest name, all names, and plugins that failed to load.
+            ConfigError: If there is none; with the nearest name and the plugins that failed to load.
         """
         value = self._find(slot, name).value
         assert isinstance(value, type)
         return value
 
     def path(self, slot: str, name: str) -> Path:
-        """The file or folder behind a name; raises as ``get`` does."""
+        """Return the file or folder registered under a name; raises as ``get`` does."""
         value = self._find(slot, name).value
         assert isinstance(value, Path)
         return value
 
     def name_of(self, slot: str, cls: type) -> str:
-        """The registered name of a class; a class that is not registered has none, which is an error."""
+        """Return the registered name of a class.
+
+        Raises:
+            ConfigError: If the class is not registered.
+        """
         for entry in self.entries(slot):
             if entry.value is cls:
                 return entry.name
@@ -137,17 +150,17 @@ class Registry:
         )
 
     def refuse_broken(self) -> None:
-        """Refuse to go on while plugins collide or do not fit.
+        """Refuse to continue while registered plugins collide or do not fit.
 
         Raises:
-            RegistrationError: With every one of them.
+            RegistrationError: Naming every one of them.
         """
         broken = [failure.error for failure in self.failures if failure.stops]
         if broken:
             raise RegistrationError("\n".join(broken))
 
     def _put(self, entry: Entry) -> None:
-        """A class that is made anew by a notebook's cell takes the place of the one before."""
+        """Add an entry; a class redefined in this process, as in a notebook, replaces the previous one."""
         known = self._entries.get((entry.slot, entry.name))
         again = known is not None and known.plugin == entry.plugin == HERE and _source(known) == _source(entry)
         if known is not None and not again:
@@ -159,7 +172,7 @@ class Registry:
 
 
 def _source(entry: Entry) -> tuple[str, ...]:
-    """Where a class is written, or where a file lies."""
+    """Return the qualified name of a class, or the path of a file."""
     value = entry.value
     return (value.__module__, value.__qualname__) if isinstance(value, type) else (str(value),)
 

@@ -1,4 +1,4 @@
-"""The header of a ``.safetensors`` file: names and shapes of its tensors, read without weights and without torch."""
+"""Headers of ``.safetensors`` files: names and shapes of tensors, read without weights and without torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from attrs import frozen
 from vitrail.core.config.paths import refuse_irregular
 from vitrail.errors import ModelError
 
-LONGEST = 100_000_000  # bytes of a header, as in the safetensors library
-OTHERS = (  # (how a file begins, what it is, what to do)
+LONGEST = 100_000_000  # bytes of a header, the limit of the safetensors library
+OTHERS = (  # (first bytes, kind of file, remedy)
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull` in its folder"),
     (b"<", "a web page, not a model", "the download went to a page; get the file itself"),
     (b"GGUF", "a GGUF file", "take the .safetensors file of the model"),
@@ -27,31 +27,31 @@ class Header:
     """Names and shapes of a file's tensors.
 
     Attributes:
-        path: The file.
-        shapes: Shape by name.
+        path: Path of the file.
+        shapes: Shapes by tensor name.
     """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
 
     def has(self, *beginnings: str) -> bool:
-        """Whether a name begins so."""
+        """Whether a tensor name starts with one of the prefixes."""
         return any(name.startswith(beginnings) for name in self.shapes)
 
     def holds(self, *words: str) -> bool:
-        """Whether a name holds one of the words."""
+        """Whether a tensor name contains one of the words."""
         return any(word in name for name in self.shapes for word in words)
 
     def values(self, beginning: str) -> int:
-        """How many values the tensors have whose names begin so."""
+        """Return the number of values in the tensors whose names start with a prefix."""
         return sum(math.prod(shape) for name, shape in self.shapes.items() if name.startswith(beginning))
 
 
 def read_header(path: Path) -> Header:
-    """Eight bytes that give the length, then JSON.
+    """Read the header of a file: eight bytes for its length, then JSON.
 
     Raises:
-        ModelError: If the file is missing, something else, or cut short.
+        ModelError: If the file is missing, of another format or truncated.
     """
     try:
         refuse_irregular(path)
@@ -76,7 +76,7 @@ def read_header(path: Path) -> Header:
 
 
 def _refuse_others(path: Path, begin: bytes) -> None:
-    if begin[8:9] == b"{":  # the first bytes are a length, and may be anything
+    if begin[8:9] == b"{":  # a safetensors header; the eight bytes before are its length
         return
     for start, what, remedy in OTHERS:
         if begin.lstrip().startswith(start):

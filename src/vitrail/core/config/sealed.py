@@ -1,4 +1,4 @@
-"""Files of tensors with a text, under a digest of all of it: what was damaged is refused, never used.
+"""Sealed files: tensors and a text under a digest of both, so that damaged files are refused.
 
 They are safetensors files, so nothing in them is code.
 """
@@ -17,17 +17,17 @@ from vitrail.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = "1"  # changes whenever older files could not be read any more
+FORMAT = "1"  # increased when older files can no longer be read
 TEXT, DIGEST, VERSION = "vitrail", "vitrail.digest", "vitrail.format"
 
 
 def save_sealed(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
-    """Write tensors and a text; the file appears, or is replaced, only when it is complete.
+    """Write tensors and a text atomically.
 
     Args:
-        path: Of the file.
-        tensors: By name, on any device.
-        text: Any.
+        path: Path of the file.
+        tensors: Tensors by name, on any device.
+        text: Any text.
 
     Raises:
         OutputError: If it cannot be written.
@@ -41,14 +41,14 @@ def save_sealed(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
 
 
 def load_sealed(path: Path, what: str) -> tuple[dict[str, Tensor], str]:
-    """Read what ``save_sealed`` wrote.
+    """Read a file that ``save_sealed`` wrote.
 
     Args:
-        path: Of the file.
-        what: It should be, for the error, e.g. "a checkpoint of a run".
+        path: Path of the file.
+        what: What the file should be, for the error, e.g. "a checkpoint of a run".
 
     Raises:
-        ConfigError: If the file is none of ours, of another format or damaged.
+        ConfigError: If the file is not sealed, of another format or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -69,7 +69,7 @@ def load_sealed(path: Path, what: str) -> tuple[dict[str, Tensor], str]:
 
 
 def digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    """Of names, types, shapes and bits of tensors on the CPU, and a text."""
+    """Return a SHA-256 digest of names, types, shapes and bits of CPU tensors, and of a text."""
     import torch
 
     found = hashlib.sha256(f"{FORMAT}\n{len(text)}\n{text}".encode())

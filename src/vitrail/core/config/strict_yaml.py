@@ -1,4 +1,4 @@
-"""Safe YAML within bounds: a key given twice, a scalar that is not what its tag says, and bombs are refused."""
+"""Safe YAML within bounds: refuses duplicate keys, scalars that do not match their tag, and alias bombs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 from vitrail.core.config.plain_data import DEEPEST, MOST_VALUES
 from vitrail.errors import shortened
 
-LONGEST_NUMBER = 64  # characters; PyYAML takes ever longer over longer ones
+LONGEST_NUMBER = 64  # characters; PyYAML's time grows faster than the length
 MERGE = "tag:yaml.org,2002:merge"
 TAGS = "tag:yaml.org,2002:"
 NUMBERS = (f"{TAGS}int", f"{TAGS}float")
@@ -18,14 +18,18 @@ TOO_DEEP = f"more than {DEEPEST} tables and lists within each other"
 
 
 class StrictYaml(yaml.SafeLoader):
-    """A loader for ``yaml.load``; what it refuses, it refuses by a ``MarkedYAMLError`` with the place."""
+    """A loader for ``yaml.load`` that refuses by a ``MarkedYAMLError`` with the place."""
 
     def __init__(self, text: str):
         super().__init__(text)
         self._depth = self._count = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node, as long as there are few and not too deep."""
+        """Compose a node.
+
+        Raises:
+            yaml.MarkedYAMLError: If nodes are too many or nested too deep.
+        """
         self._depth += 1
         self._count += 1
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
@@ -39,12 +43,16 @@ class StrictYaml(yaml.SafeLoader):
             self._depth -= 1
 
     def construct_document(self, node: yaml.Node) -> Any:
-        """The data, if what its aliases stand for is within bounds, too."""
+        """Construct the data, if it is within bounds with its aliases expanded."""
         _measure(node, {})
         return super().construct_document(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """A value; of a scalar that is none of its tag's, PyYAML tells in exceptions of many kinds."""
+        """Construct a value.
+
+        Raises:
+            yaml.MarkedYAMLError: If a scalar does not match its tag, for which PyYAML raises exceptions of many kinds.
+        """
         if node.tag in NUMBERS and isinstance(node, yaml.ScalarNode) and len(node.value) > LONGEST_NUMBER:
             raise _error(
                 f"a number has {LONGEST_NUMBER} characters at most, this one {len(node.value)}", node.start_mark
@@ -56,11 +64,15 @@ class StrictYaml(yaml.SafeLoader):
             raise _error(f"{shown} is no {node.tag.removeprefix(TAGS)}", node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A table, no key of which is given twice."""
+        """Construct a table.
+
+        Raises:
+            yaml.MarkedYAMLError: If a key is given twice.
+        """
         seen = set()
         for key, _ in node.value:
             name = None if key.tag == MERGE else self.construct_object(key, deep=True)
-            if key.tag == MERGE or isinstance(name, (list, dict, set)):  # which cannot be a key, as is told later
+            if key.tag == MERGE or isinstance(name, (list, dict, set)):  # unhashable; reported later
                 continue
             if name in seen:
                 raise _error(f"key {shortened(str(name), 60)!r} is given twice", key.start_mark)
@@ -73,11 +85,11 @@ def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """How many values a node stands for and how deep it is, each alias written out.
+    """Return the number of values under a node and its depth, with aliases expanded.
 
     Args:
-        node: Of a document.
-        known: Those that are done, by identity; None for those in work.
+        node: A node of a document.
+        known: Results by node identity; None for nodes that are being measured.
     """
     if isinstance(node, yaml.ScalarNode):
         return 1, 0

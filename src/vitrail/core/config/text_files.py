@@ -1,4 +1,4 @@
-"""The one way in which text is read from files that anybody may have written: bounded, and as UTF-8."""
+"""Reading of text files from untrusted sources: bounded in size, as UTF-8."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 from vitrail.core.config.paths import expanded, refuse_irregular
 from vitrail.errors import ConfigError, VitrailError, shortened
 
-LARGEST = 2**20  # bytes of a file that people write
-LARGEST_LIST = 2**24  # of a file with a line for each picture
-LARGEST_RECORD = 2**26  # of what programs write for programs
+LARGEST = 2**20  # bytes of a file written by hand
+LARGEST_LIST = 2**24  # bytes of a file with a line per picture
+LARGEST_RECORD = 2**26  # bytes of a file written by a program
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text(path: Path, largest: int = LARGEST, kind: type[VitrailError] = ConfigError, where: str = "") -> str:
-    """The text of a file, with the line ends of Unix and without a byte order mark.
+    """Read the text of a file, with Unix line ends and without a byte order mark.
 
     Args:
-        path: Of a regular file: what is a device or a pipe may never end, so it is not begun with.
-        largest: Bytes that it may have.
-        kind: Of the error.
-        where: How the error begins.
+        path: Path of a regular file; devices and pipes are refused, since reading them may never end.
+        largest: Largest allowed size, bytes.
+        kind: Class of the error.
+        where: Beginning of the error.
 
     Raises:
-        VitrailError: Of the wanted kind, if it cannot be read, is too large or is no text.
+        VitrailError: Of class ``kind``, if the file cannot be read, is too large or is not text.
     """
     told = where + shortened(str(path))
     try:
@@ -51,10 +51,16 @@ def read_text(path: Path, largest: int = LARGEST, kind: type[VitrailError] = Con
 
 
 def read_json(path: Path, largest: int = LARGEST, kind: type[VitrailError] = ConfigError, where: str = "") -> Any:
-    """What a file of JSON holds; see ``read_text``.
+    """Read a JSON file; see ``read_text``.
+
+    Args:
+        path: Path of a regular file.
+        largest: Largest allowed size, bytes.
+        kind: Class of the error.
+        where: Beginning of the error.
 
     Raises:
-        VitrailError: Of the wanted kind, if it cannot be read or is no JSON.
+        VitrailError: Of class ``kind``, if the file cannot be read or is not JSON.
     """
     text = read_text(path, largest, kind, where)
     try:

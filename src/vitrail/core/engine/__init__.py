@@ -1,1 +1,1 @@
-"""The sampling loop and what it runs on: micro-batches, guidance, ranks, state."""
+"""The sampling loop and its parts: micro-batches, guidance, ranks, state."""

@@ -1,4 +1,4 @@
-"""A run's checkpoint: written by rank 0 while it runs, read when it starts again, on any number of ranks."""
+"""Checkpoints of a run: written by rank 0 during the run, read when it is started again, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.streams import Streams
 
 
-CURRENT = {  # what is kept of the picture in work
+CURRENT = {  # parts of an unfinished picture
     *("latents", "steps", "cost", "memory", "base", "grown", "picture", "guidance", "masking"),
     *("predicted_from", "model_output", "scheduler"),
 }
-MANNER = {"run.memory"}  # what of a recipe does not reach the picture
+MANNER = {"run.memory"}  # keys of a recipe that do not affect the picture
 
 
 @define(eq=False)
@@ -37,13 +37,13 @@ class Checkpoints:
     """The checkpoint of a run of one or more pictures.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         every: Steps between two writes.
-        recipe: All that determines the pixels; a file of another recipe is refused.
-        communicator: Of this rank; rank 0 reads and writes.
-        finished: Final latents of the pictures that are done.
-        current: The picture in work as it was read, or None.
-        failed: Whether the last writing failed, which is said once.
+        recipe: Everything that determines the pixels; a file of another recipe is refused.
+        communicator: This rank's communicator; rank 0 reads and writes.
+        finished: Final latents of the finished pictures.
+        current: State of the unfinished picture as it was read, or None.
+        failed: Whether the last write failed; logged once.
     """
 
     path: Path
@@ -55,10 +55,10 @@ class Checkpoints:
     failed: bool = False
 
     def open(self, device: Any) -> None:
-        """Read the file if there is one; collective.
+        """Read the file if it exists; collective.
 
         Raises:
-            ConfigError: If it belongs to another run, or cannot be read or written.
+            ConfigError: If it belongs to another run or cannot be read, or if its folder does not exist.
         """
         content = None
         if self.communicator.rank == 0:
@@ -83,7 +83,16 @@ class Checkpoints:
             )
 
     def resume(self, plan: RunPlan, streams: Streams, latents: Tensor) -> Sampled:
-        """The picture in work as the file has it, or its beginning."""
+        """Return the unfinished picture as read from the file, or a new one.
+
+        Args:
+            plan: What the run will do.
+            streams: The picture's random streams.
+            latents: Initial latents of a new picture, Float32[Tensor, "batch channels height width"].
+
+        Raises:
+            ConfigError: If the file's picture does not fit the plan.
+        """
         done = Sampled(latents, plan.first)
         if self.current is not None:
             kept, self.current = self.current, None
@@ -103,7 +112,7 @@ class Checkpoints:
         return done
 
     def _check_place(self, plan: RunPlan, kept: dict[str, Any]) -> None:
-        """Whether a picture in work is one that this run could have come to."""
+        """Refuse an unfinished picture with a step or a canvas that this run does not have."""
         steps = plan.steps()
         if kept["steps"] in range(plan.first + 1, len(steps)):
             canvas = plan.phases[steps[kept["steps"] - 1].phase].canvas
@@ -113,14 +122,20 @@ class Checkpoints:
         raise ConfigError(f"--checkpoint {self.path}: holds step {kept['steps']} of another canvas; begin again")
 
     def is_due(self, step: Step) -> bool:
-        """Whether a step is one after which the run is written."""
+        """Whether the run is written after this step."""
         return (step.index + 1) % self.every == 0 and step.index + 1 < step.num_steps
 
     def keep(self, plan: RunPlan, step: Step, done: Sampled) -> None:
-        """Write the picture in work, whose canvas is whole on every rank; collective."""
+        """Write the unfinished picture, whose canvas is complete on every rank; collective.
+
+        Args:
+            plan: What the run does.
+            step: The step just done.
+            done: State of the picture after it.
+        """
         state = done.state
         guidance, masking = state.guidance, state.masking
-        if state.relay is not None:  # the key view's rank alone knows these
+        if state.relay is not None:  # only the key view's rank has these
             guidance = [state.relay.last_message(step)] if state.guidance else []
             owner = state.relay.view_owners()[state.relay.patches.key]
             masking = broadcast_state(self.communicator, masking, owner, done.latents.device)
@@ -143,7 +158,7 @@ class Checkpoints:
         )
 
     def finish(self, latents: Tensor) -> None:
-        """A picture is done."""
+        """Record the final latents of a picture, Float32[Tensor, "batch channels height width"], and write the file."""
         self.finished.append(latents)
         self._write(None)
 
@@ -153,16 +168,16 @@ class Checkpoints:
             try:
                 save_state(self.path, content)
                 self.failed = False
-            except OutputError as error:  # the run is worth more than the way back to it
+            except OutputError as error:  # a run goes on without its checkpoint
                 if not self.failed:
                     logger().warning("checkpoint.not_written", path=str(self.path), reason=error.reason)
                 self.failed = True
 
 
 def kept_row_batch(path: Path | None, communicator: Communicator) -> int | None:
-    """The rows a forward of the run that a file belongs to; None if there is no file. Collective.
+    """Return the rows per forward of the run that a checkpoint belongs to; None if there is no file. Collective.
 
-    A run that goes on must not choose anew: memory may be another now, and the picture's last bits with it.
+    A resumed run must not choose anew: free memory may have changed, and with it the last bits of the picture.
     """
     if path is None:
         return None
@@ -174,7 +189,14 @@ def kept_row_batch(path: Path | None, communicator: Communicator) -> int | None:
 
 
 def broadcast_state(communicator: Communicator, value: Any, src: int, device: Any) -> Any:
-    """A value made of plain data, tensors and attrs classes, on every rank; collective."""
+    """Return a value of plain data, tensors and attrs classes on every rank; collective.
+
+    Args:
+        communicator: The ranks.
+        value: The value; used on rank ``src`` only.
+        src: Rank that has the value.
+        device: Device of the tensors in the result.
+    """
     import torch
 
     tensors: list[Tensor] = []
@@ -194,7 +216,7 @@ def broadcast_state(communicator: Communicator, value: Any, src: int, device: An
 
 
 def _is_sound(content: Any) -> bool:
-    """Whether what a file holds has the parts of a checkpoint."""
+    """Whether the content of a file has the parts of a checkpoint."""
     import torch
 
     if not isinstance(content, dict) or content.keys() != {"recipe", "finished", "current"}:
@@ -210,7 +232,7 @@ def _is_sound(content: Any) -> bool:
 
 
 def _flat(recipe: Any, path: str = "") -> dict[str, Any]:
-    """Nested data with one key a leaf."""
+    """Flatten nested data to one dotted key per leaf."""
     if not isinstance(recipe, (dict, list)):
         return {path: recipe}
     items = recipe.items() if isinstance(recipe, dict) else enumerate(recipe)

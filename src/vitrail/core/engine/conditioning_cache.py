@@ -1,4 +1,4 @@
-"""What the network is conditioned on, encoded when it is first wanted, once for every text and hint."""
+"""Conditioning of the network, encoded on first use, once per text and hint."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Conditions:
     """The conditioning of one picture, at every size it grows through.
 
     Attributes:
-        backbone: Encodes.
-        inputs: What it is made from, by phase.
-        request: The attention maps wanted, if any.
+        backbone: Encodes the inputs.
+        inputs: The inputs of each phase.
+        request: Attention maps to capture, if any.
     """
 
     backbone: Backbone
@@ -32,7 +32,7 @@ class Conditions:
     _texts: dict[int, set[str]] = field(factory=dict)
 
     def of(self, step: Step, rows: MicroBatch) -> Any:
-        """What the rows of a step are conditioned on, with all of their texts."""
+        """Return the conditioning of a step, with all texts of the rows."""
         phase = self._phase(step)
         self.at(step)
         for text in {text for text in rows.texts if text is not None} - self._texts[phase]:
@@ -41,7 +41,7 @@ class Conditions:
         return self._made[phase]
 
     def at(self, step: Step) -> Any:
-        """What a step is conditioned on, with the run's prompt."""
+        """Return the conditioning of a step, with the run's prompt."""
         phase = self._phase(step)
         if phase not in self._made:
             self._made[phase] = self.backbone.condition(self.inputs[phase], self.request)
@@ -49,7 +49,7 @@ class Conditions:
         return self._made[phase]
 
     def _phase(self, step: Step) -> int:
-        """Which conditioning counts; a hint has another size in every phase."""
+        """Return the phase whose conditioning applies; only a control image differs between phases."""
         return step.phase if self._lies_on_the_picture else 0
 
     @property

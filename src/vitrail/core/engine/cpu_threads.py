@@ -1,12 +1,12 @@
-"""How many threads an operator has on the CPU, which torch lets reach the last bits of what it computes.
+"""Number of threads per operator on the CPU, which affects the last bits of torch's results.
 
-With one thread a 1x1 convolution is another algorithm than with several; an elementwise function is cut into as many
-chunks as there are threads, and the end of a chunk is computed without vector instructions; a sum over all elements is
-added up in as many parts. So the number must follow neither the cores nor the ranks that share them. A network below
-``SMALL`` parameters has one thread an operator, wherever it runs, and the cores are filled with forwards side by side,
-each of which computes what it would alone. A larger one has the threads of the process, and its ranks as many: its
-rows are few, and too large to be in memory many at a time. Ranks compare that number before the first step, and a
-checkpoint keeps it.
+With one thread a 1x1 convolution uses another algorithm than with several; an elementwise function is split into as
+many chunks as there are threads, and the end of a chunk is computed without vector instructions; a sum over all
+elements is added up in as many parts. So the number must depend neither on the cores nor on the ranks that share them.
+A network below ``SMALL`` parameters has one thread per operator wherever it runs, and the cores are filled with
+concurrent forwards, each of which computes what it would alone. A larger network has the threads of the process, the
+same number on every rank: its rows are few, and too large to have many in memory at a time. Ranks compare that number
+before the first step, and a checkpoint keeps it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SMALL = 100_000_000  # parameters
 
 @define
 class _Inside:
-    """The threads that have one thread an operator for now.
+    """The calling threads that currently use one thread per operator.
 
     Attributes:
-        count: Of them.
-        first: The number of threads an operator that the first of them found.
+        count: Number of such calling threads.
+        first: Threads per operator before the first of them.
     """
 
     count: int = 0
@@ -42,13 +42,14 @@ _LOCK, _INSIDE = threading.Lock(), _Inside()
 
 @contextmanager
 def threads_of(backbone: Backbone) -> Iterator[int]:
-    """The threads that operators have in a run of a model, for the calling thread.
+    """Set the threads per operator for a run of a model, in the calling thread.
 
     Args:
-        backbone: The model, where it will run; a small one on the CPU has one, others what they find.
+        backbone: The model, on the device where it will run; a small one on the CPU gets one thread per operator,
+            others keep the current number.
 
     Yields:
-        How many forwards may be computed side by side.
+        How many forwards may be computed concurrently.
     """
     if backbone.device.type == "cpu" and _is_small(backbone):
         with one_thread() as found:
@@ -58,7 +59,7 @@ def threads_of(backbone: Backbone) -> Iterator[int]:
 
 
 def threads_in_bits(backbone: Backbone) -> int | None:
-    """Threads an operator, if the last bits of a picture follow them: with a large network on the CPU; else None."""
+    """Return the threads per operator if they affect the picture's last bits (large network, CPU), else None."""
     import torch
 
     return None if backbone.device.type != "cpu" or _is_small(backbone) else torch.get_num_threads()
@@ -71,15 +72,15 @@ def _is_small(backbone: Backbone) -> bool:
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """One thread an operator, for the calling thread; what there was before afterwards, also for threads yet to start.
+    """Use one thread per operator in the calling thread; restored afterwards, also for threads started later.
 
     Yields:
-        The number before, which is how many forwards may be computed side by side.
+        The number before, which is how many forwards may be computed concurrently.
     """
     import torch
 
     with _LOCK:
-        found = torch.get_num_threads()  # 1 in a thread that was started inside
+        found = torch.get_num_threads()  # 1 in a thread that was started within such a context
         if not _INSIDE.count:
             _INSIDE.first = found
         _INSIDE.count += 1

@@ -1,9 +1,9 @@
-"""One step of a run, on a canvas: one formula, one scheduler step.
+"""One step of a run on a canvas: one formula, one scheduler step.
 
     noise prediction of the canvas = fuse(guide(predict(views of the latents), mask))
 
-Everything but ``predict`` is cheap and the same on every rank; which micro-batches are predicted where is a
-plan and does not reach the picture.
+Everything but ``predict`` is cheap and the same on every rank; the plan decides where micro-batches are predicted,
+which does not affect the picture.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class Reading:
-    """What one family sees at a step.
+    """The input of one view group at a step.
 
     Attributes:
-        family: 0 is the main one.
+        family: Number of the view group; 0 is the main one.
         patches: Its views, in canonical order.
         views: Their latents, Float32[Tensor, "views batch channels h w"].
-        batches: What the network is shown, in micro-batches.
+        batches: The rows for the network, in micro-batches.
     """
 
     family: int
@@ -63,18 +63,18 @@ class Reading:
 
 @frozen(kw_only=True, eq=False)
 class Engine:
-    """Does the steps of one picture.
+    """Do the steps of one picture.
 
     Attributes:
-        plan: The run.
-        forwards: The way to the network.
-        guidance: Of all stages.
-        streams: The run's randomness.
-        words: Of the prompt, if their attention maps are wanted.
-        prompt: The run's.
-        negative_prompt: The run's, or None.
-        watched: Whether somebody looks at the canvas after every step, so that it must be whole.
-        cell: Pixels of a latent cell's side, for messages.
+        plan: What the run does.
+        forwards: Calls of the network.
+        guidance: Guidance of all stages.
+        streams: The run's random streams.
+        words: Words of the prompt, if their attention maps are kept.
+        prompt: The run's prompt.
+        negative_prompt: The run's negative prompt, or None.
+        watched: Whether an observer reads the canvas after every step, so that it must be complete.
+        cell: Side of a latent cell in pixels, for messages.
     """
 
     plan: RunPlan
@@ -88,7 +88,15 @@ class Engine:
     cell: int = 1
 
     def step(self, step: Step, done: Sampled) -> tuple[Tensor, Prediction]:
-        """One step of the run: the new latents and the prediction that led there; renews the strategies' state."""
+        """Do one step; update the strategies' state in ``done``.
+
+        Args:
+            step: The step to do.
+            done: State of the picture before it.
+
+        Returns:
+            The new latents, Float32[Tensor, "batch channels height width"], and the canvas's prediction.
+        """
         plan, state, stage, stepper = self.plan, done.state, self.plan.stage(step), self.plan.phase(step).stepper
         state.trail = NonFiniteSearch(self.cell)
         state.trail.add("what it began with", done.latents, "look at the callback, or at the latents that were given")
@@ -97,8 +105,8 @@ class Engine:
 
         every = self._patches(step, state)
         latents, inputs = self._inputs(step, latents, every[0], done)
-        is_due = step.stage_step & (step.stage_step - 1) == 0  # 0, 1, 2, 4, 8, ...: soon, and few in a long run
-        if is_due and state.relay is None:  # before the forwards are shared out, which all ranks must do alike
+        is_due = step.stage_step & (step.stage_step - 1) == 0  # 0, 1, 2, 4, 8, ...: early, and rare in a long run
+        if is_due and state.relay is None:  # before forwards are assigned, which must be the same on all ranks
             state.compare()
         scaled = stepper.scale(latents, step.phase_step)
 
@@ -125,10 +133,10 @@ class Engine:
         return latents, prediction
 
     def guided(self, guidance_scale: float, guidance_rescale: float) -> Engine:
-        """The same picture with other classifier-free guidance; a scale of 1 or less leaves the text's branch alone.
+        """Return an engine with other classifier-free guidance; a scale of 1 or less predicts the text's branch only.
 
         Args:
-            guidance_scale: Of the difference between the branches; above 1 only if both are encoded.
+            guidance_scale: Weight of the difference between the branches; above 1 only if both are encoded.
             guidance_rescale: Share of the contrast that is undone.
         """
         cfg = ClassifierFree.of(guidance_scale, guidance_rescale)
@@ -140,7 +148,7 @@ class Engine:
         return evolve(self, plan=plan, guidance=evolve(self.guidance, plan=plan, gradients=gradients))
 
     def _patches(self, step: Step, state: RunState) -> list[Patches]:
-        """The views of every family, noted for the other ranks."""
+        """Return the views of every group, recorded for comparison between ranks."""
         every, stage = self.plan.patches(step), self.plan.stage(step)
         for patching, patches in zip([stage.patching, *(each.patching for each in stage.also)], every, strict=True):
             who = self.plan.hooks.who("patching", step, patching)
@@ -151,7 +159,7 @@ class Engine:
         return every
 
     def _inputs(self, step: Step, latents: Tensor, patches: Patches, done: Sampled) -> tuple[Tensor, Tensor | None]:
-        """The canvas and its views where a guidance changes each view's own latents; None if none does."""
+        """Return the canvas and the views that guidance at "inputs" changed; None for the views if none did."""
         if not self.guidance.acts_at("inputs", step):
             return latents, None
         own = gather_views(latents, patches.views)
@@ -171,7 +179,7 @@ class Engine:
         family: int,
         done: Sampled,
     ) -> Reading:
-        """What a family's views see, cut into micro-batches as the network is shown them."""
+        """Return the input of a view group, split into micro-batches."""
         stage, hooks, canvas = self.plan.stage(step), self.plan.hooks, self.plan.phase(step).canvas
         if inputs is None:
             shown = gather_views(hooks.prepare(step, scaled, canvas, family), patches.views)
@@ -199,7 +207,7 @@ class Engine:
         return Reading(family, patches, views, batches)
 
     def _scaled_early(self, step: Step, shown: Tensor, family: int) -> Tensor:
-        """Views as the authors' code shows them, which scaled some for the next step, if the stage asks for it."""
+        """Scale some views for the next step, as in the authors' code, if the stage asks for it."""
         count = self.plan.stage(step).scale_batch
         if count is None:
             return shown
@@ -208,7 +216,7 @@ class Engine:
         return shown
 
     def _predict(self, step: Step, latents: Tensor, reading: Reading, done: Sampled) -> Prediction:
-        """All views of a family, predicted by all ranks together; those of the main family guided."""
+        """Predict all views of a group on all ranks together; guide those of the main group."""
         state, patches, family = done.state, reading.patches, reading.family
         answers = self.forwards.share(step, reading.batches, done.timings)
         state.trail.add_rows(patches, family, reading.batches, answers)
@@ -228,7 +236,7 @@ class Engine:
         return views
 
     def _predict_own(self, step: Step, latents: Tensor, reading: Reading, done: Sampled) -> Prediction:
-        """The views of this rank, predicted and guided; what stands for the others' is unused."""
+        """Predict and guide this rank's views; the entries of other ranks' views are unused."""
         relay, trail = done.state.relay, done.state.trail
         assert relay is not None
 
@@ -251,44 +259,44 @@ class Engine:
         return views
 
     def _rows(self, step: Step, answers: Sequence[ModelOutput], batch: int, family: int) -> Tensor:
-        """What was said of every row, Float32[Tensor, "views branches batch channels h w"]."""
+        """Return the outputs of all rows, Float32[Tensor, "views branches batch channels h w"]."""
         import torch
 
         flat = torch.cat([answer.model_output for answer in answers])
         return flat.view(-1, len(self.plan.branches_at(step, family)), batch, *flat.shape[1:])
 
     def _combined(self, step: Step, answers: Sequence[ModelOutput], batch: int, family: int) -> Tensor:
-        """Classifier-free guidance over the answers of all views, Float32[Tensor, "views batch channels h w"]."""
+        """Apply classifier-free guidance to the outputs of all views, Float32[Tensor, "views batch channels h w"]."""
         rows = self._rows(step, answers, batch, family)[:, : len(self.plan.branches)]
         return combine_branches(rows, self.plan.scale_at(step), self.plan.cfg.rescale)
 
     def _branched(self, step: Step, answers: Sequence[ModelOutput], reading: Reading) -> Branches:
-        """The main family's branches apart, in the views' own order, for a guidance that combines them."""
+        """Return the main group's separate branches, in the order of the views, for a guidance that combines them."""
         rows = self._rows(step, answers, reading.views.shape[1], 0)
         named = {b: restore_order(rows[:, i], reading.patches) for i, b in enumerate(self.plan.branches_at(step))}
         usual = restore_order(self._combined(step, answers, reading.views.shape[1], 0), reading.patches)
         return Branches(named, self.plan.scale_at(step), usual, reading.views, self.plan.cfg.rescale)
 
     def _remember(self, step: Step, seen: ModelOutput, state: RunState, patches: Patches) -> None:
-        """Keep the maps of every word, without the padding, if the stage does."""
+        """Keep the attention maps of every word, without padding, if the stage asks for it."""
         if self.plan.stage(step).remember and seen.words is not None:
             inner = inside(patches.views[patches.key], self.plan.phase(step).canvas)
             maps = seen.words[..., : inner[0], : inner[1]].contiguous()
             state.memory = KeptMaps(self.words, maps) if state.memory is None else state.memory.seen(maps)
 
     def _mask_of_canvas(self, step: Step, state: RunState) -> Tensor | None:
-        """Where guidance of the canvas acts, if the stage's mask is one that knows the whole picture."""
+        """Return the mask for guidance of the canvas, if the stage's mask covers the whole canvas."""
         knows_whole = OptionalMasking.of(self.plan.stage(step).masking).knows_whole
         return state.mask if knows_whole and self.guidance.acts_at("canvas", step) else None
 
     def _mask_of_views(
         self, step: Step, key: Prediction, seen: ModelOutput, state: RunState, patches: Patches
     ) -> Tensor | None:
-        """Where guidance acts on views, from the key view's prediction and attention.
+        """Return the mask for guidance of views, from the key view's prediction and attention.
 
         Returns:
-            Of the key view, Float32[Tensor, "batch 1 h w"]; or of every view its own cut of the canvas's mask,
-            Float32[Tensor, "views batch 1 h w"], if the stage's mask knows the whole picture.
+            The key view's mask, Float32[Tensor, "batch 1 h w"]; or, if the stage's mask covers the whole canvas, its
+            crop for every view, Float32[Tensor, "views batch 1 h w"].
         """
         import torch
 
@@ -299,7 +307,7 @@ class Engine:
         return None if state.mask is None else torch.stack([view.read(state.mask) for view in patches.views])
 
     def _mask(self, step: Step, key: Prediction, seen: ModelOutput, state: RunState, view: View) -> Tensor | None:
-        """Where guidance acts in a view, Float32[Tensor, "batch 1 h w"], or None for everywhere."""
+        """Return the mask of a view, Float32[Tensor, "batch 1 h w"], or None for everywhere."""
         canvas, masking = self.plan.phase(step).canvas, self.plan.stage(step).masking
         wanted = evolve(
             seen,

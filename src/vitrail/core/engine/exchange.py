@@ -1,4 +1,4 @@
-"""The ranks of a run: who they are, tensors that go from all to all, and the vote on stopping."""
+"""Exchange of tensors between the ranks of a run, and the vote on stopping."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Exchange:
     """The ranks of a run.
 
     Attributes:
-        communicator: Of this rank.
+        communicator: This rank's communicator.
         speeds: Relative speeds of the ranks.
-        workers: Micro-batches or strips that this rank may compute side by side; it reaches no bit.
+        workers: Micro-batches or strips that this rank may compute concurrently; does not affect results.
     """
 
     communicator: Communicator
@@ -36,12 +36,18 @@ class Exchange:
 
     @classmethod
     def among(cls, communicator: Communicator, speeds: Sequence[float] = (), workers: int = 1) -> Exchange:
-        """Ranks of the given speeds, of one speed if none are given."""
+        """Return the exchange between the ranks of a communicator.
+
+        Args:
+            communicator: This rank's communicator.
+            speeds: Relative speeds of the ranks; equal if not given.
+            workers: Micro-batches or strips that this rank may compute concurrently.
+        """
         return cls(communicator, speeds or [1.0] * communicator.world_size, workers)
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is no other rank."""
+        """Whether this is the only rank."""
         return self.communicator.world_size == 1
 
     @property
@@ -51,11 +57,20 @@ class Exchange:
 
     @property
     def world_size(self) -> int:
-        """Of all ranks."""
+        """Number of ranks."""
         return self.communicator.world_size
 
     def gather(self, mine: Mapping[K, Tensor], like: Mapping[K, Tensor], owner: Mapping[K, int]) -> Mapping[K, Tensor]:
-        """Every rank's tensors on every rank; ``like`` has their shapes and types, on the ``meta`` device."""
+        """Gather every rank's tensors on every rank.
+
+        Args:
+            mine: This rank's tensors by key.
+            like: Shape and dtype of every tensor, as tensors on the ``meta`` device.
+            owner: Rank that has each tensor.
+
+        Returns:
+            All tensors by key.
+        """
         import torch
 
         if self.is_alone:
@@ -71,16 +86,19 @@ class Exchange:
 def whole_views(
     batches: Sequence[MicroBatch], speeds: Sequence[float], branches: int, first_view: int
 ) -> tuple[int, ...]:
-    """Owners of micro-batches such that no view is divided.
+    """Assign micro-batches to ranks so that all rows of a view are on one rank.
 
     Args:
         batches: In canonical order, of ``row_batch`` rows each.
         speeds: Relative speeds of the ranks.
         branches: Rows of a view.
-        first_view: Whose rows come first.
+        first_view: View whose rows are computed first.
+
+    Returns:
+        The rank of each micro-batch.
     """
     size = len(batches[0].views)
-    together = math.lcm(size, branches) // size  # micro-batches that hold whole views
+    together = math.lcm(size, branches) // size  # micro-batches that together hold whole views
     groups = [range(begin, min(begin + together, len(batches))) for begin in range(0, len(batches), together)]
     costs = [float(sum(len(batches[unit].views) for unit in group)) for group in groups]
     owners = assign(costs, speeds, first_view * branches // size // together)
@@ -88,14 +106,14 @@ def whole_views(
 
 
 class StopVote:
-    """Whether to stop: rank 0 is asked, and all ranks act on its answer of the step before."""
+    """Vote on stopping: rank 0 is asked, and all ranks act on its answer of the step before."""
 
     def __init__(self, exchange: Exchange):
         self._communicator, self._count = exchange.communicator, 0
         self._channel: Channel | None = None
 
     def decide(self, wanted: bool) -> bool:
-        """Whether this step is not to be done, alike on all ranks."""
+        """Whether to stop before this step, equal on all ranks; ``wanted`` counts on rank 0 only."""
         import torch
 
         if self._communicator.world_size == 1:

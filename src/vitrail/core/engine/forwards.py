@@ -1,4 +1,4 @@
-"""Micro-batches through the network, shared among the ranks; and questions besides those of the views."""
+"""Forwards of micro-batches, shared between the ranks, and questions to the network besides the views."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True, eq=False)
 class Forwards:
-    """The network as one rank reaches it, and its share of the work.
+    """Calls of the network on one rank, and its share of the work.
 
     Attributes:
-        predict: One micro-batch through the network, with whatever plugins wrap around it.
-        condition: Encodes what a micro-batch is conditioned on, if that was not done yet.
+        predict: One forward of a micro-batch, with the plugins that wrap it.
+        condition: Encode the conditioning of a micro-batch, if that was not done yet.
         exchange: The ranks.
-        backoff: Cuts forwards for which memory does not suffice.
-        row_batch: Rows a forward, at most.
-        workers: Micro-batches that are computed side by side.
+        backoff: Splits forwards that do not fit in memory.
+        row_batch: Largest number of rows per forward.
+        workers: Micro-batches that are computed concurrently.
     """
 
     predict: Callable[[Step, MicroBatch], ModelOutput]
@@ -52,7 +52,16 @@ class Forwards:
     workers: int = 1
 
     def share(self, step: Step, batches: Sequence[MicroBatch], timings: Timings) -> list[ModelOutput]:
-        """Every rank's answers on every rank, in the order of the micro-batches."""
+        """Compute micro-batches on all ranks together; collective.
+
+        Args:
+            step: Position of the run.
+            batches: The same on all ranks.
+            timings: Record of this rank's work, updated.
+
+        Returns:
+            The outputs of all micro-batches, in their order, on every rank.
+        """
         exchange, first = self.exchange, _captured(batches)
         owners = assign([len(rows.views) for rows in batches], exchange.speeds, first)
         turns = rounds(owners, exchange.world_size, first)
@@ -81,7 +90,7 @@ class Forwards:
         pending: Mapping[int, Callable[[], ModelOutput]],
         timings: Timings,
     ) -> list[ModelOutput]:
-        """The answers of all ranks, sent round by round while the next ones are computed."""
+        """Return the outputs of all ranks, sent round by round while the next ones are computed."""
         answers: dict[Any, Tensor] = {}
         works = []
         for units in turns:
@@ -101,7 +110,13 @@ class Forwards:
         return [_unwire(unit, batches[unit], answers) for unit in range(len(batches))]
 
     def forward(self, step: Step, rows: MicroBatch, timings: Timings) -> ModelOutput:
-        """One micro-batch on this rank alone."""
+        """Compute one micro-batch on this rank alone.
+
+        Args:
+            step: Position of the run.
+            rows: The micro-batch.
+            timings: Record of this rank's work, updated.
+        """
         with self._recorded(step, timings, rows):
             predicted = self.backoff.forward(partial(self.predict, step), step, rows)
         check_output(step, rows, predicted)
@@ -109,7 +124,7 @@ class Forwards:
 
     @contextmanager
     def _recorded(self, step: Step, timings: Timings, rows: MicroBatch) -> Iterator[None]:
-        """Note the time of a block that gives a micro-batch's answer, unless it raises."""
+        """Record the time of a block that computes a micro-batch, unless it raises."""
         started, trace = time.perf_counter(), self.exchange.communicator.trace
         with trace.span("compute", f"step {step.index}", step=step.index, stage=step.stage, rows=len(rows.views)):
             try:
@@ -131,7 +146,19 @@ class Forwards:
         sizes: SizeConditioning | None,
         timings: Timings,
     ) -> Tensor:
-        """A question to the network besides the views; see ``Ask``."""
+        """Ask the network about latents besides the views; collective, see ``Ask``.
+
+        Args:
+            plan: What the run does.
+            step: Step whose timestep and scales the input has.
+            model_input: Scaled latents, Float32[Tensor, "batch channels h w"].
+            view: The part of the canvas that they show.
+            sizes: Size conditioning; the stage's if None.
+            timings: Record of this rank's work, updated.
+
+        Returns:
+            The output after classifier-free guidance, Float32[Tensor, "batch channels h w"].
+        """
         batches = question(plan, model_input, view, self.row_batch, sizes)
         timings.count(batches)
         return answer(plan, step, self.share(step, batches, timings), len(model_input))
@@ -140,12 +167,30 @@ class Forwards:
 def question(
     plan: RunPlan, model_input: Tensor, view: View, row_batch: int, sizes: SizeConditioning | None = None
 ) -> list[MicroBatch]:
-    """One view's rows in micro-batches of at most ``row_batch``, with the run's own branches."""
+    """Return one view's rows in micro-batches of at most ``row_batch``, with the run's own branches.
+
+    Args:
+        plan: What the run does.
+        model_input: Scaled latents, Float32[Tensor, "batch channels h w"].
+        view: The part of the canvas that they show.
+        row_batch: Largest number of rows per micro-batch.
+        sizes: Size conditioning; the stage's if None.
+    """
     return split_rows(Patches([view]), model_input[None], plan.branches, row_batch, None, sizes=sizes)
 
 
 def answer(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int) -> Tensor:
-    """Classifier-free guidance over the answers to a question, Float32[Tensor, "batch channels h w"]."""
+    """Apply classifier-free guidance to the outputs of a question's micro-batches.
+
+    Args:
+        plan: What the run does.
+        step: Position of the run, which gives the guidance scale.
+        answers: Outputs of the micro-batches, in their order.
+        batch: Number of pictures.
+
+    Returns:
+        Float32[Tensor, "batch channels h w"].
+    """
     import torch
 
     flat = torch.cat([each.model_output for each in answers])
@@ -154,12 +199,12 @@ def answer(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int
 
 
 def _captured(batches: Sequence[MicroBatch]) -> int | None:
-    """The micro-batch whose attention maps are wanted: the key view's."""
+    """Return the micro-batch whose attention maps are captured, the key view's; None if there is none."""
     return next((unit for unit, rows in enumerate(batches) if rows.capture), None)
 
 
 def _wire(unit: int, rows: MicroBatch, answer: ModelOutput | None) -> dict[tuple[int, str], Tensor]:
-    """An answer as tensors to send, or tensors of that shape to receive into if there is none."""
+    """Return an output as tensors to send, or tensors of the same shapes to receive into if there is none."""
     output = rows.model_input.new_empty(rows.model_input.shape) if answer is None else answer.model_output
     keys = {(unit, "output"): output}
     if rows.capture:
@@ -178,7 +223,7 @@ def _wire(unit: int, rows: MicroBatch, answer: ModelOutput | None) -> dict[tuple
 
 
 def _unwire(unit: int, rows: MicroBatch, answers: dict[Any, Tensor]) -> ModelOutput:
-    """An answer from what was received."""
+    """Return an output from the tensors that were received."""
     predicted = ModelOutput(answers[unit, "output"])
     if rows.capture:
         has_attention, has_content = (bool(flag) for flag in answers[unit, "flags"].tolist())

@@ -1,6 +1,6 @@
-"""How a view's picture follows from its latents: predictions and pictures that can be differentiated.
+"""Gradients through network and decoder: predictions and pictures of views that can be differentiated.
 
-One view with its CFG branches at a time, whatever the number of ranks or rows a forward: so memory holds the
+One view with its CFG branches at a time, whatever the number of ranks or rows per forward: so memory holds the
 activations of a single view, and a gradient is the same on any rank.
 """
 
@@ -30,24 +30,24 @@ REMEDIES = "a smaller dtype (--dtype bfloat16), smaller views, or a method that 
 
 
 class Distance(Protocol):
-    """How different pictures look."""
+    """A perceptual distance between pictures."""
 
     def features(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        """What counts of pictures in [-1, 1], Float32[Tensor, "batch 3 Height Width"]."""
+        """Compute the features of pictures in [-1, 1], Float32[Tensor, "batch 3 Height Width"]."""
 
     def between(self, features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-        """The distance of every picture to its other, Float32[Tensor, "batch"]."""
+        """Return the distance of each picture to its counterpart, Float32[Tensor, "batch"]."""
 
 
 @define(eq=False)
 class ViewGradients:
-    """What is needed to differentiate on this rank; made when it is first wanted.
+    """Gradients of views on this rank; decoder and distances are made on first use.
 
     Attributes:
-        plan: The run.
-        forwards: Of this rank.
-        new_decoder: Gives a decoder that can be differentiated, from clean latents to a picture in [-1, 1].
-        new_distance: Gives a perceptual distance by the file of its weights, None for the one that ships inside.
+        plan: What the run does.
+        forwards: This rank's calls of the network.
+        new_decoder: Make a differentiable decoder, from clean latents to a picture in [-1, 1].
+        new_distance: Make a perceptual distance from the file of its weights, None for the built-in one.
     """
 
     plan: RunPlan
@@ -58,19 +58,29 @@ class ViewGradients:
     _distances: dict[str | None, Distance] = field(factory=dict)
 
     def picture(self, clean: Tensor) -> Tensor:
-        """Clean latents as a picture in [-1, 1], Float32[Tensor, "batch 3 Height Width"]."""
+        """Decode clean latents to a picture in [-1, 1], Float32[Tensor, "batch 3 Height Width"]."""
         if self._decode is None:
             self._decode = self.new_decoder()
         return self._decode(clean)
 
     def distance(self, weights: str | None) -> Distance:
-        """The perceptual distance of a file."""
+        """Return the perceptual distance of a file of weights, None for the built-in one; cached."""
         if weights not in self._distances:
             self._distances[weights] = self.new_distance(weights)
         return self._distances[weights]
 
     def clean(self, step: Step, latents: Tensor, view: View, timings: Timings) -> Tensor:
-        """What this rank's network predicts of a view, Float32[Tensor, "batch channels h w"]."""
+        """Predict a view's clean latents on this rank.
+
+        Args:
+            step: Position of the run.
+            latents: Latents of the view, Float32[Tensor, "batch channels h w"].
+            view: The part of the canvas that they show.
+            timings: Record of this rank's work, updated.
+
+        Returns:
+            Float32[Tensor, "batch channels h w"].
+        """
         shown = self.plan.phase(step).stepper.scale(latents, step.phase_step)
         batches = question(self.plan, shown, view, len(self.plan.branches))
         answers = [self.forwards.forward(step, rows, timings) for rows in batches]
@@ -79,13 +89,22 @@ class ViewGradients:
 
 @frozen(eq=False)
 class CountedGradients:
-    """The gradients of a run, whose work is counted; see ``guidance_context.Gradients``."""
+    """The gradients of a run, with their cost recorded; see ``guidance_context.Gradients``."""
 
     gradients: ViewGradients
     timings: Timings
 
     def picture(self, step: Step, latents: Tensor, view: View) -> Tensor:
-        """What a view's clean prediction shows, Float32[Tensor, "batch 3 Height Width"]."""
+        """Return the picture of a view's clean prediction, as ``guidance_context.Gradients.picture``.
+
+        Args:
+            step: Position of the run.
+            latents: Latents of the view, Float32[Tensor, "batch channels h w"].
+            view: The part of the canvas that they show.
+
+        Returns:
+            Float32[Tensor, "batch 3 Height Width"], about in [-1, 1].
+        """
         import torch
 
         self._count([view])
@@ -95,7 +114,18 @@ class CountedGradients:
     def of_distance(
         self, step: Step, latents: Tensor, views: Sequence[View], picture: Tensor, weights: str | None
     ) -> Tensor:
-        """The gradient of every view's distance to a picture, Float32[Tensor, "views batch channels h w"]."""
+        """Return the gradient of every view's distance to a picture; collective.
+
+        Args:
+            step: Position of the run.
+            latents: Latents of the views, Float32[Tensor, "views batch channels h w"].
+            views: The parts of the canvas that they show.
+            picture: Picture of a view, Float32[Tensor, "batch 3 Height Width"].
+            weights: File of the distance's weights; None for the built-in one.
+
+        Returns:
+            Float32[Tensor, "views batch channels h w"].
+        """
         import torch
 
         self._count(views)
@@ -114,7 +144,7 @@ class CountedGradients:
         return torch.stack([every[number].to(latents.device) for number in owner])
 
     def _count(self, views: Sequence[View]) -> None:
-        """A forward of all branches and a picture of each view, by whatever rank."""
+        """Record a forward of all branches and a decoded picture per view, whichever rank computes it."""
         branches = len(self.gradients.plan.branches)
         rows = [Cost(rows={view.shape[0] * view.shape[1]: branches}, decodes=1) for view in views]
         self.timings.add(Cost.total(rows))
@@ -122,7 +152,7 @@ class CountedGradients:
     def _gradient(
         self, step: Step, latents: Tensor, view: View, distance: Distance, wanted: Sequence[Tensor]
     ) -> Tensor:
-        """Of one view; an allocator's refusal is told in words."""
+        """Return one view's gradient; an allocation failure becomes OutOfMemory with a remedy."""
         try:
             return self._differentiated(step, latents, view, distance, wanted)
         except (MemoryError, RuntimeError) as error:
@@ -137,10 +167,10 @@ class CountedGradients:
     def _differentiated(
         self, step: Step, latents: Tensor, view: View, distance: Distance, wanted: Sequence[Tensor]
     ) -> Tensor:
-        """The way back in two parts: through the picture, then through the network.
+        """Backpropagate in two parts: through the decoder, then through the network.
 
-        Between them the gradient is brought to about 1 by a power of two, which changes no bit of it but keeps small
-        values from vanishing in a network in half precision.
+        In between, the gradient is scaled to about 1 by a power of two, which is exact and keeps small values from
+        vanishing in a half-precision network.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""What lies around the subject of a guidance: masks, the canvas, what the phase began with, what may be asked."""
+"""Read-only context passed to every guidance: mask, key view, canvas, streams, callbacks to the network."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class Start:
-    """What a phase began with: the grown picture and the noise that was added to it.
+    """The beginning of a phase: the resized picture and the noise that was added to it.
 
     Attributes:
-        clean: Latents, Float32[Tensor, "batch channels height width"].
-        noise: Standard normal, of the same shape; the same at every step.
-        picture: The grown picture in [-1, 1], beyond it where sharpened, Float32[Tensor, "batch 3 Height Width"]; None
-            if latents grew.
+        clean: Latents of the resized picture, Float32[Tensor, "batch channels height width"].
+        noise: Standard normal noise of the same shape; the same at every step.
+        picture: The resized picture in [-1, 1], beyond it where sharpened, Float32[Tensor, "batch 3 Height Width"];
+            None if latents were resized.
     """
 
     clean: Tensor
@@ -37,57 +37,57 @@ class Start:
     picture: Tensor | None = None
 
     def noised(self, step: Step) -> Tensor:
-        """The grown latents at the noise of a step, in the scheduler's own form."""
+        """Return the resized latents with the noise of a step, in the scheduler's own form."""
         return step.alpha * self.clean + step.sigma * self.noise
 
 
 class Ask(Protocol):
-    """A question to the network besides the views: all ranks ask together and all get the answer."""
+    """A question to the network besides the views; collective, with the answer on all ranks."""
 
     def __call__(self, step: Step, model_input: Tensor, view: View, /, sizes: SizeConditioning | None = None) -> Tensor:
-        """The network's output after classifier-free guidance, Float32[Tensor, "batch channels h w"].
+        """Return the network's output after classifier-free guidance, Float32[Tensor, "batch channels h w"].
 
         Args:
-            step: With the timestep and scales that the input has.
-            model_input: As the network wants it, Float32[Tensor, "batch channels h w"].
-            view: What it shows of the canvas.
-            sizes: What the network is told about sizes; the stage's if None.
+            step: Step with the timestep and scales of the input.
+            model_input: As the network expects it, Float32[Tensor, "batch channels h w"].
+            view: The part of the canvas that it shows.
+            sizes: Size conditioning; the stage's if None.
         """
 
 
 class Vae(Protocol):
-    """The way between latents and pictures; every rank gets the same."""
+    """Encode and decode pictures; results are equal on all ranks."""
 
     def decode(self, latents: Tensor, canvas: Canvas) -> Tensor:
-        """A picture in [0, 1] without padding, Float32[Tensor, "batch 3 Height Width"]."""
+        """Return a picture in [0, 1] without padding, Float32[Tensor, "batch 3 Height Width"]."""
 
     def encode(self, picture: Tensor, canvas: Canvas) -> Tensor:
-        """Mean latents of a picture in [-1, 1], Float32[Tensor, "batch channels height width"], padding included."""
+        """Return mean latents of a picture in [-1, 1], padded, Float32[Tensor, "batch channels height width"]."""
 
 
 class Gradients(Protocol):
-    """How what views show follows from their latents; all ranks ask together and all get the answer."""
+    """Pictures of views and gradients through them; collective, with results on all ranks."""
 
     def picture(self, step: Step, latents: Tensor, view: View) -> Tensor:
-        """What a view's clean prediction shows, about in [-1, 1], Float32[Tensor, "batch 3 Height Width"].
+        """Return the picture of a view's clean prediction, about in [-1, 1], Float32[Tensor, "batch 3 Height Width"].
 
         Args:
-            step: Where the run stands.
-            latents: Of the view, in the scheduler's own form, Float32[Tensor, "batch channels h w"].
-            view: Where it lies.
+            step: Position of the run.
+            latents: Latents of the view in the scheduler's own form, Float32[Tensor, "batch channels h w"].
+            view: The part of the canvas that they show.
         """
 
     def of_distance(
         self, step: Step, latents: Tensor, views: Sequence[View], picture: Tensor, weights: str | None
     ) -> Tensor:
-        """The gradient of every view's perceptual distance to a picture with respect to its own latents.
+        """Return the gradient of every view's perceptual distance to a picture with respect to the view's latents.
 
         Args:
-            step: Where the run stands.
-            latents: Of the views, Float32[Tensor, "views batch channels h w"].
-            views: Where they lie.
-            picture: Of a view, as ``picture`` gives it.
-            weights: File of the distance's weights; None for the distance that ships inside.
+            step: Position of the run.
+            latents: Latents of the views, Float32[Tensor, "views batch channels h w"].
+            views: The parts of the canvas that they show.
+            picture: Picture of a view, as ``picture`` returns it.
+            weights: File of the distance's weights; None for the built-in distance.
 
         Returns:
             Float32[Tensor, "views batch channels h w"].
@@ -96,23 +96,23 @@ class Gradients(Protocol):
 
 @frozen(eq=False, kw_only=True)
 class GuidanceContext:
-    """What a guidance may look at and ask for, besides its subject.
+    """Read-only context passed to every guidance: mask, key view, canvas, streams, callbacks to the network.
 
     Attributes:
         key: Index of the key view, at "views".
-        mask: Where guidance acts, for one that says ``reads_mask``; None is everywhere. At "views" of the key view,
-            Float32[Tensor, "batch 1 h w"], which counts for all; or, if the mask knows the whole picture, of every
-            view, Float32[Tensor, "views batch 1 h w"]. At "canvas" of the canvas, if it knows the whole picture.
+        mask: Where guidance with ``reads_mask = True`` acts; None for everywhere. At "views" the key view's mask,
+            Float32[Tensor, "batch 1 h w"], for all views; or, if the mask covers the whole canvas, every view's crop,
+            Float32[Tensor, "views batch 1 h w"]. At "canvas" the canvas's mask, if it covers the whole canvas.
         patches: The views, at "inputs", "branches" and "views".
-        canvas: Of the phase.
-        streams: The run's randomness.
-        start: What the phase began with; None in the first.
-        ask: Puts a question to the network.
-        step_at: The step of given scales (alpha, sigma) as the network knows it, in its own form and at its nearest
-            training timestep; for questions about latents of another noise.
-        exchange: The ranks, to share work of one's own.
-        needs: What the guidance declares; None where nobody asks, as in a test.
-        guidance: What it is called.
+        canvas: The canvas of the phase.
+        streams: The run's random streams.
+        start: Beginning of the phase; None in the first one.
+        ask: Calls the network with other latents.
+        step_at: The step with given scales (alpha, sigma), normalised as the network expects it, at the nearest
+            training timestep; for questions about latents with another noise level.
+        exchange: Moves tensors between ranks, to share the guidance's own work.
+        needs: Needs that the guidance declares; None to skip the check, as in a test.
+        guidance: Name of the guidance in messages.
     """
 
     key: int = 0
@@ -131,13 +131,13 @@ class GuidanceContext:
 
     @property
     def vae(self) -> Vae | None:
-        """The way between latents and pictures, for a guidance with the need ``vae``; CapabilityError for others."""
+        """The VAE, for a guidance with the need ``vae``; CapabilityError for others."""
         self._declared("vae")
         return self._vae
 
     @property
     def gradients(self) -> Gradients | None:
-        """For a guidance with the need ``gradients``; CapabilityError for others."""
+        """Gradients of views, for a guidance with the need ``gradients``; CapabilityError for others."""
         self._declared("gradients")
         return self._gradients
 
@@ -163,14 +163,14 @@ class GuidanceContext:
 
 @frozen(eq=False)
 class Branches:
-    """The subject of guidance at "branches": what the network said of each CFG branch, and how they are combined.
+    """The subject of guidance at "branches": the output of each CFG branch, and how they are combined.
 
     Attributes:
-        rows: By branch, Float32[Tensor, "views batch channels h w"].
-        guidance_scale: Of the run and the stage.
-        combined: Classifier-free guidance as usual, of the same shape; what guidance replaces.
-        latents: Of the views, of the same shape.
-        guidance_rescale: Of the run; ``combined`` has it already.
+        rows: Output by branch, Float32[Tensor, "views batch channels h w"].
+        guidance_scale: Scale of the run times the factor of the stage.
+        combined: Result of classifier-free guidance, of the same shape; guidance replaces it.
+        latents: Latents of the views, of the same shape.
+        guidance_rescale: Rescale of the run; already applied to ``combined``.
     """
 
     rows: Mapping[Branch, Tensor]
@@ -181,7 +181,7 @@ class Branches:
 
 
 def subject_tensor(subject: Tensor | Prediction | Branches) -> Tensor:
-    """The tensor that guidance changes in its subject."""
+    """Return the tensor of a subject that guidance changes."""
     if isinstance(subject, Branches):
         return subject.combined
     output: Tensor | None = getattr(subject, "model_output", None)

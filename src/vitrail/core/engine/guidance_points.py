@@ -1,4 +1,4 @@
-"""A stage's guidance at the points of a step."""
+"""Calls of a stage's guidance at the points of a step."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class CountedVae:
-    """A VAE whose calls are counted."""
+    """A VAE whose calls are recorded in the timings."""
 
     vae: Vae
     timings: Timings
 
     def decode(self, latents: Tensor, canvas: Canvas) -> Tensor:
-        """A picture in [0, 1]; see ``Vae``."""
+        """Decode to a picture in [0, 1]; see ``Vae``."""
         self.timings.add(Cost(decodes=1))
         return self.vae.decode(latents, canvas)
 
     def encode(self, picture: Tensor, canvas: Canvas) -> Tensor:
-        """Latents of a picture in [-1, 1]; see ``Vae``."""
+        """Encode a picture in [-1, 1]; see ``Vae``."""
         self.timings.add(Cost(encodes=1))
         return self.vae.encode(picture, canvas)
 
 
 @frozen(kw_only=True, eq=False)
 class GuidancePoints:
-    """Calls the guidance of a stage with what it may look at and ask for.
+    """Call the guidance of a stage with its context.
 
     Attributes:
-        plan: The run.
-        forwards: Answer questions to the network.
-        streams: The run's randomness.
-        vae: None if there is no such thing.
+        plan: What the run does.
+        forwards: Calls of the network.
+        streams: The run's random streams.
+        vae: None if the backbone has no VAE.
         gradients: For guidance that differentiates.
     """
 
@@ -73,15 +73,15 @@ class GuidancePoints:
         patches: Patches | None = None,
         mask: Tensor | None = None,
     ) -> Any:
-        """The subject after all guidance at a point, whose state is renewed.
+        """Return the subject after all guidance at a point, and update its state.
 
         Args:
             point: See ``Guidance``.
-            step: Where the run stands.
-            subject: What is corrected.
-            done: How far the run has come.
-            patches: The main family's views, where the subject is about them.
-            mask: Where guidance acts.
+            step: Position of the run.
+            subject: Latents, branches or a prediction, see ``Guidance``.
+            done: State of the picture.
+            patches: Views of the main group, where the subject is about them.
+            mask: Where guidance acts; None for everywhere.
         """
         state = done.state
         for number, guidance in enumerate(self.plan.stage(step).guidance):
@@ -95,7 +95,7 @@ class GuidancePoints:
         return subject
 
     def counted_vae(self, timings: Timings) -> Vae | None:
-        """The VAE; its calls go into the timings."""
+        """Return the VAE with its calls recorded in ``timings``; None if there is none."""
         return None if self.vae is None else CountedVae(self.vae, timings)
 
     def _scene(

@@ -1,7 +1,7 @@
-"""The typed face of a run's hooks and strategies: what the engine asks, and what it takes for an answer.
+"""Typed calls of a run's hooks and strategies, with validation of what they return.
 
-Every answer is held against its slot's contract (``returned``), so that what is wrong is told by the name of the
-strategy that gave it, and an exception says whose it is.
+Every returned value is checked against its slot's contract (``returned_values``), so that an error names the strategy
+that returned it; an exception of a strategy gets a note that names it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 class CompositionHooks:
-    """The composition's answer to every exclusive stage, registered as the plugin ``composition``."""
+    """The composition's implementation of every exclusive hook, registered as the plugin ``composition``."""
 
     def __init__(
         self,
@@ -60,20 +60,26 @@ class CompositionHooks:
         self.composition, self.network, self.channels, self._streams = composition, network, channels, streams
 
     def asked(self, slot: str, step: Step, strategy: Any) -> StrategyCall:
-        """A strategy for messages."""
+        """Return a call of a strategy, for messages.
+
+        Args:
+            slot: Slot that the strategy fills.
+            step: Position of the run.
+            strategy: The strategy that is called.
+        """
         return StrategyCall(slot, strategy, step, self.network.named)
 
     def stage(self, step: Step) -> Stage:
-        """The strategies of a step."""
+        """Return the stage of a step."""
         return self.composition.stages[step.stage]
 
     def patching(self, step: Step, family: int) -> Patching:
-        """Of a family; 0 is the main one."""
+        """Return the patching of a view group; 0 is the main one."""
         stage = self.stage(step)
         return stage.patching if family == 0 else stage.also[family - 1].patching
 
     def fusion(self, step: Step, family: int) -> Fusion:
-        """Of a family; 0 is the main one."""
+        """Return the fusion of a view group; 0 is the main one."""
         stage = self.stage(step)
         return stage.fusion if family == 0 else stage.also[family - 1].fusion
 
@@ -112,15 +118,15 @@ class CompositionHooks:
 
 
 class Hooks:
-    """One run's hooks: the composition's answers, wrapped and observed by the given plugins, and checked."""
+    """The hooks of one run: the composition's, wrapped and observed by the given plugins, with checked results."""
 
     def __init__(self, composed: CompositionHooks, plugins: Iterable[tuple[str, object]] = ()):
         self._answers = composed
-        self._counts: dict[tuple[int, int, int], tuple[Step, int]] = {}  # of views, by phase, stage and family
-        self._looked_at: set[tuple[int, int]] = set()  # steps and families whose permutation was
+        self._counts: dict[tuple[int, int, int], tuple[Step, int]] = {}  # views, by phase, stage and group
+        self._looked_at: set[tuple[int, int]] = set()  # steps and view groups whose permutation is checked
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(StageSpecs)
-        self._manager.add_hookspecs(RegistrationSpecs)  # a plugin may have its hook, too
+        self._manager.add_hookspecs(RegistrationSpecs)  # a plugin may also implement the registration hook
         for name, plugin in (("composition", composed), *plugins):
             attach(self._manager, name, plugin)
             if not stage_hooks(self._manager, plugin):
@@ -131,33 +137,39 @@ class Hooks:
 
     @property
     def composition(self) -> Composition:
-        """The method."""
+        """The method that the hooks run."""
         return self._answers.composition
 
     @property
     def network(self) -> Network:
-        """What answers micro-batches, without what plugins wrap around it."""
+        """The network without the plugins that wrap it."""
         return self._answers.network
 
     @property
     def watches_canvas(self) -> bool:
-        """Whether a plugin sees tensors of the whole canvas at every step."""
+        """Whether a plugin reads tensors of the whole canvas at every step."""
         if any(self._others(hook) for hook in ("vitrail_mask", "vitrail_guide", "vitrail_fuse")):
             return True
         seen = (set(i.argnames) | set(i.kwargnames) for i in self._others("vitrail_step_end"))
         return any({"latents", "prediction"} & names for names in seen)
 
     def who(self, slot: str, step: Step, strategy: Any) -> str:
-        """A strategy in words: its slot, its registered name if it has one, and its class."""
+        """Return the name of a strategy in messages: its slot, its registered name if it has one, and its class.
+
+        Args:
+            slot: Slot that the strategy fills.
+            step: Any step.
+            strategy: The strategy.
+        """
         return str(evolve(self._answers.asked(slot, step, strategy), step=None))
 
     @property
     def watches_forwards(self) -> bool:
-        """Whether a plugin wraps or observes single forwards, and so may expect one after another."""
+        """Whether a plugin wraps or observes single forwards, and so may expect them one after another."""
         return bool(self._others("vitrail_predict"))
 
     def _others(self, hook: str) -> list[pluggy.HookImpl]:
-        """Implementations of a hook that are not the composition's."""
+        """Return the implementations of a hook that are not the composition's."""
         return [i for i in getattr(self._manager.hook, hook).get_hookimpls() if i.plugin is not self._answers]
 
     def _call(self, hook: str, step: Step | None, **arguments: Any) -> Any:
@@ -167,13 +179,13 @@ class Hooks:
             raise
         except Exception as error:
             others = self._plugins(hook)
-            if others or not getattr(error, "__notes__", ()):  # else it says whose it is
+            if others or not getattr(error, "__notes__", ()):  # else a note names the strategy already
                 where = f"in {hook}{at(step)}"
                 error.add_note(f"{where}; plugins: {others}" if others else where)
             raise
 
     def _plugins(self, hook: str) -> str:
-        """Names of those besides the composition that implement a hook."""
+        """Return the names of the plugins besides the composition that implement a hook."""
         return ", ".join(i.plugin_name for i in self._others(hook))
 
     def _answer(self, hook: str, step: Step, asked: StrategyCall | None, kind: type[T], **arguments: Any) -> T:
@@ -186,11 +198,15 @@ class Hooks:
         return result
 
     def run_start(self, num_steps: int, canvas: Canvas, model_calls: int) -> None:
-        """Tell observers the plan."""
+        """Notify observers of the plan; see ``vitrail_run_start``."""
         self._call("vitrail_run_start", None, num_steps=num_steps, canvas=canvas, model_calls=model_calls)
 
     def patch(self, step: Step, canvas: Canvas, family: int) -> Patches:
-        """Views of one family."""
+        """Return the views of one view group; see ``vitrail_patch``.
+
+        Raises:
+            ShapeError: If the views do not fit the canvas, or their number differs from earlier steps of the stage.
+        """
         from vitrail.core.geometry.views import Patches
 
         patching = self._answers.patching(step, family)
@@ -198,13 +214,13 @@ class Hooks:
         patches = self._answer("vitrail_patch", step, asked, Patches, canvas=canvas, family=family)
         returned.check_patches(asked, patches, canvas, OptionalPatching.of(patching).shows_whole)
         self._check_count(asked, step, family, len(patches.views))
-        if (step.index, family) not in self._looked_at:  # views are asked for several times a step
+        if (step.index, family) not in self._looked_at:  # views are requested several times per step
             returned.check_permutation(asked, patches, self._answers.channels)
             self._looked_at.add((step.index, family))
         return patches
 
     def outline(self, step: Step, canvas: Canvas, family: int) -> Outline:
-        """What the views of one family are like; they are laid out only if nobody can tell without."""
+        """Return number and shape of a group's views; they are laid out only if the patching has no ``outline``."""
         from vitrail.core.geometry.views import Outline
 
         patching = self._answers.patching(step, family)
@@ -219,7 +235,7 @@ class Hooks:
         return outline
 
     def _check_count(self, asked: StrategyCall, step: Step, family: int, count: int) -> None:
-        """A stage has as many views at every step: the plan of who computes what, and its cost, are made from one."""
+        """Refuse a number of views that differs between steps of a stage, since plan and cost come from one step."""
         first, planned = self._counts.setdefault((step.phase, step.stage, family), (step, count))
         if count != planned:
             asked.refuse(
@@ -228,7 +244,10 @@ class Hooks:
             )
 
     def prepare(self, step: Step, model_input: Tensor, canvas: Canvas, family: int) -> Tensor:
-        """What the views of a family are read from, Float32[Tensor, "batch channels height width"]."""
+        """Return the canvas that a group's views are read from, Float32[Tensor, "batch channels height width"].
+
+        See ``OptionalPatching.prepare`` for the arguments.
+        """
         patching = self._answers.patching(step, family)
         if not has_own(patching, OptionalPatching.prepare):
             return model_input
@@ -247,7 +266,7 @@ class Hooks:
         canvas: Canvas,
         memory: KeptMaps | None,
     ) -> tuple[str | None, ...]:
-        """The texts of the main family's views; () for the prompt in all."""
+        """Return the texts of the main group's views, () if all have the prompt; see ``Prompting.texts``."""
         prompting = self._answers.stage(step).prompting
         asked = self._answers.asked("prompting", step, prompting)
         with asked.noted():
@@ -256,7 +275,7 @@ class Hooks:
 
     @property
     def predict(self) -> Callable[[Step, MicroBatch], ModelOutput]:
-        """One forward of the network; by way of the hook only if a plugin wraps or observes it."""
+        """One forward of the network; called through the hook only if a plugin wraps or observes it."""
         return self._predict if self.watches_forwards else self.network.predict
 
     def _predict(self, step: Step, rows: MicroBatch) -> ModelOutput:
@@ -267,7 +286,10 @@ class Hooks:
     def mask(
         self, step: Step, key: Prediction, predicted: ModelOutput, state: Any, trail: NonFiniteSearch
     ) -> tuple[Tensor | None, Any]:
-        """The mask and the masking's new state; whether it lies in [0, 1], the step's trail looks at its end."""
+        """Return the mask and the masking's new state; see ``Masking.mask``.
+
+        ``trail`` counts values outside [0, 1] on the device and raises at the end of the step.
+        """
         asked = self._answers.asked("masking", step, self._answers.stage(step).masking)
         arguments = {"key": key, "predicted": predicted, "state": state}
         pair = self._answer("vitrail_mask", step, asked, tuple, **arguments)
@@ -279,7 +301,7 @@ class Hooks:
         return mask, state
 
     def guide(self, step: Step, guidance: Guidance, subject: T, scene: GuidanceContext, state: Any) -> tuple[T, Any]:
-        """The corrected subject and the guidance's new state."""
+        """Return the corrected subject and the guidance's new state; see ``Guidance.guide``."""
         arguments = {"guidance": guidance, "subject": subject, "scene": scene, "state": state}
         asked = self._answers.asked("guidance", step, guidance)
         pair = self._answer("vitrail_guide", step, asked, tuple, **arguments)
@@ -288,21 +310,21 @@ class Hooks:
         return guided, state
 
     def cost(self, step: Step, guidance: Guidance, canvas: Canvas, branches: int) -> Cost:
-        """What a guidance asks of networks besides the views, whatever they are."""
+        """Return the calls of networks of a guidance besides the views'; see ``OptionalGuidance.cost``."""
         asked = self._answers.asked("guidance", step, guidance)
         with asked.noted():
             cost = OptionalGuidance.of(guidance).cost(step, canvas, branches)
         return returned.check_cost(asked, "cost", cost)
 
     def cost_of_views(self, step: Step, guidance: Guidance, outline: Outline, branches: int) -> Cost:
-        """What a guidance asks of networks besides the views, by what they are."""
+        """Return a guidance's calls that depend on the views; see ``OptionalGuidance.cost_of_views``."""
         asked = self._answers.asked("guidance", step, guidance)
         with asked.noted():
             cost = OptionalGuidance.of(guidance).cost_of_views(step, outline, branches)
         return returned.check_cost(asked, "cost_of_views", cost)
 
     def tell(self, step: Step, guidance: MessageGuidance, subject: Prediction, key: int, mask: Tensor | None) -> Tensor:
-        """The key view's message, Float32[Tensor, "batch channels+1 h w"]."""
+        """Return the key view's message, Float32[Tensor, "batch channels+1 h w"]; see ``MessageGuidance.tell``."""
         asked, like = self._answers.asked("guidance", step, guidance), subject.model_output[key]
         with asked.noted():
             message = guidance.tell(step, subject, key, mask)
@@ -314,7 +336,7 @@ class Hooks:
     def follow(
         self, step: Step, guidance: MessageGuidance, subject: Prediction, key: int, message: Tensor | None
     ) -> Prediction:
-        """All views but the key view, corrected."""
+        """Return all views, corrected by a message; see ``MessageGuidance.follow``."""
         asked = self._answers.asked("guidance", step, guidance)
         with asked.noted():
             guided = guidance.follow(step, subject, key, message)
@@ -322,7 +344,7 @@ class Hooks:
         return guided
 
     def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, family: int) -> Tensor:
-        """The canvas's network output, of the canvas's shape."""
+        """Return the network output of the canvas; see ``Fusion.fuse``."""
         import torch
 
         arguments = {"views": views, "prediction": prediction, "latents": latents, "family": family}
@@ -332,16 +354,25 @@ class Hooks:
         return fused
 
     def step_end(self, step: Step, latents: Tensor, prediction: Prediction) -> None:
-        """Tell observers the new canvas."""
+        """Notify observers of the new canvas; see ``vitrail_step_end``."""
         self._call("vitrail_step_end", step, latents=latents, prediction=prediction)
 
     def run_end(self, latents: Tensor) -> None:
-        """Tell observers that the run is done."""
+        """Notify observers that the run is done; see ``vitrail_run_end``."""
         self._call("vitrail_run_end", None, latents=latents)
 
 
 def check_output(step: Step, rows: MicroBatch, predicted: ModelOutput) -> None:
-    """Refuse what is no answer to a micro-batch."""
+    """Refuse a network output that does not fit its micro-batch.
+
+    Args:
+        step: Position of the run.
+        rows: The micro-batch.
+        predicted: What ``vitrail_predict`` returned.
+
+    Raises:
+        ShapeError: If it is no ``ModelOutput`` or of another shape than the input.
+    """
     from vitrail.core.method.micro_batch import ModelOutput
 
     if not isinstance(predicted, ModelOutput):
@@ -355,5 +386,5 @@ def check_output(step: Step, rows: MicroBatch, predicted: ModelOutput) -> None:
 
 
 def at(step: Step | None) -> str:
-    """Where a run stands, to be added to a message."""
+    """Return the position of a run as the end of a message, "" without a step."""
     return "" if step is None else f" at step {step.index + 1} of {step.num_steps}"

@@ -1,4 +1,4 @@
-"""The loop over the steps of a run: sizes and stages that begin and end, stopping, checkpoints."""
+"""The loop over the steps of a run: begin and end of phases and stages, stopping, checkpoints."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class Loop:
-    """Runs an engine over a canvas, or over several that grow."""
+    """Run an engine over the phases of a picture."""
 
     engine: Engine
 
     @property
     def plan(self) -> RunPlan:
-        """Of the run."""
+        """What the run will do."""
         return self.engine.plan
 
     @property
@@ -50,18 +50,18 @@ class Loop:
         checkpoints: Checkpoints | None = None,
         guidance: Callable[[], tuple[float, float]] | None = None,
     ) -> Sampled:
-        """Sample.
+        """Sample a picture; collective.
 
         Args:
             latents: Noise at the first step's scale, Float32[Tensor, "batch channels height width"].
-            should_stop: Asked before every step; with several ranks, rank 0's answer of the step before counts.
-            on_step: May replace the latents after a step, alike on all ranks.
-            checkpoints: Where to go on from and what to keep, if anything.
-            guidance: Asked after ``on_step`` for the guidance scale and rescale from the next step on, alike on all
-                ranks; None if they stay.
+            should_stop: Called before every step; with several ranks, rank 0's answer of the step before counts.
+            on_step: May replace the latents after a step, equally on all ranks.
+            checkpoints: Where to resume from and what to write, if anything.
+            guidance: Called after ``on_step`` for the guidance scale and rescale from the next step on, equal on all
+                ranks; None if they do not change.
 
         Returns:
-            How far it came: all steps, unless it was stopped.
+            The state after all steps, or after the last one before a stop.
         """
         plan, engine = self.plan, self.engine
         done = (
@@ -77,7 +77,7 @@ class Loop:
             self._enter(step, done)
             with _logged(step, done.timings):
                 done.latents, done.prediction = engine.step(step, done)
-            if engine.watched:  # so that who looks at the canvas is not blamed for what came before
+            if engine.watched:  # so that a difference between ranks is not attributed to the observer
                 done.state.compare()
             done.latents, done.steps = on_step(step, done.latents), step.index + 1
             engine = engine if guidance is None else engine.guided(*guidance())
@@ -90,25 +90,25 @@ class Loop:
                 done.state.compare()
                 checkpoints.keep(plan, step, done)
             done.timings.total_s = time.perf_counter() - begin
-        done.state.compare()  # before anything is shown or kept
+        done.state.compare()  # before anything is returned
         return done
 
     def shown(self, done: Sampled) -> Tensor:
-        """What a run that was stopped has to show: its clean prediction, grown to the wanted size."""
+        """Return the latents to decode after a stop: the clean prediction, resized to the wanted size."""
         prediction, phases = done.prediction, self.plan.phases
         phase = phases[0 if prediction is None else prediction.step.phase]
         clean = done.latents if prediction is None else prediction.clean
         return clean if phase is phases[-1] else grown_latents(clean, phase.canvas, self.plan.canvas)
 
     def _stop(self, step: Step, steps: list[Step], done: Sampled, checkpoints: Checkpoints | None) -> None:
-        """Leave a canvas that is whole, and keep it."""
+        """Complete the canvas on every rank and write the checkpoint."""
         logger().info("run.interrupted", step=step.index)
         self._gather(done)
         if checkpoints is not None and done.steps > self.plan.first and done.entered:
             checkpoints.keep(self.plan, steps[done.steps - 1], done)
 
     def _enter(self, step: Step, done: Sampled) -> None:
-        """Before the first step of a phase, a stage, or of a run that goes on."""
+        """Prepare the first step of a phase, of a stage, or of a resumed run."""
         plan, stage, state = self.plan, self.plan.stage(step), done.state
         fresh = (state.phase, state.stage) != (step.phase, step.stage)
         if not fresh and done.entered:
@@ -126,11 +126,11 @@ class Loop:
             first, told_by = plan.patches(step)[0], guidance[0] if guidance else None
             state.note(step, plan.hooks.who("patching", step, stage.patching), first.views)
             state.note(step, "the picture so far", done.latents)
-            state.compare()  # the last time before the canvas is whole again
+            state.compare()  # the last comparison until the canvas is complete again
             state.relay = IndependentRanks(self.exchange, first, told_by, plan.branches, step.index, told)
 
     def _grow(self, step: Step, done: Sampled) -> None:
-        """Take the picture so far to the size of a phase that begins."""
+        """Resize the picture so far to the size of the phase that begins."""
         phase, before = self.plan.phase(step), self.plan.phases[step.phase - 1]
         vae = self.engine.guidance.counted_vae(done.timings)
         with self.exchange.communicator.trace.span("compute", f"to {phase.picture}"):
@@ -139,7 +139,7 @@ class Loop:
         done.latents = phase.stepper.noised(start.clean, start.noise, phase.first)
 
     def _leave(self, step: Step, done: Sampled) -> None:
-        """After the last step of a phase: what later ones take over from the first."""
+        """After the last step of a phase: record or restore the mean and deviation of the first phase."""
         phase, state = self.plan.phase(step), done.state
         if phase.enter is None:
             state.base = moments(done.latents, phase.canvas)
@@ -148,7 +148,7 @@ class Loop:
             done.latents = renormalised(done.latents, state.base, phase.canvas)
 
     def _gather(self, done: Sampled) -> None:
-        """Make the canvas whole on every rank, if each had only its own cells."""
+        """Complete the canvas on every rank, if each had only its own cells."""
         if done.state.relay is None or done.prediction is None:
             return
         prediction = done.prediction

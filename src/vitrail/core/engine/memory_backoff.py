@@ -1,7 +1,7 @@
-"""A micro-batch through the network, in parts once memory has run out.
+"""Splitting of forwards after memory ran out.
 
-The plan of micro-batches stays as it is, so no other rank is concerned: what a rank computes in parts it
-hands over whole.
+The plan of micro-batches does not change, so other ranks are not affected: a rank that computes a micro-batch in parts
+returns it whole.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.step import Step
 
-SIGNS = (  # in what allocators say, and oneDNN where an allocator has refused it
+SIGNS = (  # substrings of allocators' messages, and of oneDNN's after a failed allocation
     *("out of memory", "not enough memory", "allocate memory", "alloc_failed", "bad_alloc"),
     "could not create a primitive",
 )
@@ -29,12 +29,12 @@ REMEDIES = "a smaller dtype (--dtype bfloat16), a method with smaller views, or 
 
 @define
 class MemoryBackoff:
-    """Cuts the forwards of one rank for which memory does not suffice.
+    """Split the forwards of one rank that do not fit in memory.
 
     Attributes:
-        allowed: Whether a forward that does not fit is cut; a run with ``memory = "fixed"`` forbids it.
-        limit: Rows a forward since memory ran out; None as long as it has not.
-        notes: What happened, one line a time.
+        allowed: Whether a forward that does not fit is split; ``memory = "fixed"`` forbids it.
+        limit: Largest number of rows per forward since memory ran out; None before.
+        notes: Record of splits, one line each.
     """
 
     allowed: bool = True
@@ -42,15 +42,15 @@ class MemoryBackoff:
     notes: tuple[str, ...] = ()
 
     def forward(self, predict: Callable[[MicroBatch], ModelOutput], step: Step, rows: MicroBatch) -> ModelOutput:
-        """One micro-batch, in as many forwards as memory demands.
+        """Compute one micro-batch, in as many forwards as memory requires.
 
         Args:
-            predict: The network.
-            step: Where the run stands.
+            predict: One forward of the network.
+            step: Position of the run.
             rows: The micro-batch.
 
         Raises:
-            OutOfMemory: If it does not fit, and must not be cut or is a single row.
+            OutOfMemory: If it does not fit, and splitting is forbidden or it is a single row.
         """
         count = len(rows.views)
         if self.limit is None or count <= self.limit:
@@ -62,12 +62,12 @@ class MemoryBackoff:
                 if count == 1 or not self.allowed:
                     raise OutOfMemory(_refusal(step, rows, error)) from error
                 let_go(error)
-            self._back_off(step, count)  # here the error is gone, and with it what its frames held
+            self._back_off(step, count)  # outside the except block, where the error's frames are freed
         assert self.limit is not None
         return ModelOutput.join([self.forward(predict, step, part) for part in rows.cut(self.limit)])
 
     def _back_off(self, step: Step, count: int) -> None:
-        """Halve the limit for the rest of the run, unless a forward side by side has done so."""
+        """Halve the limit for the rest of the run, unless a concurrent forward has done so."""
         if self.limit is not None and self.limit < count:
             return
         self.limit = (count + 1) // 2
@@ -77,7 +77,7 @@ class MemoryBackoff:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator refused: on an accelerator, in the host's memory, or in a library below torch."""
+    """Whether an allocation failed: on an accelerator, in host memory, or in a library below torch."""
     import torch
     from safetensors import SafetensorError
 
@@ -90,10 +90,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def let_go(error: BaseException | None) -> None:
-    """Free what the frames of an error and of those behind it hold.
+    """Free the objects held by the frames of an error and of its causes.
 
-    A frame that keeps its own error, as those of pluggy do, would live until the next collection of cycles,
-    and with it the activations of all layers above.
+    A frame that refers to its own error, as those of pluggy do, would live until the next collection of cycles, and
+    with it the activations of all layers above.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

@@ -1,4 +1,4 @@
-"""Between the canvas and the network: gather views, cut rows into micro-batches, undo what was permuted."""
+"""Conversion between canvas and network: gather views, split rows into micro-batches, undo permutations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gather_views(latents: Tensor, views: Sequence[View]) -> Tensor:
 
     Args:
         latents: Float32[Tensor, "batch channels height width"].
-        views: Of one shape.
+        views: Views of one shape.
 
     Returns:
         Float32[Tensor, "views batch channels h w"].
@@ -42,17 +42,18 @@ def split_rows(
     words: int = 0,
     sizes: SizeConditioning | None = None,
 ) -> list[MicroBatch]:
-    """Cut rows into micro-batches: view by view, branches side by side, ``row_batch`` rows at most.
+    """Split rows into micro-batches of at most ``row_batch`` rows: view by view, branches side by side.
 
     Args:
         patches: The views, in canonical order.
-        model_input: One entry a forward, Float32[Tensor, "views|views+1 batch channels h w"].
+        model_input: One entry per view, and one for a clean key view, Float32[Tensor, "views|views+1 batch channels h
+            w"].
         branches: CFG branches of each view.
-        row_batch: Rows a forward.
-        capture: Entry of ``model_input`` whose conditional row's attention maps are wanted, or None.
-        texts: Of the views; () for the run's prompt.
-        words: How many words' maps the captured row gives.
-        sizes: What the network is told about sizes; the stage's if None.
+        row_batch: Largest number of rows per micro-batch.
+        capture: Entry of ``model_input`` whose conditional row's attention maps are needed, or None.
+        texts: Texts of the views; () for the run's prompt.
+        words: Number of words whose maps the captured row returns.
+        sizes: Size conditioning; the stage's if None.
     """
     num_branches = len(branches)
     rows = model_input.repeat_interleave(num_branches, dim=0)
@@ -75,14 +76,14 @@ def split_rows(
 
 
 def permute_views(views: Tensor, patches: Patches) -> Tensor:
-    """Exchange the views' elements as the patches say, and put a clean copy of the key view at the end if wanted.
+    """Permute elements between views, and append a clean copy of the key view if needed.
 
     Args:
         views: Float32[Tensor, "views batch channels h w"].
-        patches: With the permutation, if any.
+        patches: The views with their permutation, if any.
 
     Returns:
-        One entry a forward, Float32[Tensor, "views|views+1 batch channels h w"].
+        One entry per view, and one for a clean key view, Float32[Tensor, "views|views+1 batch channels h w"].
     """
     import torch
 
@@ -95,11 +96,11 @@ def permute_views(views: Tensor, patches: Patches) -> Tensor:
 
 
 def restore_order(output: Tensor, patches: Patches) -> Tensor:
-    """Undo the permutation of a prediction and put a clean key prediction in its place.
+    """Undo the permutation of a prediction, and replace the key view's by the clean copy's.
 
     Args:
         output: Float32[Tensor, "views|views+1 batch channels h w"].
-        patches: With the permutation the input was read through.
+        patches: The views with the permutation of the input.
 
     Returns:
         Float32[Tensor, "views batch channels h w"].
@@ -115,12 +116,12 @@ def restore_order(output: Tensor, patches: Patches) -> Tensor:
 
 
 def combine_branches(rows: Tensor, guidance_scale: float, guidance_rescale: float = 0.0) -> Tensor:
-    """Classifier-free guidance, ``uncond + scale (cond - uncond)``; Ho and Salimans, 2022, eq. 6.
+    """Apply classifier-free guidance, ``uncond + scale (cond - uncond)``; Ho and Salimans, 2022, eq. 6.
 
     Args:
-        rows: Of one branch, or of uncond and cond, Float32[Tensor, "views branches batch channels h w"].
-        guidance_scale: Of the difference.
-        guidance_rescale: Share of the contrast that it adds which is undone; Lin et al., 2023,
+        rows: One branch, or uncond and cond, Float32[Tensor, "views branches batch channels h w"].
+        guidance_scale: Weight of the difference.
+        guidance_rescale: Share of the added contrast that is undone, in [0, 1]; Lin et al., 2023,
             https://arxiv.org/abs/2305.08891, sec. 3.4.
 
     Returns:
@@ -133,11 +134,11 @@ def combine_branches(rows: Tensor, guidance_scale: float, guidance_rescale: floa
 
 
 def rescaled(guided: Tensor, cond: Tensor, guidance_rescale: float) -> Tensor:
-    """A guided answer with part of the contrast that guidance adds undone; a rescale of 0 changes no bit.
+    """Undo part of the contrast that guidance adds; a rescale of 0 is bit-identical.
 
     Args:
-        guided: Float32[Tensor, "views batch channels h w"].
-        cond: The conditional answer, of the same shape.
+        guided: Output after guidance, Float32[Tensor, "views batch channels h w"].
+        cond: Output of the conditional branch, of the same shape.
         guidance_rescale: See ``combine_branches``.
     """
     if guidance_rescale == 0:
@@ -148,11 +149,11 @@ def rescaled(guided: Tensor, cond: Tensor, guidance_rescale: float) -> Tensor:
 
 
 def mix_families(outputs: Sequence[Tensor], also: Sequence[ViewGroup], step: Step) -> Tensor:
-    """Mix the canvas predictions of all families; the main family has what the others leave.
+    """Mix the canvas predictions of all view groups; the main group has the remaining weight.
 
     Args:
-        outputs: One network output a family, Float32[Tensor, "batch channels height width"].
-        also: The further families, with their weights.
+        outputs: One network output per group, Float32[Tensor, "batch channels height width"].
+        also: The further groups, with their weights.
         step: Gives the weights' ramps.
     """
     mixed = outputs[0]

@@ -1,4 +1,4 @@
-"""A micro-batch through the network of one picture: conditioned, rectified, and rolled where the canvas wraps."""
+"""Forwards of one picture's network: conditioned, rectified, and rolled where the canvas wraps."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
 
-Groups = list[tuple[tuple[int, ...], list[int]]]  # numbers of rectifications, and of the rows that they act on
+Groups = list[tuple[tuple[int, ...], list[int]]]  # (numbers of rectifications, rows that they act on)
 
 
 @frozen(eq=False)
 class Network:
-    """Answers the micro-batches of one picture.
+    """Predict the micro-batches of one picture.
 
     Attributes:
-        backbone: The model; without rectifications its network is not even looked at.
-        composition: Its stages say which rectifications act.
-        phases: Their schedulers say what the network calls a timestep.
-        conditions: What the picture is conditioned on; encoded at the first forward, so that a plan costs none.
-        streams: The run's randomness.
-        named: Knows registered names, for messages.
+        backbone: The model; without rectifications its network is not accessed.
+        composition: Gives the rectifications of each stage.
+        phases: Their schedulers give the timesteps.
+        conditions: The picture's conditioning, encoded at the first forward, so that planning costs nothing.
+        streams: The run's random streams.
+        named: Look-up of registered names, for messages.
     """
 
     backbone: Backbone
@@ -50,11 +50,11 @@ class Network:
     named: Naming = unnamed
 
     def predict(self, step: Step, rows: MicroBatch) -> ModelOutput:
-        """One micro-batch, in parts if not all of its rows see the same rectifications.
+        """Compute one micro-batch, in parts if its rows have different rectifications.
 
         Args:
-            step: Where the run stands.
-            rows: Of views that are turned alike.
+            step: Position of the run.
+            rows: Rows of views with the same ``turn``.
         """
         conditioning = self.conditions.of(step, rows)
         timestep = self.phases[step.phase].stepper.timestep(step)
@@ -70,7 +70,7 @@ class Network:
         return answers[0] if len(groups) == 1 else _rejoined(answers, groups)
 
     def _rectify(self, stack: ExitStack, step: Step, rectification: Rectification, part: MicroBatch) -> None:
-        """Change the network until the stack unwinds."""
+        """Apply a rectification until the stack unwinds."""
         forward = Forward(
             network=self.backbone.network,
             step=step,
@@ -84,10 +84,10 @@ class Network:
 
 
 def check_rectifications(composition: Composition, backbone: Backbone) -> None:
-    """Refuse what the network cannot take, before it is called.
+    """Refuse rectifications that do not fit the network, before it is called.
 
     Raises:
-        VitrailError: With every rectification that does not fit, and where it stands in the method.
+        VitrailError: Listing every such rectification and its path in the method.
     """
     problems = Problems()
     for index, stage in enumerate(composition.stages):
@@ -101,7 +101,7 @@ def check_rectifications(composition: Composition, backbone: Backbone) -> None:
 
 
 def _groups(rectifications: Sequence[Rectification], rows: MicroBatch) -> Groups:
-    """The rows of a micro-batch by the rectifications that act on them."""
+    """Group the rows of a micro-batch by the rectifications that act on them."""
     found: dict[tuple[int, ...], list[int]] = {}
     for row, branch in enumerate(rows.branches):
         found.setdefault(_acting(rectifications, branch), []).append(row)
@@ -109,13 +109,13 @@ def _groups(rectifications: Sequence[Rectification], rows: MicroBatch) -> Groups
 
 
 def _acting(rectifications: Sequence[Rectification], branch: Branch) -> tuple[int, ...]:
-    """Numbers of those that act on rows of a branch."""
+    """Return the numbers of the rectifications that act on rows of a branch."""
     chosen = (OptionalRectification.of(rectification).branches for rectification in rectifications)
     return tuple(number for number, branches in enumerate(chosen) if not branches or branch in branches)
 
 
 def _rejoined(answers: Sequence[ModelOutput], groups: Groups) -> ModelOutput:
-    """What the parts say, in the order of the rows."""
+    """Join the outputs of the groups, in the order of the rows."""
     joined = ModelOutput.join(answers)
     order = [row for _, rows in groups for row in rows]
     entries = joined.model_output.view(len(order), -1, *joined.model_output.shape[1:])
@@ -124,9 +124,9 @@ def _rejoined(answers: Sequence[ModelOutput], groups: Groups) -> ModelOutput:
 
 
 def rolled(rows: MicroBatch) -> MicroBatch:
-    """Views from their cell ``turn`` on: a network that pads with zeros must not find its edge where the canvas wraps.
+    """Roll views by their ``turn``, so that zero padding in the network does not meet the canvas's wrapped edge.
 
-    All that comes before and after, messages between steps among it, knows views that stay where they are.
+    Everything before and after, messages between steps included, uses views that are not rolled.
     """
     down, right = rows.views[0].turn
     if down == right == 0:
@@ -136,7 +136,7 @@ def rolled(rows: MicroBatch) -> MicroBatch:
 
 
 def unrolled(answer: ModelOutput, rows: MicroBatch) -> ModelOutput:
-    """What was said of rolled views, in the views' own order."""
+    """Roll the output of rolled views back."""
     down, right = rows.views[0].turn
     if down == right == 0:
         return answer

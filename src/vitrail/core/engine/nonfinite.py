@@ -1,4 +1,4 @@
-"""Where values stopped being finite: the sums of what a step made, looked at only if its end is not finite."""
+"""Search for the origin of non-finite values: sums of a step's results, read only if its end is not finite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
 
-MOST = 4  # views that a message names
+MOST = 4  # number of views named in a message
 NETWORK = "try float32 or bfloat16 (--dtype), and look at the weights of the model and its adapters"
 WEAKER = "try a weaker one"
 SCHEDULER = "try another scheduler, more steps or a lower guidance scale"
@@ -32,10 +32,10 @@ class Made:
     """One result of a step.
 
     Attributes:
-        what: In words.
-        advice: What to do if it is the first that is not finite.
-        sums: Gives the sum of every part, Float32[Tensor, "parts"].
-        name: What the part of a number is called; None if there is one without a name.
+        what: Name of the result in the message.
+        advice: Remedy if it is the first non-finite result.
+        sums: Return the sum of every part, Float32[Tensor, "parts"].
+        name: Name of a part by its number; None for a single part without a name.
     """
 
     what: str
@@ -44,12 +44,12 @@ class Made:
     name: Callable[[int], str] | None = None
 
     def broken_sync(self) -> list[int]:
-        """Numbers of the parts that are not finite; waits for the device."""
+        """Return the numbers of the non-finite parts; waits for the device."""
         finite: list[bool] = self.sums().isfinite().tolist()
         return [number for number, is_finite in enumerate(finite) if not is_finite]
 
     def told(self, broken: Sequence[int]) -> str:
-        """The message's words for it."""
+        """Return the message for the parts ``broken``."""
         if self.name is None:
             return f"{self.what}; {self.advice}"
         names = "; of ".join(self.name(number) for number in broken[:MOST])
@@ -59,12 +59,12 @@ class Made:
 
 @define(eq=False)
 class NonFiniteSearch:
-    """What one step made, in the order in which it did: only sums, which are not finite if a value is not.
+    """Sums of the results of one step, in order; a sum is not finite if one of its values is not.
 
     Attributes:
-        cell: Pixels of a latent cell's side.
-        made: So far.
-        claims: How many values break what is claimed of them, each with the words for it.
+        cell: Side of a latent cell in pixels.
+        made: Results so far.
+        claims: Counts of values that violate a contract, each with its message.
     """
 
     cell: int = 1
@@ -72,13 +72,26 @@ class NonFiniteSearch:
     claims: list[tuple[Tensor, str]] = field(factory=list)
 
     def add(self, what: str, tensor: Tensor, advice: str) -> None:
-        """Note one result."""
+        """Record one result.
+
+        Args:
+            what: Name of the result in the message.
+            tensor: Any shape.
+            advice: Remedy if it is the first non-finite result.
+        """
         self._note(what, advice, [_sums(tensor, 1)])
 
     def add_rows(
         self, patches: Patches, family: int, batches: Sequence[MicroBatch], answers: Sequence[ModelOutput]
     ) -> None:
-        """Note the network's answers; on a rank that has only its own, zeros stand for the others'."""
+        """Record the network's outputs; on a rank with only its own, zeros replace the others'.
+
+        Args:
+            patches: The views, in canonical order.
+            family: Number of the view group; 0 is the stage's own.
+            batches: The micro-batches.
+            answers: Their outputs.
+        """
         branches = [branch for rows in batches for branch in rows.branches]
         of_a_view = len(branches) // (len(patches.views) + patches.clean_key)
 
@@ -90,7 +103,14 @@ class NonFiniteSearch:
         self._note("the network's prediction", NETWORK, sums, name)
 
     def add_views(self, what: str, patches: Patches, family: int, views: Tensor) -> None:
-        """Note one result of every view, Float32[Tensor, "views batch channels h w"]."""
+        """Record one result of every view.
+
+        Args:
+            what: Name of the result in the message.
+            patches: The views, in canonical order.
+            family: Number of the view group; 0 is the stage's own.
+            views: Float32[Tensor, "views batch channels h w"].
+        """
 
         def name(number: int) -> str:
             return view_name(patches, number, family, self.cell)
@@ -98,7 +118,13 @@ class NonFiniteSearch:
         self._note(what, WEAKER, [_sums(views, len(views))], name)
 
     def add_guided(self, guidance: Guidance, subject: Tensor | Prediction | Branches, patches: Patches | None) -> None:
-        """Note what guidance returned, for every view if there are ``patches``."""
+        """Record the result of a guidance.
+
+        Args:
+            guidance: The strategy.
+            subject: What it returned.
+            patches: The views, if the subject has one entry per view; else None.
+        """
         what = f"guidance {type(guidance).__name__}"
         tensor = subject_tensor(subject)
         if patches is None:
@@ -107,7 +133,7 @@ class NonFiniteSearch:
             self.add_views(what, patches, 0, tensor)
 
     def add_message(self, fetch: Callable[[], Tensor | None]) -> None:
-        """Note where to find the message that this rank's views followed, if they followed one."""
+        """Record how to fetch the message that this rank's views followed, if they followed one."""
         import torch
 
         def sums() -> Tensor:
@@ -117,11 +143,11 @@ class NonFiniteSearch:
         self.made.append(Made("the message of the key view, which another rank may have", NETWORK, sums))
 
     def claim(self, broken: Tensor, told: str) -> None:
-        """Note how many values break a contract; read at the step's end, with what is read then anyway.
+        """Record a count of values that violate a contract; read once, at the end of the step.
 
         Args:
-            broken: On any device, Int64[Tensor, ""].
-            told: The message if there are any.
+            broken: The count, on any device, Int64[Tensor, ""].
+            told: Beginning of the error if the count is not 0.
         """
         self.claims.append((broken, told))
 
@@ -131,15 +157,15 @@ class NonFiniteSearch:
         self.made.append(Made(what, advice, lambda: torch.cat(list(sums)), name))
 
     def check_sync(self, step: Step, latents: Tensor) -> None:
-        """Stop at the first step whose latents are not finite; waits for the device.
+        """Raise if the step's latents are not finite; waits for the device.
 
         Args:
-            step: That is done.
+            step: The step just done.
             latents: The canvas after it, Float32[Tensor, "batch channels height width"].
 
         Raises:
-            ShapeError: If what a strategy returned broke its contract on the way.
-            PredictionError: Naming what was not finite first: views and branches, or the part of the step.
+            ShapeError: If a recorded count is not 0.
+            PredictionError: Naming the first non-finite result: views and branches, or the part of the step.
         """
         import torch
 
@@ -159,13 +185,13 @@ class NonFiniteSearch:
 
 
 def view_name(patches: Patches, index: int, family: int, cell: int) -> str:
-    """A view as a person finds it: its number, its latent cells and its pixels.
+    """Describe a view in a message: its number, its latent cells and its pixels.
 
     Args:
         patches: The views, in canonical order.
-        index: Of the view; one more than there are for the clean copy of the key view.
-        family: Of the views; 0 is the stage's own.
-        cell: Pixels of a latent cell's side.
+        index: Number of the view; the number of views for the clean copy of the key view.
+        family: Number of the view group; 0 is the stage's own.
+        cell: Side of a latent cell in pixels.
     """
     is_copy = index == len(patches.views)
     number = patches.key if is_copy else index

@@ -1,4 +1,4 @@
-"""Independent computations on the cores of one process, each with one thread an operator; no bit depends on when."""
+"""Concurrent computations on the cores of one process, with one thread per operator; timing affects no bit."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ T = TypeVar("T")
 
 @contextmanager
 def begun(function: Callable[[S], T], items: Sequence[S], workers: int) -> Iterator[list[Callable[[], T]]]:
-    """Answers to be asked for in the order of the items.
+    """Compute a function of several items concurrently.
 
     Args:
-        function: Computes one; if there are workers, in a thread that has the caller's inference mode and context.
-        items: Of which it is computed.
-        workers: How many at once, in the order of the items; with 1 an answer is computed when it is asked for.
+        function: With several workers, called in a thread that has the caller's inference mode and context.
+        items: Its arguments.
+        workers: Number of concurrent computations, started in the order of the items; with 1 a result is computed when
+            it is requested.
 
     Yields:
-        For every item a callable that gives the answer, or raises what the computation raised. What was not begun when
-        the block ends is dropped.
+        For every item a callable that returns the result, or raises what the computation raised. Computations that have
+        not started when the block ends are dropped.
     """
     if workers < 2 or len(items) < 2:
         yield [partial(function, item) for item in items]
@@ -44,7 +45,7 @@ def _one_thread() -> None:
 
 
 def _in_the_mode_of_this_thread(function: Callable[[S], T]) -> Callable[[S], T]:
-    """A function that records no more of a graph than this thread does."""
+    """Wrap a function so that it runs in this thread's inference and gradient modes."""
     import torch
 
     inference, graph = torch.is_inference_mode_enabled(), torch.is_grad_enabled()

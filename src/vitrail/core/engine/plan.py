@@ -1,4 +1,4 @@
-"""What a run will do, step by step, and what it will cost; known before any model call."""
+"""The plan of a run: what it will do, step by step, and its cost; known before any model call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ClassifierFree:
 
     Attributes:
         branches: ``("uncond", "cond")``, or only ``("cond",)`` if it is off.
-        scale: Of the difference between the branches.
+        scale: Weight of the difference between the branches.
         rescale: See ``combine_branches``.
     """
 
@@ -39,17 +39,17 @@ class ClassifierFree:
 
     @classmethod
     def of(cls, scale: float, rescale: float) -> ClassifierFree:
-        """A scale of 1 or less leaves the text's branch alone."""
+        """Return the guidance of a scale and a rescale; a scale of 1 or less switches it off."""
         return cls(("uncond", "cond") if scale > 1 else ("cond",), scale, rescale)
 
 
 @frozen(kw_only=True, eq=False)
 class RunPlan:
-    """What a run will do; built once, and read by whoever tells, decides or computes.
+    """What a run will do; built once, before the first step.
 
     Attributes:
-        hooks: The run's, with the composition.
-        phases: The sizes of the run, each with a canvas and a scheduler; the last is the wanted one.
+        hooks: Hooks of the run, which hold the composition.
+        phases: Phases of the run, each with a canvas and a scheduler; the last has the wanted size.
         cfg: Classifier-free guidance.
     """
 
@@ -59,28 +59,28 @@ class RunPlan:
 
     @property
     def composition(self) -> Composition:
-        """Stages with strategies."""
+        """The method."""
         return self.hooks.composition
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """CFG branches of every view."""
+        """CFG branches of every view, without those that a guidance adds."""
         return self.cfg.branches
 
     def stage(self, step: Step) -> Stage:
-        """The strategies of a step."""
+        """Return the stage of a step."""
         return self.composition.stages[step.stage]
 
     def phase(self, step: Step) -> Phase:
-        """The size that a step is done at."""
+        """Return the phase of a step."""
         return self.phases[step.phase]
 
     def scale_at(self, step: Step) -> float:
-        """The guidance scale of a step."""
+        """Return the guidance scale of a step, with the factor of its stage."""
         return self.cfg.scale * self.stage(step).guidance_factor
 
     def branches_at(self, step: Step, family: int = 0) -> tuple[Branch, ...]:
-        """The CFG branches of a step; a guidance may want further ones for the main family."""
+        """Return the CFG branches of a step; a guidance may add further ones for the main group."""
         found = list(self.branches)
         stage = self.stage(step)
         for guidance in () if family else (guidance for guidance in stage.guidance if guidance.point == "branches"):
@@ -90,34 +90,34 @@ class RunPlan:
 
     @property
     def canvas(self) -> Canvas:
-        """Of the wanted picture."""
+        """Canvas of the wanted picture."""
         return self.phases[-1].canvas
 
     @property
     def first(self) -> int:
-        """The step to begin at; more than 0 if the run starts from a picture."""
+        """First step that is done; more than 0 if the run starts from a picture."""
         return self.phases[0].first
 
     def steps(self) -> list[Step]:
-        """Every step of the run, with the stage it belongs to; ``steps()[i].index`` is i."""
+        """Return every step of the run, with the stage it belongs to; ``steps()[i].index`` is i."""
         return steps_of(self.phases)
 
     def patches(self, step: Step) -> list[Patches]:
-        """The views of every family at a step, in canonical order."""
+        """Return the views of every group at a step, in canonical order."""
         families = 1 + len(self.stage(step).also)
         canvas = self.phase(step).canvas
         return [self.hooks.patch(step, canvas, family).canonical() for family in range(families)]
 
     def outlines(self, step: Step) -> list[Outline]:
-        """What the views of every family are like at a step."""
+        """Return number and shape of the views of every group at a step."""
         families = 1 + len(self.stage(step).also)
         canvas = self.phase(step).canvas
         return [self.hooks.outline(step, canvas, family) for family in range(families)]
 
     def cost(self) -> Cost:
-        """What the run will ask of its networks for one picture, decoding it at the end included.
+        """Return the network and VAE calls of the run for one picture, the final decoding included.
 
-        A patching has as many views at every step of a stage, so the first step of each tells.
+        The number of views is the same at every step of a stage, so it is computed once per stage.
         """
         costs = [Cost(decodes=1)]
         costs += [Cost(decodes=1, encodes=1) for p in self.phases if p.enter is not None and p.enter.resize == "pixels"]
@@ -129,16 +129,16 @@ class RunPlan:
         return Cost.total(costs)
 
     def cost_of_step(self, step: Step) -> Cost:
-        """What one step asks of the networks."""
+        """Return the network and VAE calls of one step."""
         return Cost.total([self.cost_of_views(step), *self._cost_of_guidance(step)])
 
     def cost_of_views(self, step: Step) -> Cost:
-        """Rows of all families at a step, with the run's own branches."""
+        """Return the rows of all view groups at a step, with the run's own branches."""
         branches = len(self.branches)
         return Cost.total([Cost(rows={each.cells: each.forwards * branches}) for each in self.outlines(step)])
 
     def _cost_of_guidance(self, step: Step) -> list[Cost]:
-        """What guidance asks for besides: branches of the main family, and what it does on its own."""
+        """Return the further branches of the main group and the guidance's own calls."""
         costs, branches = [], len(self.branches)
         more = len(self.branches_at(step)) - branches
         if more:
@@ -147,20 +147,20 @@ class RunPlan:
         return [*costs, *self.cost_of_asking(step)]
 
     def cost_of_asking(self, step: Step) -> list[Cost]:
-        """What guidance does on its own at a step, besides the rows of views."""
+        """Return the guidance's own calls at a step, besides the rows of views."""
         costs, branches = [], len(self.branches)
         for guidance in self.stage(step).guidance:
             costs.append(self.hooks.cost(step, guidance, self.phase(step).canvas, branches))
-            if has_own(guidance, OptionalGuidance.cost_of_views):  # others do not ask about the views
+            if has_own(guidance, OptionalGuidance.cost_of_views):  # else it does not depend on them
                 costs.append(self.hooks.cost_of_views(step, guidance, self.outlines(step)[0], branches))
         return costs
 
     def stage_starts(self) -> list[tuple[Step, int]]:
-        """The first step that is done of every stage at every size, and how many are."""
+        """Return the first step of every stage at every size, and how many steps of it are done."""
         ahead = self.steps()[self.first :]
         firsts = [step for step in ahead if step.stage_step == 0 or step.index == self.first]
         return [(step, step.stage_num_steps - step.stage_step) for step in firsts]
 
     def count_views(self, step: Step) -> int:
-        """Forwards of one branch at a step: the views of all families and clean key views."""
+        """Return the forwards of one branch at a step: the views of all groups and clean key views."""
         return sum(outline.forwards for outline in self.outlines(step))

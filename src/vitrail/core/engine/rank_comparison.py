@@ -1,10 +1,10 @@
-"""Whether all ranks still have the same values, and if not, what made them differ.
+"""Comparison of results between ranks, to find what made them differ.
 
-All but the network's forwards is computed on every rank alike. A strategy that draws from torch's global random state,
-keeps something on itself or asks for its rank breaks this in silence: every rank goes on with a canvas of its own, and
-rank 0's is saved. So each result of a step leaves a digest of its bits. All digests since the last comparison are
-folded to one number, which ranks exchange before they share out the forwards of a stage's first, second, third, fifth
-and ninth step and so on, and at the end. If it differs, they exchange them one by one, and the first that differs names
+Everything but the network's forwards is computed on every rank. A strategy that draws from torch's global random state,
+keeps state on itself or depends on its rank breaks this silently: every rank continues with a canvas of its own, and
+rank 0's is saved. So a digest is recorded of each result of a step. All digests since the last comparison are combined
+to one number, which ranks exchange before they assign the forwards of a stage's first, second, third, fifth and ninth
+step and so on, and at the end. If it differs, they exchange the digests one by one, and the first that differs names
 step, stage and strategy.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vitrail.core.engine.exchange import Exchange
     from vitrail.core.schedule.step import Step
 
-ODD = 0x1E3779B97F4A7C15  # of the golden ratio, below 2^63
+ODD = 0x1E3779B97F4A7C15  # from the golden ratio, below 2^63
 REMEDY = (
     "What ranks compute alike must be a function of its arguments: draw random numbers from the run's streams, keep "
     "nothing on a strategy (state goes in and comes out), and let nothing depend on the rank, the thread or the time. "
@@ -33,12 +33,12 @@ REMEDY = (
 
 @frozen(eq=False)
 class Noted:
-    """One result.
+    """One recorded result.
 
     Attributes:
-        step: Where the run stood.
-        what: In words, e.g. the strategy that gave it.
-        digest: Of its bits; a tensor, Int64[Tensor, ""], is not read before the comparison.
+        step: Position of the run.
+        what: Origin of the result, e.g. the name of a strategy.
+        digest: Digest of its bits; a tensor, Int64[Tensor, ""], is not read before the comparison.
     """
 
     step: Step
@@ -48,23 +48,23 @@ class Noted:
 
 @define(eq=False)
 class RankComparison:
-    """The results since the last comparison.
+    """The results recorded since the last comparison.
 
     Attributes:
-        exchange: The ranks; where there is one alone, nothing is noted.
-        noted: In the order in which they were made.
+        exchange: The ranks; with a single one, nothing is recorded.
+        noted: The results, in order.
     """
 
     exchange: Exchange
     noted: list[Noted] = field(factory=list)
 
     def note(self, step: Step, what: str, value: Any) -> None:
-        """Note a result that every rank must have alike.
+        """Record a result that must be equal on every rank.
 
         Args:
-            step: Where the run stands.
-            what: In words.
-            value: A tensor on any device, or plain data that ``repr`` tells apart.
+            step: Position of the run.
+            what: Origin of the result for the message.
+            value: A tensor on any device, or plain data that ``repr`` distinguishes.
         """
         import torch
 
@@ -74,7 +74,7 @@ class RankComparison:
         self.noted.append(Noted(step, what, digest))
 
     def compare(self) -> None:
-        """Compare all ranks' results so far, and forget them; collective.
+        """Compare the results of all ranks since the last comparison; collective.
 
         Raises:
             DriftError: Naming the first step, stage and strategy where ranks differ, on every rank.
@@ -92,7 +92,7 @@ class RankComparison:
         raise DriftError(_told(noted, number, [tuple(one[number : number + 1]) for one in each_one]))
 
     def _every(self, own: list[int], lengths: list[int]) -> list[list[int]]:
-        """Whole numbers of every rank, on every rank."""
+        """Return the integers of every rank, on every rank."""
         import torch
 
         rank, ranks = self.exchange.rank, range(self.exchange.world_size)
@@ -103,12 +103,12 @@ class RankComparison:
 
 
 def digest_of(tensor: Tensor) -> Tensor:
-    """A checksum of a tensor's bits that knows where they stand, on its device, Int64[Tensor, ""].
+    """Return a position-dependent checksum of a tensor's bits, on its device, Int64[Tensor, ""].
 
-    Sums over rows and over columns, each by a weight of its own, modulo 2^64: exact, in any order of adding.
+    Weighted sums over rows and over columns modulo 2^64: exact, whatever the order of addition.
 
     Args:
-        tensor: Of any type, Any[Tensor, "*lead h w"].
+        tensor: Any dtype, Any[Tensor, "*lead h w"].
     """
     import torch
 
@@ -125,7 +125,7 @@ def digest_of(tensor: Tensor) -> Tensor:
 
 
 def _read_sync(noted: list[Noted]) -> list[int]:
-    """Digests as numbers, those of tensors by one transfer a device; waits for it."""
+    """Return the digests as integers, those of tensors by one transfer per device; waits for it."""
     import torch
 
     found: list[int] = [each.digest if isinstance(each.digest, int) else 0 for each in noted]
@@ -145,7 +145,7 @@ def _signed(data: bytes) -> int:
 
 
 def _told(noted: list[Noted], number: int, found: list[tuple[int, ...]]) -> str:
-    """The message for the first result that differs."""
+    """Return the message for the first result that differs."""
     sides: dict[tuple[int, ...], list[int]] = {}
     for rank, digest in enumerate(found):
         sides.setdefault(digest, []).append(rank)

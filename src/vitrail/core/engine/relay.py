@@ -1,9 +1,8 @@
-"""A stage that needs no collective: each rank advances its own views, guided through the key view's channel.
+"""Stages without collectives: each rank advances its own views, guided by the key view's messages.
 
-Possible where views are a partition of the canvas, their pixels stay where they are, and guidance reads the
-key view's message alone. A rank then keeps the whole canvas in shape, of which its own cells are true; all
-that follows a prediction works cell by cell, so what lies in the others' cells reaches nobody. The canvas is
-gathered at the end of the stage.
+Possible where views are a partition of the canvas, pixels are not permuted, and guidance reads the key view's message
+alone. A rank then holds a canvas of full shape in which only its own cells are valid; all operations after a prediction
+work cell by cell, so invalid cells affect nothing. The canvas is gathered at the end of the stage.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ Follow = Callable[["Step", "MessageGuidance", Prediction, int, "Tensor | None"],
 
 
 def message_guidance(stage: Stage) -> tuple[MessageGuidance, ...] | None:
-    """The stage's guidance if it goes by messages: none or one; None if it does not."""
+    """Return the stage's guidance, none or one, if it works by messages; None if it does not."""
     speaking = tuple(guidance for guidance in stage.guidance if speaks(guidance) and guidance.point == "views")
     return speaking if len(speaking) == len(stage.guidance) < 2 else None
 
 
 def ranks_are_independent(plan: RunPlan, step: Step) -> bool:
-    """Whether a step's stage can do without collectives, each rank on its own views, if nobody watches the canvas."""
+    """Whether a step's stage needs no collectives, so that each rank can advance its own views, unobserved."""
     phase = plan.phase(step)
     if plan.hooks.watches_canvas or not phase.stepper.works_by_cell:
         return False
@@ -54,11 +53,11 @@ def ranks_are_independent(plan: RunPlan, step: Step) -> bool:
 
 
 def are_independent(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> bool:
-    """Whether a stage's views need nothing of each other but messages.
+    """Whether a stage's views need only messages of each other.
 
     Args:
-        stage: Its strategies.
-        canvas: For what the views must part.
+        stage: The stage.
+        canvas: The canvas that the views must partition.
         every: The patches of its steps.
     """
     if stage.also or message_guidance(stage) is None or not OptionalFusion.of(stage.fusion).is_local:
@@ -81,19 +80,19 @@ def are_independent(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> b
 
 @define(eq=False)
 class IndependentRanks:
-    """One rank's part in such a stage.
+    """One rank's part in a stage without collectives.
 
     Attributes:
         exchange: The ranks.
-        patches: The views, alike at every step.
-        guidance: The one that goes by messages, if any.
-        branches: CFG branches of every row.
-        first_step: Of the stage, as far as this run does it; messages are counted from here.
-        told: The message before that, if the run goes on from a checkpoint.
+        patches: The views, the same at every step.
+        guidance: The guidance by messages, if any.
+        branches: CFG branches of every view.
+        first_step: First step of the stage in this run; messages are counted from it.
+        told: The message before that, if the run was resumed from a checkpoint.
         channel: Carries the messages.
-        owners: Of the micro-batches, once they are known.
+        owners: Ranks of the micro-batches, once known.
         row_batch: Rows of a micro-batch; the last may have fewer.
-        device: Where messages are wanted, once the channel is open.
+        device: Device for messages, once the channel is open.
     """
 
     exchange: Exchange
@@ -108,7 +107,7 @@ class IndependentRanks:
     device: torch.device | None = None
 
     def view_owners(self) -> list[int]:
-        """The rank of every view."""
+        """Return the rank of every view."""
         return [self.owners[view * len(self.branches) // self.row_batch] for view in range(len(self.patches.views))]
 
     def predict(
@@ -124,13 +123,16 @@ class IndependentRanks:
         """Predict this rank's views, the key view first, and guide them by the message.
 
         Args:
-            step: Where the run stands.
-            latents: The canvas, of which this rank's cells are true.
+            step: Position of the run.
+            latents: The canvas, of which this rank's cells are valid.
             batches: All micro-batches, in canonical order.
-            forward: The network.
-            combine: Classifier-free guidance over answers, Float32[Tensor, "views batch channels h w"].
-            tell: The key view's message from its prediction.
-            follow: All views but the key view, corrected by a message.
+            forward: One forward of the network.
+            combine: Apply classifier-free guidance to outputs, Float32[Tensor, "views batch channels h w"].
+            tell: Make the key view's message from its prediction.
+            follow: Correct all views but the key view by a message.
+
+        Returns:
+            The prediction of all views, of which this rank's are valid.
         """
         if not self.owners:
             self._share_out(batches)
@@ -157,7 +159,7 @@ class IndependentRanks:
         return views if self.guidance is None else follow(step, self.guidance, views, key, self.message(step))
 
     def message(self, step: Step) -> Tensor | None:
-        """The message that a step follows, exactly the one that is due."""
+        """Return the message that a step follows, of exactly the age that the guidance's ``lag`` gives."""
         assert self.guidance is not None
         lag = self.guidance.lag(step)
         if lag is None:
@@ -166,12 +168,12 @@ class IndependentRanks:
         return self._fetch(version) if version >= 0 else self.told
 
     def last_message(self, step: Step) -> Tensor | None:
-        """The message told at a step, for a checkpoint."""
+        """Return the message made at a step, for a checkpoint."""
         needed = self.guidance is not None and self.guidance.lag(step) is not None
         return self._fetch(step.index - self.first_step) if needed else None
 
     def gather(self, tensors: Sequence[Tensor]) -> None:
-        """Make whole canvases of tensors that are true in this rank's cells, in place; collective.
+        """Complete canvases that are valid in this rank's cells, in place; collective.
 
         Args:
             tensors: Float32[Tensor, "batch channels height width"] each.
@@ -193,7 +195,7 @@ class IndependentRanks:
         self.owners = whole_views(batches, self.exchange.speeds, len(self.branches), self.patches.key)
 
     def _open(self, step: Step, views: Tensor) -> None:
-        """Open the channel before anything is computed, since that is collective; the owner may be steps ahead."""
+        """Open the channel before any forward, since that is collective and the owner may be steps ahead."""
         batch, channels, height, width = views.shape[1:]
         self.device = views.device
         self.channel = self.exchange.communicator.channel(

@@ -1,7 +1,7 @@
-"""Networks that remember earlier forwards, and which runs they can serve.
+"""Networks that cache earlier forwards, and the runs that can use them.
 
-A cache inside a network gives what it computed at an earlier step of the same row. So every row must come again at each
-step, and find what was kept of itself: of the same view and branch, not of whatever went through the network last.
+A cache inside a network returns what was computed at an earlier step for the same row. So every row must be computed at
+each step and find its own entry, of the same view and branch, not the most recent one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def check_remembering(found: ForwardCaching, plan: RunPlan, row_batch: int, world_size: int) -> None:
-    """Refuse a run whose forwards would be given what was kept of others.
+    """Refuse a run whose forwards would read cached values of other rows.
 
     Args:
-        found: In the network.
-        plan: The run.
-        row_batch: Rows a forward, at most.
+        found: The cache in the network.
+        plan: What the run will do.
+        row_batch: Largest number of rows per forward.
         world_size: Number of ranks.
 
     Raises:
-        CapabilityError: Saying who remembers, why that does not fit, and what to do.
+        CapabilityError: Naming the cache, why it does not fit, and what to do.
     """
     why = next(_misfits(found, plan, row_batch, world_size), None)
     if why is not None:
@@ -50,7 +50,7 @@ def _misfits(found: ForwardCaching, plan: RunPlan, row_batch: int, world_size: i
 
 
 def _by_name(plan: RunPlan) -> Iterator[str]:
-    """What stands against a place for every view and branch."""
+    """Yield why a cache with an entry per view and branch does not fit."""
     seen: dict[tuple[int, int], object] = {}
     for step in plan.steps()[plan.first :]:
         every = plan.patches(step)
@@ -64,7 +64,7 @@ def _by_name(plan: RunPlan) -> Iterator[str]:
 
 
 def _as_one(plan: RunPlan, row_batch: int, world_size: int) -> Iterator[str]:
-    """What stands against a single forward a step, always of the same rows."""
+    """Yield why a cache with one entry, for a single forward per step with the same rows, does not fit."""
     kept = "it keeps them in one place for all, which serves a single view and rank, as with method 'direct'"
     first: object = None
     for step in plan.steps()[plan.first :]:
@@ -82,7 +82,7 @@ def _as_one(plan: RunPlan, row_batch: int, world_size: int) -> Iterator[str]:
 
 
 def _questions(plan: RunPlan, step: Step, every: list[Patches]) -> Iterator[str]:
-    """Forwards besides those of the views as they lie on the canvas."""
+    """Yield why forwards besides those of unpermuted views do not fit."""
     if any(cost.rows for cost in plan.cost_of_asking(step)):
         yield "the method's guidance asks the network besides the views of a step"
     if any(patches.permutation is not None or patches.clean_key for patches in every):

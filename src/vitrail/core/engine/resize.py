@@ -1,4 +1,4 @@
-"""From one size to the next: the picture so far, grown, with the noise of the step where the next phase begins."""
+"""Resizing between phases: the picture so far, resized, with the noise of the step where the next phase begins."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.phase import Phase
     from vitrail.core.schedule.streams import Streams
 
-BLUR = (0.25, 0.5, 0.25)  # a binomial kernel; not a convolution, which a device may do in fewer digits
-REACH = 3  # cells on one side that bicubic interpolation looks at, and one more; bilinear looks at fewer
+BLUR = (0.25, 0.5, 0.25)  # binomial kernel; not a convolution, which a device may compute at lower precision
+REACH = 3  # cells on one side that bicubic interpolation reads, plus one; bilinear reads fewer
 
 
 def without_padding(latents: Tensor, canvas: Canvas) -> Tensor:
-    """The cells of the picture, Float32[Tensor, "batch channels height width"]."""
+    """Crop the padding, Float32[Tensor, "batch channels height width"]."""
     height, width = canvas.inner
     return latents[..., :height, :width]
 
 
 def inside(view: View, canvas: Canvas) -> tuple[int, int]:
-    """Height and width in cells of what a view shows of the picture, without the padding."""
+    """Return height and width, in cells, of the part of a view that is not padding."""
     pairs = zip((view.vertical, view.horizontal), canvas.inner, strict=True)
     down, right = (min(span.count, -(-(length - span.start) // span.step)) for span, length in pairs)
     return down, right
 
 
 def grown_latents(latents: Tensor, before: Canvas, canvas: Canvas) -> Tensor:
-    """Latents of another size, bicubic, across edges that meet; the padding repeats the edge.
+    """Resize latents bicubically, across wrapped edges; the padding repeats the edge.
 
     Args:
         latents: Float32[Tensor, "batch channels height width"] on the canvas ``before``.
-        before: Where they are.
-        canvas: Where they are to be.
+        before: Canvas of the latents.
+        canvas: Canvas of the result.
     """
     import torch.nn.functional as F
 
@@ -47,20 +47,29 @@ def grown_latents(latents: Tensor, before: Canvas, canvas: Canvas) -> Tensor:
 
 
 def bicubic(values: Tensor, size: tuple[int, int], canvas: Canvas) -> Tensor:
-    """Values of another size, bicubic, Float32[Tensor, "batch channels *size"]; see ``resized``."""
+    """Resize values bicubically; see ``resized``.
+
+    Args:
+        values: Cells or pixels, Float32[Tensor, "batch channels h w"].
+        size: Wanted height and width.
+        canvas: Gives the axes whose ends meet.
+
+    Returns:
+        Float32[Tensor, "batch channels *size"].
+    """
     return resized(values, size, canvas, "bicubic")
 
 
 def resized(values: Tensor, size: tuple[int, int], canvas: Canvas, mode: Literal["bicubic", "bilinear"]) -> Tensor:
-    """Values of another size, Float32[Tensor, "batch channels *size"].
+    """Resize values, Float32[Tensor, "batch channels *size"].
 
-    Where edges meet, those on the other side count, so that there is no seam.
+    Where edges meet, values are taken from across them, so that there is no seam.
 
     Args:
         values: Cells or pixels, Float32[Tensor, "batch channels h w"].
-        size: Height and width wanted.
-        canvas: Says which edges meet.
-        mode: Between the values.
+        size: Wanted height and width.
+        canvas: Gives the axes whose ends meet.
+        mode: Interpolation.
     """
     import torch.nn.functional as F
 
@@ -75,7 +84,7 @@ def resized(values: Tensor, size: tuple[int, int], canvas: Canvas, mode: Literal
 
 
 def _overlap(length: int, wanted: int, meets: bool) -> tuple[int, int]:
-    """What is added at either end of an axis whose ends meet, before and after it grows by the same factor."""
+    """Return the cells added at either end of a wrapped axis, before and after resizing by the same factor."""
     if not meets:
         return 0, 0
     unit = length // math.gcd(length, wanted)
@@ -84,17 +93,17 @@ def _overlap(length: int, wanted: int, meets: bool) -> tuple[int, int]:
 
 
 def grown_picture(picture: Tensor, size: tuple[int, int], sharpen: float, canvas: Canvas) -> Tensor:
-    """A picture of another size, bicubic, sharpened, Float32[Tensor, "batch 3 Height Width"].
+    """Resize a picture bicubically and sharpen it, Float32[Tensor, "batch 3 Height Width"] in [-1, 1].
 
-    Sharpening adds what a blur takes away (unsharp masking), as DiffuseHigh (Kim et al., 2024,
-    https://arxiv.org/abs/2406.18459), sec. 3.3, does; the blur is fixed, so that the picture is a function of the seed.
-    As in the authors' code a sharpened picture may leave [-1, 1]; one that only grows is clipped to it.
+    Sharpening is unsharp masking, as in DiffuseHigh (Kim et al., 2024, https://arxiv.org/abs/2406.18459), sec. 3.3; the
+    blur is fixed, so that the picture is a function of the seed. As in the authors' code a sharpened picture may leave
+    [-1, 1]; without sharpening it is clipped.
 
     Args:
-        picture: In [0, 1].
-        size: Height and width wanted.
-        sharpen: How much is added.
-        canvas: Says which edges meet.
+        picture: In [0, 1], Float32[Tensor, "batch 3 h w"].
+        size: Wanted height and width, pixels.
+        sharpen: Weight of the difference to the blurred picture.
+        canvas: Gives the axes whose ends meet.
     """
     grown = bicubic(picture, size, canvas)
     grown = grown + sharpen * (grown - blurred(grown, canvas)) if sharpen else grown.clamp(0, 1)
@@ -102,7 +111,7 @@ def grown_picture(picture: Tensor, size: tuple[int, int], sharpen: float, canvas
 
 
 def blurred(picture: Tensor, canvas: Canvas) -> Tensor:
-    """A picture with the mean of every pixel's neighbours, by binomial weights; edges are repeated where none meet."""
+    """Blur a picture with a 3x3 binomial kernel; edges are repeated where none meet."""
     import torch.nn.functional as F
 
     def mode(axis: Literal["x", "y"]) -> str:
@@ -115,14 +124,14 @@ def blurred(picture: Tensor, canvas: Canvas) -> Tensor:
 
 
 def grow(latents: Tensor, before: Phase, phase: Phase, vae: Vae | None, streams: Streams) -> Start:
-    """What a phase begins with.
+    """Return the beginning of a phase.
 
     Args:
-        latents: Clean, on the canvas of the phase before.
-        before: That phase.
-        phase: The one that begins.
-        vae: For phases that grow in pixels.
-        streams: Gives the noise, drawn for the whole canvas.
+        latents: Clean latents on the canvas of the phase before.
+        before: The phase before.
+        phase: The phase that begins.
+        vae: Needed for ``enter.resize = "pixels"``.
+        streams: Source of the noise, drawn for the whole canvas.
     """
     assert phase.enter is not None
     picture = None
@@ -137,12 +146,18 @@ def grow(latents: Tensor, before: Phase, phase: Phase, vae: Vae | None, streams:
 
 
 def phase_noise(clean: Tensor, phase: Phase, streams: Streams) -> Tensor:
-    """The noise of a phase, Float32[Tensor, "batch channels height width"]."""
+    """Draw the noise of a phase, Float32[Tensor, "batch channels height width"].
+
+    Args:
+        clean: Latents of that shape, on the device of the result.
+        phase: The phase; its number keys the stream.
+        streams: The run's random streams.
+    """
     return streams.normal(tuple(clean.shape), "phase-noise", phase.number).to(clean.device)
 
 
 def moments(latents: Tensor, canvas: Canvas) -> Tensor:
-    """Mean and deviation over all elements of the picture, without the padding, Float32[Tensor, "2"]."""
+    """Return mean and deviation over all elements of the picture, without padding, Float32[Tensor, "2"]."""
     import torch
 
     picture = without_padding(latents, canvas)
@@ -150,7 +165,13 @@ def moments(latents: Tensor, canvas: Canvas) -> Tensor:
 
 
 def renormalised(latents: Tensor, wanted: Tensor, canvas: Canvas) -> Tensor:
-    """Latents whose picture has the mean and deviation of another; DemoFusion's code, after each phase."""
+    """Give latents another mean and deviation, as DemoFusion's code does after each phase.
+
+    Args:
+        latents: Float32[Tensor, "batch channels height width"].
+        wanted: Mean and deviation, Float32[Tensor, "2"].
+        canvas: Gives the padding, which is not measured.
+    """
     mean, deviation = moments(latents, canvas)
     scaled: Tensor = (latents - mean) / deviation * wanted[1] + wanted[0]
     return scaled

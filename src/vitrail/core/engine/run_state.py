@@ -1,4 +1,4 @@
-"""How far a run has come: all that must be kept to go on."""
+"""Resumable state of a run: latents, last prediction, state of the strategies, timings."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @define
 class RunState:
-    """What strategies carry from step to step, and of the step in work the relay, the trail and what ranks compare."""
+    """State that strategies carry from step to step, and the relay, checks and records of the current step."""
 
     phase: int = -1
     stage: int = -1
     guidance: list[Any] = field(factory=list)
     masking: Any = None
-    mask: Tensor | None = None  # of the whole canvas at the step in work, if the stage's is one
+    mask: Tensor | None = None  # mask of the whole canvas at the current step, if the stage's covers it
     memory: KeptMaps | None = None
     start: Start | None = None
     base: Tensor | None = None  # mean and deviation of the first size's result
@@ -40,19 +40,25 @@ class RunState:
     unison: RankComparison | None = None
 
     def note(self, step: Step, what: str, value: Any) -> None:
-        """Note what all ranks must have alike; where each has its own cells alone, there is no such thing."""
+        """Record a result that must be equal on all ranks; ignored while each rank has only its own cells valid.
+
+        Args:
+            step: Position of the run.
+            what: Origin of the result for the message.
+            value: A tensor, or plain data that ``repr`` distinguishes.
+        """
         if self.unison is not None and self.relay is None:
             self.unison.note(step, what, value)
 
     def compare(self) -> None:
-        """Compare what was noted between ranks; collective. See ``RankComparison.compare``."""
+        """Compare the recorded results between ranks; collective. See ``RankComparison.compare``."""
         if self.unison is not None:
             self.unison.compare()
 
 
 @define
 class Timings:
-    """Seconds of a run on this rank, by what they went into, and what all ranks together asked of the networks."""
+    """Seconds spent by this rank, and network and VAE calls of all ranks together."""
 
     predict_s: float = 0.0
     total_s: float = 0.0
@@ -60,7 +66,7 @@ class Timings:
 
     @property
     def rows(self) -> int:
-        """That the network saw."""
+        """Number of rows that the networks computed."""
         return self.cost.model_calls
 
     def count(self, batches: Iterable[MicroBatch]) -> None:
@@ -70,21 +76,21 @@ class Timings:
             self.add(Cost(rows={cells: len(rows.views)}))
 
     def add(self, cost: Cost) -> None:
-        """Add what was asked."""
+        """Add a cost."""
         self.cost = Cost.total([self.cost, cost])
 
 
 @define(eq=False)
 class Sampled:
-    """A picture in work.
+    """State of an unfinished picture.
 
     Attributes:
-        latents: After the last step that was done, Float32[Tensor, "batch channels height width"].
-        steps: How many were done.
-        prediction: The last, None before the first step.
-        state: Of the strategies.
-        timings: So far.
-        entered: Whether a step was done in this process.
+        latents: Latents after the last step done, Float32[Tensor, "batch channels height width"].
+        steps: Number of steps done, skipped ones included.
+        prediction: Last prediction of the canvas; None before the first step.
+        state: State of the strategies.
+        timings: Work so far.
+        entered: Whether a step was begun in this process.
     """
 
     latents: Tensor

@@ -1,4 +1,4 @@
-"""State as plain data and tensors, and a file of both: safe to read, since nothing in it is code."""
+"""State as plain data and tensors, and files of both: safe to read, since they contain no code."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class NotStateError(TypeError):
 
 
 def pack(value: Any, tensors: list[Tensor]) -> Any:
-    """A value as JSON data; its tensors are appended to the list and referred to by position.
+    """Convert a value to JSON data; its tensors are appended to the list and referred to by position.
 
     Raises:
-        NotStateError: For a value that cannot be written.
+        NotStateError: If the value cannot be written.
     """
     import torch
 
@@ -53,7 +53,16 @@ def pack(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def unpack(data: Any, tensors: Sequence[Tensor], device: Any = None) -> Any:
-    """The value that ``pack`` took apart; tensors that were on a device go to ``device``."""
+    """Restore a value that ``pack`` converted.
+
+    Args:
+        data: The JSON data.
+        tensors: The tensors that it refers to.
+        device: Device of the tensors that were not on the CPU.
+
+    Raises:
+        ConfigError: If no loaded module has one of the value's classes.
+    """
     if isinstance(data, PLAIN):
         return data
     kind, content = data["kind"], data["value"]
@@ -74,17 +83,17 @@ def unpack(data: Any, tensors: Sequence[Tensor], device: Any = None) -> Any:
 
 
 def save_state(path: Path, value: Any) -> None:
-    """Write a value; the file appears, or is replaced, only when it is complete."""
+    """Write a value atomically."""
     tensors: list[Tensor] = []
     skeleton = json.dumps(pack(value, tensors))
     save_sealed(path, {str(i): tensor for i, tensor in enumerate(tensors)}, skeleton)
 
 
 def load_state(path: Path, device: Any = None) -> Any:
-    """Read what ``save_state`` wrote.
+    """Read a file that ``save_state`` wrote.
 
     Raises:
-        ConfigError: If the file is none of ours or is damaged.
+        ConfigError: If the file is not a checkpoint or is damaged.
     """
     tensors, skeleton = load_sealed(path, "a checkpoint of a run")
     try:

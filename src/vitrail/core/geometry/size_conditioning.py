@@ -1,4 +1,4 @@
-"""What a network with size conditioning is told about the picture and the view it sees."""
+"""Size conditioning: the picture size, target size and crop offset that a network is given for a view."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CROPS = ("view", "none", "padded")
 
 @frozen(kw_only=True)
 class SizeConditioning:
-    """Micro-conditioning of Stable Diffusion XL; a network without it is told nothing.
+    """Micro-conditioning of Stable Diffusion XL; ignored by networks without it.
 
-    Podell et al., 2023, https://arxiv.org/abs/2307.01952, sec. 2.2. Published methods differ here, and it
-    shows in the picture. ``canvas`` is the wanted picture's size, ``phase`` that of the phase, ``native`` a training
-    picture's. With ``crop = "padded"`` a window lies where the authors of DemoFusion say it lies: on a canvas with a
-    border as wide as their windows of half overlap may move, an eighth of a window.
+    Podell et al., 2023, https://arxiv.org/abs/2307.01952, sec. 2.2. Published methods choose these values differently,
+    which changes the picture. ``canvas`` is the size of the wanted picture, ``phase`` that of the picture at this phase
+    of a cascade, ``native`` that of a training picture. ``crop = "padded"`` places a window as DemoFusion's code does:
+    on a canvas with a border as wide as its windows of half overlap may shift, an eighth of a window.
     """
 
-    original: Size = field(default="canvas", validator=v.in_(SIZES))  # before scaling
-    target: Size = field(default="canvas", validator=v.in_(SIZES))  # as it is shown
-    crop: Crop = field(default="view", validator=v.in_(CROPS))  # where a window lies; padded: as DemoFusion's code says
+    original: Size = field(default="canvas", validator=v.in_(SIZES))  # size before scaling
+    target: Size = field(default="canvas", validator=v.in_(SIZES))  # size as shown
+    crop: Crop = field(default="view", validator=v.in_(CROPS))  # crop offset of a view; padded: as in DemoFusion's code

@@ -1,4 +1,4 @@
-"""Views: where on the canvas the network looks. Pure integer geometry.
+"""Views: the parts of the canvas that the network sees. Pure integer geometry.
 
 Lengths are latent cells. A window is contiguous, a lattice view is strided; both are pairs of spans.
 """
@@ -27,10 +27,13 @@ class Span:
     """Every ``step``-th cell of one axis from ``start`` on, ``count`` of them.
 
     Attributes:
-        start: The first cell.
-        count: How many.
-        step: From one to the next.
-        length: Of the axis if its ends meet, so that the span may go on from one to the other; else None.
+        start: Index of the first cell.
+        count: Number of cells.
+        step: Distance between neighbouring cells.
+        length: Length of the axis if its ends meet, so that the span may continue across them; else None.
+
+    Raises:
+        ShapeError: If the axis wraps and the span starts outside it or contains a cell twice.
     """
 
     start: int
@@ -46,10 +49,10 @@ class Span:
 
     @property
     def slice(self) -> slice:
-        """As an index into the axis.
+        """The span as an index into its axis.
 
         Raises:
-            ShapeError: If the span goes across the ends.
+            ShapeError: If the span crosses the ends of the axis.
         """
         pieces = self.pieces
         if len(pieces) > 1:
@@ -58,7 +61,7 @@ class Span:
 
     @property
     def pieces(self) -> tuple[Part, ...]:
-        """Its one or two parts on either side of the ends."""
+        """The span's contiguous parts: two if it crosses the ends of the axis, else one."""
         last = self.start + (self.count - 1) * self.step
         if self.length is None or last < self.length:
             return ((slice(self.start, last + 1, self.step), slice(0, self.count)),)
@@ -69,14 +72,14 @@ class Span:
 
     @property
     def is_round(self) -> bool:
-        """Whether it goes all the way round an axis whose ends meet, so that it could begin at any cell."""
+        """Whether the span covers a whole axis whose ends meet, so that it could start at any cell."""
         return self.length is not None and self.count * self.step == self.length
 
     def turned(self, cells: int) -> Span:
-        """The same cells from another one on.
+        """Return the same cells, starting ``cells`` cells later.
 
         Raises:
-            ShapeError: If the span is not round, so that it would get other cells.
+            ShapeError: If the span does not cover a wrapped axis, so that the shift would select other cells.
         """
         if cells == 0:
             return self
@@ -87,7 +90,7 @@ class Span:
 
 @frozen(eq=False)
 class Piece:
-    """A part of a view that goes across no end of the canvas.
+    """A part of a view that does not cross the ends of the canvas.
 
     Attributes:
         rows: Index into the height of the canvas.
@@ -104,13 +107,14 @@ class Piece:
 
 @frozen(order=True)
 class View:
-    """A pair of spans into the canvas. Views sort by position: that is the canonical order.
+    """A pair of spans into the canvas. Views sort by position, which is their canonical order.
 
     Attributes:
-        vertical: Its rows.
-        horizontal: Its columns.
-        turn: From which of its cells on the network sees it, (down, right); for spans that are round. What is
-            read, guided and fused is not turned, so it does not count when views are compared.
+        vertical: Span of its rows.
+        horizontal: Span of its columns.
+        turn: Offset (down, right), in cells of the view, at which the network's input starts; only for spans that cover
+            a wrapped axis. It applies to the network's input alone, not to what is read, guided and fused, so it is
+            ignored when views are compared.
     """
 
     vertical: Span
@@ -119,17 +123,17 @@ class View:
 
     @property
     def rows(self) -> slice:
-        """Index into the height: ``latents[..., view.rows, view.cols]``, of a view that goes across no end."""
+        """Index into the height, ``latents[..., view.rows, view.cols]``, of a view that does not cross the ends."""
         return self.vertical.slice
 
     @property
     def cols(self) -> slice:
-        """Index into the width, of a view that goes across no end."""
+        """Index into the width, of a view that does not cross the ends of the canvas."""
         return self.horizontal.slice
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
-        """Its parts, one unless it goes across an end, four at most."""
+        """The view's contiguous parts: one, or up to four if it crosses the ends of the canvas."""
         return tuple(
             Piece(rows, cols, view_rows, view_cols)
             for rows, view_rows in self.vertical.pieces
@@ -138,14 +142,14 @@ class View:
 
     @property
     def turned(self) -> View:
-        """The cells as the network sees them."""
+        """The view with its cells in the order in which the network sees them."""
         return View(self.vertical.turned(self.turn[0]), self.horizontal.turned(self.turn[1]))
 
     def read(self, canvas: Tensor) -> Tensor:
-        """Its cells of a canvas, Float[Tensor, "*lead height width"].
+        """Read the view's cells from a canvas, Float[Tensor, "*lead height width"].
 
         Returns:
-            Float[Tensor, "*lead h w"]: a slice of the canvas, or a copy if the view goes across an end.
+            Float[Tensor, "*lead h w"]: a slice of the canvas, or a copy if the view crosses an end of the canvas.
         """
         pieces = self.pieces
         if len(pieces) == 1:
@@ -156,12 +160,12 @@ class View:
         return cells
 
     def write(self, canvas: Tensor, values: Tensor) -> None:
-        """Put values, Float[Tensor, "*lead h w"], into its cells of a canvas."""
+        """Write values, Float[Tensor, "*lead h w"], into the view's cells of a canvas, in place."""
         for piece in self.pieces:
             canvas[..., piece.rows, piece.cols] = values[..., piece.view_rows, piece.view_cols]
 
     def add_to(self, canvas: Tensor, values: Tensor) -> None:
-        """Add values, Float[Tensor, "*lead h w"], to its cells of a canvas."""
+        """Add values, Float[Tensor, "*lead h w"], to the view's cells of a canvas, in place."""
         for piece in self.pieces:
             canvas[..., piece.rows, piece.cols] += values[..., piece.view_rows, piece.view_cols]
 
@@ -173,15 +177,18 @@ class View:
 
 @frozen(eq=False)
 class Patches:
-    """What a patching answers at one step.
+    """The views of one group at one step, as a patching returns them.
 
     Attributes:
-        views: Of one shape each; together they cover the canvas, unless a fusion fills the rest.
-        permutation: Which view each element of the model input comes from, or None.
-            Int64[Tensor, "views #batch #channels height width"], a permutation along the first axis.
+        views: Views of one shape; together they cover the canvas, unless a fusion fills the rest.
+        permutation: Index of the view that each element of the model input comes from, or None. Int64[Tensor, "views
+            #batch #channels height width"], a permutation along the first axis.
         key: Index of the key view, whose prediction structure guidance follows.
-        clean_key: Whether the key view also gets a forward of its own outside the permutation; its
-            prediction then stands for the key view's.
+        clean_key: Whether the key view also gets a forward of its own outside the permutation, whose prediction then
+            replaces the key view's.
+
+    Raises:
+        ShapeError: If the views differ in shape or turn, or ``key`` is out of range.
     """
 
     views: tuple[View, ...] = field(converter=as_tuple)
@@ -200,11 +207,11 @@ class Patches:
 
     @property
     def cells(self) -> int:
-        """Latent cells of a view."""
+        """Number of latent cells of a view."""
         return math.prod(self.views[0].shape)
 
     def canonical(self) -> Patches:
-        """The same patches with their views sorted by position, so that no result depends on their order."""
+        """Return the patches with their views sorted by position, so that no result depends on their order."""
         order = sorted(range(len(self.views)), key=lambda i: self.views[i])
         if order == list(range(len(self.views))):
             return self
@@ -218,11 +225,11 @@ class Patches:
 
 @frozen
 class Outline:
-    """What can be told of patches before they are laid out, which is all that a plan needs.
+    """Number and shape of the views of a patching, known without laying them out; enough for a plan.
 
     Attributes:
-        count: Of the views.
-        shape: Height and width of each, in latent cells.
+        count: Number of views.
+        shape: Height and width of each view, in latent cells.
         clean_key: As ``Patches.clean_key``.
     """
 
@@ -232,33 +239,33 @@ class Outline:
 
     @classmethod
     def of(cls, patches: Patches) -> Outline:
-        """Of patches that are laid out."""
+        """Return the outline of patches that are laid out."""
         return cls(len(patches.views), patches.views[0].shape, patches.clean_key)
 
     @property
     def cells(self) -> int:
-        """Latent cells of a view."""
+        """Number of latent cells of a view."""
         return math.prod(self.shape)
 
     @property
     def forwards(self) -> int:
-        """Forwards of one branch: the views, and a clean key view."""
+        """Number of forwards of one CFG branch: one per view, and one for a clean key view."""
         return self.count + self.clean_key
 
 
 @frozen
 class Canvas:
-    """The canvas in latent cells, and the size the network was trained at.
+    """The canvas in latent cells, and the size that the network was trained at.
 
     Attributes:
-        height: Cells, padding included.
-        width: Cells, padding included.
-        native: Side of a training picture.
-        pad_height: Cells at the bottom that are cut off in the end.
-        pad_width: Cells at the right that are cut off in the end.
+        height: Height in cells, padding included.
+        width: Width in cells, padding included.
+        native: Side of a training picture in cells.
+        pad_height: Padding cells at the bottom, cropped at the end.
+        pad_width: Padding cells at the right, cropped at the end.
         wrap: Axes whose ends meet; these are never padded.
-        cell: Pixels of the side of a cell.
-        cut: Pixels of the last cells that the picture does not have, (at the bottom, at the right).
+        cell: Side of a cell in pixels.
+        cut: Pixels by which the last cells exceed the picture, (bottom, right).
     """
 
     height: int
@@ -272,7 +279,15 @@ class Canvas:
 
     @classmethod
     def of_picture(cls, height: int, width: int, cell: int, native: int, wrap: Wrap = "none") -> Canvas:
-        """The canvas of a picture in pixels; ``padded`` makes it fit a method."""
+        """Return the unpadded canvas of a picture; ``padded`` makes it fit a method.
+
+        Args:
+            height: Height of the picture, pixels; need not be a multiple of ``cell``.
+            width: Width of the picture, pixels.
+            cell: Side of a latent cell, pixels.
+            native: Side of a training picture, latent cells.
+            wrap: Axes whose ends meet.
+        """
         down, right = -(-height // cell), -(-width // cell)
         cut = (down * cell - height, right * cell - width)
         return cls(down, right, native, wrap=wrap, cell=cell, cut=cut)
@@ -292,15 +307,15 @@ class Canvas:
         return self.inner[0] * self.cell - self.cut[0], self.inner[1] * self.cell - self.cut[1]
 
     def scale(self, axis: Literal["height", "width"]) -> int:
-        """How many training sizes the picture takes along an axis, rounded half up, at least 1."""
+        """Return how many training sizes the picture spans along an axis, rounded half up, at least 1."""
         length = self.inner[0] if axis == "height" else self.inner[1]
         return max(1, math.floor(length / self.native + 0.5))
 
     def padded(self, down: int, right: int) -> Canvas:
-        """The same picture on a canvas of multiples of (down, right).
+        """Return the same picture on a canvas padded to multiples of (down, right) cells.
 
         Raises:
-            ConfigError: If an axis whose ends meet would have to be padded, with the nearest sizes that fit.
+            ConfigError: If an axis whose ends meet would have to be padded; names the nearest sizes that fit.
         """
         lines = (self._misfit("y", self.height, down), self._misfit("x", self.width, right))
         if any(lines):
@@ -315,14 +330,14 @@ class Canvas:
         )
 
     def _misfit(self, axis: Axis, length: int, factor: int) -> str:
-        """What is wrong with an axis whose ends meet, if it would be padded."""
+        """Return the error text for a wrapped axis that would need padding to a multiple of ``factor``, else ""."""
         name, cut = ("height", self.cut[0]) if axis == "y" else ("width", self.cut[1])
         pixels, unit = length * self.cell - cut, factor * self.cell
         if not self.wraps(axis) or pixels % unit == 0:
             return ""
         why = f"{self.cell} to a latent cell" + (f", and {factor} strided views side by side" if factor > 1 else "")
         below = pixels // unit * unit
-        rounded = math.floor(length / self.native + 0.5)  # another scale would have another stride
+        rounded = math.floor(length / self.native + 0.5)  # a size of another scale would have another stride
         fit = [p for p in (below, below + unit) if p and math.floor(p / self.cell / self.native + 0.5) == rounded]
         sizes = " or ".join(map(str, fit or [below + unit]))
         return f"wrap {self.wrap!r}: a {name} of {pixels} pixels must be a multiple of {unit} ({why}); try {sizes}"

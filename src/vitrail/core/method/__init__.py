@@ -1,1 +1,1 @@
-"""What a method is: a composition of strategies, their protocols and their validation."""
+"""Methods: a composition of strategies, the protocols of the strategies and their validation."""

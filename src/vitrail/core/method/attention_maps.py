@@ -1,4 +1,4 @@
-"""Attention maps: which are wanted of a network, and those that are kept for later stages."""
+"""Attention maps: requests to the network, and the maps that are kept for later stages."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ Over = Literal["mean", "max"]
 
 @frozen
 class AttentionRequest:
-    """Which attention maps a mask source wants; the backbone reduces them to one map a view.
+    """The attention maps that a mask source or a prompting needs; the backbone reduces them to one map per view.
 
     Attributes:
-        layers: Blocks of the network. ``cross``: up blocks that have cross-attention, counted from the deepest,
-            empty for all; ``joint``: blocks of a transformer, empty for the late half. Negative ones count from
-            the last.
+        layers: Blocks of the network. ``cross``: up blocks that have cross-attention, counted from the deepest, empty
+            for all; ``joint``: blocks of a transformer, empty for the later half. Negative ones count from the last.
         skip_words: Words that never count as content.
-        kind: Attention to text only, or of picture and text to each other.
-        words: Words and phrases of the prompt; if there are any, no others count as content.
-        over: Whether the mean of the content tokens counts, or at each cell the largest.
+        kind: ``cross`` for attention from picture to text, ``joint`` for attention of picture and text to each other.
+        words: Words and phrases of the prompt; if given, no others count as content.
+        over: Whether a cell's value is the mean over the content tokens or their maximum.
         t5: With ``joint``: whether the tokens of the T5 encoder count beside those of the CLIP encoders.
-        each: Whether a map of every word of the prompt is wanted besides; ``cross`` only.
+        each: Whether one map per word of the prompt is also needed; ``cross`` only.
     """
 
     layers: tuple[int, ...] = ()
@@ -41,12 +40,12 @@ class AttentionRequest:
 
 @frozen(eq=False)
 class KeptMaps:
-    """What earlier stages saw in their attention, word by word.
+    """Attention maps of every word, averaged over the steps of earlier stages.
 
     Attributes:
-        words: Of the prompt, in their order.
+        words: Words of the prompt, in their order.
         maps: Mean over the steps so far, Float32[Tensor, "batch words h w"].
-        steps: How many.
+        steps: Number of steps in the mean.
     """
 
     words: tuple[str, ...] = field(converter=as_tuple)
@@ -54,6 +53,6 @@ class KeptMaps:
     steps: int = 1
 
     def seen(self, maps: Tensor) -> KeptMaps:
-        """With the maps of one more step."""
+        """Return the kept maps with those of one more step, Float32[Tensor, "batch words h w"], in the mean."""
         mean = self.maps + (maps - self.maps) / (self.steps + 1)
         return KeptMaps(self.words, mean, self.steps + 1)

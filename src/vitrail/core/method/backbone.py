@@ -1,4 +1,4 @@
-"""What a model answers; the only thing a run knows of it."""
+"""The interface of a model; the engine knows nothing else about it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class ForwardCaching:
-    """What a network keeps of earlier forwards.
+    """A cache inside a network that carries data from one forward to the next.
 
     Attributes:
-        where: Who keeps it in which layer, for messages.
-        by_name: Whether it is kept apart by names, so that each row can have its own.
-        remedy: How to switch it off.
+        where: Class and layer that hold the cache, for messages.
+        by_name: Whether entries are separated by names, so that each row can have its own.
+        remedy: How to switch the cache off.
     """
 
     where: str
@@ -39,66 +39,72 @@ class ForwardCaching:
 
 
 class BackboneSpec(Protocol):
-    """A model that is found and not loaded: what can be said of it without its weights."""
+    """A model that was found but not loaded: its properties that are known without its weights."""
 
     @property
     def offers(self) -> frozenset[str]:
-        """What strategies may need of it."""
+        """Capabilities that strategies may need of it."""
 
     @property
     def suits(self) -> Mapping[str, Any]:
-        """Fields of a run that suit it."""
+        """Fields of a run, with the values that suit the model."""
 
     def load(self, device: str | None = None) -> Backbone:
-        """Load its weights."""
+        """Load the weights onto a device."""
 
 
 class Backbone(Protocol):
-    """A model: predicts rows at a timestep, encodes what they are conditioned on, decodes. Loaded from a spec."""
+    """A model: encodes conditioning, predicts rows at a timestep, decodes latents. Loaded from a spec."""
 
     @property
     def latent_channels(self) -> int:
-        """Channels of its latents."""
+        """Number of latent channels."""
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels of a latent cell's side."""
+        """Side of a latent cell in pixels."""
 
     @property
     def native_size(self) -> int:
-        """Latent cells of the side that it was trained at."""
+        """Side of a training picture in latent cells."""
 
     @property
     def max_view(self) -> int | None:
-        """Latent cells of the longest side that it takes; None for any."""
+        """Longest side of a view that the network takes, in latent cells; None if unlimited."""
 
     @property
     def offers(self) -> frozenset[str]:
-        """What strategies may need of it."""
+        """Capabilities that strategies may need of it."""
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """Fields of a run that suit it."""
+        """Fields of a run, with the values that suit the model."""
 
     @property
     def device(self) -> torch.device:
-        """Where its networks run, also when they wait elsewhere; latents are there."""
+        """Device on which the networks run, also while they are offloaded; latents are on it."""
 
     @property
     def network(self) -> Any:
-        """The denoiser, for temporary changes inside it; None if there is none to change."""
+        """The denoising network, for temporary changes inside it; None if there is none to change."""
 
     def new_scheduler(self, name: str | None = None) -> Scheduler:
-        """A fresh scheduler: the model's own, or another diffusers class with the same noise schedule."""
+        """Return a fresh scheduler: the model's own, or another diffusers class with the same noise schedule."""
 
     def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, Any]:
-        """What ``set_timesteps`` wants besides the number of steps, for latents of a size in cells."""
+        """Return the keywords of ``set_timesteps`` besides the number of steps.
+
+        Args:
+            scheduler: The scheduler that is to be set.
+            height: Height of the latents, cells.
+            width: Width of the latents, cells.
+        """
 
     def first_step(self, num_steps: int, strength: float) -> int:
-        """How many steps are left out when a run starts from a picture."""
+        """Return the number of steps to skip when a run of ``num_steps`` starts from a picture."""
 
     def fingerprint(self) -> str:
-        """Stands for the weights; alike on all ranks of a run."""
+        """Return a text that identifies the weights; equal on all ranks of a run."""
 
     def check_attention(self, request: AttentionRequest) -> None:
         """Refuse a request for attention maps that the network does not have."""
@@ -107,57 +113,95 @@ class Backbone(Protocol):
         """Refuse conditioning that the model cannot use."""
 
     def check_wrap(self) -> None:
-        """Refuse edges that meet, if the decoder cannot draw them."""
+        """Refuse wrapped edges if the decoder cannot draw them seamlessly."""
 
     def words(self, inputs: Inputs) -> tuple[str, ...]:
-        """The words of the prompt that the network reads, in their order."""
+        """Return the words of the prompt that the network reads, in their order."""
 
     def remembers(self) -> ForwardCaching | None:
-        """What the network keeps of earlier forwards; None if nothing, so that forwards may come in any order."""
+        """Describe the network's cache of earlier forwards; None if there is none, so that their order is free."""
 
     def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Any:
-        """Encode what a picture is conditioned on; handed back to ``predict``."""
+        """Encode the conditioning of a picture; the result is passed to ``predict``."""
 
     def also(self, conditioning: Any, inputs: Inputs) -> Any:
-        """The same with the prompt of ``inputs`` as one more text that rows may have."""
+        """Return the conditioning with the prompt of ``inputs`` as one more text that rows may have."""
 
     def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Any) -> ModelOutput:
-        """One forward of the network. The only expensive line of a run."""
+        """Run one forward of the network. The only expensive line of a run.
+
+        Args:
+            rows: Views and their CFG branches, with scaled latents, Float32[Tensor, "rows*batch channels h w"].
+            step: Position of the run.
+            timestep: The timestep as the network expects it, a scalar tensor.
+            conditioning: As ``condition`` returned it.
+
+        Returns:
+            The model output of each row, of the shape of the input, and the attention maps that ``rows`` asks for.
+        """
 
     def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
-        """A picture of any size in [-1, 1] at the wanted size, Float32[Tensor, "1 3 Height Width"]."""
+        """Read a picture of any size and resize it.
+
+        Args:
+            picture: As Pillow has it, or a tensor.
+            height: Wanted height, pixels.
+            width: Wanted width, pixels.
+
+        Returns:
+            Float32[Tensor, "1 3 Height Width"] in [-1, 1].
+        """
 
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
-        """Latents of a picture in [-1, 1]; ``noise`` draws from the encoder's posterior, None takes its mean."""
+        """Return the latents of a picture in [-1, 1]; ``noise`` samples the posterior, None takes its mean."""
 
     def decode(self, latents: Tensor, exchange: Exchange, wrap: Wrap, backs_off: bool, streams: Streams) -> Tensor:
-        """A picture in [0, 1], Float32[Tensor, "1 3 Height Width"], on every rank; they may share the work.
+        """Decode latents to a picture, on every rank; ranks may share the work.
 
-        What a decoder draws comes from ``streams``, so that the same latents of a run are the same picture every time.
+        Args:
+            latents: Float32[Tensor, "1 channels height width"].
+            exchange: Moves tensors between ranks.
+            wrap: Axes whose ends meet.
+            backs_off: Whether to retry in smaller pieces when memory ran out.
+            streams: Source of the decoder's random numbers, so that equal latents of a run give equal pictures.
+
+        Returns:
+            Float32[Tensor, "1 3 Height Width"] in [0, 1].
         """
 
     def check_gradients(self) -> None:
-        """Refuse networks that cannot be differentiated; asked only of a backbone that offers ``gradients``."""
+        """Refuse networks that cannot be differentiated; called only if the backbone offers ``gradients``."""
 
     def decoder(self) -> Callable[[Tensor], Tensor]:
-        """From clean latents to pictures about in [-1, 1], Float32[Tensor, "batch 3 Height Width"], differentiably."""
+        """Return a differentiable map from clean latents to pictures.
+
+        Returns:
+            A function to Float32[Tensor, "batch 3 Height Width"], about in [-1, 1].
+        """
 
     def to_pil(self, pictures: Tensor) -> list[Image]:
-        """The same as Pillow images."""
+        """Convert pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"], to Pillow images."""
 
     @property
     def pipeline(self) -> Any:
-        """Where a callback reads what a run does not have; None if there is no such thing."""
+        """The object on which a callback looks up what a run does not have; None if there is none."""
 
     @property
     def callback_inputs(self) -> Sequence[str]:
         """Names of the tensors that a callback may be given, ``latents`` among them."""
 
     def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> Mapping[str, Any]:
-        """The tensors of ``callback_inputs`` besides the latents; both branches in one, or None, if there are two."""
+        """Return the tensors named in ``callback_inputs``, the latents excepted.
+
+        Args:
+            conditioning: As ``condition`` returned it.
+            step: Position of the run.
+            guided: Whether classifier-free guidance is on; if so, ``uncond`` comes first in each tensor. Tensors of the
+                negative prompt are None without it.
+        """
 
     def adapters_kept(self) -> AbstractContextManager[None]:
-        """A context that leaves the scales of adapters as they were, whatever a callback does."""
+        """Return a context that restores the scales of adapters on exit, whatever a callback does."""
 
     def release(self) -> None:
-        """The run is over: networks may go back to where they wait."""
+        """End the run: networks may be offloaded again."""

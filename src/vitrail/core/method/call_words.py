@@ -1,4 +1,4 @@
-"""Words of diffusers' calls that a run has none of, each with what serves in its place, or why nothing does."""
+"""Keywords of diffusers' calls that a run does not have, each with its replacement or the reason it is missing."""
 
 from __future__ import annotations
 

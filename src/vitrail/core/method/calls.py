@@ -1,4 +1,4 @@
-"""A strategy that is asked something, as messages speak of it."""
+"""A call of a strategy, as error messages name it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from vitrail.errors import ShapeError
 if TYPE_CHECKING:
     from vitrail.core.schedule.step import Step
 
-Naming = Callable[[str, type], "str | None"]  # the registered name of a class in a slot, if it has one
+Naming = Callable[[str, type], "str | None"]  # returns the registered name of a class in a slot, if it has one
 
 
 def unnamed(slot: str, cls: type) -> None:
-    """No class has a registered name."""
+    """Return None: no class has a registered name."""
 
 
 @frozen(eq=False)
 class StrategyCall:
-    """One question to a strategy.
+    """One call of a strategy.
 
     Attributes:
-        slot: What it fills.
-        strategy: Who is asked.
-        step: Where the run stands; None before it.
-        named: Knows registered names.
+        slot: Slot that the strategy fills.
+        strategy: The strategy that is called.
+        step: Position of the run; None before the first step.
+        named: Look-up of registered names.
     """
 
     slot: str
@@ -37,7 +37,7 @@ class StrategyCall:
     named: Naming = unnamed
 
     def __str__(self) -> str:
-        """E.g. ``guidance 'sync' (SyncGuidance) at step 3 of 10``; steps are counted from 1, as users do."""
+        """E.g. ``guidance 'sync' (SyncGuidance) at step 3 of 10``; steps are counted from 1."""
         cls = type(self.strategy)
         name = self.named(self.slot, cls)
         who = f"{self.slot} {cls.__name__}" if name is None else f"{self.slot} {name!r} ({cls.__name__})"
@@ -45,7 +45,7 @@ class StrategyCall:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Let an exception of the strategy say whose it is."""
+        """Add a note that names this call to an exception of the strategy."""
         try:
             yield
         except Exception as error:
@@ -53,10 +53,10 @@ class StrategyCall:
             raise
 
     def refuse(self, what: str) -> NoReturn:
-        """Raise for an answer that the slot's contract does not allow.
+        """Raise for a returned value that the slot's contract does not allow.
 
         Args:
-            what: Continues the sentence that the strategy begins, e.g. "must return ..., got ...".
+            what: Rest of the sentence that begins with the strategy, e.g. "must return ..., got ...".
 
         Raises:
             ShapeError: Always.

@@ -1,6 +1,6 @@
-"""The sizes a picture grows through, and how it enters the next one. Data, not code.
+"""Cascades: the sizes that a picture grows through, and how it enters the next size. Data, not code.
 
-Numbers are pixels unless they are said to be cells.
+Numbers are pixels unless stated to be cells.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ Base = Literal["area", "side"]
 Spacing = Literal["side", "area", "ratio"]
 Resize = Literal["latents", "pixels"]
 MOST_SIZES = 256
-TINY = 1e-6  # a size that is this near to the last one is the last one
+TINY = 1e-6  # relative tolerance: a growth this close to a whole step counts as that step
 
 
 @frozen(kw_only=True)
 class Cascade:
-    """Which sizes come before the wanted one.
+    """The sizes before the wanted one.
 
     DemoFusion (Du et al., 2023, https://arxiv.org/abs/2311.16973), sec. 3.2, grows side by side; AP-LDM (Cao et al.,
     2024, https://arxiv.org/abs/2410.06055), sec. 3.3, by equal areas. All sizes have the wanted picture's proportions,
-    and any proportions will do.
+    which are not restricted.
     """
 
-    base: Base = field(default="area", validator=v.in_(("area", "side")))  # of the first: a training picture's area,
-    # or its side for the longer one
+    base: Base = field(default="area", validator=v.in_(("area", "side")))  # of the first size: a training
+    # picture's area or, for the longer side, its side
     spacing: Spacing = field(default="ratio", validator=v.in_(("side", "area", "ratio")))  # what grows in equal steps
     count: int | None = field(
         default=None, validator=v.optional(v.and_(v.ge(1), v.le(MOST_SIZES)))
-    )  # sizes after the first; if unset one for each training size (side) or each doubling (area, ratio)
+    )  # sizes after the first; if unset one per training size (side) or per doubling (area, ratio)
 
     def sizes(
         self, height: int, width: int, native: int, unit: int, wrap: Wrap = "none"
     ) -> tuple[tuple[int, int], ...]:
-        """Every (height, width) from the first to the wanted one; the wanted one alone if it is no larger.
+        """Return every (height, width) from the first to the wanted one; the wanted one alone if it is no larger.
 
         Args:
-            height: Wanted.
-            width: Wanted.
-            native: Side of a training picture.
-            unit: The sizes before the last are multiples of it, and of as many strided views as fit there.
-            wrap: Axes whose ends meet. As these cannot be padded, one stride for both axes must fit there, too.
+            height: Wanted height, pixels.
+            width: Wanted width, pixels.
+            native: Side of a training picture, pixels.
+            unit: Pixels; sizes before the last are multiples of it and of the number of strided views that fit there.
+            wrap: Axes whose ends meet. These cannot be padded, so one stride for both axes must fit there, too.
         """
         large = max(height, width) if self.base == "side" else math.sqrt(height * width)
         growth = large / native
         if growth <= 1 + TINY:
             return ((height, width),)
-        between = [growth / self._factor(growth, i) for i in range(self._count(growth))]  # wanted over this one
+        between = [growth / self._factor(growth, i) for i in range(self._count(growth))]  # wanted size over this one
         sides = [_fitted(height / g, width / g, native, unit, wrap) for g in between]
         return (*dict.fromkeys(size for size in sides if size != (height, width)), (height, width))
 
@@ -64,7 +64,7 @@ class Cascade:
         return self.count or max(1, math.ceil(growth - TINY) - 1 if self.spacing == "side" else doublings)
 
     def _factor(self, growth: float, number: int) -> float:
-        """How much longer the sides of a size are than the first one's."""
+        """Return the ratio of a size's sides to the first size's."""
         done = number / self._count(growth)
         match self.spacing:
             case "side":
@@ -76,14 +76,14 @@ class Cascade:
 
 
 def _fitted(height: float, width: float, native: int, unit: int, wrap: Wrap) -> tuple[int, int]:
-    """The nearest sides that need no padding; where the ends of an axis meet, not by the longer one's stride either."""
+    """Return the nearest size that needs no padding; a wrapped axis must also fit the stride of the longer axis."""
     longer = _fit(max(height, width), native, unit)
     down, right = (longer if axis in wrap else 0 for axis in ("y", "x"))
     return _fit(height, native, unit, down), _fit(width, native, unit, right)
 
 
 def _fit(length: float, native: int, unit: int, longer: int = 0) -> int:
-    """The nearest length, at least one unit, that its own stride divides, and that of a longer axis if it is given."""
+    """Return the nearest positive multiple of ``unit`` and of its own stride, and of a longer axis's if given."""
     unit *= math.lcm(*(max(1, math.floor(each / native + 0.5)) for each in (length, longer)))
     return max(1, math.floor(length / unit + 0.5)) * unit
 
@@ -95,22 +95,22 @@ def _shares(instance: object, attribute: object, values: tuple[float, ...]) -> N
 
 @frozen(kw_only=True)
 class Enter:
-    """How a stage begins: on the picture so far, grown to the next size and noised again.
+    """How a stage begins: from the picture so far, resized to the next size and noised again.
 
-    The stage and those after it are done once for every further size of the cascade.
+    The stage and those after it run once for every further size of the cascade.
     """
 
-    resize: Resize = field(default="latents", validator=v.in_(("latents", "pixels")))  # where it grows, both bicubic;
-    # pixels go through the VAE twice
+    resize: Resize = field(default="latents", validator=v.in_(("latents", "pixels")))  # space of the bicubic resize;
+    # pixels cost a decode and an encode by the VAE
     strength: tuple[float, ...] = field(default=(1.0,), converter=as_tuple, validator=_shares)  # share of the
-    # schedule's steps that is done; with several, the last is for the last size
-    renormalise: bool = False  # give the result the mean and deviation of the first size's (DemoFusion)
-    sharpen: float = field(default=0.0, validator=v.ge(0))  # with pixels: how much of what a blur takes is added
+    # schedule's steps that is done; of several, the last is for the last size
+    renormalise: bool = False  # give the result the mean and deviation of the first size (DemoFusion)
+    sharpen: float = field(default=0.0, validator=v.ge(0))  # with pixels: weight of unsharp masking
 
     def __attrs_post_init__(self) -> None:
         if self.sharpen and self.resize != "pixels":
             raise ValueError("'sharpen' works on pixels; set resize = \"pixels\", or leave it out")
 
     def share(self, number: int, count: int) -> float:
-        """The strength for one of the ``count`` further sizes."""
+        """Return the strength for size ``number`` of the ``count`` further sizes."""
         return self.strength[max(0, len(self.strength) - (count - number))]

@@ -1,4 +1,4 @@
-"""A method as data: stages with strategies, checked for fit before anything is loaded."""
+"""Methods as data: stages with strategies, validated before anything is loaded."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def _some(instance: object, attribute: object, stages: object) -> None:
 
 @frozen(kw_only=True)
 class Composition:
-    """A sampling method: what to do in which share of the steps."""
+    """A sampling method: the stages, each with the share of the steps that it takes."""
 
-    stages: tuple[Stage, ...] = field(converter=as_items, validator=_some)  # in turn
-    cascade: Cascade | None = None  # the sizes before the wanted one
+    stages: tuple[Stage, ...] = field(converter=as_items, validator=_some)  # in the order in which they run
+    cascade: Cascade | None = None  # sizes before the wanted one
 
     def __attrs_post_init__(self) -> None:
         refuse_unsound(self.stages, self.cascade)
@@ -52,16 +52,25 @@ class Composition:
         refuse(self.stages, self.groups())
 
     def groups(self) -> list[tuple[int, ...]]:
-        """Numbers of the stages that are done at one size; each further group begins with an ``enter``."""
+        """Return the numbers of the stages of each size; every further group begins with an ``enter``."""
         begins = [number for number, stage in enumerate(self.stages) if number == 0 or stage.enter is not None]
         return [tuple(range(*ends)) for ends in pairwise((*begins, len(self.stages)))]
 
     def boundaries(self, num_steps: int, group: int = 0) -> tuple[int, ...]:
-        """First step after each stage of a group; a stage of no steps is skipped. Half steps round up."""
+        """Return the first step after each stage of a group, rounded half up; a stage of no steps is skipped."""
         return tuple(math.floor(self.stages[number].until * num_steps + 0.5) for number in self.groups()[group])
 
     def pad(self, canvas: Canvas, num_steps: int, group: int = 0) -> Canvas:
-        """The canvas padded to multiples that every patching of a group can live with."""
+        """Return the canvas padded to a common multiple of the granularities of a group's patchings.
+
+        Args:
+            canvas: The canvas of the picture.
+            num_steps: Steps at this size; stages without steps do not count.
+            group: Index into ``groups``.
+
+        Raises:
+            ConfigError: If an axis whose ends meet would have to be padded.
+        """
         ends = (0, *self.boundaries(num_steps, group))
         stages = [self.stages[number] for number in self.groups()[group]]
         used = [stage for stage, begin, end in zip(stages, ends, ends[1:], strict=False) if end > begin]
@@ -70,7 +79,11 @@ class Composition:
         return canvas.padded(math.lcm(*(h for h, _ in pairs)), math.lcm(*(w for _, w in pairs)))
 
     def attention_request(self) -> AttentionRequest | None:
-        """The attention maps that any stage wants; all stages must agree."""
+        """Return the attention maps that the stages need, or None.
+
+        Raises:
+            CompositionError: If stages need different maps.
+        """
         wanted = [each.request for stage in self.stages for each in (stage.masking, stage.prompting)]
         requests = {evolve(request, each=False) for request in wanted if request is not None}
         if len(requests) > 1:
@@ -82,7 +95,7 @@ class Composition:
         return evolve(request, each=remembers)
 
     def places(self) -> Iterator[Place]:
-        """Every strategy with its slot and where it stands."""
+        """Yield every strategy with its slot and its path in the method."""
         for index, stage in enumerate(self.stages):
             yield from places(index, stage)
 
@@ -90,11 +103,11 @@ class Composition:
         """Refuse strategies whose files are missing or broken.
 
         Raises:
-            ConfigError: With every such strategy and where it stands.
+            ConfigError: Listing every such strategy and its path.
         """
         problems = Problems()
         for place in self.places():
-            if place.slot != "rectification":  # theirs look at a network
+            if place.slot != "rectification":  # whose check needs a network
                 with problems.collect():
                     try:
                         ReadsFiles.of(place.strategy).check()
@@ -103,27 +116,27 @@ class Composition:
         problems.tell()
 
     def digests(self) -> dict[str, str]:
-        """What stands for the contents of the files that strategies read, by where the strategy stands."""
+        """Return digests of the files that strategies read, by the path of the strategy."""
         found = {place.path: OPTIONAL[place.slot].of(place.strategy).digest() for place in self.places()}
         return {path: digest for path, digest in found.items() if digest}
 
     @property
     def needs(self) -> frozenset[str]:
-        """What all strategies together need of a backbone."""
+        """Everything that the method's strategies need of a backbone."""
         own = {"vae"} if any(s.enter is not None and s.enter.resize == "pixels" for s in self.stages) else set()
         maps = {"attention-maps"} if any(s.remember for s in self.stages) else set()
         return frozenset().union(own, maps, *(s.needs for stage in self.stages for _, s in stage.strategies()))
 
     def check(self, offers: frozenset[str], backbone: str, known: Registry | None = None) -> None:
-        """Refuse a backbone that cannot serve a strategy.
+        """Refuse a backbone that lacks what a strategy needs.
 
         Args:
-            offers: Of the backbone.
-            backbone: What to call it.
-            known: Whose strategies to name instead.
+            offers: Capabilities of the backbone.
+            backbone: Name of the backbone in the message.
+            known: Registry whose strategies the message suggests instead.
 
         Raises:
-            CapabilityError: Naming every strategy in need, what it needs and what would do.
+            CapabilityError: Naming every affected strategy, what it needs and what would serve instead.
         """
         problems = []
         for index, stage in enumerate(self.stages):
@@ -144,13 +157,13 @@ class Composition:
 
 
 def _offered(known: Registry | None) -> frozenset[str]:
-    """What any registered backbone offers."""
+    """Return what the registered backbones offer, all taken together."""
     entries: list[Any] = known.entries("backbones") if known is not None else []
     return frozenset(offer for entry in entries for offer in entry.value.offers)
 
 
 def _served(slot: str, offers: frozenset[str], known: Registry | None) -> str:
-    """Which registered strategies of a slot a backbone with these offers can serve, to be added to a message."""
+    """Return the part of a message that lists the strategies of a slot that a backbone with these offers can serve."""
     entries: list[Any] = known.entries(slot) if known is not None else []
     alone = [entry for entry in entries if not recalls(entry.value)]  # others need an earlier stage
     names = [entry.name for entry in alone if entry.value.needs <= offers]

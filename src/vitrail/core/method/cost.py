@@ -1,4 +1,4 @@
-"""What a run asks of its networks, counted before it starts."""
+"""Costs: the network and VAE calls of a run, counted before it starts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from attrs import field, frozen
 
-ATTENTION = 0.125  # share of a forward at the training size that grows with the square of its area: SDXL's U-Net
+ATTENTION = 0.125  # share of a forward at the training size that is quadratic in the area, of SDXL's U-Net
 
 
 def _counter(counts: Mapping[int, int]) -> Mapping[int, int]:
@@ -16,14 +16,14 @@ def _counter(counts: Mapping[int, int]) -> Mapping[int, int]:
 
 @frozen(kw_only=True)
 class Cost:
-    """Forwards and VAE calls.
+    """Numbers of forwards and VAE calls.
 
     Attributes:
-        rows: Rows that the network sees, by the latent cells of their view.
-        decodes: Pictures that the VAE decodes, those of single views among them.
-        encodes: Pictures that it encodes.
-        gradients: Views that are differentiated: each a way back through decoder and network, besides the row and the
-            picture that are counted with the others.
+        rows: Number of rows that the network sees, by the number of latent cells of their view.
+        decodes: Number of pictures that the VAE decodes, those of single views included.
+        encodes: Number of pictures that the VAE encodes.
+        gradients: Number of views that are differentiated: one backward pass through decoder and network each; their
+            forwards are counted in ``rows`` and ``decodes``.
     """
 
     rows: Mapping[int, int] = field(factory=dict, converter=_counter)
@@ -33,15 +33,15 @@ class Cost:
 
     @property
     def model_calls(self) -> int:
-        """Rows of all sizes."""
+        """Number of rows of all sizes."""
         return sum(self.rows.values())
 
     def evaluations(self, native_cells: int, branches: int = 2, attention: float = ATTENTION) -> float:
-        """The cost in forwards of one view of the training size with all its branches.
+        """Return the cost in units of one view of the training size with all its branches.
 
         Args:
             native_cells: Latent cells of a training picture.
-            branches: Of a view.
+            branches: CFG branches of a view.
             attention: Share of such a forward that is quadratic in the area; the rest is linear.
         """
         areas = ((cells / native_cells, number) for cells, number in self.rows.items())
@@ -49,7 +49,7 @@ class Cost:
 
     @classmethod
     def total(cls, costs: Iterable[Cost]) -> Cost:
-        """Of several."""
+        """Return the sum of several costs."""
         rows: Counter[int] = Counter()
         decodes = encodes = gradients = 0
         for cost in costs:

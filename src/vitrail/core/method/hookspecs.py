@@ -1,9 +1,9 @@
 """The table of contents of a run: every hook that a plugin may implement.
 
-Registration happens once per process. The stages are called once per step (``vitrail_predict`` once per
-micro-batch, ``vitrail_guide`` once per guidance). A stage marked *exclusive* is answered by the
-composition alone; plugins may wrap it (``hookimpl(wrapper=True)``) and must hand a value of the same kind
-on. Observers return nothing. Hook arguments carry no defaults: pluggy would never fill a misspelt one.
+Registration happens once per process. The hooks of a step are called once per step (``vitrail_predict`` once per
+micro-batch, ``vitrail_guide`` once per guidance). An *exclusive* hook is implemented by the composition alone; plugins
+may wrap it (``hookimpl(wrapper=True)``) and must return a value of the same kind. Observers return nothing. Hook
+arguments carry no defaults, since pluggy would never fill a misspelt one.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ EXCLUSIVE = ("vitrail_patch", "vitrail_predict", "vitrail_mask", "vitrail_guide"
 
 
 class RegistrationSpecs:
-    """Called once per process."""
+    """Hooks that are called once per process."""
 
     @hookspec
     def vitrail_register(self, registry: Registry) -> None:
-        """Add named classes, methods and models. Called once for every installed plugin.
+        """Add named classes, methods and models. Called once per installed plugin.
 
         Args:
             registry: ``registry.add(slot, name, cls)``, ``registry.add_file(slot, name, path)``.
@@ -47,59 +47,114 @@ class RegistrationSpecs:
 
 
 class StageSpecs:
-    """Called in every run, in this order in every step."""
+    """Hooks that are called in every run, in this order in every step."""
 
     # ------------------------------------------------------------------ the run
 
     @hookspec
     def vitrail_run_start(self, num_steps: int, canvas: Canvas, model_calls: int) -> None:
-        """Observer: the plan is made, nothing expensive has run. ``model_calls`` counts rows."""
+        """Observer: the plan is made, nothing expensive has run.
+
+        Args:
+            num_steps: Scheduler calls of the whole run.
+            canvas: The canvas, padding included.
+            model_calls: Number of rows that the networks will see.
+        """
 
     # ------------------------------------------------------------------ one step
 
     @hookspec(firstresult=True)
     def vitrail_patch(self, step: Step, canvas: Canvas, family: int) -> Patches | None:
-        """Exclusive: the views of one family; family 0 is the stage's own patching."""
+        """Exclusive: the views of one group.
+
+        Args:
+            step: Position of the run.
+            canvas: The canvas, padding included.
+            family: Number of the view group; 0 is the stage's own patching.
+        """
 
     @hookspec(firstresult=True)
     def vitrail_predict(self, step: Step, rows: MicroBatch) -> ModelOutput | None:
-        """Exclusive: one forward of the network for a micro-batch of rows."""
+        """Exclusive: one forward of the network for a micro-batch of rows, on the rank that computes it."""
 
     @hookspec(firstresult=True)
     def vitrail_mask(
         self, step: Step, key: Prediction, predicted: ModelOutput, state: Any
     ) -> tuple[Tensor | None, Any] | None:
-        """Exclusive: where guidance acts, and the masking's new state."""
+        """Exclusive: where guidance acts, and the masking's new state.
+
+        Args:
+            step: Position of the run.
+            key: Prediction of the key view.
+            predicted: Model output of the key view, and the view to mask.
+            state: The masking's state after the step before.
+
+        Returns:
+            Float32[Tensor, "batch 1 h w"] in [0, 1], or None for everywhere; and the new state.
+        """
 
     @hookspec(firstresult=True)
     def vitrail_guide(
         self, step: Step, guidance: Guidance, subject: Any, scene: GuidanceContext, state: Any
     ) -> tuple[Any, Any] | None:
-        """Exclusive: one guidance of the stage acts on its subject; answers (subject, state)."""
+        """Exclusive: one guidance of the stage corrects its subject.
+
+        Args:
+            step: Position of the run.
+            guidance: The strategy.
+            subject: Latents, branches or a prediction, see ``Guidance.point``.
+            scene: Read-only context: mask, key view, canvas, streams, callbacks to the network.
+            state: The guidance's state after the step before.
+
+        Returns:
+            The corrected subject and the new state.
+        """
 
     @hookspec(firstresult=True)
     def vitrail_fuse(
         self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, family: int
     ) -> Tensor | None:
-        """Exclusive: the network output of the canvas from that of the views."""
+        """Exclusive: the network output of the canvas from those of the views.
+
+        Args:
+            step: Position of the run.
+            views: In canonical order.
+            prediction: Of the views, Float32[Tensor, "views batch channels h w"].
+            latents: The canvas, Float32[Tensor, "batch channels height width"].
+            family: Number of the view group; 0 is the stage's own patching.
+
+        Returns:
+            Float32[Tensor, "batch channels height width"].
+        """
 
     @hookspec
     def vitrail_step_end(self, step: Step, latents: Tensor, prediction: Prediction) -> None:
-        """Observer: the canvas after the scheduler's step, and the prediction that led there."""
+        """Observer: one step is done.
+
+        Args:
+            step: The step.
+            latents: The canvas after the scheduler's step, Float32[Tensor, "batch channels height width"].
+            prediction: The canvas's prediction that led there.
+        """
 
     # ------------------------------------------------------------------ the end
 
     @hookspec
     def vitrail_run_end(self, latents: Tensor) -> None:
-        """Observer: the last latents, before decoding; not called if the run raised."""
+        """Observer: the final latents, before decoding; not called if the run raised."""
 
 
 def attach(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
-    """Register a plugin, and refuse what pluggy would let pass in silence.
+    """Register a plugin, and refuse what pluggy would silently accept.
+
+    Args:
+        manager: A manager with the hook specifications.
+        name: Name of the plugin, for messages.
+        plugin: An instance with hook implementations.
 
     Raises:
-        RegistrationError: Naming the plugin, if it is a class, registered already, has no hook, or if a
-            hook's name or one of its arguments is not known.
+        RegistrationError: Naming the plugin, if it is a class, is registered already, has no hook, or if a hook's name
+            or one of its arguments is unknown.
     """
     if isinstance(plugin, type):
         raise RegistrationError(
@@ -112,7 +167,7 @@ def attach(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
     try:
         _check_hooks(manager, name, plugin)
     except RegistrationError:
-        manager.unregister(plugin)  # or what is wrong with it would be told of the next one
+        manager.unregister(plugin)  # else its error would be raised again for the next plugin
         raise
 
 
@@ -137,12 +192,12 @@ def _check_hooks(manager: pluggy.PluginManager, name: str, plugin: object) -> No
 
 
 def stage_hooks(manager: pluggy.PluginManager, plugin: object) -> list[str]:
-    """The hooks of a run that an attached plugin implements."""
+    """Return the names of the hooks of a run that an attached plugin implements."""
     return [caller.name for caller in manager.get_hookcallers(plugin) or () if caller.name in vars(StageSpecs)]
 
 
 def wraps(plugin: object) -> bool:
-    """Whether a plugin wraps a stage, so that it may change the picture; one that only watches does not."""
+    """Whether a plugin wraps an exclusive hook, so that it may change the picture; pure observers do not."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(StageSpecs)
     manager.register(plugin)
@@ -150,7 +205,7 @@ def wraps(plugin: object) -> bool:
 
 
 def answers(manager: pluggy.PluginManager, plugin: object) -> list[str]:
-    """The exclusive hooks that a plugin answers rather than wraps."""
+    """Return the exclusive hooks that a plugin implements instead of wrapping."""
     return [
         hook
         for hook in EXCLUSIVE
@@ -160,7 +215,7 @@ def answers(manager: pluggy.PluginManager, plugin: object) -> list[str]:
 
 
 def told_answer(name: str, hook: str) -> str:
-    """What is wrong with a plugin that answers an exclusive hook."""
+    """Return the error text for a plugin that implements an exclusive hook."""
     return (
         f"plugin {name!r} answers {hook}, which plugin 'composition' answers already: register a strategy and choose "
         "it in the config, or make the hook a wrapper (@hookimpl(wrapper=True))"

@@ -1,4 +1,4 @@
-"""What a picture is conditioned on, besides numbers: words, embeddings, pictures."""
+"""Conditioning of a picture: prompts, embeddings, pictures."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from vitrail.errors import ConfigError, nearest
 
 @frozen(kw_only=True, eq=False)
 class Extras:
-    """What a caller brings that is no plain data, so a recipe cannot carry it. diffusers' call names.
+    """Caller-supplied inputs that are not plain data, so that a recipe cannot store them; named as in diffusers' calls.
 
     Attributes:
-        latents: Standard normal noise to start from instead of the seed's,
+        latents: Standard normal noise to start from, instead of noise drawn from the seed,
             Float32[Tensor, "1 channels height width"].
         image: A picture to start from, as Pillow has it or in [0, 1], Float32[Tensor, "3|1 ... Height Width"];
             or its latents, of the canvas's size.
-        prompt_embeds: Instead of the prompt's, Float32[Tensor, "1 tokens width"]; the words of the prompt are
-            then only looked at for attention maps.
-        negative_prompt_embeds: As above; needed with them if guidance is on.
+        prompt_embeds: Replace the prompt's embeddings, Float32[Tensor, "1 tokens width"]; the words of the prompt
+            are then used for attention maps only.
+        negative_prompt_embeds: As above; required with ``prompt_embeds`` if guidance is on.
         pooled_prompt_embeds: Float32[Tensor, "1 width"], where the pipeline has them.
         negative_pooled_prompt_embeds: As above.
-        ip_adapter_image: A picture, or a list of them, one an adapter.
-        ip_adapter_image_embeds: Instead of pictures, as the pipeline's ``prepare_ip_adapter_image_embeds`` gives them.
-        control_image: The hint of the pipeline's ControlNet, as large as the picture or brought to its size; a list
-            of them if there are several networks.
-        controlnet_conditioning_scale: Weight of the hint, or a list with one a network; what the pipeline's own
-            call has for it if not given.
-        control_guidance_start: Share of the steps that are done before the hint counts, or a list as above.
-        control_guidance_end: Share of the steps after which it no longer does, or a list as above.
+        ip_adapter_image: A picture, or a list with one per adapter.
+        ip_adapter_image_embeds: Embeddings instead of pictures, as ``prepare_ip_adapter_image_embeds`` returns them.
+        control_image: The hint of the pipeline's ControlNet, resized to the picture if needed; a list if there are
+            several networks.
+        controlnet_conditioning_scale: Weight of the hint, or a list with one per network; by default that of the
+            pipeline's own call.
+        control_guidance_start: Share of the steps before the hint takes effect, or a list as above.
+        control_guidance_end: Share of the steps after which it has no effect, or a list as above.
         cross_attention_kwargs: For the attention processors of a U-Net, e.g. ``{"scale": 0.7}`` of a LoRA; numbers
-            only, since what lies on the picture would have to be cut with every view.
+            only, since spatial values would have to be cropped to every view.
         joint_attention_kwargs: The same for a transformer.
-        clip_skip: Text layers left out at the end.
+        clip_skip: Number of text encoder layers skipped at the end.
     """
 
     latents: Any = None
@@ -58,25 +58,29 @@ class Extras:
 
     @classmethod
     def take(cls, options: dict[str, Any]) -> Extras:
-        """The extras among the keywords of a call, which are taken out of ``options``."""
+        """Remove the extras from the keywords of a call and return them."""
         return cls(**{name: options.pop(name) for name in attrs.fields_dict(cls) if name in options})
 
     def given(self) -> tuple[str, ...]:
-        """The names of those that differ from their defaults."""
+        """Return the names of the fields that differ from their defaults."""
         given = ((f, getattr(self, f.name)) for f in attrs.fields(Extras))
         return tuple(f.name for f, value in given if value is not f.default and not _same_number(value, f.default))
 
     @property
     def lora_scale(self) -> float | None:
-        """What all LoRAs are weighted with besides, None if it is left to them."""
+        """Common weight of all LoRAs; None if not given."""
         scale: float | None = (self.cross_attention_kwargs or self.joint_attention_kwargs or {}).get("scale")
         return scale
 
     def refuse(self, served: frozenset[str], backbone: str) -> None:
-        """Refuse what a backbone cannot use.
+        """Refuse inputs that a backbone cannot use.
+
+        Args:
+            served: Names of the inputs that it uses, besides ``latents`` and ``image``.
+            backbone: Name of the backbone in the message.
 
         Raises:
-            ConfigError: Naming each, and what would be used.
+            ConfigError: Naming each such input and the nearest one that is used.
         """
         wrong = [name for name in self.given() if name not in served | {"latents", "image"}]
         if wrong:
@@ -89,16 +93,16 @@ class Inputs:
     """Everything that conditions one picture.
 
     Attributes:
-        prompt: One sentence.
-        negative_prompt: None for what the model guides away from by itself; "" is a text, the empty one.
+        prompt: Text of the picture.
+        negative_prompt: None for the model's own unconditional embedding; "" is the empty text.
         guided: Whether classifier-free guidance is on, so that both branches are needed.
-        height: Of the picture at this size of the run, pixels.
-        width: Of the picture at this size of the run, pixels.
-        num_steps: Scheduler calls of the schedule at this size.
-        first: The step to begin at; more than 0 if the run starts from a picture.
-        sizes: What the network is told about sizes, by stage.
-        extras: Conditioning that is no plain data.
-        pictures: Height and width at every size of the run, the wanted one last; () if this is the only one.
+        height: Height of the picture at this phase of the run, pixels.
+        width: Width of the picture at this phase of the run, pixels.
+        num_steps: Scheduler calls of the schedule of this phase.
+        first: First step that is done; more than 0 if the run starts from a picture.
+        sizes: Size conditioning of each stage.
+        extras: Inputs that are not plain data.
+        pictures: Height and width of every phase of the run, the wanted size last; () if there is one phase.
     """
 
     prompt: str
@@ -113,7 +117,7 @@ class Inputs:
     pictures: tuple[tuple[int, int], ...] = field(converter=as_tuple, default=())
 
     def picture(self, phase: int) -> tuple[int, int]:
-        """Height and width in pixels at a size of the run, -1 for the wanted one."""
+        """Return height and width in pixels at a phase of the run, -1 for the last."""
         return self.pictures[phase] if self.pictures else (self.height, self.width)
 
 

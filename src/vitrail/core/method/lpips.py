@@ -1,4 +1,4 @@
-"""Which tensors a file of LPIPS in its VGG16 form must hold, told by its header alone; needs no torch."""
+"""Validation of LPIPS (VGG16) weights by the header of their file, without torch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from vitrail.core.config.paths import expanded
 from vitrail.core.config.safetensors_header import read_header
 from vitrail.errors import ModelError
 
-CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision's numbers
-BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # between two poolings
+CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # numbers of the convolutions in torchvision's VGG16
+BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # convolutions between two poolings
 
 
 def check_weights(weights: str) -> None:
-    """Refuse a file of other weights by its header alone; other tensors beside them do not matter.
+    """Refuse a file that does not hold LPIPS weights, by its header alone; further tensors are allowed.
 
     Raises:
-        ModelError: If the file is missing, broken, or lacks a tensor that fits the others.
+        ModelError: If the file is missing, broken, or lacks a tensor or has one of another shape.
     """
     shapes = read_header(expanded(weights)).shapes
     missing = [name for name in names() if name not in shapes]
@@ -46,11 +46,11 @@ def _refusal(weights: str, what: str) -> ModelError:
 
 
 def head_name(number: int) -> str:
-    """Of the weights of a layer's channels."""
+    """Return the name of the tensor that weights the channels of a layer."""
     return f"lin{number}.model.1.weight"
 
 
 def names() -> list[str]:
-    """Of all tensors that the distance is made of."""
+    """Return the names of all tensors that the distance needs."""
     convs = [f"features.{conv}.{kind}" for conv in CONVS for kind in ("weight", "bias")]
     return convs + [head_name(number) for number in range(len(BLOCKS))]

@@ -1,11 +1,11 @@
-"""What a strategy may have besides its slot's protocol, and what holds where it says nothing.
+"""Optional members of a strategy, besides its slot's protocol, and their defaults.
 
-One class a slot lists every optional member with its type and default. A strategy need not inherit from it, but may.
-Whoever reads one goes through ``of``, so that a misspelt member is an error of the type checker and not a default:
+One class per slot lists every optional member with its type and default. A strategy need not inherit from it, but may.
+All reads go through ``of``, so that a misspelt member is an error of the type checker and not a default:
 
     OptionalGuidance.of(guidance).reads_mask
 
-and whoever must know whether a method was given at all asks ``has_own(patching, OptionalPatching.prepare)``.
+To test whether a strategy defines an optional method itself, call ``has_own(patching, OptionalPatching.prepare)``.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Members:
 
     @classmethod
     def of(cls, strategy: object) -> Self:
-        """The strategy's own members, the defaults in the place of those that it has not."""
+        """Return a view of the strategy that falls back to the defaults for members that it lacks."""
         return cast("Self", _WithDefaults(strategy, cls))
 
 
 class _WithDefaults:
-    """Reads members of a strategy that a class of optional ones lists, and no others."""
+    """Read the members that a class of optional ones lists from a strategy, and no others."""
 
     def __init__(self, strategy: object, optional: type[Members]):
         self._strategy, self._optional = strategy, optional
@@ -53,107 +53,134 @@ class _WithDefaults:
 
 
 def has_own(strategy: object, member: Callable[..., Any]) -> bool:
-    """Whether a strategy has an optional method of its own, e.g. ``has_own(patching, OptionalPatching.prepare)``."""
+    """Whether a strategy defines an optional method itself, e.g. ``has_own(patching, OptionalPatching.prepare)``."""
     own = inspect.getattr_static(strategy if isinstance(strategy, type) else type(strategy), member.__name__, ABSENT)
     return own is not ABSENT and own is not member
 
 
 class ReadsFiles(Members):
-    """What a strategy of any slot may say of files that it reads."""
+    """Optional members of a strategy of any slot that reads files."""
 
     def check(self) -> None:
-        """Refuse a file that is missing or broken, by a VitrailError; asked before anything is loaded."""
+        """Raise a VitrailError for a file that is missing or broken; called before anything is loaded."""
 
     def digest(self) -> str:
-        """Stands for the contents of all files that the strategy reads, wherever they lie; "" if it reads none.
+        """Return a digest of the contents of all files that the strategy reads, whatever their paths; "" if none.
 
-        It goes into recipes and into the addresses of an experiment's cells, so a changed file is another picture.
+        Recipes and the addresses of an experiment's cells include it, so that a changed file is a different picture.
         """
         return ""
 
 
 class OptionalPatching(ReadsFiles):
-    """Of a patching."""
+    """Optional members of a patching."""
 
-    shows_whole: bool = False  # each view shows the whole picture, so that the maps of one are those of the picture
+    shows_whole: bool = False  # every view shows the whole picture, so its maps are the picture's
 
     def outline(self, step: Step, canvas: Canvas) -> Outline:
-        """How many views ``patch`` will answer, and what they are like; without it they are laid out to be counted.
+        """Return number and shape of the views that ``patch`` will return; without it views are laid out and counted.
 
-        A plan asks for it, so that it takes no longer for a picture of a gigapixel.
+        Plans call it, so that planning takes no longer for a picture of a gigapixel.
+
+        Raises:
+            NotImplementedError: By default; test with ``has_own``.
         """
         raise NotImplementedError
 
     def prepare(self, step: Step, model_input: Tensor, canvas: Canvas) -> Tensor:
-        """What the views are read from, Float32[Tensor, "batch channels height width"].
+        """Return the canvas that the views are read from.
 
-        What they predict is held against the canvas as it is.
+        Predictions are still interpreted relative to the canvas as it is.
+
+        Args:
+            step: Position of the run.
+            model_input: Scaled latents of the canvas, Float32[Tensor, "batch channels height width"].
+            canvas: The canvas, padding included.
+
+        Returns:
+            Float32[Tensor, "batch channels height width"].
         """
         return model_input
 
 
 class OptionalGuidance(ReadsFiles):
-    """Of a guidance; besides the three methods of ``MessageGuidance``, which go together."""
+    """Optional members of a guidance, besides the three methods of ``MessageGuidance``, which go together."""
 
-    reads_mask: bool = False  # looks at the context's mask; a mask that no guidance of a stage reads is refused
-    follows_start: bool = False  # needs what a size begins with, so it is refused at the first
-    compares_pictures: bool = False  # needs the grown picture in pixels, so latents must not grow
-    is_idle: bool = False  # is no guidance
+    reads_mask: bool = False  # reads the context's mask; a mask that no guidance of a stage reads is refused
+    follows_start: bool = False  # needs the picture of the size before, so it is refused at the first size
+    compares_pictures: bool = False  # needs the resized picture in pixels, so enter.resize = "latents" is refused
+    is_idle: bool = False  # does nothing, as the null strategy
 
     def branches(self, step: Step) -> tuple[Branch, ...]:
-        """At "branches": the CFG branches that it wants besides the run's."""
+        """Return the CFG branches that a guidance at "branches" needs besides the run's."""
         return ()
 
     def cost(self, step: Step, canvas: Canvas, branches: int) -> Cost:
-        """What it asks of networks besides the views."""
+        """Return the network and VAE calls of one step, besides those of the views.
+
+        Args:
+            step: Position of the run.
+            canvas: The canvas, padding included.
+            branches: Number of CFG branches of a view.
+        """
         return Cost()
 
     def cost_of_views(self, step: Step, outline: Outline, branches: int) -> Cost:
-        """The same, where it depends on the main family's views."""
+        """Return further calls of one step, where they depend on the views of the main group.
+
+        Args:
+            step: Position of the run.
+            outline: Number and shape of the main group's views.
+            branches: Number of CFG branches of a view.
+        """
         return Cost()
 
 
 class OptionalMasking(ReadsFiles):
-    """Of a mask source."""
+    """Optional members of a mask source."""
 
-    recalls: bool = False  # wants remembered maps, so an earlier stage must remember
-    knows_whole: bool = False  # its mask is of the whole canvas, of which every view gets its own cut
-    is_everywhere: bool = False  # is no mask
+    recalls: bool = False  # needs kept attention maps, so an earlier stage must remember them
+    knows_whole: bool = False  # its mask covers the whole canvas and is cropped for every view
+    is_everywhere: bool = False  # its mask is 1 everywhere, as the null strategy
 
 
 class OptionalPrompting(ReadsFiles):
-    """Of a prompting."""
+    """Optional members of a prompting."""
 
-    recalls: bool = False  # wants remembered maps, so an earlier stage must remember
+    recalls: bool = False  # needs kept attention maps, so an earlier stage must remember them
 
 
 class OptionalFusion(ReadsFiles):
-    """Of a fusion."""
+    """Optional members of a fusion."""
 
-    is_local: bool = False  # a cell of the canvas depends on the views that hold it alone, if they are a partition
+    is_local: bool = False  # if the views are a partition, a cell of the canvas depends only on the views that hold it
 
 
 class OptionalRectification(Members):
-    """Of a rectification, whose ``check`` is about the network and is no option."""
+    """Optional members of a rectification; its ``check`` is about the network and is not optional."""
 
-    branches: tuple[Branch, ...] = ()  # it acts on rows of these CFG branches alone, if there are any in it
+    branches: tuple[Branch, ...] = ()  # CFG branches on whose rows it acts; () for all
 
     def digest(self) -> str:
-        """As ``ReadsFiles.digest``."""
+        """Return what ``ReadsFiles.digest`` returns."""
         return ""
 
 
 class OptionalFeatureExtractor(Members):
-    """Of what metrics look with, and of features."""
+    """Optional members of feature extractors."""
 
-    digest: str = ""  # stands for the contents of the files that it looks with
+    digest: str = ""  # of the contents of the files that it reads
 
 
 class OptionalBackend(Members):
-    """Of a communicator's backend."""
+    """Optional members of a communicator's backend."""
 
     def join(self, environment: RankEnvironment, run_id: str = "run") -> RankCommunicator:
-        """The communicator of a process that something else has started; a backend without it has no processes."""
+        """Return the communicator of a process started by another program; a backend without it has no processes.
+
+        Raises:
+            NotImplementedError: By default; test with ``has_own``.
+        """
         raise NotImplementedError
 
 
@@ -168,10 +195,10 @@ OPTIONAL: dict[str, type[ReadsFiles] | type[OptionalRectification]] = {
 
 
 def recalls(strategy: object) -> bool:
-    """Whether a mask source or a prompting wants remembered maps."""
+    """Whether a mask source or a prompting needs kept attention maps."""
     return OptionalMasking.of(strategy).recalls
 
 
 def speaks(guidance: Guidance) -> TypeGuard[MessageGuidance]:
-    """Whether a guidance goes by messages of the key view."""
+    """Whether a guidance reads the key view through messages."""
     return has_own(guidance, MessageGuidance.tell)

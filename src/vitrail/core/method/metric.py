@@ -1,4 +1,4 @@
-"""What a metric of finished pictures answers, and what it looks at. Metrics are frozen attrs classes."""
+"""Protocols of metrics of finished pictures and of their feature extractors. Metrics are frozen attrs classes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Better = Literal["up", "down", "none"]
 
 @frozen(kw_only=True)
 class Column:
-    """One number of a metric, as a table shows it.
+    """One number of a metric, as a column of a table.
 
     Attributes:
-        name: The heading, e.g. ``FID_c``.
-        better: Which way is better, if any is.
-        decimals: Shown after the point.
-        lowest: No value is below, nor is an interval's end.
-        highest: No value is above.
-        is_whole: Whether it is the mean of whole numbers of the pictures, as shares and counts are. Few pictures take
-            few values then, so a difference must pass an exact test besides its interval.
-        needs_equal_counts: Whether it depends on how many pictures there are, as FID does, so that rows compare at
-            equal numbers only.
+        name: Heading, e.g. ``FID_c``.
+        better: Direction that is better, if there is one.
+        decimals: Number of decimals shown.
+        lowest: Lower bound of values and of intervals.
+        highest: Upper bound of values and of intervals.
+        is_whole: Whether it is a mean of one whole number per picture, as shares and counts are. Few pictures then
+            give few distinct values, so a difference must also pass an exact test.
+        needs_equal_counts: Whether it depends on the number of pictures, as FID does, so that only rows with equal
+            numbers compare.
     """
 
     name: str
@@ -42,20 +42,20 @@ class Column:
 
     @property
     def of_differences(self) -> Column:
-        """The same for the difference of two rows."""
+        """The column of the differences of two rows."""
         return evolve(self, lowest=self.lowest - self.highest, highest=self.highest - self.lowest)
 
 
 @frozen(kw_only=True, eq=False)
 class Shown:
-    """A finished picture, as it was saved.
+    """A finished picture as a metric sees it, as it was saved.
 
     Attributes:
         picture: Float32[Tensor, "3 Height Width"] in [0, 1].
-        prompt: What it was to show; empty if nobody said.
-        native_size: Pixels: the size that its model was trained at.
-        rows: Pixel rows at which a view of its last stage begins or ends, the picture's own edges left out; () if
-            its views have no edges, as strided views have none.
+        prompt: Its prompt; "" if unknown.
+        native_size: Side of a training picture of its model, pixels.
+        rows: Pixel rows at which a view of its last stage begins or ends, the picture's own edges excepted; () if
+            its views have no edges, as strided views.
         columns: Pixel columns, as above.
     """
 
@@ -67,55 +67,55 @@ class Shown:
 
 
 class FeatureExtractor(Protocol):
-    """What looks at one picture. Its answers are kept under its ``repr``, so no picture is looked at twice.
+    """Compute features of one picture. Features are cached under its ``repr``, so no picture is computed twice.
 
-    An eye that looks with weights or other files has a ``digest`` besides, a text that stands for their contents and
-    is kept with its ``repr``.
+    An extractor that reads weights or other files also has a ``digest``, a text that identifies their contents and is
+    part of the cache key.
     """
 
     def look(self, shown: Shown) -> Tensor:
-        """What counts of one picture.
+        """Compute the features of one picture.
 
         Returns:
-            Float32[Tensor, "..."], of the same shape for every picture; nan where there is nothing to say.
+            Float32[Tensor, "..."], of the same shape for every picture; nan where they are undefined.
         """
 
 
 class Metric(Protocol):
-    """A column or several of a table, from what an eye saw in a cell's pictures."""
+    """Compute one or several columns of a table from the features of a cell's pictures."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """What ``gather`` answers, in order."""
+        """Columns that ``gather`` returns, in order."""
 
     @property
     def eye(self) -> FeatureExtractor:
-        """Who looks at the pictures; metrics with equal eyes share what was seen. May be the metric itself."""
+        """The feature extractor; metrics with equal extractors share features. May be the metric itself."""
 
     @property
     def needs_reference(self) -> bool:
         """Whether ``gather`` compares with a reference set."""
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """The columns of a set of pictures.
+        """Compute the columns of a set of pictures.
 
         Args:
-            looked: What the eye saw, Float32[Tensor, "pictures ..."]; a resampled set may hold a picture twice.
-            reference: What it saw in the reference set, Float32[Tensor, "references ..."], if there is one.
+            looked: Features, Float32[Tensor, "pictures ..."]; a resampled set may hold a picture twice.
+            reference: Features of the reference set, Float32[Tensor, "references ..."], if there is one.
 
         Returns:
-            One number a column; nan where there are too few pictures.
+            One number per column; nan where there are too few pictures.
         """
 
 
 class Features(Protocol):
-    """Turns pictures into vectors that a distance between sets is measured in.
+    """Map pictures to vectors, between whose sets a distance is measured.
 
-    Those that are read from files have a ``digest`` besides, a text that stands for the files' contents.
+    An implementation that reads files also has a ``digest``, a text that identifies their contents.
     """
 
     def extract(self, pictures: Tensor) -> Tensor:
-        """Features of pictures of any size.
+        """Compute the features of pictures of any size.
 
         Args:
             pictures: Float32[Tensor, "batch 3 Height Width"] in [0, 1].
@@ -125,22 +125,22 @@ class Features(Protocol):
         """
 
     def probabilities(self, pictures: Tensor) -> Tensor:
-        """Of the classes that the network knows, for the inception score and for repetition.
+        """Compute class probabilities, for the inception score and for repetition.
 
         Args:
-            pictures: As above.
+            pictures: Float32[Tensor, "batch 3 Height Width"] in [0, 1].
 
         Returns:
-            Float32[Tensor, "batch classes"]; the last class stands for nothing, or is one that never occurs.
+            Float32[Tensor, "batch classes"]; the last class stands for nothing, or never occurs.
         """
 
 
 class References(Protocol):
-    """A set of true pictures to compare with."""
+    """A set of real pictures to compare with."""
 
     def pictures(self, height: int, width: int) -> Iterator[Shown]:
-        """The pictures at a size, in pixels; always the same ones."""
+        """Yield the pictures at a size in pixels, the same ones at every call."""
 
     @property
     def digest(self) -> str:
-        """Stands for the contents of the set."""
+        """Text that identifies the contents of the set."""

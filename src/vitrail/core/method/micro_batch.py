@@ -1,7 +1,7 @@
-"""What goes into the network and comes out of it: a micro-batch of views, and the attention maps that are wanted.
+"""Input and output of the network: a micro-batch of views, and the attention maps that are needed.
 
-Shape legend: ``views`` views of one family, ``rows`` pairs of (view, CFG branch), ``batch`` pictures,
-``channels`` latent channels, ``height width`` latent cells of the canvas, ``h w`` of a view.
+Shape legend: ``views`` views of one group, ``rows`` pairs of (view, CFG branch), ``batch`` pictures, ``channels``
+latent channels, ``height width`` latent cells of the canvas, ``h w`` of a view.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from vitrail.core.geometry.views import Canvas, View
     from vitrail.core.method.attention_maps import KeptMaps
 
-Branch = Literal["uncond", "cond", "damped"]  # damped: as uncond, in a network that is rectified less
+Branch = Literal["uncond", "cond", "damped"]  # damped: as uncond, with the network less rectified
 
 
 @frozen(eq=False)
 class MicroBatch:
-    """One micro-batch for the network, in canonical order.
+    """One batch of rows for the network, in canonical order.
 
     Attributes:
         model_input: Scaled latents, Float32[Tensor, "rows*batch channels h w"].
         branches: The CFG branch of each row.
         views: The view of each row.
-        capture: Indices of the rows whose attention maps are wanted.
-        texts: The prompt of each row; None for the run's, () for the run's in all.
-        words: How many words' maps a captured row gives besides the mean of the content's.
-        sizes: What the network is told about sizes; the stage's if None.
+        capture: Indices of the rows whose attention maps are needed.
+        texts: Prompt of each row, None for the run's; () if all rows have the run's.
+        words: Number of words whose maps a captured row returns, besides the mean over the content.
+        sizes: Size conditioning; None for the stage's.
     """
 
     model_input: Tensor
@@ -46,7 +46,7 @@ class MicroBatch:
     sizes: SizeConditioning | None = None
 
     def pick(self, rows: Sequence[int]) -> MicroBatch:
-        """Some of the rows, in the order given."""
+        """Return some of the rows, in the order given."""
         batch = len(self.model_input) // len(self.views)
         entries = self.model_input.view(-1, batch, *self.model_input.shape[1:])
         return evolve(
@@ -59,7 +59,7 @@ class MicroBatch:
         )
 
     def cut(self, size: int) -> list[MicroBatch]:
-        """The same rows in parts of at most ``size``, each with its share of ``capture``."""
+        """Split the rows into parts of at most ``size``, each with its share of ``capture``."""
         batch = len(self.model_input) // len(self.views)
         return [
             evolve(
@@ -76,19 +76,19 @@ class MicroBatch:
 
 @frozen(eq=False)
 class ModelOutput:
-    """What the network said of a micro-batch.
+    """Output of the network for a micro-batch.
 
     Attributes:
         model_output: Float32[Tensor, "rows*batch channels h w"].
         attention: Mean map of the content tokens for each captured row, at most 1,
             Float32[Tensor, "batch 1 h w"], or None if no row was captured.
-        has_content: False if the prompt has no content token to look at.
-        layers: The same map by block, for whoever looks at them; on the rank that captured.
-        words: Maps of every word, Float32[Tensor, "batch words h w"], if they were wanted.
-        memory: What earlier stages saw, for a mask source that says ``recalls``.
-        view: For a mask: what it is wanted of, the key view or the whole canvas.
-        canvas: For a mask: on which the view lies.
-        inner: Height and width in cells of what is masked, without its padding; all of it if None.
+        has_content: False if the prompt has no content token.
+        layers: The same map by block, for observers; only on the rank that computed it.
+        words: Maps of every word, Float32[Tensor, "batch words h w"], if they were requested.
+        memory: Maps kept by earlier stages, for a mask source with ``recalls = True``.
+        view: For a mask: the view to mask, the key view or the whole canvas.
+        canvas: For a mask: the canvas that the view lies on.
+        inner: Height and width in cells of the masked region without padding; None for all of it.
     """
 
     model_output: Tensor
@@ -103,7 +103,7 @@ class ModelOutput:
 
     @classmethod
     def join(cls, parts: Sequence[ModelOutput]) -> ModelOutput:
-        """What the parts of one micro-batch say together, in the order of ``MicroBatch.cut``."""
+        """Join the outputs of the parts of one micro-batch, in the order of ``MicroBatch.cut``."""
         import torch
 
         maps = [part.attention for part in parts if part.attention is not None]

@@ -1,7 +1,7 @@
-"""What a strategy of each slot answers. Strategies are frozen attrs classes; state goes in and comes out.
+"""Protocols of the slots. Strategies are frozen attrs classes; state is passed in and returned.
 
-Shape legend: ``views`` views of one family, ``rows`` pairs of (view, CFG branch), ``batch`` pictures,
-``channels`` latent channels, ``height width`` latent cells of the canvas, ``h w`` of a view.
+Shape legend: ``views`` views of one group, ``rows`` pairs of (view, CFG branch), ``batch`` pictures, ``channels``
+latent channels, ``height width`` latent cells of the canvas, ``h w`` of a view.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Point = Literal["before", "inputs", "branches", "views", "canvas", "after"]
 
 @frozen(eq=False, kw_only=True)
 class Forward:
-    """One call of the network, as a rectification sees it.
+    """One call of the network, as a rectification receives it.
 
     Attributes:
-        network: The module that predicts.
-        step: Where the run stands.
+        network: The denoising network.
+        step: Position of the run.
         rows: The micro-batch.
-        native_size: Latent cells of the side that the network was trained at.
-        streams: The run's randomness, which does not depend on how rows are shared.
+        native_size: Side of a training picture, latent cells.
+        streams: The run's random streams, which do not depend on how rows are shared between ranks.
     """
 
     network: Any
@@ -48,22 +48,22 @@ class Forward:
 class Rectification(Protocol):
     """A temporary change inside the network, for a range of steps.
 
-    It works by hooks on modules and is undone when the call is over, also if that raised. Ranks may be threads that
-    share the network, so it must not act in the forward of another thread. All optional members are in
+    It works by hooks on modules and is undone when the call ends, also by an exception. Ranks may be threads that share
+    the network, so it must not act in the forward of another thread. All optional members are in
     ``members.OptionalRectification``.
     """
 
     needs: ClassVar[frozenset[str]]
 
     def check(self, network: Any) -> None:
-        """Refuse a network without the places that it changes, by CapabilityError; asked before any call."""
+        """Raise CapabilityError for a network without the modules that it changes; called before any forward."""
 
     def apply(self, forward: Forward) -> AbstractContextManager[object]:
-        """A context in which the change is in force; in a step out of its range, one that does nothing."""
+        """Return a context in which the change is active; outside its range of steps the context does nothing."""
 
 
 class Patching(Protocol):
-    """Which views of the canvas does the network see at this step, and in which order of pixels.
+    """Choose the views of the canvas that the network sees at a step, and the order of pixels in them.
 
     All optional members are in ``members.OptionalPatching``.
     """
@@ -71,20 +71,27 @@ class Patching(Protocol):
     needs: ClassVar[frozenset[str]]
 
     def granularity(self, canvas: Canvas) -> tuple[int, int]:
-        """The canvas is padded to multiples of these (height, width)."""
+        """Return the (height, width), in cells, to whose multiples the canvas is padded."""
 
     def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
-        """The views of this step; as many at every step of a stage."""
+        """Return the views of a step; their number is the same at every step of a stage.
+
+        Args:
+            step: Position of the run.
+            canvas: The canvas, padding included.
+            channels: Number of latent channels, for a permutation per channel.
+            streams: The run's random streams.
+        """
 
 
 class Prompting(Protocol):
-    """Which text does each view of the main family get; all optional members are in ``members.OptionalPrompting``."""
+    """Choose the text of each view of the main group; all optional members are in ``members.OptionalPrompting``."""
 
     needs: ClassVar[frozenset[str]]
 
     @property
     def request(self) -> AttentionRequest | None:
-        """The attention maps it wants remembered, if any."""
+        """Attention maps that an earlier stage must keep, if any."""
 
     def texts(
         self,
@@ -95,47 +102,47 @@ class Prompting(Protocol):
         canvas: Canvas,
         memory: KeptMaps | None,
     ) -> tuple[str | None, ...]:
-        """A text for each view.
+        """Return a text for each view.
 
         Args:
-            step: Where the run stands.
-            prompt: The run's.
-            negative_prompt: The run's, None if it has none; it is the same in all views.
-            views: Of the main family.
-            canvas: Where they lie.
-            memory: What earlier stages remembered; needs ``recalls = True``, else None.
+            step: Position of the run.
+            prompt: The run's prompt.
+            negative_prompt: The run's negative prompt, None if it has none; it is the same in all views.
+            views: Views of the main group.
+            canvas: The canvas that they lie on.
+            memory: Attention maps kept by earlier stages; None without ``recalls = True``.
 
         Returns:
-            None for the prompt; or () if all have it.
+            A text per view, None for the prompt; or () if all views have the prompt.
         """
 
 
 class Masking(Protocol):
-    """Where does guidance act: a weight in [0, 1] per cell of the key view, or of the whole canvas.
+    """Choose where guidance acts: a weight in [0, 1] per cell of the key view, or of the whole canvas.
 
-    ``predicted.view`` is what the mask is wanted of, ``predicted.canvas`` where that lies. By default it is the key
-    view, whose mask counts for all views. With ``knows_whole = True`` it is the whole canvas, once a step: every view
-    gets its own cut, and guidance of the canvas can read it, too. With ``recalls = True`` it wants what earlier stages
-    remembered. All optional members are in ``members.OptionalMasking``.
+    ``predicted.view`` is the view to mask, ``predicted.canvas`` the canvas that it lies on. By default that is the key
+    view, whose mask counts for all views. With ``knows_whole = True`` it is the whole canvas, once per step: the mask
+    is cropped for every view, and guidance of the canvas can read it, too. With ``recalls = True`` the source gets the
+    attention maps that earlier stages kept. All optional members are in ``members.OptionalMasking``.
     """
 
     needs: ClassVar[frozenset[str]]
 
     @property
     def request(self) -> AttentionRequest | None:
-        """The attention maps it wants, if any."""
+        """Attention maps that the source needs, if any."""
 
     def init(self) -> Any:
-        """State before the first step of a stage."""
+        """Return the state before the first step of a stage."""
 
     def mask(self, step: Step, key: Prediction, predicted: ModelOutput, state: Any) -> tuple[Tensor | None, Any]:
-        """The mask, and the new state.
+        """Compute the mask and the new state.
 
         Args:
-            step: Where the run stands.
+            step: Position of the run.
             key: The key view's prediction, also if the mask is of the whole canvas.
-            predicted: What the network said of the key view, with what the mask is wanted of.
-            state: Of the step before.
+            predicted: Model output of the key view, with the view to mask.
+            state: State after the step before.
 
         Returns:
             Float32[Tensor, "batch 1 h w"] of ``predicted.view``, or None for everywhere; and the new state.
@@ -143,15 +150,15 @@ class Masking(Protocol):
 
 
 class Guidance(Protocol):
-    """How predictions, or the latents around them, are corrected.
+    """Correct predictions, or the latents before or after them.
 
     ``point`` says what ``guide`` receives and returns, in the order of a step:
 
     - ``before``: the latents, Float32[Tensor, "batch channels height width"];
-    - ``inputs``: the latents of the main family's views, Float32[Tensor, "views batch channels h w"]; the canvas is
+    - ``inputs``: the latents of the main group's views, Float32[Tensor, "views batch channels h w"]; the canvas is
       then fused from them;
-    - ``branches``: a ``Branches``, the CFG branches of the main family's views; one guidance a stage;
-    - ``views``: the ``Prediction`` of the main family's views;
+    - ``branches``: a ``Branches``, the CFG branches of the main group's views; one guidance per stage;
+    - ``views``: the ``Prediction`` of the main group's views;
     - ``canvas``: the ``Prediction`` of the canvas;
     - ``after``: the latents after the scheduler's step.
 
@@ -162,38 +169,60 @@ class Guidance(Protocol):
     point: ClassVar[Point]
 
     def init(self) -> Any:
-        """State before the first step of a stage, at each size."""
+        """Return the state before the first step of a stage, at each size."""
 
     def guide(self, step: Step, subject: Any, scene: GuidanceContext, state: Any) -> tuple[Any, Any]:
-        """The corrected subject and the new state."""
+        """Return the corrected subject and the new state.
+
+        Args:
+            step: Position of the run.
+            subject: Latents, branches or a prediction, as ``point`` says.
+            scene: Read-only context: mask, key view, canvas, streams, callbacks to the network.
+            state: State after the step before.
+        """
 
 
 class MessageGuidance(Guidance, Protocol):
     """Guidance at "views" that reads the key view through one message, so that ranks need not gather views.
 
-    ``guide`` must equal ``follow`` with the message of ``lag(step)`` steps before, which ``tell`` made.
+    ``guide`` must equal ``follow`` with the message that ``tell`` made ``lag(step)`` steps before.
     """
 
     def lag(self, step: Step) -> int | None:
-        """Which message this step follows: 0 its own, 1 that of the step before; None if it follows none."""
+        """Return the age of the message to apply: 0 for this step's, 1 for that of the step before; None for none."""
 
     def tell(self, step: Step, subject: Prediction, key: int, mask: Tensor | None) -> Tensor:
-        """The key view's message, Float32[Tensor, "batch channels+1 h w"]."""
+        """Return the key view's message, Float32[Tensor, "batch channels+1 h w"].
+
+        Args:
+            step: Position of the run.
+            subject: Prediction that includes the key view.
+            key: Index of the key view in ``subject``.
+            mask: Where guidance acts, Float32[Tensor, "batch 1 h w"]; None for everywhere.
+        """
 
     def follow(self, step: Step, subject: Prediction, key: int, message: Tensor | None) -> Prediction:
-        """All views but the key view, corrected; None before the first message."""
+        """Correct all views except the key view.
+
+        Args:
+            step: Position of the run.
+            subject: Prediction of the views, Float32[Tensor, "views batch channels h w"]; on one of several ranks only
+                that rank's views are meaningful.
+            key: Index of the key view in ``subject``.
+            message: As ``tell`` returned it; None before the first message.
+        """
 
 
 class Fusion(Protocol):
-    """How the views' predictions become the canvas's; all optional members are in ``members.OptionalFusion``."""
+    """Combine the views' predictions to the canvas's; all optional members are in ``members.OptionalFusion``."""
 
     needs: ClassVar[frozenset[str]]
 
     def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
-        """The network output of the canvas.
+        """Return the network output of the canvas.
 
         Args:
-            step: Where the run stands.
+            step: Position of the run.
             views: In canonical order.
             prediction: Of the views, Float32[Tensor, "views batch channels h w"].
             latents: The canvas, Float32[Tensor, "batch channels height width"].

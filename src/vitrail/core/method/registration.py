@@ -1,4 +1,4 @@
-"""Whether a class fits its slot: the members that it must have, may have and may not have, and how they are called."""
+"""Whether a class fits its slot: its required, optional and unknown members, and their signatures."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ PROTOCOLS: dict[str, type] = {
     "features": Features,
     "references": References,
 }
-OTHERS: dict[str, tuple[str, ...]] = {  # slots that hold no strategies: what a class of each must have
+OTHERS: dict[str, tuple[str, ...]] = {  # slots without strategies: the required members of a class
     "backbones": ("pipelines", "offers", "defaults", "load", "adopt"),
     "comm": ("run",),
 }
-NEEDS = frozenset(  # what strategies may need of a backbone; one that offers more may be registered
+NEEDS = frozenset(  # known needs of strategies; a registered backbone may offer more
     {
         "attention-maps",
         "convolutions",
@@ -51,24 +51,24 @@ NEEDS = frozenset(  # what strategies may need of a backbone; one that offers mo
     }
 )
 SLOTS = (*OPTIONAL, *OTHERS, "metrics", "features", "references")
-OF_CLASSES = ("needs", "point")  # read before there is an instance
+OF_CLASSES = ("needs", "point")  # read from the class, before there is an instance
 MESSAGES = tuple(name for name in vars(MessageGuidance) if not name.startswith("_"))
 
 
 def _public(cls: type) -> list[str]:
-    """Members that a class lists itself, methods last."""
+    """Return the public members that a class itself declares, methods last."""
     listed = dict.fromkeys((*inspect.get_annotations(cls), *vars(cls)))
     return [name for name in listed if not name.startswith("_")]
 
 
 def required(slot: str) -> tuple[str, ...]:
-    """The members that a class of a slot must have."""
+    """Return the members that a class of a slot must have."""
     return OTHERS[slot] if slot in OTHERS else tuple(_public(PROTOCOLS[slot]))
 
 
 @functools.cache
 def optional(slot: str) -> dict[str, Any]:
-    """The members that a class of a slot may have besides, with their defaults; a method is its own default."""
+    """Return the members that a class of a slot may have, with their defaults; a method is its own default."""
     found: dict[str, Any] = {name: vars(MessageGuidance)[name] for name in MESSAGES} if slot == "guidance" else {}
     for cls in OPTIONAL[slot].__mro__ if slot in OPTIONAL else ():
         found = {name: value for name, value in vars(cls).items() if not name.startswith("_") and name != "of"} | found
@@ -76,19 +76,19 @@ def optional(slot: str) -> dict[str, Any]:
 
 
 def slots_of(cls: type) -> list[str]:
-    """The slots of strategies whose required members a class has, those first that take most of what it has."""
+    """Return the strategy slots whose required members a class has, those with the most members first."""
     fitting = [slot for slot in OPTIONAL if all(_has(cls, name) for name in required(slot))]
     return sorted(fitting, key=lambda slot: -len(required(slot)))
 
 
 def misfits(slot: str, cls: type, named: bool = True) -> list[str]:
-    """What keeps a class from filling a slot, one text each; none if it fits.
+    """Return what keeps a class from filling a slot, one text per problem; empty if it fits.
 
     Args:
         slot: One of ``SLOTS``.
-        cls: A class of a strategy, metric, backbone or communicator.
-        named: Whether it is to have a name in files; ``needs`` and ``point`` of others may differ from instance to
-            instance, see ``odd_values``.
+        cls: Class of a strategy, metric, backbone or communicator.
+        named: Whether the class is to be registered under a name; ``needs`` and ``point`` of other classes may differ
+            between instances, see ``odd_values``.
     """
     name, missing = cls.__name__, [member for member in required(slot) if not _has(cls, member)]
     if missing:
@@ -106,18 +106,18 @@ def misfits(slot: str, cls: type, named: bool = True) -> list[str]:
 
 
 def unknown_need(need: str, offers: Iterable[str] = ()) -> str:
-    """Text for a need that nothing offers, "" for a known one.
+    """Return the error text for a need that nothing offers; "" for a known one.
 
     Args:
-        need: Of a strategy.
-        offers: Of all backbones that are registered.
+        need: Need of a strategy.
+        offers: Offers of all registered backbones.
     """
     known = {*NEEDS, *offers}
     return "" if need in known else f"needs {need!r}, which no model offers{nearest(need, known)}"
 
 
 def _has(cls: type, name: str) -> bool:
-    """Whether instances have a member; a field of a class without slots is no attribute of the class."""
+    """Whether instances have a member; a field of a class without slots is not an attribute of the class."""
     return inspect.getattr_static(cls, name, ABSENT) is not ABSENT or name in _fields(cls)
 
 
@@ -126,14 +126,14 @@ def _fields(cls: type) -> set[str]:
 
 
 def _hint(slot: str, cls: type, missing: list[str]) -> str:
-    """Names of the class's own that may be meant."""
+    """Suggest which of the class's own names may be misspelt members."""
     own = [n for n in _own(cls) if n not in required(slot) and n not in optional(slot)]
     meant = [(m, nearest(m, own).partition("'")[2].partition("'")[0]) for m in missing if "did you" in nearest(m, own)]
     return "".join(f"; {given!r} should be {wanted!r}" for wanted, given in meant)
 
 
 def _own(cls: type) -> list[str]:
-    """Public names of a class and those above it, fields aside, whoever declares optional members aside, too."""
+    """Return public names of a class and its bases, without fields and without the classes that declare members."""
     above = [each for each in cls.__mro__ if each is not object and each not in _declaring()]
     names = dict.fromkeys(name for each in above for name in vars(each) if not name.startswith("_"))
     return [name for name in names if name not in _fields(cls)]
@@ -145,12 +145,12 @@ def _declaring() -> frozenset[type]:
 
 
 def odd_values(slot: str, name: str, values: Mapping[str, object]) -> Iterator[str]:
-    """What is wrong with the values of members that every strategy has.
+    """Yield what is wrong with the values of the members that every strategy has.
 
     Args:
-        slot: Of the strategy.
-        name: Of its class.
-        values: Of ``needs`` and ``point``, from the class or from an instance.
+        slot: Slot of the strategy.
+        name: Name of its class.
+        values: ``needs`` and ``point``, from the class or from an instance.
     """
     needs, point = values.get("needs"), values.get("point")
     if not (isinstance(needs, (set, frozenset)) and all(isinstance(need, str) for need in needs)):
@@ -161,7 +161,7 @@ def odd_values(slot: str, name: str, values: Mapping[str, object]) -> Iterator[s
 
 
 def _of_class(slot: str, cls: type) -> Iterator[str]:
-    """What stands in the class and not in its instances, since it is read before there is one."""
+    """Yield what is wrong with members that must be class attributes, since they are read before instantiation."""
     values = {member: inspect.getattr_static(cls, member, None) for member in OF_CLASSES}
     fields = [member for member in OF_CLASSES if member in _fields(cls) and member in required(slot)]
     for member in fields:
@@ -171,7 +171,7 @@ def _of_class(slot: str, cls: type) -> Iterator[str]:
 
 
 def _odd_options(slot: str, cls: type) -> Iterator[str]:
-    """Optional members that are there and of another kind than the slot says."""
+    """Yield the optional members that are present with a wrong type or signature."""
     for member, default in optional(slot).items():
         if not _has(cls, member):
             continue
@@ -188,7 +188,7 @@ def _odd_options(slot: str, cls: type) -> Iterator[str]:
 
 
 def _strangers(slot: str, cls: type) -> Iterator[str]:
-    """Public names that mean nothing in the slot, since a misspelt member would be one."""
+    """Yield the public names that mean nothing in the slot, since each may be a misspelt member."""
     known = [*required(slot), *optional(slot)]
     for name in _own(cls):
         if name not in known:
@@ -199,7 +199,7 @@ def _strangers(slot: str, cls: type) -> Iterator[str]:
 
 
 def _unlike(cls: type, member: str, like: object) -> Iterator[str]:
-    """How a member differs from the protocol's; whoever calls a method gives arguments by position."""
+    """Yield how a member differs from the protocol's; methods are called with positional arguments."""
     own = inspect.getattr_static(cls, member, ABSENT)
     if member in _fields(cls):
         return
@@ -225,7 +225,7 @@ def _unlike(cls: type, member: str, like: object) -> Iterator[str]:
 
 
 def _parameters(method: Any) -> list[inspect.Parameter]:
-    """Of a method as it stands in its class, without ``self``."""
+    """Return the parameters of a method as defined in its class, without ``self``."""
     inner = method.__func__ if isinstance(method, (staticmethod, classmethod)) else method
     found = list(inspect.signature(inner).parameters.values())
     bound = not isinstance(method, staticmethod) and found and found[0].kind is not inspect.Parameter.VAR_POSITIONAL

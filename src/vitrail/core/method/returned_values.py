@@ -1,9 +1,8 @@
-"""What comes back from a strategy, held against its slot's contract before anything is done with it.
+"""Checks of what strategies return, against the contract of their slot, before it is used.
 
 Types, shapes, dtypes, devices and counts are known without waiting for a device and are checked at once. Values are
-looked at only where they are on the CPU anyway (views, permutations, texts). Those of masks and predictions lie on the
-device, so what is wrong with them is counted there and read with the sum that ends every step; see
-``NonFiniteSearch``.
+read only where they are on the CPU anyway (views, permutations, texts). Those of masks and predictions are on the
+device, so invalid ones are counted there and read with the checksum at the end of every step; see ``NonFiniteSearch``.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ KNOWN_BRANCHES = ("uncond", "cond", "damped")
 
 
 def kind(value: object) -> str:
-    """A value in a message: shape and dtype of a tensor, else the type."""
+    """Describe a value in a message: shape, dtype and device of a tensor, else the type."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -39,7 +38,17 @@ def kind(value: object) -> str:
 
 
 def check_like(asked: StrategyCall, what: str, value: object, like: Tensor) -> None:
-    """Refuse what is not a tensor of the shape, dtype and device of another."""
+    """Refuse a value that is not a tensor with the shape, dtype and device of another.
+
+    Args:
+        asked: The strategy that returned it.
+        what: Noun for the message, e.g. "the mask".
+        value: The returned value.
+        like: The tensor that it must match.
+
+    Raises:
+        ShapeError: If it differs.
+    """
     import torch
 
     wrong = not isinstance(value, torch.Tensor) or (value.shape, value.dtype, value.device) != (
@@ -52,7 +61,16 @@ def check_like(asked: StrategyCall, what: str, value: object, like: Tensor) -> N
 
 
 def check_pair(asked: StrategyCall, meaning: str, value: object) -> tuple[Any, Any]:
-    """A pair of an answer and the new state."""
+    """Return a value if it is a pair of a result and the new state.
+
+    Args:
+        asked: The strategy that returned it.
+        meaning: What the pair should be, for the message.
+        value: The returned value.
+
+    Raises:
+        ShapeError: If it is no pair.
+    """
     if not isinstance(value, tuple) or len(value) != 2:
         got = f"a tuple of {len(value)}" if isinstance(value, tuple) else kind(value)
         asked.refuse(f"must give {meaning}, got {got}")
@@ -60,7 +78,17 @@ def check_pair(asked: StrategyCall, meaning: str, value: object) -> tuple[Any, A
 
 
 def check_guided(asked: StrategyCall, subject: Any, guided: Any, point: str) -> None:
-    """A guidance returns what it received in kind, shape, dtype and device."""
+    """Refuse the result of a guidance that differs from its subject in type, shape, dtype or device.
+
+    Args:
+        asked: The guidance.
+        subject: What it received.
+        guided: What it returned.
+        point: Where it acts, for the message.
+
+    Raises:
+        ShapeError: If they differ.
+    """
     if type(guided) is not type(subject):
         asked.refuse(
             f"received a {type(subject).__name__} and returned a {type(guided).__name__}; guidance at point {point!r} "
@@ -76,30 +104,51 @@ def check_guided(asked: StrategyCall, subject: Any, guided: Any, point: str) -> 
 
 
 def check_mask(asked: StrategyCall, mask: object, latents: Tensor, shape: Sequence[int]) -> None:
-    """A mask has one weight for each cell of the view that was asked about; that it lies in [0, 1], ``outside`` sees.
+    """Refuse a mask that is not one weight per cell of the view; ``outside`` checks that weights lie in [0, 1].
 
     Args:
         asked: The mask source.
-        mask: Its answer.
-        latents: Of the key view, Float32[Tensor, "batch channels h w"].
-        shape: Height and width of the view.
+        mask: The returned mask, or None.
+        latents: Latents of the key view, Float32[Tensor, "batch channels h w"].
+        shape: Height and width of the masked view, cells.
+
+    Raises:
+        ShapeError: If it differs.
     """
     if mask is not None:
         check_like(asked, "the mask", mask, latents[:, :1, :1, :1].expand(-1, -1, *shape))
 
 
 def outside(mask: Tensor) -> Tensor:
-    """How many values of a mask do not lie in [0, 1], on its device, Int64[Tensor, ""]."""
+    """Count the values of a mask outside [0, 1] (nan included), on its device, Int64[Tensor, ""]."""
     return (~((mask >= 0) & (mask <= 1))).sum()
 
 
 def check_fused(asked: StrategyCall, fused: object, latents: Tensor) -> None:
-    """A fusion returns a canvas."""
+    """Refuse the result of a fusion that is not of the canvas's shape, dtype and device.
+
+    Args:
+        asked: The fusion.
+        fused: What it returned.
+        latents: The canvas, Float32[Tensor, "batch channels height width"].
+
+    Raises:
+        ShapeError: If they differ.
+    """
     check_like(asked, "the canvas", fused, latents)
 
 
 def check_texts(asked: StrategyCall, texts: object, count: int) -> tuple[str | None, ...]:
-    """A prompting returns a text or None for each view, or an empty tuple."""
+    """Return the result of a prompting if it is a text or None per view, or an empty tuple.
+
+    Args:
+        asked: The prompting.
+        texts: What it returned.
+        count: Number of views.
+
+    Raises:
+        ShapeError: If it is not.
+    """
     if not isinstance(texts, tuple):
         hint = "; a lone text would be taken apart into letters" if isinstance(texts, str) else ""
         asked.refuse(f"must return a tuple with a text for each of {count} views, or (), got {kind(texts)}{hint}")
@@ -112,14 +161,14 @@ def check_texts(asked: StrategyCall, texts: object, count: int) -> tuple[str | N
 
 
 def check_context(asked: StrategyCall, context: object) -> AbstractContextManager[object]:
-    """A rectification returns a context manager."""
+    """Return the result of a rectification; raise ShapeError if it is not a context manager."""
     if not isinstance(context, AbstractContextManager):
         asked.refuse(f"must return a context manager, got {kind(context)}; in a step out of its range `nullcontext()`")
     return context
 
 
 def check_granularity(asked: StrategyCall, pair: object) -> tuple[int, int]:
-    """A patching returns two whole numbers of cells."""
+    """Return the result of a patching; raise ShapeError if it is not two positive integers."""
     two = pair if isinstance(pair, tuple) and len(pair) == 2 else ()
     if not two or any(not isinstance(each, int) or each < 1 for each in two):
         asked.refuse(f"must return a granularity of (height, width) in whole cells, 1 or more, got {pair!r}")
@@ -127,7 +176,16 @@ def check_granularity(asked: StrategyCall, pair: object) -> tuple[int, int]:
 
 
 def check_branches(asked: StrategyCall, wanted: object, own: Sequence[Branch]) -> tuple[Branch, ...]:
-    """A guidance at "branches" returns further branches, each once and none of the run's own."""
+    """Return the further branches of a guidance at "branches", each once and none of the run's own.
+
+    Args:
+        asked: The guidance.
+        wanted: What it returned.
+        own: The run's own branches.
+
+    Raises:
+        ShapeError: If they are not such branches.
+    """
     if not isinstance(wanted, tuple):
         asked.refuse(f"must return a tuple of branches, got {kind(wanted)}")
     new = [branch for branch in KNOWN_BRANCHES if branch not in own]
@@ -137,12 +195,15 @@ def check_branches(asked: StrategyCall, wanted: object, own: Sequence[Branch]) -
 
 
 def check_cost(asked: StrategyCall, member: str, cost: object) -> Cost:
-    """A guidance counts what it asks of networks in whole numbers, none of them below 0.
+    """Return the cost of a guidance if all of its counts are non-negative integers.
 
     Args:
         asked: The guidance.
-        member: Which of its methods answered.
-        cost: Its answer.
+        member: Name of the method that returned it.
+        cost: What it returned.
+
+    Raises:
+        ShapeError: If they are not.
     """
     if not isinstance(cost, Cost):
         asked.refuse(f"must return a Cost from `{member}`, got {kind(cost)}")
@@ -160,7 +221,17 @@ def check_cost(asked: StrategyCall, member: str, cost: object) -> Cost:
 
 
 def check_patches(asked: StrategyCall, patches: Patches, canvas: Canvas, shows_whole: bool) -> None:
-    """Views lie on the canvas and cover it, unless each shows the whole picture, so that a fusion may fill the rest."""
+    """Refuse views outside the canvas, or that do not cover it unless each shows the whole picture.
+
+    Args:
+        asked: The patching.
+        patches: What it returned.
+        canvas: The canvas, padding included.
+        shows_whole: Whether each view shows the whole picture, so that a fusion may fill the rest.
+
+    Raises:
+        ShapeError: Naming the first such view or uncovered cell.
+    """
     others = [view for view in patches.views if not isinstance(view, View)]
     if others:
         asked.refuse(f"must return Patches of Views, got {kind(others[0])} among them")
@@ -176,7 +247,16 @@ def check_patches(asked: StrategyCall, patches: Patches, canvas: Canvas, shows_w
 
 
 def check_permutation(asked: StrategyCall, patches: Patches, channels: int) -> None:
-    """Which view every element comes from is a permutation of the views; drawn on the CPU, so it can be looked at."""
+    """Refuse a ``permutation`` that is not one along the views; values are checked only on the CPU.
+
+    Args:
+        asked: The patching.
+        patches: What it returned.
+        channels: Number of latent channels.
+
+    Raises:
+        ShapeError: If it has another shape or type, or names a view twice.
+    """
     import torch
 
     order = patches.permutation
@@ -197,7 +277,7 @@ def check_permutation(asked: StrategyCall, patches: Patches, channels: int) -> N
 
 
 def lies_on(view: View, canvas: Canvas) -> bool:
-    """Whether a view keeps to the canvas, or goes across its ends where they meet."""
+    """Whether a view lies within the canvas, or crosses its ends only where they meet."""
     axes = ((view.vertical, canvas.height, canvas.wraps("y")), (view.horizontal, canvas.width, canvas.wraps("x")))
     return all(_keeps_to(*axis) for axis in axes)
 
@@ -209,12 +289,12 @@ def _keeps_to(span: Span, length: int, wraps: bool) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def uncovered(views: tuple[View, ...], height: int, width: int) -> tuple[int, int] | None:
-    """The first cell (row, column) of a canvas that lies in no view; None if all are covered.
+    """Return the first cell (row, column) of a canvas that lies in no view; None if all are covered.
 
     Args:
-        views: That lie on it.
-        height: Of the canvas in cells.
-        width: Of the canvas in cells.
+        views: Views that lie on it.
+        height: Height of the canvas, cells.
+        width: Width of the canvas, cells.
     """
     covered = [bytearray(width) for _ in range(height)]
     for piece in (piece for view in views for piece in view.pieces):

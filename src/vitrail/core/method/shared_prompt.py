@@ -1,4 +1,4 @@
-"""The prompting of a stage that says nothing about it."""
+"""The default prompting: the run's prompt for every view."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @frozen
 class SharedPrompt:
-    """The prompt, for every view."""
+    """Give every view the run's prompt."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def request(self) -> None:
-        """No maps."""
+        """None: it needs no attention maps."""
         return None
 
     def texts(
@@ -33,5 +33,5 @@ class SharedPrompt:
         canvas: Canvas,
         memory: KeptMaps | None,
     ) -> tuple[()]:
-        """None of their own."""
+        """Return (): no view has a text of its own. For the arguments see ``Prompting.texts``."""
         return ()

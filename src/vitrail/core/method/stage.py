@@ -18,13 +18,13 @@ from vitrail.core.schedule.step import Ramp
 
 @frozen(kw_only=True)
 class ViewGroup:
-    """A further set of views in the same step, mixed into the canvas's prediction by a weight."""
+    """A further group of views in the same step; the canvas's prediction is a weighted mean of all groups."""
 
     patching: Patching  # which views the network sees
     fusion: Fusion  # how their predictions become the canvas's
-    weight: float = field(default=0.5, validator=share)  # share of this family
-    ramp: Ramp = field(default="constant", validator=v.in_(RAMPS))  # of the weight
-    power: float = field(default=1.0, validator=v.ge(0))  # of the ramp
+    weight: float = field(default=0.5, validator=share)  # share of this group
+    ramp: Ramp = field(default="constant", validator=v.in_(RAMPS))  # of the weight over the stage
+    power: float = field(default=1.0, validator=v.ge(0))  # exponent of the ramp
 
 
 @frozen(kw_only=True)
@@ -35,17 +35,17 @@ class Stage:
     fusion: Fusion  # how their predictions become the canvas's
     masking: Masking  # where guidance acts; in a file "none" if unset
     prompting: Prompting = field(factory=SharedPrompt)  # which text each view gets
-    enter: Enter | None = None  # begins on the picture so far, at the next size
+    enter: Enter | None = None  # begins with the picture so far, resized to the next size
     guidance: tuple[Guidance, ...] = field(default=(), converter=as_items)  # corrections of predictions or latents
-    also: tuple[ViewGroup, ...] = field(default=(), converter=as_items)  # further view families
+    also: tuple[ViewGroup, ...] = field(default=(), converter=as_items)  # further view groups
     rectification: tuple[Rectification, ...] = field(default=(), converter=as_items)  # changes inside the network
-    sizes: SizeConditioning = field(factory=SizeConditioning)  # what a network is told about sizes
-    guidance_factor: float = field(default=1.0, validator=v.gt(0))  # times the run's guidance scale
+    sizes: SizeConditioning = field(factory=SizeConditioning)  # size conditioning of the network
+    guidance_factor: float = field(default=1.0, validator=v.gt(0))  # multiplies the run's guidance scale
     remember: bool = False  # keep the mean of its attention maps, word by word, for later stages
     scale_batch: int | None = field(
         default=None, validator=v.optional(v.ge(1))
-    )  # authors' bug, off if unset: views after so many, and all further families, are scaled for the next step
-    until: float = field(default=1.0, validator=share)  # fraction of the steps that are done at its size
+    )  # reproduces the authors' bug: views after this many, and all further groups, are scaled for the next step
+    until: float = field(default=1.0, validator=share)  # end of the stage, as a fraction of the steps at its size
 
     def __attrs_post_init__(self) -> None:
         families = self.also if isinstance(self.also, tuple) else ()
@@ -53,7 +53,7 @@ class Stage:
             raise ValueError("the weights in 'also' add up to more than 1; the main family takes what is left")
 
     def strategies(self) -> Iterator[tuple[str, Any]]:
-        """Every strategy with the slot it fills."""
+        """Yield every strategy with the slot that it fills."""
         yield from (("patching", self.patching), ("fusion", self.fusion), ("masking", self.masking))
         yield "prompting", self.prompting
         for guidance in self.guidance:
@@ -66,12 +66,12 @@ class Stage:
 
 @frozen
 class Place:
-    """A strategy and where it stands.
+    """A strategy and its path in the method.
 
     Attributes:
-        path: As in a file, e.g. ``stages.0.guidance.1``.
-        slot: That it fills.
-        strategy: Whatever stands there.
+        path: Path as in a file, e.g. ``stages.0.guidance.1``.
+        slot: Slot that it fills.
+        strategy: The strategy, not yet validated.
     """
 
     path: str
@@ -80,11 +80,11 @@ class Place:
 
 
 def places(index: int, stage: Stage) -> Iterator[Place]:
-    """Every strategy of a stage, in the order of its fields.
+    """Yield every strategy of a stage with its path, in the order of the stage's fields.
 
     Args:
-        index: Of the stage in its method.
-        stage: Whose lists are lists.
+        index: Number of the stage in its method.
+        stage: A stage whose list fields are known to be sequences.
     """
     path = f"stages.{index}"
     for slot in ("patching", "fusion", "masking", "prompting"):

@@ -1,6 +1,6 @@
-"""Validation of a method when it is put together, before anything is loaded.
+"""Validation of a method when it is composed, before anything is loaded.
 
-Every place holds what belongs there, and no stage says what would be ignored or would mean something else.
+Every slot must hold a strategy that fits, and no setting may be ignored or mean something else than it says.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from vitrail.errors import CompositionError, shortened
 if TYPE_CHECKING:
     from vitrail.core.method.protocols import Guidance
 
-MAPS = {"cross": "attention-maps", "joint": "joint-attention-maps"}  # need of a request for attention maps
+MAPS = {"cross": "attention-maps", "joint": "joint-attention-maps"}  # need implied by a request for attention maps
 
 
 def refuse_unsound(stages: Sequence[Any], cascade: Any) -> None:
-    """Refuse what is no method.
+    """Refuse stages or a cascade of the wrong types.
 
     Args:
-        stages: What stands for them.
-        cascade: What stands for it.
+        stages: Value of the method's ``stages``, not yet validated.
+        cascade: Value of the method's ``cascade``, not yet validated.
 
     Raises:
         CompositionError: Listing every problem with its path.
@@ -71,7 +71,7 @@ def _of_stage(index: int, stage: Stage) -> Iterator[str]:
 
 
 def _of_place(place: Place) -> Iterator[str]:
-    """What is wrong with a strategy where it stands."""
+    """Yield what is wrong with a strategy in its place."""
     slot, strategy, kind = place.slot, place.strategy, cast("Any", type(place.strategy))
     if isinstance(strategy, type):
         yield f"{strategy.__name__} is a class; give an instance, {strategy.__name__}(...)"
@@ -95,7 +95,7 @@ def _misfits(slot: str, cls: type) -> tuple[str, ...]:
 
 
 def told(value: object) -> str:
-    """A value in a message."""
+    """Describe a value in a message."""
     if isinstance(value, str):
         return f"the text {shortened(value)!r}"
     if isinstance(value, Mapping):
@@ -112,11 +112,11 @@ def _a(noun: str) -> str:
 
 
 def refuse(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:
-    """Refuse what would be ignored, or would do something else than it says.
+    """Refuse settings that would be ignored, or would do something else than they say.
 
     Args:
-        stages: Of a method, in turn.
-        groups: Numbers of the stages that are done at one size, for every size.
+        stages: Stages of a method, in order.
+        groups: Numbers of the stages of each size.
 
     Raises:
         ValueError: With the stage, what is wrong there, why, and what to do.
@@ -144,14 +144,14 @@ def _shows_whole(stage: Stage) -> bool:
 
 
 def _refuse_exclusive(index: int, stage: Stage) -> None:
-    """Only one guidance of a stage can say how the CFG branches are combined."""
+    """Refuse two guidances of one stage that both combine the CFG branches."""
     names = [_name(guidance) for guidance in stage.guidance if guidance.point == "branches"]
     if len(names) > 1:
         raise ValueError(f"stages.{index}: {' and '.join(names)} both say how branches are combined; keep one")
 
 
 def _refuse_startless(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:
-    """What follows the picture of the size before needs one before."""
+    """Refuse guidance by the picture of the size before in the first size."""
     for index in groups[0]:
         names = [_name(g) for g in stages[index].guidance if OptionalGuidance.of(g).follows_start]
         if names:
@@ -163,7 +163,7 @@ def _refuse_startless(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) 
 
 
 def _refuse_without_picture(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:
-    """What compares with the grown picture needs one."""
+    """Refuse guidance by the resized picture where latents are resized."""
     for group in groups:
         enter = stages[group[0]].enter
         for index in group if enter is not None and enter.resize != "pixels" else ():
@@ -176,7 +176,7 @@ def _refuse_without_picture(stages: Sequence[Stage], groups: Sequence[Sequence[i
 
 
 def _refuse_forgotten(stages: Sequence[Stage]) -> None:
-    """What looks at remembered maps needs an earlier stage that remembers."""
+    """Refuse strategies that need kept attention maps if no earlier stage keeps them."""
     remembers = False
     for index, stage in enumerate(stages):
         for slot, strategy in (("masking", stage.masking), ("prompting", stage.prompting)):
@@ -186,7 +186,7 @@ def _refuse_forgotten(stages: Sequence[Stage]) -> None:
 
 
 def _refuse_parts_remembered(index: int, stage: Stage) -> None:
-    """What is remembered is the map of the whole picture."""
+    """Refuse keeping maps of a view that shows a part of the picture, since they are used as the picture's."""
     if stage.remember and not _shows_whole(stage):
         raise ValueError(
             f"stages.{index}.remember: the maps of one view are kept as those of the picture, and a view of "
@@ -195,7 +195,7 @@ def _refuse_parts_remembered(index: int, stage: Stage) -> None:
 
 
 def _refuse_unread(index: int, stage: Stage) -> None:
-    """A mask beside guidance is one that the guidance reads; without any guidance it is there to be looked at."""
+    """Refuse a mask that no guidance reads; without any guidance a mask is there for observers."""
     masking, acting = stage.masking, [g for g in stage.guidance if not OptionalGuidance.of(g).is_idle]
     if not acting or OptionalMasking.of(masking).is_everywhere:
         return
@@ -214,7 +214,7 @@ def _refuse_unread(index: int, stage: Stage) -> None:
 
 
 def _refuse_unprepared(index: int, stage: Stage) -> None:
-    """What changes the canvas before its views are read does not reach views with latents of their own."""
+    """Refuse a patching that changes the canvas beside guidance that gives views latents of their own."""
     movers = [_name(guidance) for guidance in stage.guidance if guidance.point == "inputs"]
     if movers and has_own(stage.patching, OptionalPatching.prepare):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Signal and noise scale at every step, read from any diffusers-style scheduler.
 
-Three forms occur: variance preserving (``alpha^2 + sigma^2 = 1``), variance exploding (``alpha = 1``, the
-scheduler scales the model input) and flow (``alpha = 1 - sigma``).
+Schedulers keep latents in one of three forms: variance preserving (``alpha^2 + sigma^2 = 1``), variance exploding
+(``alpha = 1``, the scheduler scales the model input) and flow (``alpha = 1 - sigma``).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
-ROUNDING = 1e-3  # of a training timestep: two calls at one timestep, as second-order schedulers work it out
+ROUNDING = 1e-3  # tolerance in training timesteps: second-order schedulers compute the second call's timestep
 
 
 class Scheduler(Protocol):
-    """What the engine asks of a scheduler; diffusers' schedulers have it."""
+    """The interface of a scheduler that the engine uses; diffusers' schedulers have it."""
 
     config: Any
     timesteps: Tensor
@@ -40,15 +40,22 @@ class Scheduler(Protocol):
         """Choose the timesteps of a run."""
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-        """Advance the latents by one timestep."""
+        """Advance the latents by one timestep.
+
+        Args:
+            model_output: Output of the network, Float32[Tensor, "batch channels height width"].
+            timestep: An entry of ``timesteps``.
+            sample: The latents, of the shape of ``model_output``.
+            **kwargs: ``return_dict``, and ``generator`` where the scheduler takes one.
+        """
 
 
 @frozen
 class NoiseSchedule:
-    """Scales of the latents, one entry a call of the scheduler.
+    """Signal and noise scales of the latents, one entry per call of the scheduler.
 
-    ``trained`` has noise over signal at every timestep that the network was trained at; for a flow it is empty, since
-    there the noise is the timestep.
+    ``trained`` is the ratio of noise to signal at every training timestep; it is empty for a flow, whose noise scale is
+    its timestep.
     """
 
     timesteps: tuple[float, ...] = field(converter=as_tuple)
@@ -60,12 +67,12 @@ class NoiseSchedule:
 
     @classmethod
     def of(cls, scheduler: Scheduler) -> NoiseSchedule:
-        """Read a scheduler whose timesteps are set.
+        """Read the scales of a scheduler whose timesteps are set.
 
         Raises:
-            CapabilityError: If the scheduler shows neither sigmas nor cumulative alphas, or reads the network's
-                output through a scaling of its own (EDM, consistency models), or if it has a step at which an output
-                of its type leaves open what the picture or the noise is.
+            CapabilityError: If the scheduler has neither sigmas nor cumulative alphas, scales the network's output
+                itself (EDM, consistency models), or has a step at which an output of its prediction type does not
+                determine the picture or the noise.
         """
         timesteps = _floats(scheduler.timesteps)
         scales = None
@@ -84,19 +91,19 @@ class NoiseSchedule:
         return cls(timesteps, [a for a, _ in pairs], [s for _, s in pairs], kind, count, _trained(scheduler))
 
     def step_at(self, step: Step, alpha: float, sigma: float) -> Step:
-        """A step as the network knows it where latents have other scales: in its own form, at its nearest timestep.
+        """Return a step with other scales, normalised as the network expects them, at the nearest training timestep.
 
         Args:
-            step: Gives all but the noise.
+            step: Gives everything but timestep and scales.
             alpha: Signal scale, in any form.
-            sigma: Noise scale, in the same.
+            sigma: Noise scale, in the same form.
         """
         norm = evolve(step, alpha=alpha, sigma=sigma).norm
         timestep = self._timestep_at(alpha, sigma)
         return evolve(step, timestep=timestep, alpha=alpha / norm, sigma=sigma / norm)
 
     def _timestep_at(self, alpha: float, sigma: float) -> float:
-        """The training timestep whose signal-to-noise ratio is nearest by its logarithm; of a flow, between them."""
+        """Return the training timestep with the nearest log signal-to-noise ratio; for a flow the exact one."""
         if not self.trained:
             return self.train_timesteps * sigma / (alpha + sigma)
         ratio = sigma / alpha if alpha > 0 else math.inf
@@ -104,17 +111,17 @@ class NoiseSchedule:
         if above in (0, len(self.trained)):
             return float(min(above, len(self.trained) - 1))
         below, high, low = above - 1, self.trained[above], self.trained[above - 1]
-        if high == ratio or low == 0:  # as where there is noise alone, or none; both are far from all else
+        if high == ratio or low == 0:  # an exact match, or a neighbour without noise, which is infinitely far
             return float(above)
         return float(above if high / ratio < ratio / low else below)
 
     def steps(self, ends: Sequence[int], stages: Sequence[int] | None = None, begin: int = 0) -> list[Step]:
-        """Every step from ``begin`` on, with the stage it belongs to; ``ends`` has the first step after each stage.
+        """Return every step from ``begin`` on, each with the stage that it belongs to.
 
         Args:
-            ends: One a stage.
-            stages: Their numbers, 0 and up if not given.
-            begin: The first step of the first stage.
+            ends: First step after each stage, one entry per stage.
+            stages: Numbers of the stages; counted from 0 if not given.
+            begin: First step of the first stage.
         """
         result: list[Step] = []
         numbers = range(len(ends)) if stages is None else stages
@@ -143,7 +150,7 @@ class NoiseSchedule:
 
 
 def _trained(scheduler: Any) -> list[float]:
-    """Noise over signal at every training timestep; none of a flow."""
+    """Return noise over signal at every training timestep; an empty list for a flow."""
     if _is_flow(scheduler):
         return []
     cumulative = _floats(scheduler.alphas_cumprod)
@@ -151,7 +158,11 @@ def _trained(scheduler: Any) -> list[float]:
 
 
 def prediction_type_of(scheduler: Scheduler) -> PredictionType:
-    """The prediction type in diffusers' words; flow-match schedulers do not name theirs."""
+    """Return the prediction type in diffusers' words; flow-match schedulers do not name theirs.
+
+    Raises:
+        CapabilityError: If the scheduler's configuration names an unknown type.
+    """
     if _is_flow(scheduler):
         return "flow_prediction"
     name = getattr(scheduler.config, "prediction_type", "epsilon")
@@ -161,7 +172,7 @@ def prediction_type_of(scheduler: Scheduler) -> PredictionType:
 
 
 def _refuse_open_ends(scheduler: Scheduler, kind: PredictionType, pairs: Sequence[tuple[float, float]]) -> None:
-    """Refuse a step at which an output of this type leaves open what the picture, or the noise, is."""
+    """Refuse a step at which an output of this type does not determine the picture, or the noise."""
     name = type(scheduler).__name__
     if kind == "epsilon" and any(a == 0 for a, _ in pairs):
         raise CapabilityError(
@@ -177,7 +188,7 @@ def _refuse_open_ends(scheduler: Scheduler, kind: PredictionType, pairs: Sequenc
 
 
 def _floats(values: Any) -> list[float]:
-    """Numbers of a tensor, an array or a list; a tensor gives them all at once in a hundredth of the time."""
+    """Return the numbers of a tensor, an array or a list; ``tolist`` is about 100 times faster than a loop."""
     return [float(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
 
 
@@ -216,7 +227,7 @@ def _by_alphas(scheduler: Any) -> list[tuple[float, float]] | None:
 
 
 def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: dict[str, Any]) -> None:
-    """Set a scheduler; a number of steps that it cannot serve is the user's mistake."""
+    """Set the timesteps; raise ConfigError for a number of steps that the scheduler does not support."""
     name, most = type(scheduler).__name__, getattr(scheduler.config, "num_train_timesteps", math.inf)
     if num_inference_steps > most:
         raise ConfigError(f"num_inference_steps must be at most {most} with {name}, got {num_inference_steps}")
@@ -227,7 +238,7 @@ def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: dict
 
 
 def _refuse_other_step(scheduler: Scheduler) -> None:
-    """Refuse a scheduler whose step wants what the engine does not have."""
+    """Refuse a scheduler whose ``step`` has required arguments that the engine cannot supply."""
     wanted = inspect.signature(scheduler.step).parameters.values()
     more = [p.name for p in wanted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD][3:]
     if more:
@@ -238,10 +249,10 @@ def _refuse_other_step(scheduler: Scheduler) -> None:
 
 
 def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
-    """Refuse timesteps that do not fall: such a scheduler goes from a picture to noise, or stands still.
+    """Refuse timesteps that do not fall, as those of an inverse scheduler, which goes from a picture to noise.
 
-    Two calls may share a timestep, as those of second-order schedulers do. One step says nothing, so a copy is asked
-    for a few.
+    Two calls may share a timestep, as those of second-order schedulers do. One timestep has no direction, so a copy of
+    the scheduler is set to a few.
     """
     shown = scheduler
     if len(scheduler.timesteps) == 1:
@@ -249,7 +260,7 @@ def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
         few = min(4, int(getattr(scheduler.config, "num_train_timesteps", 4)))
         try:
             shown.set_timesteps(few, **options)
-        except ValueError:  # made for one step
+        except ValueError:  # a scheduler for one step only
             return
     times = _floats(shown.timesteps)
     rises = any(later > before + ROUNDING for before, later in pairwise(times))
@@ -263,16 +274,27 @@ def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
 
 
 def _plain_name(scheduler: Scheduler) -> str:
-    """The scheduler of diffusers that goes the other way."""
+    """Return the name of the diffusers class that samples instead of inverting."""
     name = type(scheduler).__name__
     return name.replace("Inverse", "") if "Inverse" in name else "EulerDiscreteScheduler"
 
 
 class Stepper:
-    """A scheduler set for one run: scaling of the input, one step on the canvas, the noise schedule."""
+    """A scheduler set for one run: scaling of the model input, one step on the canvas, the noise schedule."""
 
     @plain_defaults()
     def __init__(self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: dict[str, Any] | None = None):
+        """Set the scheduler's timesteps and read its schedule.
+
+        Args:
+            scheduler: Changed in place.
+            num_inference_steps: As ``set_timesteps`` counts them.
+            set_timesteps: Further keywords of ``set_timesteps``.
+
+        Raises:
+            ConfigError: If the scheduler does not support the number of steps.
+            CapabilityError: If the engine cannot sample with the scheduler.
+        """
         _refuse_other_step(scheduler)
         _set_timesteps(scheduler, num_inference_steps, set_timesteps or {})
         _refuse_rising(scheduler, set_timesteps or {})
@@ -284,7 +306,7 @@ class Stepper:
 
     @property
     def scheduler(self) -> Any:
-        """The scheduler that steps, as a callback sees it."""
+        """The scheduler itself, for callbacks."""
         return self._scheduler
 
     @property
@@ -294,20 +316,26 @@ class Stepper:
 
     @plain_defaults()
     def begin_at(self, first: int) -> None:
-        """Start at a later step, as img2img does; before the first call of anything else."""
+        """Start at a later step, as img2img does; must be the first call."""
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(first)
 
     @plain_defaults()
     def noised(self, latents: Tensor, noise: Tensor, index: int) -> Tensor:
-        """Clean latents with the noise of a step, Float32[Tensor, "batch channels height width"]."""
+        """Add the noise of a step to clean latents.
+
+        Args:
+            latents: Clean latents, Float32[Tensor, "batch channels height width"].
+            noise: Standard normal noise of the same shape.
+            index: Step of the schedule.
+        """
         add = self._scheduler.scale_noise if _is_flow_match(self._scheduler) else self._scheduler.add_noise
         timestep = self.timesteps[index : index + 1]
         mixed = add(latents, timestep, noise) if _is_flow_match(self._scheduler) else add(latents, noise, timestep)
         return cast("Tensor", mixed)
 
     def scale_ratio(self, index: int) -> float:
-        """How much larger the input is that another step's scale would make, that of the next one."""
+        """Return the ratio of the model input scaled for the next step to that scaled for step ``index``."""
         if index + 1 >= len(self.schedule.sigmas) or not self._scales_input:
             return 1.0
         own, following = self.schedule.sigmas[index], self.schedule.sigmas[index + 1]
@@ -315,11 +343,11 @@ class Stepper:
 
     @property
     def _scales_input(self) -> bool:
-        """Whether latents explode in variance, so that the network sees them scaled."""
+        """Whether latents are variance exploding, so that the network sees them scaled."""
         return self.schedule.prediction_type != "flow_prediction" and self.schedule.alphas[0] == 1.0
 
     def timestep(self, step: Step) -> Tensor:
-        """A step's timestep as the network wants it; also one that the schedule does not have."""
+        """Return a step's timestep as the network expects it; also for one that is not in the schedule."""
         own = self.timesteps[step.phase_step]
         if step.timestep == self.schedule.timesteps[step.phase_step]:
             return own
@@ -327,39 +355,49 @@ class Stepper:
 
     @property
     def order(self) -> int:
-        """Calls of the scheduler for one inference step, nearly; 2 for Heun."""
+        """Scheduler calls per inference step (of a Heun scheduler 2, with one call fewer in total)."""
         return int(getattr(self._scheduler, "order", 1))
 
     @plain_defaults()
     def scale(self, latents: Tensor, index: int) -> Tensor:
-        """The latents as the network wants them at a step; once a step, on the whole canvas."""
+        """Scale the latents of the whole canvas for the network; called once per step."""
         if not hasattr(self._scheduler, "scale_model_input"):
             return latents
         return cast("Tensor", self._scheduler.scale_model_input(latents, self.timesteps[index]))
 
     @plain_defaults()
     def step(self, model_output: Tensor, index: int, latents: Tensor, generator: Generator) -> Tensor:
-        """One scheduler step on the whole canvas; its noise, if any, comes from ``generator``."""
+        """Do one scheduler step on the whole canvas.
+
+        Args:
+            model_output: Of the canvas, Float32[Tensor, "batch channels height width"].
+            index: Step of the schedule.
+            latents: Of the same shape.
+            generator: Source of the scheduler's noise, if it adds any.
+
+        Returns:
+            The new latents, Float32[Tensor, "batch channels height width"].
+        """
         extra = {"generator": generator} if self._takes_generator else {}
         stepped = self._scheduler.step(model_output, self.timesteps[index], latents, return_dict=False, **extra)
         return cast("Tensor", stepped[0])
 
     @property
     def works_by_cell(self) -> bool:
-        """Whether a cell of the new latents depends on that cell alone; thresholding looks at the whole picture."""
+        """Whether a cell of the new latents depends on that cell alone; with thresholding it depends on all cells."""
         return not getattr(self._scheduler.config, "thresholding", False)
 
     def state(self) -> dict[str, Any]:
-        """What the scheduler carries from step to step, and whatever else of it is plain data."""
+        """Return the scheduler's attributes that are plain data or tensors, what it carries between steps included."""
         return {name: value for name, value in vars(self._scheduler).items() if _is_state(value)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state that ``state`` gave."""
+        """Restore a state that ``state`` returned."""
         for name, value in state.items():
             setattr(self._scheduler, name, value)
 
     def canvases(self, latents: Tensor) -> list[Tensor]:
-        """The tensors of the canvas's shape that the scheduler carries, e.g. the outputs of earlier steps."""
+        """Return the tensors of the canvas's shape that the scheduler holds, e.g. outputs of earlier steps."""
         found = []
         for value in vars(self._scheduler).values():
             items = value if isinstance(value, (list, tuple)) else [value]
@@ -368,7 +406,7 @@ class Stepper:
 
 
 def _is_flow_match(scheduler: Any) -> bool:
-    """Whether it is one of the classes that mix by ``scale_noise(sample, timestep, noise)``."""
+    """Whether the scheduler adds noise by ``scale_noise(sample, timestep, noise)``."""
     return hasattr(scheduler, "scale_noise")
 
 

@@ -1,4 +1,4 @@
-"""One size of a run: a canvas, a scheduler of its own and the stages that are done there."""
+"""Phases: one picture size of a run, with its canvas, its scheduler and the stages that run there."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True, eq=False)
 class Phase:
-    """A pass over a noise schedule at one size.
+    """A pass over a noise schedule at one picture size.
 
     Attributes:
-        number: Among the run's phases.
-        canvas: With its padding.
+        number: Index of the phase in the run.
+        canvas: The canvas, padding included.
         stepper: The scheduler, set for this phase.
         stages: Numbers of the composition's stages.
         ends: First step after each of them, in this phase's schedule.
-        first: Step of the schedule to begin at.
-        enter: How it begins; None for the first.
+        first: First step of the schedule that is done.
+        enter: How the picture so far enters this phase; None for the first phase.
     """
 
     number: int
@@ -46,21 +46,21 @@ class Phase:
 
 
 def first_of(strength: float, num_steps: int, order: int) -> int:
-    """The step of a schedule to begin at, so that a share of its steps is done; at least one is, half steps round up.
+    """Return the step of a schedule to begin at, so that a share of its steps is done, rounded half up, at least one.
 
     Args:
-        strength: The share.
+        strength: Share of the inference steps to do, in (0, 1].
         num_steps: Inference steps of the whole schedule.
-        order: Calls of the scheduler for each.
+        order: Scheduler calls per inference step.
     """
     return (num_steps - max(1, math.floor(strength * num_steps + 0.5))) * order
 
 
 def steps_of(phases: Sequence[Phase]) -> list[Step]:
-    """Every step of a run, numbered from 0 on.
+    """Return every step of a run, numbered from 0 on.
 
-    The first phase has all steps of its schedule, also those that a run from a picture leaves out; later ones have
-    those that are done.
+    The first phase includes all steps of its schedule, also those that a run from a picture skips; later phases include
+    only the steps that are done.
     """
     found: list[Step] = []
     for phase in phases:

@@ -1,4 +1,4 @@
-"""Prediction records: what the network said, readable as noise, clean latents or velocity.
+"""Prediction records: a network output, readable as noise, clean latents or velocity.
 
 With latents ``x = a x0 + s n`` (a: alpha, s: sigma, n: noise) and ``c = sqrt(a^2 + s^2)`` the network's
 output y reads, element by element (Salimans and Ho, 2022, https://arxiv.org/abs/2202.00512, app. D;
@@ -9,18 +9,18 @@ Lipman et al., 2023, https://arxiv.org/abs/2210.02747, for the flow):
     v_prediction     y = (a n - s x0) / c
     flow_prediction  y = n - x0
 
-The output itself is kept, and a correction is added to it, so that no correction leaves it bit for bit.
+The output itself is stored and corrections are added to it, so that a record without corrections is bit-identical.
 
-At the ends of a schedule the latents alone say one of the two, whatever the network does:
+At the ends of a schedule the latents alone determine the noise or the clean latents, whatever the network returns:
 
-    a = 0   x = s n, so the noise is x / s. No output can say another, so a correction of the noise is none: the
-            output that would state it grows without bound as a falls to 0, and takes the clean latents with it.
-    s = 0   x = a x0, so the clean latents are x / a, and a correction of them is none, for the same reason.
+    a = 0   x = s n, so the noise is x / s. No output can change it, so a correction of the noise has no effect: the
+            output that would state it grows without bound as a falls to 0, and the clean latents with it.
+    s = 0   x = a x0, so the clean latents are x / a, and a correction of them has no effect, for the same reason.
 
-The other one is read from the output as at any step, and can be corrected. Two types are exceptions, since their
-output is the very thing: ``epsilon`` says the noise, and ``sample`` the clean latents, at both ends. What they leave
-open there, the clean latents of ``epsilon`` at a = 0 and the noise of ``sample`` at s = 0, stands in no term of x or y
-and is refused; a schedule with such a step is refused before a run begins (``NoiseSchedule.of``).
+The other quantity is read from the output as at any step, and can be corrected. Two types are exceptions, since their
+output is itself the quantity: ``epsilon`` is the noise and ``sample`` the clean latents, at both ends. The clean
+latents of ``epsilon`` at a = 0 and the noise of ``sample`` at s = 0 appear in no term of x or y, so reading them is an
+error, and a schedule with such a step is refused before a run begins (``NoiseSchedule.of``).
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class Prediction:
-    """A network output held against the latents it speaks of.
+    """A network output together with the latents that it was computed from.
 
     Attributes:
         latents: x_t, Float32[Tensor, "*shape"].
-        model_output: Undecoded output, Float32[Tensor, "*shape"].
+        model_output: Raw output of the network, Float32[Tensor, "*shape"].
         step: Gives alpha, sigma and the prediction type.
     """
 
@@ -57,7 +57,7 @@ class Prediction:
         """The predicted clean latents x0, Float32[Tensor, "*shape"].
 
         Raises:
-            PredictionError: For ``epsilon`` at alpha = 0, where nothing says them.
+            PredictionError: For ``epsilon`` at alpha = 0, where they are undetermined.
         """
         a, s, x, y = self.step.alpha, self.step.sigma, self.latents, self.model_output
         match self.step.prediction_type:
@@ -78,7 +78,7 @@ class Prediction:
         """The noise prediction, Float32[Tensor, "*shape"].
 
         Raises:
-            PredictionError: For ``sample`` at sigma = 0, where nothing says it.
+            PredictionError: For ``sample`` at sigma = 0, where it is undetermined.
         """
         a, s, x, y = self.step.alpha, self.step.sigma, self.latents, self.model_output
         match self.step.prediction_type:
@@ -95,19 +95,19 @@ class Prediction:
                 return (x + a * y) / (a + s)
 
     def move_clean(self, delta: Tensor) -> Prediction:
-        """The record whose clean latents differ by ``delta``, Float32[Tensor, "*#shape"]; not so at sigma = 0."""
+        """Add ``delta``, Float32[Tensor, "*#shape"], to the clean latents; without effect at sigma = 0."""
         return evolve(self, model_output=self.model_output + self._per_clean() * delta)
 
     def move_noise(self, delta: Tensor) -> Prediction:
-        """The record whose noise differs by ``delta``, Float32[Tensor, "*#shape"]; not so at alpha = 0."""
+        """Add ``delta``, Float32[Tensor, "*#shape"], to the noise; without effect at alpha = 0."""
         return evolve(self, model_output=self.model_output + self._per_noise() * delta)
 
     def with_clean(self, clean: Tensor) -> Prediction:
-        """The record that predicts these clean latents, Float32[Tensor, "*shape"]; not so at sigma = 0."""
+        """Return the record that predicts these clean latents, Float32[Tensor, "*shape"]; see ``move_clean``."""
         return self.move_clean(clean - self.clean)
 
     def _per_clean(self) -> float:
-        """Change of the output for a unit change of the clean latents."""
+        """Return the change of the output per unit change of the clean latents."""
         a, s, kind = self.step.alpha, self.step.sigma, self.step.prediction_type
         if kind == "sample":
             return 1.0
@@ -122,14 +122,14 @@ class Prediction:
                 return -(a + s) / s
 
     def _per_noise(self) -> float:
-        """Change of the output for a unit change of the noise."""
+        """Return the change of the output per unit change of the noise."""
         a, s, kind = self.step.alpha, self.step.sigma, self.step.prediction_type
         if kind == "epsilon":
             return 1.0
         if a == 0:
             return 0.0
         if s == 0:
-            return 0.0 if kind == "sample" else 1.0  # the limit: the output says the noise alone
+            return 0.0 if kind == "sample" else 1.0  # the limit, where the output depends on the noise alone
         return -self._per_clean() * s / a
 
     def _left_open(self, end: str, what: str, other: str) -> str:

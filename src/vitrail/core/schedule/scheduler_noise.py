@@ -1,4 +1,4 @@
-"""Schedulers that draw noise from the process's own randomness, found before a run by one step on a few numbers."""
+"""Detection of schedulers that draw noise outside the run's generator, by one trial step on a tiny tensor."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from torch import Generator
 
 SHAPE = (1, 4, 2, 2)
-_checked: set[str] = set()  # classes with their settings that are known to draw from the generator alone
+_checked: set[str] = set()  # classes and settings known to draw from the generator alone
 
 
 def check_own_noise(scheduler: Any, takes_generator: bool) -> None:
-    """Refuse a scheduler whose step draws what no generator of the run decides.
+    """Refuse a scheduler whose step draws noise from another source than the generator it is given.
 
     Args:
-        scheduler: Its timesteps are set; it is left as it is.
-        takes_generator: Whether its step has an argument for one.
+        scheduler: A scheduler whose timesteps are set; not changed.
+        takes_generator: Whether its ``step`` has a ``generator`` argument.
 
     Raises:
-        CapabilityError: Since the same seed would give other pictures, on other ranks as well.
+        CapabilityError: If it does, since the same seed would give different pictures, also between ranks.
     """
     place = f"{type(scheduler).__module__}.{type(scheduler).__qualname__} {sorted(dict(scheduler.config).items())}"
     if place in _checked:
@@ -34,7 +34,7 @@ def check_own_noise(scheduler: Any, takes_generator: bool) -> None:
     latents, output = streams.normal(SHAPE, "latents"), streams.normal(SHAPE, "output")
     extra: dict[str, Generator] = {"generator": streams.generator("noise")} if takes_generator else {}
     with _watch()() as watch:
-        if hasattr(probe, "scale_model_input"):  # some warn if it was left out
+        if hasattr(probe, "scale_model_input"):  # some schedulers warn if this call is missing
             probe.scale_model_input(latents, probe.timesteps[0])
         probe.step(output, probe.timesteps[0], latents, return_dict=False, **extra)
     if watch.drawn:
@@ -48,12 +48,12 @@ def check_own_noise(scheduler: Any, takes_generator: bool) -> None:
 
 @functools.cache
 def _watch() -> Any:
-    """The class that watches the operations of its own thread; made late, since it needs torch."""
+    """Return the dispatch mode that records random operations of its own thread; built late, since it imports torch."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Notes what is drawn from no generator of the caller's."""
+        """Record seeded random operations that are called without a generator."""
 
         def __init__(self) -> None:
             super().__init__()  # type: ignore[no-untyped-call]

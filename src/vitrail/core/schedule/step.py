@@ -1,4 +1,4 @@
-"""One step of a run, frozen."""
+"""The record of one sampling step."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ Ramp = Literal["constant", "cosine", "linear", "timestep"]
 
 @frozen(kw_only=True)
 class Step:
-    """Where a run stands; the latents are ``alpha * x0 + sigma * noise`` in the scheduler's own form.
+    """Position of a run; the latents are ``alpha * x0 + sigma * noise`` in the scheduler's own form.
 
     Attributes:
-        index: Sampling step, 0 is the noisiest.
+        index: Step of the run; 0 is the noisiest.
         num_steps: Calls of the scheduler in the whole run.
         timestep: The scheduler's timestep.
         alpha: Signal scale of the latents.
         sigma: Noise scale of the latents.
         stage: Index of the stage.
-        stage_step: Steps done in this stage.
-        stage_num_steps: Steps of this stage.
-        prediction_type: What the network's output is, in diffusers' words.
-        phase: Index of the size in a run that grows through several, each with a schedule of its own.
-        phase_step: Step of that schedule.
-        phase_num_steps: Steps of that whole schedule.
-        train_timesteps: How many timesteps the network was trained at.
-        next_alpha: Signal scale of the latents that the scheduler's step leaves; after the last one they are clean.
-        next_sigma: Noise scale of those.
+        stage_step: Number of steps already done in this stage.
+        stage_num_steps: Number of steps of this stage.
+        prediction_type: Type of the network's output, in diffusers' words.
+        phase: Index of the picture size in a run with several, each with a schedule of its own.
+        phase_step: Index of the step in the phase's schedule.
+        phase_num_steps: Number of steps of the phase's whole schedule.
+        train_timesteps: Number of timesteps that the network was trained at.
+        next_alpha: Signal scale of the latents after the scheduler's step; 1 after the last one.
+        next_sigma: Noise scale of the latents after the scheduler's step; 0 after the last one.
     """
 
     index: int
@@ -51,15 +51,15 @@ class Step:
 
     @property
     def norm(self) -> float:
-        """What the latents are divided by to be as the network knows them: of unit variance, or the mix of a flow."""
+        """Divisor that brings the latents to the network's form: unit variance, or the interpolation of a flow."""
         if self.prediction_type == "flow_prediction":
             return self.alpha + self.sigma
         return math.hypot(self.alpha, self.sigma)
 
     def ramp(self, kind: Ramp) -> float:
-        """A factor over the stage: 1 throughout, or from 1 towards 0 by a cosine or a line.
+        """Return a factor over the stage: 1 throughout, or falling from 1 towards 0 by a cosine or a line.
 
-        ``timestep`` is a cosine over the network's timesteps instead, 1 at the noisiest and 0 without noise
+        ``timestep`` is instead a cosine over the network's timesteps, 1 at the noisiest and 0 without noise
         (DemoFusion, eq. 4), so it does not depend on where the stage begins.
         """
         if kind == "timestep":

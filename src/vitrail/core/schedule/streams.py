@@ -1,7 +1,7 @@
-"""Named random streams from one seed, drawn on CPU for the whole canvas.
+"""Named random streams derived from one seed, drawn on CPU for the whole canvas.
 
-A stream is a function of (seed, name, index), so a new consumer does not shift the others, and what a
-step draws does not depend on the order of calls, on the device or on the number of ranks.
+A stream is a function of (seed, name, index), so a new consumer does not shift the others, and the
+numbers of a step do not depend on the order of calls, on the device or on the number of ranks.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from attrs import frozen
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-SCHEME = 1  # changes whenever the same seed would give other numbers
+SCHEME = 1  # increased whenever the same seed would give other numbers
 
 
 @frozen
 class Streams:
-    """Derives a generator for every purpose of a run.
+    """Derive a generator for every purpose of a run.
 
     Attributes:
-        seed: Any integer of 64 bits.
+        seed: Any 64-bit integer.
     """
 
     seed: int
 
     def generator(self, name: str, *index: int) -> Generator:
-        """A fresh CPU generator for one purpose, e.g. ``generator("permutation", step.index)``."""
+        """Return a fresh CPU generator for one purpose, e.g. ``generator("permutation", step.index)``."""
         import torch
 
         text = "/".join([str(SCHEME), str(self.seed), name, *map(str, index)])
@@ -36,13 +36,13 @@ class Streams:
         return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def normal(self, shape: tuple[int, ...], name: str, *index: int) -> Tensor:
-        """Standard normal numbers on CPU, Float32[Tensor, "*shape"]."""
+        """Draw standard normal numbers on CPU, Float32[Tensor, "*shape"]."""
         import torch
 
         return torch.randn(shape, generator=self.generator(name, *index), dtype=torch.float32, device="cpu")
 
     def uniform(self, shape: tuple[int, ...], name: str, *index: int) -> Tensor:
-        """Uniform numbers in [0, 1) on CPU, Float32[Tensor, "*shape"]."""
+        """Draw uniform numbers in [0, 1) on CPU, Float32[Tensor, "*shape"]."""
         import torch
 
         return torch.rand(shape, generator=self.generator(name, *index), dtype=torch.float32, device="cpu")
