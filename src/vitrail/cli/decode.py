@@ -65,6 +65,9 @@ def decode_file(file: Path, output: Path | None, force: bool, device: str | None
         force: Overwrite an existing output file.
         device: A torch device; None for the default.
         changes: Fields of the run to replace: path of the model, or dtype of its networks.
+
+    Raises:
+        VitrailError: If the file is not saved latents, its model cannot be loaded, or the picture cannot be written.
     """
     from vitrail.backbones.pipeline_backbone import quiet_libraries
 

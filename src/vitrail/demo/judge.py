@@ -130,7 +130,9 @@ class Judge:
         """
         for name in ("config.json", "judge.safetensors"):
             if not (folder / name).exists():
-                raise ModelError(f"cannot load the judge: {folder / name} is missing; train it with the tool's `judge`")
+                raise ModelError(
+                    f"cannot load the judge: {folder / name} is missing; train it by `python -m training judge`"
+                )
         config = JudgeConfig(**json.loads((folder / "config.json").read_text()))
         with torch.device("meta"):  # skip random initialisation, the weights are assigned below
             network = JudgeNetwork(config).eval()
