@@ -103,7 +103,7 @@ class Tracked(LiveBytes):
     base = 0
 
     def forget(self) -> None:
-        """Begin a new peak."""
+        """Reset the peak to the current memory."""
         self.peak = self.now
 
 
@@ -118,7 +118,7 @@ class StrategyCall:
 
     @property
     def now(self) -> int:
-        """Bytes of live tensors."""
+        """Memory of live tensors in bytes."""
         return self._module.memory_allocated(self._device)
 
     @property
@@ -127,7 +127,7 @@ class StrategyCall:
         return self._module.max_memory_allocated(self._device)
 
     def forget(self) -> None:
-        """Begin a new peak."""
+        """Reset the peak to the current memory."""
         self._module.reset_peak_memory_stats(self._device)
 
 

@@ -58,7 +58,7 @@ class Ranks:
         return ("--ranks", str(self.count), *(("--comm", self.comm) if self.count > 1 else ()))
 
     def __str__(self) -> str:
-        """E.g. ``3 x gloo``."""
+        """Format as ``3 x gloo``, or ``1`` for a single rank."""
         return f"{self.count} x {self.comm}" if self.count > 1 else "1"
 
 

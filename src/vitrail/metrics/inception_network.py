@@ -131,7 +131,7 @@ BLOCKS = {
 
 
 class _Layer(nn.Module):
-    """One ``Conv``."""
+    """Module of one ``Conv``: convolution, batch norm and ReLU."""
 
     def __init__(self, channels_in: int, conv: Conv) -> None:
         super().__init__()

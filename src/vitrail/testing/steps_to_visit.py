@@ -15,7 +15,7 @@ from vitrail.core.schedule.streams import Streams
 CHANNELS = 4  # of test latents
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample", "flow_prediction")
 End = Literal["noise", "clean", "only"]
-ENDS: dict[PredictionType, tuple[End, ...]] = {  # ends at which a prediction type determines the clean latents
+ENDS: dict[PredictionType, tuple[End, ...]] = {  # ends at which a prediction type determines clean latents and noise
     "epsilon": ("clean",),  # at alpha = 0 epsilon does not determine the clean latents
     "v_prediction": ("noise", "clean", "only"),
     "sample": ("noise", "only"),  # at sigma = 0 the sample does not determine the noise

@@ -40,7 +40,7 @@ from vitrail.sampling.run_plugins import attached, load_plugins, wrapping
 from vitrail.sampling.start_picture import open_picture
 
 DIGITS = 12  # hexadecimal digits of an address
-NAMES = ("method", "model", "model_config", "variant", "revision", "memory")  # run options that pixels do not depend on
+NAMES = ("method", "model", "model_config", "variant", "revision", "memory")  # run options that no address depends on
 TURN = 100_000  # between two seeds of a prompt, so that adding prompts changes no seed
 Kind = Literal["picture", "heatmap"]
 

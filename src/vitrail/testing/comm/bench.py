@@ -148,7 +148,7 @@ class Bench(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What its ranks are."""
+        """Kind of its ranks: threads, processes, or "virtual" in virtual time."""
 
     @property
     def examples(self) -> int:
