@@ -1,13 +1,13 @@
-"""Seconds per method on an SDXL-shaped network of random weights, and what is spent outside of it.
+"""Measure seconds per method on an SDXL-shaped network of random weights, and the time outside of it.
 
 Usage:
     python benchmarks/backbones.py                                        # a small network, for a CPU
     python benchmarks/backbones.py --preset sdxl --device cuda --dtype bfloat16 --steps 50   # the full size, 2048x2048
 
-Random weights cost what trained ones cost. Every method makes one picture of twice the training size with paired
-noise; the first run of each warms up. Work outside the network's forwards is held against the whole loop, the
-mask's side computation against the same run without it, both with the device waited for at each border. The
-evaluations beside are counted, not computed; one is a forward of one view with both guidance branches.
+Random weights take the time of trained ones. Every method samples one picture of twice the training size; the first
+run of each is for warm-up. Work outside of the network's forwards is given as a share of the loop, the mask's
+computation as a share of the same run without it, both with the device synchronised at each boundary. An evaluation is
+a forward of one view with both guidance branches.
 """
 
 import platform
@@ -36,7 +36,7 @@ MASK = (
     "vitrail.backbones.attention.cross_attention.Maps.mean",
     "vitrail.core.engine.hooks.Stages.mask",
 )
-SMALL = {  # SDXL's shape, a tenth of its width, trained at a quarter of its size
+SMALL = {  # SDXL's architecture with a fifth of its width and a quarter of its training size
     "sample_size": 32,
     "block_out_channels": (64, 128, 256),
     "attention_head_dim": (2, 4, 8),
@@ -49,18 +49,18 @@ SMALL = {  # SDXL's shape, a tenth of its width, trained at a quarter of its siz
 
 @attrs.define
 class Spent:
-    """Seconds by part of one run."""
+    """Seconds of one run by part."""
 
     device: torch.device
     seconds: dict[str, float] = attrs.field(factory=dict)
 
     def wait(self) -> None:
-        """For all that was asked of the device."""
+        """Wait for pending work of the device."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def timed(self, function, part):
-        """The function, with its time added to a part."""
+        """Wrap a function so that its time is added to a part."""
 
         def wrapper(*args, **kwargs):
             self.wait()
@@ -75,7 +75,13 @@ class Spent:
 
 
 def build(preset: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    """A pipeline of random weights."""
+    """Build a pipeline with random weights.
+
+    Args:
+        preset: "small" or "sdxl".
+        device: Device of the networks.
+        dtype: Dtype of the networks.
+    """
     folder = CONFIGS / "sdxl"
     options = SMALL if preset == "small" else {}
     with torch.device(device):
@@ -102,7 +108,14 @@ def build(preset: str, device: torch.device, dtype: torch.dtype) -> StableDiffus
 
 
 def measure(sampler: Sampler, side: int, steps: int, row_batch: int) -> dict[str, float]:
-    """Seconds of the loop, the forwards and the mask; evaluations."""
+    """Measure the seconds of loop, forwards and mask, and count evaluations.
+
+    Args:
+        sampler: The sampler.
+        side: Side of the picture in pixels.
+        steps: Sampling steps.
+        row_batch: Rows of a micro-batch.
+    """
     spent = Spent(sampler.backbone.device)
     call = {
         "height": side,
@@ -128,7 +141,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 6,
     row_batch: Annotated[int, typer.Option(help="Rows a forward.")] = 4,
 ) -> None:
-    """Measure and print."""
+    """Measure all methods and print the table."""
     pipe = build(preset, torch.device(device), getattr(torch, dtype))
     side = 2 * pipe.unet.config.sample_size * pipe.vae_scale_factor
     what = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()

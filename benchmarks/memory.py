@@ -1,12 +1,12 @@
-"""What a run takes of a device's memory as the canvas grows: the denoiser's share and the engine's.
+"""Measure peak memory of denoiser and engine over canvases of increasing size.
 
 Usage: python benchmarks/memory.py [--preset tiny] [--device cpu] [--dtype float32] [--areas 1,4,16,64]
 
 Weights are random, since memory does not depend on them; ``--preset sdxl --device cuda --dtype bfloat16`` has
-the size of Stable Diffusion XL and needs no download. The denoiser's peak is what its forwards hold above
-the level at which they begin; it must be flat within two percent, whatever the canvas. The engine's peak is
-all else beside weights: the canvas, the views read from it, their predictions. On the CPU tensors are
-counted as they live and die; elsewhere torch's allocator is asked.
+the size of Stable Diffusion XL and needs no download. The denoiser's peak is the memory of its forwards above
+that at their begin; it must be constant within two percent for all canvases. The engine's peak is all other
+memory but weights: the canvas, the views read from it, their predictions. On a CPU live tensors are counted;
+on other devices torch's allocator is queried.
 """
 
 import platform
@@ -65,14 +65,14 @@ PRESETS = {
     "sd15": CONFIGS / "sd-1.5/unet/config.json",
     "sdxl": CONFIGS / "sdxl/unet/config.json",
 }
-FLAT = 0.02  # by how much the denoiser's peak may differ between canvases
-STEPS = 2  # one a stage of asg; the first forward of a run is left out, since it prepares the text
-TOKENS = 77
+FLAT = 0.02  # maximum relative difference of the denoiser's peak between canvases
+STEPS = 2  # one per stage of asg; the first forward of a run is left out, since it prepares the text
+TOKENS = 77  # of a prompt
 
 
 @define
 class Peaks:
-    """The highest levels of a run so far, bytes; an observer of every forward."""
+    """Plugin that records the peak memory of denoiser and engine in bytes, at every forward."""
 
     gauge: Any
     denoiser: int = 0
@@ -81,6 +81,7 @@ class Peaks:
 
     @hookimpl(wrapper=True)
     def vitrail_predict(self):
+        """Record the peaks before and during a forward; the first forward of a run is left out."""
         self.note_engine()
         before = self.gauge.now
         answer = yield
@@ -91,23 +92,23 @@ class Peaks:
         return answer
 
     def note_engine(self) -> None:
-        """Take in what was outside the forwards since the last one."""
+        """Update the engine's peak with that since the last forward."""
         self.engine = max(self.engine, self.gauge.peak - self.gauge.base)
         self.gauge.forget()
 
 
 class Tracked(LiveBytes):
-    """Counts tensors; for the CPU, whose allocator cannot be asked."""
+    """Gauge that counts live tensors, for the CPU, whose allocator has no statistics."""
 
     base = 0
 
     def forget(self) -> None:
-        """Begin a new peak."""
+        """Reset the peak to the current memory."""
         self.peak = self.now
 
 
 class StrategyCall:
-    """Asks the allocator of an accelerator."""
+    """Gauge that queries the allocator of an accelerator."""
 
     def __init__(self, device: torch.device):
         self._device, self._module = device, torch.get_device_module(device)
@@ -117,22 +118,22 @@ class StrategyCall:
 
     @property
     def now(self) -> int:
-        """Bytes of tensors."""
+        """Memory of live tensors in bytes."""
         return self._module.memory_allocated(self._device)
 
     @property
     def peak(self) -> int:
-        """The most since it was forgotten."""
+        """Peak of live bytes since ``forget``."""
         return self._module.max_memory_allocated(self._device)
 
     def forget(self) -> None:
-        """Begin a new peak."""
+        """Reset the peak to the current memory."""
         self._module.reset_peak_memory_stats(self._device)
 
 
 @frozen
 class Case:
-    """One run: the method, the canvas over the training size, rows a forward."""
+    """One run: method, area of the canvas over that of the training size, rows of a micro-batch."""
 
     method: str
     area: int
@@ -140,7 +141,13 @@ class Case:
 
 
 def pipeline(preset: str, device: torch.device, dtype: torch.dtype):
-    """A pipeline with the preset's network, without text encoders."""
+    """Build a pipeline with the preset's network and without text encoders.
+
+    Args:
+        preset: One of ``PRESETS``.
+        device: Device of the networks.
+        dtype: Dtype of the network.
+    """
     config = PRESETS[preset]
     if isinstance(config, Path):
         config = UNet2DConditionModel._dict_from_json_file(config)
@@ -164,7 +171,7 @@ def pipeline(preset: str, device: torch.device, dtype: torch.dtype):
 
 
 def text(unet, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Embeddings instead of a prompt's."""
+    """Return random embeddings in place of a prompt's."""
     device, streams, config = unet.device, Streams(0), unet.config
     named = {"prompt_embeds": (1, TOKENS, config.cross_attention_dim)}
     if config.addition_embed_type == "text_time":
@@ -180,7 +187,13 @@ def text(unet, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 def measure(case: Case, pipe: Any, words: dict[str, torch.Tensor]) -> Peaks:
-    """The peaks of one run."""
+    """Measure the peaks of one run.
+
+    Args:
+        case: The run.
+        pipe: The pipeline.
+        words: Embeddings of the prompt.
+    """
     gauge = Tracked() if pipe.device.type == "cpu" else StrategyCall(pipe.device)
     peaks = Peaks(gauge)
     sampler = Sampler.from_pipeline(pipe, case.method, plugins=[("peaks", peaks)])
@@ -193,12 +206,12 @@ def measure(case: Case, pipe: Any, words: dict[str, torch.Tensor]) -> Peaks:
 
 
 def rows_of(case: Case) -> int:
-    """Rows that the largest forward really has: a canvas of one view has two."""
+    """Return the rows of the largest forward: at most two for a canvas of one view."""
     return min(case.row_batch, 2) if case.area == 1 else case.row_batch
 
 
 def flatness(found: dict[Case, Peaks]) -> float:
-    """By how much the denoiser's peak differs between canvases, at worst."""
+    """Return the largest relative difference of the denoiser's peak between canvases."""
     groups = defaultdict(list)
     for case, peaks in found.items():
         groups[case.method, rows_of(case)].append(peaks.denoiser)
@@ -213,7 +226,7 @@ def main(
     row_batches: Annotated[str, typer.Option(help="Rows a forward.")] = "1,2,4",
     methods: Annotated[str, typer.Option(help="What to sample with.")] = "multidiffusion,asg",
 ) -> None:
-    """Print the table; fails if the denoiser's peak is not flat."""
+    """Measure all cases and print the table; the exit code is 1 if the denoiser's peak is not constant."""
     place, kind = torch.device(device), getattr(torch, dtype)
     pipe = pipeline(preset, place, kind)
     words, native = text(pipe.unet, kind), pipe.unet.config.sample_size

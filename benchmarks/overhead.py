@@ -1,11 +1,11 @@
-"""What the engine costs beside the network: shares of one run, each part timed where it happens.
+"""Measure the engine's overhead beside the network: shares of one run by part.
 
 Usage: python benchmarks/overhead.py [--size 512] [--steps 30] [--threads 2] [--method asg]
 
-The parts of one 512x512 run: all that is outside the network's forwards; the mask's side computation,
-which lies inside them, with the reduction of the maps; the exchange of values among views, drawing the
-permutation included. The mask and the exchange are held against the same run without them, that is, the
-run's time less their own. Comparing two whole runs instead would measure how busy the machine is.
+The parts of one 512x512 run: all outside of the network's forwards; the computation of the mask inside of them
+and the reduction of its maps; the swap of values between lattice views, including the permutation. Mask and
+swap are given as shares of the run's time without them. Comparing two whole runs instead would mostly measure
+other load of the machine.
 """
 
 import functools
@@ -26,7 +26,7 @@ from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler
 
 PROMPT = "a fox on a snow field"
-PARTS = {  # part: functions whose time it is, none of which calls another of them
+PARTS = {  # functions of each part, none of which calls another one
     "forwards": ["vitrail.core.engine.hooks.Stages.predict"],
     "mask": [
         "vitrail.backbones.attention.cross_attention.Maps.look",
@@ -42,7 +42,13 @@ PARTS = {  # part: functions whose time it is, none of which calls another of th
 
 
 def timed(function, part, spent):
-    """The function, with its time added to a part."""
+    """Wrap a function so that its time is added to a part.
+
+    Args:
+        function: The function.
+        part: Name of the part.
+        spent: Seconds by part.
+    """
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
@@ -56,7 +62,11 @@ def timed(function, part, spent):
 
 
 def resolve(path):
-    """What a dotted path names."""
+    """Return the object that a dotted path names.
+
+    Raises:
+        LookupError: If no prefix of the path is a module.
+    """
     for split in range(path.count("."), 0, -1):
         module, names = ".".join(path.split(".")[:split]), path.split(".")[split:]
         try:
@@ -68,7 +78,13 @@ def resolve(path):
 
 
 def run(sampler, size, steps) -> dict[str, float]:
-    """Seconds of the loop and of every part, without decoding."""
+    """Measure the seconds of the loop and of every part, without decoding.
+
+    Args:
+        sampler: The sampler.
+        size: Side of the picture in pixels.
+        steps: Sampling steps.
+    """
     spent = Counter()
     with ExitStack() as stack:
         for part, functions in PARTS.items():
@@ -84,7 +100,7 @@ def main(
     method: str = "asg",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
-    """Print the table."""
+    """Measure one run and print the table."""
     torch.set_num_threads(threads)
     sampler = Sampler(Sampler.from_pretrained("demo", method).backbone, load_method(method), model="demo")
     run(sampler, size, 2)

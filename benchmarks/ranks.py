@@ -1,11 +1,11 @@
-"""Two ranks against one: speed-up, exposed communication, and what the cost model predicts.
+"""Compare several ranks with one: speed-up, exposed communication, and the cost model's prediction.
 
 Usage: python benchmarks/ranks.py [--ranks 2] [--size 512] [--steps 10] [--repeats 3]
 
-Ranks are gloo processes with one thread each; the picture is the demo model's. For synchronous and
-asynchronous guidance, with the exchange of values among views and without, runs on one rank and on several
-alternate, and the medians are compared. The prediction knows one forward's seconds, measured in the same
-runs: on one rank alone, and with all ranks at work, since cores that share a unit slow each other.
+Ranks are gloo processes with one thread each, on the demo model. For synchronous and asynchronous guidance, with
+and without the swap of values between lattice views, runs on one rank and on several alternate, and their medians
+are compared. The prediction uses the seconds of a forward, measured in the same runs: on one rank alone, and with
+all ranks at work, since cores that share a unit slow each other down.
 """
 
 import functools
@@ -36,7 +36,7 @@ ROW_BATCH = 2
 
 @frozen
 class Run:
-    """One run: seconds of the loop, summary of its traces, mean seconds of a forward."""
+    """One run: seconds of the loop, of exposed communication and of a forward on average, and the latents' digest."""
 
     loop_s: float
     exposed_s: float
@@ -45,7 +45,15 @@ class Run:
 
 
 def measure(guidance: str, interaction: str, size: int, steps: int, communicator) -> Run:
-    """On one rank."""
+    """Run and measure on one rank.
+
+    Args:
+        guidance: Type of the guidance, "async" or "sync".
+        interaction: Swap of values between views, "element" or "none".
+        size: Side of the picture in pixels.
+        steps: Sampling steps.
+        communicator: Communicator of the rank.
+    """
     import hashlib
 
     import torch
@@ -71,7 +79,15 @@ def measure(guidance: str, interaction: str, size: int, steps: int, communicator
 
 
 def forecast(guidance: str, interaction: str, steps: int, forward_s: float, ranks: int) -> float:
-    """Seconds of the loop by the cost model: 16 lattice views, then 49 windows, at 512x512."""
+    """Predict the seconds of the loop by the cost model: 16 lattice views, then 49 windows, at 512x512.
+
+    Args:
+        guidance: Type of the guidance, "async" or "sync".
+        interaction: Swap of values between views, "element" or "none".
+        steps: Sampling steps.
+        forward_s: Seconds of a forward.
+        ranks: Number of ranks.
+    """
     channel = interaction == "none"
     structure = StageLoad(
         steps=(steps + 1) // 2,
@@ -91,7 +107,7 @@ def main(
     steps: int = 10,
     repeats: int = 3,
 ) -> None:
-    """Print the table."""
+    """Measure all cases and print the table."""
     head = (
         "case",
         "1 rank, s",

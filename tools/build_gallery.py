@@ -1,4 +1,4 @@
-"""The gallery: one prompt and seed, every method at 4x, 9x and 16x area, and the heat maps over the steps.
+"""Build the gallery: one prompt and seed by every method at 4x, 9x and 16x area, and heat maps over the steps.
 
 Usage: vitrail run experiments/gallery.toml && python tools/build_gallery.py
 """
@@ -16,19 +16,20 @@ from vitrail.experiments.run.store import Folder
 from vitrail.sampling.sampler import Sampler
 from vitrail.sampling.start_picture import open_picture
 
-SHOWN = 192  # pixels of a cell on the sheet
+SHOWN = 192  # side of a cell of the sheet in pixels
 PICTURE_OF = "asg-cascade"  # the method whose largest picture is shown
 HEAT_MAPS_OF = "asg-plus"  # a method with masks
 
 
 class MaskRecorder:
-    """Keeps the mask and the key view's predicted clean latents of every guided step."""
+    """Plugin that records the mask and the key view's predicted clean latents of every guided step."""
 
     def __init__(self):
         self.masks, self.clean = [], []
 
     @hookimpl(wrapper=True)
     def vitrail_mask(self, step, key):
+        """Record mask and clean latents if the step has a mask."""
         mask, state = yield
         if mask is not None:
             self.masks.append(mask[0, 0].clone())
@@ -37,7 +38,14 @@ class MaskRecorder:
 
 
 def sheet(rows: list[list[Image.Image]], labels: list[str], heads: list[str], cell: int) -> Image.Image:
-    """Pictures in a labelled grid."""
+    """Draw pictures in a labelled grid.
+
+    Args:
+        rows: Pictures of each row.
+        labels: Label of each row.
+        heads: Head of each column.
+        cell: Side of a cell in pixels.
+    """
     font, left, top = ImageFont.load_default(size=16), 190, 30
     page = Image.new("RGB", (left + cell * len(heads), top + cell * len(rows)), "white")
     draw = ImageDraw.Draw(page)
@@ -52,7 +60,15 @@ def sheet(rows: list[list[Image.Image]], labels: list[str], heads: list[str], ce
 
 
 def heat_maps(prompt: str, seed: int, steps: int, method: str, size: tuple[int, int]) -> Image.Image:
-    """Above the key view's predicted picture, below its mask, over the structure steps."""
+    """Draw the key view's predicted pictures above their masks, over the structure steps.
+
+    Args:
+        prompt: The prompt.
+        seed: The seed.
+        steps: Number of sampling steps.
+        method: A method with masks.
+        size: Height and width in pixels.
+    """
     recorder = MaskRecorder()
     sampler = Sampler.from_pretrained("demo", method, plugins=[("recorder", recorder)])
     sampler(prompt, height=size[0], width=size[1], seed=seed, num_inference_steps=steps, output_type="latent")
@@ -68,7 +84,7 @@ def main(
     run: Annotated[Path, typer.Option(help="The experiment's folder.")] = Path("runs/gallery"),
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the page.")] = Path("docs/gallery"),
 ) -> None:
-    """Lay out the pictures, draw the heat maps, write the page."""
+    """Write the contact sheet, the heat maps and the page."""
     plan = Folder(run).plan()
     files = {(cell.method, cell.size): run / cell.picture for cell in plan.cells}
     methods, sizes = (list(dict.fromkeys(each)) for each in zip(*files, strict=True))

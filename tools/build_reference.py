@@ -1,8 +1,8 @@
-"""Writes docs/reference.md from the code: slots, strategies, runs, methods, experiments, hooks, events, errors.
+"""Write docs/reference.md from the code: slots, strategies, runs, methods, experiments, hooks, events, errors.
 
 Usage: python tools/build_reference.py
 
-The test suite fails if the page is not what this prints.
+The test suite fails if the page is not up to date.
 """
 
 import ast
@@ -40,7 +40,7 @@ METHOD = {
 
 
 def comments(cls: type) -> dict[str, str]:
-    """The comment behind each field of a class, its own or inherited, with the lines of comment below it."""
+    """Return the trailing comment of each field of a class, own or inherited, with comment lines that follow it."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         source = textwrap.dedent(inspect.getsource(base))
@@ -57,14 +57,14 @@ def comments(cls: type) -> dict[str, str]:
 
 
 def choices(validator: object) -> tuple[object, ...]:
-    """What a field may be, if its validator names it."""
+    """Return the allowed values of a field, if its validator lists them."""
     parts = getattr(validator, "_validators", None) or [getattr(validator, "validator", None)]
     own = getattr(validator, "options", None)
     return tuple(own) if own else tuple(choice for part in parts if part is not None for choice in choices(part))
 
 
 def options(cls: type) -> list[str]:
-    """One line a field: name, default, other choices, comment."""
+    """Return one line per field: name, default, other choices, comment."""
     notes = comments(cls)
     lines = []
     for field in attrs.fields(cls):
@@ -77,11 +77,12 @@ def options(cls: type) -> list[str]:
 
 
 def first_line(thing: object) -> str:
+    """Return the first line of a docstring."""
     return (inspect.getdoc(thing) or "").split("\n")[0]
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the text of the page."""
     registry = build_registry()
     lines = ["# Reference", "", "Made from the code by `python tools/build_reference.py`.", "", "## Methods", ""]
     for entry in registry.entries("methods"):

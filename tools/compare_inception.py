@@ -1,9 +1,9 @@
-"""Compares the Inception network of FID with torch-fidelity's, on seeded tensors in the public file's format.
+"""Compare the Inception network of FID with torch-fidelity's, on seeded weights in the public file's format.
 
 Usage: pip install --no-deps --target /tmp/fidelity torch-fidelity
        PYTHONPATH=src:tests/support:/tmp/fidelity python tools/compare_inception.py
 
-torch-fidelity imports torchvision for other features than these; an empty module stands for it. Prints the largest
+torch-fidelity imports torchvision for other features than these, so it is replaced by a mock. Prints the largest
 difference of features and of logits, for pictures of several sizes.
 """
 
@@ -22,7 +22,7 @@ SIZES = ((64, 64), (299, 299), (128, 512), (1024, 768))
 
 
 def theirs(file: Path) -> torch.nn.Module:
-    """torch-fidelity's network with the weights of a file."""
+    """Load torch-fidelity's network with the weights of a file."""
     sys.modules |= {name: MagicMock() for name in ABSENT if name not in sys.modules}
     from torch_fidelity import FeatureExtractorInceptionV3
 
@@ -31,7 +31,7 @@ def theirs(file: Path) -> torch.nn.Module:
 
 
 def main() -> None:
-    """Compare and tell."""
+    """Compare both networks and print the differences."""
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder) / "inception.pth"
         torch.save(inception_weights(), file)

@@ -1,13 +1,13 @@
-"""Damage files at places drawn by chance and use them as a user would: in one message refused, or what they were.
+"""Damage files at random places and use them by the command line: each is refused in one message or works unchanged.
 
 Usage: PYTHONPATH=tests/support python tools/damage_files.py [--count 500] [--seed 0] [--only 17]
 
-Tiny networks and what was made with them: a checkpoint, latents that wait for their picture, a picture with its recipe
-and a recipe whose text alone was damaged; a model as a folder and as one file; pictures to start from. A damaged copy
-goes to the command that reads it, in this process, within bounds of time and memory. What carries a digest (the first
-four) must be refused with one error or give the same pixels; a model or a stranger's picture carries none and may give
-other pixels. Nothing may end in a trace of Python's, take too long or too much, or run a program. Prints one line for
-each case that does, and a table; ends with 1 if there was one.
+Tiny networks and their results: a checkpoint, saved latents, a picture with its recipe and a recipe with damaged text;
+a model as a folder and as one file; pictures to start from. A damaged copy is given to the command that reads it, in
+this process, with limits of time and memory. Files with a digest (the first four) must be refused with one error or
+give the same pixels; a model or a foreign picture has none and may give other pixels. Nothing may end in a Python
+traceback, exceed the limits or run a program. Prints one line for each case that does, and a table; the exit code is 1
+if there was one.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from PIL import Image, PngImagePlugin
 
 from damages import DAMAGES, Damage
 
-SECONDS, BYTES = 60, 3 * 2**30  # that one use may take
+SECONDS, BYTES = 60, 3 * 2**30  # limits of one use
 SIZE = ("--size", "128")
 SAMPLE = ("sample", "a fox", *SIZE, "--steps", "3", "--row-batch", "2", "-m")
 QUICK = ("sample", "a fox", "--size", "64", "--steps", "2", "-m", "direct")
@@ -40,7 +40,7 @@ RUNNING = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle
 
 
 class TooLongError(BaseException):
-    """A use was not over in time."""
+    """A use exceeded the time limit."""
 
 
 @frozen
@@ -48,10 +48,10 @@ class Kind:
     """Files of one kind.
 
     Attributes:
-        name: In the table.
-        files: That may be damaged, from the corpus.
-        words: Of the command that uses them, in their folder; ``{}`` is the damaged one.
-        whole: The picture that must come out, "" if it may be another.
+        name: Name in the table.
+        files: Files of the corpus that may be damaged.
+        words: Arguments of the command that uses them, in their folder; ``{}`` is the damaged file.
+        whole: Picture that must result; "" if others are allowed.
     """
 
     name: str
@@ -62,13 +62,13 @@ class Kind:
 
 @frozen
 class Use:
-    """What a command came to.
+    """Outcome of a command.
 
     Attributes:
-        code: Of its end; None if it did not end by itself.
-        said: To stderr.
-        error: That came out of it.
-        ran: Programs that it ran, classes that a pickle named, places it called.
+        code: Exit code; None if it raised.
+        said: Its output to stderr.
+        error: The exception that it raised.
+        ran: Programs that it started, classes that a pickle named, and addresses that it connected to.
     """
 
     code: int | None
@@ -77,7 +77,7 @@ class Use:
     ran: tuple[str, ...] = ()
 
     def fault(self) -> str:
-        """What is wrong about it, "" for nothing."""
+        """Describe what is wrong with the outcome; "" if nothing is."""
         if self.error is not None:
             return f"{type(self.error).__name__}: {self.error}"
         if self.ran:
@@ -89,7 +89,7 @@ class Use:
 
 @frozen
 class Case:
-    """One damaged file and what came of it: "refused", "same", "other" or what was wrong."""
+    """One damaged file and its outcome: "refused", "same", "other" or a description of the fault."""
 
     number: int
     kind: str
@@ -100,11 +100,11 @@ class Case:
 
     @property
     def is_fault(self) -> bool:
-        """Whether it must not be."""
+        """Whether the outcome is a fault."""
         return self.outcome not in ("refused", "same", "other")
 
 
-_ran: list[str] = []  # since the last use began
+_ran: list[str] = []  # audited events since the last use began
 
 
 def _note(event: str, arguments: tuple) -> None:
@@ -113,7 +113,7 @@ def _note(event: str, arguments: tuple) -> None:
 
 
 def use(words: list[str]) -> Use:
-    """A command line in this process and in the working folder, within bounds."""
+    """Run a command line in this process and working folder, with limits of time and memory."""
     from vitrail.cli import app as cli
 
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
@@ -124,7 +124,7 @@ def use(words: list[str]) -> Use:
             cli.main()
     except SystemExit as stop:
         code = stop.code
-    except BaseException as error:  # a panic of Rust's is none of Exception
+    except BaseException as error:  # a panic in Rust is not an Exception
         if isinstance(error, KeyboardInterrupt):
             raise
         caught = error
@@ -135,7 +135,11 @@ def use(words: list[str]) -> Use:
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """An end by TooLongError, and no memory beyond what is in use and a few GiB."""
+    """Limit a block's time, and its memory beyond that in use.
+
+    Raises:
+        TooLongError: After ``SECONDS``.
+    """
 
     def ring(*_: object) -> None:
         raise TooLongError(f"more than {SECONDS} s")
@@ -143,7 +147,7 @@ def bounded() -> Iterator[None]:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     memory, handler = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, ring)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, memory[1]))
-    left, _ = signal.setitimer(signal.ITIMER_REAL, SECONDS)  # of whoever else has a timer
+    left, _ = signal.setitimer(signal.ITIMER_REAL, SECONDS)  # rest of a timer that was set before
     try:
         yield
     finally:
@@ -155,11 +159,11 @@ def bounded() -> Iterator[None]:
 
 @frozen
 class Corpus:
-    """Whole files of every kind in a folder.
+    """Undamaged files of every kind in a folder.
 
     Attributes:
-        folder: Where they lie.
-        kinds: What is done with them.
+        folder: The folder.
+        kinds: Kinds of files and the commands that use them.
     """
 
     folder: Path
@@ -167,7 +171,11 @@ class Corpus:
 
     @classmethod
     def make(cls, folder: Path) -> "Corpus":
-        """Build a tiny model, sample with it, and see that every whole file does what it should."""
+        """Build a tiny model, sample with it, and check that every undamaged file works.
+
+        Raises:
+            SystemExit: If one does not.
+        """
         from original_format import save_single_file
         from tiny import tiny_pipeline
 
@@ -187,12 +195,12 @@ class Corpus:
         return made
 
     def case(self, number: int, seed: int = 0, trace: bool = False) -> Case:
-        """Damage a file and use it.
+        """Damage a file at random and use it.
 
         Args:
-            number: Of the case, which with the seed decides what is damaged and how.
-            seed: As above.
-            trace: Whether to keep Python's trace of an error.
+            number: Number of the case, which with the seed determines the file and the damage.
+            seed: Seed of all cases.
+            trace: Whether to keep the traceback of an error.
         """
         chance = Random(f"{seed} {number}")
         kind = self.kinds[number % len(self.kinds)]
@@ -202,7 +210,13 @@ class Corpus:
         return Case(number, kind.name, file, damage.__name__, outcome, "".join(lines))
 
     def outcome_of(self, kind: Kind, file: str, spoil: Callable[[Path], None] | None = None) -> tuple[str, Use]:
-        """Use a file, whole or spoilt, in a folder that has all the others."""
+        """Use a file in a copy of the corpus.
+
+        Args:
+            kind: Kind of the file.
+            file: Path of the file in the corpus.
+            spoil: Damages the file; None uses it undamaged.
+        """
         with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
             shutil.copytree(self.folder, name, dirs_exist_ok=True, copy_function=os.link)
             if spoil is not None:
@@ -222,11 +236,11 @@ class Corpus:
             image.save(file, pnginfo=info)
             return
         data = damage(file.read_bytes(), other, chance)
-        file.unlink()  # a link to the whole one
+        file.unlink()  # a hard link to the undamaged file
         file.write_bytes(data)
 
     def outcome(self, kind: Kind, done: Use) -> str:
-        """What came of a use in the working folder."""
+        """Classify a use in the working folder: "refused", "same", "other" or a description of the fault."""
         if fault := done.fault():
             return fault
         if done.code:
@@ -254,7 +268,7 @@ def _kinds(folder: Path) -> tuple[Kind, ...]:
 
 
 def _draw(file: Path) -> None:
-    """A picture with all that formats carry beside pixels."""
+    """Write a picture with metadata, as far as its format has any."""
     image = Image.linear_gradient("L").resize((40, 30)).convert("RGB")
     exif = image.getexif()
     exif[0x0112], exif[0x010E] = 6, "a fox"  # orientation, description
@@ -263,7 +277,7 @@ def _draw(file: Path) -> None:
 
 
 def _make_results() -> None:
-    """A checkpoint, kept latents, a picture with its recipe, and what they should come to."""
+    """Write a checkpoint, saved latents, a picture with its recipe, and the pictures that must result from them."""
     from vitrail.cli import arguments
     from vitrail.sampling.kept_latents import save_latents
     from vitrail.sampling.recipe import save_picture
@@ -299,7 +313,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of places and damages.")] = 0,
     only: Annotated[int | None, typer.Option(help="The number of one case, with Python's trace.")] = None,
 ) -> None:
-    """Print what must not be, and the table."""
+    """Print the faults and the table; the exit code is 1 if there are faults."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     sys.addaudithook(_note)
     table: dict[str, Counter] = {}

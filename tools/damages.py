@@ -1,27 +1,30 @@
-"""Ways in which a file's bytes go wrong, at places drawn by chance."""
+"""Random damages of a file's bytes.
+
+Every damage takes the bytes of the file, those of another file, and a random generator, and returns damaged bytes.
+"""
 
 import re
 from collections.abc import Callable
 from random import Random
 
-HEAD = 512  # bytes, where formats say what follows; half of all places lie there
-LONGEST = 64  # bytes that go wrong at once
+HEAD = 512  # bytes of a file's head, where half of all damages are
+LONGEST = 64  # maximum number of damaged bytes in a row
 Damage = Callable[[bytes, bytes, Random], bytes]
 
 
 def place(data: bytes, chance: Random) -> int:
-    """Of a byte."""
+    """Draw the index of a byte."""
     return chance.randrange(max(1, min(len(data), HEAD) if chance.random() < 0.5 else len(data)))
 
 
 def stretch(data: bytes, chance: Random) -> tuple[int, int]:
-    """Where some bytes begin and end."""
+    """Draw begin and end of a range of bytes."""
     begin = place(data, chance)
     return begin, min(len(data), begin + chance.randint(1, LONGEST))
 
 
 def flip(data: bytes, _: bytes, chance: Random) -> bytes:
-    """One to three bits."""
+    """Flip one to three bits."""
     changed = bytearray(data)
     for _each in range(chance.randint(1, 3)):
         changed[place(data, chance)] ^= 1 << chance.randrange(8)
@@ -29,42 +32,42 @@ def flip(data: bytes, _: bytes, chance: Random) -> bytes:
 
 
 def cut(data: bytes, _: bytes, chance: Random) -> bytes:
-    """The end is missing."""
+    """Cut off the end."""
     return data[: place(data, chance)]
 
 
 def replace(data: bytes, _: bytes, chance: Random) -> bytes:
-    """Noise in place of some bytes."""
+    """Replace a range of bytes by noise."""
     begin, end = stretch(data, chance)
     return data[:begin] + chance.randbytes(end - begin) + data[end:]
 
 
 def blank(data: bytes, _: bytes, chance: Random) -> bytes:
-    """Zeros in place of some bytes, as of a block that was never written."""
+    """Replace a range of bytes by zeros, like a block that was never written."""
     begin, end = stretch(data, chance)
     return data[:begin] + bytes(end - begin) + data[end:]
 
 
 def insert(data: bytes, _: bytes, chance: Random) -> bytes:
-    """Noise between two bytes."""
+    """Insert noise."""
     begin = place(data, chance)
     return data[:begin] + chance.randbytes(chance.randint(1, LONGEST)) + data[begin:]
 
 
 def drop(data: bytes, _: bytes, chance: Random) -> bytes:
-    """Some bytes are missing."""
+    """Remove a range of bytes."""
     begin, end = stretch(data, chance)
     return data[:begin] + data[end:]
 
 
 def swap(data: bytes, other: bytes, chance: Random) -> bytes:
-    """The head of another file before the rest of this one."""
+    """Replace the head by that of another file."""
     begin = chance.choice((8, 16, 64, HEAD))
     return other[:begin] + data[begin:]
 
 
 def grow(data: bytes, _: bytes, chance: Random) -> bytes:
-    """A number that is larger by far: digits, or the largest of two, four or eight bytes."""
+    """Increase a number: append digits to one in text, or set two, four or eight bytes to the largest integer."""
     digits = list(re.finditer(rb"\d+", data[: 64 * HEAD]))
     if digits and chance.random() < 0.7:
         end = chance.choice(digits).end()
@@ -74,7 +77,7 @@ def grow(data: bytes, _: bytes, chance: Random) -> bytes:
 
 
 def nest(data: bytes, _: bytes, chance: Random) -> bytes:
-    """Brackets without end, which a reader that follows them runs out of stack on."""
+    """Insert many nested brackets, which overflow the stack of a recursive parser."""
     begin = place(data, chance)
     return data[:begin] + b"[" * 100_000 + data[begin:]
 

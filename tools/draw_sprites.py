@@ -15,7 +15,7 @@ from pathlib import Path
 import resvg_py
 from PIL import Image
 
-SIZE = 512  # pixels, square
+SIZE = 512  # side of a sprite in pixels
 OBJECTS = {
     "fox": "fox",
     "cat": "cat-face",
@@ -55,6 +55,7 @@ def draw(icons: dict, icon: str) -> Image.Image:
 
 
 def main() -> None:
+    """Draw all sprites from the file on the command line."""
     icons = json.loads(Path(sys.argv[1]).read_text())
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, icon in OBJECTS.items():

@@ -1,12 +1,12 @@
-"""The ways in which writing a picture can fail, each really done, and finished with the command that the message names.
+"""Provoke failures of writing a picture, and recover with the command that the error message names.
 
 Usage: python tools/fail_writes.py [NAME ...]
 
-A full disk, a folder that is removed, a mount that turns read-only, a limit on the size of files (RLIMIT_FSIZE), names
-of 255 bytes and more, two runs with one output, an output that is closed or that nobody reads, and a character that the
-terminal cannot show. Every drill runs the program; prints what it said and what was kept; runs the command that it
-names; and compares pixels and recipe with a run that was left alone. Mounts want root; without, what needs them is
-said to be left out. Ends with 1 if something was lost.
+A full disk, a removed folder, a mount that becomes read-only, a limit on the size of files (RLIMIT_FSIZE), names of 255
+bytes and more, two runs with one output, a closed output or one without a reader, and a character that the terminal
+cannot show. Every drill runs the program, prints its messages and the files that it kept, runs the command that it
+names, and compares pixels and recipe with an undisturbed run. Mounts need root; without it, drills that need them are
+reported as left out. The exit code is 1 if a picture was lost.
 """
 
 import contextlib
@@ -29,25 +29,25 @@ from PIL import Image
 from vitrail.sampling.recipe import read_recipe
 
 FOX = ("sample", "a fox on a snow field", "--size", "128", "--steps", "2", "-m", "direct")
-SMALL = 12_000  # bytes: more than the latents take, less than the picture
-PLANNED = "evaluations of the network"  # said when all was checked that can be, before the first step
+SMALL = 12_000  # bytes: more than the latents need, less than the picture
+PLANNED = "evaluations of the network"  # printed after all checks, before the first step
 GO_ON = re.compile(r"go on with `vitrail (.+)`")
 AGAIN = re.compile(r"^again: vitrail (.+)$", re.MULTILINE)
 
 
 class LeftOutError(Exception):
-    """This machine does not let a drill be done."""
+    """A drill is impossible on this machine."""
 
 
 @frozen
 class Said:
-    """How a run ended."""
+    """Outcome of a run: exit code and output."""
 
     code: int
     text: str
 
     def command(self, pattern: re.Pattern = GO_ON) -> list[str]:
-        """The words that it names to go on with, as a shell reads them."""
+        """Return the words of the command that the output names, parsed by a shell."""
         found = pattern.search(self.text)
         assert found, f"no command is named: {self.text}"
         script = 'for word in "$@"; do printf "%s\\0" "$word"; done'
@@ -59,14 +59,20 @@ class Said:
 
 @frozen(kw_only=True)
 class Surroundings:
-    """What is odd about the process in which the program runs."""
+    """Unusual conditions of the program's process.
+
+    Attributes:
+        variables: Environment variables.
+        largest_file: Limit on the size of files in bytes.
+        redirections: Redirections in a shell's syntax.
+    """
 
     variables: tuple[tuple[str, str], ...] = ()
     largest_file: int | None = None
-    redirections: str = ""  # as a shell has them
+    redirections: str = ""
 
     def start(self, *words: str) -> subprocess.Popen:
-        """The program in the working folder."""
+        """Start the program in the working folder."""
 
         def limit() -> None:
             if self.largest_file is not None:
@@ -85,11 +91,11 @@ class Surroundings:
         )
 
     def run(self, *words: str, then: Callable[[], None] | None = None) -> Said:
-        """To its end.
+        """Run the program to its end.
 
         Args:
-            words: Of the command.
-            then: Called when the run has checked what can be checked, and before it writes.
+            words: Arguments of the command.
+            then: Called after the run's checks, before it writes anything.
         """
         process, said = self.start(*words), ""
         for line in process.stdout:
@@ -104,7 +110,11 @@ PLAIN = Surroundings()
 
 @contextlib.contextmanager
 def mounted(kib: int) -> Iterator[Path]:
-    """A folder on a disk of its own, as large as said."""
+    """Mount a file system of ``kib`` KiB and yield its folder.
+
+    Raises:
+        LeftOutError: If mounting is not permitted.
+    """
     place = Path("disk").absolute()
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(place)]
@@ -119,23 +129,27 @@ def mounted(kib: int) -> Iterator[Path]:
 
 @frozen
 class Drills:
-    """Each ends with what was seen, or an AssertionError; in an empty folder of its own."""
+    """The drills; each runs in an empty folder and returns a description, or raises AssertionError.
+
+    Attributes:
+        whole: Picture of an undisturbed run.
+    """
 
     whole: Path
 
     def same(self, path: str | Path) -> None:
-        """Compare a picture with the undisturbed one."""
+        """Assert that a picture has the pixels and the recipe of the undisturbed one."""
         with Image.open(path) as one, Image.open(self.whole) as other:
             assert one.tobytes() == other.tobytes(), f"{path}: other pixels"
         assert read_recipe(Path(path)) == read_recipe(self.whole), f"{path}: another recipe"
 
     def finish(self, said: Said, kept: Path, path: Path | None = None) -> str:
-        """Run the command that is named and compare.
+        """Run the command that a failed run names, and compare its picture.
 
         Args:
-            said: By the run that failed.
-            kept: Latents that must be there.
-            path: Of the picture that must come out; what the command names if None.
+            said: Outcome of the failed run.
+            kept: Latents that must exist.
+            path: Path of the resulting picture; the one in the command if None.
         """
         assert said.code == 1, said
         assert "Traceback" not in said.text, said.text
@@ -147,7 +161,7 @@ class Drills:
         return f"{told(said)}\n  kept {kept.name}; `vitrail {shlex.join(words)}` made the same picture"
 
     def full_disk(self) -> str:
-        """Room for the latents and not for the picture, and then for neither."""
+        """Fill the disk so that the latents fit but not the picture, and then so that neither fits."""
         with mounted(kib=SMALL // 1024) as disk:
             said = PLAIN.run(*FOX, "-o", f"{disk}/fox.png")
             assert "No space left on device" in said.text, said.text
@@ -167,14 +181,14 @@ class Drills:
             return f"{seen}\n  {self.finish(said, Path('temporary/fox.latents.safetensors'))}"
 
     def folder_removed(self) -> str:
-        """While the run samples; made again before it goes on."""
+        """Remove the output folder while the run samples, and restore it before recovering."""
         Path("away").mkdir()
         said = PLAIN.run(*FOX, "-o", "away/fox.png", then=lambda: shutil.rmtree("away"))
         Path("away").mkdir()
         return self.finish(said, Path("temporary/fox.latents.safetensors"), Path("away/fox.png"))
 
     def mount_read_only(self) -> str:
-        """While the run samples."""
+        """Make the mount read-only while the run samples."""
         with mounted(kib=1024) as disk:
             read_only = ["mount", "-o", "remount,ro", str(disk)]
             said = PLAIN.run(*FOX, "-o", f"{disk}/fox.png", then=lambda: subprocess.run(read_only, check=True))
@@ -183,13 +197,13 @@ class Drills:
             return self.finish(said, Path("temporary/fox.latents.safetensors"))
 
     def size_limit(self) -> str:
-        """Of the process's files, below the picture's size."""
+        """Limit the size of files below that of the picture."""
         said = Surroundings(largest_file=SMALL).run(*FOX, "-o", "fox.png")
         assert "File too large" in said.text, said.text
         return self.finish(said, Path("fox.latents.safetensors"))
 
     def long_name(self) -> str:
-        """255 bytes are written, also where only the latents can be; 256 are refused at once."""
+        """Use a name of 255 bytes, which works, also if only latents fit; 256 bytes must be refused at the start."""
         name = "n" * 251 + ".png"
         said = PLAIN.run(*FOX, "-o", name)
         assert said.code == 0, said.text
@@ -204,7 +218,7 @@ class Drills:
         return f"{seen}\n  256 bytes: {told(refused)[:160]}"
 
     def one_output(self) -> str:
-        """Two runs that both found the name free."""
+        """Start two runs with one output name that is free at the start of both."""
         both = [PLAIN.start(*FOX, "-o", "fox.png") for _ in range(2)]
         ends = [Said(code=process.wait(), text=process.stdout.read()) for process in both]
         assert sorted(each.code for each in ends) == [0, 1], ends
@@ -215,7 +229,7 @@ class Drills:
         return seen
 
     def closed_output(self) -> str:
-        """No stdout, no stderr, neither, and a reader that goes."""
+        """Close stdout, stderr or both, or end the reader of a pipe."""
         for number, way in enumerate((">&-", "2>&-", ">&- 2>&-", "| head -n 1")):
             done = Surroundings(redirections=way).run(*FOX, "-o", f"{number}.png")
             assert done.code == 0, f"{way}: {done}"
@@ -224,7 +238,7 @@ class Drills:
         return "the pictures were made"
 
     def unknown_character(self) -> str:
-        """In the name of the file, on a terminal of ASCII alone; the named commands must work."""
+        """Use a file name that an ASCII terminal cannot show; the named commands must work."""
         ascii_only = Surroundings(variables=(("PYTHONIOENCODING", "ascii"),))
         done = ascii_only.run(*FOX, "-o", "狐.png")
         assert done.code == 0, done.text
@@ -238,14 +252,14 @@ class Drills:
 
 
 def fill(disk: Path) -> None:
-    """Leave no room."""
+    """Fill a disk completely."""
     with contextlib.suppress(OSError), (disk / "filled").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
 
 
 def told(said: Said) -> str:
-    """The lines of a run that say what went wrong and how to go on."""
+    """Return the lines of a run's output on the error and on how to continue."""
     return "\n  ".join(line for line in said.text.splitlines() if "cannot be" in line or "go on with" in line)
 
 
@@ -253,7 +267,7 @@ NAMES = [name for name in vars(Drills) if not name.startswith("_") and name not 
 
 
 def main(names: Annotated[list[str] | None, typer.Argument(help="Of drills; all if none.")] = None) -> None:
-    """Print each drill and what was seen."""
+    """Run the drills and print their outcomes; the exit code is 1 if one failed."""
     wrong = 0
     with tempfile.TemporaryDirectory() as base, contextlib.chdir(base):
         Path("temporary").mkdir()

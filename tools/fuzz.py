@@ -1,10 +1,10 @@
-"""Hostile and absurd files and command lines: each is answered clearly, soon and in little memory.
+"""Fuzz the command line with hostile files and arguments: each must get a clear answer, fast and in little memory.
 
     python tools/fuzz.py --configs 5000 --command-lines 2000 --seed 1
 
-Files are drawn from the schema of configurations and command lines from the parser, so that what is new in either is
-drawn at once; a corpus of past findings goes first. A case fails on an exception that came through, on more than ten
-seconds or a gibibyte, and on an answer without a reason. Findings of a kind are told once, with a case that shows it.
+Files are drawn from the schema of configurations and command lines from the parser, so that new fields and options are
+covered without changes here; a corpus of past findings runs first. A case fails on an uncaught exception, on more than
+ten seconds or a gibibyte, and on an error without a reason. Each kind of finding is reported once, with an example.
 """
 
 import argparse
@@ -22,19 +22,19 @@ from fuzzing import command_lines, configs, workers
 from fuzzing.cases import Case, Outcome
 from fuzzing.corpus import CORPUS
 
-EVERY = 100  # cases, after which it says how far it is
+EVERY = 100  # cases between two progress reports
 
 
 @define
 class Tally:
-    """What came of many cases.
+    """Outcomes of many cases.
 
     Attributes:
-        count: Of cases.
-        codes: Exit codes with their counts.
-        findings: What was wrong, with the first case that shows it.
-        slowest: Seconds, and the case.
-        largest: Mebibytes, and the case.
+        count: Number of cases.
+        codes: Number of cases by exit code.
+        findings: Descriptions of faults, with the first case of each.
+        slowest: Longest time in seconds, and its case.
+        largest: Largest memory in MiB, and its case.
     """
 
     count: int = 0
@@ -44,7 +44,13 @@ class Tally:
     largest: tuple[float, Case | None] = (0.0, None)
 
     def add(self, case: Case, outcome: Outcome, wrong: str = "") -> None:
-        """One more."""
+        """Add a case.
+
+        Args:
+            case: The case.
+            outcome: Its outcome.
+            wrong: Description of a fault that the outcome itself does not show.
+        """
         self.count += 1
         self.codes[outcome.code] += 1
         if outcome.seconds > self.slowest[0]:
@@ -60,7 +66,7 @@ class Tally:
             sys.stdout.flush()
 
     def lines(self, name: str) -> list[str]:
-        """For the terminal."""
+        """Return the summary as lines of text."""
         codes = ", ".join(f"{code}: {count}" for code, count in sorted(self.codes.items(), key=str))
         told = [f"{name}: {self.count} cases, {len(self.findings)} kinds of findings; exit codes {codes}"]
         for what, unit, (most, case) in (("slowest", "s", self.slowest), ("most memory", "MiB", self.largest)):
@@ -69,7 +75,13 @@ class Tally:
 
 
 def answers(case: Case, part: str, outcome: Outcome) -> str:
-    """What is wrong with the answer to a case of the corpus, "" if nothing is."""
+    """Describe what is wrong with the answer to a case of the corpus; "" if nothing is.
+
+    Args:
+        case: The case.
+        part: Text that the answer must contain.
+        outcome: Its outcome.
+    """
     told = outcome.finding
     if not told and part not in outcome.err + outcome.out:
         told = f"{part!r} is not in the answer {(outcome.err or outcome.out)[-300:]!r}"
@@ -77,7 +89,14 @@ def answers(case: Case, part: str, outcome: Outcome) -> str:
 
 
 def drawn(cases: object, count: int, number: int, add: Callable[[Case], None]) -> None:
-    """Have as many cases drawn, by a seed."""
+    """Draw cases.
+
+    Args:
+        cases: Hypothesis strategy of cases.
+        count: Number of cases.
+        number: Seed.
+        add: Called with each case.
+    """
 
     @seed(number)
     @settings(
@@ -95,7 +114,7 @@ def drawn(cases: object, count: int, number: int, add: Callable[[Case], None]) -
 
 
 def main() -> None:
-    """Corpus, files and command lines."""
+    """Run the corpus, drawn files and drawn command lines, and print a summary; the exit code is 1 after findings."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--configs", type=int, default=200, help="files to draw")
     asked.add_argument("--command-lines", type=int, default=100, help="command lines to draw")

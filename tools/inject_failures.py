@@ -1,11 +1,11 @@
-"""Send signals to real runs on several ranks, and see how these end: soon, with one culprit, with nothing left over.
+"""Send signals to real runs on several ranks, and check that they end soon, name the culprit and leave nothing behind.
 
     python tools/inject_failures.py --count 40 --seed 0
 
-Each injection samples a small picture with the model that ships, on two or three ranks, and sends one signal to one
-process in one phase. A run may end in two ways: it fails, and there is no picture, or it ends well, and the picture has
-the bytes of a run that nobody disturbed. Seconds count from the signal until the last process is gone; a rank that is
-stopped is noticed after --timeout, which is taken off. Needs Linux; nothing else but an installed Vitrail.
+Each injection samples a small picture with the demo model, on two or three ranks, and sends one signal to one process
+in one phase. A run may fail without a picture, or succeed with the bytes of an undisturbed run's picture. Seconds count
+from the signal to the end of the last process; a stopped rank is noticed after --timeout, which is subtracted. Needs
+Linux and an installed Vitrail.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from processes import MARK, kill_all, listeners, processes, ranks, shared_memory
 
 PHASES = ("startup", "joining", "step", "decode", "write", "launcher", "torchrun")
 SIGNALS = ("KILL", "STOP", "TERM", "INT")
-TIMEOUT_S, TORCHRUN_S = 4.0, 20.0  # of the runs; under torchrun ranks that load libraries are waited for no longer
-LIMIT_S = 2.0  # for all to be gone
-PATIENCE_S = 300.0  # for a phase that does not come, or a run that does not end
-CONTINUED_S = 1.5  # after which a launcher that was stopped goes on
+TIMEOUT_S, TORCHRUN_S = 4.0, 20.0  # --timeout of the runs; under torchrun it includes the ranks' loading of libraries
+LIMIT_S = 2.0  # maximum time until all processes have ended
+PATIENCE_S = 300.0  # maximum wait for a phase to begin or a run to end
+CONTINUED_S = 1.5  # after which a stopped launcher is continued
 SIZE, STEPS = 192, 8
 SAMPLE = ["sample", "a fox on a snow field", "--size", SIZE, "--steps", STEPS, "--method", "multidiffusion"]
 SAMPLE += ["--row-batch", 1, "-o", "fox.png"]
@@ -43,31 +43,40 @@ MOMENT = {"startup": 1.5, "joining": 0.6, "step": 0.1, "decode": 0.1, "write": 0
 
 @frozen
 class Injection:
-    """Which signal comes when to whom; ``victim`` is a rank, or -1 for the process that started the ranks."""
+    """A signal to send.
+
+    Attributes:
+        phase: Phase of the run, one of ``PHASES``.
+        signal: Name of the signal, one of ``SIGNALS``.
+        world: Number of ranks.
+        victim: The rank that receives it; -1 for the process that started the ranks.
+        later: Seconds after the beginning of the phase.
+        step: Step of the phase "step".
+    """
 
     phase: str
     signal: str
     world: int
     victim: int
-    later: float  # seconds after the phase has begun, of a run that nobody slows down
+    later: float
     step: int
 
 
 @frozen
 class Found:
-    """How a run ended."""
+    """Outcome of a run."""
 
-    code: int | None  # None if it did not
+    code: int | None  # exit code; None if it did not end
     seconds: float
     told: str
-    is_sound: bool  # no picture, or the right one
-    is_named: bool | None  # None where there is nobody to name
+    is_sound: bool  # whether there is no picture, or the right one
+    is_named: bool | None  # whether the output names the culprit; None where there is none to name
     left: tuple[str, ...]
 
 
 @define
 class Run:
-    """A run and what it says."""
+    """A running command with its output, processes and ports."""
 
     folder: Path
     world: int
@@ -81,9 +90,11 @@ class Run:
 
     @property
     def timeout(self):
+        """Seconds that the run's ranks wait for each other."""
         return TORCHRUN_S if self.under_torchrun else TIMEOUT_S
 
     def start(self):
+        """Start the command and threads that read its output."""
         words = ["-m", "vitrail", *SAMPLE, "--timeout", self.timeout]
         if self.under_torchrun:
             words = [*TORCHRUN, f"--nproc-per-node={self.world}", *words]
@@ -110,17 +121,18 @@ class Run:
             self.said.append(line)
 
     def text(self):
+        """Return the output so far."""
         return "".join(self.said)
 
     def look(self):
-        """Remember the processes that there are, and where they listen."""
+        """Record the processes of the run and the ports on which they listen."""
         living = processes(self.mark)
         self.pids |= set(living)
         self.ports |= {each.port for each in listeners(living)}
         return living
 
     def wait(self, happened):
-        """Whether it happens before the run ends."""
+        """Wait for a condition, and return whether it became true before the run ended."""
         limit = time.monotonic() + PATIENCE_S
         while not happened():
             if self.process.poll() is not None or time.monotonic() > limit:
@@ -129,7 +141,7 @@ class Run:
         return True
 
     def end(self):
-        """Wait until every process is gone, or kill what does not go; whether all went by themselves."""
+        """Wait until every process has ended, and kill those that do not; return whether all ended by themselves."""
         limit = time.monotonic() + PATIENCE_S
         while self.process.poll() is None or processes(self.mark):
             if time.monotonic() > limit:
@@ -143,7 +155,7 @@ class Run:
 
 
 def arrive(run, injection):
-    """Wait until a phase has begun; whether it has."""
+    """Wait for the moment of an injection, and return whether its phase has begun."""
     begun = {
         "startup": lambda: len(ranks(run.mark)) == injection.world,
         "joining": lambda: "evaluations of the network" in run.text(),
@@ -159,7 +171,7 @@ def arrive(run, injection):
 
 
 def inject(injection, whole):
-    """One run, one signal."""
+    """Run once and send one signal; return the outcome. ``whole`` is the undisturbed picture as bytes."""
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name), injection.world, injection.phase == "torchrun").start()
         try:
@@ -181,7 +193,15 @@ def inject(injection, whole):
 
 
 def judged(injection, run, seconds, has_ended, whole):
-    """How it went."""
+    """Evaluate a run.
+
+    Args:
+        injection: The signal that was sent.
+        run: The run.
+        seconds: Time from the signal to the end.
+        has_ended: Whether all processes ended by themselves.
+        whole: Bytes of the undisturbed picture.
+    """
     code, told, picture = run.process.returncode, run.text(), run.folder / "fox.png"
     made = picture.read_bytes() if picture.exists() else None
     is_sound = made == whole if code == 0 else made is None or (injection.victim == -1 and made == whole)
@@ -209,7 +229,7 @@ def judged(injection, run, seconds, has_ended, whole):
 
 
 def draw(chance, count):
-    """Injections, every phase with every signal in turn."""
+    """Yield injections, cycling through all pairs of a phase and a signal in random order."""
     kinds = [(phase, name) for name in SIGNALS for phase in PHASES]
     chance.shuffle(kinds)
     for number in range(count):
@@ -224,7 +244,7 @@ def draw(chance, count):
 
 
 def table(found):
-    """Markdown, a row for each phase and signal."""
+    """Yield the lines of a Markdown table with one row per phase and signal."""
     names = (
         "phase",
         "signal",
@@ -252,7 +272,7 @@ def table(found):
 
 
 def undisturbed():
-    """The picture of a run that nobody disturbs."""
+    """Return the bytes of an undisturbed run's picture."""
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name), 1).start()
         run.process.wait()
@@ -262,6 +282,7 @@ def undisturbed():
 
 
 def main():
+    """Run the injections, and print suspicious runs and the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--count", type=int, default=28)
     parser.add_argument("--seed", type=int, default=0)
@@ -273,7 +294,7 @@ def main():
     found, begin, whole = collections.defaultdict(list), time.monotonic(), undisturbed()
     drawn = draw(random.Random(options.seed), 10**6)
     chosen = (each for each in drawn if options.phase in (None, each.phase) and options.signal in (None, each.signal))
-    with contextlib.suppress(KeyboardInterrupt):  # the table of what is done by then
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C prints the table of the runs so far
         for injection, _ in zip(chosen, range(options.count), strict=False):
             if time.monotonic() - begin > 60 * options.minutes:
                 break

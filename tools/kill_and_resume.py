@@ -1,12 +1,12 @@
-"""Kill runs at moments drawn by chance, go on from their checkpoints with other ranks, and compare the bytes.
+"""Kill runs at random moments, resume them from their checkpoints on other ranks, and compare the pictures' bytes.
 
 Usage: python tools/kill_and_resume.py [--count 40] [--seed 0]
 
-A run of the demo model on one to three ranks, processes that talk through gloo or threads of one process, writes a
-checkpoint after every step; when that has come to a step drawn by chance, a process of the run is killed (SIGKILL). The
-same command then goes on with another number of ranks, and its picture must have the bytes of a run that nobody killed.
-It counts if the run was between its first checkpoint and its end when it was killed, and if the one that goes on says
-that it does; else it is tried again. Methods take turns, most of them with canvases that grow.
+A run of the demo model on one to three ranks, gloo processes or threads, writes a checkpoint after every step; when it
+has reached a random step, a process of the run is killed (SIGKILL). The same command then resumes on another number of
+ranks, and its picture must have the bytes of an undisturbed run. An attempt counts if the run was killed between its
+first checkpoint and its end, and the second run reports that it resumed; otherwise it is repeated. Methods alternate,
+most of them cascades.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts threads, which do not live through a fork
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts threads, which do not survive a fork
 
 import typer
 from attrs import frozen
@@ -36,18 +36,18 @@ METHODS = (
     ("demofusion",),
     ("asg",),
     ("diffusehigh",),
-    ("asg", "--set", "stages.0.patching.interaction=none"),  # ranks go apart
+    ("asg", "--set", "stages.0.patching.interaction=none"),  # ranks advance independently
     ("asg-cascade",),
     ("accdiffusion",),
     ("ap-ldm",),
-    ("multidiffusion", "--num-images", "1", "--scheduler", "DPMSolverMultistepScheduler"),  # steps that remember
+    ("multidiffusion", "--num-images", "1", "--scheduler", "DPMSolverMultistepScheduler"),  # a scheduler with state
 )
 PAUSE_S, PATIENCE_S = 0.01, 600
 
 
 @frozen
 class Ranks:
-    """How many, and what they are."""
+    """Number of ranks and their communication backend."""
 
     count: int
     comm: str
@@ -58,12 +58,12 @@ class Ranks:
         return ("--ranks", str(self.count), *(("--comm", self.comm) if self.count > 1 else ()))
 
     def __str__(self) -> str:
-        """E.g. ``3 x gloo``."""
+        """Format as ``3 x gloo``, or ``1`` for a single rank."""
         return f"{self.count} x {self.comm}" if self.count > 1 else "1"
 
 
 def run_here(words: tuple[str, ...]) -> None:
-    """The program, in a process that has its libraries; ranks that are processes begin anew."""
+    """Run the command line in this forked process, with output to the file ``said``."""
     from vitrail.cli import app as cli
 
     out = os.open("said", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
@@ -75,7 +75,7 @@ def run_here(words: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def started(words: tuple[str, ...]):
-    """A run in the working folder, which does not outlive the block."""
+    """Start a run in the working folder in a forked process, which is terminated at the end of the block."""
     process = multiprocessing.get_context("fork").Process(target=run_here, args=(words,))
     process.start()
     try:
@@ -87,7 +87,11 @@ def started(words: tuple[str, ...]):
 
 
 def finished(words: tuple[str, ...]) -> str:
-    """What a run said that ended well."""
+    """Run to the end and return the output.
+
+    Raises:
+        AssertionError: If the run fails.
+    """
     with started(words) as process:
         process.join(PATIENCE_S)
         said = Path("said").read_text()
@@ -96,31 +100,40 @@ def finished(words: tuple[str, ...]) -> str:
 
 
 def processes(parent: int) -> list[int]:
-    """The ranks of a run, or its only process."""
+    """Return the process ids of a run's ranks, or of its only process."""
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
     return [int(pid) for pid in listed.stdout.split()] or [parent]
 
 
 def steps_kept() -> int:
-    """Steps of the picture in work that the checkpoint has; 0 if there is none."""
+    """Return the number of steps in the checkpoint of the current picture; 0 if there is none."""
     file = Path("run.ckpt")
     current = load_state(file)["current"] if file.exists() else None
     return current["steps"] if current else 0
 
 
 def resumed_after(said: str) -> int | None:
-    """The steps after which a run says that it went on."""
+    """Return the step from which a run reports that it resumed; None if it does not."""
     events = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     return next((event["steps"] for event in events if event["event"] == "run.resumed"), None)
 
 
 def killed(words: tuple[str, ...], after: int, chance: random.Random) -> int:
-    """Kill a process of a run once its checkpoint has so many steps; how many it has then, 0 if the run was faster."""
+    """Run, and kill a random process once the checkpoint has reached a step.
+
+    Args:
+        words: Arguments of the command.
+        after: Number of steps in the checkpoint.
+        chance: Selects the process.
+
+    Returns:
+        The number of steps in the checkpoint at the end; 0 if the run ended before the kill.
+    """
     with started(words) as process:
         while process.is_alive() and steps_kept() < after:
             time.sleep(PAUSE_S)
         victim = chance.choice(processes(process.pid))
-        with contextlib.suppress(ProcessLookupError):  # it was faster
+        with contextlib.suppress(ProcessLookupError):  # the process has ended
             os.kill(victim, signal.SIGKILL)
         process.join(PATIENCE_S)
         if process.exitcode == 0:
@@ -131,7 +144,13 @@ def killed(words: tuple[str, ...], after: int, chance: random.Random) -> int:
 
 @frozen
 class Method:
-    """Words of a method, what it makes undisturbed, and in how many steps."""
+    """A method with its undisturbed result.
+
+    Attributes:
+        words: Arguments that select the method.
+        whole: Bytes of the undisturbed picture.
+        steps: Number of steps of a run.
+    """
 
     words: tuple[str, ...]
     whole: bytes
@@ -139,7 +158,7 @@ class Method:
 
     @classmethod
     def undisturbed(cls, words: tuple[str, ...]) -> "Method":
-        """Run it."""
+        """Run a method undisturbed."""
         said = finished((*SAMPLE, "-m", *words))
         whole = Path("fox.png").read_bytes()
         Path("fox.png").unlink()
@@ -148,7 +167,19 @@ class Method:
         return cls(words, whole, int(found[1]))
 
     def once(self, before: Ranks, after: Ranks, chance: random.Random) -> str:
-        """One kill and one resumption; what happened, "" if it does not count, or an AssertionError."""
+        """Kill a run once and resume it.
+
+        Args:
+            before: Ranks of the killed run.
+            after: Ranks of the resumed run.
+            chance: Selects step and process.
+
+        Returns:
+            A description; "" if the attempt does not count.
+
+        Raises:
+            AssertionError: If the resumed run differs.
+        """
         words = (*SAMPLE, "-m", *self.words, *KEEP)
         kept = killed((*words, *before.words), chance.randint(1, self.steps - 1), chance)
         if not 0 < kept < self.steps:
@@ -164,7 +195,7 @@ class Method:
 
 
 def pairs(chance: random.Random) -> tuple[Ranks, Ranks]:
-    """Ranks before and after, of another number."""
+    """Draw ranks of the killed and the resumed run, of different numbers."""
     comms = ("gloo", "in-process")
     before, after = (Ranks(count, chance.choice(comms)) for count in chance.sample((1, 2, 3), 2))
     return before, after
@@ -174,10 +205,10 @@ def main(
     count: Annotated[int, typer.Option(help="Runs that really went on.")] = 40,
     seed: Annotated[int, typer.Option(help="Of ranks and moments.")] = 0,
 ) -> None:
-    """Print one line each time, and the score."""
+    """Print one line per attempt and a summary; the exit code is 1 if one failed."""
     from vitrail.sampling.sampler import Sampler
 
-    Sampler.from_pretrained("demo")  # whatever that imports is there in every fork
+    Sampler.from_pretrained("demo")  # imports modules that every fork needs
     chance, done, failed, begin = random.Random(seed), 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         methods: dict[tuple[str, ...], Method] = {}

@@ -1,10 +1,10 @@
-"""Runs experiments whole, and in two shards that are killed and resumed, and compares their tables.
+"""Run experiments uninterrupted, and in two shards that are killed and resumed, and compare their tables.
 
 Usage: python tools/kill_experiments.py experiments/asg-figure-7.toml --set "sizes=['2x']" --set scenes=2
 
-The whole runs beside the shards, of which the first is killed (SIGKILL) in the middle and the second one interrupted
-(SIGINT); both go on, and their folders are merged. Everything in the tables of numbers, differences and orders but what
-was timed must be equal to the last digit.
+The uninterrupted run is concurrent with the shards, of which the first is killed (SIGKILL) and the second interrupted
+(SIGINT); both are resumed, and their folders merged. All entries of the tables of numbers, differences and orders
+except measured costs must be equal to the last digit.
 """
 
 import csv
@@ -25,24 +25,25 @@ import typer
 from vitrail.experiments.run.store import PLAN, Folder
 
 TABLES = ("tables.csv", "differences.csv", "orders.csv")
-TIMED = ("seconds", "MiB")  # columns that no two runs share
-PAUSE_S = 0.05
-SHARE = 5  # of the plan's cells, one in so many is done when a shard is ended
-Entry = tuple[str, int, str, str]  # table, line, column and what stands there
+TIMED = ("seconds", "MiB")  # columns of measured costs, which differ between runs
+PAUSE_S = 0.05  # between two looks at a folder
+SHARE = 5  # a shard is ended when one in so many of the plan's cells has finished
+Entry = tuple[str, int, str, str]  # table, line, column and value
 
 
 def vitrail(*words: str) -> subprocess.Popen[bytes]:
+    """Start the command line."""
     return subprocess.Popen([sys.executable, "-m", "vitrail", *words], stdout=subprocess.DEVNULL)
 
 
 def done(folder: Path) -> int:
-    """Cells that lines tell of."""
+    """Return the number of outcomes in a folder."""
     return sum(file.read_text().count("\n") for file in folder.glob("cells-*.jsonl"))
 
 
 @contextmanager
 def running(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does not outlive the block, however that ends."""
+    """Start a process that is killed at the end of the block, also after an exception."""
     with vitrail(*words) as process:
         try:
             yield process
@@ -52,13 +53,27 @@ def running(*words: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def finished(*words: str) -> None:
+    """Run the command line to its end.
+
+    Raises:
+        SystemExit: If it fails.
+    """
     with running(*words) as process:
         if process.wait():
             raise SystemExit(f"failed: vitrail {' '.join(words)}")
 
 
 def broken(how: signal.Signals, folder: Path, *words: str) -> int:
-    """Begin a run, end it when a fifth of the plan's cells is done, and say how many were."""
+    """Start a run, send it a signal when a fifth of the plan's cells has finished, and return how many had.
+
+    Args:
+        how: The signal.
+        folder: Output folder of the run.
+        words: Arguments of the command.
+
+    Raises:
+        SystemExit: If the run ended before the signal.
+    """
     with running(*words) as process:
         while process.poll() is None and not (folder / PLAN).exists():
             time.sleep(PAUSE_S)
@@ -72,7 +87,7 @@ def broken(how: signal.Signals, folder: Path, *words: str) -> int:
 
 
 def table(folder: Path) -> list[Entry]:
-    """Everything in the tables with its place, what was timed left out."""
+    """Return all entries of a folder's tables except measured costs."""
     found = []
     for name in TABLES:
         with (folder / name).open(newline="") as file:
@@ -87,12 +102,21 @@ def table(folder: Path) -> list[Entry]:
 
 
 def different(one: list[Entry], two: list[Entry]) -> list[tuple[Entry | None, Entry | None]]:
-    """Places where two tables differ, those of one alone as well."""
+    """Return the pairs of different entries; None where one list is shorter."""
     return [pair for pair in zip_longest(one, two) if pair[0] != pair[1]]
 
 
 def compare(file: Path, sets: list[str], place: Path) -> str:
-    """One experiment both ways; what was seen, or an end with what differs."""
+    """Run one experiment both ways and return a summary.
+
+    Args:
+        file: The experiment.
+        sets: Overrides of it.
+        place: Folder for the runs.
+
+    Raises:
+        SystemExit: If a run fails or tables differ.
+    """
     options = [word for each in sets for word in ("--set", each)]
     whole, parts = place / "whole", [place / "part0", place / "part1"]
     told = []
@@ -121,7 +145,7 @@ def main(
     files: Annotated[list[Path], typer.Argument(help="Experiments.")],
     sets: Annotated[list[str] | None, typer.Option("--set", help="Overrides, to make them small.")] = None,
 ) -> None:
-    """Compare each."""
+    """Compare each experiment and print a line."""
     for file in files:
         place = Path(tempfile.mkdtemp(prefix="experiment-"))
         print(compare(file, sets or [], place), flush=True)

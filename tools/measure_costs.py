@@ -1,8 +1,8 @@
-"""What a plan says that a run will ask of its networks, against what it asked, for every method at three sizes.
+"""Compare the planned with the counted network evaluations and VAE calls, for every method at three sizes.
 
 Usage: python tools/measure_costs.py --out docs/results/costs.md
 
-The runs are short, since a count does not depend on how good a picture is: ``--steps`` steps on the demo model.
+The runs are short, ``--steps`` steps on the demo model, since counts do not depend on the quality of a picture.
 """
 
 from pathlib import Path
@@ -36,7 +36,18 @@ HEAD = [
 
 
 def row_of(sampler: Sampler, method: str, height: int, width: int, steps: int) -> tuple[list[str], bool]:
-    """A line of the table, and whether all that was counted had been said."""
+    """Run a method once, and compare plan and counts.
+
+    Args:
+        sampler: Sampler of the method.
+        method: Name of the method.
+        height: In pixels.
+        width: In pixels.
+        steps: Sampling steps.
+
+    Returns:
+        A line of the table, and whether plan and counts agree.
+    """
     config = RunConfig(prompt="a fox on a snow field", height=height, width=width, num_inference_steps=steps)
     cost, report = sampler.plan(config).cost, sampler.run(config).report
     said = (cost.model_calls, cost.decodes, cost.encodes, cost.gradients)
@@ -51,7 +62,7 @@ def main(
     steps: int = 5,
     threads: int = 1,
 ) -> None:
-    """Plan, run, compare; exit 1 if anything was not foreseen."""
+    """Plan, run and compare all methods; the exit code is 1 if a plan was wrong."""
     torch.set_num_threads(threads)
     console, table, lines, agree = Console(width=140), Table(*HEAD, box=None), [], True
     backbone = Sampler.from_pretrained("demo", "direct").backbone

@@ -1,4 +1,4 @@
-"""Acceptance of the demo model: base-size samples, named and counted by the judge.
+"""Acceptance test of the demo model: samples at the training size, classified and counted by the judge.
 
 Usage: python tools/measure_demo_model.py --sheet runs/base.png
 """

@@ -1,10 +1,10 @@
-"""How well masks find the object: every mask source asked at the same steps of the same runs, against the judge.
+"""Measure how well masks locate the object: every mask source at the same steps of the same runs, against the judge.
 
 Usage: python tools/measure_masks.py --out docs/results/masks.md
 
-A run draws a picture of the training size, which is remembered, and then the two stages of `asg` at 4 times the area.
-At every step of the structure stage each source makes its mask from what the network said there; the judge finds the
-object in the finished picture. A mask's values inside the object's box are compared with those outside.
+A run samples a picture of the training size, whose attention maps are kept, and then the two stages of `asg` at 4 times
+the area. At every step of the structure stage each source makes its mask from the network's output; the judge detects
+the object in the finished picture. A mask's values inside of the object's box are compared with those outside.
 """
 
 from pathlib import Path
@@ -51,13 +51,14 @@ HEAD = ["mask", "inside", "outside", "told apart"]
 
 @define
 class StrategyCall:
-    """Asks every source at every step at which the run asks its own."""
+    """Plugin that calls every mask source at every step at which the run calls its own."""
 
     states: dict = field(factory=lambda: {name: source.init() for name, source in SOURCES.items()})
     masks: dict = field(factory=lambda: {name: [] for name in SOURCES})
 
     @hookimpl(wrapper=True)
     def vitrail_mask(self, step, key, predicted):
+        """Call all sources where attention and kept maps are available."""
         if predicted.attention is not None and predicted.memory is not None and step.phase > 0:
             for name, source in SOURCES.items():
                 mask, self.states[name] = source.mask(step, key, predicted, self.states[name])
@@ -67,13 +68,13 @@ class StrategyCall:
 
 
 def told_apart(mask: torch.Tensor, inside: torch.Tensor) -> float:
-    """Chance that a cell inside has a higher value than one outside, half for equal ones: the area under the ROC."""
+    """Compute the area under the ROC curve: the probability that a cell inside has a higher value than one outside."""
     more = (mask[inside][:, None] - mask[~inside][None]).sign()
     return float((more + 1).mean() / 2)
 
 
 def box_of(found: Detection, shape: tuple[int, int]) -> torch.Tensor:
-    """The cells of a mask that lie in an object's box."""
+    """Return the cells of a mask of a shape that lie in an object's box, Bool[Tensor, "height width"]."""
     scale, reach = shape[0] / SIZE, found.size / 2
     rows = torch.arange(shape[0])[:, None] + 0.5
     cols = torch.arange(shape[1])[None] + 0.5
@@ -87,7 +88,7 @@ def main(
     steps: int = 20,
     threads: int = 1,
 ) -> None:
-    """Sample, ask, compare."""
+    """Sample pictures, compute all masks and write the table."""
     torch.set_num_threads(threads)
     console, judge = Console(width=120), Judge.load()
     method = Loader(registry()).structure(RUN, Composition, "the run")

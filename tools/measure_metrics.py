@@ -1,4 +1,4 @@
-"""Measure the metrics themselves on drawn pictures with known defects.
+"""Measure the metrics themselves on rendered pictures with known defects.
 
 Usage: python tools/measure_metrics.py --out docs/results/metrics.md
 
@@ -29,19 +29,19 @@ from vitrail.metrics.renders import DemoRenders
 from vitrail.metrics.repetition import Repetition
 from vitrail.metrics.seams import Seams
 
-SIZES = (256, 384, 512)  # pixels
-COPIES = (0, 1, 2, 4, 9)
-STRAYS = 2  # small objects beside a large one
-STEPS = (1, 2, 4, 8, 16)  # of 255
-SHIFTS = (1, 2, 4)  # pixels
-SETS = (16, 32, 64, 128)  # pictures
-REFERENCE = 256  # pictures
+SIZES = (256, 384, 512)  # sides of pictures in pixels
+COPIES = (0, 1, 2, 4, 9)  # numbers of equal objects in a picture
+STRAYS = 2  # number of small objects beside a large one
+STEPS = (1, 2, 4, 8, 16)  # of tone at a border, in 1/255
+SHIFTS = (1, 2, 4)  # along a border, in pixels
+SETS = (16, 32, 64, 128)  # numbers of pictures in a set
+REFERENCE = 256  # number of reference pictures
 SQUARE = (BASE_SIZE, BASE_SIZE)
 Row = list[str]
 
 
 def copies(generator: Generator, count: int) -> Scene:
-    """Equal objects that share the frame, one in each cell of a grid; two in opposite corners."""
+    """Draw a scene of equal objects, one per cell of a grid; two are in opposite corners."""
     background, name = choice(generator, tuple(BACKGROUNDS)), choice(generator, OBJECTS)
     if count <= 1:
         spots = [Placement(name, uniform(generator, 0.45, 0.85), *_near(generator, 0.5, 0.5, 0.08))]
@@ -58,7 +58,7 @@ def copies(generator: Generator, count: int) -> Scene:
 
 
 def strays(generator: Generator, side: int) -> Scene:
-    """A large object in the middle and small ones of its kind in corners, as large as windows would draw them."""
+    """Draw a scene of a large object in the centre and small ones of its class in corners, as large as in a window."""
     background, name = choice(generator, tuple(BACKGROUNDS)), choice(generator, OBJECTS)
     corners = [(y, x) for y in (0.12, 0.88) for x in (0.12, 0.88)]
     order = torch.randperm(4, generator=generator)[:STRAYS].tolist()
@@ -72,12 +72,12 @@ def _near(generator: Generator, y: float, x: float, reach: float) -> tuple[float
 
 
 def told_apart(less: Tensor, more: Tensor) -> float:
-    """The chance that a number of the second kind is larger than one of the first; half for equal ones."""
+    """Compute the area under the ROC curve: the probability that ``more`` is larger than ``less``, 1/2 for ties."""
     return ((more[:, None] > less).double() + 0.5 * (more[:, None] == less).double()).mean().item()
 
 
 def repeats(pictures: int) -> list[Row]:
-    """Rows of size, kind, medians and areas under the curve for both columns."""
+    """Measure repetition: rows of size, kind, medians and areas under the curve of both columns."""
     meter, rows = Repetition(), []
     for side in SIZES:
         kinds: dict[str, Callable[[Generator], Scene]] = {
@@ -101,7 +101,7 @@ def repeats(pictures: int) -> list[Row]:
 
 
 def lighter(each: Shown, step: float) -> Shown:
-    """A step in tone at the borders."""
+    """Add a step of tone, in 1/255, at the borders of a picture."""
     picture = each.picture.clone()
     for row in each.rows:
         picture[:, row:] += step / 255
@@ -111,7 +111,7 @@ def lighter(each: Shown, step: float) -> Shown:
 
 
 def shifted(each: Shown, pixels: int) -> Shown:
-    """What lies beyond a border is shifted along it."""
+    """Shift the part beyond each border along it, in pixels."""
     picture = each.picture.clone()
     for row in each.rows:
         picture[:, row:] = picture[:, row:].roll(pixels, dims=2)
@@ -121,7 +121,7 @@ def shifted(each: Shown, pixels: int) -> Shown:
 
 
 def seams(pictures: int) -> list[Row]:
-    """Rows of defect, column and area under the curve by width."""
+    """Measure seams: rows of defect, value and area under the curve by width."""
     middle = (SIZES[0] // 2,)
     plain = [
         evolve(p, rows=middle, columns=middle) for p in DemoRenders(count=pictures, seed=3).pictures(*SIZES[:1] * 2)
@@ -141,14 +141,14 @@ def seams(pictures: int) -> list[Row]:
 
 
 def soft(each: Shown, width: int) -> Shown:
-    """Blurred by a box."""
+    """Blur a picture by a box of a width in pixels."""
     kernel = torch.ones(3, 1, width, width) / width**2
     padded = F.pad(each.picture[None], (width // 2,) * 4, mode="reflect")
     return evolve(each, picture=F.conv2d(padded, kernel, groups=3)[0])
 
 
 def sets() -> list[Row]:
-    """Rows of set and FID, KID and inception score."""
+    """Measure set metrics: rows of set, FID, KID and inception score."""
     drawn = (Streams(i).generator("set") for i in range(max(SETS)))
     pool = [Shown(picture=render(copies(g, 1), *SQUARE, g), prompt="", native_size=BASE_SIZE) for g in drawn]
     true = list(DemoRenders(count=REFERENCE).pictures(*SQUARE))
@@ -170,13 +170,13 @@ def sets() -> list[Row]:
 
 
 def looked(metrics: Sequence[Metric], shown: list[Shown]) -> dict[str, Tensor]:
-    """What the metrics' eyes see, each eye once."""
+    """Extract the features of pictures for some metrics, once per extractor, by its ``repr``."""
     eyes = {repr(metric.eye): metric.eye for metric in metrics}
     return {name: torch.stack([eye.look(each) for each in shown]) for name, eye in eyes.items()}
 
 
 def table(head: Row, rows: list[Row]) -> str:
-    """In markdown."""
+    """Format a Markdown table."""
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
 
 
@@ -185,7 +185,7 @@ def main(
     pictures: Annotated[int, typer.Option(help="Drawn pictures a row.")] = 60,
     threads: int = 1,
 ) -> None:
-    """Measure and show."""
+    """Measure all metrics, and print and write the page."""
     torch.set_num_threads(threads)
     page = PAGE.format(
         pictures=pictures,

@@ -1,8 +1,8 @@
-"""``direct`` against diffusers' own pipelines: family x scheduler x path, maximal difference of final latents.
+"""Compare ``direct`` with diffusers' pipelines: maximum difference of final latents by family, scheduler and path.
 
 Usage: PYTHONPATH=src:tools:tests/support python tools/measure_parity.py [--out docs/results/parity.md]
 
-Tiny networks built from config, float32, the training size, 5 steps. 0 means bit for bit.
+Tiny networks built from config, float32, the training size, 5 steps. 0 means equal bit by bit.
 """
 
 from pathlib import Path
@@ -42,7 +42,7 @@ stride of 8 cells, with and without circular padding: within 2e-5, since they st
 
 
 def names_for(family: str) -> list[str]:
-    """The deterministic schedulers that can serve a family."""
+    """Return the deterministic schedulers that support a family."""
     if family == "sd3":
         return list(FLOW)
     return [name for name in schedulers.DETERMINISTIC if not name.startswith(("FlowM", "LTX")) and name in USUAL]
@@ -63,7 +63,7 @@ USUAL = {
 
 
 def with_scheduler(pipe, name: str):
-    """The same pipeline with another scheduler of the same noise schedule."""
+    """Return the components and options of a pipeline with another scheduler of the same noise schedule."""
     cls = getattr(diffusers, name)
     options = {"clip_sample": False} if "clip_sample" in cls.__init__.__code__.co_varnames else {}
     components = {**pipe.components, "scheduler": cls.from_config(pipe.scheduler.config, **options)}
@@ -72,7 +72,13 @@ def with_scheduler(pipe, name: str):
 
 
 def difference(pipe, name: str, path: str) -> float:
-    """Largest absolute difference of the final latents."""
+    """Compute the largest absolute difference of the final latents.
+
+    Args:
+        pipe: A pipeline of diffusers.
+        name: Name of the scheduler.
+        path: One of ``PATHS``.
+    """
     components, optional = with_scheduler(pipe, name)
     cls = type(pipe)
     call = {"num_inference_steps": STEPS, "guidance_scale": 1.0 if path.endswith("no CFG") else 5.0}
@@ -97,13 +103,13 @@ def difference(pipe, name: str, path: str) -> float:
 
 
 def quiet(pipe):
-    """Without its progress bar."""
+    """Disable a pipeline's progress bar."""
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def paths_for(family: str) -> tuple[str, ...]:
-    """What diffusers' pipelines of a family can do."""
+    """Return the paths that diffusers' pipelines of a family support."""
     return tuple(path for path in PATHS if not (family == "sd3" and "rescale" in path))
 
 

@@ -1,9 +1,9 @@
-"""Measure the structure of the package: sizes, loose modules, circles, chains, names defined twice, frames of one step.
+"""Measure the structure of the package: sizes, root modules, import cycles, chains, duplicate names, frames of a step.
 
     python tools/measure_structure.py            the numbers
     python tools/measure_structure.py --verbose  and what they count
 
-Imports count wherever they stand: at the top, in a function, under ``TYPE_CHECKING``.
+All imports count: at the top, in a function, under ``TYPE_CHECKING``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 import vitrail
 
 ROOT = Path(vitrail.__file__).parent
-SHORT = 50  # lines
+SHORT = 50  # lines, below which a file counts as short
 
 Graph = dict[str, set[str]]
 
 
 def modules() -> dict[str, ast.Module]:
-    """Module name -> its syntax tree."""
+    """Parse all modules: name to syntax tree."""
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT.parent).with_suffix("").parts
@@ -35,7 +35,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def import_graph(trees: dict[str, ast.Module]) -> Graph:
-    """Module -> the modules of the package that it imports; a package is its ``__init__``."""
+    """Map each module to the modules of the package that it imports; a package is its ``__init__``."""
     graph: Graph = {}
     for module, tree in trees.items():
         graph[module] = set()
@@ -53,7 +53,7 @@ def import_graph(trees: dict[str, ast.Module]) -> Graph:
 
 
 def components(graph: Graph) -> list[list[str]]:
-    """Strongly connected components, dependencies first (Tarjan, 1972)."""
+    """Return the strongly connected components, dependencies first (Tarjan, 1972)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -81,7 +81,7 @@ def components(graph: Graph) -> list[list[str]]:
 
 
 def longest_chain(graph: Graph) -> list[str]:
-    """The longest chain of imports; a circle counts as one link."""
+    """Return the longest chain of imports; a cycle counts as one link."""
     home = {node: number for number, group in enumerate(components(graph)) for node in group}
     groups = components(graph)
     best: list[list[str]] = []
@@ -93,7 +93,7 @@ def longest_chain(graph: Graph) -> list[str]:
 
 
 def folder_graph(graph: Graph) -> Graph:
-    """The same between the folders of the package's root; a loose module is its own."""
+    """Return the graph between the folders of the package's root; a module in the root counts as a folder."""
     folders: Graph = defaultdict(set)
     for module, targets in graph.items():
         mine = [*module.split("."), ""][1]
@@ -104,7 +104,7 @@ def folder_graph(graph: Graph) -> Graph:
 
 
 def functions(trees: dict[str, ast.Module]) -> list[int]:
-    """Lines of every function's body, without its docstring."""
+    """Return the number of lines of every function's body, without its docstring."""
     lengths = []
     for tree in trees.values():
         for node in ast.walk(tree):
@@ -115,7 +115,7 @@ def functions(trees: dict[str, ast.Module]) -> list[int]:
 
 
 def defined_twice(trees: dict[str, ast.Module]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Class names, and last parts of module names, that stand for more than one thing."""
+    """Return class names, and last parts of module names, that occur more than once, with their modules."""
     classes, names = defaultdict(list), defaultdict(list)
     for module, tree in trees.items():
         names[module.rpartition(".")[2]].append(module)
@@ -127,12 +127,12 @@ def defined_twice(trees: dict[str, ast.Module]) -> tuple[dict[str, list[str]], d
 
 
 def frames_of_a_step() -> list[str]:
-    """Functions of the package that stand between ``Engine.step`` and the network's forward."""
+    """Return the package's frames between ``Engine.step`` and the network's forward."""
     import torch
 
     from vitrail import Sampler
 
-    torch.set_num_threads(1)  # so that no other thread's stack stands between
+    torch.set_num_threads(1)  # so that the forward runs in the thread of the step
     found: list[list[str]] = []
     sampler = Sampler.from_pretrained("demo", method="multidiffusion")
     network: Any = type(sampler.backbone.network)
@@ -159,12 +159,12 @@ def frames_of_a_step() -> list[str]:
 
 
 def percentile(values: list[int], share: float) -> int:
-    """A value of the list that this share of it does not exceed."""
+    """Return the quantile of a list at a share in [0, 1]."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def report(verbose: bool) -> Iterator[str]:
-    """The lines of the table."""
+    """Yield the lines of the table, with details if ``verbose``."""
     trees = modules()
     graph = import_graph(trees)
     paths = sorted(ROOT.rglob("*.py"))

@@ -1,9 +1,9 @@
-"""Opens a report's page in a headless Chromium and keeps what it shows.
+"""Open a report's page in a headless Chromium and save screenshots.
 
 Usage: PYTHONPATH=src:tests/support python tools/photograph_page.py runs/methods/report.html --out shots
 
-Writes grid.png, zoom.png, slider.png and tables.png of a wide window, and narrow.png of a telephone's. Ends with an
-error if the browser has anything to complain of.
+Writes grid.png, zoom.png, slider.png and tables.png of a wide window, and narrow.png of a phone. Fails if the browser
+logs anything.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import typer
 from browser import missing, started
 from opened_page import Opened
 
-TURN, STEPS = -200, 4  # of the wheel, and how often
+TURN, STEPS = -200, 4  # scroll distance of the wheel in pixels, and number of events
 LOADED = """return [...document.querySelectorAll(".shot img")].every((image) => {
   const { left, right, top, bottom } = image.getBoundingClientRect();
   return image.complete || bottom < 0 || top > innerHeight || right < 0 || left > innerWidth;
@@ -23,7 +23,13 @@ PHONE = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
 
 
 def photograph(driver: Any, page: Path, out: Path) -> None:
-    """Every view of a page."""
+    """Save screenshots of every view of a page.
+
+    Args:
+        driver: A selenium driver.
+        page: The HTML file.
+        out: Folder for the PNG files.
+    """
     driver.get(page.resolve().as_uri())
     opened = Opened(driver)
     opened.until(lambda: opened.run(LOADED), "the small pictures are there")
@@ -52,7 +58,7 @@ def main(
     page: Annotated[Path, typer.Argument(help="A report.html.", exists=True)],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
 ) -> None:
-    """Photograph one page."""
+    """Save screenshots of one page."""
     if lacking := missing():
         raise SystemExit(f"a browser is not there: {lacking}")
     out.mkdir(parents=True, exist_ok=True)

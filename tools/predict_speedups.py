@@ -1,8 +1,8 @@
-"""What ranks buy, by a cost model: speed-ups beside their ideals, and where asynchronous guidance pays.
+"""Predict speed-ups of several ranks by a cost model, beside ideal ones, and the benefit of asynchronous guidance.
 
 Usage: python tools/predict_speedups.py --out docs/results/speedups.md
 
-Nothing here was measured on a GPU; the page says which numbers went in. It is made in well under a minute.
+Nothing here is measured on a GPU; the page lists the assumed numbers. Takes less than a minute.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from vitrail.comm.trace.cost_model import CostModel
 from vitrail.comm.trace.speedup_model import RunLoad, StageLoad, predict
 
 STEPS = 25  # of each stage
-PAIR_S = 0.0985  # a forward of two rows: CutDiffusion's whole 2048x2048 time on a 4090 over its 325 pairs
-LAUNCH = 0.1  # share of it that a forward of no row would take: between 0 and 0.34, the A100's
-TILE_S, SERIAL_S = 0.15, 1.0  # decoding a tile; prompt, start and saving: assumed
-TILE_BYTES = 3 * 1024 * 1024  # of 8-bit colour
+PAIR_S = 0.0985  # forward of two rows: CutDiffusion's total 2048x2048 time on an RTX 4090 over its 325 pairs
+LAUNCH = 0.1  # share of it that does not depend on the number of rows: between 0 and 0.34, that of an A100
+TILE_S, SERIAL_S = 0.15, 1.0  # decoding of a tile; prompt, start and saving; both assumed
+TILE_BYTES = 3 * 1024 * 1024  # of a tile in 8-bit colour
 RANKS = (2, 4, 8)
 SIZES = {"1024x2048": (2, 3, 6), "2048x2048": (4, 9, 9), "3072x3072": (9, 25, 16), "4096x4096": (16, 49, 36)}
 PAPER = {"1024x2048": (18, 10), "2048x2048": (40, 14), "3072x3072": (132, 59.4), "4096x4096": (294, 105)}
-DATAFLOW = {  # communication model, list scheduling of windows that wait for their neighbours alone
+DATAFLOW = {  # ideal speed-ups by list scheduling of windows that wait for their neighbours only
     "1024x2048": (2.00, 3.97, 5.00),
     "2048x2048": (2.00, 3.99, 7.93),
     "3072x3072": (2.00, 3.88, 7.33),
     "4096x4096": (2.00, 4.00, 7.99),
 }
-LINKS = {  # seconds, bytes a second
+LINKS = {  # latency in seconds, bandwidth in bytes per second
     "PCIe": (5e-5, 12e9),
     "10 Gbit Ethernet": (1e-4, 1.1e9),
     "1 Gbit Ethernet": (2e-4, 1.1e8),
@@ -52,14 +52,20 @@ ASYNC_CASES = (("2048x2048", 4), ("4096x4096", 4), ("4096x4096", 8))
 
 
 def model(link: str = "PCIe", **changes: float) -> CostModel:
-    """The cost model of the page."""
+    """Return the cost model of a link, with other settings of ``CostModel`` in ``changes``."""
     latency, bandwidth = LINKS[link]
     settings = {"mask_share": 0.05, "tile_s": TILE_S, "serial_s": SERIAL_S, "latency_s": latency}
     return CostModel.of_pair(PAIR_S, LAUNCH, bandwidth=bandwidth, **(settings | changes))
 
 
 def load(size: str, row_batch: int = 2, mode: str = "gather") -> RunLoad:
-    """The whole run at a size, its first stage with a way of exchange."""
+    """Return the load of a whole run.
+
+    Args:
+        size: One of ``SIZES``.
+        row_batch: Rows of a micro-batch.
+        mode: Exchange of the first stage, one of ``MODES``.
+    """
     structure, windows, tiles = SIZES[size]
     exchange, lag = MODES[mode]
     first = StageLoad(steps=STEPS, views=structure, masked="key", exchange=exchange, lag=lag)
@@ -68,14 +74,20 @@ def load(size: str, row_batch: int = 2, mode: str = "gather") -> RunLoad:
 
 
 def ideal(size: str, ranks: int, parts: int) -> float:
-    """Speed-up with a barrier at each step and nothing but equal units: whole views (1) or branches (2)."""
+    """Compute the ideal speed-up of equal units with a barrier at each step.
+
+    Args:
+        size: One of ``SIZES``.
+        ranks: Number of ranks.
+        parts: Units per view: 1 for whole views, 2 for guidance branches.
+    """
     structure, windows, _ = SIZES[size]
     turns = sum(math.ceil(parts * views / ranks) for views in (structure, windows)) / parts
     return (structure + windows) / turns
 
 
 def speedup_rows() -> list[dict[str, float | str]]:
-    """One row for each size and number of ranks."""
+    """Return one row per size and number of ranks."""
     rows: list[dict[str, float | str]] = []
     cost = model()
     for size in SIZES:
@@ -101,7 +113,7 @@ def speedup_rows() -> list[dict[str, float | str]]:
 
 
 def many_rows() -> list[list[str]]:
-    """4096x4096 on more ranks than it has work for."""
+    """Return rows of 4096x4096 on up to more ranks than it has rows of work."""
     cost, rows = model(), []
     alone = predict(load("4096x4096"), cost, 1).makespan_s
     for ranks in (1, 8, 16, 32, 64, 128, 1024):
@@ -111,20 +123,34 @@ def many_rows() -> list[list[str]]:
 
 
 def structure_s(size: str, ranks: int, mode: str, cost: CostModel, max_staleness: int = 1) -> float:
-    """Seconds of the structure stage alone, the mean over seeds if ranks jitter."""
+    """Predict the seconds of the structure stage, the mean over seeds if there is jitter.
+
+    Args:
+        size: One of ``SIZES``.
+        ranks: Number of ranks.
+        mode: Exchange of the stage, one of ``MODES``.
+        cost: The cost model.
+        max_staleness: Bound of the channel in versions.
+    """
     only = RunLoad(stages=(attrs.evolve(load(size, mode=mode).stages[0], max_staleness=max_staleness),))
     models = [attrs.evolve(cost, seed=seed, serial_s=0.0) for seed in SEEDS] if cost.jitter else [cost]
     return sum(predict(only, each, ranks).makespan_s - each.serial_s for each in models) / len(models)
 
 
 def sweep(size: str, ranks: int, option: str) -> dict[str, list[float]]:
-    """The structure stage's seconds by way of exchange, over latencies or jitters."""
+    """Predict the structure stage's seconds by mode of exchange.
+
+    Args:
+        size: One of ``SIZES``.
+        ranks: Number of ranks.
+        option: "latency_s" or "jitter", the setting to vary.
+    """
     values = LATENCIES if option == "latency_s" else JITTERS
     return {mode: [structure_s(size, ranks, mode, model(**{option: x})) for x in values] for mode in MODES}
 
 
 def whole_runs() -> list[dict[str, float | str]]:
-    """Seconds of whole runs by link and jitter, and what each way saves against gathering."""
+    """Predict the seconds of whole runs by link and jitter, and the savings of each mode over gathering."""
     runs: list[dict[str, float | str]] = []
     for size, ranks in ASYNC_CASES:
         for link in LINKS:
@@ -139,7 +165,7 @@ def whole_runs() -> list[dict[str, float | str]]:
 
 
 def whole_rows(runs: list[dict]) -> list[list[str]]:
-    """The runs as rows of a table."""
+    """Format the whole runs as rows of a table."""
     names = [f"saves {mode}" for mode in MODES if mode != "gather"]
     return [
         [run["size"], str(run["ranks"]), run["link"], f"{run['jitter']:.0%}"]
@@ -150,7 +176,7 @@ def whole_rows(runs: list[dict]) -> list[list[str]]:
 
 
 def findings(runs: list[dict], sweeps: dict) -> dict[str, str]:
-    """The numbers that the page's sentences quote."""
+    """Return the numbers that the page's text quotes."""
     one, zero = "saves channel, lag 1", "saves channel, lag 0"
     calm = [run for run in runs if run["link"] in ("PCIe", "10 Gbit Ethernet") and not run["jitter"]]
     rough = [run for run in runs if run["link"] == "PCIe" and run["jitter"]]
@@ -172,7 +198,7 @@ def findings(runs: list[dict], sweeps: dict) -> dict[str, str]:
 
 
 def example(folder: Path, out: Path) -> None:
-    """A timeline of two simulated runs, the one that waits and the one that does not."""
+    """Draw the timeline of two simulated runs, a synchronous and an asynchronous one; ``folder`` takes the traces."""
     cost = model(latency_s=0.02, jitter=0.2, tile_s=0.0, serial_s=0.0)
     paths = []
     for mode in ("gather", "channel, lag 1"):
@@ -186,12 +212,12 @@ def example(folder: Path, out: Path) -> None:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
+    """Format a Markdown table."""
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
 
 
 def main(out: Annotated[Path, typer.Option(help="Markdown file.")] = Path("docs/results/speedups.md")) -> None:
-    """Predict, draw, write."""
+    """Predict all numbers, draw the plots and write the page."""
     console = Console(width=200)
     rows = speedup_rows()
     head = ["size", "ranks", *(f"ideal, {x}" for x in ("views", "branches", "dataflow")), "predicted, views"]
@@ -220,14 +246,14 @@ def main(out: Annotated[Path, typer.Option(help="Markdown file.")] = Path("docs/
 
 
 def cell(value: float | str) -> str:
-    """A number as the table shows it."""
+    """Format a cell of the table."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.2f}"
     return str(value)
 
 
 def structure_rows(sweeps: dict) -> list[list[str]]:
-    """The structure stage at a few points of the sweeps."""
+    """Return rows of the structure stage at a few points of the sweeps."""
     rows = []
     for (size, ranks), by_option in sweeps.items():
         for option, values, shown in (("latency_s", LATENCIES, (0.0, 0.01, 0.1)), ("jitter", JITTERS, (0.1, 0.3))):

@@ -1,4 +1,4 @@
-"""What the processes of a run are, where they listen, and what they leave behind; on Linux, from /proc."""
+"""Processes of a run, their listening sockets and left-over shared memory, from /proc on Linux."""
 
 import contextlib
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from attrs import frozen
 
-MARK = "VITRAIL_DRILL"  # an environment variable that tells a run's processes, whoever their parents are
-LISTENING = "0A"
+MARK = "VITRAIL_DRILL"  # environment variable that identifies a run's processes, whatever their parents
+LISTENING = "0A"  # state of a socket in /proc/net/tcp
 SHARED = Path("/dev/shm")
 
 
 @frozen
 class Listener:
-    """A socket that waits for connections: whose, its address as the kernel writes it, its port."""
+    """A listening socket: process id, address as the kernel writes it, port."""
 
     pid: int
     address: str
@@ -22,11 +22,12 @@ class Listener:
 
     @property
     def is_loopback(self):
+        """Whether the address is that of the loopback interface."""
         return self.address in ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 
 
 def processes(mark):
-    """Process id to environment of every process of a run that lives."""
+    """Map the process ids of a run's live processes to their environments."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -41,7 +42,7 @@ def processes(mark):
 
 
 def ranks(mark):
-    """Rank to process id. Where a rank has children of its own the eldest is taken."""
+    """Map ranks to process ids; of a rank with child processes the lowest id is taken."""
     found = {}
     for pid, variables in sorted(processes(mark).items(), reverse=True):
         if variables.get("RANK", "").isdecimal():
@@ -50,7 +51,7 @@ def ranks(mark):
 
 
 def state(pid):
-    """The letter of a process: R, S, T (stopped), Z (dead, not yet reaped), ...; X if there is none."""
+    """Return the state of a process: R, S, T (stopped), Z (zombie), ...; X if there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except OSError:
@@ -58,7 +59,7 @@ def state(pid):
 
 
 def listeners(pids):
-    """Sockets of these processes that wait for connections."""
+    """Return the listening sockets of some processes."""
     owners = {}
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -78,7 +79,7 @@ def listeners(pids):
 
 
 def still_listening(ports):
-    """Those of the ports at which somebody waits."""
+    """Return those of the ports on which any process listens."""
     open_ports = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
@@ -90,13 +91,13 @@ def still_listening(ports):
 
 
 def shared_memory(pids):
-    """Names in shared memory that carry the number of one of the processes."""
+    """Return the names in shared memory that contain the id of one of the processes."""
     names = {str(pid) for pid in pids}
     return sorted(path.name for path in SHARED.glob("*") if names & set(path.name.replace("-", "_").split("_")))
 
 
 def kill_all(mark):
-    """Whatever of a run still lives."""
+    """Kill all live processes of a run."""
     for pid in processes(mark):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

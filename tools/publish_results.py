@@ -1,9 +1,9 @@
-"""Puts what an experiment found into the documentation: numbers between two marks, plots and sheets beside the page.
+"""Copy an experiment's results into the documentation: tables between two marks, plots and sheets beside the page.
 
 Usage: python tools/publish_results.py runs/asg-figure-7
 
-Writes docs/results/NAME.md, NAME being the folder's. What stands there before and after the marks, which is what a
-person reads out of the numbers, stays. The folder must have a report: run `vitrail report` first.
+Writes docs/results/NAME.md, where NAME is the folder's. Text before and after the marks, the human interpretation, is
+kept. The folder must have a report: run `vitrail report` first.
 """
 
 import shutil
@@ -20,11 +20,11 @@ from vitrail.experiments.run.store import Folder
 RESULTS = Path(__file__).parents[1] / "docs/results"
 BEGIN, END = "<!-- made by tools/publish_results.py -->", "<!-- end -->"
 PICTURES = ("plots/*.png", "sheets/*.webp")
-WIDEST, QUALITY = 1400, 82  # pixels, and of WebP
+WIDEST, QUALITY = 1400, 82  # maximum width in pixels, and quality of WebP
 
 
 def publish(folder: Path) -> Path:
-    """One experiment's page."""
+    """Write the page of one experiment and return its path."""
     name, text = folder.resolve().name, (folder / "tables.md").read_text(encoding="utf-8")
     title, _, tables = text.partition("\n\n")
     page = RESULTS / f"{name}.md"
@@ -35,7 +35,11 @@ def publish(folder: Path) -> Path:
 
 
 def parts(page: Path) -> tuple[str, str]:
-    """What a person wrote before and after the marks."""
+    """Return the text before and after the marks.
+
+    Raises:
+        SystemExit: If the page has no marks.
+    """
     text = page.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise SystemExit(f"{page} has no marks {BEGIN} and {END}")
@@ -43,7 +47,10 @@ def parts(page: Path) -> tuple[str, str]:
 
 
 def pictures(folder: Path, into: Path) -> list[str]:
-    """Plots and sheets, copied; of sheets over two axes those over the first two. What was there before goes."""
+    """Replace the pictures of a page by plots and sheets, and return their Markdown.
+
+    Of sheets over two axes only those over the first two are copied.
+    """
     if into.exists():
         shutil.rmtree(into)
     plan = Folder(folder).plan()
@@ -63,7 +70,7 @@ def pictures(folder: Path, into: Path) -> list[str]:
 
 
 def main(folders: Annotated[list[Path], typer.Argument(help="Experiments' folders with a report.")]) -> None:
-    """Publish each."""
+    """Publish each experiment and print its page's path."""
     for folder in folders:
         print(publish(folder))
 

@@ -1,4 +1,4 @@
-"""A program that computes and communicates like the engine, but computes nothing: for the simulator.
+"""A program for the simulator that communicates like the engine and spends virtual time instead of computing.
 
 ``vitrail.comm.trace.speedup_model`` predicts its makespan, and `vitrail timeline` draws its traces as an example.
 """
@@ -20,20 +20,26 @@ from vitrail.comm.trace.speedup_model import Batch, RunLoad, StageLoad, share_ou
 
 
 def simulate(load: RunLoad, cost: CostModel, world_size: int) -> RankOutcome[None]:
-    """Run a load on the simulator, as the cost model says."""
+    """Run a load on the simulator.
+
+    Args:
+        load: The load.
+        cost: The cost model.
+        world_size: Number of ranks.
+    """
     schedule = CostSchedule(cost, world_size)
     return Simulated(timeout=1e9).simulate(world_size, lambda comm: Program(load, cost, comm).run(), schedule)
 
 
 class Program:
-    """What one rank does."""
+    """The program of one rank."""
 
     def __init__(self, load: RunLoad, cost: CostModel, communicator: RankCommunicator):
         self.load, self.cost, self.communicator = load, cost, communicator
         self.rank, self.size, self.step = communicator.rank, communicator.world_size, 0
 
     def run(self) -> None:
-        """The whole run; the time in which ranks say goodbye is not of it."""
+        """Run all stages, decoding and the serial part."""
         for number, stage in enumerate(self.load.stages):
             shares = share_out(stage, self.load.row_batch, self.cost, self.size)
             relayed = stage.exchange == "channel"
@@ -42,7 +48,13 @@ class Program:
         self.compute("serial", self.cost.serial_s)
 
     def gathered_stage(self, number: int, stage: StageLoad, shares: Sequence[Sequence[Batch]]) -> None:
-        """Compute, post each micro-batch when it is done, wait for all at the end of the step."""
+        """Run a stage that gathers: begin a gather after each micro-batch, wait for all at the end of the step.
+
+        Args:
+            number: Index of the stage.
+            stage: The stage.
+            shares: Micro-batches of each rank.
+        """
         for _ in range(stage.steps):
             works = []
             for turn in range(max(map(len, shares))):
@@ -55,7 +67,13 @@ class Program:
             self.step += 1
 
     def relayed_stage(self, number: int, stage: StageLoad, shares: Sequence[Sequence[Batch]]) -> None:
-        """Own views alone; guidance by channel; a gather at the end."""
+        """Run a stage with guidance by channel: own views only, and a gather at the end.
+
+        Args:
+            number: Index of the stage.
+            stage: The stage.
+            shares: Micro-batches of each rank.
+        """
         if not stage.steps:
             return
         source = next(r for r, share in enumerate(shares) if any(batch.with_key for batch in share))
@@ -78,7 +96,7 @@ class Program:
         self.begin_gather({rank: n * stage.row_bytes // stage.branches for rank, n in rows.items()})()
 
     def decode(self) -> None:
-        """Own tiles, then a gather."""
+        """Decode the rank's own tiles, then gather."""
         owners = assign([1.0] * self.load.tiles, [self.cost.speed(rank) for rank in range(self.size)])
         for nth in range(owners.count(self.rank)):
             self.compute("decode tile", self.cost.spent_s(self.cost.tile_s, self.rank, self.step, nth))
@@ -86,20 +104,27 @@ class Program:
             self.begin_gather({rank: owners.count(rank) * self.load.tile_bytes for rank in range(self.size)})()
 
     def forward(self, number: int, stage: StageLoad, batch: Batch, nth: int) -> None:
-        """Spend what a micro-batch costs."""
+        """Spend the time of a micro-batch's forward.
+
+        Args:
+            number: Index of the stage.
+            stage: The stage.
+            batch: The micro-batch.
+            nth: Index of the micro-batch in the step, for the jitter.
+        """
         masked = stage.masked == "all" or (stage.masked == "key" and batch.with_key)
         seconds = self.cost.forward_s(batch.rows, stage.cells, masked)
         seconds = self.cost.spent_s(seconds, self.rank, self.step, nth)
         self.compute("forward", seconds, step=self.step, stage=number, rows=batch.rows)
 
     def compute(self, name: str, seconds: float, **args: int) -> None:
-        """A span in which virtual time passes."""
+        """Record a span in which virtual time passes."""
         if seconds:
             with self.communicator.trace.span("compute", name, **args):
                 spend(self.communicator, seconds)
 
     def begin_gather(self, sizes: dict[int, int]) -> Callable[[], None]:
-        """Post an all-gather of one part of so many bytes from each of some ranks; the answer waits for it."""
+        """Begin an all-gather of one part per rank, of ``sizes`` bytes, and return a function that waits for it."""
         out: dict[int, Tensor] = {rank: torch.zeros(nbytes, dtype=torch.uint8) for rank, nbytes in sizes.items()}
         mine = {self.rank: out[self.rank]} if self.rank in sizes else {}
         work = self.communicator.all_gather_into(out, mine, {rank: rank for rank in sizes}, async_op=True)

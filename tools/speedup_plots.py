@@ -1,4 +1,4 @@
-"""The plots of ``predict_speedups.py``."""
+"""Plots of ``predict_speedups.py``: speed-ups over ranks, and asynchronous guidance over latency and jitter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STYLES = {
 
 
 def draw_speedups(rows: Sequence[Mapping], out: Path) -> None:
-    """A panel for each size: ideals as lines, the prediction, the paper's point."""
+    """Draw one panel per size: ideals as lines, the prediction, the paper's value."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     figure = _figure(11, 3.4)
     panels = figure.subplots(1, len(sizes), sharey=True)
@@ -43,7 +43,14 @@ def draw_speedups(rows: Sequence[Mapping], out: Path) -> None:
 
 
 def draw_async(sweeps: Mapping, latencies: Sequence[float], jitters: Sequence[float], out: Path) -> None:
-    """The structure stage's time over link latency (above) and jitter (below), a column for each case."""
+    """Draw the structure stage's relative time over latency (above) and jitter (below), one column per case.
+
+    Args:
+        sweeps: Seconds by case, option and mode of exchange.
+        latencies: Latencies in seconds.
+        jitters: Jitters as shares.
+        out: The PNG file.
+    """
     figure = _figure(11, 6.2)
     panels = figure.subplots(2, len(sweeps), sharey="row", squeeze=False)
     for column, ((size, ranks), by_option) in enumerate(sweeps.items()):

@@ -1,4 +1,4 @@
-"""The text around the tables of ``predict_speedups.py``."""
+"""Template of the page of ``predict_speedups.py``."""
 
 PAGE = """# What ranks buy, by a cost model
 
@@ -60,7 +60,7 @@ What this says:
   behind the key view's rank by one latency in the first step and stay there: nobody pays it again, also with lag 0.
   In the whole runs above, lag 1 saves at most {lag} more than lag 0.
 - Lag 1 itself shows where a message takes longer than a forward and a rank has one view only: at 2048x2048 on 4 ranks
-  and 300 ms it saves {late} of the structure stage against lag 0. But that is for want of slots: the channel holds
+  and 300 ms it saves {late} of the structure stage against lag 0. But that is for lack of slots: the channel holds
   three versions, and the key view's rank waits for the slowest. With six slots lag 0 saves {deep}, and no message
   is old. With a jitter of 30% and fast links, lag 1 saves {shaky} of it.
 - **Jitter is where the channel pays**: without a barrier each rank's slow and fast forwards cancel out. At 30% jitter

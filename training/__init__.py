@@ -1,1 +1,1 @@
-"""How the demo model and its judge are made: drawn data, one resumable loop, every knob in ``settings.toml``."""
+"""Training of the demo model and its judge: drawn data, one resumable loop, settings in ``settings.toml``."""

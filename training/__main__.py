@@ -51,7 +51,7 @@ def denoiser(settings: knobs.Settings, device: torch.device) -> tuple[Task, knob
 
 
 def _add_stage(stage: Callable[[knobs.Settings, torch.device], tuple[Task, knobs.LoopSettings]]) -> None:
-    """A command that trains a stage, with the options that all stages have."""
+    """Add the command that trains a network, with the options common to all."""
     name = stage.__name__
 
     def command(

@@ -1,4 +1,4 @@
-"""Crops for the judge: drawn pictures at the scales at which its pyramid will show them."""
+"""Crops for training the judge: drawn pictures at the scales of its image pyramid."""
 
 import math
 from collections.abc import Callable
@@ -12,25 +12,34 @@ from training.pool import entering
 from vitrail.demo.judge import JudgeConfig
 from vitrail.demo.scenes import OBJECTS, Scene, draw_crowd, draw_scene, render, uniform
 
-CROP = 128  # pixels
-MOST = 10  # objects a crop
-SMALLEST, LARGEST = 96, 512  # pixels: sides of the pictures that crops are cut from
+CROP = 128  # side in pixels
+MOST = 10  # maximum number of objects in a crop
+SMALLEST, LARGEST = 96, 512  # sides in pixels of the pictures that crops are cut from
 CROPS_A_PICTURE = 4
-LEAST_SEEN = 0.35  # share of an object's square, below which it need not be found
-SOFTENED = 0.25  # share of pictures that go through the autoencoder, where there is one
-SOFT_LARGEST = 256  # pixels: of those
-SOFT_OBJECT = 24  # pixels, three latent cells: smaller ones may dissolve, so they need not be found
+LEAST_SEEN = 0.35  # visible share of an object's square below which its detection is neither right nor wrong
+SOFTENED = 0.25  # share of pictures that pass through the autoencoder, if there is one
+SOFT_LARGEST = 256  # maximum side of those in pixels
+SOFT_OBJECT = 24  # pixels, three latent cells: smaller objects may not survive the autoencoder, so they are ignored
 
-Soften = Callable[[Tensor, Generator], Tensor]  # Float32["3 Height Width"] in [0, 1] -> the same
+Soften = Callable[[Tensor, Generator], Tensor]  # Float32[Tensor, "3 Height Width"] in [0, 1] -> the same
 
 
 def log_uniform(generator: Generator, low: float, high: float) -> float:
-    """One number in [low, high), each octave as likely."""
+    """Draw a number in [low, high), uniform in its logarithm.
+
+    Args:
+        generator: CPU generator.
+        low: Lower end, positive, included.
+        high: Upper end, excluded.
+    """
     return math.exp(uniform(generator, math.log(low), math.log(high)))
 
 
 def judged_scene(side: int, generator: Generator) -> Scene:
-    """Crowds, a third of them of smaller objects, single objects and close-ups, bare backgrounds."""
+    """Draw a scene of the judge's mix for a picture of ``side`` pixels.
+
+    Crowds with probability 0.5, crowds of smaller objects 0.3, and single objects, close-ups or none 0.2.
+    """
     kind = uniform(generator, 0, 1)
     if kind < 0.2:
         return draw_scene(generator, close_up=0.35, empty=0.1)
@@ -42,7 +51,16 @@ def judged_scene(side: int, generator: Generator) -> Scene:
 
 
 def boxes_of(scene: Scene, side: int, least: float = 0.0) -> Tensor:
-    """Class, size, center y, center x in pixels, kind, Float32[Tensor, "objects 5"]; kind is 0 below the least size."""
+    """Return the objects of a scene as class, size, center y, center x in pixels and kind.
+
+    Args:
+        scene: The scene.
+        side: Side of the picture in pixels.
+        least: Size in pixels below which an object need not be found.
+
+    Returns:
+        Float32[Tensor, "objects 5"]; kind is 1 for objects to be found, else 0.
+    """
     sizes = [p.size * side for p in scene.placements]
     rows = [
         (OBJECTS.index(p.name), size, p.center_y * side, p.center_x * side, size >= least)
@@ -53,7 +71,14 @@ def boxes_of(scene: Scene, side: int, least: float = 0.0) -> Tensor:
 
 @frozen
 class Span:
-    """One axis of a window: which pixels of the picture it shows, and where in the crop they come to lie."""
+    """One axis of a window: the range of the picture's pixels that it shows, and their place in the crop.
+
+    Attributes:
+        low: First pixel of the picture.
+        high: End of the picture's pixels, excluded.
+        first: First pixel in the crop.
+        length: Length in pixels of the crop.
+    """
 
     low: int
     high: int
@@ -62,39 +87,45 @@ class Span:
 
     @classmethod
     def of(cls, start: int, scale: float, side: int) -> "Span":
-        """The span of a window that starts at a pixel, which may lie outside the picture."""
+        """Compute the span of a window of the crop's size.
+
+        Args:
+            start: First pixel of the window, possibly outside of the picture.
+            scale: Pixels of the crop per pixel of the picture.
+            side: Length of the picture in pixels.
+        """
         low, high = max(0, start), min(side, start + math.ceil(CROP / scale))
         return cls(low, high, round((low - start) * scale), max(1, round((high - low) * scale)))
 
     @property
     def ratio(self) -> float:
-        """The true scale, after rounding."""
+        """Exact scale after rounding to whole pixels."""
         return self.length / (self.high - self.low)
 
     def seen(self, center: Tensor, length: Tensor) -> Tensor:
-        """Share of objects' lengths that lies in the crop, all in its pixels, Float32[Tensor, "objects"]."""
+        """Compute the visible share of objects' lengths, all in the crop's pixels, Float32[Tensor, "objects"]."""
         end = min(CROP, self.first + self.length)
         shown = (center + length / 2).clamp(max=end) - (center - length / 2).clamp(min=self.first)
         return shown.clamp(min=0) / length
 
     def holds(self, center: Tensor) -> Tensor:
-        """Whether middles lie in the crop, Bool[Tensor, "objects"]."""
+        """Return whether centres lie in the crop, Bool[Tensor, "objects"]."""
         return (center > self.first) & (center < min(CROP, self.first + self.length))
 
 
 def cut(picture: Tensor, boxes: Tensor, corner: tuple[int, int], scales: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Cut a window, resize it as the pyramid does, and fill what lies outside the picture with gray.
+    """Cut a window, resize it as the pyramid does, and fill the part outside of the picture with grey.
 
     Args:
         picture: Float32[Tensor, "3 side side"] in [0, 1].
         boxes: Class, size, center y, center x, kind, Float32[Tensor, "objects 5"].
-        corner: Top left of the window in the picture's pixels; may lie outside.
-        scales: Of the two axes.
+        corner: Top and left of the window in the picture's pixels; may lie outside.
+        scales: Pixels of the crop per pixel of the picture, vertically and horizontally.
 
     Returns:
         The crop, Float32[Tensor, "3 128 128"], and class, size, center y, center x, kind of its objects,
-        Float32[Tensor, "10 5"]; kind is 1 for an object to be found, 0 for one that need not be (mostly
-        cut off, say), -1 for none.
+        Float32[Tensor, "10 5"]; kind is 1 for an object to be found, 0 for one that need not be (e.g. mostly
+        cut off), -1 for padding rows.
     """
     ys, xs = (Span.of(c, s, side) for c, s, side in zip(corner, scales, picture.shape[-2:], strict=True))
     window = picture[None, :, ys.low : ys.high, xs.low : xs.high]
@@ -113,7 +144,14 @@ def cut(picture: Tensor, boxes: Tensor, corner: tuple[int, int], scales: tuple[f
 
 
 class CropPool:
-    """Crops in memory as uint8, with their objects; each step brings those of one new picture."""
+    """Pool of crops in memory as uint8 with their objects; every step replaces those of one picture.
+
+    Args:
+        size: Number of crops.
+        config: Settings of the judge.
+        seed: Of the pictures.
+        soften: The autoencoder; None for no softened pictures.
+    """
 
     def __init__(self, size: int, config: JudgeConfig, seed: int, soften: Soften | None = None):
         self._config, self._soften, self._seed, self._newest = config, soften, seed, -1
@@ -122,7 +160,7 @@ class CropPool:
         self.boxes: Tensor = torch.zeros(len(self.crops), MOST, 5)
 
     def advance(self, step: int) -> None:
-        """Go to a step."""
+        """Draw the crops that the pool lacks at a step."""
         indices = entering(step, 1, self._pictures, self._newest)
         for index in indices:
             first = CROPS_A_PICTURE * (index % self._pictures)
@@ -131,7 +169,7 @@ class CropPool:
         self._newest = max(indices.stop - 1, self._newest)
 
     def batch(self, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Crops in [0, 1], Float32[Tensor, "count 3 128 128"], and boxes, Float32[Tensor, "count 10 5"]."""
+        """Draw crops in [0, 1], Float32[Tensor, "count 3 128 128"], and their boxes, Float32[Tensor, "count 10 5"]."""
         chosen = torch.randint(len(self.crops), (count,), generator=generator)
         return self.crops[chosen].float() / 255, self.boxes[chosen]
 

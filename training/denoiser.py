@@ -1,4 +1,4 @@
-"""Stage three: text encoder and U-Net, trained together on latents with v-prediction."""
+"""Third training stage: text encoder and U-Net, trained jointly on latents with v-prediction."""
 
 import functools
 import tempfile
@@ -18,14 +18,14 @@ from vitrail.demo.judge import Judge
 from vitrail.demo.scenes import Scene, draw_scene
 from vitrail.experiments.spec.prompts import scene as prompt_of
 
-MEASURED_STEPS = 25
-MEASURED_SCALE = 3.0  # of guidance
-SHOWN = 16
-AT_ONCE = 8  # pictures that are encoded or sampled together
+MEASURED_STEPS = 25  # sampling steps of measurements
+MEASURED_SCALE = 3.0  # guidance scale of measurements
+SHOWN = 16  # pictures on a sheet
+AT_ONCE = 8  # pictures per batch of encoding and sampling
 
 
 def build_unet() -> UNet2DConditionModel:
-    """The demo model's U-Net, untrained; ``attention_head_dim`` is the number of heads in diffusers."""
+    """Build the demo model's U-Net with initial weights; ``attention_head_dim`` is the number of heads in diffusers."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=8,
@@ -40,7 +40,13 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(vocab_size: int, start: int, end: int) -> CLIPTextModel:
-    """A CLIP text model of two layers, untrained."""
+    """Build a CLIP text model of two layers with initial weights.
+
+    Args:
+        vocab_size: Number of tokens.
+        start: Id of the start token.
+        end: Id of the end token, also used for padding.
+    """
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocab_size,
@@ -58,18 +64,18 @@ def build_text_encoder(vocab_size: int, start: int, end: int) -> CLIPTextModel:
 
 
 def build_scheduler() -> EulerDiscreteScheduler:
-    """The scheduler that is saved with the model; nothing in it clips latents."""
+    """Build the scheduler that is saved with the model; it does not clip latents."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
-        timestep_spacing="trailing",  # starts at pure noise, so few steps suffice
+        timestep_spacing="trailing",  # starts at the last timestep, so few steps suffice
     )
 
 
 class LatentPool:
-    """Scaled latents of a pool's pictures, encoded anew where pictures change."""
+    """Scaled latents of a pool's pictures, encoded again where pictures change."""
 
     def __init__(self, pictures: PicturePool, vae: AutoencoderKL):
         self._pictures, self._vae = pictures, vae
@@ -77,7 +83,7 @@ class LatentPool:
 
     @torch.no_grad()
     def advance(self, step: int) -> None:
-        """Go to a step."""
+        """Advance the pool of pictures to a step and encode the changed ones."""
         changed = torch.tensor(self._pictures.advance(step), dtype=torch.long)
         for places in changed.split(AT_ONCE):
             pictures = self._pictures.pictures[places].to(self._vae.device, torch.float32) / 127.5 - 1
@@ -87,14 +93,20 @@ class LatentPool:
             self.latents[places] = latents
 
     def batch(self, count: int, generator: Generator) -> tuple[Tensor, list[Scene]]:
-        """Latents, Float32[Tensor, "count 8 16 16"], and what they show."""
+        """Draw latents, Float32[Tensor, "count 8 16 16"], and their scenes."""
         assert self.latents is not None
         chosen = torch.randint(len(self.latents), (count,), generator=generator)
         return self.latents[chosen], [self._pictures.scenes[i] for i in chosen.tolist()]
 
 
 def caption(scene: Scene, draw: float, settings: DenoiserSettings) -> str:
-    """A scene's caption, or a part of it, by a number drawn from [0, 1)."""
+    """Return a scene's caption, its object alone, or an empty text.
+
+    Args:
+        scene: The scene.
+        draw: A uniform random number in [0, 1) that selects the form.
+        settings: Probabilities of the empty text and of the object alone.
+    """
     if draw < settings.drop_text:
         return ""
     if draw < settings.drop_text + settings.short_caption and scene.placements:
@@ -103,7 +115,7 @@ def caption(scene: Scene, draw: float, settings: DenoiserSettings) -> str:
 
 
 class DenoiserTask:
-    """Trains U-Net and text encoder on latents, with v-prediction.
+    """Training task of U-Net and text encoder on latents, with v-prediction; see ``Task``.
 
     The loss is weighted by min(SNR, cap) / (SNR + 1), the min-SNR weight of v-prediction (Hang et al., 2023,
     https://arxiv.org/abs/2303.09556, sec. 3.4).
@@ -124,7 +136,16 @@ class DenoiserTask:
         self._weights = snr.clamp(max=settings.min_snr) / (snr + 1) if settings.min_snr else torch.ones_like(snr)
 
     def loss(self, step: int, generator: Generator, dtype: torch.dtype) -> tuple[Tensor, dict[str, float]]:
-        """The weighted square error of one batch."""
+        """Compute the weighted squared error of the batch of a step.
+
+        Args:
+            step: Index of the step.
+            generator: CPU generator of the step.
+            dtype: Dtype of autocast.
+
+        Returns:
+            The loss, Float32[Tensor, ""], and the unweighted error to log.
+        """
         settings, device = self.settings, self._device
         self._pool.advance(step)
         latents, scenes = self._pool.batch(settings.batch, generator)
@@ -142,7 +163,13 @@ class DenoiserTask:
 
     @torch.no_grad()
     def measure(self, weights: dict[str, Tensor], step: int, folder: Path) -> dict[str, float]:
-        """Shares of samples at the training size that show the right class, and exactly one object."""
+        """Measure the shares of samples at the training size with the right class and with one object; write a sheet.
+
+        Args:
+            weights: Averaged state of the module, on the CPU.
+            step: Index of the step, for the sheet's name.
+            folder: Folder of the sheets.
+        """
         pipe, judge, count = self._pipeline(weights), Judge.load(), self.settings.measured
         named = [prompt_of(i) for i in range(count)]
         pictures = torch.cat([self._sample(pipe, named, i) for i in range(0, count, AT_ONCE)])
@@ -155,7 +182,7 @@ class DenoiserTask:
         }
 
     def export(self, weights: dict[str, Tensor], folder: Path) -> None:
-        """U-Net, text encoder, tokenizer and scheduler as parts of a diffusers folder."""
+        """Write U-Net, text encoder, tokenizer and scheduler as parts of a diffusers folder."""
         networks = self._loaded(weights)
         for part, network in networks.items():
             network.save_pretrained(folder / part)
@@ -170,11 +197,11 @@ class DenoiserTask:
         else:
             ids = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
             unet, text = build_unet(), build_text_encoder(len(self._tokenizer), *ids)
-        unet.set_attn_processor(AttnProcessor())  # at these sizes faster on CPU than the fused kernel
+        unet.set_attn_processor(AttnProcessor())  # faster on a CPU than the fused kernel at these sizes
         return {"unet": unet, "text_encoder": text}
 
     def _loaded(self, weights: dict[str, Tensor]) -> dict[str, nn.Module]:
-        """Copies of both networks with other weights, on the CPU."""
+        """Copy both networks with other weights, on the CPU."""
         copies: dict[str, nn.Module] = {
             "unet": UNet2DConditionModel.from_config(self.module["unet"].config).eval(),
             "text_encoder": CLIPTextModel(self.module["text_encoder"].config).eval(),

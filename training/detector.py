@@ -1,4 +1,4 @@
-"""Stage two: the judge, a detector trained on drawn scenes (and on what the autoencoder makes of them)."""
+"""Second training stage: the judge, a detector trained on drawn scenes, some of them passed through the autoencoder."""
 
 import json
 from pathlib import Path
@@ -15,13 +15,13 @@ from training.settings import JudgeSettings
 from vitrail.demo.judge import STRIDE, JudgeConfig, JudgeNetwork
 from vitrail.demo.scenes import OBJECTS
 
-MEASURED_SEED = 99
-FUZZY = 1.3  # factor beyond the band within which an object is neither wanted nor wrong
-LATENT_NOISE = 0.35  # most noise on softened pictures' latents, in standard deviations: melted shapes
+MEASURED_SEED = 99  # of the crops for measurements
+FUZZY = 1.3  # factor beyond the band within which a detection is neither right nor wrong
+LATENT_NOISE = 0.35  # maximum noise on softened pictures' latents, in standard deviations, which distorts shapes
 
 
 def load_soften(folder: Path) -> Soften | None:
-    """The autoencoder as a way to soften pictures, if it has been trained already."""
+    """Load the autoencoder as a function that softens pictures; None if the folder has no autoencoder."""
     if not (folder / "config.json").exists():
         return None
     vae = AutoencoderKL.from_pretrained(folder).eval()
@@ -37,10 +37,10 @@ def load_soften(folder: Path) -> Soften | None:
 
 
 def augment(crops: Tensor, generator: Generator) -> Tensor:
-    """Blur, colour, contrast and noise, each at random, Float32[Tensor, "batch 3 128 128"]."""
+    """Augment crops by random blur, tint, contrast, brightness and noise, Float32[Tensor, "batch 3 128 128"]."""
     count = len(crops)
     draw = torch.rand(5, count, 1, 1, 1, generator=generator)
-    sigma = 0.05 + 1.25 * (draw[0] - 0.4).clamp(min=0) / 0.6  # two in five stay sharp
+    sigma = 0.05 + 1.25 * (draw[0] - 0.4).clamp(min=0) / 0.6  # 40 % are not blurred
     taps = torch.exp(-torch.arange(-3, 4).view(1, 1, 1, 7).square() / (2 * sigma.square()))
     kernel = (taps / taps.sum(dim=-1, keepdim=True)).expand(count, 3, 1, 7).reshape(-1, 1, 1, 7)
     flat = crops.reshape(1, -1, *crops.shape[-2:])
@@ -53,17 +53,17 @@ def augment(crops: Tensor, generator: Generator) -> Tensor:
 
 
 def aims(boxes: Tensor, config: JudgeConfig, cells: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the network should say.
+    """Compute the network's training targets, after "Objects as Points" (https://arxiv.org/abs/1904.07850, sec. 3).
 
     Args:
         boxes: Class, size, center y, center x, kind, Float32[Tensor, "batch objects 5"].
-        config: For the band.
-        cells: A side of the heat maps.
+        config: Settings of the judge, for the band.
+        cells: Side of the heat maps in cells.
 
     Returns:
-        Heat, "batch classes cells cells"; cells where no heat is neither right nor wrong,
-        Bool[Tensor, "batch cells cells"]; log-size and offset, "batch 3 cells cells"; their weight,
-        "batch cells cells".
+        Heat, Float32[Tensor, "batch classes cells cells"]; cells where heat is neither right nor wrong,
+        Bool[Tensor, "batch cells cells"]; log-size and offset, Float32[Tensor, "batch 3 cells cells"]; their weight,
+        Float32[Tensor, "batch cells cells"].
     """
     name, size, y, x, kind = (part[..., None, None] for part in boxes.unbind(-1))
     inside = (size >= config.band_low) & (size <= config.band_high)
@@ -84,7 +84,17 @@ def aims(boxes: Tensor, config: JudgeConfig, cells: int) -> tuple[Tensor, Tensor
 
 
 def detector_loss(heat: Tensor, log_size: Tensor, offset: Tensor, wanted: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Penalty-reduced focal loss of the heat maps, and L1 of size and offset at the objects' middles."""
+    """Compute the penalty-reduced focal loss of the heat maps, and the L1 loss of size and offset at the centres.
+
+    Args:
+        heat: Class logits, Float32[Tensor, "batch classes cells cells"].
+        log_size: Float32[Tensor, "batch cells cells"].
+        offset: Float32[Tensor, "batch 2 cells cells"].
+        wanted: Targets from ``aims``.
+
+    Returns:
+        Both losses, each Float32[Tensor, ""].
+    """
     target, ignored, numbers, weight = wanted
     sure = heat.sigmoid()
     right = F.logsigmoid(heat) * (1 - sure).square()
@@ -97,7 +107,13 @@ def detector_loss(heat: Tensor, log_size: Tensor, offset: Tensor, wanted: tuple[
 
 
 def save_judge(config: JudgeConfig, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write ``config.json`` and, in half precision, ``judge.safetensors``."""
+    """Write ``config.json`` and ``judge.safetensors``, the latter in half precision.
+
+    Args:
+        config: Settings of the judge.
+        weights: State of its network.
+        folder: Target folder; created if missing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
     save_file(half, folder / "judge.safetensors")
@@ -105,7 +121,7 @@ def save_judge(config: JudgeConfig, weights: dict[str, Tensor], folder: Path) ->
 
 
 class JudgeTask:
-    """Trains the detector on crops of drawn scenes."""
+    """Training task of the detector on crops of drawn scenes; see ``Task``."""
 
     def __init__(self, settings: JudgeSettings, device: torch.device):
         self._settings, self._device, self._shape = settings, device, JudgeConfig(classes=OBJECTS)
@@ -115,7 +131,16 @@ class JudgeTask:
         self._pool = CropPool(settings.pool, self._shape, settings.loop.seed + 1, soften)
 
     def loss(self, step: int, generator: Generator, dtype: torch.dtype) -> tuple[Tensor, dict[str, float]]:
-        """Heat maps, sizes and places of one batch."""
+        """Compute the sum of focal and L1 loss of the batch of a step.
+
+        Args:
+            step: Index of the step.
+            generator: CPU generator of the step.
+            dtype: Dtype of autocast.
+
+        Returns:
+            The loss, Float32[Tensor, ""], and its parts to log.
+        """
         self._pool.advance(step)
         crops, boxes = self._pool.batch(self._settings.batch, generator)
         device = self._device
@@ -127,7 +152,13 @@ class JudgeTask:
 
     @torch.no_grad()
     def measure(self, weights: dict[str, Tensor], step: int, folder: Path) -> dict[str, float]:
-        """The loss on crops that are never trained on."""
+        """Measure both losses on held-out crops.
+
+        Args:
+            weights: Averaged state of the module, on the CPU.
+            step: Unused.
+            folder: Unused.
+        """
         network = JudgeNetwork(self._shape).eval()
         network.load_state_dict(weights)
         count = self._settings.measured
@@ -139,5 +170,5 @@ class JudgeTask:
         return {"focal": round(focal.item(), 4), "placed": round(placed.item(), 4)}
 
     def export(self, weights: dict[str, Tensor], folder: Path) -> None:
-        """``config.json`` and ``judge.safetensors``."""
+        """Write the averaged judge as ``config.json`` and ``judge.safetensors``."""
         save_judge(self._shape, weights, folder)

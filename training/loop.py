@@ -1,7 +1,7 @@
-"""One training loop for every stage: goes on from its last checkpoint, on any device, for as long as it is told.
+"""The training loop of all networks: resumes from its last checkpoint, on any device, within a time budget.
 
-A step depends on its number and the seed alone, and so do its pictures, so a run that was killed and
-resumed takes the same steps as one that was left alone.
+A step and its pictures depend on its number and the seed only, so a run that was killed and resumed takes the
+same steps as an uninterrupted one.
 """
 
 import json
@@ -19,33 +19,52 @@ from training.precision import faster_precision
 from training.settings import LoopSettings
 
 Numbers = dict[str, float]
-BETAS = (0.9, 0.99)
+BETAS = (0.9, 0.99)  # of AdamW
 
 
 class Task(Protocol):
-    """What a stage tells the loop."""
+    """A network to train, with its data and loss."""
 
-    module: nn.Module  # what is optimised; parameters without ``requires_grad`` stay as they are
+    module: nn.Module  # the trained module; parameters without ``requires_grad`` are fixed
 
     def loss(self, step: int, generator: Generator, dtype: torch.dtype) -> tuple[Tensor, Numbers]:
-        """The loss of one batch and numbers to log, with the networks in autocast to ``dtype``."""
+        """Compute the loss of the batch of a step.
+
+        Args:
+            step: Index of the step.
+            generator: CPU generator of the step.
+            dtype: Dtype of autocast; float32 disables it.
+
+        Returns:
+            The loss, Float32[Tensor, ""], and numbers to log.
+        """
 
     def measure(self, weights: dict[str, Tensor], step: int, folder: Path) -> Numbers:
-        """Judge averaged weights, and write samples into a folder."""
+        """Measure averaged weights, and write samples into a folder.
+
+        Args:
+            weights: Averaged state of the module, on the CPU.
+            step: Index of the step.
+            folder: Folder of the samples.
+
+        Returns:
+            Numbers to log.
+        """
 
     def export(self, weights: dict[str, Tensor], folder: Path) -> None:
-        """Write averaged weights in the format in which they are used."""
+        """Write averaged weights to a folder in the format in which they are loaded for use."""
 
 
 @frozen(kw_only=True)
 class Budget:
-    """How long one call may train, where, and with what.
+    """Limits and resources of one training call.
 
     Attributes:
-        folder: Where ``state.pt``, ``log.jsonl`` and samples are kept.
-        device: Of the networks.
-        minutes: None: to the last step.
+        folder: Folder of ``state.pt``, ``log.jsonl``, samples and weights.
+        device: Device of the networks.
+        minutes: Time limit; None trains to the last step.
         precision: "float32", "bfloat16", or "measured" for the faster one.
+        clock: Returns the time in seconds.
     """
 
     folder: Path
@@ -57,19 +76,24 @@ class Budget:
 
 @frozen(eq=False)
 class Average:
-    """Exponential moving average of a module's state, debiased while it is young."""
+    """Exponential moving average of a module's state, with a smaller decay in the first steps.
+
+    Attributes:
+        decay: Maximum decay per step.
+        state: The averaged state.
+    """
 
     decay: float
     state: dict[str, Tensor]
 
     @classmethod
     def of(cls, module: nn.Module, decay: float) -> "Average":
-        """Start at a module's weights."""
+        """Start an average at a module's state."""
         return cls(decay, {name: value.detach().clone() for name, value in module.state_dict().items()})
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Take in the module's weights after a step."""
+        """Update the average with the module's state after a step; integer buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
         current = module.state_dict()
         averaged = [name for name, value in current.items() if value.is_floating_point()]
@@ -80,18 +104,18 @@ class Average:
 
 
 def generator_of(seed: int, step: int) -> Generator:
-    """The random draws of one step, on the CPU."""
+    """Return the CPU generator of a step, which depends on seed and step only."""
     return Generator().manual_seed((seed << 40) + step)
 
 
 def to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights where files and measurements want them."""
+    """Copy a state to the CPU."""
     return {name: value.detach().cpu() for name, value in state.items()}
 
 
 @frozen(eq=False)
 class Run:
-    """One call of a stage: what it trains, how, and how far that has come."""
+    """State of one training call: task, settings, budget, optimiser and average."""
 
     task: Task
     settings: LoopSettings
@@ -101,11 +125,11 @@ class Run:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What is optimised."""
+        """Trained parameters of the module."""
         return [p for p in self.task.module.parameters() if p.requires_grad]
 
     def resume(self) -> int:
-        """Load the checkpoint, if there is one; the step to go on from."""
+        """Load the checkpoint, if there is one, and return the step to continue from."""
         path = self.budget.folder / "state.pt"
         if not path.exists():
             return 0
@@ -116,7 +140,7 @@ class Run:
         return int(state["step"])
 
     def save(self, step: int) -> None:
-        """Write the checkpoint and the averaged weights; a kill in between leaves the older files whole."""
+        """Write the checkpoint and the averaged weights; a kill meanwhile leaves the previous checkpoint intact."""
         folder = self.budget.folder
         state = {
             "module": self.task.module.state_dict(),
@@ -132,7 +156,7 @@ class Run:
         self.task.export(to_cpu(self.average.state), folder / "weights")
 
     def take(self, step: int, dtype: torch.dtype) -> Numbers:
-        """One step of the optimiser."""
+        """Take one optimiser step and return numbers to log: loss, gradient norm and those of the task."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self.settings.scale_at(step)
         value, numbers = self.task.loss(step, generator_of(self.settings.seed, step), dtype)
@@ -144,19 +168,25 @@ class Run:
         return {"loss": value.item(), "norm": norm.item(), **numbers}
 
     def log(self, line: dict[str, Any]) -> None:
-        """One more line of ``log.jsonl``."""
+        """Append a line to ``log.jsonl``."""
         with (self.budget.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def measure(self, step: int) -> None:
-        """Judge the averaged weights, and log what was found."""
+        """Measure the averaged weights and log the result."""
         started = self.budget.clock()
         numbers = self.task.measure(to_cpu(self.average.state), step, self.budget.folder / "samples")
         self.log({"step": step, "measured": numbers, "seconds": round(self.budget.clock() - started, 1)})
 
 
 def start(task: Task, settings: LoopSettings, budget: Budget) -> Run:
-    """Put a task on its device, with a fresh optimiser and average."""
+    """Move a task to its device, with a new optimiser and average.
+
+    Args:
+        task: The task.
+        settings: Settings of the loop.
+        budget: Folder, which is created, and device.
+    """
     budget.folder.mkdir(parents=True, exist_ok=True)
     task.module.to(budget.device)
     parameters = [p for p in task.module.parameters() if p.requires_grad]
@@ -167,9 +197,18 @@ def start(task: Task, settings: LoopSettings, budget: Budget) -> Run:
 
 
 def train(task: Task, settings: LoopSettings, budget: Budget, should_stop: Callable[[], bool] = lambda: False) -> int:
-    """Train until the last step, the minutes' end or a signal, whichever comes first; the step that was reached.
+    """Train until the last step, the time limit or ``should_stop``, whichever comes first.
 
-    Files are written every ``save_every_s`` seconds and at the end, so a kill loses no more than that.
+    Checkpoints are written every ``save_every_s`` seconds and at the end, so a kill loses no more than that.
+
+    Args:
+        task: The task.
+        settings: Settings of the loop.
+        budget: Folder, device, time limit and precision.
+        should_stop: Asked after every step.
+
+    Returns:
+        The number of steps reached.
     """
     run = start(task, settings, budget)
     first = run.resume()
@@ -178,7 +217,7 @@ def train(task: Task, settings: LoopSettings, budget: Budget, should_stop: Calla
     if budget.precision == "measured":
         untouched = {name: value.clone() for name, value in task.module.state_dict().items()}
         dtype = faster_precision(run.take, budget.device)
-        task.module.load_state_dict(untouched)  # the trial's steps changed weights, averages and the optimiser's state
+        task.module.load_state_dict(untouched)  # undo the trial's steps, which changed weights, average and optimiser
         run = start(task, settings, budget)
         run.resume()
     else:
@@ -210,5 +249,5 @@ def train(task: Task, settings: LoopSettings, budget: Budget, should_stop: Calla
 
 
 def means(lines: Sequence[Numbers]) -> Numbers:
-    """The mean of each number over some steps."""
+    """Return the mean of each number over some steps."""
     return {key: round(sum(line[key] for line in lines) / len(lines), 5) for key in lines[0]}

@@ -1,4 +1,4 @@
-"""Measure the judge on fresh drawings: exact counts, classes, confusion.
+"""Measure the judge on new drawings: exact counts, classes, confusion matrix.
 
 Usage: python -m training.measure_judge --out docs/reference/judge.md
 """
@@ -22,16 +22,22 @@ from training.detector import load_soften
 from vitrail.demo.judge import WEIGHTS, Detection, Judge
 from vitrail.demo.scenes import OBJECTS, Placement, Scene, draw_crowd, draw_scene, render
 
-SIDES = (128, 192, 256, 384, 512)  # pixels
-SOFT_SIDES = (128, 192, 256)  # pixels: also measured through the autoencoder
-SMALLEST = 12  # pixels: no crowd has a smaller object
+SIDES = (128, 192, 256, 384, 512)  # of pictures, in pixels
+SOFT_SIDES = (128, 192, 256)  # of pictures that are also measured through the autoencoder, in pixels
+SMALLEST = 12  # minimum size of an object in a crowd, in pixels
 COMMAND = "python -m training.measure_judge"
-VAE = WEIGHTS.parent / "model/vae"  # of the model that ships
+VAE = WEIGHTS.parent / "model/vae"  # of the shipped model
 Kinds = dict[str, Callable[[Generator, int], Scene]]
 
 
 def crowd(generator: Generator, side: int, least: int = SMALLEST) -> Scene:
-    """One to nine objects, none smaller than ``least`` pixels."""
+    """Draw a scene of one to nine objects.
+
+    Args:
+        generator: CPU generator.
+        side: Side of the picture in pixels.
+        least: Minimum size of an object in pixels.
+    """
     while True:
         scene = draw_crowd(generator)
         if scene.placements and min(p.size for p in scene.placements) * side >= least:
@@ -39,7 +45,7 @@ def crowd(generator: Generator, side: int, least: int = SMALLEST) -> Scene:
 
 
 def soft_crowd(generator: Generator, side: int) -> Scene:
-    """One to nine objects, none so small that the autoencoder may dissolve it."""
+    """Draw a scene of one to nine objects that are large enough to survive the autoencoder."""
     return crowd(generator, side, SOFT_OBJECT)
 
 
@@ -48,13 +54,26 @@ KINDS: Kinds = {
     "one object": lambda generator, side: draw_scene(generator, close_up=0, empty=0),
     "background": lambda generator, side: draw_scene(generator, empty=1),
 }
-SHARES = {"1-9 objects": 1.0, "one object": 0.5, "background": 0.25}  # of the number of pictures
+SHARES = {"1-9 objects": 1.0, "one object": 0.5, "background": 0.25}  # number of pictures, over that of crowds
 SOFT_KINDS: Kinds = KINDS | {"1-9 objects": soft_crowd}
 
 
 @define
 class Tally:
-    """What was found over some pictures of one kind."""
+    """Counts over pictures of one kind and side.
+
+    Attributes:
+        kind: Kind of the scenes.
+        side: Side of the pictures in pixels.
+        softened: Whether they passed through the autoencoder.
+        pictures: Number of pictures.
+        exact: Pictures with the right number of detections.
+        too_many: Pictures with more detections than objects.
+        matched: Detections that lie on an object.
+        right: Matched detections of the right class.
+        missed: Objects without a detection.
+        invented: Detections without an object.
+    """
 
     kind: str
     side: int
@@ -69,7 +88,7 @@ class Tally:
 
     @property
     def row(self) -> list[str]:
-        """The line of the table."""
+        """Cells of the table's row."""
         right = f"{self.right / self.matched:.1%}" if self.matched else "-"
         return [
             f"{self.kind}{' (autoencoder)' if self.softened else ''}",
@@ -88,13 +107,28 @@ HEADER = ["pictures of", "px", "number", "exact count", "too many", "class right
 
 
 def gap(placement: Placement, detection: Detection, side: int) -> float:
-    """How far a detection lies from an object, in sizes of the object."""
+    """Compute the distance of a detection from an object, over the object's size (maximum norm).
+
+    Args:
+        placement: The object.
+        detection: The detection.
+        side: Side of the picture in pixels.
+    """
     y, x = detection.center_y / side - placement.center_y, detection.center_x / side - placement.center_x
     return max(abs(y), abs(x)) / placement.size
 
 
 def match(true: tuple[Placement, ...], found: tuple[Detection, ...], side: int) -> list[tuple[int, int]]:
-    """Pairs of indices (object, detection), the surest detection first, centres within half a size."""
+    """Match detections to objects whose centre is within half their size, in order of score.
+
+    Args:
+        true: The objects.
+        found: The detections, in descending order of score.
+        side: Side of the picture in pixels.
+
+    Returns:
+        Pairs of the indices of an object and a detection.
+    """
     pairs: dict[int, int] = {}
     for number, detection in enumerate(found):
         free = [(gap(p, detection, side), index) for index, p in enumerate(true) if index not in pairs]
@@ -106,14 +140,27 @@ def match(true: tuple[Placement, ...], found: tuple[Detection, ...], side: int) 
 
 @frozen(eq=False)
 class Measurement:
-    """Tallies and the confusion of all crowds: rows are true classes, columns found ones, then missed."""
+    """Counts and the confusion matrix of all pictures.
+
+    Attributes:
+        judge: The judge.
+        tallies: Counts by kind and side.
+        confusion: Int64[Tensor, "classes+1 classes+1"], rows by true and columns by detected class; the last column
+            counts missed objects, the last row detections without an object.
+    """
 
     judge: Judge
     tallies: list[Tally] = field(factory=list)
     confusion: Tensor = field(factory=lambda: torch.zeros(len(OBJECTS) + 1, len(OBJECTS) + 1, dtype=torch.int64))
 
     def add(self, tally: Tally, scene: Scene, picture: Tensor) -> None:
-        """Judge one picture."""
+        """Count the detections in one picture.
+
+        Args:
+            tally: Counts of the picture's kind.
+            scene: The true scene.
+            picture: Float32[Tensor, "3 side side"] in [0, 1].
+        """
         found = self.judge.detect(picture)
         pairs = match(scene.placements, found, tally.side)
         true = [OBJECTS.index(p.name) for p in scene.placements]
@@ -134,7 +181,14 @@ class Measurement:
 
 
 def measure(judge: Judge, vae: Path, number: int, seed: int) -> Measurement:
-    """Judge ``number`` fresh crowds of every size, half as many single objects, a quarter as many backgrounds."""
+    """Measure the judge on new pictures of every kind and side, see ``SHARES``.
+
+    Args:
+        judge: The judge.
+        vae: Folder of the autoencoder; softened pictures are left out if it has none.
+        number: Number of crowds per side.
+        seed: Seed of the scenes.
+    """
     result = Measurement(judge)
     soften = load_soften(vae)
     plan = [(kind, side, None) for kind in KINDS for side in SIDES]
@@ -151,7 +205,13 @@ def measure(judge: Judge, vae: Path, number: int, seed: int) -> Measurement:
 
 
 def markdown(result: Measurement, options: str, weights: Path) -> str:
-    """The page for the docs."""
+    """Return the page for the documentation.
+
+    Args:
+        result: The measurement.
+        options: Options of the command line, to show.
+        weights: Folder of the judge.
+    """
     config = result.judge.config
     digest = hashlib.sha256((weights / "judge.safetensors").read_bytes()).hexdigest()[:12]
     parameters = sum(p.numel() for p in result.judge.network.parameters())

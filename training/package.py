@@ -1,4 +1,4 @@
-"""Stage four: the trained parts as one ordinary diffusers folder, with a model card."""
+"""Packaging of the trained parts as one diffusers folder with a model card."""
 
 import json
 import platform
@@ -13,11 +13,11 @@ from training.tokenizer import MAX_LENGTH
 
 
 def package(folder: Path, target: Path, notes: str) -> None:
-    """Write ``target``, which ``StableDiffusionPipeline.from_pretrained`` loads; the large parts in float16.
+    """Write a folder for ``StableDiffusionPipeline.from_pretrained``, with VAE and U-Net in float16.
 
     Args:
-        folder: Where the stages keep their files.
-        target: The folder that ships.
+        folder: Folder of the training runs.
+        target: Folder of the shipped model.
         notes: Measured results, for the model card.
     """
     pipe = StableDiffusionPipeline(
@@ -38,14 +38,20 @@ def package(folder: Path, target: Path, notes: str) -> None:
 
 
 def _forget_path(config: Path) -> None:
-    """Drop the key in which the libraries keep the folder a part was loaded from."""
+    """Remove ``_name_or_path``, where the libraries store the folder that a part was loaded from."""
     data = json.loads(config.read_text())
     if isinstance(data, dict) and data.pop("_name_or_path", None) is not None:
         config.write_text(json.dumps(data, indent=2) + "\n")
 
 
 def card(folder: Path, target: Path, notes: str) -> str:
-    """The model card."""
+    """Return the text of the model card.
+
+    Args:
+        folder: Folder of the training runs, for their logs.
+        target: Folder of the shipped model, for the sizes of weights.
+        notes: Measured results.
+    """
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     sizes = {p.parent.name: p.stat().st_size / 2**20 for p in sorted(target.rglob("*.safetensors"))}
@@ -60,7 +66,7 @@ def card(folder: Path, target: Path, notes: str) -> str:
 
 
 def _trained(log: Path) -> str:
-    """Steps, and the last measurement, from a stage's log."""
+    """Summarise a log: number of steps and the last measurement."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     measured = [line for line in lines if "measured" in line]
     return f"{lines[-1]['step']} steps; at step {measured[-1]['step']} {json.dumps(measured[-1]['measured'])}"

@@ -1,4 +1,4 @@
-"""Curves of the logs and samples over time, as one page."""
+"""Training curves and samples over time, as one HTML page."""
 
 import html
 import json
@@ -11,11 +11,11 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 STAGES = ("autoencoder", "judge", "denoiser")
-SHOWN = 8  # sheets a stage: the first, the last, and some between
+SHOWN = 8  # maximum number of sheets per network, evenly spaced from first to last
 
 
 def write_page(folder: Path) -> Path:
-    """Write ``index.html`` into the folder of all stages; plots lie beside their logs."""
+    """Write ``index.html`` into the folder of the training runs, and plots beside their logs."""
     parts = [_section(folder, stage) for stage in STAGES if (folder / stage / "log.jsonl").exists()]
     body = "\n".join(parts) or "<p>Nothing has been trained in this folder.</p>"
     page = folder / "index.html"
@@ -24,7 +24,7 @@ def write_page(folder: Path) -> Path:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """All lines of a log."""
+    """Read all lines of a log."""
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -45,7 +45,7 @@ def _figure(path: Path, caption: str) -> str:
 
 
 def _draw_curves(lines: list[dict[str, Any]], file: Path) -> None:
-    """One panel for the loss, one for every measured number."""
+    """Draw one panel for the loss and one for every measured number."""
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     measured = [(line["step"], line["measured"]) for line in lines if "measured" in line]
     names = sorted({name for _, numbers in measured for name in numbers})

@@ -1,4 +1,4 @@
-"""Drawn pictures in memory, a little renewed at every step; picture i is the same whenever it is drawn."""
+"""Pool of drawn pictures in memory, partly renewed at every step; picture i depends on seed and i only."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,16 @@ from vitrail.demo.scenes import BASE_SIZE, Scene, draw_crowd, draw_scene, render
 
 
 def picture_of(seed: int, index: int, draw: Callable[[Generator], Scene]) -> tuple[Scene, Tensor]:
-    """Scene and picture number ``index`` of a seed, the picture as UInt8[Tensor, "3 128 128"]."""
+    """Draw scene and picture number ``index`` of a seed.
+
+    Args:
+        seed: Seed of the sequence.
+        index: Number of the picture.
+        draw: Draws a scene.
+
+    Returns:
+        The scene and its picture, UInt8[Tensor, "3 128 128"].
+    """
     generator = Generator().manual_seed((seed << 40) + index)
     scene = draw(generator)
     picture = render(scene, BASE_SIZE, BASE_SIZE, generator)
@@ -17,20 +26,27 @@ def picture_of(seed: int, index: int, draw: Callable[[Generator], Scene]) -> tup
 
 
 def entering(step: int, fresh: int, size: int, newest: int) -> range:
-    """Indices that a pool lacks at a step.
+    """Return the indices that a pool lacks at a step.
 
     Args:
-        step: Of training; the pool then holds ``size`` indices from ``step * fresh`` on.
-        fresh: New ones a step.
-        size: Of the pool.
-        newest: The largest index that it has; -1 if it is empty.
+        step: Training step; the pool then holds ``size`` indices from ``step * fresh`` on.
+        fresh: Number of new indices per step.
+        size: Size of the pool.
+        newest: Largest index in the pool; -1 if it is empty.
     """
     end = step * fresh + size
     return range(max(newest + 1, end - size), end)
 
 
 class PicturePool:
-    """At step k the pictures ``k * fresh`` to ``k * fresh + size`` of a seed, as uint8, with their scenes."""
+    """Pool that holds, at step k, pictures ``k * fresh`` up to but excluding ``k * fresh + size`` with their scenes.
+
+    Args:
+        size: Number of pictures.
+        fresh: New pictures per step.
+        seed: Seed of the sequence of pictures.
+        draw: Draws a scene.
+    """
 
     def __init__(self, size: int, fresh: int, seed: int, draw: Callable[[Generator], Scene] = draw_scene):
         self._draw, self._seed, self._fresh = draw, seed, fresh
@@ -39,7 +55,7 @@ class PicturePool:
         self.pictures: Tensor = torch.zeros(size, 3, BASE_SIZE, BASE_SIZE, dtype=torch.uint8)
 
     def advance(self, step: int) -> list[int]:
-        """Go to a step; the places whose pictures changed."""
+        """Draw the pictures that the pool lacks at a step, and return the positions that changed."""
         size = len(self.scenes)
         indices = entering(step, self._fresh, size, self._newest)
         for index in indices:
@@ -48,7 +64,16 @@ class PicturePool:
         return [index % size for index in indices]
 
     def crops(self, count: int, side: int, generator: Generator) -> Tensor:
-        """Random crops in [-1, 1], Float32[Tensor, "count 3 side side"]."""
+        """Draw random crops of random pictures in [-1, 1].
+
+        Args:
+            count: Number of crops.
+            side: Side in pixels.
+            generator: CPU generator.
+
+        Returns:
+            Float32[Tensor, "count 3 side side"].
+        """
         chosen = torch.randint(len(self.scenes), (count,), generator=generator).tolist()
         corners = torch.randint(BASE_SIZE - side + 1, (count, 2), generator=generator).tolist()
         cuts = [self.pictures[i, :, y : y + side, x : x + side] for i, (y, x) in zip(chosen, corners, strict=True)]
@@ -56,6 +81,6 @@ class PicturePool:
 
 
 def mixed_scene(generator: Generator, crowds: float = 0.25) -> Scene:
-    """Mostly the training mix, some crowds: the autoencoder must know small objects too."""
+    """Draw a scene of the training mix, or with probability ``crowds`` a crowd, so that small objects occur as well."""
     crowd = torch.rand((), generator=generator).item() < crowds
     return draw_crowd(generator) if crowd else draw_scene(generator)

@@ -1,19 +1,19 @@
-"""Which number format trains faster on a device: measured, since bfloat16 is slow on processors without it."""
+"""Choice of the faster dtype for training, by measurement, since bfloat16 is slow on CPUs without support for it."""
 
 import time
 from collections.abc import Callable
 
 import torch
 
-TRIALS = 2  # steps of each after one that warms up
+TRIALS = 2  # measured steps per dtype, after one for warm-up
 
 
 def faster_precision(take: Callable[[int, torch.dtype], object], device: torch.device) -> torch.dtype:
-    """Take a few steps in float32 and in bfloat16; the weights are changed by them.
+    """Return bfloat16 on an accelerator; on a CPU, time a few steps in float32 and bfloat16, which change the weights.
 
     Args:
-        take: One step of training in a number format.
-        device: Of the networks.
+        take: Takes one training step, by index, in a dtype.
+        device: Device of the networks.
     """
     if device.type != "cpu":
         return torch.bfloat16

@@ -1,4 +1,4 @@
-"""The knobs of training, read from ``settings.toml`` with the project's strict loader."""
+"""Settings of training, read from ``settings.toml`` with the project's strict loader."""
 
 import tomllib
 from pathlib import Path
@@ -15,7 +15,7 @@ FILE = Path(__file__).with_name("settings.toml")
 
 @frozen(kw_only=True)
 class LoopSettings:
-    """How one stage is optimised; learning rates rise, stay, and fall to zero before the last step."""
+    """Settings of the loop: a learning rate with linear warm-up, a constant part and linear cool-down to zero."""
 
     spoken = "a loop"
     num_steps: int = field(validator=gt(0))
@@ -31,7 +31,7 @@ class LoopSettings:
     measure_every: int = field(default=1000, validator=ge(1))
 
     def scale_at(self, step: int) -> float:
-        """The learning rate's factor at a step."""
+        """Return the factor of the learning rate at a step, in (0, 1]."""
         warm = min(1.0, (step + 1) / self.warmup_steps)
         left = (self.num_steps - step) / max(1, self.cooldown_steps)
         return warm * min(1.0, left)
@@ -39,7 +39,7 @@ class LoopSettings:
 
 @frozen(kw_only=True)
 class AutoencoderSettings:
-    """Stage one."""
+    """Settings of the autoencoder's training; the fields are explained in ``settings.toml``."""
 
     spoken = "'autoencoder'"
     loop: LoopSettings
@@ -58,7 +58,7 @@ class AutoencoderSettings:
 
 @frozen(kw_only=True)
 class DenoiserSettings:
-    """Stage three."""
+    """Settings of the denoiser's training; the fields are explained in ``settings.toml``."""
 
     spoken = "'denoiser'"
     loop: LoopSettings
@@ -77,7 +77,7 @@ class DenoiserSettings:
 
 @frozen(kw_only=True)
 class JudgeSettings:
-    """Stage two."""
+    """Settings of the judge's training; the fields are explained in ``settings.toml``."""
 
     spoken = "'judge'"
     loop: LoopSettings
@@ -89,7 +89,7 @@ class JudgeSettings:
 
 @frozen(kw_only=True)
 class Settings:
-    """All stages."""
+    """Settings of all training stages, the tables of ``settings.toml``."""
 
     spoken = "the settings"
     autoencoder: AutoencoderSettings
@@ -98,10 +98,10 @@ class Settings:
 
 
 def load(file: Path = FILE, changes: tuple[str, ...] = ()) -> Settings:
-    """Read the settings and apply ``KEY=VALUE`` changes.
+    """Read the settings and apply changes of the form ``KEY=VALUE``.
 
     Raises:
-        ConfigError: If a key is unknown or a value is none that it takes.
+        ConfigError: If a key is unknown or a value is invalid.
     """
     data = override(tomllib.loads(file.read_text()), changes)
     return Loader(registry()).structure(data, Settings, str(file.name))

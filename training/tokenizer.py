@@ -1,4 +1,4 @@
-"""A CLIP tokenizer whose vocabulary is the demo captions' words and all single bytes."""
+"""A CLIP tokenizer whose vocabulary is the words of the demo captions and all single bytes."""
 
 import json
 from itertools import pairwise
@@ -10,19 +10,24 @@ from transformers import CLIPTokenizer
 from vitrail.demo.backgrounds import BACKGROUNDS
 from vitrail.demo.scenes import OBJECTS
 
-MAX_LENGTH = 16
+MAX_LENGTH = 16  # tokens
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def caption_words() -> list[str]:
-    """Every word of every caption, in alphabetical order."""
+    """Return the words of all captions, in alphabetical order."""
     phrases = [b.phrase + " " + b.alone for b in BACKGROUNDS.values()]
     text = " ".join([*phrases, *(name.replace("-", " ") for name in OBJECTS), "a an the one of and photo picture"])
     return sorted(set(text.split()))
 
 
 def pieces_of(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Byte-pair encoding of one word by the merges so far, CLIP style (the last piece ends in ``</w>``)."""
+    """Encode one word by byte-pair merges in CLIP's form, where the last piece ends in ``</w>``.
+
+    Args:
+        word: A word of single-byte characters.
+        ranks: Order of each merge.
+    """
     pieces = [*word[:-1], word[-1] + "</w>"]
     while len(pieces) > 1:
         found = min(pairwise(pieces), key=lambda pair: ranks.get(pair, len(ranks)))
@@ -34,7 +39,7 @@ def pieces_of(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
 
 
 def build_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Merges by which every one of these words becomes a single token."""
+    """Return merges by which each word becomes a single token."""
     ranks: dict[tuple[str, str], int] = {}
     for word in words:
         while len(pieces := pieces_of(word, ranks)) > 1:
@@ -43,7 +48,7 @@ def build_merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write ``vocab.json`` and ``merges.txt`` and load them as any CLIP tokenizer."""
+    """Write ``vocab.json`` and ``merges.txt`` to a folder and load them as a CLIP tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = sorted(ByteLevel.alphabet())
     merges = build_merges(caption_words())

@@ -1,11 +1,11 @@
-"""The errors a user can meet; every message says what, where, why and what to do."""
+"""Every error that Vitrail raises; each message says what failed, where, why and what to do about it."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-MOST_NAMES, LONGEST_NAME = 200, 100  # that a message lists, and characters of each
+MOST_NAMES, LONGEST_NAME = 200, 100  # names that a message lists at most, and characters of each
 
 
 class VitrailError(Exception):
@@ -13,15 +13,15 @@ class VitrailError(Exception):
 
 
 class ConfigError(VitrailError, ValueError):
-    """A file, option or argument is wrong; all problems of a file are listed at once."""
+    """A file, option or argument is invalid; all problems of one file are listed in one message."""
 
 
 class RegistrationError(VitrailError, ValueError):
-    """A plugin cannot be registered: a name taken, a class unfit, a hook misspelt."""
+    """A plugin cannot be registered: its name is taken, its class does not fit the slot, or a hook is misspelt."""
 
 
 class CompositionError(VitrailError, ValueError):
-    """Strategies that do not fit together, or plugins that answer an exclusive stage twice."""
+    """Strategies do not fit together, or two plugins implement one exclusive hook."""
 
 
 class CapabilityError(VitrailError, ValueError):
@@ -33,11 +33,11 @@ class ModelError(VitrailError, ValueError):
 
 
 class ShapeError(VitrailError, ValueError):
-    """A strategy returned something else than its slot's contract says: another type, shape, dtype, count or range."""
+    """A strategy's result breaks the contract of its slot: wrong type, shape, dtype, count or range."""
 
 
 class CoverageError(VitrailError, ValueError):
-    """A latent cell lies in no view."""
+    """The views leave a latent cell of the canvas uncovered."""
 
 
 class PredictionError(VitrailError, ArithmeticError):
@@ -45,15 +45,15 @@ class PredictionError(VitrailError, ArithmeticError):
 
 
 class OutOfMemory(VitrailError, MemoryError):
-    """A forward does not fit in memory, and cutting it into smaller ones is forbidden or no longer possible."""
+    """A forward pass does not fit in memory, and splitting it into micro-batches is disabled or exhausted."""
 
 
 class DecodeError(VitrailError, RuntimeError):
-    """Latents could not be turned into pictures.
+    """Latents could not be decoded to pictures.
 
     Attributes:
-        latents: Of all pictures, as they were sampled, Float32[Tensor, "images channels height width"].
-        recipes: One a picture.
+        latents: The sampled latents of all pictures, Float32[Tensor, "images channels height width"].
+        recipes: One recipe per picture, in the order of the latents.
     """
 
     def __init__(self, reason: str, latents: Any, recipes: Sequence[Any]):
@@ -65,8 +65,8 @@ class OutputError(VitrailError, RuntimeError):
     """A file cannot be written.
 
     Attributes:
-        path: Of the file.
-        reason: What the system says.
+        path: The file that was to be written.
+        reason: The operating system's message.
     """
 
     def __init__(self, path: Any, reason: str):
@@ -75,15 +75,15 @@ class OutputError(VitrailError, RuntimeError):
 
 
 class Interrupted(DecodeError):
-    """A run was stopped at once; what was sampled whole by then is not lost, see ``DecodeError``."""
+    """A run was stopped immediately; pictures whose sampling was complete are in ``latents``, see ``DecodeError``."""
 
 
 class CommError(VitrailError, RuntimeError):
-    """Ranks cannot go on together.
+    """The ranks of a run cannot continue together.
 
     Attributes:
-        is_known: Whether the run's store tells of it, so that whoever started the ranks can.
-        kept: If all was sampled here by then, what a failed decode would have raised; else None.
+        is_known: Whether the failure is recorded in the run's store, where the launcher of the ranks can report it.
+        kept: The finished latents and recipes of this rank as a ``DecodeError``; None if sampling was incomplete.
     """
 
     is_known: bool = False
@@ -91,27 +91,27 @@ class CommError(VitrailError, RuntimeError):
 
 
 class ProtocolError(CommError):
-    """A rank called something else than its peers, or a channel out of turn; the run is aborted."""
+    """A rank made another collective call than its peers, or used a channel out of order; the run is aborted."""
 
 
 class DriftError(CommError):
-    """Ranks no longer have the same values, so each would end with a picture of its own; all ranks raise it."""
+    """Values that must be equal on all ranks differ, so their pictures would differ; raised on every rank."""
 
 
 class StaleVersion(CommError, LookupError):
-    """A channel no longer keeps this version."""
+    """The version read from a channel is older than its window of kept versions."""
 
 
 class CommTimeout(CommError, TimeoutError):
-    """A rank waited too long; the run is aborted. Names who is behind."""
+    """A rank waited longer than the timeout; the run is aborted. The message names the ranks that are behind."""
 
 
 class CommAborted(CommError):
-    """The run was revoked on all ranks.
+    """The run was aborted on all ranks.
 
     Attributes:
-        culprit: The rank where it began.
-        reason: What happened there.
+        culprit: The rank that failed first.
+        reason: The failure on that rank, as text.
     """
 
     is_known = True
@@ -121,22 +121,25 @@ class CommAborted(CommError):
         self.culprit, self.reason = culprit, reason
 
     def __reduce__(self) -> tuple[type, tuple[int, str]]:
-        """So that it comes out of another process as it went in, without what was kept there."""
+        """Pickle the two constructor arguments; ``kept`` does not cross process boundaries."""
         return type(self), (self.culprit, self.reason)
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """A text for a message, which says how long it is where it is cut."""
+    """Cut a text to ``most`` characters for a message, and append its full length if it was cut."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Text for an unknown name: the nearest known one, if any is near, and the list of all, or of the first of many."""
+    """Return the end of a message about an unknown name: the closest known name, if any, and the known names.
+
+    The list holds at most ``MOST_NAMES`` names, in alphabetical order, and the number of those left out.
+    """
     every = sorted(known)
     names, name = [shortened(each, LONGEST_NAME) for each in every[:MOST_NAMES]], shortened(name, LONGEST_NAME)
     plain = {each: each.lower().replace("-", "").replace("_", "") for each in (name, *names)}
     close = difflib.get_close_matches(name, names, n=1)
-    if not close and len(plain[name]) > 2:  # a part of a name: rather its beginning, rather the shorter name
+    if not close and len(plain[name]) > 2:  # a part of a name: prefixes first, then the shorter name
         holding = [each for each in names if plain[name] in plain[each]]
         close = sorted(holding, key=lambda each: (not plain[each].startswith(plain[name]), len(each)))
     hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -145,21 +148,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class Problems:
-    """Collects what is wrong, to be told at once."""
+    """Collects errors so that they are raised together."""
 
     def __init__(self) -> None:
         self._errors: list[VitrailError] = []
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Keep an error of the block for later."""
+        """Catch a ``VitrailError`` of the block and keep it for ``tell``."""
         try:
             yield
         except VitrailError as error:
             self._errors.append(error)
 
     def tell(self) -> None:
-        """Raise the only error as it is, several as one that says nothing twice."""
+        """Raise the collected errors; return if there are none.
+
+        Raises:
+            VitrailError: The error itself, if all collected messages are equal.
+            ConfigError: One line per different message, if there are several.
+        """
         told = list(dict.fromkeys(map(str, self._errors)))
         if len(told) == 1:
             raise self._errors[0]

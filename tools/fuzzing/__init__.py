@@ -1,1 +1,1 @@
-"""Parts of ``tools/fuzz.py``: cases, how they are drawn, the corpus of past findings, and what runs them."""
+"""Parts of ``tools/fuzz.py``: cases, strategies that draw them, the corpus of past findings, and worker processes."""

@@ -1,11 +1,11 @@
-"""A case: files, a command line, and what became of it."""
+"""Cases of the fuzzer: files with a command line, and their outcomes."""
 
 from attrs import field, frozen
 
-SECONDS, MEBIBYTES = 10, 1024  # of a processor's time, and of memory, that a case may take
-LONGEST_ANSWER = 20_000  # characters on the terminal that still can be read
-CODES = (0, 1, 2, 130)
-SHORTAGE = ("out of memory", "MemoryError")
+SECONDS, MEBIBYTES = 10, 1024  # limits of a case in CPU time and memory
+LONGEST_ANSWER = 20_000  # maximum length of an error message in characters
+CODES = (0, 1, 2, 130)  # expected exit codes
+SHORTAGE = ("out of memory", "MemoryError")  # signs of exceeded memory in messages
 
 
 @frozen
@@ -13,8 +13,8 @@ class Case:
     """One command line in a folder of its own.
 
     Attributes:
-        words: After ``vitrail``.
-        files: Contents by name, of the folder that is the working one.
+        words: Arguments of ``vitrail``.
+        files: Contents of the working folder's files by name.
     """
 
     words: tuple[str, ...] = field(converter=tuple)
@@ -28,16 +28,16 @@ class Case:
 
 @frozen
 class Outcome:
-    """What became of a case.
+    """Outcome of a case.
 
     Attributes:
-        code: Of the exit; None if it did not end by itself.
-        out: What it printed.
-        err: What it complained.
-        trace: Of an exception that came through, "" if none did.
-        seconds: Of a processor's time.
-        mebibytes: Of memory, beside what the process had before.
-        was_ended: Whether it took too long.
+        code: Exit code; None if the process was killed or died.
+        out: Text on stdout.
+        err: Text on stderr.
+        trace: Traceback of an uncaught exception; "" if there was none.
+        seconds: CPU time.
+        mebibytes: Peak memory in MiB, above that before the case.
+        was_ended: Whether it was killed because it took too long.
     """
 
     code: int | None
@@ -50,7 +50,7 @@ class Outcome:
 
     @property
     def finding(self) -> str:
-        """What is wrong with it, in a line; "" if nothing is."""
+        """Description of the fault in one line; "" if there is none."""
         if self.trace:
             return f"traceback: {self.trace.strip().splitlines()[-1][:200]} ({_place(self.trace)})"
         if self.code is None:
@@ -73,6 +73,6 @@ class Outcome:
 
 
 def _place(trace: str) -> str:
-    """The innermost line of Vitrail in a trace."""
+    """Return the innermost line of Vitrail in a traceback."""
     lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ") and "vitrail" in line]
     return lines[-1].rpartition("/vitrail/")[2] if lines else "outside"

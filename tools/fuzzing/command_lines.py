@@ -1,7 +1,7 @@
-"""Command lines drawn from the parser itself: every command, every option with its type, valid and hostile values.
+"""Strategies of command lines, from the parser itself: every command and option, with valid and hostile values.
 
-A new command or option is drawn as soon as the parser has it. Whatever would sample for long is told to plan, or to
-make the smallest picture.
+New commands and options are drawn without changes here. Commands that would sample for long get options to plan only,
+or to sample the smallest picture.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ FILES = {
     "r.yaml": b"prompt: a fox\nsize: 64x96\nmethod: mine.toml\nnum_inference_steps: 2\n",
     "trace.json": b'{"traceEvents": [{"ph": "X", "pid": 0}]}',
 }
-WORDS = {  # of options whose type says nothing
+WORDS = {  # values of options whose type is no guide
     **KNOWN,
     "prompt": ("a fox", "", " ", "\x00", "\x1b[31m", "x" * 5000, "-", "--"),
     "config": ("r.yaml", "e.toml", "mine.toml", "no.toml", "folder.toml", "/dev/zero"),
@@ -72,10 +72,10 @@ WORDS = {  # of options whose type says nothing
     "trace": ("t.json", "/", "", ".", "no/t.json", hostile.LONG),
     "out": ("o", "o/p", "taken.png", "taken.png/x", hostile.LONG, ""),
 }
-WRITTEN = ("output", "out", "checkpoint", "trace")  # whose hostile values must not lie elsewhere on the machine
+WRITTEN = ("output", "out", "checkpoint", "trace")  # options that write files, with values inside of the folder only
 INTEGERS = ("0", "1", "2", "-1", "64", "99999", "1000000000", "9" * 30, "9" * 5000, "1.5", "x", "", "32768")
 REALS = ("0", "1", "0.5", "-1", "nan", "inf", "1e308", "1e400", "x", "3")
-TINY = {  # what makes each command short, put last so that it counts
+TINY = {  # options that make each command short; they come last, so they override earlier ones
     "sample": ["--size", "64", "--steps", "1", "--num-images", "1", "--method", "direct", "--model", "demo"],
     "heatmap": ["--size", "64", "--steps", "1", "--model", "demo"],
     "compare": ["--size", "64", "--steps", "1", "--methods", "direct", "--model", "demo"],
@@ -85,7 +85,7 @@ TINY = {  # what makes each command short, put last so that it counts
 
 
 def parser() -> Any:
-    """The command line's own, with its commands by name."""
+    """Return the parser of the command line, with its commands by name."""
     from vitrail.cli import app as cli
 
     return typer.main.get_command(cli.app)
@@ -93,7 +93,7 @@ def parser() -> Any:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """A command with some of its options."""
+    """Draw a command with some of its options."""
     group = parser()
     name = draw(st.sampled_from(sorted(group.commands) + ["sample"] * 4 + ["run"] * 2))
     parameters = group.commands[name].params
@@ -119,7 +119,7 @@ def _given(draw: st.DrawFn, option: Any) -> list[str]:
 
 
 def _value(parameter: Any, hostile_share: int = 4) -> st.SearchStrategy[str]:
-    """Words for a parameter: mostly such as it knows, else anything."""
+    """Return a strategy of a parameter's values: mostly valid ones, or any text."""
     name, kind = str(parameter.name), _kind(parameter)
     if name == "sets":
         return assignments()
@@ -135,14 +135,14 @@ def _value(parameter: Any, hostile_share: int = 4) -> st.SearchStrategy[str]:
 
 
 def _kind(parameter: Any) -> str:
-    """The type of a parameter in words, whatever typer is made of."""
+    """Return the type of a parameter as text, for any version of typer."""
     descriptor = getattr(parameter, "type_descriptor", None)
     return str(parameter.type if descriptor is None else descriptor.annotation).lower()
 
 
 @st.composite
 def _ends(draw: st.DrawFn, name: str) -> list[str]:
-    """What keeps a command short: a plan of anything, or the smallest picture for real."""
+    """Draw options that keep a command short: planning only, or sampling the smallest picture."""
     if name == "sample" and draw(st.integers(0, 5)):
         return ["--dry-run"]
     if name == "sample":

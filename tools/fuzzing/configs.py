@@ -1,4 +1,4 @@
-"""Configuration files with the command that reads them: valid, nearly valid and hostile."""
+"""Strategies of configuration files with the command that reads them: valid, nearly valid and hostile."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d494844520000000100000001080200000090775"
     "3de0000000c49444154789c63f8ffff3f0005fe02fe0def46b80000000049454e44ae426082"
 )
-AROUND = {  # what lies beside every file
+AROUND = {  # other files in the folder
     "mine.toml": b'[[stages]]\npatching = "windows"\nfusion = "average"\n',
     "mine.yaml": b"stages:\n- {patching: whole, fusion: average}\n",
     "base.toml": b'scenes = 1\nsizes = [64]\nmethods = ["direct"]\n',
@@ -29,7 +29,7 @@ KINDS = {"run": schema.runs, "method": schema.methods, "experiment": schema.expe
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something stands in nested data."""
+    """Return the paths of all values in nested data."""
     parts = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     found = []
     for key, value in parts:
@@ -39,7 +39,7 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def changed(draw: st.DrawFn, table: dict[str, Any]) -> dict[str, Any]:
-    """A table with something hostile, misspelt, missing or twice in it."""
+    """Draw changes of a table: hostile values, misspelt, missing or additional keys."""
     table = copy.deepcopy(table)
     values = hostile.values.map(copy.deepcopy)  # some are of one list, and the next change may be to it
     for _ in range(draw(st.integers(1, 3))):
@@ -65,7 +65,7 @@ def changed(draw: st.DrawFn, table: dict[str, Any]) -> dict[str, Any]:
 
 
 def written(table: dict[str, Any], suffix: str) -> bytes:
-    """A table as a file."""
+    """Return the bytes of a table as a TOML or YAML file."""
     if suffix == ".toml":
         return toml_of(table).encode("utf-8", "replace")
     try:
@@ -76,7 +76,7 @@ def written(table: dict[str, Any], suffix: str) -> bytes:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """A file and a command line that reads it."""
+    """Draw a file and a command line that reads it."""
     kind = draw(st.sampled_from(sorted(KINDS)))
     table, suffix = draw(KINDS[kind]()), draw(st.sampled_from([".toml", ".yaml"]))
     how = draw(st.sampled_from(["as drawn", "changed", "changed", "damaged"]))
@@ -92,7 +92,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def commands(kind: str, name: str) -> list[list[str]]:
-    """Command lines that read a file and plan what it says at most."""
+    """Return command lines that read a file without sampling."""
     check = ["check", name]
     return {
         "run": [check, check, ["sample", "--config", name, "--dry-run"]],
@@ -102,7 +102,7 @@ def commands(kind: str, name: str) -> list[list[str]]:
 
 
 def assignments() -> st.SearchStrategy[str]:
-    """Values of ``--set``, of paths that are there and of others."""
+    """Return a strategy of values of ``--set``, with existing and other paths."""
     paths = st.sampled_from(
         [
             "stages.0.until",

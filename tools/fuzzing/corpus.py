@@ -1,6 +1,6 @@
-"""Every input that was once answered badly, with a part of the answer that it gets now.
+"""Corpus of the fuzzer: inputs that once had a bad answer, with a text that the answer must contain now.
 
-A name, the files, the command line, and what must stand in the answer; "" where it only must be a clean one.
+By name a case and the text; "" where any clean answer is accepted.
 """
 
 from fuzzing.cases import Case
@@ -19,37 +19,37 @@ MERGES = b"a: &a {k0: 1}\n" + b"".join(
 
 
 def checked(name: str, content: bytes) -> Case:
-    """A file that is checked."""
+    """Return the case of ``vitrail check`` on a file."""
     return Case(words=["check", name], files={**FILES, name: content})
 
 
 def line(*words: str) -> Case:
-    """A command line among the usual files."""
+    """Return the case of a command line with the usual files."""
     return Case(words=words, files=FILES)
 
 
 def fox(*words: str) -> Case:
-    """A picture that is planned."""
+    """Return the case of planning a picture."""
     return line("sample", "a fox", "--dry-run", *words)
 
 
 def tiny(*words: str) -> Case:
-    """A picture that is made."""
+    """Return the case of sampling the smallest picture."""
     return line("sample", "a fox", "--size", "64", "--steps", "1", "--method", "direct", *words)
 
 
 def of_prompts(file: str) -> bytes:
-    """An experiment with a file of prompts."""
+    """Return an experiment with a file of prompts."""
     return f'prompts_file = "{file}"\nsizes = [64]\nmethods = ["direct"]\n'.encode()
 
 
 def of_sizes(size: str) -> bytes:
-    """An experiment of one size."""
+    """Return an experiment of one size."""
     return f'scenes = 1\nsizes = ["{size}"]\nmethods = ["direct"]\n'.encode()
 
 
 def varied(text: str) -> Case:
-    """An experiment with something else in it."""
+    """Return the case of ``vitrail check`` on an experiment with an additional line."""
     return checked("x.toml", text.encode() + b"\n" + EXPERIMENT)
 
 

@@ -1,4 +1,4 @@
-"""Values, texts and bytes that nobody means, and some that somebody may."""
+"""Strategies of hostile values, texts and bytes, mixed with some valid ones."""
 
 import math
 from datetime import date, datetime, time
@@ -78,7 +78,7 @@ values = (
     | large
 )
 
-SNIPPETS = (  # of text, put somewhere into a file
+SNIPPETS = (  # texts to insert into a file
     b"[" * 3000,
     b"{a=" * 3000,
     b"a: " * 500,
@@ -111,7 +111,7 @@ SNIPPETS = (  # of text, put somewhere into a file
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """Bytes of a file with something cut off, turned over or put in."""
+    """Draw damaged bytes of a file: cut off, with flipped, inserted or repeated parts, or other line ends."""
     place = draw(st.integers(0, len(content)))
     match draw(st.sampled_from(["cut", "flip", "put", "put", "twice", "crlf", "bom"])):
         case "cut":

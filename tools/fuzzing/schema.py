@@ -1,6 +1,6 @@
-"""Tables drawn from the classes that read them: every field with its type, every slot with what is registered in it.
+"""Strategies of tables, from the classes that read them: every field by its type, every slot by its registrations.
 
-A new field or strategy is drawn as soon as it is there. What is drawn is nearly valid: types are right, ranges often.
+New fields and registrations are drawn without changes here. Tables are nearly valid: types are right, ranges mostly.
 """
 
 import types
@@ -25,7 +25,7 @@ SETS = (
     "stages.0.masking=none",
     "stages.0.patching.size=8",
 )
-KNOWN = {  # words that mean something in a field of this name
+KNOWN = {  # meaningful values by the field's name
     "method": ("direct", "multidiffusion", "asg-plus", "asg", "demofusion", "mine.toml", "mine.yaml", "no-method"),
     "model": ("demo", "demo", "demo", "./demo", "org/name", "no-model"),
     "size": ("64", "96", "128x64", "2x", "1x2x", "0.5x", "64x1000000", "32768", "99999"),
@@ -41,7 +41,7 @@ KNOWN = {  # words that mean something in a field of this name
     "set": SETS,
     "at": ("0.5,1.0", "0", "nan", ""),
 }
-SMALL = {  # numbers that keep a plan small in most cases
+SMALL = {  # numbers that keep most plans small
     "height": st.integers(64, 160),
     "width": st.integers(64, 160),
     "num_inference_steps": st.integers(1, 6),
@@ -58,7 +58,7 @@ texts = st.sampled_from(["a fox", "x", "direct", "none", ""])
 
 
 def tables(cls: type, always: tuple[str, ...] = ()) -> st.SearchStrategy[dict[str, Any]]:
-    """Tables of a class: the fields without a default, some of the others, and those that are named."""
+    """Return a strategy of tables of a class: required fields, fields in ``always``, and some of the others."""
     attrs.resolve_types(cls)
     fields = {field.name: field for field in attrs.fields(cls) if field.init}
     due = {name for name, field in fields.items() if field.default is attrs.NOTHING} | set(always) | _due(cls)
@@ -85,7 +85,7 @@ def _as(kind: Any, single: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def values_of(kind: Any) -> st.SearchStrategy[Any]:
-    """Values of a field's type."""
+    """Return a strategy of values of a field's type."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if kind in SLOTS:
         return st.deferred(lambda: strategies(SLOTS[kind]))
@@ -104,14 +104,14 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def _options() -> dict[str, st.SearchStrategy[Any]]:
-    """Options of a run, as experiments have them."""
+    """Return strategies of the run options of experiments by name."""
     attrs.resolve_types(RunConfig)
     names = ("num_inference_steps", "guidance_scale", "wrap", "scheduler", "image", "negative_prompt", "memory")
     return {field.name: _of_field(field) for field in attrs.fields(RunConfig) if field.name in names}
 
 
 def strategies(slot: str) -> st.SearchStrategy[Any]:
-    """What is registered in a slot: by name, or as a table with options."""
+    """Return a strategy of a slot's registrations: a name, or a table with options."""
     entries = {entry.name: entry.value for entry in registry().entries(slot)}
     named = [
         tables(cls).map(lambda table, name=name: {"type": name, **table})
@@ -122,7 +122,7 @@ def strategies(slot: str) -> st.SearchStrategy[Any]:
 
 
 def runs() -> st.SearchStrategy[dict[str, Any]]:
-    """Tables of runs; some give their size in one word."""
+    """Return a strategy of tables of runs, some with ``size`` instead of height and width."""
     sized = st.sampled_from(KNOWN["size"])
     plain = tables(RunConfig)
     without = plain.map(lambda table: {name: value for name, value in table.items() if name not in ("height", "width")})
@@ -130,7 +130,7 @@ def runs() -> st.SearchStrategy[dict[str, Any]]:
 
 
 def methods() -> st.SearchStrategy[dict[str, Any]]:
-    """Tables of methods; the last stage reaches the end in most."""
+    """Return a strategy of tables of methods; in most the last stage has no ``until``."""
 
     def ended(table: dict[str, Any]) -> dict[str, Any]:
         for stage in table["stages"][-1:]:
@@ -141,7 +141,7 @@ def methods() -> st.SearchStrategy[dict[str, Any]]:
 
 
 def experiments() -> st.SearchStrategy[dict[str, Any]]:
-    """Tables of experiments; most have one source of prompts."""
+    """Return a strategy of tables of experiments; most have one source of prompts."""
 
     def with_one(table: dict[str, Any], source: str) -> dict[str, Any]:
         sources = {"prompts": ["a fox"], "scenes": 2, "prompts_file": "prompts.txt"}

@@ -1,4 +1,4 @@
-"""Plain data as TOML, also such data as a schema does not want; what TOML has no word for is left out."""
+"""Writer of plain data as TOML, valid by a schema or not; None is left out."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def toml_of(table: dict[str, Any]) -> str:
-    """A table as a file, everything below its top inline."""
+    """Return a table as TOML, with nested tables inline."""
     return "".join(f"{_key(name)} = {_value(value)}\n" for name, value in table.items() if value is not None)
 
 
@@ -32,5 +32,5 @@ def _value(value: Any) -> str:
 
 
 def _written(text: str) -> str:
-    """Without lone surrogates, which no file has."""
+    """Replace lone surrogates, which cannot be encoded, and DEL."""
     return text.encode("utf-8", "replace").decode().replace("\x7f", "?")

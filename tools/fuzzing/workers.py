@@ -1,7 +1,7 @@
-"""Runs cases in forked children of this process, which has imported what all of them need.
+"""Worker processes of the fuzzer: forks of this process, which has imported all that cases need.
 
-A fork costs milliseconds, and what a case does to its process is gone with it. Memory is limited (RLIMIT_AS) and
-measured (the most that the child had beside what it began with); time is limited from outside.
+A fork takes milliseconds, and changes of the process end with it. Memory is limited (RLIMIT_AS) and measured (the
+child's peak above its start); time is limited by RLIMIT_CPU and by the parent.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from pathlib import Path
 from fuzzing.cases import MEBIBYTES, SECONDS, Case, Outcome
 
 KILO, MEBI = 2**10, 2**20
-PATIENCE_S = 120.0
-SPARE = 512  # mebibytes of addresses, which are more than the memory behind them
+PATIENCE_S = 120.0  # wall time after which a case is killed
+SPARE = 512  # MiB of address space beyond the limit of memory, since more is reserved than used
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VITRAIL_DISABLE_PLUGINS": "all"}
 
 
 def warm_up() -> None:
-    """Import what commands import, and load the demo model once: children that load it find it loaded."""
+    """Import the modules of all commands and load the demo model once, so that children need not."""
     os.environ.update(ENVIRONMENT)
     import torch
 
@@ -44,11 +44,11 @@ def warm_up() -> None:
         _rehearse(words)
     _keep_loaded(loading)
     gc.collect()
-    gc.freeze()  # else a child's first collection copies all of its parent's memory
+    gc.freeze()  # otherwise a child's first collection copies all pages of its parent
 
 
 def _keep_loaded(loading) -> None:
-    """The demo model's pipeline, loaded before the fork, for the first child process that asks for just that."""
+    """Replace ``load_pipeline`` by one that returns the preloaded demo pipeline at its first use in a child."""
     from vitrail.backbones import adapters as families
     from vitrail.backbones.loading.source import find_model
     from vitrail.sampling.discovery import registry
@@ -65,7 +65,7 @@ def _keep_loaded(loading) -> None:
 
 
 def _rehearse(words: list[str]) -> None:
-    """A command once in this process, so that what it keeps for later is there in every child."""
+    """Run a command in this process, so that its caches are present in every child."""
     import structlog
 
     from fuzzing.command_lines import FILES
@@ -88,10 +88,10 @@ def run(case: Case, limit_s: int = SECONDS, patience_s: float = PATIENCE_S, mebi
     """Run a case in a child process and a folder of its own.
 
     Args:
-        case: What to run.
-        limit_s: Seconds of a processor's time that it may take, so that a busy machine changes nothing.
-        patience_s: Seconds on the clock after which it stands still.
-        mebibytes: Of memory that it may take.
+        case: The case.
+        limit_s: Limit of CPU time in seconds, which does not depend on other load.
+        patience_s: Limit of wall time in seconds.
+        mebibytes: Limit of memory in MiB.
     """
     with tempfile.TemporaryDirectory(prefix="vitrail-fuzz-") as folder:
         place = Path(folder) / "home"
@@ -126,7 +126,7 @@ def _forked(case: Case, folder: Path, limit_s: int, patience_s: float, room: int
 
 
 def _read(pipe: int, deadline: float) -> bytes | None:
-    """What a child has to tell; None if it does not end in time."""
+    """Read a child's report until it closes the pipe; None if it does not before the deadline."""
     parts = []
     with open(pipe, "rb", buffering=0) as told:
         while True:
@@ -140,7 +140,7 @@ def _read(pipe: int, deadline: float) -> bytes | None:
 
 
 def _child(case: Case, folder: Path, pipe: int, limit_s: int, room: int) -> None:
-    """Never returns."""
+    """Run a case in the child, write its report to the pipe and exit; does not return."""
     out, err, trace, code, before = io.StringIO(), io.StringIO(), "", None, _resident()
     try:
         addresses = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -164,7 +164,7 @@ def _child(case: Case, folder: Path, pipe: int, limit_s: int, room: int) -> None
 
 
 def _answer() -> tuple[int | None, str]:
-    """The exit code of the command line, or the trace of what came through."""
+    """Run the command line; return its exit code, or None and the traceback of an uncaught exception."""
     from vitrail.cli import app as cli
 
     try:
@@ -177,7 +177,7 @@ def _answer() -> tuple[int | None, str]:
 
 
 def _tell(pipe: int, data: dict) -> None:
-    """All of it; a pipe takes little at once."""
+    """Write a report to a pipe completely, in several writes if needed."""
     data = {name: value[-40_000:] if isinstance(value, str) else value for name, value in data.items()}
     left = json.dumps(data).encode("utf-8", "replace")
     while left:
@@ -185,5 +185,5 @@ def _tell(pipe: int, data: dict) -> None:
 
 
 def _resident() -> int:
-    """Bytes of memory that this process has now."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

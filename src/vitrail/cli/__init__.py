@@ -1,1 +1,1 @@
-"""The command line; alone knows a terminal, signals and exit codes."""
+"""The command line: the only package that deals with terminals, signals and exit codes."""

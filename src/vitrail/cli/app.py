@@ -1,4 +1,4 @@
-"""The command line, where errors become exit codes."""
+"""Entry point of the command line; maps errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ def options(version: Annotated[bool, typer.Option("--version", help="Show the ve
 
 
 def main() -> NoReturn:
-    """Run the command line: 0 done, 1 a bug or a failed run, 2 the user's mistake, 130 interrupted."""
+    """Run the command line and exit: 0 success, 1 a bug or a failed run, 2 invalid input, 130 interrupted.
+
+    Raises:
+        SystemExit: With the exit code.
+    """
     replace_unknown_signs()
     try:
         with ended_at_once():
@@ -68,7 +72,7 @@ def main() -> NoReturn:
 
 
 def _report(error: Exception) -> NoReturn:
-    """Usage errors as typer shows them; anything else is a bug and keeps its trace."""
+    """Report usage errors as typer does and errors of memory in one line; re-raise anything else as a bug."""
     show = getattr(error, "show", None)
     if show is not None:
         show()
@@ -84,7 +88,7 @@ def _report(error: Exception) -> NoReturn:
 
 
 def _is_shortage(error: Exception) -> bool:
-    """Whether memory ran out; only torch knows how it says so, and it may be what could not be imported."""
+    """Return whether memory ran out; torch's errors are only recognised if torch can be imported."""
     if isinstance(error, MemoryError):
         return True
     try:

@@ -1,4 +1,4 @@
-"""What several commands make of their arguments: a run with its method, and the ranks."""
+"""Conversion of command-line arguments shared by several commands: run, method and options of ranks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ def prepare(
     sets: Sequence[str] = (),
     command: str = "vitrail sample",
 ) -> tuple[RunConfig, Composition]:
-    """A run and its method from a file and flags; flags win.
+    """Build a run and its method from a file and flags; flags take precedence.
+
+    Args:
+        given: Fields of the run from flags; a seed of -1 draws one.
+        size: Pixels as on the command line, "512" or "768x512" (width x height); None if not given.
+        file: TOML or YAML file of a run; None if not given.
+        sets: Overrides of the method, e.g. ``stages.0.masking=none``.
+        command: Name of the command in error messages.
 
     Raises:
         VitrailError: Naming every problem of the run, its method, its model and its scheduler.
@@ -81,7 +88,7 @@ def prepare(
 
 
 def _structure(table: dict[str, Any], given: dict[str, Any], where: str) -> RunConfig:
-    """The run of a table; problems of flags are told in the words of the command line."""
+    """Build the run of a table; error messages name flags as on the command line."""
     try:
         return Loader(registry()).structure({"prompt": ""} | table, RunConfig, where)
     except ConfigError as error:
@@ -92,7 +99,7 @@ def _structure(table: dict[str, Any], given: dict[str, Any], where: str) -> RunC
 
 
 def _with_sides(table: dict[str, Any], size: object, where: str) -> dict[str, Any]:
-    """A table with ``size`` taken apart into width and height."""
+    """Return the table with ``size`` parsed into ``width`` and ``height``."""
     if size is None:
         return table
     shown = shortened(str(size), 60)
@@ -107,7 +114,17 @@ def _with_sides(table: dict[str, Any], size: object, where: str) -> dict[str, An
 def rank_options(
     ranks: int | None = None, comm: str | None = None, timeout: float = TIMEOUT_S, speeds: str | None = None
 ) -> RankOptions:
-    """What the command line says about ranks, read."""
+    """Parse and check the options of ranks.
+
+    Args:
+        ranks: Number of ranks; None for the launcher's, or one.
+        comm: Name of the communication backend; None for the default.
+        timeout: Seconds that a rank waits for another.
+        speeds: Relative speeds of the ranks, separated by commas.
+
+    Raises:
+        ConfigError: If speeds are not positive numbers, or the timeout is out of range.
+    """
     shown = shortened(speeds or "")
     try:
         each = [float(part) for part in speeds.split(",")] if speeds else []

@@ -1,4 +1,4 @@
-"""``vitrail check``: whether the file of a method, a run or an experiment is sound."""
+"""``vitrail check``: validate the file of a method, a run or an experiment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,15 @@ def check(
 
 
 def check_file(file: Path, sets: Sequence[str]) -> None:
-    """Say that the file of a method, a run or an experiment is sound, or raise with every problem."""
+    """Validate the file of a method, a run or an experiment, without loading a model.
+
+    Args:
+        file: TOML or YAML file.
+        sets: Overrides of the method or the experiment.
+
+    Raises:
+        VitrailError: Naming every problem.
+    """
     file = expanded(file)
     table = read_file(file)
     if table.keys() & set(MARKS):
@@ -54,7 +62,7 @@ def check_file(file: Path, sets: Sequence[str]) -> None:
 
 
 def _check_experiment(file: Path, sets: Sequence[str]) -> str:
-    """What an experiment's file says, once its methods and its model are found to fit."""
+    """Validate an experiment with its methods and model, and summarise it."""
     from vitrail.cli.run import check
 
     experiment, _ = load_experiment(file, sets)

@@ -1,4 +1,4 @@
-"""``vitrail compare``: one prompt by several methods, on one sheet with what each cost and what metrics say of it."""
+"""``vitrail compare``: one prompt by several methods, on one contact sheet with costs and metrics of each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vitrail.experiments.spec.cells import Cell
 
 SIDE = 320  # pixels of a picture's longer side on the sheet
-MOST = 4  # pictures beside each other
+MOST = 4  # maximum number of pictures in a row
 SHEET = "comparison.png"
 OF_ANY_MODEL = ["sharpness", "seams"]
 OF_DEMO = ["objects", {"type": "sharpness", "boxes": "judge"}, "repetition", "seams"]
@@ -73,17 +73,17 @@ def compare(
 
 @frozen(kw_only=True)
 class ComparisonOptions:
-    """What to compare.
+    """Options of a comparison.
 
     Attributes:
-        prompt: One sentence.
-        methods: Names or files.
+        prompt: The prompt.
+        methods: Registered names or files of methods.
         size: As in an experiment: 512, 768x512, or 2x.
-        model: Name, folder, file or hub id.
-        seed: Of all pictures.
-        run: Options of the runs.
-        out: Folder; named after the prompt if None.
-        device: A torch device, or None.
+        model: Registered name, folder, file or hub id.
+        seed: Seed of all pictures.
+        run: Further run options.
+        out: Output folder; named after the prompt and the seed if None.
+        device: A torch device; None for the default.
     """
 
     prompt: str
@@ -97,11 +97,11 @@ class ComparisonOptions:
 
 
 def compare_methods(wanted: ComparisonOptions) -> None:
-    """Sample what is missing, look at it, and write the sheet of what there is.
+    """Sample missing pictures, compute their metrics, and write the sheet of the finished ones.
 
     Raises:
         VitrailError: Before anything is sampled, naming every problem.
-        SystemExit: 130 if it was interrupted; 1 if a method has failed, after the sheet of the others.
+        SystemExit: 130 if interrupted; 1 if a method has failed, after writing the sheet of the others.
     """
     table = spelt_out(table_of(wanted))
     slug = re.sub(r"[^a-z0-9]+", "-", wanted.prompt.lower()).strip("-")[:48] or "prompt"
@@ -128,7 +128,11 @@ def compare_methods(wanted: ComparisonOptions) -> None:
 
 
 def table_of(wanted: ComparisonOptions) -> dict[str, Any]:
-    """The comparison as an experiment."""
+    """Return the comparison as the tables of an experiment.
+
+    Raises:
+        ConfigError: If a method is named twice.
+    """
     if len(set(wanted.methods)) < len(wanted.methods):
         raise ConfigError("--methods names a method twice")
     return {
@@ -145,7 +149,7 @@ def table_of(wanted: ComparisonOptions) -> dict[str, Any]:
 
 
 def _lines(cell: Cell, loaded: Loaded, seen: Seen) -> list[tuple[str, str]]:
-    """Cost and metrics of one picture, as names and texts."""
+    """Costs and metrics of one picture, as pairs of a name and a formatted value."""
     outcome = loaded.outcomes[cell.address]
     memory = "" if outcome.peak_bytes is None else f"{outcome.peak_bytes / 2**20:.0f} MiB"
     told = told_of(cell, loaded, seen).items()
@@ -160,7 +164,7 @@ def _show(loaded: Loaded, seen: Seen, out: Console) -> None:
 
 
 def sheet(loaded: Loaded, seen: Seen) -> Image:
-    """Pictures in rows of a few, each with its method above and what is told of it below."""
+    """Draw the finished pictures in a grid, each with its method above and its costs and metrics below."""
     from PIL import Image as Pictures
     from PIL import ImageDraw, ImageFont
 
@@ -190,7 +194,7 @@ def sheet(loaded: Loaded, seen: Seen) -> Image:
 
 
 def _told(cell: Cell, loaded: Loaded, seen: Seen, width: int, font: Any) -> str:
-    """Name and number of each, in lines as wide as a picture."""
+    """Costs and metrics of one picture as text, in lines at most ``width`` pixels wide."""
     lines = [""]
     for name, text in _lines(cell, loaded, seen):
         part = f"{name} {text}"

@@ -1,4 +1,4 @@
-"""How text reaches the user: as it is, without markup, and without what would move a terminal's cursor or its text."""
+"""Text output: without markup, and with control characters and changes of text direction escaped."""
 
 from __future__ import annotations
 
@@ -14,46 +14,51 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-TURNS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # of the direction of writing
-PIPE_WIDTH = 100  # columns of what is written to a pipe or file
+TURNS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # control the direction of text
+PIPE_WIDTH = 100  # characters per line of a pipe or file
 
 
 def console(quiet: bool = False) -> Console:
-    """As wide as the terminal, or ``PIPE_WIDTH`` elsewhere; a quiet one prints nothing.
+    """Return a console as wide as the terminal, or ``PIPE_WIDTH`` elsewhere; a quiet one prints nothing.
 
-    Where nobody reads, because the output is closed or the reader has gone, nothing is shown and the command goes on:
-    the picture is worth more than the line.
+    If stdout is closed, or its reader ends, output is discarded and the command continues, so that no picture is lost.
     """
     from rich.console import Console
 
     class Patient(Console):
-        """Goes on when its reader has gone, where rich would end the program."""
+        """Console that is silenced by a broken pipe, where rich would end the program."""
 
         def on_broken_pipe(self) -> None:
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    if sys.stdout is None:  # closed by whoever started the program
+    if sys.stdout is None:  # closed by the parent process
         return Console(file=Path(os.devnull).open("w", encoding="utf-8"), width=PIPE_WIDTH, quiet=True)
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return Patient(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
 
 
 def say(out: Console, lines: Iterable[str] | str, style: str | None = None) -> None:
-    """Print a line or several."""
+    """Print lines with control characters escaped.
+
+    Args:
+        out: The console.
+        lines: One line, or several.
+        style: A style of rich, e.g. "bold".
+    """
     for line in [lines] if isinstance(lines, str) else lines:
         out.print(printable(line), style=style)
 
 
 def printable(text: str) -> str:
-    """A text, which may come from a stranger's file, with control characters and turns of direction spelt out."""
+    """Escape control characters and changes of text direction, which a text from an untrusted file may contain."""
     return "".join(each if _is_harmless(each) else each.encode("unicode_escape").decode() for each in text)
 
 
 def command_line(*words: str) -> str:
-    """Words of a command as a shell reads them, each spelt so that the terminal can show it.
+    """Quote the words of a command for a shell, in characters that the terminal can show.
 
-    A name with characters that its encoding does not have, or that are no text, is spelt in bytes: ``$'...'``.
+    A word with characters that the output's encoding lacks, or that are unprintable, is written as bytes: ``$'...'``.
     """
     return " ".join(map(_quoted, words))
 
@@ -77,7 +82,7 @@ def _is_harmless(character: str) -> bool:
 
 
 def replace_unknown_signs() -> None:
-    """Let streams show "?" for what their encoding does not have, rather than end the program."""
+    """Make stdout and stderr replace characters that their encoding lacks by "?", instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

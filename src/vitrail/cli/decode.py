@@ -1,4 +1,4 @@
-"""``vitrail decode``: the picture of latents that could not be decoded when they were sampled."""
+"""``vitrail decode``: decode latents that could not be decoded when they were sampled."""
 
 from __future__ import annotations
 
@@ -57,14 +57,17 @@ def decode(
 
 
 def decode_file(file: Path, output: Path | None, force: bool, device: str | None, changes: dict[str, Any]) -> None:
-    """Make the picture of kept latents and write it with their recipe.
+    """Decode saved latents and write the picture with their recipe.
 
     Args:
-        file: What ``save_latents`` wrote.
+        file: File of ``save_latents``.
         output: PNG file; ``NAME.png`` beside ``NAME.latents.safetensors`` if None.
-        force: Overwrite it.
-        device: A torch device, or None.
-        changes: Fields of the run that are different here: where its model is, or the type of its networks.
+        force: Overwrite an existing output file.
+        device: A torch device; None for the default.
+        changes: Fields of the run to replace: path of the model, or dtype of its networks.
+
+    Raises:
+        VitrailError: If the file is not saved latents, its model cannot be loaded, or the picture cannot be written.
     """
     from vitrail.backbones.pipeline_backbone import quiet_libraries
 

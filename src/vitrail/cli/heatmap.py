@@ -1,7 +1,7 @@
-"""``vitrail heatmap``: where a mask source looks, recorded over the steps of one small picture.
+"""``vitrail heatmap``: the maps of a mask source, recorded over the steps of one small picture.
 
-Samples the whole picture as one view, by default at the size that the model was trained at, and keeps what the
-mask source was given and made of it at a few steps.
+Samples the whole picture as one view, by default at the model's training size, and records input and mask of the
+mask source at a few steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vitrail.sampling.discovery import registry
 from vitrail.sampling.heatmap import masking_name, read_shares, record_figure
 from vitrail.sampling.heatmap_figure import check_target
 
-PREFERRED = ("up-block-attention", "joint-attention", "pfsa")  # the first that a model serves
+PREFERRED = ("up-block-attention", "joint-attention", "pfsa")  # the first one that the model supports is the default
 
 
 def heatmap(
@@ -75,16 +75,16 @@ def heatmap(
 
 @frozen(kw_only=True)
 class HeatMapOptions:
-    """What to record and where to draw it.
+    """Options of a heat map.
 
     Attributes:
-        masking: A registered mask source; what the model serves best if None.
-        words: Words of the prompt that alone count.
-        at: Shares of the steps after which to look.
+        masking: A registered mask source; the first of ``PREFERRED`` that the model supports if None.
+        words: Words of the prompt to restrict the map to; () for all.
+        at: Shares of the steps after which maps are recorded.
         sets: Overrides of the method, e.g. ``stages.0.masking.ema=0.5``.
         output: PNG, SVG or PDF file.
-        force: Overwrite it.
-        device: A torch device, or None.
+        force: Overwrite an existing output file.
+        device: A torch device; None for the default.
     """
 
     masking: str | None = None
@@ -97,15 +97,15 @@ class HeatMapOptions:
 
 
 def draw_heatmap(given: Mapping[str, Any], size: str | None, wanted: HeatMapOptions) -> None:
-    """Sample, record and draw.
+    """Sample a picture, record the mask source's maps and draw them.
 
     Args:
-        given: Fields of the run, as on the command line.
-        size: Pixels as on the command line; that of the model's training if None.
-        wanted: What to record and where to draw it.
+        given: Fields of the run from the command line.
+        size: Pixels as on the command line, "512" or "768x512"; the model's training size if None.
+        wanted: The options of the heat map.
 
     Raises:
-        VitrailError: Before the model is loaded, if something is wrong with what is wanted.
+        VitrailError: Before the model is loaded, naming every invalid option.
     """
     run, composition = _prepare(given, size, wanted)
     out = console()
@@ -127,7 +127,7 @@ def draw_heatmap(given: Mapping[str, Any], size: str | None, wanted: HeatMapOpti
 
 
 def _prepare(given: Mapping[str, Any], size: str | None, wanted: HeatMapOptions) -> tuple[RunConfig, Composition]:
-    """The run and its method; everything that can be refused before a model is loaded."""
+    """Build the run and its method, and check everything that needs no weights."""
     problems, prepared = Problems(), None
     with problems.collect():
         check_target(wanted.output, wanted.force)
@@ -145,7 +145,7 @@ def _prepare(given: Mapping[str, Any], size: str | None, wanted: HeatMapOptions)
 
 
 def _best_masking(given: Mapping[str, Any]) -> str:
-    """The mask source that suits a model."""
+    """Return the first of ``PREFERRED`` that the model supports."""
     names = ("dtype", "variant", "revision")
     options = ModelOptions(**{n: given[n] for n in names if n in given}, config=given.get("model_config"))
     offers = find_model(given.get("model", "demo"), registry(), options).offers

@@ -1,4 +1,4 @@
-"""What experiments have to say, on a console."""
+"""Progress, texts and tables of experiments on a console."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class ConsoleListener:
-    """See ``vitrail.experiments.listener.Listener``."""
+    """Implementation of ``ReportListener`` on a console."""
 
     console: Console
 
     def say(self, lines: Iterable[str] | str) -> None:
-        """Print them."""
+        """Print one or more lines."""
         say(self.console, lines)
 
     def show(self, table: Table) -> None:
-        """Print it."""
+        """Print a table."""
         show(table, self.console)
 
     def count(self, name: str, total: int | None) -> Meter:
-        """A bar, or sparse lines."""
+        """Return a counter that shows a bar on a terminal, or a line now and then elsewhere."""
         return Meter(self.console, name, total)
 
 
 def show(table: Table, console: Console) -> None:
-    """Print a table, in several parts if it is wider than the terminal."""
+    """Print a table, split into parts if it is wider than the console."""
     from rich.table import Table as RichTable
     from rich.text import Text
 

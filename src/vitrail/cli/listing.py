@@ -1,4 +1,4 @@
-"""What is installed, as text to read: methods, strategies and plugins."""
+"""``vitrail methods`` and ``vitrail plugins``: listings of what is registered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitrail.core.method.registration import SLOTS
 from vitrail.sampling.discovery import installed, registry
 from vitrail.sampling.methods import summary
 
-LABELS = {  # a slot's heading, and how it is written in a method file
+LABELS = {  # headings of slots, beginning with the key in a method file
     "patching": "patching: which views of the canvas the network sees",
     "guidance": "guidance: how predictions are corrected (a list)",
     "masking": "masking: where guidance acts",
@@ -44,7 +44,12 @@ def plugins() -> None:
 
 
 def method_lines(names: Registry, width: int) -> Iterator[str]:
-    """Every method with what it is, then every strategy with its options and their defaults."""
+    """Yield the lines that list methods with summaries, then strategies with options and defaults.
+
+    Args:
+        names: The registry.
+        width: Maximum length of a line in characters.
+    """
     yield "Methods, for --method NAME"
     methods = {
         entry.name: _without_links(summary(names.path("methods", entry.name))) for entry in names.entries("methods")
@@ -61,7 +66,7 @@ def method_lines(names: Registry, width: int) -> Iterator[str]:
 
 
 def _slots(names: Registry, labels: Mapping[str, str], width: int) -> Iterator[str]:
-    """Everything in some slots with its options."""
+    """Yield the lines that list the strategies of some slots with their options."""
     column = max(len(entry.name) for slot in labels for entry in names.entries(slot))
     for slot, label in labels.items():
         yield from ("", f"  {label}")
@@ -72,7 +77,12 @@ def _slots(names: Registry, labels: Mapping[str, str], width: int) -> Iterator[s
 
 
 def plugin_lines(names: Registry, width: int) -> Iterator[str]:
-    """Every plugin with what it adds, then those that failed."""
+    """Yield the lines that list plugins with what they register, then plugins that failed to load.
+
+    Args:
+        names: The registry.
+        width: Maximum length of a line in characters.
+    """
     slots = [*SLOTS, "methods", "models"]
     column = max(map(len, slots))
     for plugin, source in names.plugins.items():
@@ -91,7 +101,7 @@ def plugin_lines(names: Registry, width: int) -> Iterator[str]:
 
 
 def _hanging(name: str, column: int, text: str, width: int, indent: int = 2) -> list[str]:
-    """A name and a text beside it, wrapped without breaking a word."""
+    """Format a name with a text beside it, wrapped between words with a hanging indent."""
     lead = " " * indent + name.ljust(column) + "  "
     options: Any = {"break_long_words": False, "break_on_hyphens": False}
     return textwrap.wrap(text, width, initial_indent=lead, subsequent_indent=" " * len(lead), **options) or [
@@ -108,7 +118,7 @@ def _without_links(text: str) -> str:
 
 
 def _option(field: attrs.Attribute[Any]) -> str:
-    """An option with its default, as in TOML; bare if there is none."""
+    """Format an option with its default as in TOML; the name alone if the default is no TOML value."""
     default = list(field.default) if isinstance(field.default, tuple) else field.default
     bare = not isinstance(default, (bool, int, float, str, list))
     return field.name if bare else f"{field.name} = {json.dumps(default)}"

@@ -1,4 +1,4 @@
-"""How far a count of things is: a bar on a terminal, sparse plain lines elsewhere, with the time that is left."""
+"""Progress of a count: a bar on a terminal, occasional lines elsewhere, with the estimated time left."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Counts up to a total that may be unknown; a context manager. Says nothing if there is nothing to count.
+    """Context manager that shows progress up to a total, which may be unknown; shows nothing for a total of 0.
 
-    The time left counts work, since one thing may cost many times another.
+    The time left is estimated by work, since items may differ in cost.
 
     Args:
-        console: Where to.
-        name: Of what is counted.
-        total: How many there are, or None.
-        work: Of all of them together; as many as there are if not given.
+        console: The console.
+        name: What is counted, in the singular.
+        total: Number of items; None if unknown.
+        work: Work of all items, in any unit; ``total`` if None.
     """
 
     def __init__(self, console: Console, name: str, total: int | None, work: float | None = None):
@@ -47,16 +47,16 @@ class Meter:
             self._bar.stop()
 
     def part(self, work: float) -> None:
-        """That much of the work of the thing at hand is done; moves the bar of a terminal, and no more."""
+        """Show a partially finished item by moving the bar of a terminal; ``work`` is its finished part."""
         if self._bar is not None:
             self._bar.update(self._task, completed=self._spent + work)
 
     def step(self, told: str = "", work: float = 1.0) -> None:
-        """One more is done.
+        """Count one more finished item.
 
         Args:
-            told: What to say of it, after its number.
-            work: What it cost.
+            told: Text to show after its number.
+            work: Its work, in the unit of the total work.
         """
         self._done, self._spent = self._done + 1, self._spent + work
         now, left = time.monotonic(), self._left()

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a command logs."""
+"""Command-line options shared by several commands, and configuration of logging."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitrail.errors import ConfigError
 
 
 def _path(param: typer.CallbackParam, value: Path | None) -> Path | None:
-    """A path that some file can have; the error names the option."""
+    """Expand a path option; errors name the option."""
     try:
         return expanded_or_none(value)
     except ConfigError as error:
@@ -54,7 +54,7 @@ Trace = Annotated[Path | None, typer.Option(callback=_path, help="JSON file for 
 
 
 class _Stderr(logging.StreamHandler[Any]):
-    """Writes to what ``sys.stderr`` is at the time, so that a progress bar can make room."""
+    """Handler that writes to the current ``sys.stderr``, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -62,7 +62,7 @@ class _Stderr(logging.StreamHandler[Any]):
 
 
 def configure_logging(verbose: bool) -> None:
-    """Warnings and worse to the terminal, with ``verbose`` every event."""
+    """Log warnings and errors to stderr, or every event if ``verbose``."""
     import structlog
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_Stderr()])

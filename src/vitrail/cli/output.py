@@ -1,4 +1,4 @@
-"""Where pictures are written: one path each, refused before anything is computed if it cannot be."""
+"""Paths of output files, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from vitrail.errors import ConfigError
 
 
 def output_paths(run: RunConfig, output: Path | None, force: bool) -> list[Path]:
-    """One path a picture, none of which exists, unless forced."""
+    """Return one path per picture.
+
+    Args:
+        run: Gives the number of pictures, and prompt and seed for the default name.
+        output: PNG file; None for a name after prompt and seed, numbered so that no existing file is overwritten.
+        force: Allow existing files.
+
+    Raises:
+        ConfigError: If ``output`` is not a PNG file, exists without ``force``, or cannot be written.
+    """
     if output is not None and output.suffix.lower() != ".png":
         raise ConfigError(f"--output {output}: only .png files are written, since they can carry the recipe")
     slug = re.sub(r"[^a-z0-9]+", "-", run.prompt.lower()).strip("-")[:48] or "picture"
@@ -29,10 +38,14 @@ def output_paths(run: RunConfig, output: Path | None, force: bool) -> list[Path]
 
 
 def check_target(path: Path, option: str) -> None:
-    """Refuse what cannot be a file's path, before anything is computed.
+    """Check that a file can be written at a path.
+
+    Args:
+        path: The path.
+        option: Name of the command-line option in error messages.
 
     Raises:
-        ConfigError: Naming the option.
+        ConfigError: If the path is invalid or a folder, or its folder is missing or not writable.
     """
     try:
         if not path.parent.is_dir():

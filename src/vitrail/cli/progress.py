@@ -1,4 +1,4 @@
-"""Progress as an observer of the run: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run, as a plugin that observes it: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 
     from vitrail.sampling.result import Plan
 
-FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 60.0  # between plain lines; the pause grows, so that long runs stay short to read
+FIRST_PAUSE_S, LAST_PAUSE_S = 5.0, 60.0  # between plain lines; the pause grows, so that the log of a long run is short
 
 
 class Progress:
-    """Shows step, stage and time left; a context manager, since the bar owns the terminal meanwhile.
+    """Context manager and plugin that shows step, stage and time left.
 
-    The time left counts work, since a step of one stage may cost many times a step of another. The first
-    step is left out of the estimate: it pays for what happens once.
+    The time left is estimated by work, since steps of different stages differ in cost. The first step is left out of
+    the estimate, because it includes one-time work.
+
+    Args:
+        console: The console.
+        bar: Whether to show a bar instead of lines.
     """
 
     def __init__(self, console: Console, bar: bool):
@@ -34,11 +38,11 @@ class Progress:
         self._num_stages = self._num_images = 1
         self._first = 0
         self._picture = -1
-        self._measured: tuple[float, float] | None = None  # when the first step was done, and its work
+        self._measured: tuple[float, float] | None = None  # time of the end of the first step, and its work
         self._pause, self._shown = FIRST_PAUSE_S, 0.0
 
     def expect(self, plan: Plan, num_images: int) -> None:
-        """Learn what each step will cost."""
+        """Set the plan of the run, which gives the work of each step, and the number of pictures."""
         self._work = [stage.work for stage in plan.stages for _ in range(stage.num_steps)]
         self._begins = [stage.first_step for stage in plan.stages]
         self._num_stages, self._num_images = len(plan.stages), num_images
@@ -86,7 +90,7 @@ class Progress:
 
 
 def started_bar(console: Console) -> Any:
-    """A bar with a description, the time spent and what is ``left``; gone once it is stopped."""
+    """Start a bar with a description, the elapsed time and the field ``left``; it is cleared when stopped."""
     from rich import progress as rich_progress
 
     bar = rich_progress.Progress(
@@ -102,7 +106,7 @@ def started_bar(console: Console) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, in the unit a person would choose."""
+    """Format seconds as seconds below 90 s, minutes below 90 min, else hours and minutes."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

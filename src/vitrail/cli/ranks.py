@@ -1,4 +1,4 @@
-"""How a command's ranks come about: alone, as threads, as processes it starts itself, or in a group that exists."""
+"""Creation of a command's ranks: one alone, threads, processes that it starts, or a group of a launcher."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Kind = Literal["alone", "here", "start", "join"]
 
 @frozen(kw_only=True)
 class RankOptions:
-    """What the command line says about ranks; none of it reaches the picture.
+    """Options of ranks on the command line; none of them changes the picture.
 
     Attributes:
-        ranks: How many; None is as many as the launcher started, or one.
-        comm: Backend; None is gloo, or nccl where the model runs on CUDA.
+        ranks: Number of ranks; None is the number that the launcher started, or one.
+        comm: Name of the backend; None is gloo, or nccl if the model runs on CUDA.
         timeout: Seconds that a rank waits for another.
         speeds: Relative speeds of the ranks; () for equal ones.
     """
@@ -48,13 +48,14 @@ class RankOptions:
 
 @frozen
 class RankPlacement:
-    """Where this process's rank or ranks are.
+    """How the ranks of a run are created.
 
     Attributes:
-        kind: One rank alone; threads of this process; processes to be started; or one of a group.
+        kind: "alone" is one rank in this process, "here" threads of this process, "start" processes to be started,
+            "join" one rank of a launcher's group.
         world_size: Number of ranks.
-        options: As given.
-        environment: Of a group that exists.
+        options: The options on the command line.
+        environment: Rank and addresses from the launcher's variables; None unless ``kind`` is "join".
     """
 
     kind: Kind
@@ -64,16 +65,16 @@ class RankPlacement:
 
     @property
     def speaks(self) -> bool:
-        """Whether this process tells the user what happens: rank 0 does."""
+        """Whether this process prints for the user, which rank 0 does."""
         return self.environment is None or self.environment.rank == 0
 
 
 def place(options: RankOptions) -> RankPlacement:
-    """Decide how the ranks come about.
+    """Determine how the ranks are created, without starting any.
 
     Raises:
-        ConfigError: If what was asked for cannot be had, or a launcher's variables are half set; never fewer
-            ranks than asked for.
+        ConfigError: If the options are invalid or contradict the launcher, or the launcher's variables are incomplete;
+            there are never fewer ranks than requested.
     """
     backend = None if options.comm is None else registry().get("comm", options.comm)
     if options.ranks is not None and options.ranks < 1:
@@ -107,13 +108,16 @@ def place(options: RankOptions) -> RankPlacement:
 
 
 def start_ranks(placement: RankPlacement, folders: Iterable[Path]) -> int:
-    """Run this very command once for each rank; the exit code to end with.
+    """Run this command line once per rank in new processes, and wait for them.
 
-    The current folder is not where the ranks look for libraries, unless Vitrail itself lies in it.
+    The current folder is not on the ranks' import path, unless Vitrail itself is imported from it.
 
     Args:
-        placement: Of kind "start".
-        folders: Where ranks write; what one that was killed had begun there is removed.
+        placement: Placement of kind "start".
+        folders: Folders that ranks write to; partial files of killed ranks are removed there.
+
+    Returns:
+        The exit code of the command.
     """
     from vitrail.comm.backends.launch import launch
 
@@ -129,13 +133,16 @@ def start_ranks(placement: RankPlacement, folders: Iterable[Path]) -> int:
 
 
 def run_ranks(placement: RankPlacement, on_cuda: bool, program: Callable[[RankCommunicator], T], run_id: str) -> T:
-    """Run a program on this process's ranks, which may be one; gives rank 0's result, or that of the own rank.
+    """Run a program on the ranks of this process.
 
     Args:
-        placement: Not of kind "start".
-        on_cuda: Whether the model runs on CUDA, which decides the backend if none was chosen.
-        program: Called with each rank's communicator.
-        run_id: Alike on all ranks.
+        placement: Placement of any kind but "start".
+        on_cuda: Whether the model runs on CUDA, which selects the default backend.
+        program: Called with the communicator of each rank.
+        run_id: Identifier of the run, equal on all ranks.
+
+    Returns:
+        The result of this process's rank; of rank 0 if the ranks are threads.
     """
     from vitrail.comm.backends.in_process import solo
     from vitrail.comm.guard import guarded
@@ -153,14 +160,19 @@ def run_ranks(placement: RankPlacement, on_cuda: bool, program: Callable[[RankCo
 
 
 def tell_done() -> None:
-    """Tell whoever started this rank that its work is done."""
+    """Flush stdout and tell the launcher that this rank has finished."""
     if sys.stdout is not None:
         sys.stdout.flush()
     tell(DONE)
 
 
 def teller(error: Exception) -> Literal["me", "launcher", "rank"]:
-    """Who tells the user of an error: this process, unless all ranks know of it; then one of them or their launcher."""
+    """Return who reports an error to the user, so that an error of all ranks is reported once.
+
+    Returns:
+        "me" if this process reports it, "launcher" if the process that started the ranks does, "rank" if another rank
+        does.
+    """
     if not (isinstance(error, CommError) and error.is_known):
         return "me"
     if HOSTED in os.environ:
@@ -172,7 +184,10 @@ def teller(error: Exception) -> Literal["me", "launcher", "rank"]:
 
 
 def end_rank(code: int) -> None:
-    """End a rank that failed at once: its open transfers would keep the interpreter from ending."""
+    """End the process of a failed rank with ``os._exit``, since pending transfers would block the interpreter's exit.
+
+    Returns if the process is not a rank of a launcher.
+    """
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:

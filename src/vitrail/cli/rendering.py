@@ -1,4 +1,4 @@
-"""``vitrail sample`` and ``replay`` from a sound run to files: plan, progress, Ctrl-C, pictures."""
+"""``vitrail sample`` and ``replay`` from a valid run to files: plan, progress, Ctrl-C, pictures."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ FAILED = "cannot be sampled with"
 
 @frozen(kw_only=True)
 class RenderOptions:
-    """How a run is carried out; none of it but plugins that wrap a stage reaches the picture.
+    """Options of executing a run; except for plugins that wrap hooks they do not change the picture.
 
     Attributes:
-        output: PNG file, named after the prompt if None.
-        force: Overwrite it.
-        device: A torch device, or None.
+        output: PNG file; named after prompt and seed if None.
+        force: Overwrite an existing output file.
+        device: A torch device; None for the default.
         dry_run: Show the plan and stop.
-        ranks: How many, and how they talk.
-        checkpoint: A file to go on from and to write, or None.
-        checkpoint_every: Steps between two writes.
-        trace: File for what every rank did when, or None.
-        plugins: (name, plugin) pairs that watch or wrap the run.
+        ranks: Number of ranks and their communication.
+        checkpoint: File to resume from and to write; None for no checkpoint.
+        checkpoint_every: Steps between two writes of the checkpoint.
+        trace: File for the trace of all ranks; None for no trace.
+        plugins: (name, plugin) pairs that observe or wrap the run.
     """
 
     output: Path | None = field(default=None, converter=expanded_or_none)
@@ -69,7 +69,18 @@ class RenderOptions:
 
 
 def sample(run: RunConfig, composition: Composition, options: RenderOptions, notes: Sequence[str] = ()) -> None:
-    """Plan, sample with progress, and write the pictures with their recipes."""
+    """Show the plan, sample with progress, and write the pictures with their recipes.
+
+    Args:
+        run: The run.
+        composition: Its method.
+        options: Options of execution.
+        notes: Lines to show above the plan.
+
+    Raises:
+        VitrailError: If options are invalid, the model cannot be loaded or a picture cannot be written.
+        SystemExit: 130 if interrupted; with ranks as new processes, always, with their exit code.
+    """
     paths, placement = _check(run, options)
     if placement.kind == "start" and not options.dry_run:
         written = [*paths, *filter(None, [options.checkpoint, options.trace])]
@@ -117,7 +128,7 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
 
 
 def memory_lines(outlook: MemoryForecast) -> Iterator[str]:
-    """What a forward takes, as far as it is known."""
+    """Yield the line on rows and memory of a forward pass, as far as they are known."""
     rows = f"  {outlook.rows} row{'s' * (outlook.rows > 1)} a forward"
     if outlook.need_bytes is None or outlook.free_bytes is None:
         yield rows
@@ -127,14 +138,21 @@ def memory_lines(outlook: MemoryForecast) -> Iterator[str]:
 
 
 def thread_lines(backbone: Backbone) -> Iterator[str]:
-    """Threads an operator, if they reach the picture."""
+    """Yield the line on threads per operator, if their number changes the last bits of the picture."""
     count = threads_in_bits(backbone)
     if count is not None:
         yield f"  {count} thread{'s' * (count > 1)} an operator (OMP_NUM_THREADS), which the last bits follow"
 
 
 def rank_lines(placement: RankPlacement, run: RunConfig, plan: Plan, row_batch: int) -> Iterator[str]:
-    """How many ranks, if there are several, and whether all have something to do."""
+    """Yield the lines on several ranks, and on stages with fewer micro-batches than ranks.
+
+    Args:
+        placement: How the ranks are created.
+        run: The run.
+        plan: Its plan.
+        row_batch: Rows of a micro-batch.
+    """
     if placement.world_size == 1:
         return
     yield f"  {placement.world_size} ranks, {placement.options.comm or 'as processes'}"
@@ -149,7 +167,7 @@ def rank_lines(placement: RankPlacement, run: RunConfig, plan: Plan, row_batch: 
 
 
 def _rank_device(placement: RankPlacement) -> str | None:
-    """With one process a rank on CUDA, each has a device of its own."""
+    """Return the CUDA device of a launcher's rank by its local rank; None for the default device."""
     from vitrail.backbones.loading.model_loader import default_device
 
     if placement.environment is None or default_device() != "cuda":
@@ -158,7 +176,7 @@ def _rank_device(placement: RankPlacement) -> str | None:
 
 
 def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], RankPlacement]:
-    """What can be refused before a model is loaded, all at once."""
+    """Check all options that need no model, and return the pictures' paths and the placement of the ranks."""
     problems, paths = Problems(), []
     placement = None
     with problems.collect():
@@ -178,7 +196,7 @@ def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], RankPlac
 
 
 def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:
-    """Size, stages and cost."""
+    """Yield the lines on size, stages and cost."""
     yield (
         f"{run.width}x{run.height} pixels, {plan.canvas.width}x{plan.canvas.height} latent cells, "
         f"model {run.model}, method {Path(run.method).stem}, seed {run.seed}"
@@ -194,7 +212,7 @@ def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:
 
 
 def _besides(plan: Plan, num_images: int) -> str:
-    """What the VAE does besides decoding at the end, and the views that are differentiated."""
+    """Text on the VAE's work besides the final decoding, and on views with gradients."""
     decodes, encodes = (plan.cost.decodes - 1) * num_images, plan.cost.encodes * num_images
     told = f"; on the way the VAE decodes {decodes} and encodes {encodes} pictures" if decodes or encodes else ""
     gradients = plan.cost.gradients * num_images
@@ -202,10 +220,10 @@ def _besides(plan: Plan, num_images: int) -> str:
 
 
 def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list[Path], options: RenderOptions) -> None:
-    """Complete pictures under their names, one that was stopped in between as ``NAME.partial.png``.
+    """Write finished pictures, and an interrupted one as ``NAME.partial.png``.
 
     Raises:
-        OutputError: If one cannot be written, once all others are; its latents are kept where there is room.
+        OutputError: If one cannot be written, after writing all others; its latents are saved if possible.
     """
     steps = sum(stage.num_steps for stage in plan.stages)
     complete, rest = divmod(result.report.steps, steps)
@@ -237,7 +255,7 @@ def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list
 
 
 def _tell_ranks(out: Console, result: Result, options: RenderOptions) -> None:
-    """What the ranks did, and the trace if one is wanted."""
+    """Print the summary of the ranks' traces, and write the trace if requested."""
     from vitrail.comm.trace.chrome import trace_text
     from vitrail.comm.trace.summary import lines, summarize
 
@@ -262,7 +280,7 @@ def _summary(report: Report) -> str:
 
 @contextmanager
 def _stop_on_interrupt(sampler: Sampler, out: Console) -> Iterator[None]:
-    """Ctrl-C or SIGTERM once stops at the next step and keeps what is there, twice stops at once."""
+    """Stop at the next step at the first Ctrl-C or SIGTERM and keep the result; exit at the second."""
 
     def stop() -> None:
         sampler.interrupt()
@@ -277,10 +295,10 @@ def _stop_on_interrupt(sampler: Sampler, out: Console) -> Iterator[None]:
 
 
 def _again(path: Path, run: RunConfig) -> str:
-    """The command that makes a picture again."""
+    """Return the command that reproduces a picture."""
     return command_line("vitrail", "replay", str(path), *located(run))
 
 
 def _is_verbose() -> bool:
-    """Whether events are logged, which leaves no room for a bar."""
+    """Return whether events are logged, which excludes a bar."""
     return logging.getLogger("vitrail").isEnabledFor(logging.INFO)

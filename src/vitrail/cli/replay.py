@@ -1,4 +1,4 @@
-"""``vitrail replay``: a picture again from the recipe inside it."""
+"""``vitrail replay``: reproduce a picture from its embedded recipe."""
 
 from __future__ import annotations
 
@@ -70,7 +70,19 @@ def replay(
 
 
 def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tuple[RunConfig, Composition, Recipe]:
-    """The run and method inside a picture, some fields of the run replaced: where its model is, for one."""
+    """Read the run and method from a picture's recipe.
+
+    Args:
+        picture: PNG file with a recipe.
+        sets: Overrides of the method.
+        changes: Fields of the run to replace, such as the path of the model.
+
+    Returns:
+        Run, method and the recipe.
+
+    Raises:
+        VitrailError: If the picture has no recipe or one that cannot be replayed here, naming every problem.
+    """
     from vitrail.sampling.recipe import read_recipe
     from vitrail.sampling.replaying import check_files, check_image, relocated
 
@@ -103,12 +115,12 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
 
 
 def _check_own(picture: Path, kind: str, value: str) -> None:
-    """Refuse what a recipe names elsewhere: what is written in a picture, a stranger may have chosen.
+    """Refuse paths and hub ids in a recipe, since a picture may come from an untrusted source.
 
-    Our own recipes name registered models, and files and folders without their place.
+    Recipes that Vitrail writes name registered models, and files and folders without their directory.
 
     Raises:
-        ConfigError: Naming the option that says it is wanted.
+        ConfigError: Naming the option that allows the path.
     """
     if value in registry().names("models"):
         return

@@ -1,4 +1,4 @@
-"""``vitrail report`` below the parsing of options: folders merged, measured and told, with the page."""
+"""``vitrail report``: merge folders, compute metrics, write tables, plots and the page."""
 
 from __future__ import annotations
 
@@ -57,18 +57,19 @@ def report_on(
     plots: bool = True,
     costs: bool = True,
 ) -> None:
-    """Write a report beside the pictures.
+    """Write the report of an experiment into its folder.
 
     Args:
-        folders: Where the experiment lies; several are merged.
-        out: Where to merge to; the folder itself if there is one.
-        baseline: The row that others are compared with; the first if None.
-        sets: Overrides of what is measured, e.g. ``resamples=0``.
-        plots: Whether to draw them.
-        costs: Whether to tell of time, evaluations and memory.
+        folders: Folders of the experiment; several are merged.
+        out: Folder to merge into; the folder itself if None, which needs a single one.
+        baseline: Name of the row that others are compared with; the first row if None.
+        sets: Overrides of the metrics and other fields in ``OF_REPORT``, e.g. ``resamples=0``.
+        plots: Whether to draw plots.
+        costs: Whether to include time, evaluations and memory.
 
     Raises:
-        VitrailError: If a folder is no experiment's or of another one, or something cannot be measured.
+        VitrailError: If a folder is not an experiment's or of another one, or a metric cannot be computed.
+        SystemExit: 130 if interrupted.
     """
     folders, out = [expanded(folder) for folder in folders], expanded_or_none(out)
     if out is None and len(folders) > 1:
@@ -87,7 +88,7 @@ def report_on(
 
 
 def _merged(folders: Sequence[Path], out: Path) -> Path:
-    """Several folders as one, with what was looked at already."""
+    """Merge several folders into one, including cached features."""
     home = merge(folders, out).path
     for folder in folders:
         bring(folder, home)
@@ -95,10 +96,10 @@ def _merged(folders: Sequence[Path], out: Path) -> Path:
 
 
 def _measured(folder: Folder, sets: Sequence[str]) -> Experiment:
-    """The experiment of a folder with overrides of what is measured.
+    """Return the experiment of a folder with overrides of the fields in ``OF_REPORT``.
 
     Raises:
-        ConfigError: If one is of what was sampled, which a report can no longer change.
+        ConfigError: If an override is of another field, which cannot be changed after sampling.
     """
     where, planned = f"{folder.path / PLAN} and --set", folder.plan().experiment
     changed = override(planned, sets)
@@ -110,7 +111,11 @@ def _measured(folder: Folder, sets: Sequence[str]) -> Experiment:
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Ctrl-C ends a report at once, and what was looked at stays."""
+    """End a report at the first Ctrl-C or SIGTERM; extracted features stay cached.
+
+    Raises:
+        SystemExit: 130 if interrupted.
+    """
     try:
         with raising():
             yield

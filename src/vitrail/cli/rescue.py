@@ -1,4 +1,4 @@
-"""Latents of pictures that could not be decoded or written, kept with the command that goes on."""
+"""Saving of latents whose pictures could not be decoded or written, with the command that decodes them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-LONGEST_NAME = 255  # bytes, on the file systems in use
+LONGEST_NAME = 255  # maximum length of a file name in bytes, on common file systems
 
 
 @contextmanager
 def latents_written(out: Console, paths: Sequence[Path], run: RunConfig) -> Iterator[None]:
-    """Keep the latents of pictures that the block could not decode.
+    """Save the latents of pictures that the block could not decode, and re-raise the error.
 
     Args:
-        out: Where to say how to go on.
-        paths: Of the pictures.
-        run: As the command line gave it.
+        out: Console for the command that decodes them.
+        paths: Paths of the pictures.
+        run: The run of the command line.
+
+    Raises:
+        DecodeError: Of the block.
+        CommError: Of the block.
     """
     try:
         yield
@@ -45,7 +49,18 @@ def latents_written(out: Console, paths: Sequence[Path], run: RunConfig) -> Iter
 
 @contextmanager
 def latents_instead(out: Console, latents: Tensor, recipe: Recipe, path: Path, run: RunConfig) -> Iterator[None]:
-    """Keep the latents of a picture that the block cannot write; see ``keep``."""
+    """Save the latents of a picture that the block could not write, and re-raise the error.
+
+    Args:
+        out: Console for the command that decodes them.
+        latents: Latents of the picture, Float32[Tensor, "channels height width"].
+        recipe: Recipe of the picture.
+        path: Path of the picture.
+        run: The run of the command line.
+
+    Raises:
+        OutputError: Of the block.
+    """
     try:
         yield
     except OutputError:
@@ -54,19 +69,19 @@ def latents_instead(out: Console, latents: Tensor, recipe: Recipe, path: Path, r
 
 
 def keep(out: Console, latents: Tensor, recipe: Recipe, path: Path, run: RunConfig) -> None:
-    """Write latents beside where their picture would be or, if that cannot be, into the temporary folder.
+    """Save latents beside their picture's path or, if that fails, in the temporary folder.
 
     Args:
-        out: Where to say how to go on.
-        latents: Of one picture, Float32[Tensor, "channels height width"].
-        recipe: Of the picture.
-        path: Of the picture.
-        run: As the command line gave it.
+        out: Console for the command that decodes them, and for errors.
+        latents: Latents of one picture, Float32[Tensor, "channels height width"].
+        recipe: Recipe of the picture.
+        path: Path of the picture.
+        run: The run of the command line.
     """
     is_short = len(os.fsencode(path.stem + SUFFIX)) <= LONGEST_NAME
-    stem = path.stem if is_short else f"{path.stem[:40]}-{recipe.digest}"  # no other picture's
+    stem = path.stem if is_short else f"{path.stem[:40]}-{recipe.digest}"  # unique to the picture
     names = (path, *(path.with_name(f"{stem}-{number}.png") for number in range(2, 100)))
-    target = next((each for each in names if not os.path.lexists(each)), path)  # not what another run has written
+    target = next((each for each in names if not os.path.lexists(each)), path)  # avoids files of other runs
     for folder in (path.parent, Path(tempfile.gettempdir())):
         kept = folder / (stem + SUFFIX)
         try:

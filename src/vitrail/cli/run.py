@@ -1,4 +1,4 @@
-"""``vitrail run``: a file's cells sampled, whatever of them is not there yet."""
+"""``vitrail run``: sample the missing cells of an experiment."""
 
 from __future__ import annotations
 
@@ -77,17 +77,17 @@ def run(
 
 @frozen(kw_only=True)
 class RunOptions:
-    """How an experiment is carried out; none of it but plugins that wrap a stage reaches the pictures.
+    """Options of executing an experiment; except for ``sets`` and plugins that wrap hooks they do not change pictures.
 
     Attributes:
         out: The experiment's folder.
-        sets: Overrides of the file.
-        shard: This process's share.
-        executor: Who samples.
-        workers: Of a Ray cluster; 0 for as many as it has room for.
-        device: A torch device, or None.
+        sets: Overrides of the experiment's file.
+        shard: This process's share of the cells.
+        executor: "here" for this process, "ray" for a Ray cluster.
+        workers: Number of actors of a Ray cluster; 0 is derived from its resources.
+        device: A torch device; None for the default.
         dry_run: Show the plan and stop.
-        plugins: ``MODULE:OBJECT`` each, attached besides those of the file.
+        plugins: Plugins attached besides those of the file, ``MODULE:OBJECT`` each.
     """
 
     out: Path = field(converter=expanded)
@@ -101,10 +101,10 @@ class RunOptions:
 
 
 def executor_name(name: str) -> ExecutorName:
-    """Of the command line.
+    """Check the name of an executor.
 
     Raises:
-        ConfigError: If there is none of that name.
+        ConfigError: If it is unknown.
     """
     known = get_args(ExecutorName)
     if name not in known:
@@ -113,11 +113,11 @@ def executor_name(name: str) -> ExecutorName:
 
 
 def run_file(file: Path, options: RunOptions) -> None:
-    """Sample what is missing.
+    """Sample the missing cells of an experiment's file.
 
     Raises:
         VitrailError: Before anything is sampled, naming every problem.
-        SystemExit: 130 if it was interrupted, 1 if cells have failed.
+        SystemExit: 130 if interrupted, 1 if cells have failed.
     """
     file = expanded(file)
     experiment, table = load_experiment(file, options.sets)
@@ -130,7 +130,19 @@ def run_file(file: Path, options: RunOptions) -> None:
 def run_experiment(
     experiment: Experiment, table: dict[str, Any], beside: Path, options: RunOptions, out: Console
 ) -> None:
-    """As ``run``, of an experiment that is read."""
+    """Sample the missing cells of an experiment.
+
+    Args:
+        experiment: The experiment.
+        table: Its tables, to store in the plan.
+        beside: Folder of its file, for a file of prompts.
+        options: Options of execution.
+        out: Console for plan and progress.
+
+    Raises:
+        VitrailError: Before anything is sampled, naming every problem.
+        SystemExit: 130 if interrupted, 1 if cells have failed.
+    """
     first = check(experiment, beside)
     if options.executor == "ray":
         _check_ray(experiment)
@@ -154,14 +166,14 @@ def run_experiment(
 
 
 def check(experiment: Experiment, beside: Path) -> RunConfig:
-    """A run of the experiment's model, once everything that needs no weights is found sound.
+    """Validate everything in an experiment that needs no weights, and return a run that names its model.
 
     Args:
-        experiment: To be carried out.
+        experiment: The experiment.
         beside: Folder of its file, for a file of prompts.
 
     Raises:
-        VitrailError: Naming every method, override, option, model, scheduler and file of prompts that is wrong.
+        VitrailError: Naming every invalid method, override, option, model, scheduler and file of prompts.
     """
     problems, first, offers = Problems(), None, None
     rows: list[Row] = []
@@ -212,7 +224,7 @@ def _check_ray(experiment: Experiment) -> None:
 
 
 def _work(worker: Worker, cells: Sequence[Cell]) -> dict[str, float]:
-    """What each cell costs, by address; laid out once for every row and size, so that misfits are told now."""
+    """Estimate the work of each cell by address, once per row and size, and report all that do not fit the model."""
     problems, known = Problems(), {}
     for cell in cells:
         kind = (cell.row, cell.size)
@@ -227,7 +239,15 @@ def _work(worker: Worker, cells: Sequence[Cell]) -> dict[str, float]:
 def plan_lines(
     experiment: Experiment, cells: Sequence[Cell], todo: Sequence[Cell], work: dict[str, float], options: RunOptions
 ) -> Iterator[str]:
-    """What there is to do."""
+    """Yield the lines on rows, sizes, finished cells and remaining work.
+
+    Args:
+        experiment: The experiment.
+        cells: All of its cells.
+        todo: The cells to sample in this process.
+        work: Evaluations at the training size of each cell, by address.
+        options: Options of execution.
+    """
     rows, pairs = list(dict.fromkeys(c.row for c in cells)), {(c.size, c.pair) for c in cells}
     sizes = [(size, sum(each == size for each, _ in pairs)) for size in dict.fromkeys(c.size for c in cells)]
     told = [f"{spoken(size)} ({count} picture{'s' * (count > 1)})" for size, count in sizes]
@@ -275,7 +295,7 @@ def _sample(
 
 
 def _command(words: Sequence[str]) -> str:
-    """What samples all of the plan: what was typed, without this process's share; nothing if Python did."""
+    """Return the command line without ``--shard``, for the plan; empty if Vitrail was called from Python."""
     if not Path(words[0]).stem.endswith("vitrail"):
         return ""
     kept = list(words[1:])
@@ -295,11 +315,17 @@ def _executor(worker: Worker, options: RunOptions) -> Executor:
 
 @contextmanager
 def stop_on_interrupt(stop: Callable[[], bool], out: Console) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C once ends the cell in work, twice ends the process; answers whether it happened.
+    """Stop after the running cell at the first Ctrl-C or SIGTERM, end the process at the second.
 
     Args:
-        stop: Asks the cell in work to end at its next step, and tells whether it will; else it is awaited.
-        out: Where to say so.
+        stop: Asks the running cell to stop at its next step, and returns whether it will; else it runs to its end.
+        out: Console for messages.
+
+    Yields:
+        A function that returns whether a signal has arrived.
+
+    Raises:
+        SystemExit: 130 at the second signal.
     """
     stopped = False
 

@@ -1,4 +1,4 @@
-"""``vitrail sample``: one sentence, one large picture."""
+"""``vitrail sample``: sample large pictures of a prompt."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What Ctrl-C and SIGTERM do, decided in one place for every command.
+"""Handling of Ctrl-C and SIGTERM for every command.
 
-At any moment one rule is in force: the process ends at once while nothing is at stake, the first signal asks work to
-stop and the second ends it, or signals wait until something short is done. Rules nest, the innermost holds.
+One of four rules is in force at any time: end the process immediately (``ended_at_once``), ask the work to stop and end
+it at the second signal (``stopping``), raise KeyboardInterrupt (``raising``), or defer signals to the end of a short
+block (``held``). Rules nest, the innermost one applies.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from typing import Any, NoReturn
 from vitrail.core.config import atomic
 
 INTERRUPTED = 128 + signal.SIGINT  # exit code
-UNTOLD = 3  # exit code of a rank that leaves it to its launcher to say what happened
+UNTOLD = 3  # exit code of a rank whose launcher reports the error
 Handler = Callable[[int, FrameType | None], Any]
 
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """A signal ends the process without an exception, which a library that is being imported might swallow.
+    """End the process at a signal without an exception, which a library might catch while it is imported.
 
-    A file that is being written is cleaned up first, by KeyboardInterrupt. SIGTERM ends a rank as if nobody handled it,
-    but leaves no half a file behind; this holds under every rule.
+    While a file is written, KeyboardInterrupt is raised instead, so that the partial file is removed. In a rank of a
+    launcher SIGTERM, under every rule, removes partial files and then has its default effect.
     """
     others = () if signal.SIGTERM in handled() else (signal.SIGTERM,)
     with _handling(_die, others), _handling(_end):
@@ -35,10 +36,10 @@ def ended_at_once() -> Iterator[None]:
 
 @contextmanager
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """The first signal asks work to stop, the second raises KeyboardInterrupt.
+    """Call ``stop`` at the first signal, raise KeyboardInterrupt at the second.
 
     Args:
-        stop: Called from the handler.
+        stop: Called from the signal handler.
     """
 
     def first(*_: object) -> None:
@@ -52,14 +53,14 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """A signal raises KeyboardInterrupt."""
+    """Raise KeyboardInterrupt at a signal."""
     with _handling(signal.default_int_handler):
         yield
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """A signal waits until the block is done, and then raises KeyboardInterrupt."""
+    """Defer signals to the end of the block, and then raise KeyboardInterrupt."""
     came: list[int] = []
     with _handling(lambda number, _: came.append(number)):
         yield
@@ -68,13 +69,13 @@ def held() -> Iterator[None]:
 
 
 def handled() -> tuple[signal.Signals, ...]:
-    """The signals that a rule is about: in a rank that a launcher started, SIGTERM is the launcher's, and deadly."""
+    """Return the signals that rules handle: not SIGTERM in a rank of a launcher, which uses it to kill the rank."""
     return (signal.SIGINT,) if {"RANK", "SLURM_PROCID"} & os.environ.keys() else (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def _handling(handler: Handler, numbers: Iterable[signal.Signals] | None = None) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # where no rule can be made, and the outer one holds
+    if threading.current_thread() is not threading.main_thread():  # handlers can only be set in the main thread
         yield
         return
     chosen = handled() if numbers is None else numbers

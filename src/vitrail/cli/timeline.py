@@ -1,7 +1,6 @@
-"""Traces as a picture: ranks as rows, steps as blocks, one panel for each run on a common time axis.
+"""``vitrail timeline``: traces as a figure with ranks as rows, steps as blocks, one panel per run, one time axis.
 
-The figure that ASGDiffusion (Li et al., 2024, https://arxiv.org/abs/2412.06163) draws as its fig. 4, from what was
-recorded instead of from what was hoped.
+The schematic of ASGDiffusion (Li et al., 2024, https://arxiv.org/abs/2412.06163), fig. 4, from recorded traces.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ if TYPE_CHECKING:
 
     from vitrail.comm.trace.recording import Recorder, TraceSpan
 
-MOST_TRACES = 64  # of one figure
-STAGE_COLOURS = (("#3b6fb6", "#7ea6da"), ("#d9822b", "#f0b878"), ("#4d9a57", "#93c79a"))  # even and odd steps
-OTHER = "#8a8f98"  # computing that belongs to no step
+MOST_TRACES = 64  # maximum number of traces in one figure
+STAGE_COLOURS = (("#3b6fb6", "#7ea6da"), ("#d9822b", "#f0b878"), ("#4d9a57", "#93c79a"))  # of even and odd steps
+OTHER = "#8a8f98"  # computation outside of steps
 WAIT_FACE, WAIT_EDGE = "#f3f1ee", "#c4beb4"
 ARROW = "#b3123b"
 INK = "#26292e"  # on light blocks
-BAR, LANE = 0.62, 1.0  # height of a block and of a rank's row
-MOST_NUMBERS = 40  # steps, above which blocks carry no number
-MOST_ARROWS, MOST_BOLD = 2000, 80
-CONTROL = "stop"  # the channel that carries no guidance
+BAR, LANE = 0.62, 1.0  # height of a block and of a rank's row, in rows
+MOST_NUMBERS = 40  # number of steps up to which blocks are numbered
+MOST_ARROWS, MOST_BOLD = 2000, 80  # maximum number of arrows, and up to which they are drawn bold
+CONTROL = "stop"  # name of the control channel, whose messages are not drawn
 DPI = 120
-WIDTH, PANEL, ROW = 11.0, 0.85, 0.34  # inches
+WIDTH, PANEL, ROW = 11.0, 0.85, 0.34  # inches: width of the figure, height of an empty panel and of a row
 
 
 def timeline(
@@ -49,7 +48,17 @@ def timeline(
 
 
 def draw_timeline(traces: Sequence[Path], labels: Sequence[str], output: Path) -> None:
-    """Traces as one picture."""
+    """Draw traces as one figure and print its path.
+
+    Args:
+        traces: Files of ``vitrail sample --trace``.
+        labels: A title for each trace; () for the files' names.
+        output: PNG, SVG or PDF file.
+
+    Raises:
+        ConfigError: If labels and traces do not match, there are too many traces, a file is not a trace, the output
+            cannot be written there, or matplotlib is missing.
+    """
     if labels and len(labels) != len(traces):
         raise ConfigError(f"--label: {len(labels)} labels for {len(traces)} traces; give one for each, or none")
     if len(traces) > MOST_TRACES:
@@ -60,12 +69,12 @@ def draw_timeline(traces: Sequence[Path], labels: Sequence[str], output: Path) -
 
 
 def draw(paths: Sequence[Path], labels: Sequence[str], out: Path) -> None:
-    """Draw traces below each other, one time axis for all.
+    """Draw traces in panels below each other with a common time axis.
 
     Args:
         paths: Chrome traces of Vitrail runs.
-        labels: A title for each.
-        out: The picture, by its suffix PNG, SVG or PDF; it is there when it is whole.
+        labels: A title for each trace.
+        out: PNG, SVG or PDF file, by its suffix; written atomically.
 
     Raises:
         ConfigError: If a file is not such a trace, labels and files do not match, or matplotlib is missing.
@@ -89,10 +98,10 @@ def draw(paths: Sequence[Path], labels: Sequence[str], out: Path) -> None:
 
 
 def read_trace(path: Path) -> list[Recorder]:
-    """The recorders of a file of ``vitrail sample --trace``, by rank.
+    """Read a file of ``vitrail sample --trace``: one recorder per rank.
 
     Raises:
-        ConfigError: If there is no such file or it holds something else.
+        ConfigError: If the file is missing or is not such a trace.
     """
     return recorders_of(read_json(path, LARGEST_RECORD), path)
 
@@ -105,7 +114,7 @@ def _check_target(out: Path) -> None:
 
 
 def _panels(ranks: Sequence[int]) -> tuple[Any, list[Axes]]:
-    """An empty figure that no window shows."""
+    """Create a figure without a window, with one panel per trace for its number of ranks."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -119,7 +128,7 @@ def _panels(ranks: Sequence[int]) -> tuple[Any, list[Axes]]:
 
 
 def _draw_run(panel: Axes, recorders: Sequence[Recorder], longest: float) -> None:
-    """Blocks and arrows of one run."""
+    """Draw the blocks, waits and arrows of one run."""
     steps = {span.args["step"] for r in recorders for span in r.spans if "step" in span.args}
     for row, recorder in enumerate(recorders):
         waits = union((s.begin, s.end) for s in recorder.spans if s.lane == "wait" and s.end > s.begin)
@@ -143,14 +152,14 @@ def _draw_run(panel: Axes, recorders: Sequence[Recorder], longest: float) -> Non
 
 
 def _colour(span: TraceSpan) -> str:
-    """By stage, lighter at every other step."""
+    """Colour of a block: by stage, lighter for odd steps."""
     if "step" not in span.args:
         return OTHER
     return STAGE_COLOURS[span.args.get("stage", 0) % len(STAGE_COLOURS)][span.args["step"] % 2]
 
 
 def _number_steps(panel: Axes, row: int, computing: Sequence[TraceSpan], longest: float) -> None:
-    """The step's number in the middle of a rank's blocks of it, where there is room."""
+    """Write each step's number in the centre of a rank's blocks, where it fits."""
     by_step: dict[int, list[TraceSpan]] = {}
     for span in computing:
         if "step" in span.args:
@@ -164,7 +173,7 @@ def _number_steps(panel: Axes, row: int, computing: Sequence[TraceSpan], longest
 
 
 def _draw_messages(panel: Axes, recorders: Sequence[Recorder]) -> None:
-    """Thin arrows from a publish to the fetches of others."""
+    """Draw arrows from publishing a version to reading it on other ranks."""
     published = {(f.channel, f.version): (row, f.time) for row, f in _flows(recorders, "s")}
     arrows = [(row, flow) for row, flow in _flows(recorders, "f") if (flow.channel, flow.version) in published]
     few = len(arrows) <= MOST_BOLD
@@ -187,7 +196,7 @@ def _flows(recorders: Sequence[Recorder], end: str) -> list[tuple[int, Any]]:
 
 
 def _write_beside(panel: Axes, summary: Summary, label: str) -> None:
-    """The run's title, and its numbers at the right of the panel."""
+    """Write the run's title above and its summary at the right of the panel."""
     panel.set_title(label, loc="left", fontsize=10, fontweight="bold")
     text = (
         f"makespan {summary.makespan_s:.3g} s\n"
@@ -198,7 +207,7 @@ def _write_beside(panel: Axes, summary: Summary, label: str) -> None:
 
 
 def _legend(figure: Any, runs: Sequence[Sequence[Recorder]]) -> None:
-    """Below the panels, only what is in them."""
+    """Add a legend below the panels with the kinds of marks that occur."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

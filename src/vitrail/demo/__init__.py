@@ -1,1 +1,1 @@
-"""The model that ships inside: the drawn data, the judge, and the checkpoint."""
+"""The demo model that ships with the package: drawn training data, judge, checkpoint."""

@@ -1,4 +1,4 @@
-"""Backgrounds drawn by noise at pixel scale, so that their texture is as fine in a large picture."""
+"""Procedural backgrounds; their texture has a fixed scale in pixels, so it is equally fine at every picture size."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,13 @@ from torch import Generator, Tensor
 
 @frozen
 class Background:
-    """How a background is drawn and how a caption speaks of it."""
+    """A background: its drawing function and its phrases in captions.
+
+    Attributes:
+        draw: Height and width in pixels and a CPU generator to Float32[Tensor, "3 height width"].
+        phrase: The phrase after an object's name, e.g. "on a beach".
+        alone: The caption of the background without objects.
+    """
 
     draw: Callable[[int, int, Generator], Tensor]  # height, width, generator -> Float32["3 height width"]
     phrase: str  # after an object's name: "on a beach"
@@ -23,7 +29,7 @@ def _uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 
 def _below_count(count: int, shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Whole numbers in [0, count)."""
+    """Draw uniform integers in [0, count), Int64[Tensor, "*shape"]."""
     return torch.randint(count, shape, generator=generator, dtype=torch.int64, device="cpu")
 
 
@@ -32,7 +38,7 @@ def _numbers(count: int) -> Tensor:
 
 
 def _noise(height: int, width: int, scale_y: float, scale_x: float, generator: Generator) -> Tensor:
-    """Smooth noise in about [-1, 1] with features of the given size in pixels, Float32["1 height width"]."""
+    """Smooth noise in about [-1, 1] with features of the given size in pixels, Float32[Tensor, "1 height width"]."""
     grid = _uniform((1, 1, math.ceil(height / scale_y) + 3, math.ceil(width / scale_x) + 3), generator)
     size = (round(grid.shape[2] * scale_y), round(grid.shape[3] * scale_x))
     large = F.interpolate(grid * 2 - 1, size=size, mode="bicubic", align_corners=False)
@@ -48,7 +54,7 @@ def _mix(low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
 
 
 def _below(height: int, edge: float) -> Tensor:
-    """1 below a horizontal edge (a fraction of the height), 0 above, one pixel of transition."""
+    """Mask of 1 below a horizontal edge at a fraction of the height and 0 above, with one pixel of transition."""
     rows = torch.arange(height, dtype=torch.float32, device="cpu").view(1, -1, 1)
     return (rows - edge * height + 0.5).clamp(0, 1)
 

@@ -1,9 +1,9 @@
-"""The judge: a small detector that counts and names the demo model's objects in a picture of any size.
+"""The judge: a small detector that counts and classifies the demo model's objects in a picture of any size.
 
-The network knows objects in one band of pixel sizes; an image pyramid brings every object into that
-band at two or three levels. A detection is scored by its two surest levels, since parts of an object pass
-for another one at a single level only; non-maximum suppression across levels and classes leaves one
-detection an object. After "Objects as Points", https://arxiv.org/abs/1904.07850.
+The network is trained on objects in one band of pixel sizes; an image pyramid scales every object into that
+band at two or three levels. A detection's score is the mean of its two best levels, since parts of an object are
+mistaken for another object at a single level only; non-maximum suppression across levels and classes leaves one
+detection per object. After "Objects as Points", https://arxiv.org/abs/1904.07850.
 """
 
 import json
@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from vitrail.errors import ModelError, ShapeError
 
 WEIGHTS = Path(__file__).parent / "judge"
-STRIDE = 8  # pixels a cell
-PAD = 32  # pixels of gray around each level, so that cut objects keep their surroundings
-STEP = math.sqrt(2)  # between two levels of the pyramid
-CANDIDATE = 0.1  # least score at one level
-OVERVIEW = 64  # pixels: shorter side at which ``features`` looks at the whole
+STRIDE = 8  # pixels per cell of the heat map
+PAD = 32  # pixels of grey around each level, so that objects at the border have surroundings
+STEP = math.sqrt(2)  # ratio of the scales of two adjacent pyramid levels
+CANDIDATE = 0.1  # minimum score at one level
+OVERVIEW = 64  # pixels: shorter side of the whole picture in ``features``
 
 
 @frozen(kw_only=True)
 class Detection:
-    """One object that was found; lengths are pixels of the picture."""
+    """One detected object; lengths are in pixels of the picture."""
 
     name: str
     score: float
@@ -40,26 +40,26 @@ class Detection:
 
 @frozen(kw_only=True)
 class JudgeConfig:
-    """What is saved beside the weights."""
+    """Settings of the judge, saved as ``config.json`` beside the weights."""
 
     classes: tuple[str, ...] = field(converter=tuple)
     width: int = 96  # channels
     num_blocks: int = 4
     num_features: int = 128
-    band_low: float = 20.0  # pixels: sizes the network is trained to see
+    band_low: float = 20.0  # pixels: smallest object size the network is trained on
     band_high: float = 48.0
-    top_scale: float = 1.75  # of the finest level, so that the smallest objects reach the band
-    largest: float = 1.8  # of the shorter side: the coarsest level still shows such an object in the band
-    threshold: float = 0.4  # least score, over levels
+    top_scale: float = 1.75  # scale of the finest level, so that the smallest objects reach the band
+    largest: float = 1.8  # object size over the shorter side that the coarsest level still scales into the band
+    threshold: float = 0.4  # minimum score after combining levels
 
 
 class Heads(NamedTuple):
-    """What the network says about each cell.
+    """Output of the network for each cell of ``STRIDE`` pixels.
 
     Attributes:
-        heat: Logits, Float[Tensor, "batch classes rows columns"].
-        log_size: Of size in pixels over the middle of the band, Float[Tensor, "batch rows columns"].
-        offset: From the cell's middle to the object's, in cells, Float[Tensor, "batch 2 rows columns"].
+        heat: Class logits, Float[Tensor, "batch classes rows columns"].
+        log_size: Logarithm of object size over the band's geometric mean, Float[Tensor, "batch rows columns"].
+        offset: Vector (y, x) from the cell's centre to the object's, in cells, Float[Tensor, "batch 2 rows columns"].
         features: Penultimate features, Float[Tensor, "batch features rows columns"].
     """
 
@@ -85,7 +85,7 @@ class _Residual(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """The fully convolutional detector at one scale; trained on pictures minus one half."""
+    """The fully convolutional detector at one scale; it subtracts 0.5 from pictures in [0, 1]."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
@@ -99,11 +99,11 @@ class JudgeNetwork(nn.Module):
         self.trunk = nn.Sequential(*(_Residual(width) for _ in range(config.num_blocks)))
         self.features = _conv(width, config.num_features)
         self.heads = nn.Conv2d(config.num_features, len(config.classes) + 3, 1)
-        rare = self.heads.weight.new_tensor([-4.0] * len(config.classes) + [0.0] * 3)  # few cells hold an object
+        rare = self.heads.weight.new_tensor([-4.0] * len(config.classes) + [0.0] * 3)  # prior: few cells hold an object
         self.heads.register_parameter("bias", nn.Parameter(rare))
 
     def forward(self, pictures: Tensor) -> Heads:
-        """Look at pictures whose sides are multiples of 8, Float[Tensor, "batch 3 Height Width"] in [0, 1]."""
+        """Run the network on pictures, Float[Tensor, "batch 3 Height Width"] in [0, 1], sides multiples of 8."""
         features = self.features(self.trunk(self.stem(pictures - 0.5)))
         out = self.heads(features)
         return Heads(out[:, :-3], out[:, -3], out[:, -2:], features)
@@ -111,11 +111,11 @@ class JudgeNetwork(nn.Module):
 
 @frozen(eq=False)
 class Judge:
-    """Counts and names objects.
+    """Detector of the demo model's objects over an image pyramid.
 
     Attributes:
-        config: As saved.
-        network: On the device where pictures will be.
+        config: Settings as saved with the weights.
+        network: The detector, on the device of the pictures.
     """
 
     config: JudgeConfig
@@ -123,16 +123,18 @@ class Judge:
 
     @classmethod
     def load(cls, folder: Path = WEIGHTS) -> "Judge":
-        """Read ``config.json`` and ``judge.safetensors``; weights are kept in half precision on disk.
+        """Load ``config.json`` and ``judge.safetensors`` to the CPU; half-precision weights become float32.
 
         Raises:
             ModelError: If a file is missing.
         """
         for name in ("config.json", "judge.safetensors"):
             if not (folder / name).exists():
-                raise ModelError(f"cannot load the judge: {folder / name} is missing; train it with the tool's `judge`")
+                raise ModelError(
+                    f"cannot load the judge: {folder / name} is missing; train it by `python -m training judge`"
+                )
         config = JudgeConfig(**json.loads((folder / "config.json").read_text()))
-        with torch.device("meta"):  # random weights that would be overwritten are never drawn
+        with torch.device("meta"):  # skip random initialisation, the weights are assigned below
             network = JudgeNetwork(config).eval()
         weights = load_file(folder / "judge.safetensors", device="cpu")
         single = {name: each.float() if each.is_floating_point() else each for name, each in weights.items()}
@@ -141,7 +143,7 @@ class Judge:
 
     @torch.no_grad()
     def detect(self, picture: Tensor) -> tuple[Detection, ...]:
-        """Find the objects of one picture, the surest first.
+        """Detect the objects of one picture, in descending order of score.
 
         Args:
             picture: Float32[Tensor, "3 Height Width"] in [0, 1].
@@ -164,13 +166,13 @@ class Judge:
         )
 
     def features(self, pictures: Tensor) -> Tensor:
-        """Penultimate features, pooled: of the whole at a small scale, then of the texture at its own scale.
+        """Return pooled penultimate features at two scales: shorter side of ``OVERVIEW`` pixels, then full size.
 
         Args:
             pictures: Float32[Tensor, "batch 3 Height Width"] in [0, 1].
 
         Returns:
-            Float32[Tensor, "batch dim"], dim being twice the config's ``num_features``.
+            Float32[Tensor, "batch dim"], where dim is twice the config's ``num_features``.
         """
         scale = OVERVIEW / min(pictures.shape[-2:])
         levels = [_resized(pictures, scale), pictures]
@@ -178,11 +180,11 @@ class Judge:
 
     def _scales(self, picture: Tensor) -> list[float]:
         coarsest = self.config.band_high / (self.config.largest * min(picture.shape[-2:]))
-        count = math.ceil(math.log(self.config.top_scale / coarsest, STEP)) + 2  # two see the largest
+        count = math.ceil(math.log(self.config.top_scale / coarsest, STEP)) + 2  # two levels for the largest object
         return [self.config.top_scale / STEP**level for level in range(max(count, 1))]
 
     def _look(self, picture: Tensor, scale: float) -> Tensor:
-        """Candidates at one level, "found 6": class, score, size, center y, center x, scale."""
+        """Candidates at one level, Float32[Tensor, "found 6"]: class, score, size, center y, center x, scale."""
         level = _resized(picture[None], scale)
         heat, log_size, offset, _ = self.network(_padded(level))
         score, name = heat[0].sigmoid().max(dim=0)
@@ -199,9 +201,9 @@ class Judge:
         return torch.stack(columns, dim=1)[seen & inside]
 
     def _supported(self, found: Tensor, scales: list[float]) -> Tensor:
-        """Mean of a candidate's score and the best that another level gives the same object, "found".
+        """Mean of a candidate's score and the best score of the same object at another level, Float32[Tensor, "found"].
 
-        The smallest objects are in the band at one level only; their score stays.
+        The score of an object that is in the band at one level only is unchanged.
         """
         name, score, size, y, x, level = found.unbind(1)
         near = torch.maximum((y[:, None] - y).abs(), (x[:, None] - x).abs()) < 0.4 * size[:, None]
@@ -214,16 +216,17 @@ class Judge:
 
 
 def keep_best(score: Tensor, size: Tensor, center_y: Tensor, center_x: Tensor) -> list[int]:
-    """Indices that survive non-maximum suppression, across levels and classes.
+    """Return the indices that survive non-maximum suppression across levels and classes.
 
-    Of two detections that overlap much, or one of which has its middle in the other's square, the surer
-    stays: drawn objects never lie so, but the tip of an ear may pass for a small object.
+    Two detections clash if their boxes' intersection over union exceeds 0.3, or if the centre of one lies in the
+    other's box; the one with the higher score is kept. Drawn objects never overlap so much, but a part of an object,
+    such as the tip of an ear, may be detected as a small object.
 
     Args:
-        score: Float[Tensor, "found"], falling.
-        size: Float[Tensor, "found"].
-        center_y: Float[Tensor, "found"].
-        center_x: Float[Tensor, "found"].
+        score: Scores in descending order, Float[Tensor, "found"].
+        size: Side of each box in pixels, Float[Tensor, "found"].
+        center_y: Rows of the centres in pixels, Float[Tensor, "found"].
+        center_x: Columns of the centres in pixels, Float[Tensor, "found"].
     """
     gap_y, gap_x = ((c[:, None] - c[None]).abs() for c in (center_y, center_x))
     half = (size[:, None] + size[None]) / 2
@@ -244,6 +247,6 @@ def _resized(pictures: Tensor, scale: float) -> Tensor:
 
 
 def _padded(pictures: Tensor) -> Tensor:
-    """Gray all around, and sides that are multiples of the stride."""
+    """Pad with grey on all sides, to sides that are multiples of ``STRIDE``."""
     bottom, right = (PAD + -side % STRIDE for side in pictures.shape[-2:])
     return F.pad(pictures, (PAD, right, PAD, bottom), value=0.5)

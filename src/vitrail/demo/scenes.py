@@ -1,8 +1,7 @@
-"""The drawn world of the demo model: sprites on noise backgrounds, true at every size.
+"""Training data of the demo model: scenes of sprites on procedural backgrounds, rendered at any size.
 
-An object scales with the frame; a background keeps the pixel scale of its texture. That difference is
-what "more detail at high resolution" means for this data set. All randomness comes from the generator
-that the caller passes.
+An object scales with the frame; a background's texture has a fixed scale in pixels. That difference is
+what "more detail at high resolution" means for this data set. All randomness comes from the caller's generator.
 """
 
 import functools
@@ -26,7 +25,14 @@ MIN_SPRITE = 16  # pixels: the smallest level of a sprite's pyramid
 
 @frozen
 class Placement:
-    """One object of a scene; all lengths are fractions of the shorter side of the frame."""
+    """One object of a scene.
+
+    Attributes:
+        name: Of its sprite, one of ``OBJECTS``.
+        size: Side of the sprite over the shorter side of the frame.
+        center_y: Its centre over the frame's height, 0 at the top.
+        center_x: Its centre over the frame's width, 0 at the left.
+    """
 
     name: str
     size: float
@@ -36,14 +42,14 @@ class Placement:
 
 @frozen
 class Scene:
-    """What a picture shows: a background and some placed objects, free of any resolution."""
+    """Resolution-independent content of a picture: a background and placed objects, drawn in order."""
 
     background: str
     placements: tuple[Placement, ...] = field(converter=as_tuple)
 
     @property
     def caption(self) -> str:
-        """The sentence the demo model is trained on; it names the first object only."""
+        """The caption that the demo model is trained on; it names the first object only."""
         place = BACKGROUNDS[self.background]
         if not self.placements:
             return place.alone
@@ -54,7 +60,7 @@ class Scene:
 
 @functools.cache
 def sprite_pyramid(name: str) -> tuple[Tensor, ...]:
-    """Premultiplied sprite at 512, 256, 128 ... pixels, each Float32[Tensor, "4 side side"] in [0, 1]."""
+    """Sprite with premultiplied alpha at 512, 256, ... 16 pixels, each Float32[Tensor, "4 side side"] in [0, 1]."""
     with Image.open(SPRITES / f"{name}.webp") as image:
         pixels = torch.frombuffer(bytearray(image.convert("RGBA").tobytes()), dtype=torch.uint8)
         rgba = pixels.view(image.height, image.width, 4).permute(2, 0, 1).float() / 255
@@ -65,11 +71,11 @@ def sprite_pyramid(name: str) -> tuple[Tensor, ...]:
 
 
 def paste(picture: Tensor, placement: Placement) -> Tensor:
-    """Lay one object over a picture.
+    """Composite one object over a picture.
 
     Args:
         picture: Float32[Tensor, "3 Height Width"] in [0, 1].
-        placement: Where and how large; parts outside the frame are cut.
+        placement: Object, position and size; parts outside the frame are cut off.
 
     Returns:
         The picture with the object, Float32[Tensor, "3 Height Width"].
@@ -93,10 +99,10 @@ def paste(picture: Tensor, placement: Placement) -> Tensor:
 
 
 def render(scene: Scene, height: int, width: int, generator: Generator) -> Tensor:
-    """Draw a scene at any size: the truth that a large sample is compared with.
+    """Render a scene at a size; such pictures are the reference that samples are compared with.
 
     Args:
-        scene: What to draw.
+        scene: The content, independent of the size.
         height: Pixels.
         width: Pixels.
         generator: CPU generator for the texture of the background.
@@ -111,22 +117,28 @@ def render(scene: Scene, height: int, width: int, generator: Generator) -> Tenso
 
 
 def uniform(generator: Generator, low: float, high: float) -> float:
-    """One number in [low, high)."""
+    """Draw a uniform number in [low, high).
+
+    Args:
+        generator: CPU generator.
+        low: Lower end, included.
+        high: Upper end, excluded.
+    """
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float32, device="cpu").item()
 
 
 def choice(generator: Generator, options: tuple[str, ...]) -> str:
-    """One of the options, each as likely."""
+    """Draw one of the options, all equally likely."""
     return options[int(torch.randint(len(options), (), generator=generator, dtype=torch.int64, device="cpu"))]
 
 
 def draw_scene(generator: Generator, close_up: float = 0.09, empty: float = 0.08) -> Scene:
-    """Draw a scene of the training mix: whole objects, close-ups of parts, bare backgrounds.
+    """Draw a scene of the denoiser's training mix: whole objects, close-ups, backgrounds without objects.
 
     Args:
         generator: CPU generator.
-        close_up: Share of close-ups, object size 0.9-2.2 of the frame and off centre.
-        empty: Share of pictures that show the background alone.
+        close_up: Probability of a close-up: object size 0.9 to 2.2 of the shorter side, centre anywhere.
+        empty: Probability of a background without objects.
     """
     background = choice(generator, tuple(BACKGROUNDS))
     name = choice(generator, OBJECTS)
@@ -142,10 +154,10 @@ def draw_scene(generator: Generator, close_up: float = 0.09, empty: float = 0.08
 
 
 def draw_crowd(generator: Generator, most: int = 9) -> Scene:
-    """Draw a scene of 0 to ``most`` objects that overlap little, for the judge.
+    """Draw a scene of 0 to ``most`` objects with little overlap, as the judge is trained on.
 
-    Sizes run from 0.1 to 1.0 of the frame; an object that would cover another by more than a fifth of
-    the smaller one's size is left out.
+    Sizes are 0.1 to 1.0 of the shorter side; a draw that would overlap another object by more than a fifth of
+    the smaller one's size is rejected, so there may be fewer objects than drawn.
     """
     background = choice(generator, tuple(BACKGROUNDS))
     wanted = int(torch.randint(most + 1, (), generator=generator, dtype=torch.int64, device="cpu"))

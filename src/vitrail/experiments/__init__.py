@@ -1,1 +1,1 @@
-"""Experiments: a grid of pictures from one file, measured and told; imports nothing heavy."""
+"""Experiments: grids of pictures defined by a file, their metrics and reports. Imports neither torch nor PIL."""

@@ -1,4 +1,4 @@
-"""Who hears how far a long count of an experiment has come."""
+"""Protocol for progress reports of an experiment's long loops."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class Counter(Protocol):
-    """Counts what is done."""
+    """Counts finished items."""
 
     def step(self) -> None:
-        """One more is."""
+        """Count one more item as finished."""
 
 
 class Listener(Protocol):
-    """Hears of counts."""
+    """Receives progress reports."""
 
     def count(self, name: str, total: int | None) -> AbstractContextManager[Counter]:
-        """A long count begins: of what, and up to which number, if that is known."""
+        """Begin a count of items of a kind, ``name``, up to ``total`` if that is known, for the ``with`` block."""

@@ -1,4 +1,4 @@
-"""Metrics of finished pictures, what they look with, and what they compare with. Imports nothing heavy."""
+"""Metrics of finished pictures, their feature extractors and reference sets. Imports neither torch nor PIL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vitrail.metrics.sharpness import Sharpness
 
 @hookimpl
 def vitrail_register(registry: Registry) -> None:
-    """Add the built-ins."""
+    """Register the built-in metrics, feature extractors and reference sets."""
     registry.add("metrics", "objects", Objects)
     registry.add("metrics", "sharpness", Sharpness)
     registry.add("metrics", "colour-shift", ColourShift)

@@ -1,8 +1,8 @@
-"""CLIP from a folder that the user has: features of pictures, and how well a picture fits a text.
+"""CLIP from a local folder: picture features, and similarity of a picture and a text.
 
-The folder is one of a ``CLIPModel`` as transformers writes it: ``config.json``, weights, the tokenizer's files and,
-if it is there, ``preprocessor_config.json``. Nothing is fetched. Pictures are resized and cropped as tensors, which
-needs no torchvision and agrees with transformers' own way to the rounding of 8-bit pictures.
+The folder holds a ``CLIPModel`` as transformers saves it: ``config.json``, weights, the tokenizer's files and,
+optionally, ``preprocessor_config.json``. Nothing is downloaded. Pictures are resized and cropped as tensors, which
+needs no torchvision and agrees with transformers' preprocessing up to the rounding to 8 bits.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 @frozen(kw_only=True)
 class Clip:
-    """CLIP's picture embeddings, as they leave the projection: their length is kept.
+    """CLIP's projected picture embeddings, not normalised.
 
-    Square parts from the middle are seen, as CLIP is used everywhere; take crops for the rest of a long picture.
+    Pictures are cropped to the centre square, as CLIP's preprocessing does; use crops to cover more of a long picture.
     """
 
-    folder: str = field(validator=v.min_len(1))  # of a CLIPModel in transformers' format
+    folder: str = field(validator=v.min_len(1))  # folder of a CLIPModel in transformers' format
     classes: tuple[str, ...] = field(
         default=(), converter=as_tuple
-    )  # texts that pictures are told apart by; the last should say that nothing is there
+    )  # texts that pictures are classified by; the last one should describe a picture of nothing
 
     @property
     def digest(self) -> str:
-        """Of the folder's files."""
+        """SHA-256 digest of the folder's files, in hexadecimal."""
         return digest_of_clip(self.folder)
 
     def extract(self, pictures: Tensor) -> Tensor:
-        """Embeddings, Float32[Tensor, "batch dim"], of Float32[Tensor, "batch 3 Height Width"] in [0, 1].
+        """Return embeddings, Float32[Tensor, "batch dim"], of Float32[Tensor, "batch 3 Height Width"] in [0, 1].
 
         Raises:
             ModelError: If the folder holds no such model.
@@ -54,10 +54,10 @@ class Clip:
         return load_clip(self.folder, str(pictures.device), self.digest).of_pictures(pictures)
 
     def probabilities(self, pictures: Tensor) -> Tensor:
-        """Of the texts in ``classes``, as CLIP tells them apart, Float32[Tensor, "batch classes"].
+        """Return the zero-shot class probabilities of the texts in ``classes``, Float32[Tensor, "batch classes"].
 
         Raises:
-            ConfigError: If there are less than two.
+            ConfigError: If ``classes`` has fewer than two texts.
             ModelError: If the folder holds no such model.
         """
         if len(self.classes) < 2:
@@ -76,7 +76,15 @@ class Clip:
 
 @frozen(eq=False)
 class ClipNetwork:
-    """A loaded model with what it wants of pictures and texts."""
+    """A loaded CLIP model with its tokenizer and picture preprocessing.
+
+    Attributes:
+        model: The ``CLIPModel``.
+        tokenizer: The ``CLIPTokenizer``.
+        side: Height and width of the network's input in pixels.
+        mean: Mean of red, green and blue in [0, 1], subtracted from pictures.
+        std: Standard deviation of red, green and blue that pictures are divided by.
+    """
 
     model: Any
     tokenizer: Any
@@ -86,12 +94,12 @@ class ClipNetwork:
 
     @property
     def sharpness(self) -> float:
-        """What CLIP multiplies cosines by before a softmax; 100 in the published models."""
+        """Factor of the cosines before a softmax, CLIP's ``exp(logit_scale)``; 100 in the published models."""
         return float(self.model.logit_scale.exp())
 
     @plain_defaults()
     def of_pictures(self, pictures: Tensor) -> Tensor:
-        """Projected embeddings, Float32[Tensor, "batch dim"]."""
+        """Projected embeddings, Float32[Tensor, "batch dim"], of Float[Tensor, "batch 3 Height Width"] in [0, 1]."""
         import torch
 
         shown = middle(pictures.float(), self.side)
@@ -103,7 +111,7 @@ class ClipNetwork:
 
     @plain_defaults()
     def of_text(self, text: str) -> Tensor:
-        """The projected embedding, Float32[Tensor, "dim"]; a text that is too long is cut."""
+        """Projected embedding of a text, Float32[Tensor, "dim"]; tokens beyond the model's maximum are cut off."""
         import torch
 
         tokens = self.tokenizer([text], truncation=True, return_tensors="pt").to(self.model.device)
@@ -114,7 +122,7 @@ class ClipNetwork:
 
 
 def middle(pictures: Tensor, side: int) -> Tensor:
-    """The middle square at a size: the shorter side is resized to it, bicubic with antialias.
+    """Resize the shorter side, bicubic with antialiasing, and crop the centre square.
 
     Args:
         pictures: Float32[Tensor, "batch 3 Height Width"] in [0, 1].
@@ -134,7 +142,7 @@ def middle(pictures: Tensor, side: int) -> Tensor:
 
 
 def digest_of_clip(folder: str) -> str:
-    """Stands for what a folder's files hold, by name; those of folders in it are left out."""
+    """Return the SHA-256 digest of a folder's files in order of their names; subfolders are ignored."""
     path = expanded(folder)
     return digest_of_files(sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [])
 
@@ -142,12 +150,12 @@ def digest_of_clip(folder: str) -> str:
 @functools.cache
 @plain_defaults()
 def load_clip(folder: str, device: str, digest: str = "") -> ClipNetwork:
-    """The model of a folder on a device, loaded once.
+    """Load the model of a folder to a device; calls with equal arguments return the same network.
 
     Args:
-        folder: Of a CLIPModel.
-        device: A torch device.
-        digest: Of what the folder holds; with another one it is loaded anew.
+        folder: Folder of a ``CLIPModel`` in transformers' format.
+        device: A torch device, e.g. "cpu".
+        digest: Digest of the folder's files; part of the cache key, so that changed files are loaded again.
 
     Raises:
         ModelError: If the folder holds no such model.
@@ -190,7 +198,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def similarity(one: Tensor, other: Tensor) -> float:
-    """Cosine of two embeddings, Float32[Tensor, "dim"]; nan if one has no length."""
+    """Return the cosine of two embeddings, Float32[Tensor, "dim"]; nan if one is zero."""
     import torch
 
     lengths = float(one.norm() * other.norm())

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class ClipScore:
-    """How well pictures fit their prompts: 100 times the cosine of CLIP's embeddings, at least 0; mean.
+    """Mean fit of pictures to their prompts: 100 times the cosine of CLIP's embeddings, clipped at 0.
 
-    Around 20 to 35 with the published models; a picture's middle square is seen, and a long prompt's beginning.
+    Around 20 to 35 with the published models. Only a picture's centre square and the beginning of a long prompt count.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -28,16 +28,16 @@ class ClipScore:
 
     @property
     def eye(self) -> FeatureExtractor:
-        """Itself."""
+        """The metric is its own feature extractor."""
         return self
 
     @property
     def digest(self) -> str:
-        """Of the folder's files."""
+        """SHA-256 digest of CLIP's files, in hexadecimal."""
         return digest_of_clip(self.folder)
 
     def look(self, shown: Shown) -> Tensor:
-        """The score of one picture, Float32[Tensor, "1"]; nan without a prompt.
+        """Return the score of one picture, Float32[Tensor, "1"]; nan if its prompt is empty.
 
         Raises:
             ModelError: If the folder holds no such model.
@@ -51,5 +51,5 @@ class ClipScore:
         return torch.tensor([100 * max(0.0, found)], dtype=torch.float32, device="cpu")
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """The mean over the pictures that have a prompt."""
+        """Return the mean over the pictures with a prompt; nan if there are none."""
         return (looked.nanmean().item(),)

@@ -1,4 +1,4 @@
-"""How far a set of pictures is off a reference set in colour and contrast."""
+"""Difference of a set of pictures from a reference set in mean colour and contrast."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class ColourShift:
     """Difference of the sets' mean colours, and of their mean contrasts, in 1/255.
 
-    The colour is that of the set as a whole, so pictures that are off in opposite directions cancel. A positive
-    contrast is a set of more contrast than the reference.
+    Colours are averaged over the set, so opposite shifts of single pictures cancel. A positive contrast shift means
+    more contrast than the reference.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -29,17 +29,21 @@ class ColourShift:
 
     @property
     def eye(self) -> FeatureExtractor:
-        """Itself."""
+        """The metric is its own feature extractor."""
         return self
 
     def look(self, shown: Shown) -> Tensor:
-        """Mean red, green and blue, and the standard deviation of grey, in 1/255; Float32[Tensor, "4"]."""
+        """Return mean red, green, blue and the standard deviation of the greys, in 1/255, Float32[Tensor, "4"]."""
         import torch
 
         picture = 255 * shown.picture.float()
         return torch.cat([picture.mean(dim=(1, 2)), picture.mean(0).std(correction=0)[None]]).cpu()
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """Root mean square over the three colours of the means' difference; difference of the mean contrasts."""
+        """Return the root mean square difference of the three mean colours and the difference of the mean contrasts.
+
+        Raises:
+            ConfigError: If there is no reference set.
+        """
         off = looked.mean(dim=0) - compared(reference, "colour-shift").mean(dim=0)
         return off[:3].square().mean().sqrt().item(), off[3].item()

@@ -1,4 +1,4 @@
-"""What metrics of sets look at: whole pictures, or crops at places that depend on the picture's size only."""
+"""Feature extraction for metrics of sets: whole pictures, or crops at positions that depend on the size only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ Kind = Literal["extract", "probabilities"]
 
 @frozen(kw_only=True)
 class CropFeatures:
-    """Looks at a picture, or at crops of it, by a network's features."""
+    """Extract a network's features or class probabilities from a picture, or from crops of it.
+
+    Attributes:
+        features: The network.
+        crops: Crops per picture; 0 takes the whole picture.
+        crop_size: Side of a crop in pixels; 0 is the model's training size.
+        seed: Of the crops' positions.
+        kind: The method of ``features`` to call.
+    """
 
     features: Features
     crops: int
@@ -31,14 +39,14 @@ class CropFeatures:
 
     @property
     def digest(self) -> str:
-        """Of the features, if they have one."""
+        """Digest of the features' files; empty if they have none."""
         return OptionalFeatureExtractor.of(self.features).digest
 
     def look(self, shown: Shown) -> Tensor:
-        """Features or probabilities of the crops or of the whole, Float32[Tensor, "crops dim"].
+        """Return features or probabilities of the crops, or of the whole picture as one, Float32[Tensor, "crops dim"].
 
         Raises:
-            ConfigError: If a crop does not fit in the picture, or nobody says how large it is.
+            ConfigError: If a crop does not fit in the picture, or neither ``crop_size`` nor the picture gives its size.
         """
         import torch
 
@@ -62,26 +70,33 @@ class CropFeatures:
 
 @frozen(kw_only=True)
 class OfSets:
-    """Options that metrics of sets share."""
+    """Options shared by metrics of sets."""
 
-    features: Features = JUDGE  # what pictures are compared by
-    crops: int = field(default=0, validator=v.ge(0))  # of a picture; 0 looks at the whole
-    crop_size: int = field(default=0, validator=v.ge(0))  # pixels of a side; 0 is the size the model was trained at
-    seed: int = 0  # of the crops' places, which are the same in all pictures of a size
+    features: Features = JUDGE  # network whose features are compared
+    crops: int = field(default=0, validator=v.ge(0))  # crops per picture; 0 takes the whole picture
+    crop_size: int = field(default=0, validator=v.ge(0))  # side of a crop in pixels; 0 is the model's training size
+    seed: int = 0  # of the crops' positions, which are the same in all pictures of a size
 
     def seeing(self, kind: Kind) -> CropFeatures:
-        """An eye with these options."""
+        """Return the feature extractor with these options; ``kind`` is the method of ``features`` that it calls."""
         return CropFeatures(
             features=self.features, crops=self.crops, crop_size=self.crop_size, seed=self.seed, kind=kind
         )
 
     def titled(self, name: str) -> str:
-        """A column's name, marked if it is one of crops."""
+        """Append ``_c`` to a column's name if it is measured on crops."""
         return f"{name}_c" if self.crops else name
 
 
 def places(height: int, width: int, side: int, count: int, seed: int) -> tuple[tuple[int, int], ...]:
-    """Top and left pixel of each crop, uniform over the places that lie inside.
+    """Return the top and left pixel of each crop, uniform over the positions inside the picture.
+
+    Args:
+        height: Of the picture in pixels.
+        width: Of the picture in pixels.
+        side: Of a crop in pixels.
+        count: Number of crops.
+        seed: Of the draw, which depends on the four sizes besides.
 
     Raises:
         ConfigError: If a crop is larger than the picture.

@@ -2,11 +2,11 @@
 
     FID = |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))
 
-with means m and covariances C of the features of two sets. C1 C2 acts in the span of the first set's features about
-their mean only, which has at most as many dimensions as it has pictures, less one. So torchmetrics is given both sets
-in a basis of that span, and what lies outside adds |m1 - m2|^2 + Tr C2 there: the same number, thousands of times
-faster with 2048 features and some dozen pictures, which matters where a set is resampled. What is needed of a reference
-set is computed once.
+with means m and covariances C of the features of two sets. C1 C2 is nonzero only on the span of the first set's
+centred features, whose dimension is at most the number of pictures less one. So torchmetrics is given both sets in a
+basis of that span, and the complement adds its part of |m1 - m2|^2 + Tr C2: the same number, thousands of times faster
+with 2048 features and a few dozen pictures, which matters when a set is resampled. The moments of a reference set are
+computed once.
 """
 
 from __future__ import annotations
@@ -24,30 +24,34 @@ from vitrail.metrics.reference_sets import compared, passing, torchmetrics, undi
 if TYPE_CHECKING:
     from torch import Tensor
 
-TINY = 1e-10  # of the largest singular value: below is rounding
+TINY = 1e-10  # over the largest singular value: smaller ones are rounding errors
 
 
 @frozen(kw_only=True)
 class Fid(OfSets):
-    """Fréchet distance of two sets' features, each taken for a normal distribution; 0 for equal ones.
+    """Fréchet distance of two sets' features, each taken for a normal distribution; 0 for equal sets.
 
-    Biased upwards in small sets, so compare only sets of equal numbers with the same reference.
+    Biased upwards for small sets, so compare only sets of equally many pictures against the same reference.
     """
 
     needs_reference: ClassVar[bool] = True
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """FID, or FID_c of crops."""
+        """One column: FID of whole pictures, or FID_c of crops."""
         return (Column(name=self.titled("FID"), better="down", decimals=3, lowest=0.0, needs_equal_counts=True),)
 
     @property
     def eye(self) -> FeatureExtractor:
-        """Of features; equal to that of ``kid`` with the same options."""
+        """Extractor of features; equal to that of ``kid`` with the same options, so features are computed once."""
         return self.seeing("extract")
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """The distance; nan if a set has less than two pictures."""
+        """Return the distance; nan if a set has fewer than two pictures.
+
+        Raises:
+            ConfigError: If there is no reference set, or torchmetrics is not installed.
+        """
         true = compared(reference, "fid")
         if min(len(looked), len(true)) < 2:
             return (math.nan,)
@@ -56,12 +60,12 @@ class Fid(OfSets):
 
 @frozen(kw_only=True, eq=False)
 class Moments:
-    """All that the distance needs of a set of features.
+    """Mean and centred rows of a set of features, from which the distance is computed.
 
     Attributes:
-        mean: Float64[Tensor, "dim"].
-        rows: About the mean, Float64[Tensor, "rows dim"].
-        total: Trace of their covariance.
+        mean: Of the features, Float64[Tensor, "dim"].
+        rows: Features less their mean, Float64[Tensor, "rows dim"].
+        total: Trace of their covariance, Float64[Tensor, ""].
     """
 
     mean: Tensor
@@ -70,17 +74,17 @@ class Moments:
 
 
 def frechet(one: Tensor, other: Tensor) -> float:
-    """The Fréchet distance of two sets of features.
+    """Compute the Fréchet distance of two sets of features.
 
     Args:
-        one: Float[Tensor, "ones dim"].
-        other: Float[Tensor, "others dim"].
+        one: Features of the one set, Float[Tensor, "ones dim"].
+        other: Features of the other set, Float[Tensor, "others dim"].
     """
     return distance(moments(one), moments(other))
 
 
 def moments(features: Tensor) -> Moments:
-    """Those of a set of features, Float[Tensor, "count dim"]."""
+    """Compute the moments of a set of features, Float[Tensor, "count dim"]."""
     features = features.double()
     mean = features.mean(dim=0)
     rows = features - mean
@@ -88,10 +92,10 @@ def moments(features: Tensor) -> Moments:
 
 
 def condensed(found: Moments) -> Moments:
-    """The same by at most twice as many rows as dimensions.
+    """Reduce to at most ``2 * dim`` rows with the same mean and covariance.
 
-    With a triangle R of R'R = X'X for the rows X, the 2 d rows of c R and -c R have the mean 0, and for a suitable c
-    the same covariance.
+    With the triangular R of R'R = X'X for the rows X, the 2 d rows of c R and -c R have the mean 0 and, for a suitable
+    c, the same covariance.
     """
     import torch
 
@@ -106,7 +110,7 @@ of_reference: Remembered[Moments] = Remembered(lambda true: condensed(moments(tr
 
 
 def distance(one: Moments, other: Moments) -> float:
-    """The Fréchet distance of two sets by their moments."""
+    """Compute the Fréchet distance of two sets from their moments (eq. 6)."""
     few, many = sorted((one, other), key=lambda each: len(each.rows))
     basis, shift = span(few.rows), many.mean - few.mean
     inside, shift_inside = many.rows @ basis, shift @ basis
@@ -116,7 +120,7 @@ def distance(one: Moments, other: Moments) -> float:
 
 
 def span(rows: Tensor) -> Tensor:
-    """An orthonormal basis of what the rows span, one dimension at least; Float[Tensor, "dim rank"]."""
+    """Return an orthonormal basis of the rows' span, of at least one dimension, Float[Tensor, "dim rank"]."""
     import torch
 
     _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
@@ -126,7 +130,7 @@ def span(rows: Tensor) -> Tensor:
 
 
 def through_torchmetrics(one: Tensor, other: Tensor) -> Tensor:
-    """The distance by torchmetrics, in double precision."""
+    """Compute FID of two sets of features, Float64[Tensor, "count dim"], by torchmetrics; Float64[Tensor, ""]."""
     module = torchmetrics("image.fid")
     with undisturbed():
         meter = module.FrechetInceptionDistance(feature=passing(one.shape[1]))

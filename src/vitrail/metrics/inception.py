@@ -1,4 +1,4 @@
-"""Features of FID's Inception network, from a weight file that the user has."""
+"""Features of FID's Inception network, from a local weight file."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from vitrail.metrics.inception_network import InceptionNetwork
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
-COUNTER = "num_batches_tracked"  # batch norms count in training; files may leave it out
+COUNTER = "num_batches_tracked"  # a counter of batch norm for training; weight files may omit it
 
 
 @frozen(kw_only=True)
 class Inception:
-    """FID's Inception v3: 2048 pooled features; classes by the logits without the last bias, as published."""
+    """FID's Inception v3: 2048 pooled features; class logits without the last bias, as in the published score."""
 
     weights: str = field(validator=v.min_len(1))  # pt_inception-2015-12-05-6726825d.pth, or the same as .safetensors
 
     @property
     def digest(self) -> str:
-        """Of the file."""
+        """SHA-256 digest of the weight file, in hexadecimal."""
         return digest_of_files([expanded(self.weights)])
 
     def extract(self, pictures: Tensor) -> Tensor:
-        """Features, Float32[Tensor, "batch 2048"], of Float32[Tensor, "batch 3 Height Width"] in [0, 1].
+        """Return features, Float32[Tensor, "batch 2048"], of Float32[Tensor, "batch 3 Height Width"] in [0, 1].
 
         Raises:
             ModelError: If the file is missing or of another network.
@@ -47,7 +47,11 @@ class Inception:
         return found
 
     def probabilities(self, pictures: Tensor) -> Tensor:
-        """Softmax of the logits without bias, Float32[Tensor, "batch 1008"]; raises as ``extract`` does."""
+        """Return the softmax of the logits without bias, Float32[Tensor, "batch 1008"].
+
+        Raises:
+            ModelError: If the file is missing or of another network.
+        """
         import torch
 
         features = self.extract(pictures)
@@ -58,12 +62,12 @@ class Inception:
 
 @functools.cache
 def load_inception(weights: str, device: str, digest: str = "") -> InceptionNetwork:
-    """The network of a file on a device, loaded once.
+    """Load the network of a file to a device; calls with equal arguments return the same network.
 
     Args:
-        weights: The file.
-        device: A torch device.
-        digest: Of what the file holds; with another one it is loaded anew.
+        weights: The file, as ``.pth`` or ``.safetensors``.
+        device: A torch device, e.g. "cpu".
+        digest: Digest of the file; part of the cache key, so that a changed file is loaded again.
 
     Raises:
         ModelError: If the file is missing or of another network.
@@ -72,7 +76,7 @@ def load_inception(weights: str, device: str, digest: str = "") -> InceptionNetw
 
     from vitrail.metrics.inception_network import InceptionNetwork
 
-    with torch.device("meta"):  # random weights that would be overwritten are never drawn
+    with torch.device("meta"):  # skip random initialisation, the weights are assigned below
         network = InceptionNetwork()
     found, wanted = _read(expanded(weights)), network.state_dict()
     _check(weights, found, {name: tuple(each.shape) for name, each in wanted.items()})

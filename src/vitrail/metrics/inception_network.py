@@ -1,9 +1,9 @@
-"""Inception v3 as FID has it: the network of the TensorFlow graph of 2015-12-05, which published numbers are made with.
+"""Inception v3 as FID uses it: the network of the TensorFlow graph of 2015-12-05, on which published FIDs are computed.
 
-The architecture is that of Szegedy et al. (2015, https://arxiv.org/abs/1512.00567, table 1) with three traits of
-that graph: an average pooling inside a block leaves the padding out of the mean, the last block's pooling takes
-maxima, and there are 1008 classes. Modules bear the names of the public PyTorch conversion of its weights
-(``pt_inception-2015-12-05-6726825d.pth``), so that file fits.
+The architecture is that of Szegedy et al. (2015, https://arxiv.org/abs/1512.00567, table 1) with three differences of
+that graph: average pooling inside a block excludes the padding from the mean, the last block's pooling takes
+maxima, and there are 1008 classes. Modules have the names of the public PyTorch conversion of its weights
+(``pt_inception-2015-12-05-6726825d.pth``), so that its state dict loads unchanged.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor, nn
 
-SIDE = 299  # pixels
+SIDE = 299  # pixels: height and width of the input
 CLASSES = 1008
-EPSILON = 1e-3  # beside a variance
+EPSILON = 1e-3  # added to variances in batch norm
 Pool = Literal["mean", "max", "halve"]
 
 
 @frozen
 class Conv:
-    """A convolution, its batch norm and a ReLU; outputs keep the size where ``same``, else nothing is padded."""
+    """Specification of a convolution with batch norm and ReLU; padded to keep the size if ``same``, else not padded."""
 
     name: str
     channels: int
@@ -34,7 +34,7 @@ class Conv:
 
 @frozen
 class Branch:
-    """Pooling, if any; a chain of convolutions; then, if any, two side by side."""
+    """Specification of a branch: optional pooling, a chain of convolutions, then optional parallel ones (``fork``)."""
 
     convs: tuple[Conv, ...] = ()
     pool: Pool | None = None
@@ -54,7 +54,7 @@ def _pooled(channels: int, pool: Pool = "mean") -> Branch:
 
 
 def _fine(pooled: int) -> tuple[Branch, ...]:
-    """At 35x35 cells, figure 5."""
+    """Branches of a block at 35x35 cells (Szegedy et al., figure 5)."""
     return (
         Branch((Conv("branch1x1", 64),)),
         Branch(_chain("branch5x5", (48, (1, 1)), (64, (5, 5)))),
@@ -72,7 +72,7 @@ def _to_middle() -> tuple[Branch, ...]:
 
 
 def _middle(width: int) -> tuple[Branch, ...]:
-    """At 17x17 cells, figure 6 with n = 7."""
+    """Branches of a block at 17x17 cells (Szegedy et al., figure 6 with n = 7)."""
     row, column, one = (1, 7), (7, 1), (1, 1)
     double = ((width, one), (width, column), (width, row), (width, column), (192, row))
     return (
@@ -93,7 +93,7 @@ def _to_coarse() -> tuple[Branch, ...]:
 
 
 def _coarse(pool: Pool) -> tuple[Branch, ...]:
-    """At 8x8 cells, figure 7."""
+    """Branches of a block at 8x8 cells (Szegedy et al., figure 7)."""
 
     def fork(name: str) -> tuple[Conv, ...]:
         return (Conv(f"{name}a", 384, (1, 3)), Conv(f"{name}b", 384, (3, 1)))
@@ -106,7 +106,7 @@ def _coarse(pool: Pool) -> tuple[Branch, ...]:
     )
 
 
-STEM = (  # None halves by maxima
+STEM = (  # None is a max pooling of stride 2
     Conv("Conv2d_1a_3x3", 32, (3, 3), stride=2, same=False),
     Conv("Conv2d_2a_3x3", 32, (3, 3), same=False),
     Conv("Conv2d_2b_3x3", 64, (3, 3)),
@@ -131,7 +131,7 @@ BLOCKS = {
 
 
 class _Layer(nn.Module):
-    """One ``Conv``."""
+    """Module of one ``Conv``: convolution, batch norm and ReLU."""
 
     def __init__(self, channels_in: int, conv: Conv) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class _Block(nn.Module):
 
 
 class InceptionNetwork(nn.Module):
-    """From pictures of any size to 2048 features."""
+    """FID's Inception v3: pictures of any size to 2048 pooled features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class InceptionNetwork(nn.Module):
         self.fc = nn.Linear(channels, CLASSES)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pooled features of the last block.
+        """Return the spatial mean of the last block's output.
 
         Args:
             pictures: Float32[Tensor, "batch 3 Height Width"] in [0, 1].
@@ -205,14 +205,14 @@ class InceptionNetwork(nn.Module):
         return x.mean(dim=(2, 3))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Of the classes, without the last bias, as the inception score has them; Float32[Tensor, "batch 1008"]."""
+        """Return class logits without the last bias, as in the inception score, Float32[Tensor, "batch 1008"]."""
         return features @ self.fc.weight.T
 
 
 def resized_as_tensorflow_did(pictures: Tensor, side: int) -> Tensor:
-    """Bilinear at the places i * in / out, from the first pixel on and without antialias.
+    """Resize bilinearly, sampling at i * in / out, without half-pixel centres or antialiasing.
 
-    So did ``tf.image.resize_bilinear`` of TensorFlow 1, and FID depends on it (Parmar et al., 2022,
+    This is ``tf.image.resize_bilinear`` of TensorFlow 1, which FID depends on (Parmar et al., 2022,
     https://arxiv.org/abs/2104.11222).
 
     Args:

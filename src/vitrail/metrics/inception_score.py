@@ -2,7 +2,7 @@
 
     IS = exp(mean over pictures of KL(p(class | picture) || mean p))
 
-in one split, so that a small set is not cut into smaller ones; published scores often are means of ten splits.
+in one split, because the sets are small; published scores often are means over ten splits.
 """
 
 from __future__ import annotations
@@ -19,30 +19,35 @@ from vitrail.metrics.reference_sets import passing, torchmetrics, undisturbed
 if TYPE_CHECKING:
     from torch import Tensor
 
-TINY = 1e-30  # a probability's least value, so that its logarithm is finite
+TINY = 1e-30  # minimum of a probability, so that its logarithm is finite
 
 
 @frozen(kw_only=True)
 class InceptionScore(OfSets):
-    """Exponential of the mean divergence of a picture's classes from the set's: sure of each, and many in all.
+    """Exponential of the mean KL divergence of each picture's class distribution from the set's mean distribution.
 
-    Between 1 and the number of classes; at most the number of pictures or crops.
+    High if each picture is classified with confidence and the set covers many classes. Between 1 and the number of
+    classes, and at most the number of pictures or crops.
     """
 
     needs_reference: ClassVar[bool] = False
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """IS, or IS_c of crops."""
+        """One column: IS of whole pictures, or IS_c of crops."""
         return (Column(name=self.titled("IS"), better="up", lowest=1.0, needs_equal_counts=True),)
 
     @property
     def eye(self) -> FeatureExtractor:
-        """Of probabilities."""
+        """Extractor of class probabilities."""
         return self.seeing("probabilities")
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """The score; nan for less than two pictures."""
+        """Return the score; nan for fewer than two pictures.
+
+        Raises:
+            ConfigError: If torchmetrics is not installed.
+        """
         if len(looked) < 2:
             return (math.nan,)
         logits = looked.flatten(0, 1).double().clamp(min=TINY).log()

@@ -1,4 +1,4 @@
-"""Features of the judge that ships with the demo model, for sets of its drawn pictures."""
+"""Features and detections of the judge that ships with the demo model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from vitrail.demo.judge import Detection, Judge
 
-SEEN = 64  # pixels of the shorter side, at which objects of 0.3 to 0.9 of it are in the judge's band
+SEEN = 64  # pixels: shorter side at which objects of 0.3 to 0.75 of it are in the judge's band
 
 
 @frozen(kw_only=True)
 class DemoJudge:
-    """The demo model's judge: 256 features of the whole at a small scale and of the texture at its own scale."""
+    """The demo model's judge: 256 features, half of the picture at a small scale and half at full size."""
 
     @property
     def digest(self) -> str:
-        """Of the judge's files."""
+        """SHA-256 digest of the judge's files, in hexadecimal."""
         return digest_of_judge()
 
     def extract(self, pictures: Tensor) -> Tensor:
@@ -36,10 +36,10 @@ class DemoJudge:
             return load_judge(str(pictures.device)).features(pictures.float())
 
     def probabilities(self, pictures: Tensor) -> Tensor:
-        """Of the demo model's objects, in the order of the judge's classes, and of there being none.
+        """Return the probabilities of the judge's classes, in its order, and last that of no object.
 
-        A class's logit is the maximum of its heat map over the picture at a small scale; that of "none" is 0, where
-        the detector is in two minds. Softmax over all of them.
+        A class's logit is the maximum of its heat map over the picture at a small scale; that of no object is 0, where
+        the detector's score is one half. Softmax over all of them.
 
         Args:
             pictures: Float32[Tensor, "batch 3 Height Width"] in [0, 1].
@@ -59,7 +59,10 @@ JUDGE = DemoJudge()
 
 
 def framed(pictures: Tensor, scale: float) -> Tensor:
-    """Pictures at a scale with grey around them, as the judge wants them: sides are multiples of its stride."""
+    """Resize pictures by a factor and pad them with grey, to sides that are multiples of the judge's stride.
+
+    Takes and returns Float32[Tensor, "batch 3 Height Width"] in [0, 1].
+    """
     import torch.nn.functional as F
 
     from vitrail.demo.judge import PAD, STRIDE
@@ -74,14 +77,14 @@ _detected: WeakKeyDictionary[Shown, tuple[Detection, ...]] = WeakKeyDictionary()
 
 
 def detections(shown: Shown) -> tuple[Detection, ...]:
-    """The judge's, found once for all metrics that look at the same picture."""
+    """Return the judge's detections in a picture; cached, since several metrics use them."""
     if shown not in _detected:
         _detected[shown] = load_judge(str(shown.picture.device)).detect(shown.picture.float())
     return _detected[shown]
 
 
 def digest_of_judge() -> str:
-    """Stands for what the judge has learned and how it is set."""
+    """Return the SHA-256 digest of the judge's weights and settings, in hexadecimal."""
     from vitrail.demo.judge import WEIGHTS
 
     return digest_of_files(WEIGHTS / name for name in ("config.json", "judge.safetensors"))
@@ -89,7 +92,7 @@ def digest_of_judge() -> str:
 
 @functools.cache
 def load_judge(device: str) -> Judge:
-    """The judge on a device, loaded once."""
+    """Load the judge to a device, once per device."""
     from vitrail.demo.judge import Judge
 
     judge = Judge.load()

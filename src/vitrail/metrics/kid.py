@@ -1,12 +1,12 @@
-"""Kernel inception distance (Binkowski et al., 2018, https://arxiv.org/abs/1801.01401, sec. 3), by its usual kernel.
+"""Kernel inception distance (Binkowski et al., 2018, https://arxiv.org/abs/1801.01401, sec. 3) with the paper's kernel.
 
 The unbiased estimate of the squared maximum mean discrepancy with the kernel k(x, y) = (x.y / dim + 1)^3:
 
     KID = mean of k over pairs in the one set + mean over pairs in the other - 2 mean over pairs between them
 
-over all pairs of two different pictures, or of crops of two different ones, since crops of one picture are alike.
-Usual programs take the mean over random subsets, which all have the same expectation and which are noisier; with one
-subset of everything they agree with this to rounding.
+over all pairs of two different pictures, or of crops of two different pictures, since crops of one picture are
+correlated. Common implementations average over random subsets, which has the same expectation and more variance; with
+one subset of all pictures they agree with this up to rounding.
 """
 
 from __future__ import annotations
@@ -27,25 +27,29 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class Kid(OfSets):
-    """Kernel distance of two sets' features, times 1000; around 0 for sets from one distribution, maybe below.
+    """Kernel distance of two sets' features, times 1000; around 0, possibly negative, for sets of one distribution.
 
-    Not biased by the number of pictures, unlike FID.
+    Unbiased at any number of pictures, unlike FID.
     """
 
     needs_reference: ClassVar[bool] = True
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """KID, or KID_c of crops, times 1000."""
+        """One column: KID of whole pictures, or KID_c of crops, times 1000."""
         return (Column(name=self.titled("KID"), better="down"),)
 
     @property
     def eye(self) -> FeatureExtractor:
-        """Of features; equal to that of ``fid`` with the same options."""
+        """Extractor of features; equal to that of ``fid`` with the same options, so features are computed once."""
         return self.seeing("extract")
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """1000 times the distance; nan if a set has less than two pictures."""
+        """Return 1000 times the distance; nan if a set has fewer than two pictures.
+
+        Raises:
+            ConfigError: If there is no reference set, or torchmetrics is not installed.
+        """
         true = compared(reference, "kid")
         if min(len(looked), len(true)) < 2:
             return (math.nan,)
@@ -53,12 +57,12 @@ class Kid(OfSets):
 
 
 def discrepancy(one: Tensor, other: Tensor, within_other: float | None = None) -> float:
-    """Squared maximum mean discrepancy of two sets of pictures' features, without bias.
+    """Compute the unbiased squared maximum mean discrepancy of two sets of features.
 
     Args:
-        one: Float[Tensor, "ones crops dim"].
-        other: Float[Tensor, "others crops dim"].
-        within_other: ``within(other)``, if it is known.
+        one: Features of the one set, Float[Tensor, "ones crops dim"].
+        other: Features of the other set, Float[Tensor, "others crops dim"].
+        within_other: ``within(other)``, if already computed.
     """
     if within_other is None:
         within_other = within(other)
@@ -66,7 +70,7 @@ def discrepancy(one: Tensor, other: Tensor, within_other: float | None = None) -
 
 
 def within(features: Tensor) -> float:
-    """Mean kernel over crops of two different pictures of a set, Float[Tensor, "count crops dim"]."""
+    """Compute the mean kernel over crops of two different pictures of a set, Float[Tensor, "count crops dim"]."""
     found, (count, crops) = kernels(features, features), features.shape[:2]
     of_one_picture = found.view(count, crops, count, crops).diagonal(dim1=0, dim2=2)
     return float((found.sum() - of_one_picture.sum()) / (count * (count - 1) * crops**2))
@@ -76,6 +80,6 @@ within_reference: Remembered[float] = Remembered(within)
 
 
 def kernels(one: Tensor, other: Tensor) -> Tensor:
-    """Of every crop of the one set and every crop of the other, Float64[Tensor, "ones*crops others*crops"]."""
+    """Compute the kernel of each crop of one set with each of the other, Float64[Tensor, "ones*crops others*crops"]."""
     found: Tensor = torchmetrics("image.kid").poly_kernel(one.flatten(0, 1).double(), other.flatten(0, 1).double())
     return found

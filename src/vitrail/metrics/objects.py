@@ -1,4 +1,4 @@
-"""How many objects of the demo model a picture shows, and whether they are those it was to show."""
+"""Number of the demo model's objects in a picture, and whether the largest is the prompt's subject."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class Objects:
-    """What the demo model's judge counts: pictures with exactly one object, objects, and the right object.
+    """Counts of the demo model's judge: share of pictures with one object, objects per picture, share of right objects.
 
-    Knows the demo model's drawn objects and nothing else; see ``repetition`` for other models.
+    The judge detects the demo model's drawn objects only; use ``repetition`` for other models.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -32,16 +32,19 @@ class Objects:
 
     @property
     def eye(self) -> FeatureExtractor:
-        """Itself."""
+        """The metric is its own feature extractor."""
         return self
 
     @property
     def digest(self) -> str:
-        """Of the judge."""
+        """SHA-256 digest of the judge's files, in hexadecimal."""
         return digest_of_judge()
 
     def look(self, shown: Shown) -> Tensor:
-        """How many objects there are, and whether the largest is the prompt's; Float32[Tensor, "2"]."""
+        """Return the number of objects, and 1 if the largest is the prompt's subject, Float32[Tensor, "2"].
+
+        The second value is nan if the prompt names no known object.
+        """
         import torch
 
         found = detections(shown)
@@ -51,17 +54,17 @@ class Objects:
         return torch.tensor([float(len(found)), named], dtype=torch.float32, device="cpu")
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """Share with exactly one object, mean count, and the share named right of those that have a subject."""
+        """Return the share of pictures with one object, the mean count, and the share of right subjects where known."""
         count, named = looked.unbind(1)
         return (count == 1).float().mean().item(), count.mean().item(), named.nanmean().item()
 
 
 def subject_of(prompt: str, names: Sequence[str]) -> str | None:
-    """The first of the objects that a prompt speaks of, by whole words; None if it speaks of none.
+    """Return the first known object that a prompt names in whole words; None if it names none.
 
     Args:
-        prompt: As given to the model.
-        names: As the judge writes them, with "-" between words.
+        prompt: The prompt, in any case.
+        names: The judge's class names, with "-" between words.
     """
     longest_first = sorted(names, key=len, reverse=True)
     pattern = r"\b(" + "|".join(re.escape(name.replace("-", " ")) for name in longest_first) + r")\b"

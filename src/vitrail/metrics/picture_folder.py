@@ -1,4 +1,4 @@
-"""A folder of true pictures to compare with."""
+"""A reference set from a folder of picture files."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from vitrail.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEME = 2  # changes whenever the same files would give other pictures
+SCHEME = 2  # version of the preprocessing; raised whenever the same files would give other pixels
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @frozen(kw_only=True)
 class PictureFolder:
-    """Pictures of a folder, not of those in it, upright: the middle part of the wanted aspect ratio, resized."""
+    """Pictures of a folder without its subfolders: turned upright, cropped to the centre, resized to a size."""
 
     path: str = field(validator=v.min_len(1))  # folder of PNG, JPEG or WebP files
-    grow: bool = False  # take pictures that are smaller than the wanted size, too; they are soft then
+    grow: bool = False  # accept pictures smaller than the wanted size and enlarge them, which blurs
 
     def pictures(self, height: int, width: int) -> Iterator[Shown]:
-        """All pictures, by name, without prompts, and of a ``native_size`` of 0: they have no model.
+        """Yield all pictures at a size in pixels, sorted by file name, with an empty prompt and a ``native_size`` of 0.
 
         Raises:
-            ConfigError: If there are none, or one cannot be read or is too small.
+            ConfigError: If the folder has no pictures, or one cannot be read or is too small.
         """
         for file in files_of(self.path):
             yield Shown(picture=self._read(file, height, width), prompt="", native_size=0)
 
     @property
     def digest(self) -> str:
-        """Of what the files hold, their names aside, and of how they are read.
+        """SHA-256 digest of the files' contents, whatever their names, and of the preprocessing.
 
         Raises:
-            ConfigError: If there are none.
+            ConfigError: If the folder has no pictures.
         """
         contents = digest_of_files(files_of(self.path))
         return hashlib.sha256(f"folder/{SCHEME}/{self.grow}/{contents}".encode()).hexdigest()
@@ -70,10 +70,10 @@ class PictureFolder:
 
 
 def files_of(path: str) -> tuple[Path, ...]:
-    """Picture files of a folder, by name.
+    """Return the picture files of a folder, sorted by name.
 
     Raises:
-        ConfigError: If there are none.
+        ConfigError: If there is no folder or it has no picture files.
     """
     folder = expanded(path)
     found = sorted(each for each in folder.iterdir() if each.suffix.lower() in ENDINGS) if folder.is_dir() else []
@@ -84,12 +84,12 @@ def files_of(path: str) -> tuple[Path, ...]:
 
 
 def fitted(picture: Tensor, height: int, width: int) -> Tensor:
-    """The largest middle part of an aspect ratio, resized with antialias.
+    """Crop the largest centred part of the wanted aspect ratio and resize it, bicubic with antialiasing.
 
     Args:
         picture: Float32[Tensor, "3 Height Width"] in [0, 1].
-        height: Pixels.
-        width: Pixels.
+        height: Wanted height in pixels.
+        width: Wanted width in pixels.
 
     Returns:
         Float32[Tensor, "3 height width"] in [0, 1].

@@ -1,4 +1,4 @@
-"""What is computed of a reference set once, however often a set that is compared with it is drawn anew."""
+"""Cache for statistics of a reference set, which resampling compares with many times."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 class Remembered(Generic[T]):
-    """A function of a tensor that is computed once for each tensor, and forgotten with it.
+    """Cache of a function of a tensor: computed once per tensor object, dropped when the tensor is freed.
 
-    Tensors are told apart by identity, so one that is remembered must not be written to.
+    Tensors are compared by identity, so a cached tensor must not be modified.
 
     Args:
-        compute: The function.
+        compute: The function to cache.
     """
 
     def __init__(self, compute: Callable[[Tensor], T]):
@@ -26,7 +26,7 @@ class Remembered(Generic[T]):
         self._known: dict[int, tuple[weakref.ref[Tensor], T]] = {}
 
     def __call__(self, tensor: Tensor) -> T:
-        """What the function gives of a tensor."""
+        """Return the function's value, computed at the first call with this tensor object."""
         key = id(tensor)
         known = self._known.get(key)
         if known is not None and known[0]() is tensor:

@@ -1,4 +1,4 @@
-"""What metrics of sets share: the reference set that must be there, and torchmetrics that may be missing."""
+"""Requirements of metrics of sets: a reference set, and the optional dependency torchmetrics."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def compared(reference: Tensor | None, metric: str) -> Tensor:
-    """The reference set.
+    """Return the reference set if there is one.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If it is None; the message names the metric.
     """
     if reference is None:
         raise ConfigError(
@@ -29,7 +29,7 @@ def compared(reference: Tensor | None, metric: str) -> Tensor:
 
 
 def torchmetrics(module: str) -> Any:
-    """A module of torchmetrics by its name below ``torchmetrics``.
+    """Import and return the module ``torchmetrics.<module>``.
 
     Raises:
         ConfigError: If torchmetrics is not installed.
@@ -46,7 +46,7 @@ def torchmetrics(module: str) -> Any:
 
 
 def passing(num_features: int) -> Any:
-    """A module that answers what it is given, for metrics of torchmetrics that would look at pictures."""
+    """Return an identity module, as the feature network of torchmetrics' metrics when features are already computed."""
     import torch
 
     module = torch.nn.Identity()
@@ -56,9 +56,9 @@ def passing(num_features: int) -> Any:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Random numbers and types that are the same at every call and leave the process's own as they are; no warnings.
+    """Run a block with fixed random state and default dtype, without warnings, and restore the process's state.
 
-    torchmetrics shuffles by the process's random state, and warns that it keeps what it is given.
+    torchmetrics shuffles with the process's random state, and warns about the memory that its buffers take.
     """
     import torch
 

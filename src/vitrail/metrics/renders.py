@@ -1,4 +1,4 @@
-"""True pictures of the demo model's drawn world, at any size."""
+"""A reference set of scenes from the demo model's training distribution, rendered at any size."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
     from vitrail.demo.scenes import Scene
 
-SCHEME = 1  # changes whenever the same fields would give other pictures
-OBJECT_STEP, PLACE_STEP = 5, 3  # prime to the numbers of objects and of backgrounds, so that all pairs come in turn
+SCHEME = 1  # version of the drawing; raised whenever the same fields would give other pixels
+OBJECT_STEP, PLACE_STEP = 5, 3  # coprime to the numbers of objects and backgrounds, so that all pairs occur in turn
 SMALLEST, LARGEST = 0.45, 0.85  # an object's size over the shorter side, as in most pictures of the training set
-SHIFT = 0.08  # of its middle, either way
+SHIFT = 0.08  # maximum offset of its centre, over the picture's side
 
 
 @frozen(kw_only=True)
 class DemoRenders:
-    """Drawn pictures of one whole object each, objects and backgrounds in turn: what the demo model should make.
+    """Rendered pictures of one whole object each, cycling through objects and backgrounds: the demo model's target.
 
-    The demo model learned from such pictures of 128 pixels; these are drawn at the size that is asked for.
+    The demo model was trained on such pictures of 128 pixels; these are rendered at the requested size.
     """
 
-    count: int = field(default=256, validator=v.ge(1))  # pictures
-    seed: int = 0  # of places, sizes and textures
+    count: int = field(default=256, validator=v.ge(1))  # number of pictures
+    seed: int = 0  # of positions, sizes and textures
 
     def pictures(self, height: int, width: int) -> Iterator[Shown]:
-        """The pictures with their captions; a picture's scene is the same at every size, and for every count."""
+        """Yield the pictures at a size in pixels, with captions; the i-th scene is the same at every size and count."""
         from vitrail.demo.scenes import BASE_SIZE, render
 
         streams = Streams(self.seed)
@@ -45,12 +45,12 @@ class DemoRenders:
 
     @property
     def digest(self) -> str:
-        """Of the fields and of how they are read."""
+        """SHA-256 digest of the fields and of the version of the drawing."""
         return hashlib.sha256(f"demo-renders/{SCHEME}/{self.count}/{self.seed}".encode()).hexdigest()
 
 
 def scene_of(number: int, generator: Generator) -> Scene:
-    """One whole object near the middle; object and background follow from the number."""
+    """Return a scene of one whole object near the centre; the number determines object and background."""
     from vitrail.demo.backgrounds import BACKGROUNDS
     from vitrail.demo.scenes import OBJECTS, Placement, Scene, uniform
 

@@ -1,10 +1,10 @@
-"""Whether parts of a picture, a view's size each and apart from each other, show the same thing.
+"""Repetition of content within a picture, measured by classifying disjoint tiles.
 
-Tiles of the size that the model was trained at, half overlapping, are classified; two tiles that do not overlap agree
-by the chance that both show the same class, ``sum over classes of p q``, the class of nothing left out. The same is
-done with tiles twice as large, and so on up to half the picture, since copies may be larger than a view. One large
-object gives low numbers since its parts are less sure, and a plain background gives none since it shows nothing.
-Cosines of features, centred or not, were tried as well: backgrounds are alike everywhere, so they told less.
+Tiles of the model's training size, overlapping by half, are classified. The agreement of two disjoint tiles is the
+probability that both show the same class, ``sum over classes of p q``, where the class of no object is left out. The
+same is done with tiles twice as large, and so on up to half the picture, since copies may be larger than a view. One
+large object gives low values, since its parts are classified with less confidence, and a plain background gives 0,
+since it shows no object. Cosines of features, centred or not, separated less, since backgrounds are alike everywhere.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from vitrail.metrics.judge_features import JUDGE
 if TYPE_CHECKING:
     from torch import Tensor
 
-BATCH = 8  # tiles that are looked at together
+BATCH = 8  # tiles per forward pass
 
 
 @frozen(kw_only=True)
 class Repetition:
-    """Agreement of a picture's tiles about what they show: of the two that agree most, and of all pairs on average.
+    """Agreement of a picture's disjoint tiles on the class they show: maximum and mean over pairs of tiles.
 
-    The larger number of all sizes of tiles. Nan for pictures with no side of twice the training size. The last class
-    of the features is that of nothing and does not count.
+    Each is the maximum over all sizes of tiles. Nan for pictures with no side of twice the training size. The last
+    class of the features stands for no object and does not count.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -38,20 +38,20 @@ class Repetition:
         Column(name="repeated", better="down", lowest=0.0, highest=1.0),
         Column(name="repeated, mean", better="down", lowest=0.0, highest=1.0),
     )
-    features: Features = JUDGE  # what classifies tiles
+    features: Features = JUDGE  # network that classifies tiles
 
     @property
     def eye(self) -> FeatureExtractor:
-        """Itself."""
+        """The metric is its own feature extractor."""
         return self
 
     @property
     def digest(self) -> str:
-        """Of the features, if they have one."""
+        """Digest of the features' files; empty if they have none."""
         return OptionalFeatureExtractor.of(self.features).digest
 
     def look(self, shown: Shown) -> Tensor:
-        """Largest and mean agreement of two tiles that do not overlap, Float32[Tensor, "2"] in [0, 1]."""
+        """Return the largest and the mean agreement of two disjoint tiles, Float32[Tensor, "2"] in [0, 1], or nan."""
         import torch
 
         sides = sides_of_tiles(shown.native_size, max(shown.picture.shape[-2:]))
@@ -60,7 +60,7 @@ class Repetition:
         return torch.stack([self._agreement(shown.picture, each) for each in sides]).amax(dim=0)
 
     def _agreement(self, picture: Tensor, side: int) -> Tensor:
-        """As ``look``, with tiles of one size."""
+        """Largest and mean agreement for tiles of one size in pixels, Float32[Tensor, "2"]."""
         import torch
 
         height, width = picture.shape[-2:]
@@ -74,23 +74,30 @@ class Repetition:
         return torch.stack([agreement.max(), agreement.mean()])
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """Means over the pictures that are large enough."""
+        """Return the means over the pictures that are large enough; nan if there are none."""
         return tuple(looked.nanmean(dim=0).tolist())
 
 
 def sides_of_tiles(side: int, longer: int) -> list[int]:
-    """Doubled from the training size on, and half of the picture's longer side; none if that is smaller."""
+    """Return the sizes of tiles in pixels: the training size and its doublings, up to half of the longer side.
+
+    Half of the longer side is always the last one; there are none if it is below the training size.
+
+    Args:
+        side: The model's training size in pixels.
+        longer: Longer side of the picture in pixels.
+    """
     largest = longer // 2
     doubled = [side * 2**octave for octave in range(longer.bit_length())]
     return [*(each for each in doubled if each < largest), largest] if side <= largest else []
 
 
 def starts(length: int, side: int) -> tuple[int, ...]:
-    """Where tiles begin along an axis: at most half a tile apart, from edge to edge; one if there is room for no more.
+    """Return the first pixels of tiles along an axis: at most half a tile apart, from edge to edge, at least one tile.
 
     Args:
-        length: Of the picture, in pixels.
-        side: Of a tile.
+        length: Of the picture along the axis, in pixels.
+        side: Of a tile, in pixels.
     """
     free = max(0, length - side)
     steps = math.ceil(2 * free / side)

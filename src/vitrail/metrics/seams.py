@@ -1,8 +1,8 @@
-"""Whether pictures have seams: steps from one side to the other that are larger at the borders of views than beside.
+"""Seams in pictures: intensity steps across the borders of views that are larger than those across nearby lines.
 
-The step at a border is set against those at lines parallel to it, up to 32 pixels away, by the mean of logarithms. So
-without seams its expectation is 0 whatever a picture shows, for a border is then a line like the others; and an edge
-of the content that happens to lie along one line counts little.
+The logarithm of the step at a border is compared with the mean logarithm of the steps at parallel lines up to 32
+pixels away. Without seams the expected difference is 0 whatever a picture shows, since a border is then a line like
+the others; and an edge of the content that happens to lie along one line has little weight.
 """
 
 from __future__ import annotations
@@ -19,37 +19,35 @@ from vitrail.core.method.metric import Column, FeatureExtractor, Shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-REACH = 32  # pixels to either side of a border that are like it but for the seam
+REACH = 32  # pixels to either side of a border within which lines are compared with it
 BLUR = 2  # pixels beyond the width that a border's own step may spread to
-FEWEST = 8  # lines to compare with
-FAINT = 0.25 / 255  # added to every step, so that flat pictures have no seams of rounding
+FEWEST = 8  # minimum number of lines to compare with
+FAINT = 0.25 / 255  # added to every step, so that rounding in flat pictures makes no seams
 
 
 @frozen(kw_only=True)
 class Seams:
-    """Steps across the borders of views over steps beside them; 1 is no seam.
+    """Ratio of the steps across the borders of views to the steps beside them; 1 means no seam, nan no borders.
 
-    Where views have no borders, or overlap and are averaged, there is little to see; nan without borders.
+    Close to 1 for views that overlap and are averaged.
     """
 
     needs_reference: ClassVar[bool] = False
-    width: int = field(
-        default=1, validator=v.ge(1)
-    )  # pixels on either side that a step lies between; more for soft seams
-    grid: bool = False  # look at multiples of the training size whatever the views are, to compare methods
+    width: int = field(default=1, validator=v.ge(1))  # pixels averaged on either side of a line; more for soft seams
+    grid: bool = False  # measure at multiples of the training size instead of at the views' borders, to compare methods
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """One; of its own name on a grid."""
+        """One column: seams, or grid seams if ``grid``."""
         return (Column(name="grid seams" if self.grid else "seams", better="down", lowest=0.0),)
 
     @property
     def eye(self) -> FeatureExtractor:
-        """Itself."""
+        """The metric is its own feature extractor."""
         return self
 
     def look(self, shown: Shown) -> Tensor:
-        """Mean logarithm of the ratio over the picture's borders, Float32[Tensor, "1"]."""
+        """Return the mean log ratio over the picture's borders, Float32[Tensor, "1"]; nan without borders."""
         picture, found = shown.picture.float(), []
         for plane, borders in ((picture, shown.rows), (picture.transpose(1, 2), shown.columns)):
             chosen = tuple(range(shown.native_size, plane.shape[1], shown.native_size)) if self.grid else borders
@@ -57,19 +55,20 @@ class Seams:
         return picture.new_tensor([sum(found) / len(found) if found else math.nan], device="cpu")
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """The geometric mean over the pictures that have borders."""
+        """Return the geometric mean over the pictures with borders; nan if there are none."""
         return (looked.nanmean().exp().item(),)
 
 
 def steps(picture: Tensor, width: int) -> Tensor:
-    """How different the two sides of each line between rows are.
+    """Compute the difference of the two sides of each line between rows.
 
     Args:
         picture: Float32[Tensor, "3 Height Width"].
-        width: Rows on either side whose mean counts.
+        width: Rows averaged on either side.
 
     Returns:
-        Mean absolute difference above row i, Float32[Tensor, "Height"]; nan too near to the edges.
+        Mean absolute difference across the line above row i, Float32[Tensor, "Height"]; nan closer than ``width`` to an
+        edge.
     """
     import torch.nn.functional as F
 
@@ -79,12 +78,14 @@ def steps(picture: Tensor, width: int) -> Tensor:
 
 
 def contrasts(sizes: Tensor, borders: Sequence[int], width: int) -> list[float]:
-    """Logarithm of the step at each border over the steps beside it; borders with too few lines beside are left out.
+    """Compute the log of each border's step less the mean log of the steps beside it.
+
+    Borders outside of the picture or with fewer than ``FEWEST`` lines to compare with are left out.
 
     Args:
-        sizes: From ``steps``.
-        borders: The first row after each.
-        width: As for ``steps``.
+        sizes: Result of ``steps``, Float32[Tensor, "Height"].
+        borders: First row after each border.
+        width: Rows averaged on either side, as for ``steps``.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""How sharp pictures are, by their Laplacian."""
+"""Sharpness of pictures, by their Laplacian."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ Boxes = Literal["none", "judge"]
 
 @frozen(kw_only=True)
 class Sharpness:
-    """Mean absolute Laplacian of the grey picture, in 1/255; with the judge's boxes, background and objects apart.
+    """Mean absolute Laplacian of the grey picture, in 1/255; separately for background and objects with judge's boxes.
 
-    Noise is sharp, too: neither direction is better by itself. Compare with true pictures of the same size.
+    Noise counts as sharp, so neither direction is better by itself. Compare with reference pictures of the same size.
     """
 
     needs_reference: ClassVar[bool] = False
     boxes: Boxes = field(
         default="none", validator=v.in_(("none", "judge"))
-    )  # what tells objects from background; "judge" knows the demo model's objects
+    )  # separates objects from background; "judge" detects the demo model's objects
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """One of the whole picture, or two."""
+        """One column for the whole picture, or two for background and objects."""
         names = ("sharp", "sharp object") if self.boxes == "judge" else ("sharp",)
         return tuple(Column(name=name, decimals=1, lowest=0.0) for name in names)
 
     @property
     def eye(self) -> FeatureExtractor:
-        """Itself."""
+        """The metric is its own feature extractor."""
         return self
 
     @property
     def digest(self) -> str:
-        """Of the judge, if it looks with it."""
+        """SHA-256 digest of the judge's files if ``boxes`` is "judge", else empty."""
         return digest_of_judge() if self.boxes == "judge" else ""
 
     def look(self, shown: Shown) -> Tensor:
-        """The columns of one picture, Float32[Tensor, "columns"]; nan where a picture has no such pixel."""
+        """Return the columns of one picture, Float32[Tensor, "columns"]; nan where it has no such pixels."""
         import torch
 
         sharp = 255 * laplacian(shown.picture.float().mean(0)).abs()
@@ -60,12 +60,12 @@ class Sharpness:
         return torch.stack([sharp[~inside].mean(), sharp[inside].mean()]).cpu()
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """Means over the pictures that have such pixels."""
+        """Return the means over the pictures with such pixels."""
         return tuple(looked.nanmean(dim=0).tolist())
 
 
 def laplacian(plane: Tensor) -> Tensor:
-    """Four times each inner value less its four neighbours, Float32[Tensor, "Height-2 Width-2"]."""
+    """Compute 4 times each inner pixel less its 4 neighbours, Float32[Tensor, "Height-2 Width-2"], unnormalised."""
     return (
         4 * plane[1:-1, 1:-1] - plane[:-2, 1:-1] - plane[2:, 1:-1] - plane[1:-1, :-2] - plane[1:-1, 2:]
     )  # reaches no edge

@@ -1,12 +1,12 @@
-"""Contract checks for plugin authors: call the one of your slot with your class, in a test.
+"""Contract checks for plugin authors: call the check of your slot with your class, in a test.
 
     from vitrail.testing import check_guidance
 
     def test_mine():
         check_guidance(MyGuidance)
 
-A check raises AssertionError with what was expected. Classes are built with their defaults unless an
-instance is given.
+A check raises AssertionError naming the broken rule. A class is built with its defaults; pass an instance for other
+options.
 """
 
 from vitrail.testing.backbone_contract import check_backbone

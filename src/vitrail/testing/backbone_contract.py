@@ -1,4 +1,4 @@
-"""The contract of a loaded backbone."""
+"""Contract check of a loaded backbone."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from vitrail.core.schedule.streams import Streams
 from vitrail.testing.repeats import DTYPES, same, surroundings, told_dtype
 from vitrail.testing.traces import Traces
 
-STEPS = 4
-ROUNDING = 1e-4  # of outputs of unit size, in float32
+STEPS = 4  # of the schedule
+ROUNDING = 1e-4  # tolerance for float32 outputs of unit size
 
 
 def check_backbone(backbone: Any, prompt: str = "a fox") -> None:
-    """Rows are independent and predicted the same again; latents and pictures have their shapes and ranges.
+    """Check that predictions are independent per row and reproducible, and latents and pictures have the right form.
 
-    Neither the global random state, the default dtype nor earlier calls reach an answer, and the network is left as it
-    was found. Attention maps, where they are offered, are those of the captured row, in [0, 1].
+    Results must not depend on the global random state, the default dtype or earlier calls, and the network must be left
+    unchanged. Attention maps, where the backbone offers them, are those of the captured row, in [0, 1].
 
     Args:
-        backbone: Loaded, in float32; small ones will do.
-        prompt: That it can read.
+        backbone: A loaded backbone in float32; a tiny one suffices.
+        prompt: Any prompt that its tokenizer accepts.
 
     Raises:
-        AssertionError: Naming what is wrong.
+        AssertionError: Naming the broken rule.
     """
     _check_facts(backbone)
     _check_schedulers(backbone)
@@ -71,7 +71,7 @@ def _check_schedulers(backbone: Any) -> None:
 
 
 def _check_rows(backbone: Any, prompt: str) -> None:
-    """Predictions of two views with both branches, in several micro-batches and orders."""
+    """Check predictions of two views with both guidance branches, in several micro-batches and orders of rows."""
     side, factor = backbone.native_size, backbone.vae_scale_factor
     scheduler = backbone.new_scheduler()
     stepper = Stepper(scheduler, STEPS, backbone.timestep_options(scheduler, side, side))
@@ -128,14 +128,14 @@ def _rows(backbone: Any, capture: bool) -> MicroBatch:
 
 
 def _request(backbone: Any) -> AttentionRequest | None:
-    """The attention maps that it offers."""
+    """Request the attention maps that the backbone offers; None if it offers none."""
     if "attention-maps" in backbone.offers:
         return AttentionRequest()
     return AttentionRequest(kind="joint") if "joint-attention-maps" in backbone.offers else None
 
 
 def _check_maps(answer: ModelOutput, request: AttentionRequest | None) -> None:
-    """One map for the captured row."""
+    """Check that there is one map for the captured row."""
     if request is None or not answer.has_content:
         return
     shape = (1, 1, *answer.model_output.shape[-2:])
@@ -146,7 +146,7 @@ def _check_maps(answer: ModelOutput, request: AttentionRequest | None) -> None:
 
 
 def _check_pictures(backbone: Any) -> None:
-    """The way to pictures and back."""
+    """Check decoding to pictures and encoding back to latents."""
     side, channels = backbone.native_size, backbone.latent_channels
     pixels = side * backbone.vae_scale_factor
     exchange = Exchange.among(solo())
@@ -183,6 +183,15 @@ def _device(backbone: Any) -> torch.device:
 
 
 def close(found: Tensor, expected: Tensor, otherwise: str) -> None:
-    """Hold two predictions against each other, to rounding."""
+    """Assert that two predictions are equal up to rounding.
+
+    Args:
+        found: The prediction, Float32[Tensor, "rows channels h w"].
+        expected: The expected one, of the same shape.
+        otherwise: The error message.
+
+    Raises:
+        AssertionError: If they differ by more than ``ROUNDING``, relative to values above 1.
+    """
     size = max(1.0, float(expected.abs().max()))
     assert float((found - expected).abs().max()) <= ROUNDING * size, otherwise

@@ -1,4 +1,4 @@
-"""The contract of a fusion."""
+"""Contract check of a fusion strategy."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from vitrail.testing.repeats import check_repeats
 from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, make_prediction, make_steps, told
 
 PLAIN = tuple(View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2))
-MOVED = tuple(View(Span(y, 8, 2, 16), Span(x, 8, 2, 16)) for y in (6, 7) for x in (10, 11))  # across the ends
-WINDOWS = tuple(View(Span(y, 8), Span(x, 8)) for y in (0, 4, 8) for x in (0, 4, 8))  # up to four see a cell
+MOVED = tuple(View(Span(y, 8, 2, 16), Span(x, 8, 2, 16)) for y in (6, 7) for x in (10, 11))  # wrapped around the edges
+WINDOWS = tuple(View(Span(y, 8), Span(x, 8)) for y in (0, 4, 8) for x in (0, 4, 8))  # up to four views overlap
 
 
 def check_fusion(fusion: Any) -> None:
-    """Views cut from one canvas prediction fuse back to it: weights sum to one, no cell is left out.
+    """Check that views cut from one canvas prediction fuse back to it: weights sum to one on every cell.
 
-    Windows that overlap do so, too, or are refused by a ValueError, such as CoverageError.
-    With every prediction type, at every step and at the schedule's ends; nothing is written into what it receives, and
-    the same arguments give the same canvas whoever asks; see ``check_repeats``.
+    Overlapping windows do so as well, or are refused by a ValueError such as CoverageError. The check covers every
+    prediction type, every step and both ends of the schedule. Inputs must not be modified, and equal arguments must
+    give equal canvases, see ``check_repeats``.
+
+    Args:
+        fusion: A class, built with its defaults, or an instance.
 
     Raises:
-        AssertionError: Naming what is wrong.
+        AssertionError: Naming the broken rule.
     """
     strategy = instance_of("fusion", fusion)
     for kind in PREDICTION_TYPES:
@@ -42,7 +45,7 @@ def check_fusion(fusion: Any) -> None:
 
 
 def _play(strategy: Any, exchange: Exchange) -> list[Tensor]:
-    """With the one type that has both ends."""
+    """Fuse at all steps of v-prediction, the one type whose schedule has both ends."""
     return [_fused(strategy, step, PLAIN)[0] for step in make_steps("v_prediction")]
 
 
@@ -56,25 +59,25 @@ def _check_fused(strategy: Any, step: Step, views: tuple[View, ...]) -> None:
 
 
 def _check_overlap(strategy: Any, step: Step) -> None:
-    """All windows say the same of a cell, so the canvas must, however they are weighed."""
+    """Check overlapping windows of one canvas: they agree on every cell, so the weights must not matter."""
     canvas = make_prediction((1, CHANNELS, 16, 16), step)
     cut = Prediction(_cut(canvas.latents, WINDOWS), _cut(canvas.model_output, WINDOWS), step)
     try:
         fused = _asked(strategy, step, WINDOWS, cut, canvas.latents)
-    except ValueError:  # it takes no windows that overlap
+    except ValueError:  # it refuses overlapping windows
         return
     message = f"windows that overlap do not fuse to the canvas that they were cut from, at {told(step)}"
     torch.testing.assert_close(fused, canvas.model_output, rtol=1e-4, atol=1e-4, msg=message)
 
 
 def _fused(strategy: Any, step: Step, views: tuple[View, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """What came back, what should have, and the canvas's latents."""
+    """Return the fused canvas, the expected one and the canvas's latents, each "1 channels 16 16"."""
     canvas = make_prediction((1, CHANNELS, 16, 16), step)
     flat = canvas.model_output[..., :1, :1].expand_as(canvas.model_output).contiguous()
     cut = Prediction(_cut(canvas.latents, views), _cut(flat, views), step)
     try:
         return _asked(strategy, step, views, cut, canvas.latents), flat, canvas.latents
-    except ValueError:  # a fusion of one view only
+    except ValueError:  # it accepts one view only
         one = Prediction(cut.latents[:1], cut.model_output[:1], step)
         fused = _asked(strategy, step, views[:1], one, canvas.latents)
         clean = one.clean[0].repeat_interleave(2, -1).repeat_interleave(2, -2)
@@ -83,7 +86,7 @@ def _fused(strategy: Any, step: Step, views: tuple[View, ...]) -> tuple[Tensor, 
 
 
 def _asked(strategy: Any, step: Step, views: tuple[View, ...], cut: Prediction, latents: Tensor) -> Tensor:
-    """The answer; what was handed over stays as it is."""
+    """Call ``fuse`` and assert that its inputs are unchanged."""
     handed = (cut.latents, cut.model_output, latents)
     before = [tensor.clone() for tensor in handed]
     fused: Tensor = strategy.fuse(step, views, cut, latents)

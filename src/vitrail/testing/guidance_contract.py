@@ -1,4 +1,4 @@
-"""The contract of a guidance."""
+"""Contract check of a guidance strategy."""
 
 from __future__ import annotations
 
@@ -24,22 +24,25 @@ from vitrail.testing.instances import contract, instance_of
 from vitrail.testing.repeats import check_repeats
 from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, make_prediction, make_steps, told
 
-CELL = 4  # pixels of a latent cell's side
-OF_VIEWS = ("inputs", "branches", "views")
+CELL = 4  # side of a latent cell in pixels
+OF_VIEWS = ("inputs", "branches", "views")  # points whose subject is the views
 VIEWS = tuple(View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2))
 
 
 def check_guidance(guidance: Any) -> None:
-    """Returns what it receives in kind, shape and dtype, finite, and does not write into it or what lies around it.
+    """Check that a guidance returns a finite subject of the same kind, shape and dtype, and modifies no input.
 
-    It is asked with every prediction type, with a mask and without one, at the first steps and at the schedule's ends;
-    at the first size and, with the grown picture that this began with, at a further one. A guidance that says it
-    follows that picture must then do something. One that goes by messages says the same through them. State starts anew
-    in every run, and the same arguments give the same answer whoever asks; see ``check_repeats``. What it asks of
-    networks it counts in whole numbers.
+    The check covers every prediction type, with and without mask, the first steps and both ends of the schedule, in
+    the first phase of a cascade and in a later one that starts from an enlarged picture. A guidance with
+    ``follows_start`` must have an effect in the latter. One that works by messages must give equal results through
+    them. State must be new in every run, costs are integers, and equal arguments must give equal results, see
+    ``check_repeats``.
+
+    Args:
+        guidance: A class, built with its defaults, or an instance.
 
     Raises:
-        AssertionError: Naming what is wrong.
+        AssertionError: Naming the broken rule.
     """
     strategy = instance_of("guidance", guidance)
     answers = _played(strategy, Exchange.among(solo()), PREDICTION_TYPES)
@@ -53,7 +56,7 @@ def check_guidance(guidance: Any) -> None:
 
 
 def _check_costs(strategy: Any) -> None:
-    """What it counts of a canvas and of its views, at every step of both sizes."""
+    """Check the declared costs of a canvas and of its views, at every step of both phases."""
     own, canvas = OptionalGuidance.of(strategy), Canvas(16, 16, 8, cell=CELL)
     with contract():
         for step in (*make_steps("v_prediction", phase=0), *make_steps("v_prediction", phase=1)):
@@ -63,12 +66,12 @@ def _check_costs(strategy: Any) -> None:
 
 
 def _play(strategy: Any, exchange: Exchange) -> list[tuple[Tensor, bool]]:
-    """With the one type that has both ends."""
+    """Guide at all steps of v-prediction, the one type whose schedule has both ends."""
     return _played(strategy, exchange, ("v_prediction",))
 
 
 def _played(strategy: Any, exchange: Exchange, kinds: Sequence[PredictionType]) -> list[tuple[Tensor, bool]]:
-    """What it makes of its subjects in whole runs, each checked, and whether they are still what they were."""
+    """Guide in whole runs with checks; return each guided subject and whether it differs from the input."""
     answers = []
     for kind, phase, masked in itertools.product(kinds, (0, 1), (True, False)):
         state: Any = strategy.init()
@@ -88,7 +91,7 @@ def _played(strategy: Any, exchange: Exchange, kinds: Sequence[PredictionType]) 
 
 
 def _checked(strategy: Any, step: Step, subject: Any, scene: GuidanceContext, state: Any) -> tuple[Any, Any]:
-    """The answer to one question and the new state."""
+    """Call ``guide`` once with checks; return the guided subject and the new state."""
     before, around = [each.clone() for each in _within(subject)], [tensor.clone() for tensor in _around(scene)]
     pair = strategy.guide(step, subject, scene, state)
     assert isinstance(pair, tuple) and len(pair) == 2, f"expected (subject, state), got {type(pair).__name__}"
@@ -102,14 +105,14 @@ def _checked(strategy: Any, step: Step, subject: Any, scene: GuidanceContext, st
 
 
 def _speaks(strategy: Any, step: Step) -> bool:
-    """Whether it goes by a message at a step."""
+    """Return whether the guidance uses a message at a step."""
     return speaks(strategy) and strategy.lag(step) is not None
 
 
 def _check_follows(
     strategy: Any, step: Step, subject: Prediction, key: int, spoken: Sequence[Tensor], guided: Prediction
 ) -> None:
-    """Ranks that go by messages get what one rank computes at once."""
+    """Check that following a message equals computing the guidance directly."""
     version = len(spoken) - 1 - strategy.lag(step)
     followed = strategy.follow(step, subject, key, spoken[version] if version >= 0 else None)
     with contract():
@@ -119,20 +122,20 @@ def _check_follows(
 
 
 def _within(subject: Any) -> list[Tensor]:
-    """The tensors of a subject."""
+    """Collect the tensors of a subject."""
     if isinstance(subject, Branches):
         return [subject.combined, subject.latents, *subject.rows.values()]
     return [subject.latents, subject.model_output] if isinstance(subject, Prediction) else [subject]
 
 
 def _around(scene: GuidanceContext) -> list[Tensor]:
-    """The tensors of a scene."""
+    """Collect the tensors of a guidance context."""
     start = [] if scene.start is None else [scene.start.clean, scene.start.noise, scene.start.picture]
     return [tensor for tensor in (scene.mask, *start) if tensor is not None]
 
 
 def _subject(guidance: Any, step: Step, seed: int) -> Any:
-    """What a guidance at its point receives, of four views where it is about views."""
+    """Make the subject of the guidance's point, of four views where it concerns views."""
     lead = (4, 1) if guidance.point in OF_VIEWS else (1,)
     made = make_prediction((*lead, CHANNELS, 8, 8), step, seed)
     if guidance.point == "branches":
@@ -146,7 +149,7 @@ def _subject(guidance: Any, step: Step, seed: int) -> Any:
 
 
 def _scene(step: Step, strategy: Any, exchange: Exchange, masked: bool) -> GuidanceContext:
-    """Of a canvas of twice the training size; what is asked of the network is answered with the question."""
+    """Make the context of a canvas of twice the training size; the network returns its input."""
     point = strategy.point
     of_views = point in OF_VIEWS
     side, native = (16, 8) if of_views else (8, 4)
@@ -170,29 +173,29 @@ def _scene(step: Step, strategy: Any, exchange: Exchange, masked: bool) -> Guida
 
 
 class _Cells:
-    """Views that show their own cells, so that the way to another picture is their difference."""
+    """Gradients stub: the picture of a view is its latents, so the gradient is a difference."""
 
     def picture(self, step: Step, latents: Tensor, view: View) -> Tensor:
-        """The cells."""
+        """Return the latents as the picture."""
         return latents
 
     def of_distance(
         self, step: Step, latents: Tensor, views: Sequence[View], picture: Tensor, weights: str | None
     ) -> Tensor:
-        """Of half the square distance."""
+        """Return the gradient of half the squared distance."""
         return latents - picture
 
 
 class _Blocks:
-    """A VAE whose pictures are the first three channels in blocks of pixels."""
+    """VAE stub: the picture is the first three channels, one block of ``CELL`` pixels per latent cell."""
 
     def decode(self, latents: Tensor, canvas: Canvas) -> Tensor:
-        """In [0, 1], without padding."""
+        """Decode to a picture in [0, 1] without the canvas's padding, Float32[Tensor, "batch 3 Height Width"]."""
         height, width = canvas.inner
         picture = latents[:, :3, :height, :width].repeat_interleave(canvas.cell, -2).repeat_interleave(canvas.cell, -1)
         return (picture / 2 + 0.5).clamp(0, 1)
 
     def encode(self, picture: Tensor, canvas: Canvas) -> Tensor:
-        """The means of the blocks, and the mean of those."""
+        """Encode to the blocks' means, and their mean over the colours as a fourth channel."""
         cells = torch.nn.functional.avg_pool2d(picture, canvas.cell)
         return torch.cat([cells, cells.mean(1, keepdim=True)], dim=1)

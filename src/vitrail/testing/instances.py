@@ -1,4 +1,4 @@
-"""What is checked: an instance of a class that registration takes, and contracts told as assertions."""
+"""Shared parts of contract checks: building an instance, and contract errors as assertions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from vitrail.errors import VitrailError
 
 
 def instance_of(slot: str, strategy: Any) -> Any:
-    """The strategy, after the checks that registration makes; a class is built with its defaults."""
+    """Return an instance, after the checks of registration in the slot; a class is built with its defaults.
+
+    Raises:
+        RegistrationError: If the class cannot be registered.
+    """
     cls = strategy if isinstance(strategy, type) else type(strategy)
     Registry().add(slot, "under-test", cls)
     return strategy() if isinstance(strategy, type) else strategy
@@ -19,7 +23,11 @@ def instance_of(slot: str, strategy: Any) -> Any:
 
 @contextmanager
 def contract() -> Iterator[None]:
-    """What the engine would refuse is a failed check."""
+    """Turn a ``VitrailError`` of the block, as the engine's checks raise it, into an AssertionError.
+
+    Raises:
+        AssertionError: With the message of the error.
+    """
     try:
         yield
     except VitrailError as error:

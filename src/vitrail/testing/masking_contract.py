@@ -1,4 +1,4 @@
-"""The contract of a mask source."""
+"""Contract check of a mask source."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ SHAPE = (1, 1, 8, 8)
 
 
 def check_masking(masking: Any) -> None:
-    """A mask lies in [0, 1] and has the key view's cells, float32, or is None for everywhere.
+    """Check that a mask is float32 in [0, 1] of the key view's shape, or None for the whole view.
 
-    With and without attention maps and remembered ones, with every prediction type, at every step and at the schedule's
-    ends. State starts anew in every run, and the same arguments give the same mask whoever asks; see ``check_repeats``.
+    The check covers calls with and without attention maps and kept maps, every prediction type, every step and both
+    ends of the schedule. State must be new in every run, and equal arguments must give equal masks, see
+    ``check_repeats``.
+
+    Args:
+        masking: A class, built with its defaults, or an instance.
 
     Raises:
-        AssertionError: Naming what is wrong.
+        AssertionError: Naming the broken rule.
     """
     strategy = instance_of("masking", masking)
     request = strategy.request
@@ -41,12 +45,12 @@ def check_masking(masking: Any) -> None:
 
 
 def _play(strategy: Any, exchange: Exchange) -> list[Tensor | None]:
-    """With the one type that has both ends."""
+    """Mask at all steps of v-prediction, the one type whose schedule has both ends."""
     return _played(strategy, ("v_prediction",))
 
 
 def _played(strategy: Any, kinds: Sequence[PredictionType]) -> list[Tensor | None]:
-    """The masks of whole runs, each checked."""
+    """Mask in whole runs with checks, and return all masks."""
     masks = []
     for kind in kinds:
         for maps in ("none", "attention", "no content", "memory"):
@@ -61,7 +65,7 @@ def _played(strategy: Any, kinds: Sequence[PredictionType]) -> list[Tensor | Non
 
 
 def _predicted(key: Prediction, maps: str, seed: int) -> ModelOutput:
-    """What the network said of the key view, with what was captured."""
+    """Make the network's output for the key view, with attention maps or kept maps as ``maps`` says."""
     attention = Streams(seed).uniform(SHAPE, "attention") if maps in ("attention", "no content") else None
     remembered = KeptMaps(("fox", "snow"), Streams(0).uniform((1, 2, 16, 16), "maps")) if maps == "memory" else None
     output = key.model_output[None]

@@ -1,4 +1,4 @@
-"""The contracts of metrics, of what they look with and of what they compare with."""
+"""Contract checks of metrics, feature extractors and reference sets."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vitrail.testing.instances import instance_of
 from vitrail.testing.repeats import DTYPES, same, surroundings, told_dtype
 
 SIZES = ((128, 128), (131, 150), (160, 143))
-NATIVE = 64  # pixels, so that there are several tiles and borders
+NATIVE = 64  # training size in pixels, so that there are several tiles and borders
 
 
 def make_shown(count: int = 3) -> list[Shown]:
-    """Smooth random pictures of several sizes, with the edges of views."""
+    """Make up to three smooth random pictures of different sizes, with borders of views."""
     found = []
     for number, (height, width) in enumerate(SIZES[:count]):
         coarse = Streams(number).uniform((1, 3, 6, 6), "picture")
@@ -33,16 +33,16 @@ def make_shown(count: int = 3) -> list[Shown]:
 
 
 def check_metric(metric: Any, pictures: Sequence[Shown] | None = None) -> None:
-    """A number for each column, within its ends; the same again, in any order of the pictures, whoever asks.
+    """Check that a metric gives a reproducible number within its range for each column.
 
-    Neither the global random state nor the default dtype reaches an answer.
+    The numbers must not depend on the order of the pictures, the global random state or the default dtype.
 
     Args:
         metric: A class, built with its defaults, or an instance.
-        pictures: Three or more to look at; ``make_shown`` if not given.
+        pictures: Three pictures or more; those of ``make_shown`` if None.
 
     Raises:
-        AssertionError: Naming what is wrong.
+        AssertionError: Naming the broken rule.
     """
     chosen = instance_of("metrics", metric)
     shown = list(make_shown() if pictures is None else pictures)
@@ -75,7 +75,7 @@ def check_metric(metric: Any, pictures: Sequence[Shown] | None = None) -> None:
 
 
 def _checked_eye(metric: Any, shown: Sequence[Shown]) -> Tensor:
-    """What the eye sees of all pictures, which is the same whatever surrounds it."""
+    """Extract the features of all pictures, and check that random state, dtype and copies do not change them."""
     looked = _looked(metric, shown)
     assert torch.equal(looked, _looked(metric, shown)), "the eye must see the same again"
     with surroundings(1, torch.float32):
@@ -90,14 +90,16 @@ def _checked_eye(metric: Any, shown: Sequence[Shown]) -> Tensor:
 
 
 def check_features(features: Any, pictures: Tensor | None = None) -> None:
-    """Vectors of float32 without a graph, that depend on no batch and no default dtype; probabilities add up to one.
+    """Check that features are float32 vectors without gradient, independent of batch and default dtype.
+
+    Class probabilities must sum to one.
 
     Args:
         features: A class, built with its defaults, or an instance.
-        pictures: Two unlike ones in [0, 1], Float32[Tensor, "2 3 Height Width"]; smooth random ones if not given.
+        pictures: Two different pictures in [0, 1], Float32[Tensor, "2 3 Height Width"]; smooth random ones if None.
 
     Raises:
-        AssertionError: Naming what is wrong.
+        AssertionError: Naming the broken rule.
     """
     chosen = instance_of("features", features)
     if pictures is None:
@@ -120,13 +122,13 @@ def check_features(features: Any, pictures: Tensor | None = None) -> None:
 
 
 def check_references(references: Any) -> None:
-    """The same pictures at any size, of that size, in [0, 1]; a digest that stands for them.
+    """Check that a reference set yields reproducible pictures in [0, 1] of the requested size, and has a digest.
 
     Args:
         references: A class, built with its defaults, or an instance.
 
     Raises:
-        AssertionError: Naming what is wrong.
+        AssertionError: Naming the broken rule.
     """
     chosen = instance_of("references", references)
     assert isinstance(chosen.digest, str) and chosen.digest, "the digest is a text that stands for the pictures"

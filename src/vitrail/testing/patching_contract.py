@@ -1,4 +1,4 @@
-"""The contract of a patching."""
+"""Contract check of a patching strategy."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from vitrail.testing.repeats import check_repeats
 from vitrail.testing.steps_to_visit import CHANNELS, make_step, make_steps
 
 WRAPS: tuple[Wrap, ...] = ("none", "x", "y", "xy")
-SIZES = ((8, 8), (16, 16), (17, 31), (40, 24), (64, 48))
-NATIVE = 16
+SIZES = ((8, 8), (16, 16), (17, 31), (40, 24), (64, 48))  # height and width of canvases in latent cells
+NATIVE = 16  # training size in latent cells
 
 
 def check_patching(patching: Any) -> None:
-    """Views lie on the canvas and cover it, whether or not its ends meet, at every step and at the schedule's ends.
+    """Check that views lie on the canvas and cover it, with and without wrapping, at all steps of a schedule.
 
-    What is read from a canvas and put back is the canvas; a permutation is one; a stage has as many views at every
-    step. The same arguments give the same views whoever asks; see ``check_repeats``. In a run, a patching whose views
-    each show the whole picture may leave cells to its fusion; that is not for this check.
+    Reading views from a canvas and writing them back must restore it, a permutation must be invertible, and a stage
+    must have equally many views at every step. Equal arguments must give equal views, see ``check_repeats``. A patching
+    whose views each show the whole picture may leave cells to its fusion in a run, but not in this check.
+
+    Args:
+        patching: A class, built with its defaults, or an instance.
 
     Raises:
-        AssertionError: Naming what is wrong.
+        AssertionError: Naming the broken rule.
     """
     strategy = instance_of("patching", patching)
     for height, width in SIZES:
@@ -51,10 +54,15 @@ def check_patching(patching: Any) -> None:
 
 
 def check_cover(views: Sequence[View], height: int, width: int) -> None:
-    """Refuse a set of views that leaves a cell of the canvas out.
+    """Refuse views that do not cover the canvas.
+
+    Args:
+        views: The views.
+        height: Height of the canvas in latent cells.
+        width: Width of the canvas in latent cells.
 
     Raises:
-        CoverageError: With the first uncovered cell.
+        CoverageError: Naming the first uncovered cell.
     """
     hole = uncovered(tuple(views), height, width)
     if hole is not None:
@@ -62,7 +70,7 @@ def check_cover(views: Sequence[View], height: int, width: int) -> None:
 
 
 def _play(strategy: Any, exchange: Exchange) -> Any:
-    """Views, turns, permutations and what is prepared, at every step of a run."""
+    """Return views, turns, permutations, key views and prepared canvases at every step of a run."""
     answers: list[Any] = []
     canvas = _fitting(strategy, Canvas(40, 24, NATIVE, wrap="x"))
     for step in make_steps("flow_prediction"):
@@ -73,7 +81,7 @@ def _play(strategy: Any, exchange: Exchange) -> Any:
 
 
 def _fitting(strategy: Any, canvas: Canvas) -> Canvas:
-    """The canvas with sides that the patching can live with: padded, or another picture where its ends meet."""
+    """Return the canvas with sides that fit the patching's granularity: padded, or enlarged on wrapped axes."""
     with contract():
         down, right = check_granularity(StrategyCall("patching", strategy), strategy.granularity(canvas))
     if canvas.wraps("y"):
@@ -112,7 +120,7 @@ def _check_patches(strategy: Any, step: Step, canvas: Canvas) -> Patches:
 
 
 def _prepared(strategy: Any, step: Step, canvas: Canvas) -> torch.Tensor | None:
-    """The canvas as views are read from it, if the patching changes it; finite, and its input as it was."""
+    """Call ``prepare`` with checks, if the patching has it; return the prepared canvas, else None."""
     if not has_own(strategy, OptionalPatching.prepare):
         return None
     picture = _picture(canvas)

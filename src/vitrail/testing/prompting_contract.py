@@ -1,4 +1,4 @@
-"""The contract of a prompting."""
+"""Contract check of a prompting strategy."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ VIEWS = tuple(View(Span(y, 16), Span(x, 16)) for y in (0, 8) for x in (0, 16))
 
 
 def check_prompting(prompting: Any) -> None:
-    """A tuple with a text for each view, or an empty one, with and without remembered maps and a negative text.
+    """Check that texts are a tuple with one text per view, or empty, with and without kept maps and negative prompt.
 
-    It is asked at the first steps and at the schedule's ends.
-    The same arguments give the same texts whoever asks; see ``check_repeats``.
+    The check covers the first steps and both ends of the schedule. Equal arguments must give equal texts, see
+    ``check_repeats``.
+
+    Args:
+        prompting: A class, built with its defaults, or an instance.
 
     Raises:
-        AssertionError: Naming what is wrong.
+        AssertionError: Naming the broken rule.
     """
     strategy = instance_of("prompting", prompting)
     _play(strategy)

@@ -1,4 +1,4 @@
-"""The contract of a rectification."""
+"""Contract check of a rectification strategy."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ Ask = Callable[[Any], Tensor]
 
 
 class InTheMiddleError(Exception):
-    """Ends a forward while a rectification is in force."""
+    """Raised inside of a rectification's context, to check its cleanup."""
 
 
 def check_rectification(rectification: Any, network: torch.nn.Module, ask: Ask, native_size: int = 8) -> None:
-    """It acts inside its context and nowhere else, and leaves nothing: hooks, attributes, forwards, weights.
+    """Check that a rectification acts inside its context only, and leaves no hooks, attributes, forwards or weights.
 
-    Nothing is left after an exception either, and a forward of another thread, which may be another rank's, is as it
-    was meanwhile. It stands the schedule's ends. The same arguments give the same answers whoever asks; see
+    It must clean up after an exception as well, must not act in forwards of other threads, which may be other ranks,
+    and must give finite outputs at both ends of the schedule. Equal arguments must give equal outputs, see
     ``check_repeats``.
 
     Args:
         rectification: A class, built with its defaults, or an instance.
-        network: One that it can change; it stays as it is.
-        ask: One forward of the network, always of the same input; its answer, Float32[Tensor, "batch channels h w"].
-        native_size: Latent cells of the side that the network counts as trained at; views are twice that.
+        network: A network that it applies to; left unchanged.
+        ask: Runs the network on a fixed input and returns the output, Float32[Tensor, "batch channels h w"].
+        native_size: The network's training size in latent cells; the views' sides are twice that.
 
     Raises:
-        AssertionError: Naming what is wrong.
+        AssertionError: Naming the broken rule.
     """
     strategy = instance_of("rectification", rectification)
     assert strategy.needs, "it changes something inside a network, so it needs something of it"
@@ -78,7 +78,7 @@ def check_rectification(rectification: Any, network: torch.nn.Module, ask: Ask, 
 
 
 def _stands(network: torch.nn.Module, ask: Ask, dtype: torch.dtype) -> bool:
-    """Whether the network itself is the same under another default dtype."""
+    """Return whether the network's own output is independent of the default dtype."""
     plain = _asked(network, ask)
     try:
         with surroundings(0, dtype):
@@ -89,7 +89,7 @@ def _stands(network: torch.nn.Module, ask: Ask, dtype: torch.dtype) -> bool:
 
 
 def _applied(strategy: Any, network: torch.nn.Module, step: Step, native_size: int) -> Any:
-    """The context of one call."""
+    """Return the checked context of one ``apply``."""
     side = 2 * native_size
     cells = torch.zeros(1, 4, side, side, dtype=torch.float32, device="cpu")
     rows = MicroBatch(cells, branches=["cond"], views=[View(Span(0, side), Span(0, side))])

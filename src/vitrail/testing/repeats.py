@@ -1,9 +1,9 @@
-"""A strategy is a function of its arguments: the same answers whoever asks, and whatever the process is set to.
+"""Check that a strategy is a pure function of its arguments, independent of instance, process state and rank.
 
-The same questions are put to copies of a strategy several times: with another state of the global random generators,
-with another default dtype, to one that was asked before, and on two ranks at once, which are threads with exchanges of
-their own. What a strategy keeps on itself or in its module, draws from global randomness or takes from its rank shows
-as another answer.
+The same calls are made on copies of a strategy several times: twice on one instance, with another state of the
+global random generators, with another default dtype, and on two ranks concurrently, which are threads with exchanges
+of their own. State kept on the instance or in its module, global randomness and dependence on the rank show as
+different results.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ import torch
 from vitrail.comm.backends.in_process import InProcess, solo
 from vitrail.core.engine.exchange import Exchange
 
-RANKS = 2
-SECONDS = 120.0  # that a rank waits for another
-DTYPES = (torch.float64, torch.bfloat16)  # defaults that a process may have set besides float32
+RANKS = 2  # number of concurrent ranks
+SECONDS = 120.0  # timeout of a wait between ranks
+DTYPES = (torch.float64, torch.bfloat16)  # default dtypes to check besides float32
 Play = Callable[[Any, Exchange], Any]
 
 
 def check_repeats(strategy: Any, play: Play, dtypes: Sequence[torch.dtype] = DTYPES) -> None:
-    """Put the same questions again and again.
+    """Repeat the same calls in different surroundings and compare the results bit by bit.
 
     Args:
-        strategy: Stays as it is; copies are asked.
-        play: Puts all questions to a strategy, with a rank's exchange, and gives the answers: tensors and plain data in
+        strategy: The strategy; copies of it are called.
+        play: Makes all calls on a strategy with a rank's exchange, and returns their results: tensors and plain data in
             tuples, lists and mappings.
-        dtypes: Default dtypes to try besides float32.
+        dtypes: Default dtypes to check besides float32.
 
     Raises:
-        AssertionError: Naming what reached the answers that must not.
+        AssertionError: Naming what the results depend on.
     """
     first, again, elsewhere, *rest = (copy.deepcopy(strategy) for _ in range(3 + len(dtypes) + RANKS))
     ranks = rest[len(dtypes) :]
@@ -60,11 +60,11 @@ def check_repeats(strategy: Any, play: Play, dtypes: Sequence[torch.dtype] = DTY
 
 @contextmanager
 def surroundings(seed: int, dtype: torch.dtype) -> Iterator[None]:
-    """Another global random state and default dtype for a while.
+    """Run a block with another global random state and default dtype, and restore both.
 
     Args:
-        seed: Of Python's, numpy's and torch's generators.
-        dtype: That torch makes tensors of if none is named.
+        seed: Seed of Python's, numpy's and torch's generators.
+        dtype: Default dtype of torch.
     """
     import numpy
 
@@ -83,12 +83,21 @@ def surroundings(seed: int, dtype: torch.dtype) -> Iterator[None]:
 
 
 def told_dtype(who: str, dtype: torch.dtype) -> str:
-    """What is wrong with whoever answers otherwise under another default dtype."""
+    """Return the error message for a result of ``who`` that depends on the default dtype."""
     return f"{who} changes with torch.set_default_dtype({dtype}); name the dtype"
 
 
 def same(one: Any, other: Any, otherwise: str) -> None:
-    """Hold two answers against each other, bit for bit."""
+    """Assert that two results are equal bit by bit.
+
+    Args:
+        one: Tensors and plain data in tuples, lists and mappings.
+        other: The result to compare with.
+        otherwise: The error message.
+
+    Raises:
+        AssertionError: If types, dtypes, shapes or values differ.
+    """
     assert _is_same(one, other), otherwise
 
 

@@ -1,7 +1,7 @@
-"""Steps and predictions for tests of a strategy alone: in the middle of a schedule, and at its ends.
+"""Steps and predictions for tests of single strategies: inside of a schedule and at its ends.
 
-At the ends divisions by a scale fail: flow schedules and those of a signal-to-noise ratio of zero begin at alpha = 0, a
-schedule may end at sigma = 0, and with one step both ends meet.
+At the ends a division by alpha or sigma fails: flow schedules and those with zero terminal signal-to-noise ratio begin
+at alpha = 0, a schedule may end at sigma = 0, and a schedule of one step has both.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.step import PredictionType, Step
 from vitrail.core.schedule.streams import Streams
 
-CHANNELS = 4
+CHANNELS = 4  # of test latents
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample", "flow_prediction")
 End = Literal["noise", "clean", "only"]
-ENDS: dict[PredictionType, tuple[End, ...]] = {  # which ends a schedule of a type can have
-    "epsilon": ("clean",),  # of noise alone it says nothing
+ENDS: dict[PredictionType, tuple[End, ...]] = {  # ends at which a prediction type determines clean latents and noise
+    "epsilon": ("clean",),  # at alpha = 0 epsilon does not determine the clean latents
     "v_prediction": ("noise", "clean", "only"),
-    "sample": ("noise", "only"),  # without noise it says nothing of it
+    "sample": ("noise", "only"),  # at sigma = 0 the sample does not determine the noise
     "flow_prediction": ("noise", "clean", "only"),
 }
 
@@ -26,14 +26,14 @@ ENDS: dict[PredictionType, tuple[End, ...]] = {  # which ends a schedule of a ty
 def make_step(
     index: int = 0, num_steps: int = 10, prediction_type: Any = "epsilon", end: End | None = None, **changes: Any
 ) -> Step:
-    """A step for tests of a strategy alone, in the middle of nowhere or at an end of a schedule.
+    """Make a step for tests, inside of a schedule or at one of its ends.
 
     Args:
-        index: Of the step; its noise falls with it.
-        num_steps: Of the run.
-        prediction_type: In diffusers' words.
-        end: ``noise`` is the first step, whose latents are noise alone (alpha = 0); ``clean`` the last, whose latents
-            have none (sigma = 0); ``only`` the one step of a run, from noise alone to the picture. It sets the index.
+        index: Index of the step; sigma decreases with it.
+        num_steps: Number of steps of the run.
+        prediction_type: A prediction type of diffusers.
+        end: ``noise`` is a first step with alpha = 0; ``clean`` a last step with sigma = 0; ``only`` the single step of
+            a run, from alpha = 0 to sigma = 0. It determines the index.
         **changes: Other fields of the step.
     """
     if end is not None:
@@ -59,23 +59,29 @@ def make_step(
 
 
 def make_steps(prediction_type: PredictionType, **changes: Any) -> list[Step]:
-    """Steps that a strategy must stand, one after the other: the first three of ten, then every end there can be.
+    """Make the steps that a strategy is checked at: the first three of ten, then the ends in ``ENDS``.
 
     Args:
-        prediction_type: In diffusers' words.
-        **changes: Fields of every step.
+        prediction_type: A prediction type of diffusers.
+        **changes: Other fields of every step.
     """
     ends = [make_step(prediction_type=prediction_type, end=end, **changes) for end in ENDS[prediction_type]]
     return [*(make_step(index, prediction_type=prediction_type, **changes) for index in range(3)), *ends]
 
 
 def told(step: Step) -> str:
-    """A step in an assertion's words."""
+    """Describe a step in an error message."""
     scales = f"alpha {step.alpha:g}, sigma {step.sigma:g}"
     return f"step {step.index} of {step.num_steps}, size {step.phase}, {step.prediction_type}, {scales}"
 
 
 def make_prediction(shape: tuple[int, ...], step: Step, seed: int = 0) -> Prediction:
-    """A record of random latents and a random output, each Float32[Tensor, "*shape"]."""
+    """Make a prediction of random latents and a random output, each Float32[Tensor, "*shape"].
+
+    Args:
+        shape: Shape of both tensors.
+        step: The step of the prediction.
+        seed: Seed of both tensors.
+    """
     streams = Streams(seed)
     return Prediction(streams.normal(shape, "latents"), streams.normal(shape, "output"), step)

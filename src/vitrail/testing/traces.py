@@ -1,4 +1,4 @@
-"""All that a change inside a network could leave behind: hooks, attributes, forwards, weights."""
+"""Snapshots of a network, to check that nothing is left in it: hooks, attributes, forwards, weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "
 
 @frozen(eq=False)
 class Traces:
-    """A network as it stands.
+    """Snapshot of a network.
 
     Attributes:
-        modules: Every module by name with its hooks.
-        attributes: The names of what every module has of its own.
-        forwards: The function that every module calls.
-        values: Weights and buffers, copied.
+        modules: Name, module and hooks of every module.
+        attributes: Names of the instance attributes of every module.
+        forwards: The forward function of every module.
+        values: Copies of weights and buffers.
     """
 
     modules: tuple[Any, ...]
@@ -30,7 +30,7 @@ class Traces:
 
     @classmethod
     def of(cls, network: torch.nn.Module) -> Traces:
-        """A network as it stands now."""
+        """Take a snapshot of a network."""
         every = dict(network.named_modules())
         modules = tuple((name, module, *(dict(getattr(module, h)) for h in HOOKS)) for name, module in every.items())
         attributes = tuple([key for key in vars(module) if key not in HOOKS] for module in every.values())
@@ -38,10 +38,10 @@ class Traces:
         return cls(modules, attributes, tuple(module.forward for module in every.values()), values)
 
     def check(self, network: torch.nn.Module) -> None:
-        """Hold the network against what it was.
+        """Compare the network with the snapshot.
 
         Raises:
-            AssertionError: Naming what is left.
+            AssertionError: Naming what has changed.
         """
         now = Traces.of(network)
         assert now.modules == self.modules, "hooks, or modules, are left in the network"

@@ -1,1 +1,1 @@
-"""From pictures to numbers: measurement, intervals, rankings."""
+"""Analysis of an experiment's pictures: metrics, confidence intervals, rankings."""

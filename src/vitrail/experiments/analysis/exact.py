@@ -1,8 +1,8 @@
-"""An exact test of paired differences that are whole numbers, which take too few values for the bootstrap alone.
+"""An exact permutation test of paired integer differences, which take too few values for the bootstrap alone.
 
-If two rows are alike, the two numbers of a pair could as well be swapped, so every sign of a difference is as likely
-(Fisher, 1935, The Design of Experiments, sec. 21). Of all ways to choose the signs, the share that gives a sum at least
-as far from 0 is the chance. For differences of -1, 0 and 1 this is the two-sided sign test over the pairs that differ.
+Under the null hypothesis the two values of a pair are exchangeable, so both signs of a difference are equally likely
+(Fisher, 1935, The Design of Experiments, sec. 21). The p-value is the share of all assignments of signs whose sum is at
+least as far from 0. For differences of -1, 0 and 1 this is the two-sided sign test over the pairs that differ.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Hashable, Sequence
 
 
 def chance(differences: Sequence[int], clusters: Sequence[Hashable] | None = None) -> float:
-    """How often signs alone would give a sum as far from 0 as that of some whole numbers.
+    """Compute the two-sided p-value of the sum of paired integer differences under random signs.
 
     Args:
-        differences: Of pairs.
-        clusters: What each is of; differences of one cluster have one sign together. None if each is its own.
+        differences: One per pair.
+        clusters: Cluster of each difference; those of one cluster share one sign. None if each has its own.
 
     Returns:
-        In (0, 1]; 1 if no difference is other than 0.
+        The p-value in (0, 1]; 1 if all differences are 0.
     """
     sums: dict[Hashable, int] = {}
     for number, each in enumerate(differences):

@@ -1,4 +1,4 @@
-"""What eyes have seen, kept in an experiment's folder: one file an eye, one tensor a picture."""
+"""Cache of extracted features in an experiment's folder: one file per feature extractor, one tensor per picture."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from vitrail.sampling.recipe import digest_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOOKED = "looked"  # folder, inside of an experiment's
-PAUSE_S = 30.0  # at most so much work is lost when a report is killed
+LOOKED = "looked"  # subfolder of an experiment's folder
+PAUSE_S = 30.0  # between two writes: the work that is lost if a report is killed
 
 
 def bring(source: Path, target: Path) -> None:
-    """Take over what was seen in one folder of an experiment into another that has its pictures.
+    """Copy cached features from one folder of an experiment to another that has its pictures.
 
     Args:
-        source: Of an experiment.
-        target: Of the same experiment.
+        source: The folder to copy from.
+        target: A folder of the same experiment; features that it already has are kept.
 
     Raises:
-        ConfigError: If what is kept cannot be read.
+        ConfigError: If a cache file cannot be read.
     """
     if source.resolve() == target.resolve():
         return
@@ -44,14 +44,14 @@ def bring(source: Path, target: Path) -> None:
 
 
 class FeatureCache:
-    """What one eye saw, by the pictures' names; written whole from time to time, so that no file is half one.
+    """Features of one extractor by the pictures' names, written atomically at intervals of ``PAUSE_S``.
 
     Args:
-        folder: Of an experiment.
-        key: Stands for the eye, and for the reference set if it looks at one.
+        folder: The experiment's folder.
+        key: Identifies the extractor and its weights, and the reference set if the pictures are from one.
 
     Raises:
-        ConfigError: If what is kept cannot be read.
+        ConfigError: If the cache file cannot be read.
     """
 
     def __init__(self, folder: Path, key: str):
@@ -70,28 +70,28 @@ class FeatureCache:
 
     @property
     def names(self) -> list[str]:
-        """Of the pictures, in order."""
+        """Names of the cached pictures, sorted."""
         return sorted(self._seen)
 
     @property
     def is_complete(self) -> bool:
-        """Whether a set whose length is not known beforehand has been looked at to its end."""
+        """Whether all pictures of a set of unknown length have been added, see ``finish``."""
         return self._complete
 
     def add(self, name: str, seen: Tensor) -> None:
-        """Remember what was seen in a picture; now and then this writes the file."""
+        """Add the features of a picture as float32 on the CPU; writes the file if ``PAUSE_S`` have passed."""
         self._seen[name] = seen.detach().to("cpu").float().clone().contiguous()
         self._changed = True
         if time.monotonic() - self._kept > PAUSE_S:
             self.keep()
 
     def finish(self) -> None:
-        """Note that the set has no more pictures, and keep it."""
+        """Mark the set as complete and write the file."""
         self._complete = self._changed = True
         self.keep()
 
     def keep(self) -> None:
-        """Write what is new."""
+        """Write the file if anything was added since the last write."""
         from safetensors.torch import save_file
 
         if self._changed:

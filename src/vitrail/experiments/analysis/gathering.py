@@ -1,4 +1,4 @@
-"""From what eyes saw to results: every metric of every row at every size gathered, drawn anew and compared."""
+"""From features to results: every metric of every row at every size, with bootstrap intervals and comparisons."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from vitrail.experiments.listener import Listener
 
 TOLD_ERRORS = 5
-OfRows = dict[str, tuple[Pairs, ...]]  # by row, the pairs that each column of a metric has a number of
+OfRows = dict[str, tuple[Pairs, ...]]  # by row, for each column of a metric the pairs with a value in this column
 
 
 def gather_results(loaded: Loaded, seen: Seen, listener: Listener, baseline: str | None = None) -> Results:
-    """Gather every metric of every row at every size, and compare rows.
+    """Compute every metric of every row at every size, the differences from the baseline and the rankings.
 
     Args:
         loaded: The experiment.
-        seen: What eyes saw in its pictures.
-        listener: Hears of the progress.
-        baseline: The row to compare with; the first one if None.
+        seen: The features of its pictures and of its reference set.
+        listener: Receives the progress.
+        baseline: Name of the row to compare with; the first row if None.
 
     Raises:
-        ConfigError: If there is no such row.
+        ConfigError: If there is no row of that name, or a metric lacks its reference set or an optional dependency.
     """
     groups, base = _groups(loaded), baseline_of(loaded, baseline)
     sets = Sets(loaded, seen)
@@ -66,10 +66,10 @@ def gather_results(loaded: Loaded, seen: Seen, listener: Listener, baseline: str
 
 
 def baseline_of(loaded: Loaded, wanted: str | None) -> str | None:
-    """The row that others are compared with: the one that is wanted, else the first, None if there are no rows.
+    """Return the row that others are compared with: ``wanted``, else the first row, None if there are no rows.
 
     Raises:
-        ConfigError: If there is no such row.
+        ConfigError: If no row is named ``wanted``.
     """
     rows = list(dict.fromkeys(cell.row for cell in loaded.plan.cells if cell.kind == "picture"))
     if wanted is not None and wanted not in rows:
@@ -78,7 +78,7 @@ def baseline_of(loaded: Loaded, wanted: str | None) -> str | None:
 
 
 def _groups(loaded: Loaded) -> list[Group]:
-    """Rows at sizes, sizes in the plan's order."""
+    """One group per row and size, sizes in the plan's order."""
     cells: dict[Size, dict[str, list[Cell]]] = {}
     for cell in loaded.plan.cells:
         if cell.kind == "picture":
@@ -103,7 +103,7 @@ def _group(row: str, cells: Sequence[Cell], loaded: Loaded) -> Group:
 def _compute(
     sets: Sets, groups: Sequence[Group], baseline: str | None, listener: Listener
 ) -> tuple[Numbers, Numbers, list[Ranking]]:
-    """Estimates, differences from the baseline, rankings."""
+    """Compute estimates, differences from the baseline, and rankings of all groups."""
     estimates: Numbers = {}
     differences: Numbers = {}
     rankings: list[Ranking] = []
@@ -123,7 +123,7 @@ def _compute(
 
 
 def _estimates(sets: Sets, number: int, group: Group, pairs: OfRows) -> Numbers:
-    """Of every column over the pictures that it has a number of."""
+    """Estimate each column over the pictures with a value in this column."""
     found: Numbers = {}
     for index, column in enumerate(sets.columns(number)):
         own = sets.sample(group, number, pairs[group.row][index])
@@ -133,7 +133,7 @@ def _estimates(sets: Sets, number: int, group: Group, pairs: OfRows) -> Numbers:
 
 
 def _differences(sets: Sets, number: int, group: Group, base: Group, pairs: OfRows) -> Numbers:
-    """Of every column over the pairs that it has numbers of in both rows."""
+    """Estimate each column's difference over the pairs with values in both rows."""
     found: Numbers = {}
     for index, column in enumerate(sets.columns(number)):
         both = common([pairs[group.row][index], pairs[base.row][index]])
@@ -144,7 +144,7 @@ def _differences(sets: Sets, number: int, group: Group, base: Group, pairs: OfRo
 
 
 def _ranked(sets: Sets, number: int, groups: Sequence[Group], pairs: OfRows) -> list[Ranking]:
-    """Of every column of a metric that has a better direction; costs are not ranked."""
+    """Rank the rows by each column with a preferred direction; costs are not ranked."""
     found = []
     for index, column in enumerate(sets.columns(number)):
         if column.better == "none" or sets.is_cost(number):
@@ -160,7 +160,7 @@ def _ranked(sets: Sets, number: int, groups: Sequence[Group], pairs: OfRows) -> 
 
 
 def _costs_that_tell(groups: Sequence[Group], estimates: Numbers) -> list[Column]:
-    """All costs but those that repeat the calls, and memory that nobody looked at."""
+    """Select the cost columns, without those that equal the calls and without memory if it was never measured."""
 
     def values(name: str) -> list[float]:
         return [estimates[group.row, group.size, name].value for group in groups]
@@ -185,7 +185,7 @@ def _figures(loaded: Loaded) -> list[HeatFigure]:
 
 
 def _errors(loaded: Loaded) -> list[str]:
-    """The first of each kind."""
+    """The first failed cell of each different error, at most ``TOLD_ERRORS``."""
     found: dict[str, str] = {}
     for cell in loaded.plan.cells:
         if loaded.has_failed(cell):

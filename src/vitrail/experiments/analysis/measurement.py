@@ -1,4 +1,4 @@
-"""From folders to what every eye sees in their pictures, each picture looked at once in a folder's life."""
+"""From an experiment's folders to the features of their pictures, each extracted once and cached in the folder."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Size = tuple[int, int]
 
 @frozen(kw_only=True, eq=False)
 class Loaded:
-    """One experiment, from however many folders it lies in.
+    """One experiment, read from one or more folders.
 
     Attributes:
-        experiment: What was to be done and is to be measured.
-        plan: Its cells.
-        folders: Where it lies.
-        outcomes: What became of the cells that were tried, by address.
-        homes: The folder that has a done cell's picture, by address.
+        experiment: The specification, including the metrics to compute.
+        plan: All of its cells.
+        folders: The folders that hold its pictures.
+        outcomes: Result of each cell that was run, by address.
+        homes: Folder that holds the picture of each finished cell, by address.
     """
 
     experiment: Experiment
@@ -47,28 +47,28 @@ class Loaded:
 
     @property
     def done(self) -> tuple[Cell, ...]:
-        """Cells with a picture, in the plan's order."""
+        """Finished cells, those with a picture, in the plan's order."""
         return tuple(cell for cell in self.plan.cells if cell.address in self.homes)
 
     def file(self, cell: Cell) -> Path:
-        """Where a done cell's picture lies."""
+        """Return the path of a finished cell's picture."""
         return self.homes[cell.address].path / cell.picture
 
     def has_failed(self, cell: Cell) -> bool:
-        """Whether it was tried in vain; else it is done, or missing."""
+        """Return whether the cell was run and ended with an error; otherwise it is finished or was not run."""
         tried = self.outcomes.get(cell.address)
         return cell.address not in self.homes and tried is not None and tried.error is not None
 
 
 def load(folders: Sequence[Path], experiment: Experiment | None = None) -> Loaded:
-    """Read an experiment that may have been sampled in several folders.
+    """Read an experiment whose cells may have been sampled in several folders.
 
     Args:
-        folders: One or more, of the same cells; measured is what the first one's plan says.
-        experiment: Instead of the plan's.
+        folders: One or more folders of the same cells; the first one's plan gives the metrics.
+        experiment: Replaces the specification in the plan, e.g. with other metrics.
 
     Raises:
-        ConfigError: If a folder is no experiment's, or of another experiment than the first.
+        ConfigError: If there are no folders, one is not an experiment's, or one is of another experiment.
     """
     if not folders:
         raise ConfigError("a report needs the folder of an experiment")
@@ -89,28 +89,28 @@ def load(folders: Sequence[Path], experiment: Experiment | None = None) -> Loade
 
 @frozen(kw_only=True, eq=False)
 class Seen:
-    """What every eye saw.
+    """Features of every extractor.
 
     Attributes:
-        pictures: By the eye's key and the cell's address.
-        references: By the eye's key and the size, Float32[Tensor, "references ..."].
+        pictures: By the extractor's key and the cell's address, Float32[Tensor, "..."].
+        references: By the extractor's key and the size, Float32[Tensor, "references ..."].
     """
 
     pictures: dict[str, dict[str, Tensor]]
     references: dict[tuple[str, Size], Tensor]
 
     def of(self, eye: FeatureExtractor, addresses: Iterable[str]) -> Tensor:
-        """What it saw in some pictures, Float32[Tensor, "pictures ..."].
+        """Return an extractor's features of some cells' pictures, Float32[Tensor, "pictures ..."].
 
         Raises:
-            ShapeError: If pictures of one size gave tensors of different shapes.
+            ShapeError: If the pictures' features have different shapes.
         """
         key = key_of(eye)
         return _stacked(key, [self.pictures[key][address] for address in addresses])
 
 
 def key_of(eye: FeatureExtractor) -> str:
-    """What an eye's answers are kept under: its ``repr``, and what stands for the weights that it looks with."""
+    """Return the cache key of a feature extractor: its ``repr`` and the digest of its weights, if it has one."""
     digest = OptionalFeatureExtractor.of(eye).digest
     return f"{eye!r} with {digest}" if digest else repr(eye)
 
@@ -125,13 +125,17 @@ def _stacked(eye: str, seen: list[Tensor]) -> Tensor:
 
 
 def look(loaded: Loaded, listener: Listener) -> Seen:
-    """Have every eye look at every done picture, and at the reference set at every size, that it has not seen yet.
+    """Extract the features of every finished picture and of the reference set at every size, unless they are cached.
 
-    Equal eyes look once. What they see is kept beside the pictures every half a minute, so a killed report goes on.
+    Equal extractors run once. Features are cached beside the pictures every half minute, so a killed report resumes.
+
+    Args:
+        loaded: The experiment.
+        listener: Receives the progress.
 
     Raises:
-        ConfigError: If a picture or what was kept cannot be read.
-        ShapeError: If an eye sees tensors of different shapes in reference pictures of one size.
+        ConfigError: If a picture or a cache file cannot be read, or the reference set has no pictures of a size.
+        ShapeError: If the features of reference pictures of one size have different shapes.
     """
     import torch
 
@@ -162,10 +166,10 @@ def _look_at_cells(loaded: Loaded, listener: Listener) -> dict[str, dict[str, Te
 
 
 def shown_of(cell: Cell, loaded: Loaded) -> Shown:
-    """The picture of a done cell, as eyes want it.
+    """Read the picture of a finished cell as the input of a feature extractor.
 
     Raises:
-        ConfigError: If it cannot be read.
+        ConfigError: If the file cannot be read.
     """
     import numpy as np
     import torch
@@ -205,7 +209,7 @@ def _look_at_references(loaded: Loaded, listener: Listener) -> dict[tuple[str, S
 def _look_through(
     shows: Iterable[Shown], eyes: dict[str, tuple[FeatureExtractor, FeatureCache]], size: str, listener: Listener
 ) -> None:
-    """Look at all of a reference set, and note that it is all."""
+    """Extract the features of a whole reference set and mark the caches as complete."""
     try:
         with listener.count(f"looking at true picture of {size}", None) as meter:
             for number, shown in enumerate(shows):

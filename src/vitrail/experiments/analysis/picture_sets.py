@@ -1,4 +1,4 @@
-"""The pictures that a column has a number of, and samples of them."""
+"""The pictures with a value in a column, and bootstrap samples over them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Pairs = tuple[int, ...]
 
 
 class Sets:
-    """Samples of metrics over chosen pairs of a row, each made once; costs are one more metric, the last.
+    """Cached samples of metrics over pairs of a row; the last metric is the costs.
 
     Args:
         loaded: The experiment.
-        seen: What eyes saw in its pictures.
+        seen: The features of its pictures and of its reference set.
     """
 
     def __init__(self, loaded: Loaded, seen: Seen):
@@ -35,14 +35,18 @@ class Sets:
         self._known: dict[tuple[str, Size, int, Pairs], Sample] = {}
 
     def columns(self, number: int) -> tuple[Column, ...]:
-        """Of a metric."""
+        """Return the columns of a metric, by its number in ``metrics``."""
         found: tuple[Column, ...] = tuple(self.metrics[number].columns)
         return found
 
     def pairs(self, group: Group, number: int) -> tuple[Pairs, ...]:
-        """For each column of a metric, the pairs whose picture tells it anything.
+        """Return for each column of a metric the pairs with a value in this column.
 
-        A column of sets, which has no number of any single picture, is told by all but those that show its eye nothing.
+        A metric of sets has no value of a single picture; its columns use all pairs whose features are not all nan.
+
+        Args:
+            group: Row and size.
+            number: Of the metric in ``metrics``.
         """
         columns = len(self.columns(number))
         if not group.cells:
@@ -54,7 +58,17 @@ class Sets:
         return tuple(tuple(pair for pair, has in zip(group.cells, mask, strict=True) if has) for mask in masks)
 
     def sample(self, group: Group, number: int, pairs: Pairs) -> Sample | None:
-        """A metric over some pairs; None of none."""
+        """Compute a metric over some pairs with its bootstrap, once; None if there are no pairs.
+
+        Args:
+            group: Row and size.
+            number: Of the metric in ``metrics``.
+            pairs: Pairs of a prompt and a seed, by number.
+
+        Raises:
+            ConfigError: If the metric lacks its reference set or an optional dependency.
+            ShapeError: If the pictures' features have different shapes.
+        """
         key = (group.row, group.size, number, pairs)
         if key not in self._known and pairs:
             looked, reference = self._looked(group, number, pairs), self._reference(group, number)
@@ -64,7 +78,7 @@ class Sets:
         return self._known.get(key)
 
     def is_cost(self, number: int) -> bool:
-        """Whether a metric is that of costs."""
+        """Return whether a metric is that of costs, the last one."""
         return number == len(self.metrics) - 1
 
     def _looked(self, group: Group, number: int, pairs: Pairs) -> Tensor:
@@ -83,18 +97,21 @@ class Sets:
 
 
 def common(pairs: Sequence[Pairs]) -> Pairs:
-    """Pairs that all have, in order; none of none."""
+    """Return the pairs that are in all of the sets, sorted; () if there are no sets."""
     return tuple(sorted(set(pairs[0]).intersection(*pairs[1:]))) if pairs else ()
 
 
 def rankable(pairs: dict[str, Pairs]) -> tuple[dict[str, Pairs], dict[str, Pairs]]:
-    """Rows that have enough pairs in common to be ranked by them, and rows that are left out.
+    """Split the rows into those with enough pairs in common to be ranked, and those that are left out.
 
-    Enough are half of what the fullest row has, and three. As long as there are fewer, the row goes out without which
-    the others have most in common; the later one if there are several.
+    Enough is half of the pairs of the row that has most, and at least three. While there are fewer, the row is removed
+    whose removal leaves the most common pairs; of several such rows the last one. Two rows are never removed.
 
     Args:
-        pairs: By row.
+        pairs: Pairs with a value, by row.
+
+    Returns:
+        The pairs of the rows to rank, and the pairs of the rows left out; rows without pairs are in neither.
     """
     kept = {row: each for row, each in pairs.items() if each}
     enough = max([FEWEST, *(-(-len(each) // 2) for each in kept.values())])
@@ -105,7 +122,7 @@ def rankable(pairs: dict[str, Pairs]) -> tuple[dict[str, Pairs], dict[str, Pairs
 
 
 def costs_of(outcome: Outcome) -> Tensor:
-    """The columns of ``Costs`` of one cell, Float64[Tensor, "5"]; memory is nan if nobody looked."""
+    """Return the columns of ``Costs`` for one cell, Float64[Tensor, "5"]; memory in MiB, nan if not measured."""
     import torch
 
     memory = math.nan if outcome.peak_bytes is None else outcome.peak_bytes / 2**20

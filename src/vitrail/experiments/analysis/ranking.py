@@ -1,4 +1,4 @@
-"""Which row is better than which: rows in order, and those that may be the best."""
+"""Rankings of rows by a column, and the rows that may be the best."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vitrail.experiments.analysis.statistics import Estimate, Sample, difference
 
 @frozen(kw_only=True)
 class Ranking:
-    """Rows by one column, from best to worst.
+    """Order of rows by one column, from best to worst.
 
     Attributes:
-        column: Its name.
+        column: The column's name.
         size: Height and width in pixels.
-        count: Pairs that all of them have.
-        tiers: Names, in the smallest groups such that every row is told apart from every row of other groups: their
-            paired difference is sure. Rows without a number are left out.
-        better: Share of draws in which the one row is better than the other, by both names; a tie counts half.
-        apart: Whether their paired difference is sure, by both names.
-        left_out: Rows with too few of the others' pairs, and how many pictures they have.
+        count: Number of pairs that all ranked rows have.
+        tiers: Names of rows in the smallest groups such that any two rows of different groups differ significantly, by
+            their paired difference. Rows without a value are left out.
+        better: Share of resamples in which the first row is better than the second, by both names; a tie counts half.
+        apart: Whether the paired difference of two rows is significant, by both names.
+        left_out: Rows with too few of the common pairs, and how many pictures they have.
     """
 
     column: str
@@ -43,14 +43,14 @@ def rank(
     size: tuple[int, int],
     left_out: dict[str, int] | None = None,
 ) -> Ranking:
-    """Put rows in order, as far as there is one.
+    """Rank rows by one column, with tiers of rows that do not differ significantly.
 
     Args:
-        samples: By row, all of the same pairs.
-        index: Of the column in them.
-        column: It; one way must be better.
-        size: Of the pictures.
-        left_out: Rows that have too few of these pairs.
+        samples: Samples by row, all over the same pairs.
+        index: Index of the column in the samples.
+        column: The column; its ``better`` is "up" or "down".
+        size: Height and width of the pictures in pixels.
+        left_out: Rows with too few of these pairs, and how many pictures they have.
     """
     sign = 1.0 if column.better == "up" else -1.0
     known = [name for name, each in samples.items() if not math.isnan(each.value[index])]
@@ -78,7 +78,7 @@ def _either(shares: dict[tuple[str, str], float], one: str, two: str) -> float:
 
 
 def _tiers(rows: Sequence[str], apart: dict[tuple[str, str], bool]) -> list[tuple[str, ...]]:
-    """Ordered rows cut wherever all before are told apart from all after."""
+    """Cut ordered rows wherever all rows before differ significantly from all rows after."""
     cuts = [
         cut for cut in range(1, len(rows)) if all(apart[before, after] for before in rows[:cut] for after in rows[cut:])
     ]
@@ -86,9 +86,9 @@ def _tiers(rows: Sequence[str], apart: dict[tuple[str, str], bool]) -> list[tupl
 
 
 def _share(less: Sample, sign: float) -> float:
-    """Share of draws in which a difference of one column is for the better; without draws, as the value says.
+    """Share of resamples in which a one-column difference is an improvement; without resamples, of the value itself.
 
-    Draws are moved to the value before their signs are read, but what is equal in both rows as drawn is a tie.
+    Resamples are centred on the value before their signs are taken; those of exactly 0 before centring are ties.
     """
     drawn, moved = (less.resampled, less.centred) if len(less.resampled) else (less.value[None],) * 2
     tied, better = drawn == 0, sign * moved > 0
@@ -97,10 +97,10 @@ def _share(less: Sample, sign: float) -> float:
 
 
 def best_of(estimates: Sequence[Estimate], column: Column) -> list[bool]:
-    """Which of some numbers may be the best: every one whose interval overlaps that of the best.
+    """Return for each estimate whether it may be the best: whether its interval overlaps that of the best one.
 
-    None if the best one has no interval, for then nothing is known; and none of a column that compares at equal
-    numbers of pictures only, if they differ.
+    All False if the best one has no interval, if there are fewer than two values, if the column has no preferred
+    direction, or if it needs equal numbers of pictures and they differ.
     """
     known = [each for each in estimates if not math.isnan(each.value)]
     if column.better == "none" or len(known) < 2 or not compares(estimates, column):
@@ -110,6 +110,6 @@ def best_of(estimates: Sequence[Estimate], column: Column) -> list[bool]:
 
 
 def compares(estimates: Sequence[Estimate], column: Column) -> bool:
-    """Whether numbers may be set against each other: not if a column needs equal numbers of pictures that differ."""
+    """Return whether estimates are comparable: False if the column needs equal counts of pictures and they differ."""
     counts = {each.count for each in estimates if not math.isnan(each.value)}
     return not column.needs_equal_counts or len(counts) < 2

@@ -1,4 +1,4 @@
-"""Which pictures are drawn anew: every picture by itself, or all pictures of a prompt together."""
+"""Units of the bootstrap: single pictures, or clusters of all pictures of a prompt."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from vitrail.core.schedule.streams import Streams
 if TYPE_CHECKING:
     from torch import Tensor
 
-SEED = 0  # of the draws, the same for every row
-FEWEST = 3  # things that are drawn, below which nothing can be said about an interval
+SEED = 0  # of the resamples, the same for every row
+FEWEST = 3  # minimum number of units for an interval
 
 
 @frozen
 class Drawing:
-    """What is drawn of a set of pictures.
+    """Resampling of a set of pictures, clustered by prompt.
 
-    Pictures of one prompt are like each other, so they are no independent pictures of the method: prompts are drawn
-    then, each with all of its pictures. Of one or two prompts the pictures are drawn nevertheless, and an interval
-    speaks of these prompts alone.
+    Pictures of one prompt are correlated, so where prompts have several pictures, prompts are resampled, each with all
+    of its pictures (cluster bootstrap). With one or two prompts single pictures are resampled, and the interval is
+    conditional on these prompts.
 
     Attributes:
-        prompts: Of each picture, by whatever name.
+        prompts: Prompt of each picture, as any text that identifies it.
     """
 
     prompts: tuple[str, ...] = field(converter=as_tuple)
 
     @classmethod
     def of_each(cls, count: int) -> Drawing:
-        """As many pictures of as many prompts."""
+        """Return the resampling of ``count`` pictures that all have different prompts."""
         return cls(tuple(map(str, range(count))))
 
     @property
     def kinds(self) -> int:
-        """How many prompts there are."""
+        """Number of different prompts."""
         return len(set(self.prompts))
 
     @property
     def clusters(self) -> tuple[tuple[int, ...], ...]:
-        """The pictures' numbers, those together that are drawn together."""
+        """Indices of the pictures of each resampled unit."""
         if self.kinds == len(self.prompts) or self.kinds < FEWEST:
             return tuple((number,) for number in range(len(self.prompts)))
         found: dict[str, list[int]] = {}
@@ -52,12 +52,12 @@ class Drawing:
         return tuple(map(tuple, found.values()))
 
     def cluster_of(self) -> list[int]:
-        """The cluster of each picture, by number."""
+        """Return the index of each picture's cluster."""
         places = {picture: number for number, cluster in enumerate(self.clusters) for picture in cluster}
         return [places[picture] for picture in range(len(self.prompts))]
 
     def draws(self, resamples: int) -> Iterator[Tensor]:
-        """The numbers of the pictures of each draw, Int64[Tensor, "drawn"]."""
+        """Yield the picture indices of each resample, Int64[Tensor, "drawn"]."""
         import torch
 
         clusters = [torch.tensor(cluster, dtype=torch.int64, device="cpu") for cluster in self.clusters]
@@ -67,7 +67,7 @@ class Drawing:
 
 
 def draws(count: int, resamples: int) -> Tensor:
-    """Which of some things are drawn, Int64[Tensor, "resamples count"]; the same for every set of as many things."""
+    """Draw indices of ``count`` units with replacement, Int64[Tensor, "resamples count"]; equal for equal arguments."""
     import torch
 
     generator = Streams(SEED).generator("bootstrap", count)
@@ -75,10 +75,10 @@ def draws(count: int, resamples: int) -> Tensor:
 
 
 def told_prompts(sets: Sequence[tuple[int, int]]) -> str:
-    """What a note says of sets whose prompts have several pictures; empty if there is none.
+    """Return the note on sets whose prompts have several pictures; empty if there are none.
 
     Args:
-        sets: Pictures and prompts of each.
+        sets: Number of pictures and of prompts of each set.
     """
     several = sorted({(pictures, prompts) for pictures, prompts in sets if prompts < pictures}, reverse=True)
     if not several:

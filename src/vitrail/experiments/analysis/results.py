@@ -1,4 +1,4 @@
-"""What an experiment found, as data: every number with its interval, differences, rankings, and where it is from."""
+"""Results of an experiment as data: estimates with intervals, differences, rankings, provenance."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from vitrail.experiments.spec.cells import Cell
 
 @frozen(kw_only=True)
 class Group:
-    """The pictures of one row at one size.
+    """The cells of one row at one size.
 
     Attributes:
-        row: Its name in tables.
+        row: The row's name in tables.
         method: The method's label.
-        axes: Name of each axis to the name of the place on it.
-        ranks: Processes that shared the work.
+        axes: Name of each axis to the name of the setting on it.
+        ranks: Number of processes that shared the work.
         size: Height and width in pixels.
-        cells: Done ones, by pair.
-        planned: Cells that there were to be.
-        failed: Cells that were tried in vain; the rest of those that are not done is missing.
+        cells: Finished cells, by pair.
+        planned: Number of cells in the plan.
+        failed: Number of cells that ended with an error; the remaining ones are missing.
     """
 
     row: str
@@ -42,24 +42,24 @@ class Group:
 
     @property
     def curve(self) -> str:
-        """The row, however many ranks shared its work."""
+        """The row's name without the number of ranks; rows of one curve differ in that number only."""
         return self.row.removesuffix(f", {self.ranks} rank{'s' * (self.ranks > 1)}")
 
     @property
     def missing(self) -> int:
-        """Cells that nobody has tried, or whose picture is gone."""
+        """Number of cells that were not run or whose picture file is missing."""
         return self.planned - self.failed - len(self.cells)
 
 
 @frozen(kw_only=True)
 class HeatFigure:
-    """A figure of a mask source.
+    """A heat map of a mask source.
 
     Attributes:
-        label: Of the mask source.
-        prompt: What it looked at.
-        seed: Of the picture.
-        file: The figure, or None if it is not done.
+        label: Label of the mask source.
+        prompt: Prompt of the sampled picture.
+        seed: Seed of the sampled picture.
+        file: The figure's file; None if it is not finished.
     """
 
     label: str
@@ -73,29 +73,29 @@ Numbers = dict[tuple[str, Size, str], Estimate]  # by row, size and column's nam
 
 @frozen(kw_only=True, eq=False)
 class Results:
-    """Everything that tables, plots and pages are made of.
+    """The data that tables, plots and pages are made from.
 
     Attributes:
-        title: What the experiment shows.
-        source: The table or figure that it corresponds to.
-        command: What was typed.
-        groups: Rows at sizes, in the plan's order; some may have no picture.
-        columns: Of the metrics.
-        costs: Of what was noted while sampling; those that say something.
-        estimates: Every number.
-        baseline: The row that ``differences`` compares with.
+        title: Title of the experiment.
+        source: Table or figure of a paper that it corresponds to.
+        command: The command line that sampled it.
+        groups: Rows at sizes, in the plan's order; some may have no finished cells.
+        columns: Columns of the metrics.
+        costs: Columns of time, evaluations and memory, without redundant and unmeasured ones.
+        estimates: Estimates by row, size and column.
+        baseline: Row that ``differences`` compares with.
         differences: Each row less the baseline, over the pairs that both have.
-        rankings: Of every column that has a better direction, at every size with two rows or more.
-        pairs: Prompt and seed of every pair.
-        files: Pictures of done cells, by address.
-        outcomes: Lines of done cells, by address.
-        figures: Of mask sources.
-        errors: The first different errors of failed cells, each with the first cell that met it.
-        resamples: Of the bootstrap.
-        machines: Where cells were made, with how many of them.
-        versions: Of Vitrail and the libraries that shape pixels.
-        commits: Of the Vitrail that sampled, with how many cells.
-        commit: Of the Vitrail that reports, if it is a checkout.
+        rankings: For each column with a preferred direction, at each size with two rows or more.
+        pairs: Prompt and seed of each pair.
+        files: Pictures of finished cells, by address.
+        outcomes: Outcomes of finished cells, by address.
+        figures: Heat maps of mask sources.
+        errors: Different errors of failed cells, the first few, each with the first cell that raised it.
+        resamples: Number of bootstrap resamples.
+        machines: Machines that sampled, with their numbers of cells.
+        versions: Versions of Vitrail and of the libraries that determine pixels.
+        commits: Commits of Vitrail that sampled, with their numbers of cells.
+        commit: Commit of the Vitrail that writes the report; None if it is not a checkout.
     """
 
     title: str
@@ -121,12 +121,12 @@ class Results:
 
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """In order."""
+        """Height and width in pixels of each size, in the plan's order."""
         return tuple(dict.fromkeys(group.size for group in self.groups))
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
-        """Places on every axis, in order."""
+        """Names of the settings on each axis, in order."""
         found: dict[str, dict[str, None]] = {}
         for group in self.groups:
             for axis, place in group.axes.items():
@@ -135,7 +135,7 @@ class Results:
 
     @property
     def numeric_axes(self) -> dict[str, tuple[float, ...]]:
-        """Axes of which every place is a number, and that have two or more."""
+        """Values of the axes with two or more settings whose names are all numbers."""
         found = {axis: tuple(number(place) for place in places) for axis, places in self.axes.items()}
         return {
             axis: tuple(place for place in places if place is not None)
@@ -144,15 +144,15 @@ class Results:
         }
 
     def at(self, size: Size) -> tuple[Group, ...]:
-        """Rows of a size."""
+        """Return the groups of a size."""
         return tuple(group for group in self.groups if group.size == size)
 
     def estimate(self, group: Group, column: Column) -> Estimate:
-        """A number of a row at a size; nan of no pictures if there are none."""
+        """Return the estimate of a column for a group; nan with a count of 0 if there is none."""
         return self.estimates.get((group.row, group.size, column.name), Estimate(value=math.nan))
 
     def counts(self) -> tuple[int, int, int]:
-        """Cells that are done, missing and failed, those of figures left out."""
+        """Return the numbers of finished, missing and failed cells, without heat maps."""
         return (
             sum(len(group.cells) for group in self.groups),
             sum(group.missing for group in self.groups),
@@ -161,7 +161,7 @@ class Results:
 
 
 def number(place: str) -> float | None:
-    """A place on an axis as a number, None if it is none."""
+    """Parse the name of an axis' setting as a number; None if it is not one."""
     try:
         return float(place)
     except ValueError:

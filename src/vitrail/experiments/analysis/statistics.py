@@ -1,24 +1,25 @@
-"""How sure a number of a set of pictures is: the bootstrap over pictures, paired between rows.
+"""Confidence intervals of metrics of sets of pictures: the bootstrap over pictures, paired between rows.
 
-Pictures are drawn anew with replacement and the metric gathered again, 1000 times (Efron & Tibshirani, 1993, An
-Introduction to the Bootstrap, ch. 13). What varies is the picture - prompt and seed -, while a reference set stays.
-Where a prompt has several pictures, prompts are drawn instead, each with all of its pictures.
+Pictures are resampled with replacement and the metric computed again, 1000 times by default (Efron & Tibshirani, 1993,
+An Introduction to the Bootstrap, ch. 13). The pictures - prompt and seed - are resampled, a reference set is fixed.
+Where prompts have several pictures, prompts are resampled instead, each with all of its pictures.
 
-Intervals are percentile intervals, q(0.025) to q(0.975) of the resampled numbers, with three changes:
+Intervals are percentile intervals, q(0.025) to q(0.975) of the resampled values, with three changes:
 
-- They are moved so that the mean of the resampled numbers is the number itself. For a mean this changes nothing but
-  noise. For a distance between sets, such as FID, it does: a resampled set holds pictures twice, which alone makes the
-  distance larger, so that plain percentiles may lie wholly above the number that they are of.
-- They are widened by t(n - 1) / z * sqrt(n / (n - 1)) for n drawn things, 1.29 for 8 of them and 1.06 for 32, since
-  plain ones are too short for few; the amount of the expanded percentile interval (Hesterberg, 2014,
+- They are shifted so that the mean of the resampled values is the value itself. For a mean this changes only noise.
+  For a distance between sets, such as FID, it matters: a resampled set holds pictures twice, which increases the
+  distance, so that plain percentiles may lie entirely above the value.
+- They are widened by t(n - 1) / z * sqrt(n / (n - 1)) for n resampled units, 1.29 for 8 of them and 1.06 for 32, since
+  plain ones are too short for few units; the amount of the expanded percentile interval (Hesterberg, 2014,
   https://arxiv.org/abs/1411.5279), which widens the levels instead.
-- They end where the column's values end, as a share's do at 0 and 1.
+- They are clipped to the column's range, such as 0 to 1 for a share.
 
-A share of 1 or 0 has an interval of no length however few the pictures are: what was never seen is never drawn.
+A share of 1 or 0 has an interval of length 0 however few the pictures are, since all resamples are equal.
 
-Differences are paired: both rows are of the same prompts and seeds and are drawn together, so that a hard prompt is
-hard for both. A share's or a count's few values are too coarse for the bootstrap of few pairs: three of six pairs that
-differ by 1 exclude 0, though signs alone do so in one case of four. So such a difference must pass an exact test, too.
+Differences are paired: both rows have the same prompts and seeds and are resampled together, so that the difficulty of
+a prompt cancels. A share's or a count's few values are too coarse for the bootstrap of few pairs: if three of six pairs
+differ by 1, the interval excludes 0, though the sign test has a p-value of 1/4. So such a difference must pass an exact
+test, too.
 """
 
 from __future__ import annotations
@@ -37,28 +38,28 @@ from vitrail.experiments.analysis.resampling import FEWEST, Drawing
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEVEL = 0.95  # share of intervals that should hold the true number
-ROUNDING = 1e-5  # of a number; eyes see in single precision
+LEVEL = 0.95  # confidence level of the intervals
+ROUNDING = 1e-5  # relative tolerance; features are in single precision
 
 
 class Gathers(Protocol):
-    """What is needed of a metric here."""
+    """The part of a metric that the bootstrap needs."""
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """The columns of a set of pictures."""
+        """Compute the columns of a set of pictures, see ``Metric.gather``."""
 
 
 @frozen(kw_only=True)
 class Estimate:
-    """A number with its interval.
+    """A value with its confidence interval.
 
     Attributes:
-        value: Of all pictures.
-        low: Where its interval begins; nan if it has none.
-        high: And ends.
-        count: Pictures, or pairs of pictures, that it is of.
-        prompts: Different prompts among them.
-        chance: Of a difference of whole numbers, how often signs alone give one as large; None where nobody asks that.
+        value: Value over all pictures.
+        low: Lower end of the interval; nan if there is none.
+        high: Upper end of the interval; nan if there is none.
+        count: Number of pictures, or of pairs of pictures.
+        prompts: Number of different prompts.
+        chance: P-value of the exact test of a difference of integers; None where it does not apply.
     """
 
     value: float
@@ -70,39 +71,39 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Half of the interval's length; nan if there is none."""
+        """Half of the interval's length; nan without an interval."""
         return (self.high - self.low) / 2
 
     @property
     def has_interval(self) -> bool:
-        """Whether it has one of more length than rounding gives."""
+        """Whether there is an interval that is longer than rounding errors."""
         return self.half_width > ROUNDING * abs(self.value)
 
     @property
     def is_sure(self) -> bool:
-        """Whether a difference is one: its interval excludes 0, and the exact test, where there is one, agrees."""
+        """Whether a difference is significant: its interval excludes 0 and the exact test, where it applies, agrees."""
         return self.excludes(0.0) and (self.chance is None or self.chance <= 1 - LEVEL)
 
     def excludes(self, number: float = 0.0) -> bool:
-        """Whether a number lies outside of the interval; never if there is none."""
+        """Return whether a number lies outside of the interval; False without an interval."""
         return number < self.low or number > self.high
 
     def overlaps(self, other: Estimate) -> bool:
-        """Whether both could be the same; a number without an interval could be any."""
+        """Return whether the intervals overlap; True if one of them is missing."""
         return not (self.low > other.high or other.low > self.high)
 
 
 @frozen(kw_only=True, eq=False)
 class Sample:
-    """A metric's columns of one set of pictures, and of that set drawn anew many times.
+    """A metric's columns for one set of pictures and for its bootstrap resamples.
 
-    Samples of the same pairs are drawn alike, so they can be compared draw by draw.
+    Samples over the same pairs use the same resamples, so they can be subtracted resample by resample.
 
     Attributes:
-        value: Float64[Tensor, "columns"].
-        resampled: Float64[Tensor, "resamples columns"].
-        alone: Of each picture by itself, Float64[Tensor, "pictures columns"]; nan where one picture is no set.
-        drawing: What was drawn.
+        value: Columns of the set, Float64[Tensor, "columns"].
+        resampled: Columns of each resample, Float64[Tensor, "resamples columns"].
+        alone: Columns of each single picture, Float64[Tensor, "pictures columns"]; nan for metrics of sets.
+        drawing: The resampling.
     """
 
     value: Tensor
@@ -112,14 +113,14 @@ class Sample:
 
     @property
     def count(self) -> int:
-        """Pictures."""
+        """Number of pictures."""
         return len(self.drawing.prompts)
 
     def estimates(self, columns: Sequence[Column] = ()) -> tuple[Estimate, ...]:
-        """One a column.
+        """Return one estimate per column.
 
         Args:
-            columns: Where their values end; no end is known of columns that are not given.
+            columns: Columns whose ranges clip the intervals; the remaining ones are not clipped.
         """
         ends = _intervals(self.value, self.resampled, len(self.drawing.clusters))
         known = [*columns, *(Column(name="") for _ in range(len(ends) - len(columns)))]
@@ -135,7 +136,7 @@ class Sample:
         )
 
     def less(self, other: Sample) -> Sample:
-        """The difference of two sets of the same pairs, drawn together; 0 where only rounding tells them apart."""
+        """Subtract another sample over the same pairs; differences within rounding errors are 0."""
         assert self.drawing == other.drawing
         return Sample(
             value=_difference(self.value, other.value),
@@ -145,7 +146,7 @@ class Sample:
         )
 
     def column(self, index: int) -> Sample:
-        """One column of it."""
+        """Return the sample of one column, by index."""
         here = slice(index, index + 1)
         return Sample(
             value=self.value[here],
@@ -156,17 +157,17 @@ class Sample:
 
     @property
     def centred(self) -> Tensor:
-        """The resampled columns, moved so that their mean is the value; Float64[Tensor, "resamples columns"]."""
+        """Resampled columns, shifted so that their mean is the value, Float64[Tensor, "resamples columns"]."""
         return self.resampled - self.resampled.nanmean(dim=0) + self.value
 
 
 def difference(less: Sample, index: int, column: Column) -> Estimate:
-    """A column of the difference of two sets.
+    """Estimate one column of the difference of two samples, with the exact test where the column is of integers.
 
     Args:
-        less: The difference.
-        index: Of the column in it.
-        column: It.
+        less: The difference, from ``Sample.less``.
+        index: Index of the column.
+        column: The column of the single rows.
     """
     one = less.column(index)
     (found,) = one.estimates([column.of_differences])
@@ -185,14 +186,14 @@ def _difference(one: Tensor, other: Tensor) -> Tensor:
 def sample(
     metric: Gathers, looked: Tensor, reference: Tensor | None, resamples: int, drawing: Drawing | None = None
 ) -> Sample:
-    """Gather a set, and gather it drawn anew.
+    """Compute a metric of a set and of its bootstrap resamples.
 
     Args:
-        metric: Answers a number a column.
-        looked: What its eye saw, Float[Tensor, "pictures ..."].
-        reference: In the reference set, Float32[Tensor, "references ..."].
-        resamples: How often; 0 gives no intervals, as fewer than three pictures do.
-        drawing: What to draw; each picture by itself if None.
+        metric: Computes one number per column.
+        looked: Features of the set, Float[Tensor, "pictures ..."].
+        reference: Features of the reference set, Float32[Tensor, "references ..."].
+        resamples: Number of resamples; 0 gives no intervals, and so do fewer than three pictures.
+        drawing: The resampling; single pictures if None.
     """
     import torch
 
@@ -205,7 +206,16 @@ def sample(
 
 
 def by_itself(metric: Gathers, looked: Tensor, reference: Tensor | None) -> Tensor:
-    """The columns of every picture by itself, Float64[Tensor, "pictures columns"]; nan where one is no set."""
+    """Compute the columns of each single picture.
+
+    Args:
+        metric: Computes one number per column.
+        looked: Features of the set, Float[Tensor, "pictures ..."].
+        reference: Features of the reference set, Float32[Tensor, "references ..."].
+
+    Returns:
+        Float64[Tensor, "pictures columns"]; nan for metrics of sets.
+    """
     import torch
 
     rows = [metric.gather(looked[number : number + 1], reference) for number in range(len(looked))]
@@ -223,9 +233,9 @@ def _intervals(value: Tensor, resampled: Tensor, count: int) -> list[tuple[float
 
 
 def widening(count: int) -> float:
-    """By how much percentile intervals of a few pictures are too short: t(n - 1) / z * sqrt(n / (n - 1)).
+    """Compute the factor that corrects percentile intervals of ``count`` units: t(n - 1) / z * sqrt(n / (n - 1)).
 
-    The t quantile by its expansion around the normal one (Abramowitz & Stegun, 1964, 26.7.5).
+    The t quantile is computed by its expansion around the normal quantile (Abramowitz & Stegun, 1964, 26.7.5).
     """
     z, freedom = NormalDist().inv_cdf((1 + LEVEL) / 2), count - 1
     terms = (

@@ -1,1 +1,1 @@
-"""Tables, plots, sheets and the page of an experiment."""
+"""Reports of an experiment: tables, plots, contact sheets and the HTML page."""

@@ -1,4 +1,4 @@
-"""Tables as text: on a terminal, as Markdown, as LaTeX, and all numbers as CSV."""
+"""Text formats of results: tables for a terminal, Markdown and LaTeX, and all numbers as CSV."""
 
 from __future__ import annotations
 
@@ -14,43 +14,52 @@ from vitrail.experiments.report.page import PageTable
 from vitrail.experiments.report.tables import Heading, Number, Table, spoken
 
 ARROWS = {"up": " ↑", "down": " ↓", "none": ""}
-GAP = 2  # columns between two columns of a terminal's table
-WIDEST = 44  # characters of a cell, above which it is folded
+GAP = 2  # characters between two columns of a terminal's table
+WIDEST = 44  # characters of a cell, above which it is wrapped
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "±": r"$\pm$", "×": r"$\times$", "–": "--",
 }  # fmt: skip
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # first characters of cells that a spreadsheet evaluates
 LATEX_ARROWS = {"up": r" $\uparrow$", "down": r" $\downarrow$", "none": ""}
 LATEX_HEAD = "% needs \\usepackage{booktabs}\n"
 
 
 def notes_of(table: Table, mark: str) -> list[str]:
-    """What stands below a table.
+    """Return the notes below a table, first the legend of marked numbers.
 
     Args:
-        table: Of whatever kind.
-        mark: What marked numbers have where it is written.
+        table: The table.
+        mark: How the format shows marked numbers, e.g. "Bold".
     """
     marked = any(isinstance(cell, Number) and cell.marked for row in table.rows for cell in row)
     return [*([f"{mark}: {table.mark}."] if marked and table.mark else []), *table.notes]
 
 
 def plain(cell: str | Number) -> str:
-    """Marks are aligned: what has none has a space instead."""
+    """Return a cell as plain text; marked numbers end with "*", others with a space, so that columns align."""
     if isinstance(cell, str):
         return cell
     return f"{cell.text}{' ' * bool(cell.interval)}{cell.interval}{'*' if cell.marked else ' '}"
 
 
 def head_of(heading: Heading, arrows: dict[str, str]) -> str:
-    """A column's name with which way is better."""
+    """Return a column's name with an arrow in the preferred direction."""
     return heading.name + arrows[heading.better]
 
 
 def parts_of(heads: Sequence[str], texts: Sequence[Sequence[str]], width: int) -> Iterator[list[int]]:
-    """Columns that fit side by side; the first one is in every part."""
+    """Split a wide table into parts that fit a terminal; the first column is in every part.
+
+    Args:
+        heads: Heads of the columns.
+        texts: Cells of each row.
+        width: Of the terminal, in characters.
+
+    Returns:
+        Column indices of each part.
+    """
     widths = [min(WIDEST, max(len(text) for text in column)) + GAP for column in zip(heads, *texts, strict=True)]
     part, used = [0], widths[0]
     for column in range(1, len(heads)):
@@ -63,7 +72,7 @@ def parts_of(heads: Sequence[str], texts: Sequence[Sequence[str]], width: int) -
 
 
 def as_page_table(table: Table) -> PageTable:
-    """A table as the page has it."""
+    """Convert a table for the HTML page; marked numbers are bold."""
     best = [
         (y, x)
         for y, row in enumerate(table.rows)
@@ -81,7 +90,7 @@ def as_page_table(table: Table) -> PageTable:
 
 
 def as_markdown(table: Table) -> str:
-    """A Markdown table under its title; what is marked is bold."""
+    """Format a table as Markdown under its title; marked numbers are bold."""
     lines = [[escaped_markdown(head_of(heading, ARROWS)) for heading in table.head]]
     lines.append(["---", *["---" if _is_words(table, column) else "---:" for column in range(1, len(table.head))]])
     lines += [[_markdown(cell) for cell in row] for row in table.rows]
@@ -102,12 +111,12 @@ def _markdown(cell: str | Number) -> str:
 
 
 def escaped_markdown(text: str) -> str:
-    """A text that Markdown shows as it is written."""
+    """Escape a text for Markdown, and join its whitespace to single spaces."""
     return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def as_latex(table: Table) -> str:
-    """A table environment in the way of booktabs; what is marked is bold."""
+    """Format a table as a LaTeX table environment with booktabs rules; marked numbers are bold."""
     align = "".join("l" if column == 0 or _is_words(table, column) else "r" for column in range(len(table.head)))
     head = [escaped_latex(heading.name) + LATEX_ARROWS[heading.better] for heading in table.head]
     caption = " ".join(escaped_latex(text) for text in (f"{table.title}.", *notes_of(table, "Bold")))
@@ -139,30 +148,30 @@ def _latex(cell: str | Number) -> str:
 
 
 def escaped_latex(text: str) -> str:
-    """A text that LaTeX sets as it is written."""
+    """Escape a text for LaTeX."""
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
 def escaped_csv(cell: object) -> object:
-    """A cell that a spreadsheet shows as it is written, rather than compute it; numbers are numbers."""
+    """Prefix text that a spreadsheet would evaluate as a formula with an apostrophe; numbers are unchanged."""
     text = str(cell)
     if text.startswith(FORMULAS) and number(text) is None:
         text = f"'{text}"
-    return text.replace("\r", "\\r") if isinstance(cell, str) else cell  # which the writer would not quote
+    return text.replace("\r", "\\r") if isinstance(cell, str) else cell  # the writer does not quote a lone "\r"
 
 
 def as_csv(results: Results) -> str:
-    """Every number of every row at every size in full precision, with its interval and count."""
+    """Format every estimate of every row and size as CSV, in full precision with interval and count."""
     return _csv(results, results.estimates, ["planned", "failed"], lambda group: [group.planned, group.failed])
 
 
 def differences_as_csv(results: Results) -> str:
-    """Every difference from the baseline, as above."""
+    """Format every difference from the baseline as CSV, in full precision with interval and count."""
     return _csv(results, results.differences, ["baseline"], lambda group: [results.baseline])
 
 
 def orders_as_csv(results: Results) -> str:
-    """For any two rows the share of draws in which the one is better than the other, and whether that is sure."""
+    """Format the rankings as CSV: per pair of rows the share of resamples where one is better, and significance."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["size", "column", "row", "other row", "share of draws better", "told apart", "n"])
@@ -191,7 +200,7 @@ def _csv(results: Results, numbers: Numbers, more: list[str], values: Callable[.
 
 
 def _cells(found: Estimate | None) -> list[str]:
-    """Value, low, high and count; empty where there is no number."""
+    """Value, low, high and count as texts; empty where there is no value."""
     if found is None:
         return [""] * 4
     return [

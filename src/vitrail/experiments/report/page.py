@@ -1,7 +1,7 @@
-"""The static page of a report: one HTML file that works from a disk, with no server and no network.
+"""The static page of a report: one HTML file that works from a disk, without server or network.
 
-Style, scripts and data are in the file; only pictures lie beside it. Its scripts put data in as text alone, and its
-content security policy lets a browser run nothing but these scripts and load nothing but pictures from beside the page.
+Style, scripts and data are inlined; only pictures are separate files. Its scripts insert data as text only, and its
+content security policy allows only these scripts and pictures from the page's folder.
 """
 
 from __future__ import annotations
@@ -35,23 +35,26 @@ PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 @frozen(kw_only=True)
 class PagePicture:
-    """One cell of the grid: a picture, or why there is none.
+    """One cell of the grid: a picture, or the error that prevented it.
 
     Attributes:
         row: Its row in the grid.
         method: The method's label.
         size: Height and width in pixels.
         pair: Number of its prompt and seed; pictures with equal ones are compared.
-        prompt: What it was to show.
-        seed: Of its noise.
+        prompt: The prompt.
+        seed: Seed of all randomness of the run.
         file: The picture, relative to the page, with forward slashes; None if it failed.
-        metrics: Heading to number as it is shown.
-        seconds: From the prompt to the picture.
-        model_calls: Rows that the network saw.
-        peak_bytes: Most memory of the run.
-        recipe: What makes it again, as plain data.
-        command: The same for a shell whose folder is the page's.
-        error: What went wrong, or None.
+        metrics: Column name to formatted value.
+        seconds: Duration of sampling and decoding, without loading.
+        model_calls: Rows that the network evaluated, on all ranks.
+        peak_bytes: Peak memory of the run in bytes, above that before it.
+        recipe: Run and method that reproduce it, as plain data.
+        command: Shell command that reproduces it, for the page's folder.
+        error: The error message, or None.
+
+    Raises:
+        ValueError: If there are both a file and an error, or neither.
     """
 
     row: str
@@ -79,11 +82,14 @@ class PageTable:
     """A table of a report.
 
     Attributes:
-        title: Above it.
-        header: Of its columns.
-        rows: Text of its cells.
-        best: Row and column of each cell to set in bold, counted from 0.
-        note: Below it.
+        title: Title above it.
+        header: Heads of the columns.
+        rows: Texts of the cells, one tuple per row.
+        best: Row and column index of each bold cell.
+        note: Note below it.
+
+    Raises:
+        ValueError: If a row has another number of cells than the header.
     """
 
     title: str
@@ -102,9 +108,9 @@ class PagePlot:
     """A figure of a report.
 
     Attributes:
-        title: Below it.
-        file: Relative to the page, with forward slashes.
-        text: What it shows, for who cannot see it; the title if empty.
+        title: Caption below it.
+        file: The picture, relative to the page, with forward slashes.
+        text: Alternative text; the title if empty.
     """
 
     title: str
@@ -114,17 +120,20 @@ class PagePlot:
 
 @frozen(kw_only=True)
 class Page:
-    """All that a page shows.
+    """Content of a report's page.
 
     Attributes:
-        title: Of the experiment.
-        source: The table or figure of a paper that it corresponds to.
+        title: Title of the experiment.
+        source: Table or figure of a paper that it corresponds to.
         notes: Paragraphs below the title.
-        rows: Of the grid, from the top.
+        rows: Names of the grid's rows, from the top.
         sizes: Height and width in pixels, in the order of the page.
-        pictures: Its cells; one that is missing is shown as not made yet.
-        tables: Of the report.
-        plots: Of the report.
+        pictures: Cells of the grid; missing ones are shown as not sampled yet.
+        tables: Tables of the report.
+        plots: Figures of the report.
+
+    Raises:
+        ValueError: If a picture's row or size is not listed, or two pictures are in one cell.
     """
 
     title: str
@@ -147,23 +156,23 @@ class Page:
             taken.add(place)
 
     def files(self) -> list[str]:
-        """Everything that must lie beside it."""
+        """Return the paths of pictures and plots, relative to the page."""
         pictures = [picture.file for picture in self.pictures if picture.file is not None]
         return pictures + [plot.file for plot in self.plots]
 
 
 def write_page(page: Page, out: Path) -> Path:
-    """Write a page, and small copies and tiles of its pictures into the folder ``NAME_files`` beside it.
+    """Write a page, and thumbnails and tiles of its pictures into the folder ``NAME_files`` beside it.
 
     Args:
-        page: What it shows.
-        out: The HTML file; files of the page are relative to its folder. It is there when it is whole.
+        page: The content.
+        out: The HTML file, written atomically; files of the page are relative to its folder.
 
     Returns:
         The HTML file.
 
     Raises:
-        ConfigError: If a file lies outside of the folder, is not there or is no picture.
+        ConfigError: If a file is outside of the folder, is missing or cannot be read as a picture.
     """
     _check_files(page.files(), out.parent)
     into = f"{out.stem}_files"
@@ -173,11 +182,11 @@ def write_page(page: Page, out: Path) -> Path:
 
 
 def render(page: Page, prepared: Mapping[str, Prepared]) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
-        page: What it shows.
-        prepared: Every file of its pictures as it is shown.
+        page: The content.
+        prepared: By file of a picture, its size, thumbnail and tiles.
     """
     style, script = _joined(STYLES), '"use strict";\n{\n' + _joined(SCRIPTS) + "}\n"
     parts = {
@@ -192,7 +201,7 @@ def render(page: Page, prepared: Mapping[str, Prepared]) -> str:
 
 
 def data_block(data: Any) -> str:
-    """JSON that may stand inside of a script element: no character of it can end the element or begin another."""
+    """Return data as JSON for a script element, with "&", "<" and ">" escaped so that it cannot end the element."""
     text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -210,7 +219,7 @@ def _data(page: Page, prepared: Mapping[str, Prepared]) -> dict[str, Any]:
 
 
 def _finite(data: Any) -> Any:
-    """Plain data with what JSON has no word for: null for nan, text for the infinite."""
+    """Replace numbers that JSON cannot represent: nan by None, infinities by text."""
     if isinstance(data, Mapping):
         return {str(key): _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -225,7 +234,7 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """What a browser may load: pictures from beside the page, this style and this script."""
+    """Content security policy that allows pictures from the page's folder, this style and this script."""
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     return (
         f"default-src 'none'; img-src 'self' file: data:; style-src 'sha256-{digests[0]}'; "
@@ -234,10 +243,10 @@ def _policy(style: str, script: str) -> str:
 
 
 def _check_files(files: Sequence[str], folder: Path) -> None:
-    """Refuse what a copy of the folder would not have.
+    """Refuse files outside of the folder and missing files.
 
     Raises:
-        ConfigError: Naming every file that is wrong.
+        ConfigError: Naming every such file.
     """
     outside = [f for f in files if PurePosixPath(f).is_absolute() or Path(f).is_absolute() or ".." in Path(f).parts]
     if outside:

@@ -1,4 +1,4 @@
-"""From an experiment's results to its page: pictures with their numbers, recipes and commands, tables, plots."""
+"""From an experiment's results to its page: pictures with metrics, recipes and commands, tables, plots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COSTS = ("seconds", "model_calls", "peak_bytes")
 
 
 def page_of(report: ExperimentReport, folder: Path) -> Page:
-    """The page of a report on one folder, in which it will lie."""
+    """Return the page of a report on one folder, to be written in that folder."""
     results, loaded = report.results, report.loaded
     cells = [cell for cell in loaded.plan.cells if cell.kind == "picture"]
     return Page(
@@ -37,7 +37,7 @@ def page_of(report: ExperimentReport, folder: Path) -> Page:
 
 
 def _pictures(cells: Sequence[Cell], loaded: Loaded, seen: Seen, folder: Path, costs: bool) -> Iterator[PagePicture]:
-    """Every cell that was tried, with what it cost if that is told of."""
+    """Yield every finished or failed cell, with its costs if ``costs``."""
     for cell in cells:
         outcome = loaded.outcomes.get(cell.address)
         failed = loaded.has_failed(cell)
@@ -67,7 +67,13 @@ def _pictures(cells: Sequence[Cell], loaded: Loaded, seen: Seen, folder: Path, c
 
 
 def told_of(cell: Cell, loaded: Loaded, seen: Seen) -> dict[str, str]:
-    """What metrics say of one picture, heading to number as written: those that look at pictures one by one."""
+    """Return the formatted values of one picture by column name, of the metrics of single pictures.
+
+    Args:
+        cell: A finished cell.
+        loaded: The experiment.
+        seen: The features of its pictures.
+    """
     told: dict[str, str] = {}
     for metric in loaded.experiment.metrics:
         eye: Any = metric.eye

@@ -1,4 +1,4 @@
-"""Small copies of a page's pictures for its grid, and tiles of those that are too large to be shown whole."""
+"""Thumbnails of a page's pictures for its grid, and tiles of those that are too large for a browser."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 THUMB = 384  # pixels: the longest side in the grid
 TILE = 512  # pixels: the side of a tile
-LARGEST = 4096  # pixels: a picture with a longer side is shown by tiles, since browsers cannot hold many such pictures
+LARGEST = 4096  # pixels: a picture with a longer side is shown in tiles, since browsers cannot hold many such pictures
 Sides = tuple[int, int]
 
 
 @frozen(kw_only=True)
 class Tiles:
-    """A pyramid: the picture at full size, half of it and so on, each cut into tiles that do not overlap.
+    """A pyramid: the picture at full size, half of it and so on, each cut into disjoint tiles.
 
     Attributes:
-        url: The folder; level, row and column of a tile follow as ``LEVEL/ROW_COLUMN.webp``.
-        side: Pixels of a tile; those at the right and at the bottom may be smaller.
+        url: URL of the folder; a tile is ``LEVEL/ROW_COLUMN.webp`` in it.
+        side: Side of a tile in pixels; tiles at the right and at the bottom may be smaller.
         levels: Height and width of each level in pixels, the full size first; the last one fits into a tile.
     """
 
@@ -39,15 +39,15 @@ class Tiles:
 
 @frozen(kw_only=True)
 class Prepared:
-    """A picture as a page shows it; every address is relative to the page and fit for a URL.
+    """The files of a picture on a page; URLs are quoted and relative to the page.
 
     Attributes:
-        url: The picture itself.
-        height: Pixels.
-        width: Pixels.
-        thumb: The small copy.
-        thumb_size: Its height and width in pixels.
-        tiles: Of a large picture.
+        url: URL of the picture.
+        height: Of the picture in pixels.
+        width: Of the picture in pixels.
+        thumb: URL of the thumbnail.
+        thumb_size: Height and width of the thumbnail in pixels.
+        tiles: The pyramid of a picture with a side above ``LARGEST``; None for smaller ones.
     """
 
     url: str
@@ -59,15 +59,16 @@ class Prepared:
 
 
 def prepare(folder: Path, file: str, into: str) -> Prepared:
-    """Make what the page needs of a picture, unless it is there and newer than the picture.
+    """Write thumbnail and tiles of a picture, unless they exist and are newer than the picture.
 
     Args:
-        folder: Where the page lies.
-        file: The picture, relative to it.
-        into: Folder beside the page that takes small copies and tiles.
+        folder: Folder of the page.
+        file: The picture, relative to the folder.
+        into: Subfolder for thumbnails and tiles.
 
     Raises:
-        ConfigError: If it is no picture.
+        ConfigError: If the file cannot be read as a picture.
+        OutputError: If thumbnail or tiles cannot be written.
     """
     from PIL import Image
 
@@ -100,7 +101,7 @@ def prepare(folder: Path, file: str, into: str) -> Prepared:
 
 
 def levels_of(height: int, width: int) -> tuple[Sides, ...]:
-    """Sizes of a pyramid in pixels: halved, rounded up, until one tile holds it."""
+    """Return height and width of each level in pixels: halved and rounded up until a level fits into one tile."""
     levels = [(height, width)]
     while max(levels[-1]) > TILE:
         levels.append((-(-levels[-1][0] // 2), -(-levels[-1][1] // 2)))
@@ -108,11 +109,11 @@ def levels_of(height: int, width: int) -> tuple[Sides, ...]:
 
 
 def write_tiles(image: Image, folder: Path) -> None:
-    """Write a pyramid; the folder appears only when it is complete, and only the full size is without loss.
+    """Write the tiles of a pyramid as WebP, lossless at full size and lossy at the other levels.
 
     Args:
-        image: In RGB.
-        folder: Takes a folder for each level.
+        image: The picture in RGB.
+        folder: Target, one subfolder per level; it appears when it is complete.
     """
     with replacing_folder(folder) as part:
         for level, (height, width) in enumerate(levels_of(image.height, image.width)):
@@ -125,7 +126,7 @@ def write_tiles(image: Image, folder: Path) -> None:
 
 
 def _small(image: Image) -> Image:
-    """In RGB, its longest side at most ``THUMB``; never larger than it is."""
+    """Return the picture in RGB, reduced to a longest side of at most ``THUMB`` pixels."""
     from PIL.Image import Resampling
 
     small = image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Results as plots: lines along an axis, grids of two axes, dots where there is none, cost over ranks."""
+"""Plots of results: lines along an axis, grids of two axes, dots without axes, costs over ranks."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from vitrail.experiments.spec.cost_columns import CALLS, CRITICAL, SECONDS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#26292e")  # Okabe and Ito's
-STYLES = ("-", "--", ":", "-.")  # once the colours are used up
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#26292e")  # palette of Okabe and Ito
+STYLES = ("-", "--", ":", "-.")  # the next style is used once the colours are used up
 MARKERS = "osD^vPX"
 INK, FAINT, GRID = "#26292e", "#6b7078", "#e7e5e1"
-SHADES = "cividis"  # readable by the colour-blind, too
+SHADES = "cividis"  # a colour map that is readable with colour blindness
 DPI = 130
-WIDTH, HEIGHT, BESIDE = 3.9, 2.9, 3  # inches of a panel, and panels beside each other
-DOT_ROW = 0.3  # inches of a row of dots
-MOST_BANDS = 3  # lines with bands of their own
-ASIDE, MOST_ASIDE = 0.03, 7  # inches between the bars of two lines, and how many lie beside each other
-BRIGHT = 0.5  # share of the colours' range, above which numbers on it are dark
-LOGARITHMIC = 30  # ratio of an axis' ends, from which on it is logarithmic
+WIDTH, HEIGHT, BESIDE = 3.9, 2.9, 3  # size of a panel in inches, and panels per row
+DOT_ROW = 0.3  # height of a row of dots in inches
+MOST_BANDS = 3  # lines, up to which intervals are drawn as bands
+ASIDE, MOST_ASIDE = 0.03, 7  # inches between the error bars of two lines, and number of such offsets
+BRIGHT = 0.5  # share of the colour range above which numbers are dark
+LOGARITHMIC = 30  # ratio of an axis' ends from which the axis is logarithmic
 ARROWS = {"up": " (higher is better)", "down": " (lower is better)", "none": ""}
 
 
 def check_matplotlib() -> None:
-    """Refuse before anything expensive.
+    """Refuse to draw plots without matplotlib, before anything expensive.
 
     Raises:
-        ConfigError: If it is not installed.
+        ConfigError: If matplotlib is not installed.
     """
     try:
         import matplotlib as _  # noqa: F401
@@ -48,11 +48,11 @@ def check_matplotlib() -> None:
 
 
 def draw_plots(results: Results, folder: Path) -> list[Path]:
-    """Draw all plots that suit the experiment.
+    """Draw the plots that fit the experiment's axes and ranks.
 
     Args:
-        results: What to draw.
-        folder: Where to; made if it is not there.
+        results: The data.
+        folder: Target folder; created if missing.
 
     Returns:
         The PNG files, in the order in which to show them.
@@ -83,7 +83,7 @@ def draw_plots(results: Results, folder: Path) -> list[Path]:
 
 
 def slug(*words: str) -> str:
-    """Words as a file's name."""
+    """Join words to a file name of lower-case letters, digits, dots and hyphens."""
     return "-".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words)
 
 
@@ -92,7 +92,7 @@ def _is_known(results: Results, groups: Sequence[Group], column: Column) -> bool
 
 
 def _lines(results: Results, groups: Sequence[Group], columns: Sequence[Column], axis: str, out: Path) -> Path:
-    """Every column over an axis, a line a method and place on the other axes, with its interval."""
+    """Plot every column over an axis with intervals, one line per method and settings of the other axes."""
     lines = curves(groups, axis)
     without = [group for group in groups if axis not in group.axes]
     figure, panels = _panels(len(columns), f"{_titled(results)}over {axis}, {spoken(groups[0].size)}")
@@ -111,7 +111,7 @@ def _lines(results: Results, groups: Sequence[Group], columns: Sequence[Column],
 def _line(
     figure: Any, panel: Axes, number: int, name: str, points: Sequence[tuple[float, Estimate]], bands: bool
 ) -> None:
-    """A line through numbers, their intervals as a band or, where many would cover each other, as bars beside each."""
+    """Plot a line with its intervals: a band, or error bars with an offset per line where bands would overlap."""
     from matplotlib.transforms import offset_copy
 
     places, estimates = [place for place, _ in points], [estimate for _, estimate in points]
@@ -124,14 +124,14 @@ def _line(
         return
     bars = panel.vlines(places, *ends, color=_colour(number), alpha=0.6, linewidth=1.0)
     aside = (number % MOST_ASIDE - MOST_ASIDE // 2) * ASIDE
-    for artist in (line, bars):  # moved once the panel knows their numbers
+    for artist in (line, bars):  # offset after plotting, so that the data limits are unchanged
         artist.set_transform(offset_copy(panel.transData, figure, x=aside, units="inches"))
 
 
 def _grids(
     results: Results, groups: Sequence[Group], columns: Sequence[Column], axes: tuple[str, str], folder: Path
 ) -> list[Path]:
-    """A grid of colours of every column over two axes, a figure for each of what else is varied."""
+    """Plot every column over two axes as coloured cells, one figure per method and settings of the other axes."""
     drawn = []
     for name, here in curves(groups, *axes).items() if columns else ():
         if all(len({group.axes[axis] for group in here}) > 1 for axis in axes):
@@ -144,7 +144,7 @@ def _grids(
 
 
 def _grid(panel: Axes, results: Results, groups: Sequence[Group], column: Column, axes: tuple[str, str]) -> None:
-    """One panel: a colour and a number for every two places."""
+    """Draw one panel: a coloured cell with its value for each two settings."""
     places, rows = (sorted({group.axes[axis] for group in groups}, key=float) for axis in axes)
     values = [[math.nan] * len(places) for _ in rows]
     for group in groups:
@@ -152,7 +152,7 @@ def _grid(panel: Axes, results: Results, groups: Sequence[Group], column: Column
         values[y][x] = results.estimate(group, column).value
     known = [value for line in values for value in line if not math.isnan(value)]
     low, high = min(known, default=0.0), max(known, default=1.0)
-    high = max(high, low + 10.0**-column.decimals)  # what is not shown in digits is not shown in colours
+    high = max(high, low + 10.0**-column.decimals)  # differences below the shown decimals get no colour
     panel.imshow(values, cmap=SHADES, origin="lower", aspect="auto", vmin=low, vmax=high)
     for y, line in enumerate(values):
         for x, value in enumerate(line):
@@ -168,7 +168,7 @@ def _grid(panel: Axes, results: Results, groups: Sequence[Group], column: Column
 
 
 def _dots(results: Results, groups: Sequence[Group], columns: Sequence[Column], out: Path) -> Path:
-    """Rows below each other, a dot and an interval for every column."""
+    """Plot each row as a dot with its interval, one panel per column."""
     height = DOT_ROW * len(groups) + 0.8
     figure, panels = _panels(len(columns), f"{_titled(results)}{spoken(groups[0].size)}", height, share_rows=True)
     for panel, column in zip(panels, columns, strict=True):
@@ -186,7 +186,7 @@ def _dots(results: Results, groups: Sequence[Group], columns: Sequence[Column], 
 
 
 def _over_ranks(results: Results, size: Size, out: Path) -> Path:
-    """Seconds, and calls of the busiest rank, over the number of ranks."""
+    """Plot seconds and the busiest rank's calls over the number of ranks."""
     groups = [group for group in results.at(size) if group.cells]
     known = {cost.name: cost for cost in results.costs}
     columns = [known[SECONDS], known.get(CRITICAL, known[CALLS])]
@@ -209,7 +209,7 @@ def _titled(results: Results) -> str:
 
 
 def _panels(count: int, title: str, height: float = HEIGHT, share_rows: bool = False) -> tuple[Any, list[Axes]]:
-    """An empty figure that no window shows."""
+    """Create a figure without a window, with ``count`` panels in rows of ``BESIDE``; ``height`` is in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -226,7 +226,7 @@ def _panels(count: int, title: str, height: float = HEIGHT, share_rows: bool = F
 
 
 def _dress(panel: Axes, axis: str, column: Column, places: Sequence[float]) -> None:
-    """Labels, grid and, where the places lie far apart, a logarithmic axis."""
+    """Set labels and grid, and a logarithmic axis if its ends differ by a factor of ``LOGARITHMIC``."""
     panel.set_xlabel(axis, parse_math=False)
     panel.set_title(column.name + ARROWS[column.better], fontsize=10, color=INK, parse_math=False)
     if places and min(places) > 0 and max(places) / min(places) >= LOGARITHMIC:
@@ -247,7 +247,7 @@ def _colour(number: int) -> str:
 
 
 def _legend(figure: Any, panel: Axes, count: int) -> None:
-    """Below the panels, if there is anything to tell apart."""
+    """Add a legend below the panels if there is more than one line."""
     if count > 1:
         handles, labels = panel.get_legend_handles_labels()
         beside = min(count, BESIDE)
@@ -255,7 +255,7 @@ def _legend(figure: Any, panel: Axes, count: int) -> None:
 
 
 def _save(figure: Any, out: Path) -> Path:
-    """The file is there when it is whole."""
+    """Write the figure atomically."""
     with replacing(out) as part:
         figure.savefig(part, dpi=DPI, metadata={"Software": None})
     return out

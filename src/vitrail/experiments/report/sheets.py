@@ -1,4 +1,4 @@
-"""Contact sheets: pictures side by side, rows below each other or two axes along the sides."""
+"""Contact sheets: a grid of pictures, rows by pairs or one axis by another."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CELL = 192  # pixels of a picture's longer side on a sheet
-SHOWN = 6  # pairs on a sheet
+SHOWN = 6  # maximum number of pairs on a sheet
 GAP = 4  # pixels between pictures
 FONT = 14  # pixels
-MARGIN = 8
-LEFT = 180  # pixels for what rows are called, at most
-LINES = 3  # of a heading
-LONGEST = 16383  # pixels: WebP has no longer side
+MARGIN = 8  # pixels around texts
+LEFT = 180  # maximum width of the rows' names in pixels
+LINES = 3  # maximum number of lines of a column's head
+LONGEST = 16383  # pixels: maximum side of a WebP file
 QUALITY = 88
 INK, FAINT, EMPTY = "#26292e", "#6b7078", "#eceae6"
-Find = Callable[[int, int], tuple["Path | None", str]]  # a picture's file, or what is told in its place
+Find = Callable[[int, int], tuple["Path | None", str]]  # row, column -> a picture's file, or None and a text
 
 
 def draw_sheets(
     results: Results, folder: Path, suffix: str = ".webp", cell: int = CELL, shown: int = SHOWN
 ) -> list[Path]:
-    """Draw a sheet of rows and pairs for each size, and a sheet of two axes for every two of them.
+    """Draw a sheet of rows by pairs for each size, and sheets of one axis by another for every two axes.
 
     Args:
-        results: Whose pictures.
-        folder: Where to; made if it is not there.
+        results: The experiment's results with the pictures' files.
+        folder: Target folder; created if missing.
         suffix: ``.webp`` or ``.png``.
-        cell: Pixels of a picture's longer side on a sheet.
-        shown: The first so many pairs.
+        cell: Longer side of a picture on a sheet in pixels.
+        shown: Maximum number of pairs on a sheet.
 
     Returns:
         The files, in the order in which to show them.
@@ -58,13 +58,13 @@ def draw_sheets(
 
 
 def rows_sheet(results: Results, size: Size, cell: int = CELL, shown: int = SHOWN) -> Image:
-    """Rows below each other, the first pairs beside each other.
+    """Draw a sheet with one line per row and one column per pair.
 
     Args:
-        results: Whose pictures.
-        size: Height and width in pixels of the pictures.
-        cell: Pixels of the longer side on the sheet.
-        shown: The first so many pairs that any row has.
+        results: The experiment's results with the pictures' files.
+        size: Height and width of the pictures in pixels.
+        cell: Longer side of a picture on the sheet in pixels.
+        shown: Maximum number of pairs, from the first that any row has.
     """
     groups = results.at(size)
     pairs = sorted({pair for group in groups for pair in group.cells})[:shown]
@@ -73,13 +73,13 @@ def rows_sheet(results: Results, size: Size, cell: int = CELL, shown: int = SHOW
 
 
 def axes_sheet(results: Results, groups: Sequence[Group], axes: tuple[str, str], cell: int = CELL) -> Image:
-    """Places on one axis below each other, places on another beside each other, all of the first pair.
+    """Draw a sheet of one axis by another, all pictures of the first pair.
 
     Args:
-        results: Whose pictures.
-        groups: Of one size, differing in these axes only.
-        axes: That along the top, that along the left side.
-        cell: Pixels of the longer side on the sheet.
+        results: The experiment's results with the pictures' files.
+        groups: Groups of one size that differ in these axes only.
+        axes: The axis along the top and the axis along the left side.
+        cell: Longer side of a picture on the sheet in pixels.
     """
     columns, rows = (_places(results, groups, axis) for axis in axes)
     at = {(group.axes[axes[1]], group.axes[axes[0]]): group for group in groups}
@@ -116,14 +116,14 @@ def _find(results: Results, group: Group, pair: int) -> tuple[Path | None, str]:
 
 
 def grid(names: Sequence[str], heads: Sequence[str], find: Find, size: Size, cell: int) -> Image:
-    """Pictures in a labelled grid, smaller ones if it would be too long for a file.
+    """Draw pictures in a labelled grid, reduced if a side of the sheet would exceed ``LONGEST``.
 
     Args:
-        names: Of the rows.
-        heads: Of the columns.
-        find: From row and column to a picture, or to what is told in its place.
-        size: Height and width in pixels of the pictures.
-        cell: Pixels of the longer side on the sheet.
+        names: Names of the rows.
+        heads: Heads of the columns.
+        find: Maps row and column index to a picture's file, or to None and a text to show instead.
+        size: Height and width of the pictures in pixels.
+        cell: Longer side of a picture on the sheet in pixels.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -160,7 +160,14 @@ def _small(file: Path, width: int, height: int) -> Image:
 
 
 def folded(text: str, width: int, font: Any, lines: int) -> str:
-    """A text in at most so many lines, each as wide as some pixels or one word; the rest is cut off by an ellipsis."""
+    """Wrap a text at words, and end it with an ellipsis where it is cut off.
+
+    Args:
+        text: The text; its whitespace is joined to single spaces.
+        width: Maximum width of a line in pixels; a longer word has a line of its own.
+        font: A font of Pillow.
+        lines: Maximum number of lines.
+    """
     found = [""]
     for word in text.split():
         longer = f"{found[-1]} {word}".strip()
@@ -175,7 +182,7 @@ def folded(text: str, width: int, font: Any, lines: int) -> str:
 
 
 def _save(sheet: Image, out: Path) -> Path:
-    """The file is there when it is whole."""
+    """Write the sheet atomically."""
     with replacing(out) as part:
         sheet.save(part, quality=QUALITY) if out.suffix == ".webp" else sheet.save(part)
     return out

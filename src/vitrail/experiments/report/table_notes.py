@@ -1,4 +1,4 @@
-"""What stands below tables: what intervals are, what numbers are of, and what could not be compared."""
+"""Notes below tables: intervals, sets of pictures, comparisons that are left out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vitrail.experiments.analysis.resampling import FEWEST, told_prompts
 from vitrail.experiments.analysis.results import Group, Results
 from vitrail.experiments.analysis.statistics import LEVEL, Estimate
 
-Found = dict[str, list[Estimate]]  # by a column's name, a number of each row
+Found = dict[str, list[Estimate]]  # by a column's name, an estimate per row
 
 
 def how(results: Results) -> list[str]:
-    """Where intervals come from."""
+    """Return the notes on the bootstrap; none without resamples."""
     if not results.resamples:
         return []
     by = f"by the bootstrap over pictures, {FEWEST} of them or more, {results.resamples} draws"
@@ -26,7 +26,10 @@ def how(results: Results) -> list[str]:
 
 
 def of_prompts(results: Results, found: Found) -> list[str]:
-    """Which sets have several pictures of a prompt, in the column that has most of them; nothing without draws."""
+    """Return the note on rows with several pictures per prompt; none without resamples.
+
+    Pictures and prompts of a row are counted in its column with most pictures.
+    """
     columns = list(found.values()) if results.resamples else []
     rows = [max(row, key=lambda each: each.count) for row in zip(*columns, strict=True)] if columns else []
     told = told_prompts([(each.count, each.prompts) for each in rows])
@@ -34,7 +37,7 @@ def of_prompts(results: Results, found: Found) -> list[str]:
 
 
 def gaps(groups: Sequence[Group]) -> list[str]:
-    """What was planned and is not there."""
+    """Return the note on failed and missing cells."""
     failed, missing = sum(group.failed for group in groups), sum(group.missing for group in groups)
     if not failed + missing:
         return []
@@ -43,10 +46,10 @@ def gaps(groups: Sequence[Group]) -> list[str]:
 
 
 def fewer(found: Found, counts: Sequence[int]) -> list[str]:
-    """Columns that have no number of some pictures, such as a size of objects of pictures without any.
+    """Return the note on columns without a value for some pictures, e.g. sharpness of objects where there are none.
 
     Args:
-        found: By column, a number of each row.
+        found: By column, an estimate per row.
         counts: n of each row, as the table shows it.
     """
     told = []
@@ -62,7 +65,7 @@ def fewer(found: Found, counts: Sequence[int]) -> list[str]:
 
 
 def uneven(found: Found, columns: Sequence[Column]) -> list[str]:
-    """Columns that are compared at equal numbers only, where rows have different ones."""
+    """Return the note on columns that are comparable at equal counts of pictures only, where the counts differ."""
     names = [c.name for c in columns if c.better != "none" and not compares(found[c.name], c)]
     if not names:
         return []
@@ -70,7 +73,7 @@ def uneven(found: Found, columns: Sequence[Column]) -> list[str]:
 
 
 def tested(columns: Sequence[Column]) -> list[str]:
-    """Which differences must pass the exact test."""
+    """Return the note on columns whose differences must pass the exact test."""
     names = [column.name for column in columns if column.is_whole]
     if not names:
         return []
@@ -81,7 +84,7 @@ def tested(columns: Sequence[Column]) -> list[str]:
 
 
 def left_out(rankings: Sequence[Ranking]) -> list[str]:
-    """Rows that are in no order, by the columns in which they are not."""
+    """Return the note on rows that some rankings leave out, with the columns of these rankings."""
     columns: dict[str, list[str]] = {}
     for ranking in rankings:
         for row, count in ranking.left_out.items():

@@ -1,4 +1,4 @@
-"""Results as tables, whatever they are then written as."""
+"""Tables of results, independent of the format that they are written in."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vitrail.experiments.report.table_notes import fewer, gaps, how, left_out, o
 
 @frozen(kw_only=True)
 class Number:
-    """A cell that holds a number.
+    """A table cell that holds an estimate.
 
     Attributes:
-        estimate: The number and its interval.
-        decimals: Shown after the point.
-        marked: Whether it is one of the best, or a difference that is one.
-        signed: Whether a plus is written.
+        estimate: The value and its interval.
+        decimals: Number of decimals shown.
+        marked: Whether it may be the best, or is a significant difference.
+        signed: Whether positive values are shown with a plus.
     """
 
     estimate: Estimate
@@ -35,12 +35,12 @@ class Number:
 
     @property
     def text(self) -> str:
-        """The number alone; a dash if there is none."""
+        """The value; a dash if it is nan."""
         return "–" if math.isnan(self.estimate.value) else self._shown(self.estimate.value)
 
     @property
     def interval(self) -> str:
-        """As ``[low, high]``; empty if there is none or all pictures are alike."""
+        """The interval as ``[low, high]``; empty if there is none or its length is 0."""
         if not self.estimate.has_interval:
             return ""
         return f"[{self._shown(self.estimate.low)}, {self._shown(self.estimate.high)}]"
@@ -51,11 +51,11 @@ class Number:
 
 @frozen(kw_only=True)
 class Heading:
-    """The head of a column.
+    """The head of a table's column.
 
     Attributes:
-        name: What stands there.
-        better: Which way is better, if any is.
+        name: The text.
+        better: Preferred direction of the values, if any.
     """
 
     name: str
@@ -64,14 +64,14 @@ class Heading:
 
 @frozen(kw_only=True)
 class Table:
-    """A table.
+    """A table of texts and numbers, independent of its format.
 
     Attributes:
-        title: Above it.
-        head: Of its columns; the first one names the rows.
-        rows: Texts and numbers.
-        mark: What a marked number says, as "may be the best"; empty if none is marked.
-        notes: Below it.
+        title: Title above it.
+        head: Heads of the columns; the first column names the rows.
+        rows: Cells of each row.
+        mark: Meaning of a marked number, e.g. "may be the best"; empty if none is marked.
+        notes: Notes below it.
     """
 
     title: str
@@ -82,24 +82,24 @@ class Table:
 
 
 def tables_of(results: Results) -> list[Table]:
-    """All that a report shows: rows at each size, along each axis, against the baseline, and in order."""
+    """Return all tables of a report: by size, along the numeric axis, against the baseline, rankings."""
     return [*by_size(results), *by_axis(results), *against_baseline(results), *in_order(results)]
 
 
 def spoken(size: Size) -> str:
-    """A size as width x height."""
+    """Return a size, height and width in pixels, as ``WIDTHxHEIGHT``."""
     return f"{size[1]}x{size[0]}"
 
 
 def by_size(results: Results) -> Iterator[Table]:
-    """Every row with every number, one table a size."""
+    """Yield one table per size with every row and column."""
     for size in results.sizes:
         groups = results.at(size)
         yield _of_groups(results, groups, "row", [group.row for group in groups], spoken(size))
 
 
 def by_axis(results: Results) -> Iterator[Table]:
-    """Numbers along the only axis of numbers, one table a size and curve; none where ``by_size`` shows the same."""
+    """Yield one table per size and curve along a single numeric axis; none where ``by_size`` shows the same rows."""
     axes = list(results.numeric_axes)
     for size in results.sizes if len(axes) == 1 else ():
         for curve, groups in curves(results.at(size), axes[0]).items():
@@ -109,7 +109,7 @@ def by_axis(results: Results) -> Iterator[Table]:
 
 
 def curves(groups: Sequence[Group], *axes: str) -> dict[str, list[Group]]:
-    """Groups that differ in their places on some axes only, numbers in order, by what they have in common."""
+    """Collect the groups that differ on some axes only, sorted by their values there, under the name of the curve."""
     found: dict[str, list[Group]] = {}
     ranks = len({group.ranks for group in groups}) > 1
     for group in groups:
@@ -155,7 +155,7 @@ def _count(group: Group) -> str:
 
 
 def against_baseline(results: Results) -> Iterator[Table]:
-    """Each row less the baseline, over the pairs that both have, one table a size."""
+    """Yield one table per size with each row less the baseline, over the pairs that both have."""
     for size in results.sizes:
         columns = [*results.columns, *(column for column in results.costs if column.name == "seconds")]
         groups = [
@@ -189,7 +189,7 @@ def _differences(results: Results, groups: Sequence[Group], columns: Sequence[Co
 
 
 def in_order(results: Results) -> Iterator[Table]:
-    """Rows from best to worst, one table a size; rows that cannot be told apart stand together."""
+    """Yield one table per size with the rows from best to worst by each column; "~" joins the rows of a tier."""
     for size in results.sizes:
         here = [each for each in results.rankings if each.size == size and each.tiers and each.count >= FEWEST]
         columns = [column for column in results.columns if column.name in {each.column for each in here}]

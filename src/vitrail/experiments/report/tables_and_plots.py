@@ -1,4 +1,4 @@
-"""``vitrail report``: an experiment's folder measured and told in tables, plots and contact sheets."""
+"""``vitrail report``: compute an experiment's metrics and write tables, plots and contact sheets."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from vitrail.experiments.spec.experiment import Experiment
 from vitrail.sampling.discovery import registry
 
 TABLE = "tables.csv"
-FEW = 12  # rows whose order is still read on a terminal
-DIGITS = 12  # of a digest that is told
+FEW = 12  # maximum number of rows for which a terminal shows rankings
+DIGITS = 12  # shown digits of a digest
 
 
 @frozen(kw_only=True, eq=False)
 class ExperimentReport:
-    """What was written, for whoever tells it in another form.
+    """Content of a written report, as input of other formats such as the page.
 
     Attributes:
-        results: Every number.
+        results: The numbers.
         loaded: The experiment.
-        seen: What eyes saw in its pictures.
-        tables: As shown.
-        plots: Files, in the order in which to show them.
-        sheets: Contact sheets, as above.
-        notes: What the numbers are of, a line each.
+        seen: The features of its pictures.
+        tables: All tables.
+        plots: Files of the plots, in the order in which to show them.
+        sheets: Files of the contact sheets, in the order in which to show them.
+        notes: Lines on the provenance of the numbers.
     """
 
     results: Results
@@ -60,13 +60,13 @@ class ExperimentReport:
 
 
 class ReportListener(Listener, Protocol):
-    """Hears of counts, and of what was found."""
+    """Receives progress, texts and tables of a report."""
 
     def say(self, lines: Iterable[str] | str) -> None:
-        """Lines of text."""
+        """Show one or more lines of text."""
 
     def show(self, table: Table) -> None:
-        """A table of results."""
+        """Show a table of results."""
 
 
 def write_report(
@@ -79,24 +79,24 @@ def write_report(
     costs: bool = True,
     experiment: Experiment | None = None,
 ) -> ExperimentReport:
-    """Measure an experiment and write all that can be told of it.
+    """Compute an experiment's metrics and write its tables, plots and contact sheets.
 
     Args:
-        folders: Where it lies, one or more.
-        out: Folder for ``tables.{csv,tex,md}``, ``differences.csv``, ``orders.csv``, ``plots/`` and ``sheets/``; sheets
-            of an earlier report go, and so do its plots, unless they are of the same numbers and no new ones are drawn.
-        listener: Hears tables and progress.
-        baseline: The row that others are compared with; the first one if None.
-        plots: Whether to draw them, which needs matplotlib.
-        costs: Whether to tell of time, evaluations and memory.
-        experiment: Instead of what the plan says, for other metrics.
+        folders: One or more folders that hold the experiment's pictures.
+        out: Folder for ``tables.{csv,tex,md}``, ``differences.csv``, ``orders.csv``, ``plots/`` and ``sheets/``. Sheets
+            of an earlier report are removed, and so are its plots, unless ``plots`` is off and the numbers are equal.
+        listener: Receives tables and progress.
+        baseline: Name of the row that others are compared with; the first row if None.
+        plots: Whether to draw plots, which needs matplotlib.
+        costs: Whether to include time, evaluations and memory.
+        experiment: Replaces the specification in the plan, e.g. with other metrics.
 
     Returns:
-        What a page needs besides.
+        The content of the report.
 
     Raises:
-        VitrailError: If a folder is no experiment's, a picture cannot be read, there is no such baseline, or
-            matplotlib is missing and plots are wanted.
+        VitrailError: If a folder is not an experiment's, a picture cannot be read, there is no such baseline, or
+            plots are wanted and matplotlib is missing.
     """
     if plots:
         check_matplotlib()
@@ -124,13 +124,13 @@ def write_report(
 
 
 def _is_of(results: Results, out: Path) -> bool:
-    """Whether the last report in a folder had the same numbers."""
+    """Return whether the last report in a folder had the same numbers."""
     table = out / TABLE
     return table.exists() and table.read_text(encoding="utf-8") == as_csv(results)
 
 
 def _clear(out: Path, keeps_plots: bool) -> None:
-    """Remove what an earlier report drew and this one may not draw again."""
+    """Remove the plots and sheets of an earlier report, which this one may not overwrite."""
     for stale in (*(() if keeps_plots else out.glob("plots/*.png")), *out.glob("sheets/*.webp")):
         stale.unlink()
 
@@ -145,13 +145,13 @@ def _texts(results: Results, tables: Sequence[Table], notes: Sequence[str]) -> I
 
 
 def _at_a_glance(results: Results) -> list[Table]:
-    """What a terminal shows of the tables: rows at each size, and their order if there are few."""
+    """Return the tables for a terminal: by size, and the rankings if there are at most ``FEW`` rows."""
     few = all(len(results.at(size)) <= FEW for size in results.sizes)
     return [*by_size(results), *(in_order(results) if few else ())]
 
 
 def _measured_by(loaded: Loaded) -> Iterator[str]:
-    """Every metric with its options, and the set of true pictures that some compare with."""
+    """Yield lines on the metrics with their options, the training size and the reference set."""
     metrics, reference = loaded.experiment.metrics, loaded.experiment.reference
     if metrics and loaded.done:
         yield f"metrics: {'; '.join(map(_spelt_out, metrics))}"
@@ -163,7 +163,7 @@ def _measured_by(loaded: Loaded) -> Iterator[str]:
 
 
 def _spelt_out(strategy: Any) -> str:
-    """Its registered name, or its class's, with every option."""
+    """Return a strategy's registered name, or else its class's, with every option."""
     entries = (entry for slot in ("metrics", "features", "references") for entry in registry().entries(slot))
     names = {entry.value: entry.name for entry in entries}
     options = {field.name: getattr(strategy, field.name) for field in attrs.fields(type(strategy))}
@@ -172,12 +172,12 @@ def _spelt_out(strategy: Any) -> str:
 
 
 def told_source(results: Results) -> str:
-    """The table or figure that an experiment stands beside."""
+    """Return the line on the table or figure of a paper that an experiment corresponds to."""
     return f"corresponds to: {results.source}"
 
 
 def origin_lines(results: Results) -> Iterator[str]:
-    """What the numbers are of: source, command, cells, machines, versions, commit, intervals; and what is not there."""
+    """Yield lines on the provenance: source, command, cells, errors, machines, versions, commits, intervals."""
     if results.source:
         yield told_source(results)
     if results.command:

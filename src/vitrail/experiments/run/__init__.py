@@ -1,1 +1,1 @@
-"""From cells to pictures, kept in a folder."""
+"""Execution of an experiment: sampling its cells into a folder."""

@@ -1,4 +1,4 @@
-"""One cell from its plan to its picture."""
+"""Sampling of one cell: from its specification to its picture and outcome."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ PRELOADED = "vitrail.experiments.run.preloaded"
 
 @define(eq=False)
 class Worker:
-    """Samples cells of one model, which it loads once.
+    """Samples cells of one model, with one sampler per method.
 
     Attributes:
-        backbone: The model.
-        device: As asked for.
+        backbone: The loaded model.
+        device: The requested torch device; None for the default.
     """
 
     backbone: Backbone
@@ -56,8 +56,12 @@ class Worker:
     def load(cls, run: RunConfig, device: str | None = None) -> Worker:
         """Load the model of a run.
 
+        Args:
+            run: Names the model and its options.
+            device: A torch device; the accelerator if there is one, else the CPU, if None.
+
         Raises:
-            VitrailError: If it cannot be found or loaded.
+            VitrailError: If the model cannot be found or loaded.
         """
         from vitrail.backbones.loading.source import ModelOptions, find_model
         from vitrail.backbones.pipeline_backbone import quiet_libraries
@@ -66,17 +70,17 @@ class Worker:
         return cls(find_model(run.model, registry(), ModelOptions.of(run)).load(device), device)
 
     def model(self) -> Model:
-        """What a grid must know of it."""
+        """Return the model's training size, default run options and fingerprint."""
         side = self.backbone.native_size * self.backbone.vae_scale_factor
         fingerprint = self.backbone.fingerprint()
         self.backbone.release()
         return Model(native_size=side, defaults=self.backbone.defaults, fingerprint=fingerprint)
 
     def sampler(self, cell: Cell) -> Sampler:
-        """Of the cell's method and plugins; one for all cells that share them.
+        """Return the sampler of a cell's method and plugins, shared by all cells with the same ones.
 
         Raises:
-            VitrailError: If the method does not fit the model.
+            VitrailError: If the method does not fit the model, or a plugin cannot be loaded.
         """
         from vitrail.backbones.loading.source import ModelOptions
         from vitrail.sampling.sampler import Sampler
@@ -91,7 +95,11 @@ class Worker:
         return self._samplers[key]
 
     def work(self, cell: Cell) -> float:
-        """What a cell costs, in evaluations at the training size; raises if the run cannot be laid out."""
+        """Estimate a cell's cost, in network evaluations at the training size.
+
+        Raises:
+            VitrailError: If the method does not fit the model or the size.
+        """
         if cell.kind == "heatmap":
             return 2.0 * float(cell.run["num_inference_steps"])
         plan = self.sampler(cell).plan(cell.config())
@@ -99,25 +107,29 @@ class Worker:
         return max(1.0, sum(stage.work * stage.num_steps for stage in plan.stages))
 
     def interrupt(self) -> bool:
-        """Stop the cell in work at its next step; False if there is none that can, as ranks and figures are whole."""
+        """Stop the running cell at its next step.
+
+        Returns:
+            False if no cell is running, or one on several ranks or a heat map, which run to their end.
+        """
         if self._current is None:
             return False
         self._current.interrupt()
         return True
 
     def sample(self, cell: Cell, folder: Path, on_step: Callable[[], None] = lambda: None) -> Outcome | None:
-        """Sample a cell and save its picture; an error becomes part of the outcome.
+        """Sample a cell and save its picture; errors are recorded in the outcome.
 
         Args:
-            cell: What to do.
-            folder: The experiment's.
+            cell: The cell to sample.
+            folder: The experiment's folder.
             on_step: Called after every step of the sampler.
 
         Returns:
-            None if it was interrupted; nothing of it is kept then.
+            The outcome; None if it was interrupted, and nothing is saved then.
 
         Raises:
-            OutputError: If the folder takes no more, as it then does of no other cell.
+            OutputError: If the picture cannot be written, which would fail for every other cell as well.
         """
         stamp: dict[str, Any] = {
             "cell": cell.address,
@@ -131,7 +143,7 @@ class Worker:
             raise
         except VitrailError as error:
             return Outcome(**stamp, error=str(error), finished=_now())
-        except Exception as error:  # a bug of one row is no reason to lose the others
+        except Exception as error:  # a bug in one row must not stop the others
             return Outcome(**stamp, error=f"{type(error).__name__}: {error}", finished=_now())
         return None if found is None else evolve(found, **stamp, finished=_now())
 
@@ -164,7 +176,7 @@ class Worker:
         )
 
     def _alone(self, sampler: Sampler, config: RunConfig, on_step: Callable[[], None]) -> Result:
-        """The result of this process, which can be interrupted meanwhile."""
+        """Sample in this process, where ``interrupt`` stops the run."""
         self._current = sampler
         try:
             return sampler.run(config, _calling(on_step))
@@ -172,7 +184,7 @@ class Worker:
             self._current = None
 
     def _on_ranks(self, cell: Cell) -> Result:
-        """Rank 0's result: of threads that share the model, or of processes that load it themselves."""
+        """Sample on several ranks and return rank 0's result; threads share the model, processes load their own."""
         backend = registry().get("comm", cell.comm)()
         backend = _started_once(backend)
         program: Callable[[RankCommunicator], Result] = functools.partial(_process, cell, self.device)
@@ -183,7 +195,7 @@ class Worker:
         return found
 
     def _look(self, cell: Cell, folder: Path) -> Outcome:
-        """The figure of a mask source."""
+        """Draw the heat map of a mask source."""
         from vitrail.sampling.heatmap import read_shares, record_figure
 
         path = folder / cell.picture
@@ -194,12 +206,19 @@ class Worker:
 
 
 def composition_of(cell: Cell) -> Composition:
-    """A cell's method."""
+    """Build a cell's method from its tables.
+
+    Raises:
+        ConfigError: If the tables do not fit the registered strategies.
+    """
     return Loader(registry()).structure(cell.composition, Composition, f"row {cell.row!r}")
 
 
 def edges(sampler: Sampler, config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Pixel rows and columns at which contiguous views of the last step begin or end, without the picture's edges."""
+    """Return the pixel rows and columns where contiguous views of the last step begin or end.
+
+    The picture's own edges are left out; strided views have none.
+    """
     plan = sampler.run_plan(config, config.seed)
     cell, sides = sampler.backbone.vae_scale_factor, (config.height, config.width)
     found: tuple[set[int], set[int]] = (set(), set())
@@ -215,14 +234,14 @@ def edges(sampler: Sampler, config: RunConfig) -> tuple[tuple[int, ...], tuple[i
 
 
 def calls_of(result: Result) -> list[int]:
-    """Rows that each rank's network saw."""
+    """Return the number of rows that each rank's network evaluated."""
     if len(result.traces) <= 1:
         return [result.report.model_calls]
     return [sum(span.args.get("rows", 0) for span in trace.spans) for trace in result.traces]
 
 
 def _started_once(backend: Any) -> Any:
-    """A backend whose processes, if it starts any, are copies of one that has imported what all of them need."""
+    """Return the backend; if it starts processes, they are forked from a server with the common modules imported."""
     if not has(type(backend)) or "start" not in fields_dict(type(backend)):
         return backend
     pipelines = [name for name in sys.modules if name.rpartition(".")[2].startswith("pipeline_")]
@@ -231,12 +250,12 @@ def _started_once(backend: Any) -> Any:
 
 
 def _process(cell: Cell, device: str | None, communicator: RankCommunicator) -> Result:
-    """The share of a rank that is a process and loads the model itself."""
+    """Run one rank in a process that loads the model itself."""
     return _thread(Worker.load(cell.config(), device).sampler(cell), cell.config(), communicator)
 
 
 def _thread(sampler: Sampler, config: RunConfig, communicator: RankCommunicator) -> Result:
-    """The share of a rank that has the model already."""
+    """Run one rank with a loaded model."""
     return sampler.again().run(config, spread=Spread(communicator=communicator))
 
 
@@ -245,7 +264,7 @@ def _now() -> str:
 
 
 def _calling(on_step: Callable[[], None]) -> Callback:
-    """A callback of diffusers' form that replaces nothing."""
+    """Wrap ``on_step`` as a callback in diffusers' form that changes no tensors."""
 
     def call_back(*_: object) -> dict[str, Any] | None:
         on_step()

@@ -1,4 +1,4 @@
-"""Who samples the cells of a run: this process, or the actors of a Ray cluster."""
+"""Executors of an experiment's cells: this process, or actors of a Ray cluster (``ray_executor``); shards."""
 
 from __future__ import annotations
 
@@ -17,34 +17,43 @@ if TYPE_CHECKING:
     pass
 
 Done = tuple[Cell, Outcome]
-DIGITS = 6  # of the numbers of a shard
+DIGITS = 6  # maximum number of digits of a shard's numbers
 
 
 class Executor(Protocol):
-    """Samples cells in any order."""
+    """Samples cells, in any order."""
 
     def outcomes(self, cells: Iterable[Cell], folder: Path, on_share: Callable[[Cell, float], None]) -> Iterator[Done]:
-        """Each cell with what became of it, once its picture is in the folder.
+        """Yield each cell with its outcome, once its picture is in the folder.
 
         Args:
-            cells: What to do.
-            folder: The experiment's.
-            on_share: Told what share of a cell is done, where that is known.
+            cells: The cells to sample.
+            folder: The experiment's folder.
+            on_share: Called with a cell and the finished share of it in [0, 1], where that is known.
         """
 
 
 @frozen(eq=False)
 class Here:
-    """In this process, one cell after another.
+    """Executor in this process, one cell after another.
 
     Attributes:
-        worker: With the model.
+        worker: Holds the loaded model.
     """
 
     worker: Worker
 
     def outcomes(self, cells: Iterable[Cell], folder: Path, on_share: Callable[[Cell, float], None]) -> Iterator[Done]:
-        """Until all are done or somebody interrupts the worker."""
+        """Yield each cell with its outcome, until the cells are exhausted or the worker is interrupted.
+
+        Args:
+            cells: The cells to sample.
+            folder: The experiment's folder.
+            on_share: Called with a cell and the finished share of it in [0, 1] after every step.
+
+        Raises:
+            OutputError: If a picture cannot be written.
+        """
         for cell in cells:
             done, steps = 0, max(1, int(cell.run["num_inference_steps"]))
 
@@ -61,11 +70,11 @@ class Here:
 
 @frozen
 class Shard:
-    """A process's share of the cells: those whose address falls to it, so that shards need not know each other.
+    """A process's share of the cells, determined by their addresses, so that shards need no communication.
 
     Attributes:
-        number: Counted from 0.
-        count: Of all shards.
+        number: Index of the shard, from 0.
+        count: Number of shards.
     """
 
     number: int = 0
@@ -73,10 +82,10 @@ class Shard:
 
     @classmethod
     def read(cls, text: str) -> Shard:
-        """``i/n``, as on the command line.
+        """Parse ``i/n``, as on the command line.
 
         Raises:
-            ConfigError: If it is none.
+            ConfigError: If the text has another form, or i is not below n.
         """
         number, slash, count = text.partition("/")
         is_pair = slash and all(each.isdecimal() and len(each) <= DIGITS for each in (number, count))
@@ -85,7 +94,7 @@ class Shard:
         return cls(int(number), int(count))
 
     def has(self, cell: Cell) -> bool:
-        """Whether a cell is of this share."""
+        """Return whether a cell belongs to this shard."""
         return int(cell.address, 16) % self.count == self.number
 
     def __str__(self) -> str:

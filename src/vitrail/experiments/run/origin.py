@@ -1,4 +1,4 @@
-"""Where numbers come from: the commits of Vitrail that sampled and report, the machines and the versions."""
+"""Provenance of results: commits of Vitrail, machines, versions of libraries."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vitrail.experiments.run.store import Outcome
 if TYPE_CHECKING:
     import torch
 
-DIGITS = 12
+DIGITS = 12  # of a commit's hash
 CPUINFO = Path("/proc/cpuinfo")
-NOT_NOTED = "a commit that was not noted"  # nor is it of what is no checkout
+NOT_NOTED = "a commit that was not noted"  # of older outcomes and of installations that are no checkout
 
 
 @functools.cache
 def commit_of_vitrail() -> str | None:
-    """The commit that Vitrail is checked out at, with ``-dirty`` if files are changed; None if it is no checkout.
+    """Return the commit of Vitrail's checkout, with ``-dirty`` if files are changed; None if it is not a checkout.
 
-    Asked once a process, for what is checked out later is not what the process has read.
+    Cached for the process, since a later checkout does not change the code that is already imported.
     """
     git, folder = shutil.which("git"), Path(__file__).parents[2]
     if git is None:
@@ -42,7 +42,7 @@ def _answer(git: str, folder: Path, *arguments: str) -> str | None:
 
 @functools.cache
 def machine(device: torch.device) -> str:
-    """Processor, cores and system, this process's threads, and the device: its name, if it has one."""
+    """Describe the machine: processor, number of cores, system, this process's threads, and the device's name."""
     import torch
 
     named = getattr(torch.get_device_module(device), "get_device_name", None)
@@ -55,24 +55,24 @@ def machine(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """Its model's name where the system tells it."""
+    """Name of the processor's model where ``/proc/cpuinfo`` has it, else its architecture."""
     lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else ()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]} ({platform.machine()})" if names else platform.processor() or platform.machine()
 
 
 def machines_of(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """How many pictures each machine made."""
+    """Count the outcomes of each machine."""
     return Counter(outcome.machine for outcome in outcomes if outcome.machine)
 
 
 def commits_of(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """How many pictures each commit of Vitrail made."""
+    """Count the outcomes of each commit of Vitrail."""
     return Counter(outcome.commit or NOT_NOTED for outcome in outcomes)
 
 
 def versions_of(outcomes: Iterable[Outcome]) -> dict[str, tuple[str, ...]]:
-    """Of each library all versions that were at work; more than one means pictures that do not quite compare."""
+    """Return all versions of each library; with more than one, pictures may not be comparable."""
     found: dict[str, dict[str, None]] = {}
     for outcome in outcomes:
         for library, version in outcome.versions.items():

@@ -1,4 +1,4 @@
-"""The most memory that a block takes beside what was there before."""
+"""Peak memory of a block, above that before it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     import torch
 
 STATM = Path("/proc/self/statm")
-PAUSE_S = 0.02
+PAUSE_S = 0.02  # between two readings of the resident memory
 
 
 @define
 class Peak:
-    """Memory of a block, measured while it ran.
+    """Peak memory of a ``with`` block.
 
     Attributes:
-        bytes: The peak beside what there was before, or None where nothing can be told.
+        bytes: Peak above the memory in use before the block; None during the block, and where it cannot be measured.
     """
 
     bytes: int | None = None
@@ -30,10 +30,10 @@ class Peak:
     @classmethod
     @contextmanager
     def watch(cls, device: torch.device) -> Iterator[Peak]:
-        """Measure: an accelerator's allocator counts; of this process the resident memory is looked at often.
+        """Measure a block: by the allocator's statistics on an accelerator, by polling the resident memory on a CPU.
 
-        What was freed before the block, and is kept by the C library for reuse, is given back first: else a picture
-        that follows a larger one would seem to need nothing.
+        On a CPU, freed memory that the C library holds for reuse is first returned to the system: otherwise a picture
+        after a larger one would seem to need no memory.
         """
         import torch
 
@@ -79,7 +79,7 @@ def _resident(peak: Peak) -> Iterator[None]:
 
 
 def _give_back() -> None:
-    """Freed memory to the system, where the C library can (glibc)."""
+    """Return freed memory to the system, where the C library can (glibc's ``malloc_trim``)."""
     import ctypes
 
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,4 +1,4 @@
-"""What the process that an experiment's ranks are copies of imports for all of them, with quiet libraries."""
+"""Modules that the fork server imports once for all rank processes of an experiment."""
 
 import torch.distributed  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""Cells on the actors of a Ray cluster; each loads the model once and sends pictures back as bytes."""
+"""Executor on a Ray cluster: each actor loads the model once and returns pictures as bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 class Actor:
-    """What runs on the cluster: a worker that answers with the outcome and the bytes of the picture."""
+    """Actor on the cluster: a worker that returns the outcome and the bytes of the picture.
+
+    Args:
+        cell: Any cell, for the model's name and options.
+        device: A torch device; None for the default.
+    """
 
     def __init__(self, cell: Cell, device: str | None):
         from vitrail.experiments.run.cell_run import Worker
@@ -28,7 +33,7 @@ class Actor:
         self._worker = Worker.load(cell.config(), device)
 
     def sample(self, cell: Cell) -> tuple[Outcome, bytes]:
-        """Sample in a folder of its own, which need not be shared with whoever asked."""
+        """Sample a cell in a temporary folder, so that no file system is shared; the bytes are empty after an error."""
         with tempfile.TemporaryDirectory() as folder:
             outcome = self._worker.sample(cell, Path(folder))
             assert outcome is not None  # nobody interrupts an actor
@@ -38,18 +43,30 @@ class Actor:
 
 @frozen(kw_only=True)
 class OnRay:
-    """Actors of a Ray cluster: the one of ``RAY_ADDRESS``, or one that is started on this machine.
+    """Executor on actors of a Ray cluster: that of ``RAY_ADDRESS``, or one started on this machine.
 
     Attributes:
-        workers: How many actors; one for each accelerator of the cluster, or one for each two processors, if 0.
-        device: Of each actor.
+        workers: Number of actors; 0 is one per accelerator of the cluster, or one per two processors without any.
+        device: Torch device of each actor; None for the default.
     """
 
     workers: int = field(default=0, validator=v.ge(0))
     device: str | None = None
 
     def outcomes(self, cells: Iterable[Cell], folder: Path, on_share: Callable[[Cell, float], None]) -> Iterator[Done]:
-        """As they come; a cell whose actor died is an outcome with an error, and a new actor takes its place."""
+        """Yield each cell with its outcome as they finish.
+
+        A cell whose actor died has an outcome with an error, and a new actor replaces the dead one.
+
+        Args:
+            cells: The cells to sample.
+            folder: The experiment's folder.
+            on_share: Not called, since the actors do not report steps.
+
+        Raises:
+            ConfigError: If Ray is not installed.
+            OutputError: If a picture cannot be written.
+        """
         ray = import_ray()
         started = not ray.is_initialized()
         if started:
@@ -89,15 +106,15 @@ class OnRay:
 
 
 def share_of(accelerators: int, actors: int) -> float:
-    """Of an accelerator, what each actor asks for; Ray gives whole ones or parts of one, and an actor needs no more."""
+    """Return the share of an accelerator per actor, at most 1; Ray assigns whole accelerators or fractions of one."""
     return min(1.0, accelerators / actors)
 
 
 def import_ray() -> Any:
-    """The library.
+    """Import Ray.
 
     Raises:
-        ConfigError: If it is not installed.
+        ConfigError: If Ray is not installed.
     """
     try:
         import ray
@@ -113,6 +130,6 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of what Ray says, which has the cause."""
+    """Message of a Ray error: its last line, which has the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"an actor of the cluster failed: {lines[-1] if lines else type(error).__name__}"

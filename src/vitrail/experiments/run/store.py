@@ -1,4 +1,4 @@
-"""An experiment's folder: what was planned, JSON lines of what was done, pictures. Folders merge by copying."""
+"""An experiment's folder: its plan, outcomes as JSON lines, pictures. Folders of one experiment can be merged."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from vitrail.experiments.spec.cells import Cell
 from vitrail.sampling.input_digests import content_digest
 
 PLAN = "experiment.json"
-LARGEST_PLAN = 2**29  # bytes
+LARGEST_PLAN = 2**29  # maximum size of a plan's file in bytes
 
 
 @frozen(kw_only=True)
 class Outcome:
-    """What became of a cell.
+    """Result of running a cell.
 
     Attributes:
-        cell: Its address.
-        error: What went wrong, or None.
-        seconds: Of the loop over the steps and of decoding; what happens once, such as loading, is left out.
-        engine_s: Of the loop over the steps.
-        decode_s: Of the VAE at the end.
-        model_calls: Rows that the network saw, on all ranks.
-        critical_calls: Rows that the busiest rank saw.
-        predicted_calls: What the plan said.
-        vae_decodes: Pictures that the VAE decoded.
-        vae_encodes: And encoded.
-        peak_bytes: Most memory that the process had beside what it had before, or None if nobody looked.
-        native_size: Pixels: the model's training size.
-        rows: Pixel rows at which views of the last stage begin or end.
-        columns: Pixel columns, as above.
-        machine: Where it ran: processor, cores, system, threads, device.
-        versions: Of Vitrail and the libraries that shape pixels.
-        commit: Of the Vitrail that sampled, if it was a checkout; empty in lines of before it was noted.
-        finished: When, in UTC.
+        cell: Address of the cell.
+        error: The error message, or None.
+        seconds: Duration of the loop over the steps and of decoding, without one-time work such as loading.
+        engine_s: Duration of the loop over the steps in seconds.
+        decode_s: Duration of the VAE's decoding at the end in seconds.
+        model_calls: Rows that the network evaluated, on all ranks.
+        critical_calls: Rows that the busiest rank evaluated.
+        predicted_calls: Rows that the plan predicted.
+        vae_decodes: Number of pictures that the VAE decoded.
+        vae_encodes: Number of pictures that the VAE encoded.
+        peak_bytes: Peak memory of the process in bytes, above that before; None if it was not measured.
+        native_size: The model's training size in pixels.
+        rows: Pixel rows at which views of the last step begin or end.
+        columns: Pixel columns at which views of the last step begin or end.
+        machine: Processor, cores, system, threads and device of the process.
+        versions: Versions of Vitrail and of the libraries that determine pixels.
+        commit: Commit of the Vitrail that sampled; empty if it was not a checkout, and in older files.
+        finished: Time of the end, UTC in ISO 8601.
     """
 
     cell: str
@@ -70,12 +70,12 @@ class Outcome:
 
 @frozen(kw_only=True)
 class ExperimentPlan:
-    """What an experiment's folder is of.
+    """Plan of an experiment, as its folder stores it.
 
     Attributes:
-        experiment: Its file as plain tables.
-        cells: All of them, whoever samples them.
-        command: What was typed, for a report to tell.
+        experiment: The experiment's file as plain tables.
+        cells: All cells, of every shard.
+        command: The command line, for reports.
     """
 
     experiment: dict[str, Any]
@@ -85,19 +85,19 @@ class ExperimentPlan:
 
 @frozen
 class Folder:
-    """Where an experiment lies.
+    """Folder of an experiment.
 
     Attributes:
-        path: The folder.
+        path: Path of the folder.
     """
 
     path: Path
 
     def make(self) -> None:
-        """See that it is there.
+        """Create the folder if it is missing.
 
         Raises:
-            ConfigError: If it cannot be.
+            ConfigError: If it cannot be created or written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -107,15 +107,15 @@ class Folder:
             raise ConfigError(f"--out {self.path}: cannot be written to")
 
     def write_plan(self, plan: ExperimentPlan) -> None:
-        """Keep what was planned; shards of one experiment write the same."""
+        """Write the plan; shards of one experiment write equal plans."""
         self.make()
         write_text(self.path / PLAN, json.dumps(attrs.asdict(plan), ensure_ascii=False, indent=1))
 
     def plan(self) -> ExperimentPlan:
-        """What was planned.
+        """Read the plan.
 
         Raises:
-            ConfigError: If the folder is no experiment's.
+            ConfigError: If the folder has none, or it cannot be read.
         """
         file = self.path / PLAN
         if not file.exists():
@@ -127,7 +127,13 @@ class Folder:
             raise ConfigError(f"{file}: cannot be read: {error}") from error
 
     def append(self, outcome: Outcome, shard: str) -> None:
-        """Add a line to the file of one shard, which one process alone writes; a line that was cut off stays alone."""
+        """Append an outcome to the file of a shard, and sync it to the disk.
+
+        One process writes the file of a shard. If its last line was cut off by a crash, a new line is begun.
+
+        Raises:
+            OutputError: If the file cannot be written.
+        """
         line = json.dumps(attrs.asdict(outcome), ensure_ascii=False)
         path = self.path / f"cells-{shard}.jsonl"
         with told(path), path.open("ab+") as file:
@@ -138,9 +144,13 @@ class Folder:
             os.fsync(file.fileno())
 
     def outcomes(self) -> dict[str, Outcome]:
-        """By address, from every shard's lines: what was done counts more than what failed, later more than earlier.
+        """Read the outcomes of all shards, by the cells' addresses.
 
-        A line that was cut off by a crash tells nothing, so its cell is not done.
+        Of several outcomes of a cell a success replaces a failure, and otherwise the last one in order of file names
+        and lines is taken. A line that was cut off by a crash is skipped.
+
+        Raises:
+            ConfigError: If a line has fields that this version does not know.
         """
         found: dict[str, Outcome] = {}
         for file in sorted(self.path.glob("cells-*.jsonl")):
@@ -151,17 +161,17 @@ class Folder:
         return found
 
     def is_done(self, cell: Cell, outcomes: dict[str, Outcome]) -> bool:
-        """Whether a cell's picture is there and its line says so."""
+        """Return whether a cell has an outcome without error and its picture file exists."""
         outcome = outcomes.get(cell.address)
         return outcome is not None and outcome.error is None and (self.path / cell.picture).exists()
 
 
 @contextmanager
 def told_if_full(folder: Path) -> Iterator[None]:
-    """A folder that takes no more ends the work, with one clear error; what was done is kept.
+    """Turn an error of writing in the block into one that says how to continue; finished cells are kept.
 
     Raises:
-        ConfigError: In place of the system's error.
+        ConfigError: In place of an ``OutputError``.
     """
     try:
         yield
@@ -182,13 +192,18 @@ def _read(file: Path) -> Iterable[Outcome]:
 
 
 def merge(folders: Sequence[Path], into: Path) -> Folder:
-    """Copy several folders' lines and pictures into one, which may exist or be one of them; the plan is the first's.
+    """Copy the outcomes and pictures of several folders into one, which may exist or be one of them.
 
-    Lines keep a file for each folder that they came from, so more folders may be merged later, or the same again.
+    The plan is that of the first folder. Outcomes are kept in one file per source folder, so that more folders, or the
+    same ones again, can be merged later.
+
+    Args:
+        folders: Folders of one experiment.
+        into: The target folder.
 
     Raises:
-        ConfigError: If a folder is no experiment's, or if one, or what is merged into, is of another experiment than
-            the first.
+        ConfigError: If a folder is not an experiment's, or one of them or the target is of another experiment.
+        OutputError: If a file cannot be written.
     """
     target, read = Folder(into), [Folder(folder) for folder in folders]
     plan = same_plan([*read, *([target] if (into / PLAN).exists() else [])])
@@ -208,7 +223,7 @@ def merge(folders: Sequence[Path], into: Path) -> Folder:
 
 
 def _copy(file: Path, place: Path) -> None:
-    """The copy is there when it is whole."""
+    """Copy a file atomically."""
     import shutil
 
     with replacing(place) as part:
@@ -216,10 +231,10 @@ def _copy(file: Path, place: Path) -> None:
 
 
 def same_plan(folders: Sequence[Folder]) -> ExperimentPlan:
-    """The plan of folders that hold one experiment.
+    """Return the plan of the first folder, after checking that all have the same cells.
 
     Raises:
-        ConfigError: If a folder is no experiment's, or of another experiment than the first.
+        ConfigError: If a folder is not an experiment's, or has other cells than the first.
     """
     plans = [folder.plan() for folder in folders]
     for folder, plan in zip(folders, plans, strict=True):

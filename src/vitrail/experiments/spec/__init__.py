@@ -1,1 +1,1 @@
-"""From a file to cells."""
+"""Specification of an experiment: from its file to its cells."""

@@ -1,4 +1,4 @@
-"""From an experiment to its cells: what is sampled, in an order that keeps half-done tables balanced."""
+"""Cells of an experiment: the pictures to sample, in an order that keeps tables of unfinished experiments balanced."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ from vitrail.sampling.methods import load_method
 from vitrail.sampling.run_plugins import attached, load_plugins, wrapping
 from vitrail.sampling.start_picture import open_picture
 
-DIGITS = 12
-NAMES = ("method", "model", "model_config", "variant", "revision", "memory")  # of a run: what its pixels are not of
-TURN = 100_000  # from a prompt's seed to its next one, so that further prompts change no seed
+DIGITS = 12  # hexadecimal digits of an address
+NAMES = ("method", "model", "model_config", "variant", "revision", "memory")  # run options that no address depends on
+TURN = 100_000  # between two seeds of a prompt, so that adding prompts changes no seed
 Kind = Literal["picture", "heatmap"]
 
 
 @frozen(kw_only=True)
 class Cell:
-    """One picture of the grid.
+    """One picture to sample, or one heat map to draw.
 
     Attributes:
-        address: A digest of what determines its pixels, and of how many ranks share the work.
-        row: Its row in tables: the method's label, and where it is on the axes.
+        address: Digest of what determines its pixels, and of the number of ranks.
+        row: Its row in tables: the method's label and the settings on the axes.
         method: The method's label.
-        axes: Name of each axis to the name of the place on it.
+        axes: Name of each axis to the name of the setting on it.
         pair: Number of its prompt and seed; cells with equal ones are compared.
         run: Fields of its ``RunConfig``.
-        composition: The method as plain tables, every default spelt out.
-        ranks: Processes that share the work.
-        comm: How they talk.
-        plugins: ``MODULE:OBJECT`` each, attached to its run.
-        kind: A sampled picture, or the figure of a mask source.
-        options: Of a heat map.
+        composition: The method as plain tables, with every default.
+        ranks: Number of processes that share the work.
+        comm: Name of the communication backend.
+        plugins: Plugins attached to its run, ``MODULE:OBJECT`` each.
+        kind: A sampled picture, or the heat map of a mask source.
+        options: Options of a heat map.
     """
 
     address: str
@@ -84,22 +84,22 @@ class Cell:
 
     @property
     def picture(self) -> str:
-        """Where its picture lies in the experiment's folder."""
+        """Path of its picture, relative to the experiment's folder."""
         return f"pictures/{self.address[:2]}/{self.address}.png"
 
     def config(self) -> RunConfig:
-        """Its run."""
+        """Return its run options."""
         return RunConfig(**self.run)
 
 
 @frozen(kw_only=True)
 class Model:
-    """What a grid must know of its model.
+    """Properties of the model that cells depend on.
 
     Attributes:
-        native_size: Pixels: the side of its training pictures.
-        defaults: Fields of a run that suit it.
-        fingerprint: Stands for its weights and settings.
+        native_size: Side of its training pictures in pixels.
+        defaults: The model's default run options.
+        fingerprint: Digest of its weights and settings.
     """
 
     native_size: int
@@ -109,14 +109,14 @@ class Model:
 
 @frozen(kw_only=True)
 class Row:
-    """One combination of a method and places on the axes.
+    """One combination of a method and settings on the axes.
 
     Attributes:
-        name: In tables.
+        name: Name in tables.
         method: The method's label.
-        axes: Name of each axis to the name of the place on it.
-        composition: The method.
-        run: Options of the run that are its own.
+        axes: Name of each axis to the name of the setting on it.
+        composition: The method, with its overrides.
+        run: Run options of this row.
     """
 
     name: str
@@ -128,12 +128,12 @@ class Row:
 
 @frozen(kw_only=True)
 class Plain:
-    """A row at a size as plain data, which all of its cells share.
+    """A row at a size as plain data, shared by all of its cells.
 
     Attributes:
-        run: With any prompt and seed.
+        run: The run options; prompt and seed are set by each cell.
         composition: The method as plain tables.
-        besides: What else determines the pixels.
+        besides: Digests of what else determines the pixels.
     """
 
     run: RunConfig
@@ -142,17 +142,17 @@ class Plain:
 
 
 def cells_of(experiment: Experiment, model: Model, folder: Path) -> list[Cell]:
-    """Every cell: all rows and sizes grow at the same pace, so that a table made early is balanced.
+    """Return all cells, ordered so that all rows and sizes progress at the same pace.
 
-    Rows that mean the same, such as a default and its value spelt out, have cells of one address and share pictures.
+    Rows with equal options, such as a default and its explicit value, have cells of one address and share pictures.
 
     Args:
-        experiment: What to do.
-        model: What its model is.
-        folder: Where its file lies, for a file of prompts.
+        experiment: The experiment.
+        model: The properties of its model.
+        folder: Folder of the experiment's file, for a file of prompts.
 
     Raises:
-        ConfigError: Naming every method, override and option that is wrong.
+        ConfigError: Naming every invalid method, override and option, or if there are too many or duplicate cells.
     """
     pairs = pairs_of(experiment, folder)
     sizes = [
@@ -180,7 +180,7 @@ def cells_of(experiment: Experiment, model: Model, folder: Path) -> list[Cell]:
 
 
 def _refuse_twins(cells: Sequence[Cell]) -> None:
-    """Sizes are told apart by their pixels only once the model is known."""
+    """Refuse two sizes of the same pixels, which are only known with the model's training size."""
     taken = set()
     for cell in cells:
         place = cell.kind, cell.row, cell.size, cell.pair
@@ -191,10 +191,10 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
 
 
 def pairs_of(experiment: Experiment, folder: Path) -> list[tuple[str, int]]:
-    """Prompts with seeds: all prompts with their first seed come first.
+    """Return the pairs of a prompt and a seed: first all prompts with their first seed, then with the next.
 
     Raises:
-        ConfigError: If a file of prompts cannot be read, or a prompt has a seed twice.
+        ConfigError: If a file of prompts cannot be read, a prompt has a seed twice, or there are too many pairs.
     """
     prompts = prompts_of(experiment, folder)
     count = len(prompts) * (len(experiment.seeds) or experiment.repeats)
@@ -212,7 +212,7 @@ def pairs_of(experiment: Experiment, folder: Path) -> list[tuple[str, int]]:
 
 
 def _sides(size: str, native: int) -> tuple[int, int]:
-    """Height and width in pixels of a size as written."""
+    """Parse a size to height and width in pixels."""
     if found := PIXELS.fullmatch(size):
         width, height = found[1], found[2] or found[1]
         return int(height), int(width)
@@ -222,10 +222,10 @@ def _sides(size: str, native: int) -> tuple[int, int]:
 
 
 def rows_of(experiment: Experiment) -> list[Row]:
-    """Every method with every combination of places on the axes that are for it; needs no model.
+    """Return every method with every combination of settings on the axes that apply to it; needs no model.
 
     Raises:
-        ConfigError: Naming every method and override that is wrong.
+        ConfigError: Naming every invalid method and override, or if there are too many rows.
     """
     problems, rows = Problems(), []
     plans = list(_choices(experiment))
@@ -241,17 +241,22 @@ def rows_of(experiment: Experiment) -> list[Row]:
 
 
 def _choices(experiment: Experiment) -> Iterator[tuple[MethodEntry, str, list[list[tuple[Axis, Setting]]]]]:
-    """Every method with its label and, for each axis that is for it, the places there."""
+    """Yield every method with its label and the settings of each axis that applies to it."""
     for entry, label in zip(experiment.methods, experiment.labels(), strict=True):
         axes = [axis for axis in experiment.axes if not axis.methods or label in axis.methods]
         yield entry, label, [[(axis, each) for each in axis.places() if label not in each.skip] for axis in axes]
 
 
 def refuse_many(experiment: Experiment, pairs: Sequence[tuple[str, int]], rows: Sequence[Row]) -> None:
-    """Refuse more cells than can be planned at once.
+    """Refuse an experiment of more than ``MOST_CELLS`` pictures.
+
+    Args:
+        experiment: The experiment.
+        pairs: Its pairs of a prompt and a seed.
+        rows: Its rows.
 
     Raises:
-        ConfigError: With their number.
+        ConfigError: Naming the number of pictures.
     """
     pictures = sum(min(entry.pictures or len(pairs), len(pairs)) for entry in experiment.sizes)
     count = pictures * len(rows) * len(experiment.ranks)
@@ -322,7 +327,7 @@ def _heat_cell(experiment: Experiment, model: Model, heat: HeatMap, pair: tuple[
 
 
 def _besides(experiment: Experiment, row: Row) -> list[dict[str, str]]:
-    """What determines pixels and is no plain data: contents of strategies' files, and plugins that wrap stages."""
+    """Digests of what determines pixels besides plain data: strategies' files, and plugins that wrap hooks."""
     found = (row.composition.digests(), wrapping(attached(load_plugins(experiment.plugins))))
     return [part for part in found if part]
 
@@ -335,13 +340,13 @@ def _address(
     comm: str,
     besides: Sequence[dict[str, str]] = (),
 ) -> str:
-    """A digest of what determines the pixels, and of who shares the work, since that is timed.
+    """Digest of what determines the pixels, and of the ranks, since they determine the duration.
 
-    Where a model comes from is in no address: its fingerprint says what was loaded.
+    The model is included by its fingerprint, not by its name or path.
     """
     fields = {name: value for name, value in run.items() if name not in NAMES}
     given = run["negative_prompt"]
-    fields["negative_prompt"] = {None: "", "": None}.get(given, given)  # as before "" was a text, so that cells last
+    fields["negative_prompt"] = {None: "", "": None}.get(given, given)  # swapped, to keep addresses of older versions
     if run["image"] is not None:
         fields["image"] = _image_digest(run["image"])
     data = [fields, composition, model.fingerprint, SCHEME, ranks, comm if ranks > 1 else None, *besides]
@@ -350,7 +355,7 @@ def _address(
 
 @functools.cache
 def _image_digest(path: str) -> str:
-    """Of what a picture shows, wherever it lies."""
+    """Digest of a picture's pixels, independent of its path."""
     return content_digest(open_picture(path))
 
 

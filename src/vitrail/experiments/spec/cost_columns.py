@@ -1,4 +1,4 @@
-"""What pictures cost, as one more metric: time, evaluations and memory that were noted while they were sampled."""
+"""Costs of pictures as a metric: time, network evaluations and memory, recorded while sampling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS, CALLS, CRITICAL, PREDICTED, MEMORY = "seconds", "calls", "critical call
 
 @frozen(kw_only=True)
 class Costs:
-    """Means of what was noted of the cells; looks at their lines instead of at pictures."""
+    """Mean costs of cells, from their outcomes instead of from pictures."""
 
     needs_reference: ClassVar[bool] = False
     columns: ClassVar[tuple[Column, ...]] = (
@@ -28,5 +28,5 @@ class Costs:
     )
 
     def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
-        """Mean of each column over the cells that have it."""
+        """Return the mean of each column over the cells with a value in it."""
         return tuple(looked.double().nanmean(dim=0).tolist())

@@ -1,4 +1,4 @@
-"""An experiment as data: prompts, seeds, methods, sizes and axes that are crossed, and what is measured of them."""
+"""An experiment as data: the cross product of prompts, seeds, methods, sizes and axes, and its metrics."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vitrail.core.method.metric import Metric, References
 from vitrail.errors import nearest, shortened
 from vitrail.experiments.spec.cost_columns import Costs
 
-OF_CELLS = frozenset({"prompt", "seed", "height", "width", "method", "model", "num_images"})  # not in ``run``
-OF_MODEL = frozenset({"dtype", "variant", "revision", "model_config"})  # one model is loaded for all rows
+OF_CELLS = frozenset({"prompt", "seed", "height", "width", "method", "model", "num_images"})  # not allowed in ``run``
+OF_MODEL = frozenset({"dtype", "variant", "revision", "model_config"})  # fixed, since one model is loaded for all rows
 TIMES = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,9})?)x(?:([0-9]{1,4}(?:\.[0-9]{1,9})?)x)?")
-MOST_PAIRS, MOST_ROWS, MOST_CELLS = 100_000, 1_000, 100_000  # of an experiment
+MOST_PAIRS, MOST_ROWS, MOST_CELLS = 100_000, 1_000, 100_000  # limits of an experiment
 MOST_RESAMPLES = 100_000
 PLACE = "{value}"
 
@@ -77,46 +77,50 @@ row_table: Any = field(factory=dict, validator=_row_fields)
 
 @frozen(kw_only=True)
 class MethodEntry:
-    """A method of the grid: a registered name or a file, changed or not."""
+    """A method of the grid: a registered name or a file, with optional overrides."""
 
     spoken: ClassVar[str] = "a method of the grid"
     method: str  # a registered method or a TOML or YAML file
-    label: str = ""  # in tables; the method's name if empty
+    label: str = ""  # name in tables; the method's name if empty
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides, e.g. stages.0.masking=none
-    run: dict[str, Any] = row_table  # options of the run for this method alone
+    run: dict[str, Any] = row_table  # run options of this method only
 
 
 @frozen(kw_only=True)
 class SizeEntry:
-    """A size of the grid."""
+    """A size of the grid, in pixels or relative to the training size."""
 
     spoken: ClassVar[str] = "a size"
-    size: str = field(validator=_size)  # 512, 768x512, or 2x for times the training size
-    pictures: int | None = field(default=None, validator=v.optional(v.ge(1)))  # the first so many; all if unset
+    size: str = field(validator=_size)  # 512 or 768x512 (width x height), or 2x for twice the training size
+    pictures: int | None = field(
+        default=None, validator=v.optional(v.ge(1))
+    )  # number of pairs, from the first; default all
 
 
 @frozen(kw_only=True)
 class Setting:
-    """One place on an axis."""
+    """One setting on an axis."""
 
     spoken: ClassVar[str] = "a setting"
-    name: str  # in tables and plots
+    name: str  # name in tables and plots
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides of the method
-    run: dict[str, Any] = row_table  # options of the run
-    skip: tuple[str, ...] = field(default=(), converter=as_tuple)  # methods' labels that do not have it
+    run: dict[str, Any] = row_table  # run options
+    skip: tuple[str, ...] = field(default=(), converter=as_tuple)  # labels of methods without this setting
 
 
 @frozen(kw_only=True)
 class Axis:
-    """A quantity that is varied: numbers put into an override, or settings by name."""
+    """A quantity that is varied: values inserted into an override or a run option, or named settings."""
 
     spoken: ClassVar[str] = "an axis"
-    name: str  # in tables and plots
-    values: tuple[Any, ...] = field(default=(), converter=as_tuple)  # put into ``set`` and ``option``
-    set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides with {value} in them
-    option: str | None = None  # or an option of the run that takes the value
-    settings: tuple[Setting, ...] = field(default=(), converter=as_tuple)  # or spelt out
-    methods: tuple[str, ...] = field(default=(), converter=as_tuple)  # labels of those it is for; all if empty
+    name: str  # name in tables and plots
+    values: tuple[Any, ...] = field(default=(), converter=as_tuple)  # values inserted into ``set`` and ``option``
+    set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides that contain {value}
+    option: str | None = None  # a run option that takes the value
+    settings: tuple[Setting, ...] = field(default=(), converter=as_tuple)  # explicit settings instead of values
+    methods: tuple[str, ...] = field(
+        default=(), converter=as_tuple
+    )  # labels of the methods it applies to; all if empty
 
     def __attrs_post_init__(self) -> None:
         if bool(self.values) == bool(self.settings):
@@ -131,7 +135,7 @@ class Axis:
             raise ValueError(f"axis {self.name!r} has a {'value' if self.values else 'setting'} twice")
 
     def places(self) -> tuple[Setting, ...]:
-        """Its settings, those of plain values made."""
+        """Return its settings; for plain values one setting per value."""
         return self.settings or tuple(self._setting(value) for value in self.values)
 
     def _setting(self, value: Any) -> Setting:
@@ -142,44 +146,44 @@ class Axis:
 
 @frozen(kw_only=True)
 class HeatMap:
-    """Mask sources looked at over the steps of a training-size picture, one figure a prompt and seed."""
+    """Heat maps of a mask source over the steps of a picture of the training size, one figure per prompt and seed."""
 
     spoken: ClassVar[str] = "a heat map"
     masking: str  # a registered mask source
-    label: str = ""  # in the report; the masking's name if empty
+    label: str = ""  # name in the report; the mask source's name if empty
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides, e.g. stages.0.masking.layers=[0]
-    at: str = "0.1,0.25,0.5,0.75,1.0"  # shares of the steps after which to look
-    pictures: int = field(default=4, validator=v.ge(1))  # the first so many
+    at: str = "0.1,0.25,0.5,0.75,1.0"  # shares of the steps after which maps are recorded
+    pictures: int = field(default=4, validator=v.ge(1))  # number of pairs, from the first
 
 
 @frozen(kw_only=True)
 class Experiment:
-    """Everything that a table needs; prompts x seeds x methods x axes x sizes x ranks are its cells."""
+    """Specification of an experiment; its cells are prompts x seeds x methods x axes x sizes x ranks."""
 
     spoken: ClassVar[str] = "an experiment"
-    title: str = ""  # what it shows
+    title: str = ""  # title of the report
     source: str = ""  # the table or figure of a paper that it corresponds to
     model: str = "demo"  # a registered model, a diffusers folder, a .safetensors file or a hub id
-    prompts: tuple[str, ...] = field(default=(), converter=as_tuple)  # sentences
-    prompts_file: str | None = None  # or a text file with one on each line
-    scenes: int = field(default=0, validator=_up_to(MOST_PAIRS))  # or so many of the demo model's own scenes
+    prompts: tuple[str, ...] = field(default=(), converter=as_tuple)  # the prompts as texts
+    prompts_file: str | None = None  # or a text file with one prompt per line; lines that begin with # are skipped
+    scenes: int = field(default=0, validator=_up_to(MOST_PAIRS))  # or a number of the demo model's own scenes
     repeats: int = field(
         default=1, validator=_up_to(MOST_PAIRS, 1)
-    )  # pictures a prompt, each with a seed that no other pair has
+    )  # pictures per prompt, each with a seed that no other pair has
     seeds: tuple[int, ...] = field(default=(), converter=as_tuple, validator=_seeds)  # or these seeds for every prompt
-    sizes: tuple[SizeEntry, ...] = field(default=(), converter=as_tuple)  # one or more
-    methods: tuple[MethodEntry, ...] = field(default=(), converter=as_tuple)  # one or more
-    axes: tuple[Axis, ...] = field(default=(), converter=as_tuple)  # what is varied besides
+    sizes: tuple[SizeEntry, ...] = field(default=(), converter=as_tuple)  # one or more sizes
+    methods: tuple[MethodEntry, ...] = field(default=(), converter=as_tuple)  # one or more methods
+    axes: tuple[Axis, ...] = field(default=(), converter=as_tuple)  # further quantities that are varied
     ranks: tuple[int, ...] = field(
         default=(1,), converter=as_tuple, validator=_ranks
-    )  # process counts; more than one is for timing
-    comm: str = "gloo"  # how ranks talk: a registered backend
+    )  # numbers of processes per picture; several numbers measure scaling
+    comm: str = "gloo"  # a registered communication backend
     plugins: tuple[str, ...] = field(default=(), converter=as_tuple)  # MODULE:OBJECT each, attached to every run
     run: dict[str, Any] = run_table  # options of every run, e.g. num_inference_steps
-    heatmaps: tuple[HeatMap, ...] = field(default=(), converter=as_tuple)  # figures of mask sources
-    metrics: tuple[Metric, ...] = field(default=(), converter=as_tuple)  # what is measured of the pictures
-    reference: References | None = None  # true pictures that some metrics compare with
-    resamples: int = field(default=1000, validator=_up_to(MOST_RESAMPLES))  # of the bootstrap; 0 gives no intervals
+    heatmaps: tuple[HeatMap, ...] = field(default=(), converter=as_tuple)  # heat maps of mask sources
+    metrics: tuple[Metric, ...] = field(default=(), converter=as_tuple)  # metrics of the pictures
+    reference: References | None = None  # reference set that some metrics compare with
+    resamples: int = field(default=1000, validator=_up_to(MOST_RESAMPLES))  # bootstrap resamples; 0 gives no intervals
 
     def __attrs_post_init__(self) -> None:
         given = [bool(self.prompts), self.prompts_file is not None, self.scenes > 0]
@@ -198,7 +202,7 @@ class Experiment:
             raise ValueError("a metric compares with true pictures; say which by 'reference'")
 
     def _refuse_twins(self) -> None:
-        """What tables could not tell apart."""
+        """Refuse duplicate names of methods, axes, heat maps, sizes, ranks and columns, which tables use as keys."""
         own, out = "give each a 'label' or name of its own", "leave one out"
         columns = [*(column for metric in self.metrics for column in metric.columns), *Costs.columns]
         for what, names, cure in (
@@ -214,7 +218,7 @@ class Experiment:
                 raise ValueError(f"{what} {shortened(twice[0], 60)!r} is there twice; {cure}")
 
     def labels(self) -> list[str]:
-        """What each method is called."""
+        """Return the label of each method: its own, or the stem of its name or file."""
         from pathlib import Path
 
         return [entry.label or Path(entry.method).stem for entry in self.methods]

@@ -1,4 +1,4 @@
-"""Experiment files: TOML or YAML, one on top of another by ``extends``, with short forms spelt out."""
+"""Experiment files in TOML or YAML: inheritance by ``extends``, expansion of short forms."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vitrail.experiments.spec.experiment import Experiment
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.relative_paths import of_experiment
 
-SHORT = {"methods": "method", "sizes": "size"}  # a list's entries may be this field alone
-MOST_BASES = 8  # below each other
-MARKS = ("methods", "heatmaps", "extends")  # of which an experiment's file has one
+SHORT = {"methods": "method", "sizes": "size"}  # lists whose entries may be given as this field alone
+MOST_BASES = 8  # maximum depth of ``extends``
+MARKS = ("methods", "heatmaps", "extends")  # keys that identify an experiment's file; it has at least one
 
 
 def load_experiment(path: Path, assignments: Sequence[str] = ()) -> tuple[Experiment, dict[str, Any]]:
-    """An experiment, and its tables as a plan keeps them.
+    """Load an experiment, and its tables as a plan stores them.
 
     Args:
-        path: TOML or YAML file; ``extends = "other.toml"`` takes everything from a file beside it first.
+        path: TOML or YAML file; with ``extends = "other.toml"`` it overrides a file beside it.
         assignments: Overrides such as ``sizes.0.pictures=8``.
 
     Raises:
@@ -37,15 +37,27 @@ def load_experiment(path: Path, assignments: Sequence[str] = ()) -> tuple[Experi
 
 
 def structure(table: Mapping[str, Any], where: str) -> Experiment:
-    """An experiment of tables; raises as ``load_experiment`` does."""
+    """Build an experiment from tables.
+
+    Args:
+        table: The tables; short forms are expanded.
+        where: Name of their source in error messages.
+
+    Raises:
+        ConfigError: Listing every problem with path and nearest name.
+    """
     return Loader(registry()).structure(spelt_out(table), Experiment, where)
 
 
 def read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file on top of what it extends: tables are merged, everything else is replaced; short forms are spelt out.
+    """Read a file merged over the files that it extends, with short forms expanded; see ``merged``.
+
+    Args:
+        path: TOML or YAML file.
+        seen: Resolved paths of the files that extend it, to detect cycles.
 
     Raises:
-        ConfigError: If a file extends itself, or cannot be read.
+        ConfigError: If a file extends itself, more than ``MOST_BASES`` are nested, or one cannot be read.
     """
     read = read_file(path)
     if path.resolve() in seen:
@@ -65,7 +77,10 @@ def read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested tables as one; what is above wins."""
+    """Merge nested tables; values of ``above`` win, and one source of prompts replaces another.
+
+    A table with a ``type`` replaces the one below instead of being merged.
+    """
     result = copy.deepcopy(below)
     if len({"prompts", "prompts_file", "scenes"} & set(above)) == 1:
         result = {name: value for name, value in result.items() if name not in ("prompts", "prompts_file", "scenes")}
@@ -77,7 +92,7 @@ def merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spelt_out(table: Mapping[str, Any]) -> dict[str, Any]:
-    """``methods = ["asg"]`` and ``sizes = [512]`` as tables."""
+    """Expand the short forms ``methods = ["asg"]`` and ``sizes = [512]`` to lists of tables."""
     result = dict(table)
     for name, key in SHORT.items():
         if isinstance(result.get(name), list):

@@ -1,4 +1,4 @@
-"""Where the prompts of an experiment come from."""
+"""Prompts of an experiment: given texts, a file, or the demo model's scenes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vitrail.experiments.spec.experiment import MOST_PAIRS, Experiment
 
 
 def prompts_of(experiment: Experiment, folder: Path) -> tuple[str, ...]:
-    """The sentences, in order.
+    """Return the prompts in order; empty lines of a file and lines that begin with "#" are skipped.
 
     Args:
-        experiment: Says which.
-        folder: Where its file lies.
+        experiment: Names the source of the prompts.
+        folder: Folder of the experiment's file, for a relative ``prompts_file``.
 
     Raises:
-        ConfigError: If a file of prompts cannot be read or has none.
+        ConfigError: If a file of prompts cannot be read, has no prompts, or more than ``MOST_PAIRS``.
     """
     if experiment.prompts:
         return experiment.prompts
@@ -38,7 +38,7 @@ def _read(path: Path) -> tuple[str, ...]:
 
 
 def scene(number: int) -> tuple[str, str]:
-    """The object and the sentence of one of the demo model's scenes: objects in turn, backgrounds in another turn."""
+    """Return object and caption of the i-th of the demo model's scenes, which cycle through objects and backgrounds."""
     from vitrail.demo.backgrounds import BACKGROUNDS
     from vitrail.demo.scenes import OBJECTS
 

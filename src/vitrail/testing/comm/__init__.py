@@ -1,14 +1,14 @@
-"""Laws of communication, for whoever writes a backend.
+"""Laws of communication, as tests for authors of a communication backend.
 
 ::
 
     from vitrail.testing.comm import CommLaws
 
-    class TestTcp(CommLaws):  # in a test file: pytest tries every law
+    class TestTcp(CommLaws):  # in a test file: pytest checks every law
         backend = Tcp  # the class that is registered in the slot "comm"
 
-or, without pytest, ``python -m vitrail.testing.comm my_package:Tcp``. A law that does not hold is told with the
-smallest program that breaks it, rank by rank, and with the command that runs this program again.
+or, without pytest, ``python -m vitrail.testing.comm my_package:Tcp``. A broken law is reported with the smallest
+program found that breaks it, rank by rank, and with the command that runs this program again.
 """
 
 from vitrail.testing.comm import laws  # fills LAWS

@@ -1,4 +1,4 @@
-"""``python -m vitrail.testing.comm MODULE:CLASS``: every law, or one of them, or one program again."""
+"""``python -m vitrail.testing.comm MODULE:CLASS``: check all laws or some of them, or replay one program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from vitrail.testing.comm import LAWS, Bench, Law, LawBroken, OnBackend, bench_o
 
 
 def find(address: str) -> Callable[..., Backend]:
-    """The class at MODULE:CLASS, from the folder one is in, too."""
+    """Import the backend class at MODULE:CLASS, with the current folder on the import path.
+
+    Raises:
+        SystemExit: If the address has another form.
+    """
     module, _, name = address.partition(":")
     if not name:
         raise SystemExit(f"expected MODULE:CLASS, got {address!r}")
@@ -28,15 +32,25 @@ def find(address: str) -> Callable[..., Backend]:
 
 
 def bench_at(address: str, examples: int = 0, timeout: float = 0.0) -> Bench:
-    """What to try the laws of the backend at MODULE:CLASS on."""
+    """Return the bench for the backend at MODULE:CLASS.
+
+    Args:
+        address: MODULE:CLASS.
+        examples: Programs per law; 0 for the default.
+        timeout: Seconds of one wait; 0 for the default.
+    """
     bench = bench_of(find(address), examples, timeout)
-    if isinstance(bench, OnBackend):  # as it was found, which may be another place than where it was made
+    if isinstance(bench, OnBackend):  # the given address, which may differ from the module that defines the class
         bench.name, bench.address = address.rpartition(":")[2], address
     return bench
 
 
 def chosen(words: Sequence[str]) -> list[Law]:
-    """The laws whose ids begin with one of these words; all of them if there are none."""
+    """Return the laws whose ids begin with one of the words; all laws if there are no words.
+
+    Raises:
+        SystemExit: If a word is the beginning of no id.
+    """
     for word in words:
         if not any(each.startswith(word) for each in LAWS):
             raise SystemExit(f"no law {word!r}{nearest(word, LAWS)}")
@@ -44,7 +58,16 @@ def chosen(words: Sequence[str]) -> list[Law]:
 
 
 def tried(law: Law, bench: Bench, options: argparse.Namespace) -> bool | None:
-    """Try a law and say how it went; None if it is about something else."""
+    """Check a law and print the outcome.
+
+    Args:
+        law: The law.
+        bench: The bench of the backend.
+        options: The parsed command line.
+
+    Returns:
+        Whether the law holds; None if it does not apply to the backend's kind of ranks.
+    """
     if bench.kind not in law.kinds:
         print(f"  skipped  {law.id:<20} is about {' and '.join(law.kinds)}")  # noqa: T201
         return None
@@ -60,7 +83,7 @@ def tried(law: Law, bench: Bench, options: argparse.Namespace) -> bool | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if every law holds, else 1."""
+    """Run the command line; the exit code is 0 if every law holds, else 1."""
     parser = argparse.ArgumentParser("python -m vitrail.testing.comm", description="Try the laws on a backend.")
     parser.add_argument("backend", metavar="MODULE:CLASS", help="as it is registered in the slot comm")
     parser.add_argument("--law", action="append", default=[], help="one law, by its id or the beginning of it")

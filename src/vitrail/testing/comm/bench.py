@@ -1,8 +1,8 @@
-"""What a law is tried on: any backend behind one call, which tells how the run ended on every rank.
+"""Benches: run a law's program on a backend and report how the run ended on every rank.
 
-A law's program is a function of a module with its arguments bound by ``functools.partial``, so that it can be
-sent to processes. On each rank it runs inside a ``Witness``, which keeps what the rank returned or raised, and its
-tale, also where the backend itself tells nothing of it.
+A law's program is a module-level function with its arguments bound by ``functools.partial``, so that it can be
+pickled for processes. On each rank it runs inside a ``Witness``, which records what the rank returned or raised and
+the transcript of its calls, independently of what the backend reports.
 """
 
 from __future__ import annotations
@@ -30,25 +30,29 @@ from vitrail.testing.comm.telling import RecordedCommunicator, Transcript, show
 
 Program = Callable[[RecordedCommunicator], Any]
 Kind = Literal["virtual", "threads", "processes"]
-TIMEOUT_S = 20.0  # of one wait, where time is real
-VIRTUAL_TIMEOUT_S = 100.0
-PATIENCE_S = 60.0  # beyond the timeout, until a run counts as hanging
-SWITCH_S = 1e-6  # between two threads: as often as the interpreter lets them
+TIMEOUT_S = 20.0  # of one wait, in real time
+VIRTUAL_TIMEOUT_S = 100.0  # of one wait, in virtual time
+PATIENCE_S = 60.0  # beyond the timeout, after which a run counts as hanging
+SWITCH_S = 1e-6  # interval of switching between threads, the shortest possible
 
 
-class LawBroken(AssertionError):  # noqa: N818 - what a reader is told
-    """What a law says was not so."""
+class LawBroken(AssertionError):  # noqa: N818 - reads as a sentence in reports
+    """A backend broke a law."""
 
 
 class Hang(BaseException):
-    """A run neither ended nor timed out; nothing more is tried, since every try would hang."""
+    """A run neither ended nor timed out; the check stops, since further examples would hang as well."""
 
 
 def expect(holds: bool, otherwise: str) -> None:
-    """Judge.
+    """Assert a condition of a law.
+
+    Args:
+        holds: The condition.
+        otherwise: The error message.
 
     Raises:
-        LawBroken: With what was seen, if it does not hold.
+        LawBroken: If the condition is false.
     """
     if not holds:
         raise LawBroken(otherwise)
@@ -56,7 +60,7 @@ def expect(holds: bool, otherwise: str) -> None:
 
 @define
 class LawReport:
-    """What one rank left behind."""
+    """Record of one rank: transcript, result or error, and whether the program ended."""
 
     tale: Transcript = field(factory=Transcript)
     result: Any = None
@@ -70,10 +74,10 @@ class Ended:
 
     Attributes:
         world_size: Number of ranks.
-        reports: By rank; of a rank whose process was killed there is none.
-        returned: What the backend's ``run`` returned; None if it raised.
-        raised: What it raised.
-        schedule: That the ranks followed, where time is virtual.
+        reports: Reports by rank; missing for ranks whose process was killed.
+        returned: Return value of the backend's ``run``; None if it raised.
+        raised: The exception that ``run`` raised; None if it returned.
+        schedule: The schedule of the ranks in virtual time; None in real time.
     """
 
     world_size: int
@@ -84,21 +88,25 @@ class Ended:
 
     @property
     def results(self) -> dict[int, Any]:
-        """Of the ranks that finished."""
+        """Results of the ranks that finished, by rank."""
         return {rank: r.result for rank, r in sorted(self.reports.items()) if r.is_over and r.error is None}
 
     @property
     def errors(self) -> dict[int, BaseException]:
-        """Of the ranks that raised."""
+        """Exceptions of the ranks that raised, by rank."""
         return {rank: r.error for rank, r in sorted(self.reports.items()) if r.error is not None}
 
     @property
     def causes(self) -> set[tuple[int, str]]:
-        """(culprit, reason) of every rank that was told of an abort."""
+        """Different (culprit, reason) pairs of the ranks' CommAborted errors."""
         return {(error.culprit, error.reason) for error in self.errors.values() if isinstance(error, CommAborted)}
 
     def values(self) -> list[Any]:
-        """The results by rank of a run in which nothing may go wrong."""
+        """Return the results by rank of a run that must succeed.
+
+        Raises:
+            LawBroken: If a rank raised or did not finish, or ``run`` raised or returned other results.
+        """
         for rank, error in self.errors.items():
             if isinstance(error, AssertionError):
                 raise LawBroken(f"on rank {rank}: {error}")
@@ -113,7 +121,7 @@ class Ended:
         return values
 
     def told(self) -> str:
-        """The tales of all ranks, to be read."""
+        """Format the schedule and the transcripts of all ranks."""
         parts = [] if self.schedule is None else [str(self.schedule)]
         for rank in range(self.world_size):
             report = self.reports.get(rank)
@@ -128,27 +136,27 @@ class Ended:
 
 
 class Bench(Protocol):
-    """Runs a law's program."""
+    """Runs the programs of laws on a backend."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name of the backend in messages."""
 
     @property
     def address(self) -> str:
-        """Where the backend is: MODULE:CLASS."""
+        """Address of the backend class, MODULE:CLASS."""
 
     @property
     def kind(self) -> Kind:
-        """What its ranks are."""
+        """Kind of its ranks: threads, processes, or "virtual" in virtual time."""
 
     @property
     def examples(self) -> int:
-        """How many a law tries."""
+        """Number of programs per law."""
 
     @property
     def stirred(self) -> int:
-        """Other schedules that each example is tried with; 0 where time is real."""
+        """Number of random schedules besides the drawn one per example; 0 in real time."""
 
     def __call__(
         self,
@@ -159,19 +167,19 @@ class Bench(Protocol):
         timeout: float | None = None,
         checksums: bool = False,
     ) -> Ended:
-        """Run a program on so many ranks.
+        """Run a program on some number of ranks.
 
         Args:
             world_size: Number of ranks.
-            program: Can be pickled.
-            schedule: What chance decides, where time is virtual.
+            program: The program, which can be pickled.
+            schedule: Order of events and delays in virtual time; ignored in real time.
             timeout: Seconds of one wait; the bench's own if None.
-            checksums: Check the bytes of every message.
+            checksums: Whether the backend checks the bytes of every message.
         """
 
 
 class Witness:
-    """A law's program on one rank, and what becomes of it; goes to other processes and writes its reports there."""
+    """Wrapper of a law's program that reports its outcome on each rank, in other processes by files in a folder."""
 
     def __init__(self, program: Program, folder: Path | None):
         self._program, self._folder, self._pid = program, folder, os.getpid()
@@ -181,7 +189,7 @@ class Witness:
         return self.__dict__ | {"_here": {}}
 
     def __call__(self, communicator: Communicator) -> Any:
-        """Run it on one rank."""
+        """Run the program on one rank and record its result or error."""
         told = RecordedCommunicator(communicator)
         report = self._here[told.rank] = LawReport(told.tale)
         try:
@@ -198,7 +206,7 @@ class Witness:
         return report.result
 
     def reports(self) -> dict[int, LawReport]:
-        """Of all ranks that left one."""
+        """Return the reports of all ranks that wrote one, by rank."""
         found = dict(self._here)
         for path in () if self._folder is None else self._folder.glob("*.pickle"):
             found[int(path.stem)] = pickle.loads(path.read_bytes())  # noqa: S301 - our own
@@ -207,7 +215,7 @@ class Witness:
     def _write(self, rank: int, report: LawReport) -> None:
         try:
             content = pickle.dumps(report)
-        except Exception:  # an error or a result that cannot be sent: in words
+        except Exception:  # an error or a result that cannot be pickled is reported as text
             error = None if report.error is None else RuntimeError(f"{type(report.error).__name__}: {report.error}")
             content = pickle.dumps(LawReport(report.tale, repr(report.result), error, is_over=True))
         assert self._folder is not None
@@ -218,12 +226,12 @@ class Witness:
 
 @define(eq=False, slots=False)
 class OnBackend:
-    """A backend of real time, asked through nothing but its ``run``.
+    """Bench of a backend in real time, used through its ``run`` only.
 
     Args:
-        backend: The class, as it is registered; called with ``timeout`` and ``checksums``.
-        name: For messages.
-        examples: How many a law tries; the default goes by what the ranks are.
+        backend: The registered class; called with ``timeout`` and ``checksums``.
+        name: Name in messages; the class's name if empty.
+        examples: Programs per law; 0 is 6 for threads and 3 for processes.
         timeout: Seconds of one wait.
     """
 
@@ -245,7 +253,7 @@ class OnBackend:
 
     @cached_property
     def kind(self) -> Kind:
-        """What its ranks are, by asking one of them."""
+        """Whether its ranks are threads or processes, found by running one."""
         pid = self.backend(timeout=self.timeout, checksums=False).run(1, _process)[0]
         return "threads" if pid == os.getpid() else "processes"
 
@@ -258,7 +266,11 @@ class OnBackend:
         timeout: float | None = None,
         checksums: bool = False,
     ) -> Ended:
-        """Run a program; the schedule plays no part."""
+        """Run a program in real time, see ``Bench``; the schedule is ignored.
+
+        Raises:
+            Hang: If the run has not ended ``PATIENCE_S`` after the timeout.
+        """
         explored[self.kind] += 1
         limit = self.timeout if timeout is None else timeout
         backend = self.backend(timeout=limit, checksums=checksums)
@@ -288,11 +300,11 @@ class OnBackend:
 
 @define(eq=False)
 class OnSimulator:
-    """Ranks on the virtual clock, by a drawn schedule: every order of events can be tried, shrunk and replayed.
+    """Bench in virtual time by a drawn schedule: every order of events can be drawn, shrunk and replayed.
 
     Args:
-        examples: How many a law tries.
-        stirred: Other schedules, longer than Hypothesis likes to draw them, that each example is tried with.
+        examples: Programs per law.
+        stirred: Number of random schedules per example besides the drawn one, longer than Hypothesis usually draws.
     """
 
     examples: int = 40
@@ -311,7 +323,11 @@ class OnSimulator:
         timeout: float | None = None,
         checksums: bool = False,
     ) -> Ended:
-        """Run a program by a schedule."""
+        """Run a program in virtual time, see ``Bench``.
+
+        Raises:
+            LawBroken: If buffers are left over after a successful run.
+        """
         explored[self.kind] += 1
         chance = DrawnSchedule() if schedule is None else schedule.again()
         limit = self.timeout if timeout is None else timeout
@@ -326,12 +342,12 @@ class OnSimulator:
 
 
 def bench_of(backend: Callable[..., Backend], examples: int = 0, timeout: float = 0.0) -> Bench:
-    """What to try a backend's laws on.
+    """Return the bench of a backend: in virtual time for ``Simulated``, else in real time.
 
     Args:
-        backend: The class, as it is registered.
-        examples: How many a law tries; 0 for the default.
-        timeout: Seconds of one wait; 0 for the default.
+        backend: The registered class.
+        examples: Programs per law; 0 for the default.
+        timeout: Seconds of one wait in real time; 0 for the default.
     """
     if backend is Simulated:
         return OnSimulator(examples=examples or 40)

@@ -1,4 +1,4 @@
-"""Laws: statements about a backend, tried on programs that Hypothesis draws, shrinks and replays."""
+"""Laws: statements about every backend, checked on programs that Hypothesis draws, shrinks and replays."""
 
 from __future__ import annotations
 
@@ -20,29 +20,36 @@ from vitrail.testing.comm.telling import RecordedChannel, RecordedCommunicator, 
 
 EVERYWHERE: tuple[Kind, ...] = ("virtual", "threads", "processes")
 REAL: tuple[Kind, ...] = ("threads", "processes")
-SHRINK_S = 10.0  # from the first failure; what was not found smaller by then is told as it is
+SHRINK_S = 10.0  # limit of shrinking after the first failure
 BLOB = re.compile(r"@reproduce_failure\('[^']*', b'([^']*)'\)")
-LAWS: dict[str, Law] = {}  # by id, in the order in which they are written down
+LAWS: dict[str, Law] = {}  # by id, in order of definition
 
 Judge = Callable[..., None]
 
 
 @define
 class Watched:
-    """A bench that keeps how the runs of one example ended."""
+    """A bench that records the runs of one example."""
 
     bench: Bench
     runs: list[Ended] = field(factory=list)
 
     @property
     def kind(self) -> Kind:
-        """What its ranks are."""
+        """Kind of the bench's ranks."""
         return self.bench.kind
 
     def __call__(
         self, world_size: int, program: Program, schedule: DrawnSchedule | None = None, **options: Any
     ) -> Ended:
-        """Run a program."""
+        """Run a program on the bench, see ``Bench``, and record how it ended.
+
+        Args:
+            world_size: Number of ranks.
+            program: The program, which can be pickled.
+            schedule: Order of events and delays in virtual time.
+            options: ``timeout`` and ``checksums`` of ``Bench``.
+        """
         ended = self.bench(world_size, program, schedule, **options)
         self.runs.append(ended)
         return ended
@@ -50,17 +57,21 @@ class Watched:
 
 @define
 class Search:
-    """One look for a failing example: what failed so far, and how it read."""
+    """State of one search for a failing example: the failures so far and their transcripts."""
 
     law: Law
     bench: Bench
-    failed: dict[str, tuple[LawBroken, str]] = field(factory=dict)  # by what was drawn
-    tried: int = 0
-    seen: str = ""  # the last example that failed
-    since: float = 0.0
+    failed: dict[str, tuple[LawBroken, str]] = field(factory=dict)  # by the ``repr`` of the drawn arguments
+    tried: int = 0  # number of examples
+    seen: str = ""  # key in ``failed`` of the last failing example
+    since: float = 0.0  # time of the first failure
 
     def example(self, **drawn: Any) -> None:
-        """Judge one; what has failed before fails again, so that a failure that depends on timing is told, too."""
+        """Check one example; one that failed before fails again, so that failures that depend on timing are reported.
+
+        Raises:
+            LawBroken: If the law does not hold.
+        """
         key = repr(drawn)
         if key in self.failed:
             self.seen = key
@@ -82,7 +93,7 @@ class Search:
             raise self.failed[key][0] from (None if broken is error else error)
 
     def text(self, blob: str | None) -> str:
-        """The smallest program that failed, to be read."""
+        """Format the smallest failing program with the command that replays it, given Hypothesis' blob."""
         broken, story = self.failed[self.seen]
         backend = self.bench.address
         again = f" --replay {blob}" if blob else ""
@@ -104,13 +115,13 @@ def _story(runs: list[Ended]) -> str:
 
 @frozen(eq=False)
 class Law:
-    """A statement that holds for every backend.
+    """A statement that every backend must satisfy.
 
     Attributes:
-        id: Short and for ever, e.g. ``s2-snapshot``.
-        judge: Called with a bench and what was drawn; raises if the law does not hold.
-        drawn: A strategy for every argument of ``judge`` but the first.
-        kinds: Where it can be tried: some need processes, or time that is real.
+        id: Short, permanent identifier, e.g. ``s2-snapshot``.
+        judge: Called with a bench and the drawn arguments; raises if the law does not hold.
+        drawn: A Hypothesis strategy for each argument of ``judge`` but the first.
+        kinds: Kinds of ranks that it applies to: some laws need processes, or real time.
     """
 
     id: str
@@ -120,23 +131,23 @@ class Law:
 
     @property
     def statement(self) -> str:
-        """The law in a sentence."""
+        """The law in one sentence: the first line of the docstring of ``judge``."""
         return (self.judge.__doc__ or self.id).strip().partition("\n")[0].rstrip(".")
 
     def check(self, bench: Bench, *, examples: int = 0, seed: int | None = None, replay: str = "") -> int:
-        """Look for a program that breaks it.
+        """Search for a program that breaks the law.
 
         Args:
-            bench: What to try it on.
-            examples: How many to try; 0 for the bench's own number.
-            seed: Of what is drawn; None for the loaded profile of Hypothesis.
-            replay: The end of an earlier message's last line: that one example is run again, and nothing else.
+            bench: The bench of the backend.
+            examples: Number of programs; 0 for the bench's own number.
+            seed: Seed of the draws; None for the loaded profile of Hypothesis.
+            replay: The ``--replay`` text of an earlier message; only that example is run.
 
         Returns:
-            How many were tried.
+            Number of programs that were run.
 
         Raises:
-            LawBroken: With the smallest program found.
+            LawBroken: With the smallest program found that breaks it, or if a replayed one no longer fails.
         """
         __tracebackhide__ = True
         search = Search(self, bench)
@@ -175,12 +186,14 @@ class Law:
 
 
 def law(id: str, *kinds: Kind, **drawn: st.SearchStrategy[Any]) -> Callable[[Judge], Law]:  # noqa: A002
-    """Make a law of a function ``judge(run, **drawn)``; its docstring is the statement.
+    """Decorate a function ``judge(run, **drawn)`` as a law and add it to ``LAWS``.
+
+    The first line of the function's docstring is the law's statement in messages.
 
     Args:
-        id: Of the law.
-        kinds: Where it can be tried; everywhere if none is given.
-        drawn: A strategy for every argument.
+        id: Identifier of the law.
+        kinds: Kinds of ranks that it applies to; all if none is given.
+        drawn: A Hypothesis strategy for each argument of the function but the first.
     """
 
     def decorate(judge: Judge) -> Law:
@@ -192,10 +205,15 @@ def law(id: str, *kinds: Kind, **drawn: st.SearchStrategy[Any]) -> Callable[[Jud
 
 
 def same(got: Any, wanted: Any, what: str) -> None:
-    """Judge that two values are equal.
+    """Assert that two values are equal.
+
+    Args:
+        got: The value.
+        wanted: The expected value.
+        what: Name of the value in the message.
 
     Raises:
-        LawBroken: With both, if they are not.
+        LawBroken: If they differ; the message shows both.
     """
     expect(got == wanted, f"{what} is {show(got)}\n  where it must be {show(wanted)}" if got != wanted else "")
 
@@ -203,5 +221,13 @@ def same(got: Any, wanted: Any, what: str) -> None:
 def opened(
     communicator: RecordedCommunicator, payload: Payload, name: str = "a", src: int = 0, bound: int = 1
 ) -> RecordedChannel:
-    """A channel that carries a payload's tensors."""
+    """Open a channel for a payload's tensors.
+
+    Args:
+        communicator: The rank's communicator.
+        payload: Gives shape and dtype.
+        name: Name of the channel.
+        src: The rank that publishes.
+        bound: Maximum staleness in versions.
+    """
     return communicator.channel(name, src=src, shape=payload.shape, dtype=payload.dtype, max_staleness=bound)

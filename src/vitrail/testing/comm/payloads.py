@@ -1,4 +1,4 @@
-"""Tensors of any type, shape, layout and bits."""
+"""Payloads: test tensors of any dtype, shape, memory layout and bits."""
 
 from __future__ import annotations
 
@@ -14,16 +14,25 @@ Layout = Literal["dense", "turned", "sparse"]
 Bits = tuple[str, tuple[int, ...], bytes]
 
 FLOATS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF << 52}
-DTYPES = [torch.int32, *FLOATS, torch.int64, torch.uint8, torch.bool, torch.complex64]  # the plainest first
+DTYPES = [
+    torch.int32,
+    *FLOATS,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+]  # Hypothesis shrinks to the first
 
 
 @frozen
 class Payload:
-    """A family of tensors: alike in type and shape, different in bits by ``key``.
+    """Tensors of one dtype, shape and layout, whose bits are determined by a key.
 
     Attributes:
-        layout: How they lie in memory: "dense", "turned" (the first two axes) or "sparse" (every second cell).
-        is_nan: Every float is an infinity or a NaN, with distinct bits.
+        dtype: Their dtype.
+        shape: Their shape.
+        layout: Memory layout: "dense", "turned" (first two dimensions transposed) or "sparse" (last one of stride 2).
+        is_nan: Whether every float is an infinity or a NaN, with distinct bits.
     """
 
     dtype: torch.dtype = torch.float32
@@ -32,7 +41,7 @@ class Payload:
     is_nan: bool = False
 
     def make(self, *key: object) -> Tensor:
-        """The tensor of a key."""
+        """Make the tensor of a key, with bits that are random but equal for equal keys."""
         count = 1
         for size in self.shape:
             count *= size
@@ -46,11 +55,11 @@ class Payload:
         return self.laid_out(flat.reshape(self.shape))
 
     def blank(self) -> Tensor:
-        """A tensor to receive into, every byte 1."""
+        """Make a tensor of ones to receive into."""
         return self.laid_out(torch.ones(self.shape, dtype=torch.uint8, device="cpu").to(self.dtype))
 
     def laid_out(self, tensor: Tensor) -> Tensor:
-        """The same values, lying in memory as ``layout`` says."""
+        """Copy a tensor to the memory layout ``layout``."""
         if self.layout == "turned" and tensor.dim() > 1:
             return tensor.transpose(0, 1).contiguous().transpose(0, 1)
         if self.layout == "sparse" and tensor.dim() > 0:
@@ -61,13 +70,13 @@ class Payload:
 
 
 def bits(tensor: Tensor) -> Bits:
-    """Type, shape and bytes: what must arrive."""
+    """Return a tensor's dtype, shape and bytes, for exact comparison including NaNs."""
     data = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor).reshape(-1).view(torch.uint8)
     return str(tensor.dtype), tuple(tensor.shape), data.numpy().tobytes()
 
 
 def spoil(tensor: Tensor) -> None:
-    """Overwrite a tensor, as a caller may who has given it away."""
+    """Overwrite a tensor in place with other values, as a caller may after handing it over."""
     if tensor.numel():
         tensor.copy_(torch.zeros_like(tensor) if tensor.ne(0).any() else torch.ones_like(tensor))
 

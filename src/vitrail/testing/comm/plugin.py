@@ -1,7 +1,7 @@
-"""A plugin of pytest that tries the laws on a backend without a test file, and tells failures without tracebacks.
+"""A pytest plugin that checks the laws on a backend without a test file, and reports failures without tracebacks.
 
 ``pytest -p vitrail.testing.comm.plugin --vitrail-comm MODULE:CLASS``, or, in the outermost ``conftest.py``,
-``pytest_plugins = ["vitrail.testing.comm.plugin"]``. It is no entry point, so that nobody loads it without asking.
+``pytest_plugins = ["vitrail.testing.comm.plugin"]``. It has no entry point, so that it is loaded on request only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vitrail.testing.comm.judging import LAWS, Law
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Which backends."""
+    """Add the options that select backends and the number of examples."""
     group = parser.getgroup("vitrail", "laws of communication")
     text = "a communicator backend that the laws are tried on; may be given again"
     group.addoption("--vitrail-comm", action="append", default=[], metavar="MODULE:CLASS", help=text)
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A test for every law and backend, behind those that were found in files."""
+    """Append a test for every law and selected backend; a hook of pytest, which gives the arguments."""
     for address in config.getoption("--vitrail-comm"):
         bench = bench_at(address, config.getoption("--vitrail-comm-examples"))
         for law in LAWS.values():
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 class LawItem(pytest.Item):
-    """A law on a backend."""
+    """Test item of one law on one backend; skipped if the law does not apply to the backend's kind of ranks."""
 
     def __init__(self, *, bench: Bench, law: Law, **options: Any):
         super().__init__(**options)
@@ -42,15 +42,19 @@ class LawItem(pytest.Item):
             self.add_marker(pytest.mark.skip(reason=reason))
 
     def runtest(self) -> None:
-        """Try it."""
+        """Check the law.
+
+        Raises:
+            LawBroken: If it does not hold.
+        """
         self.law.check(self.bench)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """What was broken, to be read."""
+        """Return the message of a broken law without traceback; other errors as pytest formats them."""
         if isinstance(excinfo.value, LawBroken):
             return str(excinfo.value)
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, int, str]:
-        """Where it is, and its name."""
+        """Return path, line and heading of the item, with the law's statement."""
         return self.path, 0, f"{self.name}: {self.law.statement}"

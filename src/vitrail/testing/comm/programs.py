@@ -1,4 +1,4 @@
-"""Programs of any operations that every rank runs, and what each operation must give."""
+"""Random programs of communication that every rank runs, and the expected result of each operation."""
 
 from __future__ import annotations
 
@@ -20,19 +20,28 @@ REST_S = 1e-3  # virtual seconds of a program's unit of rest
 
 @frozen
 class Op:
-    """One call; ``at`` is a communicator or a channel or a work, by its number."""
+    """One call of a program.
+
+    Attributes:
+        kind: Name of the operation, see ``KINDS``.
+        at: Number of the communicator, channel or work that it uses.
+        src: The rank that sends; of "within" the channel's bound.
+        payload: Gives dtype and shape.
+        number: A version, a staleness bound, a duration in ``REST_S``, or 1 for an asynchronous call.
+        owners: Of a gather, the rank of each key.
+    """
 
     kind: str
     at: int = 0
     src: int = 0
     payload: Payload = PLAIN
-    number: int = 0  # a version, a staleness bound, milliseconds, or 1 for a call that returns at once
+    number: int = 0
     owners: tuple[int, ...] = ()
 
 
 @define
 class _Opened:
-    """A channel of a program, as far as it has come."""
+    """A channel of a program, with its last published version."""
 
     src: int
     bound: int
@@ -42,7 +51,7 @@ class _Opened:
 
 @define
 class Resolver:
-    """Makes sense of small numbers: whatever they are, the program is one that no rank may refuse."""
+    """Builds a valid program from small integers, taken modulo the numbers of existing ranks, channels and works."""
 
     world: int
     payloads: Sequence[Payload]
@@ -52,7 +61,13 @@ class Resolver:
     works: int = 0
 
     def add(self, kind: str, a: int, b: int) -> None:
-        """The next operation."""
+        """Append an operation, with others that it needs.
+
+        Args:
+            kind: Name of the operation, one of ``KINDS``.
+            a: First integer that selects its arguments.
+            b: Second integer that selects its arguments.
+        """
         getattr(self, f"_{kind}")(a, b)
 
     def _payload(self, b: int) -> Payload:
@@ -115,7 +130,7 @@ class Resolver:
             self.ops.append(Op("wait", a % self.works, number=b % 3))
 
     def _published(self, a: int, b: int) -> int:
-        """A channel of which something was published."""
+        """Return the index of a channel with a published version, publishing one if there is none."""
         if not any(opened.last >= 0 for opened in self.channels):
             self._publish(a, b)
         known = [index for index, opened in enumerate(self.channels) if opened.last >= 0]
@@ -127,7 +142,13 @@ KINDS = (*OFTEN, "split", "tell", "stale", "rest")
 
 
 def resolve(world: int, raw: Sequence[tuple[int, int, int]], payloads: Sequence[Payload]) -> tuple[Op, ...]:
-    """A program from small numbers."""
+    """Build a program from small integers.
+
+    Args:
+        world: Number of ranks.
+        raw: Index of the kind and two integers of each operation.
+        payloads: Payloads to choose from.
+    """
     resolver = Resolver(world, payloads)
     for kind, a, b in raw:
         resolver.add(KINDS[kind], a, b)
@@ -135,19 +156,19 @@ def resolve(world: int, raw: Sequence[tuple[int, int, int]], payloads: Sequence[
 
 
 def programs(world: int, max_size: int = 10) -> st.SearchStrategy[tuple[Op, ...]]:
-    """Programs for so many ranks."""
+    """Return a Hypothesis strategy of programs of at most ``max_size`` draws for ``world`` ranks."""
     small = st.integers(0, 255)
     raw = st.lists(st.tuples(st.integers(0, len(KINDS) - 1), small, small), max_size=max_size)
     return st.builds(resolve, st.just(world), raw, st.lists(PAYLOADS, min_size=1, max_size=3))
 
 
 def sized_programs(max_world: int = 4, max_size: int = 10) -> st.SearchStrategy[tuple[int, tuple[Op, ...]]]:
-    """(number of ranks, program)."""
+    """Return a Hypothesis strategy of pairs of a number of ranks, at most ``max_world``, and a program for them."""
     return st.integers(1, max_world).flatmap(lambda world: st.tuples(st.just(world), programs(world, max_size)))
 
 
 def expected(op: Op, index: int) -> Any:
-    """What a call at a place of the program must give: the same on every rank."""
+    """Return the expected result of the operation at an index, equal on every rank; None if it has none."""
     if op.kind == "broadcast":
         return [bits(op.payload.make(index))]
     if op.kind == "gather":
@@ -160,7 +181,7 @@ def expected(op: Op, index: int) -> Any:
 
 
 class Player:
-    """One rank at a program; every source is overwritten as soon as its call returns."""
+    """Runs a program on one rank, and overwrites every sent tensor as soon as its call returns."""
 
     def __init__(self, communicator: Communicator | RecordedCommunicator):
         told = communicator if isinstance(communicator, RecordedCommunicator) else RecordedCommunicator(communicator)
@@ -171,23 +192,31 @@ class Player:
         self.seen: dict[int, Any] = {}
 
     def play(self, ops: Sequence[Op]) -> tuple[dict[int, Any], tuple[str, ...]]:
-        """Run it, close, and give what was seen by index, with the works that nobody waited for."""
+        """Run a program and close the communicator.
+
+        Returns:
+            Results by the operation's index, and the works that ``close`` reports as never waited for.
+        """
         for index, op in enumerate(ops):
             result = self._do(index, op)
             if result is not None:
                 self.seen[index] = result
         leaked = self.communicators[0].close()
-        for index, _, tensors in self.works:  # also of those that nobody waited for
+        for index, _, tensors in self.works:  # also of those without a wait
             self.seen[index] = [bits(tensor) for tensor in tensors]
         return self.seen, leaked
 
     def play_until(self, ops: Sequence[Op], end: int) -> None:
-        """The first operations of a program."""
+        """Run the first ``end`` operations of a program."""
         for index, op in enumerate(ops[:end]):
             self._do(index, op)
 
     def assert_whole(self, ops: Sequence[Op]) -> None:
-        """What was begun is here as a whole, or not at all."""
+        """Assert that every asynchronous operation delivered its tensors completely or not at all.
+
+        Raises:
+            AssertionError: If some are new and some are old.
+        """
         for index, _, tensors in self.works:
             op, new = ops[index], expected(ops[index], index)
             old = [bits(op.payload.blank())] * len(tensors)
@@ -275,7 +304,7 @@ class Player:
 
 
 def outcome_of(ops: Sequence[Op]) -> tuple[dict[int, Any], list[int]]:
-    """What every rank must have seen, and the operations that returned at once."""
+    """Return the expected results by the operation's index, and the indices of asynchronous operations."""
     works = [index for index, op in enumerate(ops) if op.kind in ("broadcast", "gather") and op.number]
     seen = {i: expected(op, i) for i, op in enumerate(ops) if expected(op, i) is not None}
     return seen, works

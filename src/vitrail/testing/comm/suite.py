@@ -1,4 +1,4 @@
-"""The laws as tests of pytest: one class, to be subclassed for a backend."""
+"""The laws as pytest tests: a class to subclass for a backend."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ def _bench(backend: Callable[..., Any], examples: int, timeout: float) -> Bench:
 
 
 class CommLaws:
-    """Every law, tried on ``backend``; name the subclass ``Test...``.
+    """One test per law on ``backend``; name the subclass ``Test...``.
 
     Attributes:
-        backend: The class, as it is registered; or anything that is called with ``timeout`` and ``checksums`` and gives
-            something with ``run``.
-        examples: How many programs each law tries; 0 for 40 where time is virtual, 6 for threads, 3 for processes.
-        timeout: Seconds of one wait in the laws; longer than the machine is ever busy with something else.
+        backend: The registered class, or a callable with ``timeout`` and ``checksums`` that returns a backend.
+        examples: Programs per law; 0 is 40 in virtual time, 6 for threads, 3 for processes.
+        timeout: Seconds of one wait; 0 for the default. Must exceed any pause of a busy machine.
     """
 
     backend: ClassVar[Callable[..., Any]]
@@ -33,12 +32,12 @@ class CommLaws:
 
     @classmethod
     def bench(cls) -> Bench:
-        """What the laws are tried on."""
+        """Return the bench of the backend, cached."""
         return _bench(cls.__dict__.get("backend") or cls.backend, cls.examples, cls.timeout)
 
     @pytest.mark.parametrize("law_id", LAWS)
     def test_law(self, law_id: str) -> None:
-        """One law."""
+        """Check one law, or skip it if it does not apply to the backend's kind of ranks."""
         __tracebackhide__ = True
         bench = self.bench()
         if bench.kind not in LAWS[law_id].kinds:

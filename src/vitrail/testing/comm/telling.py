@@ -1,4 +1,4 @@
-"""A communicator that writes down what it is asked, in plain words, so that a failing program can be read."""
+"""A communicator that records its calls as text, so that a failing program can be read."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vitrail.testing.comm.payloads import spoil
 
 T = TypeVar("T")
 PENDING = "never came back"
-REAL = 0.01  # of a rest, where time is real
-LONGEST = 160  # letters of what an error says
-FEW = 4  # values of a tensor that are shown
+REAL = 0.01  # share of a rest that passes in real time
+LONGEST = 160  # maximum length of an error's text in characters
+FEW = 4  # maximum number of values shown of a tensor
 
 
 def show(value: Any) -> str:
-    """A value in a few words: of a tensor, or of its bits, the type, the shape and the first values."""
+    """Format a value; a tensor, or the result of ``bits``, as dtype, shape and first values."""
     if isinstance(value, tuple) and len(value) == 3 and isinstance(value[2], bytes):
         dtype = getattr(torch, value[0].removeprefix("torch."))
         flat = (
@@ -50,7 +50,7 @@ def _number(value: Any) -> str:
 
 @define
 class Line:
-    """A call: what is asked, with which values, and how it ended."""
+    """One recorded call: its text, the values sent, its result and how it ended."""
 
     text: str
     values: Tensor | None = None
@@ -65,16 +65,25 @@ class Line:
 
 @define
 class Transcript:
-    """What one rank did, call by call."""
+    """Calls of one rank in order, as text."""
 
     lines: list[Line] = field(factory=list)
 
     def say(self, text: str, values: Tensor | None = None) -> None:
-        """Something that needs no answer."""
+        """Record an event that is not a call, with the values of a tensor if given."""
         self.lines.append(Line(text, values, end=""))
 
     def call(self, text: str, function: Callable[[], T], values: Tensor | None = None) -> T:
-        """Do something and write down how it ended."""
+        """Make a call and record its result or error.
+
+        Args:
+            text: Description of the call.
+            function: The call.
+            values: A tensor that it sends, to be shown.
+
+        Returns:
+            The result of the call, whose exceptions are re-raised.
+        """
         line = Line(text, None if values is None else values.detach().clone())
         self.lines.append(line)
         try:
@@ -94,60 +103,61 @@ class Transcript:
 
 
 class RecordedWork:
-    """A work of which is written down who asked for it."""
+    """A ``Work`` that records its calls."""
 
     def __init__(self, work: Work, tale: Transcript, call: str):
         self._work, self._tale, self._call = work, tale, call
 
     def is_completed(self) -> bool:
-        """Whether it is complete."""
+        """Return whether the operation is complete."""
         return self._tale.call(f"asks whether the {self._call} is complete", self._work.is_completed)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for it."""
+        """Wait for the operation, at most ``timeout`` seconds."""
         limit = "" if timeout is None else f", {timeout:g} s at most"
         self._tale.call(f"waits for the {self._call}{limit}", lambda: self._work.wait(timeout))
 
     def exception(self) -> BaseException | None:
-        """What waiting would raise."""
+        """Return the exception that waiting would raise, if any; not recorded."""
         return self._work.exception()
 
 
 class RecordedChannel:
-    """A channel of which is written down who reads and writes what."""
+    """A ``Channel`` that records its calls; see there for arguments and errors."""
 
     def __init__(self, channel: Channel, tale: Transcript):
         self._channel, self._tale = channel, tale
         self.name, self.src, self.max_staleness = channel.name, channel.src, channel.max_staleness
 
     def publish(self, version: int, tensor: Tensor | None) -> RecordedWork:
-        """Post a version."""
+        """Publish a version, or post to receive it if ``tensor`` is None."""
         what = "is ready to receive" if tensor is None else "publishes"
         call = f"version {version} of channel {self.name!r}"
         work = self._tale.call(f"{what} {call}", lambda: self._channel.publish(version, tensor), tensor)
         return RecordedWork(work, self._tale, call)
 
     def fetch(self, version: int, *, timeout: float | None = None) -> Tensor:
-        """Read a version."""
+        """Read a version, waiting at most ``timeout`` seconds."""
         text = f"fetches version {version} of channel {self.name!r}"
         return self._tale.call(text, lambda: self._channel.fetch(version, timeout=timeout))
 
     def latest(self) -> int:
-        """The newest without a gap."""
+        """Return the newest version that has arrived without gaps."""
         return self._tale.call(f"asks for the latest version of channel {self.name!r}", self._channel.latest)
 
     def fetch_within(self, now: int, *, timeout: float | None = None) -> tuple[int, Tensor]:
-        """Read the newest within the bound."""
+        """Read the newest version within the bound at step ``now``; returns its number and the tensor."""
         text = f"fetches of channel {self.name!r} the newest version that step {now} may use"
         return self._tale.call(text, lambda: self._channel.fetch_within(now, timeout=timeout))
 
 
 class RecordedCommunicator:
-    """What a law's program is given on each rank: a ``Communicator`` with a tale, and a few words more.
+    """Communicator of a law's program: records the calls of a ``Communicator``, see there for arguments and errors.
 
     Args:
-        communicator: What the backend gave the rank.
-        tale: Where the calls are written down; shared by splits.
+        communicator: The backend's communicator of this rank.
+        tale: The transcript, shared by splits; a new one if None.
+        name: Path of the split; empty for the run's communicator.
     """
 
     def __init__(self, communicator: Communicator, tale: Transcript | None = None, name: str = ""):
@@ -160,17 +170,17 @@ class RecordedCommunicator:
 
     @property
     def trace(self) -> Recorder:
-        """The communicator's."""
+        """Trace recorder of the wrapped communicator."""
         return self.communicator.trace
 
-    # ------------------------------------------------------------------ a few words more
+    # ------------------------------------------------------------------ additions for programs of laws
 
     def clock(self) -> float:
-        """Seconds that all ranks share: virtual ones in a simulation."""
+        """Return the time in seconds on a clock shared by all ranks, virtual in a simulation."""
         return self.trace.clock()
 
     def rest(self, seconds: float) -> None:
-        """Let time pass: all of it where it is virtual, a hundredth where it is real."""
+        """Let ``seconds`` of virtual time pass, or a hundredth of them in real time."""
         if seconds <= 0:
             return
         self.tale.say(f"rests {seconds:g} s")
@@ -181,20 +191,20 @@ class RecordedCommunicator:
             time.sleep(seconds * REAL)
 
     def spoil(self, tensor: Tensor | None, what: str) -> None:
-        """Overwrite a tensor that was given away."""
+        """Overwrite a tensor after handing it over, and record that; ``what`` names it."""
         if tensor is not None:
             self.tale.say(f"overwrites {what}")
             spoil(tensor)
 
-    # ------------------------------------------------------------------ the communicator's own
+    # ------------------------------------------------------------------ methods of Communicator
 
     def barrier(self, *, timeout: float | None = None) -> None:
-        """Wait for all ranks."""
+        """Wait for all ranks, at most ``timeout`` seconds."""
         limit = "" if timeout is None else f", {timeout:g} s at most"
         self.tale.call(f"waits at a barrier{self._of}{limit}", lambda: self.communicator.barrier(timeout=timeout))
 
     def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> RecordedWork | None:
-        """Overwrite with the source's."""
+        """Overwrite the tensor with that of rank ``src``; returns a work if ``async_op``."""
         what = "broadcasts" if self.rank == src else f"receives rank {src}'s broadcast{self._of},"
         text = f"{what}{self._of}" if self.rank == src else f"{what} {describe(tensor)}"
         values = tensor if self.rank == src else None
@@ -213,7 +223,7 @@ class RecordedCommunicator:
         *,
         async_op: bool = False,
     ) -> RecordedWork | None:
-        """Fill all keys."""
+        """Fill ``out`` with the tensors of all keys from their owners; returns a work if ``async_op``."""
         owners = ", ".join(f"{key!r} of rank {rank}" for key, rank in owner.items())
         call = self._begun(f"gathers{self._of} ({owners or 'no keys'})", async_op)
         gather = self.communicator.all_gather_into
@@ -224,14 +234,14 @@ class RecordedCommunicator:
         return None
 
     def broadcast_object(self, value: Any, src: int) -> Any:
-        """The source's value."""
+        """Return the value of rank ``src``."""
         what = f"tells all ranks {value!r}" if self.rank == src else f"is told a value by rank {src}"
         return self.tale.call(f"{what}{self._of}", lambda: self.communicator.broadcast_object(value, src))
 
     def channel(
         self, name: str, *, src: int, shape: tuple[int, ...], dtype: torch.dtype, max_staleness: int = 1
     ) -> RecordedChannel:
-        """Open a channel."""
+        """Open a channel that rank ``src`` publishes to."""
         size = "x".join(map(str, shape)) or "scalar"
         text = f"opens channel {name!r}{self._of} ({str(dtype).removeprefix('torch.')} {size}, written by rank {src}, "
         text += f"up to {max_staleness} version{'s' * (max_staleness != 1)} old)"
@@ -239,24 +249,24 @@ class RecordedCommunicator:
         return RecordedChannel(self.tale.call(text, lambda: self.communicator.channel(name, **options)), self.tale)
 
     def split(self, name: str) -> RecordedCommunicator:
-        """Another ordering."""
+        """Open a communicator of the same ranks with its own order of operations."""
         part = self.tale.call(f"opens split {name!r}{self._of}", lambda: self.communicator.split(name))
         return RecordedCommunicator(part, self.tale, f"{self._name}/{name}" if self._name else name)
 
     def note(self, text: str) -> None:
-        """Where this rank is."""
+        """Set the text that timeouts of other ranks show as this rank's position."""
         self.communicator.note(text)
 
     def abort(self, reason: str) -> None:
-        """Revoke the run."""
+        """Abort the run on all ranks."""
         self.tale.call(f"ends the run: {reason}", lambda: self.communicator.abort(reason))
 
     def check(self) -> None:
-        """Raise if the run was revoked."""
+        """Raise CommAborted if the run was aborted; not recorded."""
         self.communicator.check()
 
     def close(self) -> tuple[str, ...]:
-        """End."""
+        """Close the communicator; returns the works that were never waited for."""
         return self.tale.call(f"closes {self._of.removeprefix(' of ') or 'its communicator'}", self.communicator.close)
 
     @staticmethod

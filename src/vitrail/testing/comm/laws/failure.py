@@ -1,4 +1,4 @@
-"""Failure and slowness: who is to blame, and that everybody ends (F1 to F5, W2)."""
+"""Laws of failure and slowness: every rank ends, and errors name the culprit (F1 to F5, W2)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from vitrail.testing.comm.laws.safety import SMALL
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 from vitrail.testing.comm.telling import RecordedChannel, RecordedCommunicator
 
-SHORT_S = 0.3  # of a wait that is meant to end in vain
-LOOK_S = 0.01
-STEPS = 6
+SHORT_S = 0.3  # timeout of a wait that must time out
+LOOK_S = 0.01  # between two checks for an abort
+STEPS = 6  # of the program ``stepping``
 
 
 def blamed(ended: Ended, world: int, culprit: int, own: type[BaseException], reason: str) -> None:
-    """Judge that every rank ended, the culprit with its own error and all others with its name.
+    """Assert that every rank failed, the culprit with its own error and the others with a CommAborted that names it.
 
     Args:
         ended: The run.
         world: Number of ranks.
-        culprit: Who is to blame.
-        own: What it raised.
-        reason: Stands in what the others are told.
+        culprit: The rank that failed.
+        own: Type of the exception that it raised.
+        reason: Text that the others' reason contains.
+
+    Raises:
+        LawBroken: If a rank ended otherwise.
     """
     for rank, error in ended.errors.items():
         if rank == culprit:
@@ -45,7 +48,7 @@ def blamed(ended: Ended, world: int, culprit: int, own: type[BaseException], rea
 
 
 def stepping(c: RecordedCommunicator, culprit: int, at: int, end: Callable[[], None]) -> Any:
-    """Steps of which one rank does not see the end."""
+    """Publish, fetch and meet at a barrier in each step; rank ``culprit`` calls ``end`` before step ``at``."""
     channel = opened(c, SMALL)
     for step in range(STEPS):
         c.note(f"step {step}")
@@ -59,7 +62,7 @@ def stepping(c: RecordedCommunicator, culprit: int, at: int, end: Callable[[], N
 
 
 def fail(error: BaseException) -> None:
-    """Raise."""
+    """Raise the given error; bound by ``partial`` as the end of a program."""
     raise error
 
 
@@ -75,7 +78,7 @@ ERRORS = (KeyError("mine"), SystemExit(3), GeneratorExit(), ZeroDivisionError("b
     schedule=schedules(),
 )
 def exception(run: Watched, world: int, rank: int, at: int, error: BaseException, schedule: DrawnSchedule) -> None:
-    """An exception on one rank ends all, names it, and is what the caller of `run` gets."""
+    """An exception on one rank ends all ranks with errors that name it, and is raised by `run`."""
     rank %= world
     ended = run(world, partial(stepping, culprit=rank, at=at, end=partial(fail, error)), schedule)
     blamed(ended, world, rank, type(error), type(error).__name__)
@@ -84,12 +87,12 @@ def exception(run: Watched, world: int, rank: int, at: int, error: BaseException
 
 
 def kill() -> None:
-    """End this process as nobody can help."""
+    """Kill this process by SIGKILL."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def leave() -> None:
-    """End this process without a word."""
+    """End this process by ``os._exit``, without cleanup."""
     os._exit(3)
 
 
@@ -102,7 +105,7 @@ def leave() -> None:
     end=st.sampled_from([kill, leave]),
 )
 def killed(run: Watched, world: int, rank: int, at: int, end: Callable[[], None]) -> None:
-    """When a rank's process dies, all others end, and everybody is told which it was."""
+    """When a rank's process dies, all other ranks and `run` raise an error that names it."""
     rank %= world
     ended = run(world, partial(stepping, culprit=rank, at=at, end=end))
     expect(rank not in ended.reports, f"rank {rank} was to die, and did not")
@@ -124,7 +127,7 @@ WAITS: dict[str, Callable[[RecordedCommunicator, RecordedCommunicator, RecordedC
 
 
 def leaving(c: RecordedCommunicator, wait: str) -> Any:
-    """Rank 0 is through at once, the others still want something of it."""
+    """End rank 0 immediately, while the others wait for it in the operation ``WAITS[wait]``."""
     part = c.split("s")
     channel = part.channel("c", src=0, shape=(1,), dtype=torch.float32)
     if c.rank != 0:
@@ -133,7 +136,7 @@ def leaving(c: RecordedCommunicator, wait: str) -> Any:
 
 @law("f2-early-end", wait=st.sampled_from(sorted(WAITS)), schedule=schedules())
 def early_end(run: Watched, wait: str, schedule: DrawnSchedule) -> None:
-    """A rank that ends early ends the others at their next operation in whatever domain; nobody runs into a timeout."""
+    """A rank that ends early ends the others at their next operation in any communicator, before a timeout."""
     ended = run(2, partial(leaving, wait=wait), schedule)
     expect(set(ended.errors) == {0, 1}, f"rank(s) {sorted(ended.results)} ended well")
     told = f"`run` raised {ended.raised!r}\n  where a ProtocolError is due that says that rank 0 calls close()"
@@ -141,7 +144,12 @@ def early_end(run: Watched, wait: str, schedule: DrawnSchedule) -> None:
 
 
 def aborting(c: RecordedCommunicator, order: list[int]) -> Any:
-    """Everybody ends the run, and again, for a reason of his own."""
+    """Abort the run twice on each rank, with reasons of its own, and check that every later call raises.
+
+    Raises:
+        LawBroken: If a call after the abort does not raise.
+        CommAborted: Of the last call.
+    """
     c.barrier()
     for rank in order:
         if rank == c.rank:
@@ -160,7 +168,7 @@ def aborting(c: RecordedCommunicator, order: list[int]) -> Any:
 
 @law("f4-first-abort", world=st.integers(2, 4), order=st.permutations(range(4)), schedule=schedules())
 def first_abort(run: Watched, world: int, order: list[int], schedule: DrawnSchedule) -> None:
-    """Of several aborts the first that is known counts, the same one on every rank."""
+    """Of several aborts the first one counts, and every rank reports the same one."""
     ended = run(world, partial(aborting, order=order), schedule)
     for rank, error in ended.errors.items():
         expect(isinstance(error, CommAborted), f"rank {rank} ended with {type(error).__name__}: {error}")
@@ -202,7 +210,11 @@ def _aborted(call: Callable[[], Any], name: str) -> None:
 
 
 def revoked(c: RecordedCommunicator) -> Any:
-    """Every call there is, after an abort."""
+    """Make every call of ``CALLS`` after rank 1 has aborted the run.
+
+    Raises:
+        LawBroken: If a call does not raise the abort.
+    """
     channel = opened(c, SMALL)
     channel.publish(0, SMALL.make(0) if c.rank == 0 else None)
     channel.fetch(0)
@@ -218,7 +230,7 @@ def revoked(c: RecordedCommunicator) -> Any:
 
 @law("f4-revoked", world=st.integers(2, 3), schedule=schedules())
 def every_call(run: Watched, world: int, schedule: DrawnSchedule) -> None:
-    """After an abort every call raises it, right or wrong, on every rank; only the end is free."""
+    """After an abort every call on every rank raises it, valid or not; only close() does not."""
     ended = run(world, revoked, schedule)
     for rank, error in ended.errors.items():
         expect(isinstance(error, CommAborted), f"on rank {rank}: {error}")
@@ -228,7 +240,7 @@ PLACES = ("barrier", "fetch", "wait", "close", "publish")
 
 
 def held_up(c: RecordedCommunicator, place: str, culprit: int) -> Any:
-    """Ranks wait for the last one, which comes never; a thread that is no rank ends the run."""
+    """Wait in operation ``place`` for the last rank, which never arrives, until a thread of rank ``culprit`` aborts."""
     last = c.world_size - 1
     channel = c.channel("a", src=0, shape=(2,), dtype=torch.int32, max_staleness=0)
     awake = c.channel("awake", src=0, shape=(2,), dtype=torch.int32)
@@ -236,7 +248,7 @@ def held_up(c: RecordedCommunicator, place: str, culprit: int) -> Any:
         c.broadcast(torch.zeros(2, dtype=torch.float32, device="cpu"), last, async_op=True) if c.rank != last else None
     )
     awake.publish(0, SMALL.make(0) if c.rank == 0 else None)
-    awake.fetch(0)  # rank 0 at least is on its way
+    awake.fetch(0)  # rank 0 at least has started
     if c.rank == culprit:
         helper = threading.Thread(target=_abort_later, args=(c,))
         helper.start()
@@ -258,7 +270,7 @@ def held_up(c: RecordedCommunicator, place: str, culprit: int) -> Any:
 
 
 def _abort_later(c: RecordedCommunicator) -> None:
-    time.sleep(0.05)  # its rank is in its wait by now, or will find the abort there
+    time.sleep(0.05)  # by then its rank waits, or finds the abort when it begins to
     c.communicator.abort("from outside")
 
 
@@ -271,7 +283,7 @@ def _sleep_until_aborted(c: RecordedCommunicator) -> None:
 
 @law("f5-other-thread", *REAL, place=st.sampled_from(PLACES), culprit=st.integers(0, 2))
 def other_thread(run: Watched, place: str, culprit: int) -> None:
-    """An abort from another thread wakes every rank, wherever it waits."""
+    """An abort from another thread wakes every rank, in whichever operation it waits."""
     ended = run(3, partial(held_up, place=place, culprit=culprit))
     for rank, error in ended.errors.items():
         told = f"rank {rank} ended with {type(error).__name__}: {error}\n  where the abort of rank {culprit} is due"
@@ -280,7 +292,7 @@ def other_thread(run: Watched, place: str, culprit: int) -> None:
 
 
 def slow(c: RecordedCommunicator, culprit: int, how: str) -> Any:
-    """One rank stops posting; the others know of each other that they have come, and wait in vain."""
+    """Stop rank ``culprit``; the others learn that they have all arrived, and time out in the operation ``how``."""
     came = [opened(c, SMALL, f"came {rank}", rank) for rank in range(c.world_size)]
     c.note("the second step")
     c.barrier()

@@ -1,4 +1,4 @@
-"""Isolation: channels, splits and runs never meet (I1 to I3)."""
+"""Laws of isolation: channels, splits and runs do not affect each other (I1 to I3)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitrail.testing.comm.telling import RecordedCommunicator
 
 
 def alike(c: RecordedCommunicator, bound: int) -> Any:
-    """Five channels of one shape, some of whose names read alike when put together with a split's."""
+    """Use five channels of one shape whose names are ambiguous when joined with a split's name."""
     part = c.split("a")
     names = [(c, "a/b"), (part, "b"), (c, "b"), (part, "a"), (part, "%2F")]
     channels = [opened(owner, SMALL, name, c.world_size - 1, bound) for owner, name in names]
@@ -37,7 +37,7 @@ def channels(run: Watched, world: int, bound: int, schedule: DrawnSchedule) -> N
 
 
 def unread(c: RecordedCommunicator, tag: str, left: int) -> Any:
-    """Publish, and leave some of it unread."""
+    """Publish ``1 + left`` versions tagged by ``tag`` and read only the first."""
     channel = opened(c, SMALL, bound=3)
     for version in range(1 + left):
         channel.publish(version, SMALL.make(tag, version) if c.rank == 0 else None)
@@ -46,7 +46,7 @@ def unread(c: RecordedCommunicator, tag: str, left: int) -> Any:
 
 @law("i2-runs", world=st.integers(1, 4), first=st.integers(0, 3), schedule=schedules())
 def runs(run: Watched, world: int, first: int, schedule: DrawnSchedule) -> None:
-    """A run never sees what the one before it left unread."""
+    """A run never reads what the previous run left unread."""
     for tag, left in (("one", first), ("two", 0)):
         for rank, (got, last) in enumerate(run(world, partial(unread, tag=tag, left=left), schedule).values()):
             same(got, bits(SMALL.make(tag, 0)), f"what rank {rank} read in run {tag}")
@@ -54,7 +54,11 @@ def runs(run: Watched, world: int, first: int, schedule: DrawnSchedule) -> None:
 
 
 def failing(c: RecordedCommunicator, culprit: int) -> Any:
-    """Leave everything open, and fail."""
+    """Fail on rank ``culprit`` with a channel and a broadcast pending.
+
+    Raises:
+        ValueError: On rank ``culprit``.
+    """
     channel = opened(c, SMALL)
     channel.publish(0, SMALL.make("old") if c.rank == 0 else None)
     c.broadcast(SMALL.blank(), culprit, async_op=True)
@@ -64,7 +68,7 @@ def failing(c: RecordedCommunicator, culprit: int) -> Any:
 
 
 def fresh(c: RecordedCommunicator) -> Any:
-    """The same calls, with another value."""
+    """Make the calls of ``failing`` with another value, to their end."""
     c.check()
     channel = opened(c, SMALL)
     channel.publish(0, SMALL.make("new") if c.rank == 0 else None)
@@ -74,7 +78,7 @@ def fresh(c: RecordedCommunicator) -> Any:
 
 @law("i3-after-an-abort", world=st.integers(2, 4), culprit=st.integers(0, 3), schedule=schedules())
 def after_an_abort(run: Watched, world: int, culprit: int, schedule: DrawnSchedule) -> None:
-    """After a run that was aborted the next one starts clean."""
+    """A run after an aborted one starts without any of its state."""
     culprit %= world
     ended = run(world, partial(failing, culprit=culprit), schedule)
     expect(

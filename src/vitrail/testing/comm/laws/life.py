@@ -1,4 +1,4 @@
-"""A communicator's life: what `run` promises, opening, names, one thread, closing."""
+"""Laws of a communicator's lifetime: `run`, opening, names, threads, closing (R1 to R6)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitrail.testing.comm.telling import RecordedChannel, RecordedCommunicator, 
 
 
 def introduced(c: RecordedCommunicator, value: Any) -> Any:
-    """Who this rank is; the last rank ends first."""
+    """Return the rank's attributes and a broadcast value; the last rank ends first."""
     c.rest((c.world_size - c.rank) * 0.1)
     return c.rank, c.world_size, c.run_id, c.trace.rank, c.broadcast_object(value, c.world_size - 1)
 
@@ -32,7 +32,7 @@ VALUES: st.SearchStrategy[Any] = st.sampled_from(
 
 @law("r1-run", world=st.integers(1, 5), value=VALUES, schedule=schedules())
 def run_contract(run: Watched, world: int, value: Any, schedule: DrawnSchedule) -> None:
-    """`run` calls the program once on every rank and gives the results by rank, whoever ended first."""
+    """`run` calls the program once on every rank and returns the results by rank, in whichever order ranks end."""
     for rank, got in enumerate(run(world, partial(introduced, value=value), schedule).values()):
         same(
             got,
@@ -42,7 +42,11 @@ def run_contract(run: Watched, world: int, value: Any, schedule: DrawnSchedule) 
 
 
 def closed(c: RecordedCommunicator) -> Any:
-    """Every call after the end."""
+    """Make calls after ``close``, and close again.
+
+    Raises:
+        LawBroken: If a call is not refused.
+    """
     channel, part = opened(c, SMALL), c.split("s")
     channel.publish(0, SMALL.make(0) if c.rank == 0 else None)
     if c.close() != ():
@@ -69,18 +73,18 @@ def closed(c: RecordedCommunicator) -> Any:
 
 @law("r2-closed", world=st.integers(1, 3), schedule=schedules())
 def after_close(run: Watched, world: int, schedule: DrawnSchedule) -> None:
-    """After close() every call is refused, closing again is nothing, and an abort comes too late to matter."""
+    """After close() every call is refused, and closing again or aborting has no effect."""
     for rank, ends in enumerate(run(world, closed, schedule).values()):
         same(ends, ((), ()), f"what closing again tells on rank {rank}")
 
 
 def split_closed(c: RecordedCommunicator, early: list[int], again: bool) -> Any:
-    """Some ranks close a split, others leave that to its parent."""
+    """Close a split on the ranks outside of ``early`` only, or on all ranks and open it again if ``again``."""
     part = c.split("s")
     channel = opened(part, SMALL)
     channel.publish(0, SMALL.make(0) if c.rank == 0 else None)
     part.barrier()
-    if again:  # all of them, and open it anew
+    if again:  # all ranks close the split and open it again
         part.close()
         part = c.split("s")
         channel = opened(part, SMALL)
@@ -97,7 +101,7 @@ def split_closed(c: RecordedCommunicator, early: list[int], again: bool) -> Any:
     schedule=schedules(),
 )
 def split_closes(run: Watched, world: int, order: list[int], again: bool, schedule: DrawnSchedule) -> None:
-    """A split may be closed before its parent, by some ranks only, too, and its name taken again."""
+    """A split may be closed before its parent, also on some ranks only, and its name may be used again."""
     program = partial(split_closed, early=order[:2], again=again)
     for rank, (got, leaked) in enumerate(run(world, program, schedule).values()):
         same(
@@ -109,7 +113,7 @@ def split_closes(run: Watched, world: int, order: list[int], again: bool, schedu
 
 
 def uneven(c: RecordedCommunicator, short: int, by: int) -> Any:
-    """One rank leaves out the last versions, which nobody reads."""
+    """Publish three versions, but ``by`` fewer on rank ``short``; nobody reads them."""
     channel = opened(c, SMALL, bound=3)
     for version in range(3 - by * (c.rank == short)):
         channel.publish(version, SMALL.make(version) if c.rank == 0 else None)
@@ -117,7 +121,7 @@ def uneven(c: RecordedCommunicator, short: int, by: int) -> Any:
 
 @law("r4-uneven", world=st.integers(2, 3), short=st.integers(0, 2), by=st.integers(1, 2), schedule=schedules())
 def uneven_ends(run: Watched, world: int, short: int, by: int, schedule: DrawnSchedule) -> None:
-    """Ranks that published unequally often are told so at the end, even if nobody reads what is missing."""
+    """Ranks that published unequal numbers of versions get an error at the end, even if nothing missing is read."""
     short %= world
     ended = run(world, partial(uneven, short=short, by=by), schedule)
     for rank, error in ended.errors.items():
@@ -141,7 +145,7 @@ UNFIT: dict[str, tuple[Callable[[RecordedCommunicator], Any], str]] = {
 
 
 def opening(c: RecordedCommunicator, case: str) -> Any:
-    """Open what cannot be opened."""
+    """Make the invalid call ``UNFIT[case]``."""
     opened(c, SMALL, "a")
     c.split("b")
     UNFIT[case][0](c)
@@ -149,7 +153,7 @@ def opening(c: RecordedCommunicator, case: str) -> Any:
 
 @law("r5-unfit", case=st.sampled_from(sorted(UNFIT)), schedule=schedules())
 def unfit(run: Watched, case: str, schedule: DrawnSchedule) -> None:
-    """What cannot be opened is refused, with the reason, on all ranks."""
+    """An invalid channel, split or owner is refused on all ranks, with the reason."""
     ended = run(2, partial(opening, case=case), schedule)
     told = f"`run` raised {ended.raised!r}, where a ProtocolError is due that says {UNFIT[case][1]!r}"
     expect(isinstance(ended.raised, ProtocolError) and UNFIT[case][1] in str(ended.raised), told)
@@ -173,7 +177,7 @@ ELSEWHERE: dict[str, Callable[[RecordedCommunicator, RecordedChannel, RecordedWo
 
 
 def threaded(c: RecordedCommunicator, calls: list[str]) -> Any:
-    """Calls from a thread that is no rank; the run goes on as if they had not been."""
+    """Make ``calls`` from another thread, then continue the run on the rank's own thread."""
     channel = opened(c, SMALL)
     channel.publish(0, SMALL.make(0) if c.rank == 0 else None)
     work = c.broadcast(SMALL.make(1) if c.rank == 0 else SMALL.blank(), 0, async_op=True)
@@ -201,6 +205,6 @@ def threaded(c: RecordedCommunicator, calls: list[str]) -> Any:
 
 @law("r6-one-thread", calls=st.permutations(sorted(ELSEWHERE)).map(lambda calls: calls[:4]), schedule=schedules())
 def one_thread(run: Watched, calls: list[str], schedule: DrawnSchedule) -> None:
-    """A call from another thread than the rank's is refused and leaves no trace."""
+    """A call from another thread than the rank's is refused and has no effect."""
     for rank, got in enumerate(run(2, partial(threaded, calls=calls), schedule).values()):
         same(got, (calls, bits(SMALL.make(0)), ()), f"(which calls were refused, what was read, works) on rank {rank}")

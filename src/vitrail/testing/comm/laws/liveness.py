@@ -1,4 +1,4 @@
-"""Liveness and staleness: calls return, with a version that the bound allows (L1 to L5, B1 to B5)."""
+"""Laws of liveness and staleness: calls return, with a version within the bound (L1 to L5, B1 to B5)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitrail.testing.comm.telling import RecordedCommunicator
 
 
 def relay(c: RecordedCommunicator, length: int, bound: int) -> Any:
-    """Publish when it is time and read the version due, exactly ``bound`` steps old."""
+    """Publish one version per step and read the version that is exactly ``bound`` steps old."""
     channel, used = opened(c, SMALL, bound=bound), []
     for step in range(length):
         channel.publish(step, SMALL.make(step) if c.rank == 0 else None)
@@ -28,14 +28,14 @@ def relay(c: RecordedCommunicator, length: int, bound: int) -> Any:
 
 @law("l2-no-deadlock", world=st.integers(1, 5), length=st.integers(1, 6), bound=BOUNDS, schedule=schedules())
 def no_deadlock(run: Watched, world: int, length: int, bound: int, schedule: DrawnSchedule) -> None:
-    """A relay with any lag, on any number of ranks, comes to its end."""
+    """A relay with any lag, on any number of ranks, terminates."""
     wanted = [(v, bits(SMALL.make(v))) for v in (max(0, step - bound) for step in range(length))]
     for rank, used in enumerate(run(world, partial(relay, length=length, bound=bound), schedule).values()):
         same(used, wanted, f"what rank {rank} read")
 
 
 def ahead(c: RecordedCommunicator, bound: int, extra: int) -> Any:
-    """The readers post nothing until the source has filled its slots; when each call was begun and was over."""
+    """Let the source fill its slots before readers post anything; return begin and end time of each publication."""
     slots, times = bound + 2, []
     channel, full = opened(c, SMALL, bound=bound), opened(c, SMALL, "full")
     if c.rank != 0:
@@ -53,7 +53,7 @@ def ahead(c: RecordedCommunicator, bound: int, extra: int) -> Any:
 
 @law("l3-slots", world=st.integers(2, 3), bound=BOUNDS, extra=st.integers(1, 4), schedule=schedules())
 def slots(run: Watched, world: int, bound: int, extra: int, schedule: DrawnSchedule) -> None:
-    """A source gets rid of as many versions as there are slots; for one more it waits until all have come so far."""
+    """A source publishes as many versions ahead as there are slots; for one more it waits until readers free a slot."""
     told = run(world, partial(ahead, bound=bound, extra=extra), schedule).values()
     for version in range(bound + 2, bound + 2 + extra):
         freed = version - bound - 2
@@ -66,7 +66,7 @@ def slots(run: Watched, world: int, bound: int, extra: int, schedule: DrawnSched
 
 
 def used(c: RecordedCommunicator, length: int, bound: int) -> Any:
-    """The exact lag of one channel and the newest of another."""
+    """Read one channel with an exact lag and another one's newest version; return both and the traced ages."""
     exact = opened(c, SMALL, "exact", 0, bound)
     elastic = opened(c, SMALL, "elastic", c.world_size - 1, bound)
     read = []
@@ -81,7 +81,7 @@ def used(c: RecordedCommunicator, length: int, bound: int) -> Any:
 
 @law("b1-bound", world=st.integers(1, 4), length=st.integers(1, 8), bound=BOUNDS, schedule=schedules())
 def staleness(run: Watched, world: int, length: int, bound: int, schedule: DrawnSchedule) -> None:
-    """A version that is used is never older than the bound, and of the exact lag where that is asked for."""
+    """A version that is read is never older than the bound, and has the exact lag where one is requested."""
     for rank, (read, ages) in enumerate(run(world, partial(used, length=length, bound=bound), schedule).values()):
         for step, (due, version, got) in enumerate(read):
             wanted = bits(SMALL.make(step - bound)) if step >= bound else None
@@ -93,7 +93,7 @@ def staleness(run: Watched, world: int, length: int, bound: int, schedule: Drawn
 
 
 def both(c: RecordedCommunicator, length: int) -> Any:
-    """A channel without staleness beside a broadcast of the same values."""
+    """Send the same values by a channel with bound 0 and by a broadcast."""
     channel, equal = opened(c, SMALL, bound=0), []
     for step in range(length):
         value = SMALL.make(step) if c.rank == 0 else None
@@ -106,13 +106,13 @@ def both(c: RecordedCommunicator, length: int) -> Any:
 
 @law("b2-synchronous", world=st.integers(1, 4), length=st.integers(1, 6), schedule=schedules())
 def synchronous(run: Watched, world: int, length: int, schedule: DrawnSchedule) -> None:
-    """Without staleness a channel is a broadcast."""
+    """A channel with a staleness bound of 0 is a broadcast."""
     wanted = [(bits(SMALL.make(step)), bits(SMALL.make(step)), step) for step in range(length)]
     for rank, equal in enumerate(run(world, partial(both, length=length), schedule).values()):
         same(equal, wanted, f"(fetched, broadcast, newest) on rank {rank}")
 
 
-OUTSIDE: dict[str, tuple[type[Exception], str, int]] = {  # error, call, where the window's end is: 0 old, 1 new, 2 none
+OUTSIDE: dict[str, tuple[type[Exception], str, int]] = {  # error, call, end of the window: 0 old, 1 new, 2 negative
     "negative": (ValueError, "fetch", 2),
     "old": (StaleVersion, "fetch", 0),
     "new": (ProtocolError, "fetch", 1),
@@ -123,7 +123,11 @@ OUTSIDE: dict[str, tuple[type[Exception], str, int]] = {  # error, call, where t
 
 
 def window(c: RecordedCommunicator, case: str, bound: int, by: int, rank: int) -> Any:
-    """Read all that may be read; then one rank asks for what may not."""
+    """Read all versions in the window; then rank ``rank`` reads one that is ``by`` versions outside of it.
+
+    Raises:
+        LawBroken: If that call succeeds or raises another error than ``OUTSIDE[case]`` names.
+    """
     last, (error, call, end) = bound + 3, OUTSIDE[case]
     channel = opened(c, SMALL, bound=bound)
     for version in range(last + 1):
@@ -152,7 +156,7 @@ def window(c: RecordedCommunicator, case: str, bound: int, by: int, rank: int) -
     schedule=schedules(),
 )
 def outside(run: Watched, case: str, bound: int, by: int, rank: int, schedule: DrawnSchedule) -> None:
-    """A version outside the window is refused, and no neighbour given."""
+    """A version outside of the window is refused, and no neighbouring version is returned."""
     last = bound + 3
     ended = run(2, partial(window, case=case, bound=bound, by=by, rank=rank), schedule)
     if OUTSIDE[case][0] is ProtocolError:  # it would never complete: the run is over
@@ -174,7 +178,7 @@ def outside(run: Watched, case: str, bound: int, by: int, rank: int, schedule: D
     worlds=st.permutations([1, 2, 3, 5]),
 )
 def first_steps(run: Watched, length: int, bound: int, schedule: DrawnSchedule, worlds: list[int]) -> None:
-    """What is read at the first steps is alike on any number of ranks."""
+    """The versions read at the first steps are equal on any number of ranks."""
     told = [run(world, partial(relay, length=length, bound=bound), schedule).values() for world in worlds[:2]]
     for values in told:
         for rank, got in enumerate(values):

@@ -1,4 +1,4 @@
-"""Order: what matches what, and what is there before what (O1 to O5)."""
+"""Laws of order: which operations match, and which values are visible before others (O1 to O5)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vitrail.testing.comm.payloads import Payload, bits
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 from vitrail.testing.comm.telling import RecordedCommunicator
 
-Nodes = list[tuple[int, list[int]]]
+Nodes = list[tuple[int, list[int]]]  # rank of each node, and nodes that it depends on
 
 
 def polls(c: RecordedCommunicator, bound: int, pauses: list[int]) -> Any:
-    """Publish, rest, ask for the latest, and read all that it promises; then read what is left."""
+    """Publish, rest, ask for the latest version and read all versions up to it; then read the remaining ones."""
     channel, told = opened(c, SMALL, bound=bound), []
     for version, pause in enumerate(pauses):
         channel.publish(version, SMALL.make(version) if c.rank == 0 else None)
@@ -43,7 +43,7 @@ def polls(c: RecordedCommunicator, bound: int, pauses: list[int]) -> Any:
     schedule=schedules(),
 )
 def latest(run: Watched, world: int, bound: int, pauses: list[int], schedule: DrawnSchedule) -> None:
-    """The latest version never goes back, has no gaps, and all up to it can be read without waiting."""
+    """The latest version never decreases and has no gaps, and all versions up to it can be read without waiting."""
     for rank, (told, end) in enumerate(run(world, partial(polls, bound=bound, pauses=pauses), schedule).values()):
         last = -1
         for version, (now, read, waits) in enumerate(told):
@@ -59,7 +59,7 @@ def latest(run: Watched, world: int, bound: int, pauses: list[int], schedule: Dr
 
 
 def pairs(c: RecordedCommunicator, length: int) -> Any:
-    """Two channels, always published in this order and read in the other."""
+    """Publish on two channels in one order and read them in the other."""
     first, second = (opened(c, SMALL, name, bound=1) for name in "ab")
     read = []
     for version in range(length):
@@ -71,14 +71,14 @@ def pairs(c: RecordedCommunicator, length: int) -> Any:
 
 @law("o3-happens-before", world=st.integers(2, 4), length=st.integers(1, 5), schedule=schedules())
 def happens_before(run: Watched, world: int, length: int, schedule: DrawnSchedule) -> None:
-    """Whoever has read version v of the second channel can read version v of the first, without a later post."""
+    """A rank that has read version v of the second channel can read version v of the first, without a later post."""
     wanted = [bits(SMALL.make(name, version)) for version in range(length) for name in "ba"]
     for rank, read in enumerate(run(world, partial(pairs, length=length), schedule).values()):
         same(read, wanted, f"what rank {rank} read")
 
 
 def parts(c: RecordedCommunicator, orders: list[list[int]]) -> Any:
-    """The same operations of three communicators, each rank taking the communicators in an order of its own."""
+    """Make the same operations on three communicators, interleaved in the rank's own order ``orders[rank]``."""
     owners = [c, c.split("b"), c.split("c")]
     counts, begun = [0, 0, 0], []
     for at in orders[c.rank]:
@@ -99,7 +99,7 @@ def parts(c: RecordedCommunicator, orders: list[list[int]]) -> Any:
     schedule=schedules(),
 )
 def splits(run: Watched, world: int, orders: list[list[int]], schedule: DrawnSchedule) -> None:
-    """Splits are matched each by its own count, whatever the order of their operations on a rank."""
+    """Operations of a split are matched by its own count, in any order relative to other splits on a rank."""
     wanted = {(at, count): bits(SMALL.make(at, count)) for at in range(3) for count in range(2)}
     for rank, got in enumerate(run(world, partial(parts, orders=orders), schedule).values()):
         for (at, count), value in wanted.items():
@@ -107,7 +107,7 @@ def splits(run: Watched, world: int, orders: list[list[int]], schedule: DrawnSch
 
 
 def turnstile(c: RecordedCommunicator, rounds: int, late: int) -> Any:
-    """When this rank came to each barrier, and when it left it."""
+    """Return arrival and departure time of ``rounds`` barriers; rank ``late`` arrives late."""
     moments = []
     for _ in range(rounds):
         if c.rank == late % c.world_size:
@@ -120,7 +120,7 @@ def turnstile(c: RecordedCommunicator, rounds: int, late: int) -> Any:
 
 @law("o4-barrier", world=st.integers(1, 5), rounds=st.integers(1, 4), late=st.integers(0, 4), schedule=schedules())
 def barrier(run: Watched, world: int, rounds: int, late: int, schedule: DrawnSchedule) -> None:
-    """Nobody leaves a barrier before all have come, by the clock that the ranks share."""
+    """No rank leaves a barrier before all have arrived, by the clock that the ranks share."""
     moments = run(world, partial(turnstile, rounds=rounds, late=late), schedule).values()
     for turn in range(rounds):
         last, who = max((moments[rank][turn][0], rank) for rank in range(world))
@@ -136,7 +136,7 @@ def _needs(nodes: Nodes, index: int) -> list[int]:
 
 
 def graph(c: RecordedCommunicator, nodes: Nodes) -> Any:
-    """Each node's rank reads what it needs, computes and publishes; the others only read."""
+    """Evaluate a dependency graph: each node's rank reads its inputs and publishes a value that all ranks read."""
     like = Payload(torch.int64, (1,))
     channels = [opened(c, like, str(index), owner) for index, (owner, _) in enumerate(nodes)]
     for index, (owner, _) in enumerate(nodes):
@@ -154,7 +154,7 @@ def graph(c: RecordedCommunicator, nodes: Nodes) -> Any:
     schedule=schedules(),
 )
 def linear_extension(run: Watched, nodes: Nodes, schedule: DrawnSchedule) -> None:
-    """What is published in an order that the needs allow always comes to an end, alike on all ranks."""
+    """Publishing in any order that respects dependencies terminates, with equal results on all ranks."""
     wanted: list[int] = []
     for index in range(len(nodes)):
         wanted.append(index + 1 + 3 * sum(wanted[need] for need in _needs(nodes, index)))

@@ -1,4 +1,4 @@
-"""Safety: what is read is what was written, whole, private, and never made up (S1 to S7)."""
+"""Laws of safety: reads return exactly what was written, in private copies (S1 to S7)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = Payload(torch.int32, (2,))
 
 
 def reads(c: RecordedCommunicator, payload: Payload, bound: int, last: int) -> Any:
-    """Every version that may be read at every step; written by the last rank."""
+    """Read every version within the bound at every step; the last rank publishes."""
     src, got = c.world_size - 1, {}
     channel = opened(c, payload, src=src, bound=bound)
     for version in range(last + 1):
@@ -55,7 +55,7 @@ def integrity(
 
 
 def spoiled(c: RecordedCommunicator, payload: Payload, delete: bool) -> Any:
-    """Give tensors away in every way there is, and overwrite or delete them at once."""
+    """Send tensors by channel, broadcast and gather, and overwrite or delete them immediately afterwards."""
     owner = {key: key for key in range(c.world_size)}
     channel = opened(c, payload)
     value = payload.make("channel") if c.rank == 0 else None
@@ -78,7 +78,7 @@ def spoiled(c: RecordedCommunicator, payload: Payload, delete: bool) -> Any:
 
 @law("s2-snapshot", world=WORLDS, payload=PAYLOADS, schedule=schedules(), delete=st.booleans())
 def snapshot(run: Watched, world: int, payload: Payload, schedule: DrawnSchedule, delete: bool) -> None:
-    """What becomes of a tensor after it was published, broadcast or gathered is not seen."""
+    """Changes of a tensor after it was published, broadcast or gathered are not visible to any rank."""
     for rank, (fetched, spread, gathered) in enumerate(
         run(world, partial(spoiled, payload=payload, delete=delete), schedule).values()
     ):
@@ -88,7 +88,7 @@ def snapshot(run: Watched, world: int, payload: Payload, schedule: DrawnSchedule
 
 
 def constants(c: RecordedCommunicator, bound: int, size: int) -> Any:
-    """Versions of one number throughout; readers take whatever is newest."""
+    """Publish versions filled with one number each; readers fetch the newest within the bound."""
     channel, read = c.channel("a", src=0, shape=(size,), dtype=torch.int64, max_staleness=bound), []
     for version in range(8):
         channel.publish(version, torch.full((size,), version, dtype=torch.int64, device="cpu") if c.rank == 0 else None)
@@ -107,7 +107,7 @@ def no_torn_reads(run: Watched, world: int, bound: int, schedule: DrawnSchedule)
 
 
 def private(c: RecordedCommunicator, payload: Payload) -> Any:
-    """Overwrite what was read, and read again."""
+    """Overwrite tensors that were fetched or gathered, and read again."""
     channel, first = opened(c, payload), []
     channel.publish(0, payload.make(0) if c.rank == 0 else None)
     for _ in range(2):
@@ -119,7 +119,7 @@ def private(c: RecordedCommunicator, payload: Payload) -> Any:
     out = {key: payload.blank() for key in owner}
     c.all_gather_into(out, mine, owner)
     for key, tensor in out.items():
-        c.spoil(tensor, f"what it gathered of rank {key}")  # also before others read theirs
+        c.spoil(tensor, f"what it gathered of rank {key}")  # possibly before other ranks read theirs
     c.barrier()
     again = {key: payload.blank() for key in owner}
     c.all_gather_into(again, mine, owner)
@@ -128,7 +128,7 @@ def private(c: RecordedCommunicator, payload: Payload) -> Any:
 
 @law("s4-private-result", world=st.integers(2, 4), payload=PAYLOADS, schedule=schedules())
 def private_result(run: Watched, world: int, payload: Payload, schedule: DrawnSchedule) -> None:
-    """What is read belongs to the reader: nobody else sees what he does to it."""
+    """A tensor that was read is private: changes of it are not visible to other reads."""
     told = bits(payload.make(0))
     for rank, (first, mine, gathered, last) in enumerate(
         run(world, partial(private, payload=payload), schedule).values()
@@ -139,7 +139,7 @@ def private_result(run: Watched, world: int, payload: Payload, schedule: DrawnSc
 
 
 def newest(c: RecordedCommunicator, bound: int, length: int) -> Any:
-    """Two channels of one shape, written by different ranks, read as new as they come."""
+    """Read the newest versions of two channels of one shape with different publishers."""
     channels = [opened(c, SMALL, name, src, bound) for name, src in (("a", 0), ("b", c.world_size - 1))]
     read = []
     for version in range(length):
@@ -152,7 +152,7 @@ def newest(c: RecordedCommunicator, bound: int, length: int) -> Any:
 
 @law("s5-no-invention", world=WORLDS, bound=BOUNDS, length=st.integers(1, 6), schedule=schedules())
 def no_invention(run: Watched, world: int, bound: int, length: int, schedule: DrawnSchedule) -> None:
-    """Only what was published under this name and number in this run is ever read."""
+    """Only values published under this name and version in this run are ever read."""
     for rank, read in enumerate(run(world, partial(newest, bound=bound, length=length), schedule).values()):
         same(len(read), 2 * length, f"how often rank {rank} read")
         for name, version, got in read:
@@ -244,7 +244,12 @@ DEVIATIONS: dict[str, Callable[[RecordedCommunicator, bool, int, int, list[Tenso
 
 
 def deviating(c: RecordedCommunicator, kind: str, odd: int) -> Any:
-    """One operation, done differently by one rank, which receives where the others do."""
+    """Make one operation, differently on rank ``odd`` in the way ``DEVIATIONS[kind]``.
+
+    Raises:
+        LawBroken: If a receiving tensor was written to although the ranks disagree.
+        CommError: As the operation or the barrier after it does.
+    """
     held: list[Tensor] = []
     c.barrier()
     try:
@@ -266,7 +271,7 @@ def deviating(c: RecordedCommunicator, kind: str, odd: int) -> Any:
     schedule=schedules(),
 )
 def mismatch(run: Watched, world: int, odd: int, kind: str, schedule: DrawnSchedule) -> None:
-    """Ranks that call different things get an error and no data, on all of them, and it names the odd one out."""
+    """Ranks that make different calls all get an error that names the deviating rank, and no data."""
     odd %= world
     ended = run(world, partial(deviating, kind=kind, odd=odd), schedule)
     for rank, error in ended.errors.items():
@@ -284,7 +289,7 @@ KEYS: tuple[Sequence[Any], ...] = (tuple(range(5)), ("b", "a"), ((1, "x"), (0, "
 
 
 def gathers(c: RecordedCommunicator, owner: dict[Any, int], payloads: dict[Any, Payload]) -> Any:
-    """One gather."""
+    """Gather the tensors of all keys from their owners once."""
     out = {key: payloads[key].blank() for key in reversed(owner)}
     mine = {key: payloads[key].make(key, "of", owner[key]) for key in owner if owner[key] == c.rank}
     c.all_gather_into(out, mine, owner)

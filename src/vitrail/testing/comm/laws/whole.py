@@ -1,4 +1,4 @@
-"""Whole programs: whatever the schedule, every rank sees what the program says (E3), failing ranks included (F3)."""
+"""Laws of whole programs: results do not depend on the schedule (E3), and failures leave no partial data (F3)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from vitrail.testing.comm.telling import RecordedCommunicator, show
 
 
 def play(c: RecordedCommunicator, ops: Sequence[Op]) -> Any:
-    """A program, as it was drawn."""
+    """Run a drawn program on this rank."""
     return Player(c).play(ops)
 
 
 def check_program(ops: Sequence[Op], ended: Ended) -> None:
-    """Every rank saw what the program says; what nobody waited for is told, and arrived all the same."""
+    """Assert that every rank saw the expected values, and that works without a wait were delivered and reported.
+
+    Raises:
+        LawBroken: If a value differs, or the number of reported works is impossible.
+    """
     seen, works = outcome_of(ops)
     waits = {at: [op.number for op in ops if op.kind == "wait" and op.at == at] for at in range(len(works))}
     dropped = sum(not waits[at] for at in waits)
@@ -41,13 +45,18 @@ def check_program(ops: Sequence[Op], ended: Ended) -> None:
 
 @law("e3-programs", drawn=sized_programs(), schedule=schedules(), checksums=st.booleans())
 def any_program(run: Watched, drawn: tuple[int, Sequence[Op]], schedule: DrawnSchedule, checksums: bool) -> None:
-    """Any program gives on every rank what it says, whatever the ranks' speeds and the order of messages."""
+    """Any program has its defined results on every rank, for all speeds of ranks and orders of messages."""
     world, ops = drawn
     check_program(ops, run(world, partial(play, ops=ops), schedule, checksums=checksums))
 
 
 def play_or_fail(c: RecordedCommunicator, ops: Sequence[Op], rank: int, at: int) -> Any:
-    """A program of which one rank plays a part and then raises; every rank looks at what it holds in the end."""
+    """Run a program that rank ``rank`` leaves before operation ``at`` by raising; check the received tensors.
+
+    Raises:
+        ValueError: On rank ``rank``.
+        AssertionError: If a tensor was written in part.
+    """
     player = Player(c)
     try:
         if c.rank == rank:
@@ -60,7 +69,7 @@ def play_or_fail(c: RecordedCommunicator, ops: Sequence[Op], rank: int, at: int)
 
 @law("f3-no-partial-data", ops=programs(3), rank=st.integers(0, 2), at=st.integers(0, 10), schedule=schedules())
 def no_partial_data(run: Watched, ops: Sequence[Op], rank: int, at: int, schedule: DrawnSchedule) -> None:
-    """A tensor that is held when a rank fails is the old one or the new one, never a part."""
+    """A tensor that is held when a rank fails is entirely old or entirely new."""
     ended = run(3, partial(play_or_fail, ops=ops, rank=rank, at=min(at, len(ops))), schedule)
     for other, error in ended.errors.items():
         if isinstance(error, (AssertionError, LawBroken)):

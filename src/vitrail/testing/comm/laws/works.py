@@ -1,4 +1,4 @@
-"""Works: completed in any order, waited for in any order, or never (C1 to C3)."""
+"""Laws of works, the handles of asynchronous operations: completed and waited for in any order, or never (C1 to C3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitrail.testing.comm.payloads import PAYLOADS, Payload, bits, spoil
 from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 from vitrail.testing.comm.telling import RecordedCommunicator, RecordedWork
 
-SIZES = (70_000, 1, 20_000, 0)
+SIZES = (70_000, 1, 20_000, 0)  # elements of the messages
 
 
 def _begin(c: RecordedCommunicator, tensor: Tensor, src: int) -> RecordedWork:
@@ -27,7 +27,7 @@ def _begin(c: RecordedCommunicator, tensor: Tensor, src: int) -> RecordedWork:
 
 
 def permuted(c: RecordedCommunicator, payload: Payload, order: list[int]) -> Any:
-    """Five broadcasts at once, waited for in some order, and again."""
+    """Begin five broadcasts, wait for them in the order ``order``, and wait again."""
     world = c.world_size
     tensors = [payload.make(i) if c.rank == i % world else payload.blank() for i in range(5)]
     works = [_begin(c, tensor, i % world) for i, tensor in enumerate(tensors)]
@@ -38,7 +38,7 @@ def permuted(c: RecordedCommunicator, payload: Payload, order: list[int]) -> Any
         assert works[index].exception() is None, "a work that was waited for tells an error"
         first[index] = bits(tensors[index])
     kept = True
-    for index, tensor in enumerate(tensors):  # waiting again does not deliver again
+    for index, tensor in enumerate(tensors):  # waiting again must not deliver again
         spoil(tensor)
         spoiled = bits(tensor)
         works[index].wait()
@@ -48,7 +48,7 @@ def permuted(c: RecordedCommunicator, payload: Payload, order: list[int]) -> Any
 
 @law("c1-any-order", world=st.integers(1, 3), payload=PAYLOADS, order=st.permutations(range(5)), schedule=schedules())
 def any_order(run: Watched, world: int, payload: Payload, order: list[int], schedule: DrawnSchedule) -> None:
-    """Works may be waited for in any order, and again, which delivers nothing again."""
+    """Works may be waited for in any order and repeatedly, which delivers nothing again."""
     told = run(world, partial(permuted, payload=payload, order=order), schedule).values()
     for rank, (first, kept, leaked) in enumerate(told):
         for index, got in first.items():
@@ -58,7 +58,7 @@ def any_order(run: Watched, world: int, payload: Payload, order: list[int], sche
 
 
 def sizes(c: RecordedCommunicator, order: list[int]) -> Any:
-    """Big and small messages at once."""
+    """Begin broadcasts of the sizes ``SIZES`` and wait for those in ``order``."""
     tensors = [
         torch.full((size,), float(index + 1) if c.rank == 0 else 0.0, dtype=torch.float32, device="cpu")
         for index, size in enumerate(SIZES)
@@ -74,7 +74,7 @@ def sizes(c: RecordedCommunicator, order: list[int]) -> Any:
 
 @law("c1-sizes", world=st.integers(2, 3), order=st.lists(st.integers(0, 3), max_size=6), schedule=schedules())
 def big_and_small(run: Watched, world: int, order: list[int], schedule: DrawnSchedule) -> None:
-    """Big and small messages under way at once give the same, waited for in any order or never."""
+    """Concurrent messages of different sizes arrive intact, waited for in any order or never."""
     for rank, (seen, sums, leaked) in enumerate(run(world, partial(sizes, order=order), schedule).values()):
         for index, is_whole in seen:
             expect(
@@ -85,7 +85,7 @@ def big_and_small(run: Watched, world: int, order: list[int], schedule: DrawnSch
 
 
 def dropping(c: RecordedCommunicator, dropped: set[int], pause: bool) -> Any:
-    """Works of which some are forgotten at once."""
+    """Begin five broadcasts and drop the works in ``dropped`` without waiting; rest before closing if ``pause``."""
     tensors = [SMALL.make(i) if c.rank == i % c.world_size else SMALL.blank() for i in range(5)]
     for index, tensor in enumerate(tensors):
         target = (
@@ -113,7 +113,7 @@ def dropping(c: RecordedCommunicator, dropped: set[int], pause: bool) -> Any:
     schedule=schedules(),
 )
 def dropped_works(run: Watched, world: int, dropped: set[int], pause: bool, schedule: DrawnSchedule) -> None:
-    """A work that nobody waits for delivers all the same, and the end tells of it."""
+    """A work without a wait is delivered all the same, and close() reports it."""
     told = tuple(f"broadcast(int32 2, src={index % world})" for index in sorted(dropped))
     for rank, (got, leaked) in enumerate(
         run(world, partial(dropping, dropped=dropped, pause=pause), schedule).values()
@@ -123,7 +123,7 @@ def dropped_works(run: Watched, world: int, dropped: set[int], pause: bool, sche
 
 
 class _Holder:
-    """Waits when it is thrown away."""
+    """Object whose finaliser waits for a work."""
 
     def __init__(self, work: RecordedWork, tensor: Tensor, done: list[Any]):
         self.work, self.tensor, self.done = work, tensor, done
@@ -134,7 +134,7 @@ class _Holder:
 
 
 def finalised(c: RecordedCommunicator) -> Any:
-    """A finaliser waits."""
+    """Wait for a broadcast in a finaliser."""
     done: list[Any] = []
     tensor = SMALL.make(0) if c.rank == 0 else SMALL.blank()
     holder = _Holder(_begin(c, tensor, 0), tensor, done)
@@ -144,14 +144,14 @@ def finalised(c: RecordedCommunicator) -> Any:
 
 @law("c2-finaliser", world=st.integers(1, 3), schedule=schedules())
 def finaliser(run: Watched, world: int, schedule: DrawnSchedule) -> None:
-    """A finaliser may wait."""
+    """A finaliser may wait for a work."""
     for rank, (done, leaked) in enumerate(run(world, finalised, schedule).values()):
         same(done, [bits(SMALL.make(0))], f"what the finaliser on rank {rank} saw")
         same(leaked, (), f"what is told as waited for by nobody on rank {rank}")
 
 
 def asking(c: RecordedCommunicator, payload: Payload, pauses: list[int]) -> Any:
-    """Ask whether a gather is complete, and look at the tensors either way."""
+    """Ask whether a gather is complete after a rest of ``pauses`` milliseconds, and read its tensors in either case."""
     owner, seen = {key: key for key in range(c.world_size)}, []
     for pause in pauses:
         out = {key: payload.blank() for key in owner}
@@ -176,7 +176,7 @@ def asking(c: RecordedCommunicator, payload: Payload, pauses: list[int]) -> Any:
     schedule=schedules(),
 )
 def completed(run: Watched, world: int, payload: Payload, pauses: list[int], schedule: DrawnSchedule) -> None:
-    """A work that says it is complete can be read at once; before, nothing of it is to be seen."""
+    """A work that reports completion can be read immediately; before, none of its data is visible."""
     new = [bits(payload.make(key)) for key in range(world)]
     old = [bits(payload.blank())] * world
     for rank, seen in enumerate(run(world, partial(asking, payload=payload, pauses=pauses), schedule).values()):
