@@ -86,8 +86,8 @@ class Broken:
                 return evolve(answer, attention=None)
         return evolve(answer, model_output=output)
 
-    def decode(self, latents, exchange, wrap, backs_off):
-        picture = self._sound.decode(latents, exchange, wrap, backs_off)
+    def decode(self, latents, exchange, wrap, backs_off, streams):
+        picture = self._sound.decode(latents, exchange, wrap, backs_off, streams)
         match self._how:
             case "decodes beyond":
                 return 2 * picture + 0.1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
@@ -26,7 +26,7 @@ class Adapter:
 
     pipelines: ClassVar[tuple[str, ...]]
     offers: ClassVar[frozenset[str]]
-    defaults: ClassVar[Mapping[str, Any]]
+    defaults: ClassVar[Mapping[str, object]]
     source: ModelSource  # where its weights lie; found by the model's name, not written in a file
 
     def load(self, device: str | None = None) -> PipelineBackbone:
@@ -37,12 +37,12 @@ class Adapter:
         return backbone
 
     @property
-    def suits(self) -> dict[str, Any]:
+    def suits(self) -> dict[str, object]:
         """Fields of a run that suit the model: what its folder says counts more than what its family does."""
         return {**self.defaults, **self.source.suits}
 
     @classmethod
-    def adopt(cls, pipe: Any) -> PipelineBackbone:
+    def adopt(cls, pipe: object) -> PipelineBackbone:
         """A backbone of a pipeline that is loaded."""
         from vitrail.backbones.pipeline_backbone import PipelineBackbone
 
@@ -65,7 +65,7 @@ class StableDiffusion(Adapter):
         "StableDiffusionControlNetImg2ImgPipeline",
     )
     offers: ClassVar[frozenset[str]] = UNET
-    defaults: ClassVar[Mapping[str, Any]] = {"height": 1024, "width": 1024, "guidance_scale": 7.5}
+    defaults: ClassVar[Mapping[str, object]] = {"height": 1024, "width": 1024, "guidance_scale": 7.5}
 
     @classmethod
     def family(cls) -> ModelFamily:
@@ -86,7 +86,7 @@ class StableDiffusionXL(Adapter):
         "StableDiffusionXLControlNetImg2ImgPipeline",
     )
     offers: ClassVar[frozenset[str]] = UNET
-    defaults: ClassVar[Mapping[str, Any]] = {"height": 2048, "width": 2048, "guidance_scale": 7.5}
+    defaults: ClassVar[Mapping[str, object]] = {"height": 2048, "width": 2048, "guidance_scale": 7.5}
 
     @classmethod
     def family(cls) -> ModelFamily:
@@ -102,7 +102,7 @@ class StableDiffusion3(Adapter):
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
     offers: ClassVar[frozenset[str]] = frozenset({"gradients", "joint-attention-maps", "vae"})
-    defaults: ClassVar[Mapping[str, Any]] = {"height": 2048, "width": 2048, "guidance_scale": 7.0}
+    defaults: ClassVar[Mapping[str, object]] = {"height": 2048, "width": 2048, "guidance_scale": 7.0}
 
     @classmethod
     def family(cls) -> ModelFamily:

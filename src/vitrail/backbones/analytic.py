@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,20 @@ from attrs import field, frozen
 from torch import Tensor
 
 from vitrail.core.method.attention_maps import AttentionRequest
+from vitrail.core.method.backbone import OpaqueConditioning
 from vitrail.core.method.inputs import Inputs
 from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.step import Step
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vitrail.core.config.run_config import Wrap
+    from vitrail.core.engine.exchange import Exchange
     from vitrail.core.method.backbone import Backbone
+    from vitrail.core.schedule.noise_schedule import Scheduler
+    from vitrail.core.schedule.streams import Streams
 
 
 @frozen(eq=False)
@@ -50,12 +57,12 @@ class AnalyticBackbone:
     """A backbone whose denoiser is the posterior mean of a known prior."""
 
     prior: MixturePrior
-    scheduler: Any
+    scheduler: Scheduler
     latent_channels: int = 4
     vae_scale_factor: int = 8
     native_size: int = 16
     offers: frozenset[str] = field(default=frozenset())
-    defaults: ClassVar[Mapping[str, Any]] = {}
+    defaults: ClassVar[Mapping[str, object]] = {}
     max_view: ClassVar[None] = None
     network: ClassVar[None] = None
     pipeline: ClassVar[None] = None
@@ -66,11 +73,11 @@ class AnalyticBackbone:
         """Where the templates are."""
         return self.prior.templates.device
 
-    def new_scheduler(self, name: str | None = None) -> Any:
+    def new_scheduler(self, name: str | None = None) -> Scheduler:
         """A copy of the scheduler it was given."""
         return copy.deepcopy(self.scheduler)
 
-    def timestep_options(self, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+    def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, object]:
         """None."""
         return {}
 
@@ -98,13 +105,15 @@ class AnalyticBackbone:
         """None."""
         return ()
 
-    def also(self, conditioning: None, inputs: Inputs) -> None:
+    def also(self, conditioning: OpaqueConditioning, inputs: Inputs) -> OpaqueConditioning:
         """Words mean nothing to it."""
+        return conditioning
 
-    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> None:
+    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> OpaqueConditioning:
         """Words and pictures mean nothing to it."""
+        return OpaqueConditioning()
 
-    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Any) -> ModelOutput:
+    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: OpaqueConditioning) -> ModelOutput:
         """The network output that states the posterior mean."""
         flow = step.prediction_type == "flow_prediction"
         scale = 1.0 if flow else math.hypot(step.alpha, step.sigma)
@@ -113,8 +122,9 @@ class AnalyticBackbone:
         latents = noisy * scale
         return ModelOutput(Prediction(latents, latents * 0, step).with_clean(clean).model_output)
 
-    def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
+    def read_picture(self, picture: Image | Tensor, height: int, width: int) -> Tensor:
         """A picture that is a tensor already, enlarged."""
+        assert isinstance(picture, Tensor)
         return F.interpolate(picture, (height, width), mode="bilinear", align_corners=False)
 
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
@@ -130,7 +140,7 @@ class AnalyticBackbone:
         factor = self.vae_scale_factor
         return lambda clean: clean[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
-    def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> dict[str, Any]:
+    def callback_tensors(self, conditioning: OpaqueConditioning, step: Step, guided: bool) -> dict[str, None]:
         """None."""
         return {}
 
@@ -142,18 +152,23 @@ class AnalyticBackbone:
         """Nothing is held."""
 
     def decode(
-        self, latents: Tensor, exchange: Any = None, wrap: Any = "none", backs_off: bool = True, streams: Any = None
+        self,
+        latents: Tensor,
+        exchange: Exchange | None = None,
+        wrap: Wrap = "none",
+        backs_off: bool = True,
+        streams: Streams | None = None,
     ) -> Tensor:
         """The first three channels, enlarged."""
         factor = self.vae_scale_factor
         picture = latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
         return (picture / 2 + 0.5).clamp(0, 1)
 
-    def to_pil(self, pictures: Tensor) -> list[Any]:
+    def to_pil(self, pictures: Tensor) -> list[Image]:
         """Pictures as Pillow images."""
-        from PIL import Image
+        from PIL.Image import fromarray
 
-        return [Image.fromarray((p.permute(1, 2, 0) * 255).round().byte().cpu().numpy()) for p in pictures]
+        return [fromarray((p.permute(1, 2, 0) * 255).round().byte().cpu().numpy()) for p in pictures]
 
 
 if TYPE_CHECKING:

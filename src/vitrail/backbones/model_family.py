@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
@@ -10,12 +10,15 @@ from attrs import field, frozen
 from vitrail.core.config.fields import as_tuple
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
     from vitrail.backbones.conditioning.encoded import Conditioning
     from vitrail.core.method.attention_maps import AttentionRequest
+    from vitrail.core.method.backbone import CallbackValue
     from vitrail.core.method.inputs import Inputs
     from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
+    from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
 
 TEXT = ("prompt_embeds", "negative_prompt_embeds", "clip_skip")
@@ -50,7 +53,7 @@ class ModelFamily(Protocol):
     def upcasts(self) -> bool:
         """Whether a VAE in float16 that says ``force_upcast`` runs in float32."""
 
-    def network(self, pipe: Any) -> Any:
+    def network(self, pipe: Any) -> nn.Module:
         """The denoiser."""
 
     def check(self, pipe: Any) -> None:
@@ -65,13 +68,15 @@ class ModelFamily(Protocol):
     def max_view(self, pipe: Any) -> int | None:
         """Latent cells of the longest side that the network takes; None for any."""
 
-    def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+    def timestep_options(self, pipe: Any, scheduler: Scheduler, height: int, width: int) -> Mapping[str, object]:
         """What ``set_timesteps`` wants besides the number of steps, for latents of a size."""
 
     def first_step(self, num_steps: int, strength: float) -> int:
         """How many steps are left out when a run starts from a picture."""
 
-    def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
+    def condition(
+        self, pipe: Any, inputs: Inputs, device: torch.device, request: AttentionRequest | None
+    ) -> Conditioning:
         """Encode what a picture is conditioned on."""
 
     def forward(
@@ -83,5 +88,7 @@ class ModelFamily(Protocol):
     def callback_inputs(self) -> Sequence[str]:
         """Names of the tensors that a callback may be given."""
 
-    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+    def callback_tensors(
+        self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool
+    ) -> Mapping[str, CallbackValue]:
         """These tensors besides the latents, as diffusers' loop has them at a step."""

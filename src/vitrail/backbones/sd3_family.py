@@ -17,11 +17,14 @@ from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
     from vitrail.core.method.attention_maps import AttentionRequest
+    from vitrail.core.method.backbone import CallbackValue
     from vitrail.core.method.inputs import Inputs
     from vitrail.core.method.micro_batch import MicroBatch
+    from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
 
 
@@ -48,9 +51,10 @@ class SD3Family:
         PipelinePart("text_encoder_3"),
     )
 
-    def network(self, pipe: Any) -> Any:
+    def network(self, pipe: Any) -> nn.Module:
         """The transformer."""
-        return pipe.transformer
+        transformer: nn.Module = pipe.transformer
+        return transformer
 
     def check(self, pipe: Any) -> None:
         """Refuse a transformer of another latent space."""
@@ -73,13 +77,13 @@ class SD3Family:
         config = pipe.transformer.config
         return int(config.pos_embed_max_size * config.patch_size)
 
-    def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+    def timestep_options(self, pipe: Any, scheduler: Scheduler, height: int, width: int) -> dict[str, object]:
         """The shift of a scheduler that moves it with the size, for the whole canvas.
 
         A line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift); Esser et al., 2024,
         https://arxiv.org/abs/2403.03206, sec. 5.3.2, as diffusers' schedulers are configured.
         """
-        config = scheduler.config
+        config: Any = scheduler.config
         if not config.get("use_dynamic_shifting", False):
             return {}
         patch = pipe.transformer.config.patch_size
@@ -92,13 +96,15 @@ class SD3Family:
         """The steps that the share ``strength`` of them leaves, rounded down."""
         return int(num_steps - min(num_steps * strength, num_steps))
 
-    def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
+    def condition(
+        self, pipe: Any, inputs: Inputs, device: torch.device, request: AttentionRequest | None
+    ) -> Conditioning:
         """Text by the pipeline's own ``encode_prompt``."""
         content = content_tokens(pipe, inputs.prompt, request)
         given = self._text(pipe, inputs, device)
         return Conditioning(given=given, content=content, request=request, inputs=inputs)
 
-    def _text(self, pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
+    def _text(self, pipe: Any, inputs: Inputs, device: torch.device) -> list[Given]:
         extras = inputs.extras
         prompt = inputs.prompt if extras.prompt_embeds is None else None
         negative = inputs.negative_prompt if extras.negative_prompt_embeds is None else None
@@ -146,7 +152,9 @@ class SD3Family:
         layers = {number: one[..., :height, :width] for number, one in each.items()}
         return ModelOutput(output[..., :height, :width].to(dtype), mean[..., :height, :width], layers=layers)
 
-    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+    def callback_tensors(
+        self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool
+    ) -> dict[str, CallbackValue]:
         """Text and pooled text."""
         text, pooled = (conditioning.both(name, guided) for name in ("encoder_hidden_states", "pooled_projections"))
         return {

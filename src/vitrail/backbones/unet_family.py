@@ -19,13 +19,15 @@ from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from vitrail.core.geometry.size_conditioning import Size, SizeConditioning
     from vitrail.core.geometry.views import View
     from vitrail.core.method.attention_maps import AttentionRequest
+    from vitrail.core.method.backbone import CallbackValue
     from vitrail.core.method.inputs import Inputs
     from vitrail.core.method.micro_batch import MicroBatch
+    from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
 
 IMAGES = ("ip_adapter_image", "ip_adapter_image_embeds")
@@ -65,9 +67,10 @@ class UNetFamily:
         """As the pipelines of XL do."""
         return self.is_xl
 
-    def network(self, pipe: Any) -> Any:
+    def network(self, pipe: Any) -> nn.Module:
         """The U-Net."""
-        return pipe.unet
+        unet: nn.Module = pipe.unet
+        return unet
 
     def check(self, pipe: Any) -> None:
         """Refuse networks that want what nobody here gives: a mask, a guidance embedding, another latent space."""
@@ -107,7 +110,7 @@ class UNetFamily:
         """Any size."""
         return
 
-    def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+    def timestep_options(self, pipe: Any, scheduler: Scheduler, height: int, width: int) -> dict[str, object]:
         """None."""
         return {}
 
@@ -115,7 +118,9 @@ class UNetFamily:
         """The steps that the share ``strength`` of them leaves, rounded up."""
         return num_steps - int(num_steps * strength)
 
-    def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
+    def condition(
+        self, pipe: Any, inputs: Inputs, device: torch.device, request: AttentionRequest | None
+    ) -> Conditioning:
         """Text by the pipeline's own ``encode_prompt``, IP-Adapter pictures, the ControlNet's hint."""
         control, hints = control_of(pipe, inputs, device)
         given = [*self._text(pipe, inputs, device), *_images(pipe, inputs, device), *hints]
@@ -123,7 +128,7 @@ class UNetFamily:
         words = [w.positions for w in words_of(pipe, inputs.prompt)] if request is not None and request.each else ()
         return Conditioning(given=given, content=content, words=words, request=request, inputs=inputs, pack=control)
 
-    def _text(self, pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
+    def _text(self, pipe: Any, inputs: Inputs, device: torch.device) -> list[Given]:
         extras = inputs.extras
         words: dict[str, Any] = {
             "prompt": inputs.prompt if extras.prompt_embeds is None else None,
@@ -158,7 +163,7 @@ class UNetFamily:
         added = self._added(pipe, rows, step, conditioning, given)
         if added:
             arguments["added_cond_kwargs"] = added
-        control: Control | None = conditioning.pack
+        control = _control_in(conditioning)
         residuals = {}
         if control is not None and control.acts(step):
             known = {k: v for k, v in added.items() if k != "image_embeds"}
@@ -188,12 +193,18 @@ class UNetFamily:
         plain = ("latents", "prompt_embeds", "negative_prompt_embeds", "image", "control_image")
         return plain + (XL_CALLBACKS if self.is_xl else ())
 
-    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+    def callback_tensors(
+        self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool
+    ) -> dict[str, CallbackValue]:
         """Text, hints, and what XL is told of the whole picture."""
         text = conditioning.both("encoder_hidden_states", guided)
-        found: dict[str, Any] = {"prompt_embeds": text, "negative_prompt_embeds": text[:1] if guided else None}
-        if conditioning.pack is not None:
-            hints = [conditioning.both(name, guided) for name in hint_names(len(conditioning.pack.scales))]
+        found: dict[str, CallbackValue] = {
+            "prompt_embeds": text,
+            "negative_prompt_embeds": text[:1] if guided else None,
+        }
+        control = _control_in(conditioning)
+        if control is not None:
+            hints = [conditioning.both(name, guided) for name in hint_names(len(control.scales))]
             found["image"] = found["control_image"] = hints if len(hints) > 1 else hints[0]
         if not self.is_xl:
             return found
@@ -229,6 +240,11 @@ class UNetFamily:
         return added
 
 
+def _control_in(conditioning: Conditioning) -> Control | None:
+    """The weights of hints over the steps, if there are hints."""
+    return conditioning.pack if isinstance(conditioning.pack, Control) else None
+
+
 def _refuse_refiner(pipe: Any) -> None:
     """Refuse a U-Net of XL that is told an aesthetic score in place of the size it should draw."""
     config, encoder, told = pipe.unet.config, pipe.text_encoder_2, SIZES
@@ -262,7 +278,7 @@ def time_ids(
     return (*original, top, left, *target)
 
 
-def _images(pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
+def _images(pipe: Any, inputs: Inputs, device: torch.device) -> list[Given]:
     """What an IP-Adapter sees, by the pipeline's own encoder; one tensor an adapter."""
     extras = inputs.extras
     if extras.ip_adapter_image is None and extras.ip_adapter_image_embeds is None:

@@ -7,7 +7,7 @@ strategy that gave it, and an exception says whose it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pluggy
 from attrs import evolve
@@ -30,7 +30,7 @@ from vitrail.errors import CompositionError, RegistrationError, ShapeError, Vitr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import GuidanceContext
+    from vitrail.core.engine.guidance_context import GuidanceContext, Subject
     from vitrail.core.engine.network import Network
     from vitrail.core.engine.nonfinite import NonFiniteSearch
     from vitrail.core.geometry.views import Canvas, Outline, Patches, View
@@ -59,7 +59,7 @@ class CompositionHooks:
     ):
         self.composition, self.network, self.channels, self._streams = composition, network, channels, streams
 
-    def asked(self, slot: str, step: Step, strategy: Any) -> StrategyCall:
+    def asked(self, slot: str, step: Step, strategy: object) -> StrategyCall:
         """A strategy for messages."""
         return StrategyCall(slot, strategy, step, self.network.named)
 
@@ -89,16 +89,16 @@ class CompositionHooks:
 
     @hookimpl
     def vitrail_mask(
-        self, step: Step, key: Prediction, predicted: ModelOutput, state: Any
-    ) -> tuple[Tensor | None, Any]:
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: object
+    ) -> tuple[Tensor | None, object]:
         masking = self.stage(step).masking
         with self.asked("masking", step, masking).noted():
             return masking.mask(step, key, predicted, state)
 
     @hookimpl
     def vitrail_guide(
-        self, step: Step, guidance: Guidance, subject: Any, scene: GuidanceContext, state: Any
-    ) -> tuple[Any, Any]:
+        self, step: Step, guidance: Guidance, subject: object, scene: GuidanceContext, state: object
+    ) -> tuple[object, object]:
         with self.asked("guidance", step, guidance).noted():
             return guidance.guide(step, subject, scene, state)
 
@@ -147,7 +147,7 @@ class Hooks:
         seen = (set(i.argnames) | set(i.kwargnames) for i in self._others("vitrail_step_end"))
         return any({"latents", "prediction"} & names for names in seen)
 
-    def who(self, slot: str, step: Step, strategy: Any) -> str:
+    def who(self, slot: str, step: Step, strategy: object) -> str:
         """A strategy in words: its slot, its registered name if it has one, and its class."""
         return str(evolve(self._answers.asked(slot, step, strategy), step=None))
 
@@ -160,7 +160,7 @@ class Hooks:
         """Implementations of a hook that are not the composition's."""
         return [i for i in getattr(self._manager.hook, hook).get_hookimpls() if i.plugin is not self._answers]
 
-    def _call(self, hook: str, step: Step | None, **arguments: Any) -> Any:
+    def _call(self, hook: str, step: Step | None, **arguments: object) -> object:
         try:
             return getattr(self._manager.hook, hook)(**arguments, **({} if step is None else {"step": step}))
         except VitrailError:
@@ -176,7 +176,7 @@ class Hooks:
         """Names of those besides the composition that implement a hook."""
         return ", ".join(i.plugin_name for i in self._others(hook))
 
-    def _answer(self, hook: str, step: Step, asked: StrategyCall | None, kind: type[T], **arguments: Any) -> T:
+    def _answer(self, hook: str, step: Step, asked: StrategyCall | None, kind: type[T], **arguments: object) -> T:
         result = self._call(hook, step, **arguments)
         if not isinstance(result, kind):
             wrappers = self._plugins(hook)
@@ -265,27 +265,29 @@ class Hooks:
         return self._answer("vitrail_predict", step, None, ModelOutput, rows=rows)
 
     def mask(
-        self, step: Step, key: Prediction, predicted: ModelOutput, state: Any, trail: NonFiniteSearch
-    ) -> tuple[Tensor | None, Any]:
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: object, trail: NonFiniteSearch
+    ) -> tuple[Tensor | None, object]:
         """The mask and the masking's new state; whether it lies in [0, 1], the step's trail looks at its end."""
         asked = self._answers.asked("masking", step, self._answers.stage(step).masking)
         arguments = {"key": key, "predicted": predicted, "state": state}
         pair = self._answer("vitrail_mask", step, asked, tuple, **arguments)
-        mask, state = returned.check_pair(asked, "(mask, state)", pair)
+        given, state = returned.check_pair(asked, "(mask, state)", pair)
         view = predicted.view
-        returned.check_mask(asked, mask, key.latents, key.latents.shape[-2:] if view is None else view.shape)
+        shape = key.latents.shape[-2:] if view is None else view.shape
+        mask = returned.check_mask(asked, given, key.latents, shape)
         if mask is not None:
             trail.claim(returned.outside(mask), f"{asked} returned a mask that does not lie in [0, 1]")
         return mask, state
 
-    def guide(self, step: Step, guidance: Guidance, subject: T, scene: GuidanceContext, state: Any) -> tuple[T, Any]:
+    def guide(
+        self, step: Step, guidance: Guidance, subject: Subject, scene: GuidanceContext, state: object
+    ) -> tuple[Subject, object]:
         """The corrected subject and the guidance's new state."""
         arguments = {"guidance": guidance, "subject": subject, "scene": scene, "state": state}
         asked = self._answers.asked("guidance", step, guidance)
         pair = self._answer("vitrail_guide", step, asked, tuple, **arguments)
         guided, state = returned.check_pair(asked, "(subject, state)", pair)
-        returned.check_guided(asked, subject, guided, guidance.point)
-        return guided, state
+        return returned.check_guided(asked, subject, guided, guidance.point), state
 
     def cost(self, step: Step, guidance: Guidance, canvas: Canvas, branches: int) -> Cost:
         """What a guidance asks of networks besides the views, whatever they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 
@@ -29,8 +29,8 @@ class RunState:
 
     phase: int = -1
     stage: int = -1
-    guidance: list[Any] = field(factory=list)
-    masking: Any = None
+    guidance: list[object] = field(factory=list)
+    masking: object = None
     mask: Tensor | None = None  # of the whole canvas at the step in work, if the stage's is one
     memory: KeptMaps | None = None
     start: Start | None = None
@@ -39,7 +39,7 @@ class RunState:
     trail: NonFiniteSearch = field(factory=NonFiniteSearch)
     unison: RankComparison | None = None
 
-    def note(self, step: Step, what: str, value: Any) -> None:
+    def note(self, step: Step, what: str, value: object) -> None:
         """Note what all ranks must have alike; where each has its own cells alone, there is no such thing."""
         if self.unison is not None and self.relay is None:
             self.unison.note(step, what, value)

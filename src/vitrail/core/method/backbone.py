@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import frozen
 
@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
+
+    CallbackValue = Tensor | list[Tensor] | None  # what a callback is given under one name
+
+
+class OpaqueConditioning:
+    """What a backbone makes of a picture's inputs, as a run carries it from ``condition`` to ``predict``.
+
+    A backbone derives a class of its own from it; nobody else looks inside.
+    """
+
+    __slots__ = ()
 
 
 @frozen(kw_only=True)
@@ -46,7 +57,7 @@ class BackboneSpec(Protocol):
         """What strategies may need of it."""
 
     @property
-    def suits(self) -> Mapping[str, Any]:
+    def suits(self) -> Mapping[str, object]:
         """Fields of a run that suit it."""
 
     def load(self, device: str | None = None) -> Backbone:
@@ -77,7 +88,7 @@ class Backbone(Protocol):
         """What strategies may need of it."""
 
     @property
-    def defaults(self) -> Mapping[str, Any]:
+    def defaults(self) -> Mapping[str, object]:
         """Fields of a run that suit it."""
 
     @property
@@ -85,13 +96,13 @@ class Backbone(Protocol):
         """Where its networks run, also when they wait elsewhere; latents are there."""
 
     @property
-    def network(self) -> Any:
+    def network(self) -> torch.nn.Module | None:
         """The denoiser, for temporary changes inside it; None if there is none to change."""
 
     def new_scheduler(self, name: str | None = None) -> Scheduler:
         """A fresh scheduler: the model's own, or another diffusers class with the same noise schedule."""
 
-    def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, Any]:
+    def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> Mapping[str, object]:
         """What ``set_timesteps`` wants besides the number of steps, for latents of a size in cells."""
 
     def first_step(self, num_steps: int, strength: float) -> int:
@@ -115,16 +126,16 @@ class Backbone(Protocol):
     def remembers(self) -> ForwardCaching | None:
         """What the network keeps of earlier forwards; None if nothing, so that forwards may come in any order."""
 
-    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Any:
+    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> OpaqueConditioning:
         """Encode what a picture is conditioned on; handed back to ``predict``."""
 
-    def also(self, conditioning: Any, inputs: Inputs) -> Any:
+    def also(self, conditioning: OpaqueConditioning, inputs: Inputs) -> OpaqueConditioning:
         """The same with the prompt of ``inputs`` as one more text that rows may have."""
 
-    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Any) -> ModelOutput:
+    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: OpaqueConditioning) -> ModelOutput:
         """One forward of the network. The only expensive line of a run."""
 
-    def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
+    def read_picture(self, picture: Image | Tensor, height: int, width: int) -> Tensor:
         """A picture of any size in [-1, 1] at the wanted size, Float32[Tensor, "1 3 Height Width"]."""
 
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
@@ -146,14 +157,16 @@ class Backbone(Protocol):
         """The same as Pillow images."""
 
     @property
-    def pipeline(self) -> Any:
+    def pipeline(self) -> object:
         """Where a callback reads what a run does not have; None if there is no such thing."""
 
     @property
     def callback_inputs(self) -> Sequence[str]:
         """Names of the tensors that a callback may be given, ``latents`` among them."""
 
-    def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> Mapping[str, Any]:
+    def callback_tensors(
+        self, conditioning: OpaqueConditioning, step: Step, guided: bool
+    ) -> Mapping[str, CallbackValue]:
         """The tensors of ``callback_inputs`` besides the latents; both branches in one, or None, if there are two."""
 
     def adapters_kept(self) -> AbstractContextManager[None]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.geometry.views import Canvas, Patches, View
@@ -38,7 +38,7 @@ class Forward:
         streams: The run's randomness, which does not depend on how rows are shared.
     """
 
-    network: Any
+    network: nn.Module | None
     step: Step
     rows: MicroBatch
     native_size: int
@@ -55,7 +55,7 @@ class Rectification(Protocol):
 
     needs: ClassVar[frozenset[str]]
 
-    def check(self, network: Any) -> None:
+    def check(self, network: nn.Module | None) -> None:
         """Refuse a network without the places that it changes, by CapabilityError; asked before any call."""
 
     def apply(self, forward: Forward) -> AbstractContextManager[object]:

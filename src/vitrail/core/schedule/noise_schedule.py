@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -33,14 +33,17 @@ ROUNDING = 1e-3  # of a training timestep: two calls at one timestep, as second-
 class Scheduler(Protocol):
     """What the engine asks of a scheduler; diffusers' schedulers have it."""
 
-    config: Any
     timesteps: Tensor
 
-    def set_timesteps(self, num_inference_steps: int, **kwargs: Any) -> None:
+    @property
+    def config(self) -> object:
+        """What it was made with, as attributes."""
+
+    def set_timesteps(self, num_inference_steps: int, **kwargs: object) -> None:
         """Choose the timesteps of a run."""
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-        """Advance the latents by one timestep."""
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **kwargs: object) -> Sequence[Tensor]:
+        """Advance the latents by one timestep; they come first."""
 
 
 @frozen
@@ -215,7 +218,7 @@ def _by_alphas(scheduler: Any) -> list[tuple[float, float]] | None:
     return [(math.sqrt(c), math.sqrt(1 - c)) for c in cumulative]
 
 
-def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: dict[str, Any]) -> None:
+def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: Mapping[str, object]) -> None:
     """Set a scheduler; a number of steps that it cannot serve is the user's mistake."""
     name, most = type(scheduler).__name__, getattr(scheduler.config, "num_train_timesteps", math.inf)
     if num_inference_steps > most:
@@ -237,7 +240,7 @@ def _refuse_other_step(scheduler: Scheduler) -> None:
         )
 
 
-def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
+def _refuse_rising(scheduler: Scheduler, options: Mapping[str, object]) -> None:
     """Refuse timesteps that do not fall: such a scheduler goes from a picture to noise, or stands still.
 
     Two calls may share a timestep, as those of second-order schedulers do. One step says nothing, so a copy is asked
@@ -272,7 +275,9 @@ class Stepper:
     """A scheduler set for one run: scaling of the input, one step on the canvas, the noise schedule."""
 
     @plain_defaults()
-    def __init__(self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: dict[str, Any] | None = None):
+    def __init__(
+        self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: Mapping[str, object] | None = None
+    ):
         _refuse_other_step(scheduler)
         _set_timesteps(scheduler, num_inference_steps, set_timesteps or {})
         _refuse_rising(scheduler, set_timesteps or {})
@@ -283,9 +288,9 @@ class Stepper:
         check_own_noise(scheduler, self._takes_generator)
 
     @property
-    def scheduler(self) -> Any:
+    def scheduler(self) -> Scheduler:
         """The scheduler that steps, as a callback sees it."""
-        return self._scheduler
+        return cast("Scheduler", self._scheduler)
 
     @property
     def init_noise_sigma(self) -> float:
@@ -349,11 +354,11 @@ class Stepper:
         """Whether a cell of the new latents depends on that cell alone; thresholding looks at the whole picture."""
         return not getattr(self._scheduler.config, "thresholding", False)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What the scheduler carries from step to step, and whatever else of it is plain data."""
         return {name: value for name, value in vars(self._scheduler).items() if _is_state(value)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, object]) -> None:
         """Go on from a state that ``state`` gave."""
         for name, value in state.items():
             setattr(self._scheduler, name, value)
