@@ -235,7 +235,7 @@ class PipelineBackbone:
     def callback_inputs(self) -> tuple[str, ...]:
         """Names of the tensors that a callback may be given: the pipeline's own, as far as a run has them."""
         made = self._family.callback_inputs
-        return tuple(name for name in self._pipe._callback_tensor_inputs if name in made)
+        return tuple(name for name in getattr(self._pipe, "_callback_tensor_inputs", ("latents",)) if name in made)
 
     def callback_tensors(
         self, conditioning: OpaqueConditioning, step: Step, guided: bool

@@ -59,6 +59,8 @@ def _check_facts(backbone: Backbone) -> None:
         assert isinstance(value, int) and value > 0, f"{name} must be a whole number above 0, got {value!r}"
     assert backbone.max_view is None or backbone.max_view > 0, f"max_view must be None or above 0: {backbone.max_view}"
     assert isinstance(backbone.offers, frozenset), f"offers must be a frozenset, got {type(backbone.offers).__name__}"
+    named = backbone.callback_inputs
+    assert "latents" in named, f"callback_inputs must name latents, which every run has, got {named!r}"
     kept = [backbone.first_step(10, strength) for strength in (1.0, 0.8, 0.3)]
     assert kept[0] == 0, f"a strength of 1 leaves no step out, got {kept[0]}"
     assert kept == sorted(kept) and kept[-1] < 10, f"a smaller strength leaves more steps out, and not all: {kept}"
