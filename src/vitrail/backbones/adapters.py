@@ -110,3 +110,10 @@ class StableDiffusion3(Adapter):
         from vitrail.backbones.sd3_family import SD3Family
 
         return SD3Family()
+
+
+ADAPTERS: Mapping[str, type[Adapter]] = {  # by registered name
+    "sd": StableDiffusion,
+    "sdxl": StableDiffusionXL,
+    "sd3": StableDiffusion3,
+}

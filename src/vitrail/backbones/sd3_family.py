@@ -65,7 +65,7 @@ class SD3Family:
             )
 
     def serves(self, pipe: Any) -> frozenset[str]:
-        """Text."""
+        """The fields of ``Extras`` that it can use: text, by embeddings or words."""
         return frozenset((*TEXT, *POOLED, "joint_attention_kwargs"))
 
     def check_attention(self, pipe: Any, request: AttentionRequest) -> None:
@@ -73,7 +73,7 @@ class SD3Family:
         check_blocks(pipe.transformer, request.layers)
 
     def max_view(self, pipe: Any) -> int:
-        """As far as the table of positions goes."""
+        """As far as the table of positions goes; None would be any size."""
         config = pipe.transformer.config
         return int(config.pos_embed_max_size * config.patch_size)
 

@@ -138,7 +138,8 @@ class Masking(Protocol):
             state: Of the step before.
 
         Returns:
-            Float32[Tensor, "batch 1 h w"] of ``predicted.view``, or None for everywhere; and the new state.
+            Float32[Tensor, "batch 1 h w"] of ``predicted.view``, on the device of ``key.latents``, or None for
+            everywhere; and the new state.
         """
 
 
