@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,101 @@ def test_the_rules_see_something():
     assert any(names[0] == "diffusers" for _, names, _ in found({"backbones"}))
     assert {part_of(path) for path in MODULES} >= set(MAY_IMPORT)
     assert len([1 for _, names, _ in found({"core"}) if names[:2] == ["vitrail", "core"]]) > 20
+
+
+SEAM = {  # where a run and a backbone meet -> which names of a file are looked at, classes left out
+    "core/method/*.py": (".*", "Guidance|Masking"),  # only a strategy knows its own state, and its point its subject
+    "core/engine/*.py": (".*", ""),
+    "core/schedule/noise_schedule.py": ("[A-Z]", ""),
+    "sampling/sampler.py": (".*", ""),
+    "sampling/builder.py": (".*", ""),
+    "sampling/session.py": (".*", ""),
+    "sampling/callbacks.py": (".*", ""),
+    "sampling/call_options.py": (".*", ""),
+    "sampling/pixels.py": (".*", ""),
+    "sampling/differentiation.py": (".*", ""),
+    "sampling/picture_reader.py": ("[^_]", ""),
+    "backbones/adapters.py": (".*", ""),
+    "backbones/analytic.py": (".*", ""),
+    "backbones/*_backbone.py": ("[^_]", ""),
+    "backbones/*_family.py": ("[^_]", ""),
+    "backbones/conditioning/encoded.py": (".*", ""),
+    "backbones/loading/source.py": (".*", ""),
+    "backbones/rectification/*.py": ("check$|apply$", ""),
+    "testing/backbone_contract.py": (".*", ""),
+}
+FILES = {"checkpoint.py", "state_file.py"}  # of the engine: what a file holds, which no backbone sees
+UNTYPED = {"pipe", "processor"}  # diffusers' own objects, which have no types
+
+
+def names_any(node):
+    """Whether a piece of code speaks of ``Any``, also in an annotation that is a text."""
+    return any(
+        (isinstance(part, ast.Name) and part.id == "Any")
+        or (isinstance(part, ast.Attribute) and part.attr == "Any")
+        or (
+            isinstance(part, ast.Constant)
+            and isinstance(part.value, str)
+            and re.search(r"\bAny\b(?=[],| )]|$)", part.value)
+        )
+        for part in ast.walk(node)
+    )
+
+
+def annotations(body, wanted, inside=""):
+    """(name, annotation) of what a class or a file declares: fields, parameters and results."""
+    for node in body:
+        name = getattr(node, "name", "") or getattr(getattr(node, "target", None), "id", "")
+        if isinstance(node, ast.ClassDef):
+            yield from annotations(node.body, wanted, f"{inside}{name}.")
+        elif not re.match(wanted, name) and name not in ("__init__", "__call__"):
+            continue
+        elif isinstance(node, ast.AnnAssign):
+            yield f"{inside}{name}", node.annotation
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            own = node.args
+            every = [*own.posonlyargs, *own.args, *own.kwonlyargs, *filter(None, (own.vararg, own.kwarg))]
+            known = [(each.arg, each.annotation) for each in every if each.arg not in UNTYPED]
+            for place, annotation in (*known, ("result", node.returns)):
+                if annotation is not None:
+                    yield f"{inside}{name}({place})", annotation
+
+
+def found_any(text, wanted=".*", left_out=""):
+    """Where a file says ``Any``: in all of it, or in what is looked at."""
+    body = [n for n in ast.parse(text).body if not (isinstance(n, ast.ClassDef) and re.fullmatch(left_out, n.name))]
+    told = [name for name, annotation in annotations(body, wanted) if names_any(annotation)]
+    if wanted == ".*":
+        code = (part for node in body for part in ast.walk(node))
+        told += [f"line {part.lineno}" for part in code if isinstance(part, ast.Name) and part.id == "Any"]
+    return told
+
+
+@pytest.mark.parametrize("pattern", SEAM)
+def test_no_type_is_left_open_between_a_run_and_a_backbone(pattern):
+    paths = [path for path in sorted(ROOT.glob(pattern)) if path.name not in FILES]
+    assert paths, f"nothing is at {pattern}: change the table"
+    wrong = [
+        f"{path.relative_to(ROOT)}: {told}" for path in paths for told in found_any(path.read_text(), *SEAM[pattern])
+    ]
+    assert not wrong, "write the protocol, the class, a type variable or `object`"
+
+
+def test_an_open_type_would_be_seen():
+    text = """
+from typing import Any
+Alias = dict[str, Any]
+class Backbone:
+    network: "Any"
+    def predict(self, pipe: Any, *rows: list[Any], more: "dict[str, Any] | None") -> Any: pass
+    def _own(self, given: Any): pass
+class Guidance:
+    state: Any
+"""
+    public = ["Backbone.network", "Backbone.predict(more)", "Backbone.predict(rows)", "Backbone.predict(result)"]
+    assert sorted(found_any(text, "[^_]", "Guidance")) == sorted(public)
+    assert {"Backbone._own(given)", "line 3"} <= set(found_any(text, ".*", "Guidance"))
+    assert found_any(text) != found_any(text, ".*", "Guidance")
 
 
 @pytest.mark.parametrize("part", ["core", "plugins"])

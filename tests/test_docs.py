@@ -1,5 +1,7 @@
 """Docs cannot drift: the reference is made from the code, links lead somewhere, code blocks run."""
 
+import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -36,3 +38,33 @@ def test_python_blocks_compile(page):
 def test_methods_in_the_readme_exist(names):
     text = (ROOT / "README.md").read_text()
     assert all(f"`{name}`" in text for name in names.names("methods"))
+
+
+STEPS = re.compile(r"`([\w./-]+\.py)` \(`(\w+)`\)")  # a file, and what to read there
+PATHS = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if STEPS.search(line)]
+
+
+def declared(path):
+    """What a file has at its top."""
+    for node in ast.parse((ROOT / path).read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
+        yield from (getattr(each, "name", getattr(each, "id", None)) for each in targets)
+
+
+def test_the_paths_of_a_contributor_are_all_there():
+    found = {line.split("|")[1].strip() for line in PATHS}
+    assert found == {"mask source", "backbone family", "transport", "metric"}
+
+
+@pytest.mark.parametrize("line", PATHS, ids=lambda line: line.split("|")[1].strip())
+def test_a_path_of_a_contributor_leads_there_by_three_files(line):
+    _, _, files, check, _ = (part.strip() for part in line.split("|"))
+    steps = STEPS.findall(files)
+    assert 1 <= len(steps) <= 3
+    assert len(steps) == files.count(".py`"), "say what to read in each file"
+    for path, name in steps:
+        assert name in declared(path), f"{path} has no {name}"
+    tests, modules = re.findall(r"pytest (\S+)", check), re.findall(r"python -m (\S+)", check)
+    assert tests or modules
+    assert all((ROOT / each).is_file() for each in tests)
+    assert all(importlib.util.find_spec(each) for each in modules)

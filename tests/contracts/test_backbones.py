@@ -6,7 +6,7 @@ import pytest
 import torch
 from attrs import evolve
 
-from tiny_families import FAMILIES
+from tiny_families import CONTRACTED
 from toy import toy_sampler
 from vitrail import testing
 from vitrail.sampling.sampler import Sampler
@@ -17,10 +17,10 @@ def backbone(family):
     """With its own networks, built once."""
     if family == "analytic":
         return toy_sampler().backbone
-    return Sampler.from_pipeline(FAMILIES[family](), "direct").backbone
+    return Sampler.from_pipeline(CONTRACTED[family](), "direct").backbone
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "analytic"])
+@pytest.mark.parametrize("family", [*CONTRACTED, "analytic"])
 def test_backbone(family):
     testing.check_backbone(backbone(family))
 
@@ -86,8 +86,8 @@ class Broken:
                 return evolve(answer, attention=None)
         return evolve(answer, model_output=output)
 
-    def decode(self, latents, exchange, wrap, backs_off):
-        picture = self._sound.decode(latents, exchange, wrap, backs_off)
+    def decode(self, latents, exchange, wrap, backs_off, streams):
+        picture = self._sound.decode(latents, exchange, wrap, backs_off, streams)
         match self._how:
             case "decodes beyond":
                 return 2 * picture + 0.1
@@ -142,7 +142,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("how", "told"), BROKEN)
 def test_a_broken_one_is_caught(how, told):
-    sound = Sampler.from_pipeline(FAMILIES["sd"](), "direct").backbone if how == "hook" else backbone("sd")
+    sound = Sampler.from_pipeline(CONTRACTED["sd"](), "direct").backbone if how == "hook" else backbone("sd")
     with pytest.raises(AssertionError, match=told):
         testing.check_backbone(Broken(how, sound))
 

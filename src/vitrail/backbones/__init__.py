@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitrail.backbones.adapters import StableDiffusion, StableDiffusion3, StableDiffusionXL
+from vitrail.backbones.adapters import ADAPTERS
 from vitrail.backbones.rectification.attention_scale import AttentionScale
 from vitrail.backbones.rectification.dilated_convolution import DilatedConvolution
 from vitrail.backbones.rectification.freeu import FreeU
@@ -19,9 +19,8 @@ DEMO = Path(__file__).parent.parent / "demo" / "model"
 @hookimpl
 def vitrail_register(registry: Registry) -> None:
     """Register the adapters, the rectifications and the demo model."""
-    registry.add("backbones", "sd", StableDiffusion)
-    registry.add("backbones", "sdxl", StableDiffusionXL)
-    registry.add("backbones", "sd3", StableDiffusion3)
+    for name, adapter in ADAPTERS.items():
+        registry.add("backbones", name, adapter)
     registry.add("rectification", "attention-scale", AttentionScale)
     registry.add("rectification", "freeu", FreeU)
     registry.add("rectification", "dilated-convolution", DilatedConvolution)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
@@ -26,7 +26,7 @@ class Adapter:
 
     pipelines: ClassVar[tuple[str, ...]]
     offers: ClassVar[frozenset[str]]
-    defaults: ClassVar[Mapping[str, Any]]
+    defaults: ClassVar[Mapping[str, object]]
     source: ModelSource  # location of the weights; found by the model's name
 
     def load(self, device: str | None = None) -> PipelineBackbone:
@@ -37,12 +37,12 @@ class Adapter:
         return backbone
 
     @property
-    def suits(self) -> dict[str, Any]:
+    def suits(self) -> dict[str, object]:
         """Fields of a run that suit the model; its folder takes precedence over its family."""
         return {**self.defaults, **self.source.suits}
 
     @classmethod
-    def adopt(cls, pipe: Any) -> PipelineBackbone:
+    def adopt(cls, pipe: object) -> PipelineBackbone:
         """Return a backbone of a loaded pipeline."""
         from vitrail.backbones.pipeline_backbone import PipelineBackbone
 
@@ -69,7 +69,7 @@ class StableDiffusion(Adapter):
         "StableDiffusionControlNetImg2ImgPipeline",
     )
     offers: ClassVar[frozenset[str]] = UNET
-    defaults: ClassVar[Mapping[str, Any]] = {"height": 1024, "width": 1024, "guidance_scale": 7.5}
+    defaults: ClassVar[Mapping[str, object]] = {"height": 1024, "width": 1024, "guidance_scale": 7.5}
 
     @classmethod
     def family(cls) -> ModelFamily:
@@ -90,7 +90,7 @@ class StableDiffusionXL(Adapter):
         "StableDiffusionXLControlNetImg2ImgPipeline",
     )
     offers: ClassVar[frozenset[str]] = UNET
-    defaults: ClassVar[Mapping[str, Any]] = {"height": 2048, "width": 2048, "guidance_scale": 7.5}
+    defaults: ClassVar[Mapping[str, object]] = {"height": 2048, "width": 2048, "guidance_scale": 7.5}
 
     @classmethod
     def family(cls) -> ModelFamily:
@@ -106,7 +106,7 @@ class StableDiffusion3(Adapter):
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
     offers: ClassVar[frozenset[str]] = frozenset({"gradients", "joint-attention-maps", "vae"})
-    defaults: ClassVar[Mapping[str, Any]] = {"height": 2048, "width": 2048, "guidance_scale": 7.0}
+    defaults: ClassVar[Mapping[str, object]] = {"height": 2048, "width": 2048, "guidance_scale": 7.0}
 
     @classmethod
     def family(cls) -> ModelFamily:
@@ -114,3 +114,10 @@ class StableDiffusion3(Adapter):
         from vitrail.backbones.sd3_family import SD3Family
 
         return SD3Family()
+
+
+ADAPTERS: Mapping[str, type[Adapter]] = {  # by registered name
+    "sd": StableDiffusion,
+    "sdxl": StableDiffusionXL,
+    "sd3": StableDiffusion3,
+}

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,20 @@ from attrs import field, frozen
 from torch import Tensor
 
 from vitrail.core.method.attention_maps import AttentionRequest
+from vitrail.core.method.backbone import OpaqueConditioning
 from vitrail.core.method.inputs import Inputs
 from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.step import Step
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vitrail.core.config.run_config import Wrap
+    from vitrail.core.engine.exchange import Exchange
     from vitrail.core.method.backbone import Backbone
+    from vitrail.core.schedule.noise_schedule import Scheduler
+    from vitrail.core.schedule.streams import Streams
 
 
 @frozen(eq=False)
@@ -56,12 +63,12 @@ class AnalyticBackbone:
     """A backbone whose denoiser is the posterior mean of a known prior."""
 
     prior: MixturePrior
-    scheduler: Any
+    scheduler: Scheduler
     latent_channels: int = 4
     vae_scale_factor: int = 8
     native_size: int = 16
     offers: frozenset[str] = field(default=frozenset())
-    defaults: ClassVar[Mapping[str, Any]] = {}
+    defaults: ClassVar[Mapping[str, object]] = {}
     max_view: ClassVar[None] = None
     network: ClassVar[None] = None
     pipeline: ClassVar[None] = None
@@ -72,11 +79,11 @@ class AnalyticBackbone:
         """Device of the templates."""
         return self.prior.templates.device
 
-    def new_scheduler(self, name: str | None = None) -> Any:
+    def new_scheduler(self, name: str | None = None) -> Scheduler:
         """Return a copy of the given scheduler; ``name`` is ignored."""
         return copy.deepcopy(self.scheduler)
 
-    def timestep_options(self, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+    def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, object]:
         """Return no further options; see ``Backbone.timestep_options``."""
         return {}
 
@@ -104,13 +111,15 @@ class AnalyticBackbone:
         """Return (): prompts are ignored."""
         return ()
 
-    def also(self, conditioning: None, inputs: Inputs) -> None:
+    def also(self, conditioning: OpaqueConditioning, inputs: Inputs) -> OpaqueConditioning:
         """Return None: prompts are ignored."""
+        return conditioning
 
-    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> None:
+    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> OpaqueConditioning:
         """Return None: prompts and pictures are ignored."""
+        return OpaqueConditioning()
 
-    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Any) -> ModelOutput:
+    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: OpaqueConditioning) -> ModelOutput:
         """Return the network output that corresponds to the posterior mean; see ``Backbone.predict``."""
         flow = step.prediction_type == "flow_prediction"
         scale = 1.0 if flow else math.hypot(step.alpha, step.sigma)
@@ -119,8 +128,9 @@ class AnalyticBackbone:
         latents = noisy * scale
         return ModelOutput(Prediction(latents, latents * 0, step).with_clean(clean).model_output)
 
-    def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
+    def read_picture(self, picture: Image | Tensor, height: int, width: int) -> Tensor:
         """Resize a picture that is a tensor already; see ``Backbone.read_picture``."""
+        assert isinstance(picture, Tensor)
         return F.interpolate(picture, (height, width), mode="bilinear", align_corners=False)
 
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
@@ -136,7 +146,7 @@ class AnalyticBackbone:
         factor = self.vae_scale_factor
         return lambda clean: clean[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
-    def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> dict[str, Any]:
+    def callback_tensors(self, conditioning: OpaqueConditioning, step: Step, guided: bool) -> dict[str, None]:
         """Return no tensors besides the latents; see ``Backbone.callback_tensors``."""
         return {}
 
@@ -148,18 +158,23 @@ class AnalyticBackbone:
         """Do nothing: no resources are held."""
 
     def decode(
-        self, latents: Tensor, exchange: Any = None, wrap: Any = "none", backs_off: bool = True, streams: Any = None
+        self,
+        latents: Tensor,
+        exchange: Exchange | None = None,
+        wrap: Wrap = "none",
+        backs_off: bool = True,
+        streams: Streams | None = None,
     ) -> Tensor:
         """Return the first three channels, enlarged and clipped to [0, 1]; see ``Backbone.decode``."""
         factor = self.vae_scale_factor
         picture = latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
         return (picture / 2 + 0.5).clamp(0, 1)
 
-    def to_pil(self, pictures: Tensor) -> list[Any]:
+    def to_pil(self, pictures: Tensor) -> list[Image]:
         """Convert pictures in [0, 1] to Pillow images."""
-        from PIL import Image
+        from PIL.Image import fromarray
 
-        return [Image.fromarray((p.permute(1, 2, 0) * 255).round().byte().cpu().numpy()) for p in pictures]
+        return [fromarray((p.permute(1, 2, 0) * 255).round().byte().cpu().numpy()) for p in pictures]
 
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
@@ -10,12 +10,15 @@ from attrs import field, frozen
 from vitrail.core.config.fields import as_tuple
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
     from vitrail.backbones.conditioning.encoded import Conditioning
     from vitrail.core.method.attention_maps import AttentionRequest
+    from vitrail.core.method.backbone import CallbackValue
     from vitrail.core.method.inputs import Inputs
     from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
+    from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
 
 TEXT = ("prompt_embeds", "negative_prompt_embeds", "clip_skip")
@@ -50,7 +53,7 @@ class ModelFamily(Protocol):
     def upcasts(self) -> bool:
         """Whether a float16 VAE with ``force_upcast`` runs in float32."""
 
-    def network(self, pipe: Any) -> Any:
+    def network(self, pipe: Any) -> nn.Module:
         """Return the denoising network."""
 
     def check(self, pipe: Any) -> None:
@@ -65,7 +68,7 @@ class ModelFamily(Protocol):
     def max_view(self, pipe: Any) -> int | None:
         """Return the longest side of a view that the network takes, in latent cells; None if unlimited."""
 
-    def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+    def timestep_options(self, pipe: Any, scheduler: Scheduler, height: int, width: int) -> Mapping[str, object]:
         """Return the keywords of ``set_timesteps`` besides the number of steps.
 
         Args:
@@ -78,7 +81,9 @@ class ModelFamily(Protocol):
     def first_step(self, num_steps: int, strength: float) -> int:
         """Return the number of steps to skip when a run of ``num_steps`` starts from a picture."""
 
-    def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
+    def condition(
+        self, pipe: Any, inputs: Inputs, device: torch.device, request: AttentionRequest | None
+    ) -> Conditioning:
         """Encode the conditioning of a picture.
 
         Args:
@@ -105,7 +110,9 @@ class ModelFamily(Protocol):
     def callback_inputs(self) -> Sequence[str]:
         """Names of the tensors that a callback may receive."""
 
-    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+    def callback_tensors(
+        self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool
+    ) -> Mapping[str, CallbackValue]:
         """Return these tensors except the latents, as diffusers' loop has them at a step.
 
         Args:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vitrail.backbones.vae.strip_ops import StripExchange
     from vitrail.core.config.run_config import Wrap
     from vitrail.core.method.attention_maps import AttentionRequest
-    from vitrail.core.method.backbone import Backbone, ForwardCaching
+    from vitrail.core.method.backbone import Backbone, CallbackValue, ForwardCaching, OpaqueConditioning
     from vitrail.core.method.inputs import Inputs
     from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.noise_schedule import Scheduler
@@ -56,20 +56,21 @@ class PipelineBackbone:
         max_view: Longest side of a view that the network takes, in latent cells; None if unlimited.
     """
 
-    def __init__(self, pipe: Any, family: ModelFamily, offers: frozenset[str], defaults: Mapping[str, Any]):
+    def __init__(self, pipe: Any, family: ModelFamily, offers: frozenset[str], defaults: Mapping[str, object]):
         check_adopted(pipe, family)
         self._pipe, self._family = pipe, family
         self._lock = threading.Lock()  # ranks that are threads may share a backbone; tokenizers and weights change
         self._users: set[int] = set()  # threads that use it
         self.offers, self.defaults = offers, defaults
-        self.latent_channels: int = pipe.vae.config.latent_channels
-        self.vae_scale_factor: int = pipe.vae_scale_factor
-        size = self.network.config.sample_size
+        self.latent_channels: int = self._pipe.vae.config.latent_channels
+        self.vae_scale_factor: int = self._pipe.vae_scale_factor
+        network: Any = self.network
+        size: int | tuple[int, int] = network.config.sample_size
         self.native_size: int = size if isinstance(size, int) else min(size)
         self.max_view = family.max_view(pipe)
 
     @property
-    def network(self) -> Any:
+    def network(self) -> torch.nn.Module:
         """The denoising network, as the pipeline has it now."""
         return self._family.network(self._pipe)
 
@@ -108,7 +109,7 @@ class PipelineBackbone:
         return cast("Scheduler", scheduler)
 
     @plain_defaults()
-    def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, Any]:
+    def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> Mapping[str, object]:
         """Return the keywords of ``set_timesteps`` besides the number of steps; see ``Backbone``."""
         return self._family.timestep_options(self._pipe, scheduler, height, width)
 
@@ -167,18 +168,20 @@ class PipelineBackbone:
         with self._lock:
             return tuple(word.text for word in words_of(self._pipe, inputs.prompt))
 
-    def also(self, conditioning: Conditioning, inputs: Inputs) -> Conditioning:
+    def also(self, conditioning: OpaqueConditioning, inputs: Inputs) -> Conditioning:
         """Return the conditioning with one more text that rows may have."""
-        return conditioning.also(inputs.prompt, self.condition(evolve(inputs, extras=_text_only(inputs.extras)), None))
+        text = self.condition(evolve(inputs, extras=_text_only(inputs.extras)), None)
+        return _own(conditioning).also(inputs.prompt, text)
 
     @plain_defaults()
-    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Conditioning) -> ModelOutput:
+    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: OpaqueConditioning) -> ModelOutput:
         """Run one forward of the network, and compute the requested attention maps beside it; see ``Backbone``."""
-        with self._turn(conditioning):
-            if conditioning.kept is None:
-                return self._family.forward(self._pipe, rows, step, timestep, conditioning)
-            ask = partial(self._family.forward, self._pipe, step=step, timestep=timestep, conditioning=conditioning)
-            return conditioning.kept.forward(rows, step, ask)
+        own = _own(conditioning)
+        with self._turn(own):
+            if own.kept is None:
+                return self._family.forward(self._pipe, rows, step, timestep, own)
+            ask = partial(self._family.forward, self._pipe, step=step, timestep=timestep, conditioning=own)
+            return own.kept.forward(rows, step, ask)
 
     @plain_defaults()
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
@@ -230,7 +233,7 @@ class PipelineBackbone:
         return decoder_of(self._pipe.vae, self.device)
 
     @plain_defaults()
-    def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
+    def read_picture(self, picture: Image | Tensor, height: int, width: int) -> Tensor:
         """Read and resize a picture by the pipeline's image processor; see ``Backbone.read_picture``."""
         return read_picture(self._pipe.image_processor, picture, height, width).to(self.device)
 
@@ -241,7 +244,7 @@ class PipelineBackbone:
         return cast("list[Image]", processor.numpy_to_pil(processor.pt_to_numpy(pictures)))
 
     @property
-    def pipeline(self) -> Any:
+    def pipeline(self) -> object:
         """The user's pipeline, for callbacks, which may change it."""
         return self._pipe
 
@@ -249,11 +252,13 @@ class PipelineBackbone:
     def callback_inputs(self) -> tuple[str, ...]:
         """Names of the tensors that a callback may receive: the pipeline's own, as far as a run has them."""
         made = self._family.callback_inputs
-        return tuple(name for name in self._pipe._callback_tensor_inputs if name in made)
+        return tuple(name for name in getattr(self._pipe, "_callback_tensor_inputs", ("latents",)) if name in made)
 
-    def callback_tensors(self, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+    def callback_tensors(
+        self, conditioning: OpaqueConditioning, step: Step, guided: bool
+    ) -> Mapping[str, CallbackValue]:
         """Return the callback's tensors except the latents, as diffusers' loop has them; see ``ModelFamily``."""
-        return self._family.callback_tensors(self._pipe, conditioning, step, guided)
+        return self._family.callback_tensors(self._pipe, _own(conditioning), step, guided)
 
     @contextmanager
     def adapters_kept(self) -> Iterator[None]:
@@ -280,7 +285,7 @@ class PipelineBackbone:
             return None
         return FeatureCaches(self._denoising(), found.by_name, next(_PICTURES), lambda: len(self._users) <= 1)
 
-    def _denoising(self) -> tuple[Any, ...]:
+    def _denoising(self) -> tuple[torch.nn.Module | None, ...]:
         return self.network, getattr(self._pipe, "controlnet", None)
 
     @contextmanager
@@ -293,7 +298,7 @@ class PipelineBackbone:
             yield
 
 
-def read_picture(processor: Any, picture: Any, height: int, width: int) -> Tensor:
+def read_picture(processor: Any, picture: object, height: int, width: int) -> Tensor:
     """Resize a picture to exactly the wanted size by a pipeline's processor, which would round it to whole cells.
 
     Args:
@@ -329,7 +334,13 @@ def quiet_libraries() -> None:
         library.disable_progress_bar()
 
 
-def _refuse_other_prediction(current: Any, other: Any, name: str) -> None:
+def _own(conditioning: OpaqueConditioning) -> Conditioning:
+    from vitrail.backbones.conditioning.encoded import Conditioning
+
+    return Conditioning.of(conditioning)
+
+
+def _refuse_other_prediction(current: Scheduler, other: Scheduler, name: str) -> None:
     from vitrail.core.schedule.noise_schedule import prediction_type_of
 
     have, want = prediction_type_of(current), prediction_type_of(other)

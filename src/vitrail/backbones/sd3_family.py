@@ -17,11 +17,14 @@ from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
     from vitrail.core.method.attention_maps import AttentionRequest
+    from vitrail.core.method.backbone import CallbackValue
     from vitrail.core.method.inputs import Inputs
     from vitrail.core.method.micro_batch import MicroBatch
+    from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
 
 
@@ -48,9 +51,10 @@ class SD3Family:
         PipelinePart("text_encoder_3"),
     )
 
-    def network(self, pipe: Any) -> Any:
+    def network(self, pipe: Any) -> nn.Module:
         """Return the transformer."""
-        return pipe.transformer
+        transformer: nn.Module = pipe.transformer
+        return transformer
 
     def check(self, pipe: Any) -> None:
         """Refuse a transformer for another latent space than the VAE's.
@@ -65,7 +69,7 @@ class SD3Family:
             )
 
     def serves(self, pipe: Any) -> frozenset[str]:
-        """Return the names of text inputs and ``joint_attention_kwargs``."""
+        """Return the fields of ``Extras`` that it serves: text, as embeddings or words; ``joint_attention_kwargs``."""
         return frozenset((*TEXT, *POOLED, "joint_attention_kwargs"))
 
     def check_attention(self, pipe: Any, request: AttentionRequest) -> None:
@@ -73,11 +77,11 @@ class SD3Family:
         check_blocks(pipe.transformer, request.layers)
 
     def max_view(self, pipe: Any) -> int:
-        """Return the side of the table of positional embeddings, in latent cells."""
+        """Return the side of the table of positional embeddings, in latent cells; None would be any size."""
         config = pipe.transformer.config
         return int(config.pos_embed_max_size * config.patch_size)
 
-    def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+    def timestep_options(self, pipe: Any, scheduler: Scheduler, height: int, width: int) -> dict[str, object]:
         """Return the shift ``mu`` of a scheduler with dynamic shifting, for the whole canvas.
 
         Linear in the number of patches, through
@@ -90,7 +94,7 @@ class SD3Family:
             height: Height of the latents, cells.
             width: Width of the latents, cells.
         """
-        config = scheduler.config
+        config: Any = scheduler.config
         if not config.get("use_dynamic_shifting", False):
             return {}
         patch = pipe.transformer.config.patch_size
@@ -103,13 +107,15 @@ class SD3Family:
         """Return the number of steps that a run from a picture skips, rounded down."""
         return int(num_steps - min(num_steps * strength, num_steps))
 
-    def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
+    def condition(
+        self, pipe: Any, inputs: Inputs, device: torch.device, request: AttentionRequest | None
+    ) -> Conditioning:
         """Encode text by the pipeline's own ``encode_prompt``; see ``ModelFamily.condition``."""
         content = content_tokens(pipe, inputs.prompt, request)
         given = self._text(pipe, inputs, device)
         return Conditioning(given=given, content=content, request=request, inputs=inputs)
 
-    def _text(self, pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
+    def _text(self, pipe: Any, inputs: Inputs, device: torch.device) -> list[Given]:
         extras = inputs.extras
         prompt = inputs.prompt if extras.prompt_embeds is None else None
         negative = inputs.negative_prompt if extras.negative_prompt_embeds is None else None
@@ -160,7 +166,9 @@ class SD3Family:
         layers = {number: one[..., :height, :width] for number, one in each.items()}
         return ModelOutput(output[..., :height, :width].to(dtype), mean[..., :height, :width], layers=layers)
 
-    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+    def callback_tensors(
+        self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool
+    ) -> dict[str, CallbackValue]:
         """Return the embeddings and pooled embeddings of the text; see ``ModelFamily.callback_tensors``."""
         text, pooled = (conditioning.both(name, guided) for name in ("encoder_hidden_states", "pooled_projections"))
         return {

@@ -19,13 +19,15 @@ from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from vitrail.core.geometry.size_conditioning import Size, SizeConditioning
     from vitrail.core.geometry.views import View
     from vitrail.core.method.attention_maps import AttentionRequest
+    from vitrail.core.method.backbone import CallbackValue
     from vitrail.core.method.inputs import Inputs
     from vitrail.core.method.micro_batch import MicroBatch
+    from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
 
 IMAGES = ("ip_adapter_image", "ip_adapter_image_embeds")
@@ -65,9 +67,10 @@ class UNetFamily:
         """Whether a float16 VAE runs in float32, as in the pipelines of XL."""
         return self.is_xl
 
-    def network(self, pipe: Any) -> Any:
+    def network(self, pipe: Any) -> nn.Module:
         """Return the U-Net."""
-        return pipe.unet
+        unet: nn.Module = pipe.unet
+        return unet
 
     def check(self, pipe: Any) -> None:
         """Refuse networks with inputs that are not supported: a mask, a guidance embedding, another latent space.
@@ -111,7 +114,7 @@ class UNetFamily:
         """Return None: views may have any size."""
         return
 
-    def timestep_options(self, pipe: Any, scheduler: Any, height: int, width: int) -> dict[str, Any]:
+    def timestep_options(self, pipe: Any, scheduler: Scheduler, height: int, width: int) -> dict[str, object]:
         """Return no further options: schedules do not depend on the size."""
         return {}
 
@@ -119,7 +122,9 @@ class UNetFamily:
         """Return the number of steps that a run from a picture skips, rounded up."""
         return num_steps - int(num_steps * strength)
 
-    def condition(self, pipe: Any, inputs: Inputs, device: Any, request: AttentionRequest | None) -> Conditioning:
+    def condition(
+        self, pipe: Any, inputs: Inputs, device: torch.device, request: AttentionRequest | None
+    ) -> Conditioning:
         """Encode text by the pipeline's own ``encode_prompt``, IP-Adapter pictures and the ControlNet's hint.
 
         See ``ModelFamily.condition`` for the arguments.
@@ -130,7 +135,7 @@ class UNetFamily:
         words = [w.positions for w in words_of(pipe, inputs.prompt)] if request is not None and request.each else ()
         return Conditioning(given=given, content=content, words=words, request=request, inputs=inputs, pack=control)
 
-    def _text(self, pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
+    def _text(self, pipe: Any, inputs: Inputs, device: torch.device) -> list[Given]:
         extras = inputs.extras
         words: dict[str, Any] = {
             "prompt": inputs.prompt if extras.prompt_embeds is None else None,
@@ -168,7 +173,7 @@ class UNetFamily:
         added = self._added(pipe, rows, step, conditioning, given)
         if added:
             arguments["added_cond_kwargs"] = added
-        control: Control | None = conditioning.pack
+        control = _control_in(conditioning)
         residuals = {}
         if control is not None and control.acts(step):
             known = {k: v for k, v in added.items() if k != "image_embeds"}
@@ -198,15 +203,21 @@ class UNetFamily:
         plain = ("latents", "prompt_embeds", "negative_prompt_embeds", "image", "control_image")
         return plain + (XL_CALLBACKS if self.is_xl else ())
 
-    def callback_tensors(self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool) -> dict[str, Any]:
+    def callback_tensors(
+        self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool
+    ) -> dict[str, CallbackValue]:
         """Return text embeddings, hints, and XL's size conditioning of the whole picture.
 
         See ``ModelFamily.callback_tensors`` for the arguments.
         """
         text = conditioning.both("encoder_hidden_states", guided)
-        found: dict[str, Any] = {"prompt_embeds": text, "negative_prompt_embeds": text[:1] if guided else None}
-        if conditioning.pack is not None:
-            hints = [conditioning.both(name, guided) for name in hint_names(len(conditioning.pack.scales))]
+        found: dict[str, CallbackValue] = {
+            "prompt_embeds": text,
+            "negative_prompt_embeds": text[:1] if guided else None,
+        }
+        control = _control_in(conditioning)
+        if control is not None:
+            hints = [conditioning.both(name, guided) for name in hint_names(len(control.scales))]
             found["image"] = found["control_image"] = hints if len(hints) > 1 else hints[0]
         if not self.is_xl:
             return found
@@ -242,6 +253,11 @@ class UNetFamily:
         return added
 
 
+def _control_in(conditioning: Conditioning) -> Control | None:
+    """Return the weights of control hints over the steps; None without hints."""
+    return conditioning.pack if isinstance(conditioning.pack, Control) else None
+
+
 def _refuse_refiner(pipe: Any) -> None:
     """Refuse XL's refiner, whose U-Net takes an aesthetic score in place of the target size."""
     config, encoder, told = pipe.unet.config, pipe.text_encoder_2, SIZES
@@ -275,7 +291,7 @@ def time_ids(
     return (*original, top, left, *target)
 
 
-def _images(pipe: Any, inputs: Inputs, device: Any) -> list[Given]:
+def _images(pipe: Any, inputs: Inputs, device: torch.device) -> list[Given]:
     """Encode pictures for IP-Adapters by the pipeline's own encoder; one tensor per adapter."""
     extras = inputs.extras
     if extras.ip_adapter_image is None and extras.ip_adapter_image_embeds is None:

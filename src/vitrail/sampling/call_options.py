@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
 
 from vitrail.core.config.paths import expanded_or_none
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vitrail.comm.protocol import Communicator
     from vitrail.core.config.run_config import RunConfig
+    from vitrail.core.method.backbone import CallbackValue
     from vitrail.core.method.inputs import Extras
+    from vitrail.sampling.callbacks import CallbackRun
 
 OutputType = Literal["pil", "pt", "latent"]
-Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
+Callback = Callable[["CallbackRun", int, "Tensor", "dict[str, CallbackValue]"], "Mapping[str, object] | None"]
 
 
 @frozen(kw_only=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitrail.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vitrail.core.method.backbone import CallbackValue
 
 SETTABLE = ("_guidance_scale", "_guidance_rescale", "_interrupt")
 PUBLIC = {"guidance_scale": "_guidance_scale", "guidance_rescale": "_guidance_rescale", "interrupt": "_interrupt"}
@@ -42,7 +44,11 @@ class CallbackRun:
         scheduler: The scheduler that steps, a copy of the pipeline's.
     """
 
-    def __init__(self, sampler: object, pipeline: Any, fields: Mapping[str, Any], check: Callable[[float], None]):
+    _fields: dict[str, object]
+    guidance_scale: float
+    guidance_rescale: float
+
+    def __init__(self, sampler: object, pipeline: object, fields: Mapping[str, object], check: Callable[[float], None]):
         """Begin a picture.
 
         Args:
@@ -63,10 +69,10 @@ class CallbackRun:
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether both branches are predicted."""
-        return bool(self._fields["guidance_scale"] > 1)
+        return self.guidance_scale > 1
 
-    def __getattr__(self, name: str) -> Any:
-        fields = vars(self)["_fields"]
+    def __getattr__(self, name: str) -> object:
+        fields: dict[str, object] = vars(self)["_fields"]
         if name.removeprefix("_") in fields:
             return fields[name.removeprefix("_")]
         sampler, pipeline = vars(self)["sampler"], vars(self)["_pipeline"]
@@ -75,7 +81,7 @@ class CallbackRun:
                 return getattr(place, name)
         raise AttributeError(f"a run has no {name!r}, and neither has its pipeline")
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         fields = vars(self)["_fields"]
         if name not in SETTABLE:
             if name in PUBLIC:
@@ -95,9 +101,9 @@ class CallbackRun:
         fields[name.removeprefix("_")] = number
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: object) -> float:
     try:
-        number = float(value)
+        number = float(value)  # type: ignore[arg-type]  # anything may be set, and what is no number is refused
     except (TypeError, ValueError) as error:
         raise ConfigError(f"a callback set {name!r} to {value!r}, which is no number") from error
     if not math.isfinite(number):
@@ -105,7 +111,7 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
-def wanted_inputs(callback: Any, asked: Sequence[str] | None, offered: Sequence[str]) -> tuple[str, ...]:
+def wanted_inputs(callback: object, asked: Sequence[str] | None, offered: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the tensors that a callback receives.
 
     Args:
@@ -129,7 +135,13 @@ def wanted_inputs(callback: Any, asked: Sequence[str] | None, offered: Sequence[
     return tuple(dict.fromkeys(wanted))
 
 
-def taken(answer: Any, given: Mapping[str, Any], before: Mapping[str, Any], latents: Tensor, unguided: bool) -> Tensor:
+def taken(
+    answer: object,
+    given: Mapping[str, CallbackValue],
+    before: Mapping[str, CallbackValue],
+    latents: Tensor,
+    unguided: bool,
+) -> Tensor:
     """Return the latents after a callback, and refuse other changes.
 
     Args:
@@ -152,8 +164,9 @@ def taken(answer: Any, given: Mapping[str, Any], before: Mapping[str, Any], late
                 f"callback_on_step_end returned {name!r}, which would be ignored: it was given {', '.join(given)}, and "
                 "only latents may be replaced"
             )
-        halved = unguided and before[name] is not None and _is_kept(value, before[name][-1:])
-        if not halved and not _is_kept(value, before[name]):
+        own = before[name]
+        halved = unguided and own is not None and _is_kept(value, own[-1:])
+        if not halved and not _is_kept(value, own):
             raise ConfigError(
                 f"callback_on_step_end changed {name!r}, which would be ignored, since views have texts and sizes of "
                 "their own: only latents may be replaced. To switch guidance off, set _guidance_scale to 0 and return "
@@ -162,36 +175,35 @@ def taken(answer: Any, given: Mapping[str, Any], before: Mapping[str, Any], late
     return _checked(new, latents)
 
 
-def _checked(new: Any, latents: Tensor) -> Tensor:
+def _checked(new: object, latents: Tensor) -> Tensor:
     """Return replaced latents with the canvas's dtype and device; refuse another shape."""
     import torch
 
-    is_tensor = isinstance(new, torch.Tensor)
-    if not is_tensor or new.shape != latents.shape or not new.is_floating_point():
-        what = f"{new.dtype} {tuple(new.shape)}" if is_tensor else type(new).__name__
+    if not isinstance(new, torch.Tensor) or new.shape != latents.shape or not new.is_floating_point():
+        what = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, torch.Tensor) else type(new).__name__
         wanted = f"{latents.dtype} {tuple(latents.shape)}"
         raise ConfigError(f"callback_on_step_end returned latents of {what}; they must be of {wanted}")
-    checked: Tensor = new.to(latents)
-    return checked
+    return new.to(latents)
 
 
-def copied(given: Mapping[str, Any]) -> dict[str, Any]:
+def copied(given: Mapping[str, CallbackValue]) -> dict[str, CallbackValue]:
     """Copy tensors before a callback sees them."""
     return {name: _copied(value) for name, value in given.items()}
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: CallbackValue) -> CallbackValue:
     if isinstance(value, list):
-        return [_copied(each) for each in value]
+        return [each.clone() for each in value]
     return None if value is None else value.clone()
 
 
-def _is_kept(value: Any, before: Any) -> bool:
+def _is_kept(value: object, before: CallbackValue) -> bool:
     import torch
 
     if before is None:
         return value is None
     if isinstance(before, list):
-        pairs = zip(value, before, strict=False)
-        return isinstance(value, list) and len(value) == len(before) and all(_is_kept(a, b) for a, b in pairs)
+        if not isinstance(value, list) or len(value) != len(before):
+            return False
+        return all(_is_kept(own, other) for own, other in zip(value, before, strict=True))
     return isinstance(value, torch.Tensor) and torch.equal(value, before)

@@ -25,7 +25,7 @@ def given_digests(extras: Extras, image: Image | None) -> dict[str, str]:
     return found if image is None else {**found, "image": content_digest(image)}
 
 
-def content_digest(value: Any) -> str:
+def content_digest(value: object) -> str:
     """Return a digest, in hexadecimal, of numbers, text, tensors, arrays and pictures, also in lists and tables."""
     digest = hashlib.sha256()
     _feed(digest, value)

@@ -28,7 +28,7 @@ ROUNDING = 1e-3  # tolerance of floats outside [0, 1]
 MARK = -1.0  # value of a hint that means "draw here", as in inpainting control networks
 
 
-def read(picture: Any, name: str, *, marks: bool = False, told: str = "", quiet: bool = False) -> Image | Tensor:
+def read(picture: object, name: str, *, marks: bool = False, told: str = "", quiet: bool = False) -> Image | Tensor:
     """Read one caller-supplied picture.
 
     Args:
@@ -239,26 +239,26 @@ def with_pictures(extras: Extras) -> Extras:
     Raises:
         ConfigError: Naming every input that is not a picture.
     """
-    problems, found = Problems(), {}
+    problems, found = Problems(), dict[str, object]()
     for name, single in (("control_image", _hint), ("ip_adapter_image", _seen)):
         with problems.collect():
             found[name] = _each(getattr(extras, name), name, single)
     problems.tell()
-    return evolve(extras, **found)
+    return evolve(extras, control_image=found["control_image"], ip_adapter_image=found["ip_adapter_image"])
 
 
-def _each(pictures: Any, name: str, single: Callable[[Any, str], Any]) -> Any:
+def _each(pictures: object, name: str, single: Callable[[object, str], Image | Tensor]) -> object:
     """Read pictures, alone or in nested lists; None stays None."""
     if isinstance(pictures, (list, tuple)):
         return [_each(each, f"{name}[{number}]", single) for number, each in enumerate(pictures)]
     return None if pictures is None else single(pictures, name)
 
 
-def _hint(picture: Any, name: str) -> Image | Tensor:
+def _hint(picture: object, name: str) -> Image | Tensor:
     return read(picture, name, marks=True)
 
 
-def _seen(picture: Any, name: str) -> Image | Tensor:
+def _seen(picture: object, name: str) -> Image | Tensor:
     """Read a picture for an image encoder's processor; keep float tensors, which are its output."""
     import torch
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from attrs import evolve
 
@@ -42,7 +42,7 @@ class Sampler:
     def __init__(
         self,
         backbone: Backbone,
-        composition: Composition | Mapping[str, Any],
+        composition: Composition | Mapping[str, object],
         *,
         model: str,
         options: ModelOptions | None = None,
@@ -72,7 +72,7 @@ class Sampler:
     def from_pretrained(
         cls,
         model: str = "demo",
-        method: str | Path | Mapping[str, Any] | Composition = "asg-plus",
+        method: str | Path | Mapping[str, object] | Composition = "asg-plus",
         *,
         device: str | None = None,
         dtype: Dtype = "float32",
@@ -106,8 +106,8 @@ class Sampler:
     @classmethod
     def from_pipeline(
         cls,
-        pipe: Any,
-        method: str | Path | Mapping[str, Any] | Composition = "asg-plus",
+        pipe: object,
+        method: str | Path | Mapping[str, object] | Composition = "asg-plus",
         *,
         plugins: Iterable[tuple[str, object]] = (),
     ) -> Sampler:
@@ -131,7 +131,9 @@ class Sampler:
             backbone = adapter.adopt(pipe)
         problems.tell()
         assert backbone is not None
-        options = ModelOptions(dtype=cast(Dtype, str(backbone.network.dtype).removeprefix("torch.")))
+        options = ModelOptions(
+            dtype=cast(Dtype, str(getattr(backbone.network, "dtype", "float32")).removeprefix("torch."))
+        )
         return cls(backbone, composition, model="pipeline", options=options, plugins=plugins, method=method)
 
     @classmethod
@@ -201,7 +203,7 @@ class Sampler:
         callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
         output_type: OutputType = "pil",
         spread: Spread | None = None,
-        **options: Any,
+        **options: object,
     ) -> Result:
         """Sample pictures.
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import attrs
 from attrs import evolve
@@ -36,14 +36,17 @@ from vitrail.sampling.run_plugins import wrapping
 from vitrail.sampling.start_picture import open_picture
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
     from torch import Tensor
 
     from vitrail.comm.protocol import Communicator
     from vitrail.comm.trace.recording import Recorder
+    from vitrail.core.engine.conditioning_cache import Conditions
     from vitrail.core.engine.engine import Engine
     from vitrail.core.engine.memory_backoff import MemoryBackoff
     from vitrail.core.engine.plan import RunPlan
+    from vitrail.core.method.backbone import CallbackValue
     from vitrail.core.schedule.step import Step
     from vitrail.sampling.builder import Builder
 
@@ -65,15 +68,13 @@ class Session:
         self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
         self._stopped = self._started = False
         self._image: Image | None = None  # from a file, read once
-        self._caller_image: Any = None  # from the caller, read once
+        self._caller_image: Image | Tensor | None = None  # from the caller, read once
         self._given: dict[str, str] = {}
         self._files: dict[str, str] = {}
         self._plugins = wrapping(builder.plugins)
         self._first = 0
         self._split: Communicator | None = None
         self._wanted: tuple[str, ...] = ()  # names of the tensors that the callback receives
-        self._caller: Any = None  # the object that it receives for the current picture
-        self._conditions: Any = None
         self._backoff: MemoryBackoff | None = None  # one for all pictures, so that the limit is kept
         self._plan: RunPlan | None = None  # plan of the next picture
         self._workers = 1
@@ -228,7 +229,7 @@ class Session:
                 f"checkpoint does not hold; leave it out, or {found.remedy}"
             )
         recipe = self._recipe(self._config.seed)
-        kept: dict[str, Any] = {"run": {**recipe.run, "num_images": self._config.num_images}}
+        kept: dict[str, object] = {"run": {**recipe.run, "num_images": self._config.num_images}}
         kept |= {"method": recipe.method, "versions": recipe.versions, "given": recipe.given}
         kept |= {name: part for name, part in (("files", recipe.files), ("plugins", recipe.plugins)) if part}
         threads = threads_in_bits(self._builder.backbone)
@@ -273,8 +274,7 @@ class Session:
         )
         plan.hooks.run_start(num_steps, plan.canvas, model_calls)
         start = self._start(loop.engine)
-        self._begin_callback(plan)
-        caller = self._caller
+        caller, conditions = self._begin_callback(plan)
 
         def stop() -> bool:
             return self._call.stop() or bool(caller.interrupt)
@@ -283,7 +283,7 @@ class Session:
             return caller.guidance_scale, caller.guidance_rescale
 
         def call_back(step: Step, new: Tensor) -> Tensor:
-            return self._call_back(plan, step, new)
+            return self._call_back(plan, caller, conditions, step, new)
 
         with self._builder.backbone.adapters_kept() if self._call.callback else nullcontext():
             done = loop.run(start, stop, call_back, checkpoints, guidance if self._call.callback else None)
@@ -319,7 +319,7 @@ class Session:
         canvas = engine.plan.phases[0].canvas
         return (1, self._builder.backbone.latent_channels, canvas.height, canvas.width)
 
-    def _read_image(self) -> Any:
+    def _read_image(self) -> Image | Tensor | None:
         """Read the caller's picture before anything is computed; None if it may be latents."""
         import torch
 
@@ -338,22 +338,24 @@ class Session:
         shape, picture, phase = self._shape(engine), self._call.extras.image, engine.plan.phases[0]
         if picture is None and self._image is None:
             return None
+        shown = self._image if picture is None else self._caller_image
         backbone = self._builder.backbone
-        if tuple(getattr(picture, "shape", ())) == shape:
+        given = tuple(getattr(picture, "shape", ()))
+        if given == shape:
             return self._as_canvas(cast("Tensor", picture))
-        if picture is not None and self._caller_image is None:
+        if shown is None:
             raise ConfigError(
-                f"image: floats of {tuple(picture.shape)} may be a picture with alpha or latents of another canvas; "
+                f"image: floats of {given} may be a picture with alpha or latents of another canvas; "
                 f"give the picture as Pillow or uint8, or latents of {shape}"
             )
-        read = backbone.read_picture(self._image if picture is None else self._caller_image, *phase.picture).float()
+        read = backbone.read_picture(shown, *phase.picture).float()
         factor = backbone.vae_scale_factor
         read = pad_picture(read, factor * phase.canvas.height, factor * phase.canvas.width)
         noise = engine.streams.normal(shape, "image-latents").to(read.device)
         return backbone.encode(read, noise)
 
-    def _begin_callback(self, plan: RunPlan) -> None:
-        """Create what the callback receives for a picture."""
+    def _begin_callback(self, plan: RunPlan) -> tuple[CallbackRun, Conditions]:
+        """Create what the callback receives for a picture, and the source of its tensors."""
         config, extras = self._config, self._call.extras
         fields = {
             "guidance_scale": config.guidance_scale,
@@ -363,8 +365,8 @@ class Session:
             "cross_attention_kwargs": extras.cross_attention_kwargs,
             "joint_attention_kwargs": extras.joint_attention_kwargs,
         }
-        self._caller = CallbackRun(self._sampler, self._builder.backbone.pipeline, fields, self._check_guidance)
-        self._conditions = self._builder.conditions(extras, plan.phases)
+        caller = CallbackRun(self._sampler, self._builder.backbone.pipeline, fields, self._check_guidance)
+        return caller, self._builder.conditions(extras, plan.phases)
 
     def _check_guidance(self, scale: float) -> None:
         """Refuse a guidance scale, set by a callback, that this run cannot change to."""
@@ -384,15 +386,15 @@ class Session:
                 f"{names[0]} of the method combines its branches; keep it above 1"
             )
 
-    def _call_back(self, plan: RunPlan, step: Step, new: Tensor) -> Tensor:
-        call, caller = self._call, self._caller
+    def _call_back(self, plan: RunPlan, caller: CallbackRun, conditions: Conditions, step: Step, new: Tensor) -> Tensor:
+        call = self._call
         if call.callback is None:
             return new
         stepper, guided = plan.phase(step).stepper, caller.do_classifier_free_guidance
         vars(caller)["scheduler"] = stepper.scheduler
-        given: dict[str, Any] = {"latents": new} if "latents" in self._wanted else {}
+        given: dict[str, CallbackValue] = {"latents": new} if "latents" in self._wanted else {}
         if self._wanted != tuple(given):
-            made = self._builder.backbone.callback_tensors(self._conditions.at(step), step, guided)
+            made = self._builder.backbone.callback_tensors(conditions.at(step), step, guided)
             given = {name: new if name == "latents" else made[name] for name in self._wanted}
         before, kept, scale = copied(given), new.clone(), caller.guidance_scale
         answer = call.callback(caller, step.index - plan.first, stepper.timestep(step), dict(given))
@@ -400,14 +402,13 @@ class Session:
         changed = caller.guidance_scale != scale or not bool((latents == kept).all())
         if changed:
             self._given["callback_on_step_end"] = "changed the run"
-        self._check_callbacks_alike(latents)
+        self._check_callbacks_alike(caller, latents)
         return latents
 
-    def _check_callbacks_alike(self, latents: Tensor) -> None:
+    def _check_callbacks_alike(self, caller: CallbackRun, latents: Tensor) -> None:
         """Refuse callbacks that differ between ranks; one exchange per step."""
         if self._split is None or self._split.world_size == 1:
             return
-        caller = self._caller
         facts = {name: repr(getattr(caller, name)) for name in SETTABLE}
         told = {f"what callbacks set as {name}": value for name, value in facts.items()}
         agree(self._split, {"the latents that callbacks left": content_digest(latents)} | told)
@@ -424,7 +425,7 @@ class Session:
         self._backoff = engine.forwards.backoff
         return engine
 
-    def _decode(self, latents: Tensor) -> list[Any]:
+    def _decode(self, latents: Tensor) -> list[Image] | list[Tensor]:
         backbone, config = self._builder.backbone, self._config
         exchange = Exchange.among(self._communicator, self._spread.speeds, self._workers)
         decode, given = backbone.decode, (exchange, config.wrap, config.memory == "auto")
@@ -435,5 +436,5 @@ class Session:
             return [picture[0] for picture in pictures]
         return [backbone.to_pil(picture)[0] for picture in pictures]
 
-    def _device(self) -> Any:
+    def _device(self) -> torch.device:
         return self._builder.backbone.device

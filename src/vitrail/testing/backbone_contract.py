@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,11 +19,14 @@ from vitrail.core.schedule.streams import Streams
 from vitrail.testing.repeats import DTYPES, same, surroundings, told_dtype
 from vitrail.testing.traces import Traces
 
+if TYPE_CHECKING:
+    from vitrail.core.method.backbone import Backbone
+
 STEPS = 4  # of the schedule
 ROUNDING = 1e-4  # tolerance for float32 outputs of unit size
 
 
-def check_backbone(backbone: Any, prompt: str = "a fox") -> None:
+def check_backbone(backbone: Backbone, prompt: str = "a fox") -> None:
     """Check that predictions are independent per row and reproducible, and latents and pictures have the right form.
 
     Results must not depend on the global random state, the default dtype or earlier calls, and the network must be left
@@ -45,23 +48,25 @@ def check_backbone(backbone: Any, prompt: str = "a fox") -> None:
         _check_pictures(backbone)
     assert backbone.fingerprint() == backbone.fingerprint(), "the same weights must have the same fingerprint"
     backbone.release()
-    if before is not None:
+    if network is not None and before is not None:
         assert backbone.network is network, "`network` must be the same module again"
         before.check(network)
 
 
-def _check_facts(backbone: Any) -> None:
+def _check_facts(backbone: Backbone) -> None:
     for name in ("latent_channels", "vae_scale_factor", "native_size"):
         value = getattr(backbone, name)
         assert isinstance(value, int) and value > 0, f"{name} must be a whole number above 0, got {value!r}"
     assert backbone.max_view is None or backbone.max_view > 0, f"max_view must be None or above 0: {backbone.max_view}"
     assert isinstance(backbone.offers, frozenset), f"offers must be a frozenset, got {type(backbone.offers).__name__}"
+    named = backbone.callback_inputs
+    assert "latents" in named, f"callback_inputs must name latents, which every run has, got {named!r}"
     kept = [backbone.first_step(10, strength) for strength in (1.0, 0.8, 0.3)]
     assert kept[0] == 0, f"a strength of 1 leaves no step out, got {kept[0]}"
     assert kept == sorted(kept) and kept[-1] < 10, f"a smaller strength leaves more steps out, and not all: {kept}"
 
 
-def _check_schedulers(backbone: Any) -> None:
+def _check_schedulers(backbone: Backbone) -> None:
     one, other = backbone.new_scheduler(), backbone.new_scheduler()
     assert one is not other, "every run needs a scheduler of its own"
     side = backbone.native_size
@@ -70,7 +75,7 @@ def _check_schedulers(backbone: Any) -> None:
     assert len(first.timesteps) == len(one.timesteps), "to set one scheduler must not set another"
 
 
-def _check_rows(backbone: Any, prompt: str) -> None:
+def _check_rows(backbone: Backbone, prompt: str) -> None:
     """Check predictions of two views with both guidance branches, in several micro-batches and orders of rows."""
     side, factor = backbone.native_size, backbone.vae_scale_factor
     scheduler = backbone.new_scheduler()
@@ -119,15 +124,15 @@ def _check_rows(backbone: Any, prompt: str) -> None:
         same((output, whole.attention), (other.model_output, other.attention), told_dtype("a prediction", dtype))
 
 
-def _rows(backbone: Any, capture: bool) -> MicroBatch:
+def _rows(backbone: Backbone, capture: bool) -> MicroBatch:
     side, channels = backbone.native_size, backbone.latent_channels
     branches: list[Branch] = ["uncond", "cond", "uncond", "cond"]
     views = [View(Span(top, side), Span(0, side)) for top in (0, 0, side, side)]
-    cells = Streams(0).normal((2, channels, side, side), "rows").to(_device(backbone))
+    cells = Streams(0).normal((2, channels, side, side), "rows").to(backbone.device)
     return MicroBatch(cells.repeat_interleave(2, 0), branches, views, capture=[1] if capture else [])
 
 
-def _request(backbone: Any) -> AttentionRequest | None:
+def _request(backbone: Backbone) -> AttentionRequest | None:
     """Request the attention maps that the backbone offers; None if it offers none."""
     if "attention-maps" in backbone.offers:
         return AttentionRequest()
@@ -145,22 +150,20 @@ def _check_maps(answer: ModelOutput, request: AttentionRequest | None) -> None:
     assert within, "an attention map lies in [0, 1]"
 
 
-def _check_pictures(backbone: Any) -> None:
+def _check_pictures(backbone: Backbone) -> None:
     """Check decoding to pictures and encoding back to latents."""
     side, channels = backbone.native_size, backbone.latent_channels
     pixels = side * backbone.vae_scale_factor
     exchange = Exchange.among(solo())
-    latents = Streams(1).normal((1, channels, side, side), "latents").to(_device(backbone))
+    latents = Streams(1).normal((1, channels, side, side), "latents").to(backbone.device)
 
     def decode(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
         with surroundings(seed, dtype):
-            picture: Tensor = backbone.decode(latents, exchange, "none", True)
-        return picture
+            return backbone.decode(latents, exchange, "none", True, Streams(0))
 
     def encode(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
         with surroundings(seed, dtype):
-            encoded: Tensor = backbone.encode(2 * picture - 1, None)
-        return encoded
+            return backbone.encode(2 * picture - 1, None)
 
     picture = decode(0)
     told = f"expected float32 (1, 3, {pixels}, {pixels}), got {picture.dtype} {tuple(picture.shape)}"
@@ -176,10 +179,6 @@ def _check_pictures(backbone: Any) -> None:
         same(encoded, encode(0, dtype), told_dtype("what the encoder gives", dtype))
     (image,) = backbone.to_pil(picture)
     assert image.size == (pixels, pixels), f"expected a picture of {pixels} pixels a side, got {image.size}"
-
-
-def _device(backbone: Any) -> torch.device:
-    return backbone.network.device if backbone.network is not None else torch.device("cpu")
 
 
 def close(found: Tensor, expected: Tensor, otherwise: str) -> None:

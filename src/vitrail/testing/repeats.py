@@ -76,6 +76,12 @@ def surroundings(seed: int, dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(dtype)
         try:
             yield
+        except AssertionError as error:
+            if dtype != torch.float32:
+                error.add_note(
+                    f"asked under torch.set_default_dtype({dtype}): a tensor is made of it if no dtype is named"
+                )
+            raise
         finally:
             torch.set_default_dtype(default)
             numpy.random.set_state(numbers)

@@ -14,6 +14,7 @@ from vitrail.backbones.pipeline_backbone import read_picture
 from vitrail.core.config.fields import as_tuple
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from vitrail.core.method.inputs import Inputs
@@ -86,7 +87,7 @@ def hint_names(count: int) -> list[str]:
     return [f"{HINT}.{number}" for number in range(count)]
 
 
-def control_of(pipe: Any, inputs: Inputs, device: Any) -> tuple[Control | None, tuple[Given, ...]]:
+def control_of(pipe: Any, inputs: Inputs, device: torch.device) -> tuple[Control | None, tuple[Given, ...]]:
     """Return the control of a run and its hints, which are cropped to the views later.
 
     Args:
@@ -115,7 +116,7 @@ def control_of(pipe: Any, inputs: Inputs, device: Any) -> tuple[Control | None, 
     return control, given
 
 
-def _hint(pipe: Any, name: str, picture: Any, net: Any, inputs: Inputs, device: Any) -> Given:
+def _hint(pipe: Any, name: str, picture: object, net: Any, inputs: Inputs, device: torch.device) -> Given:
     """Return a hint at the size of the picture, by the pipeline's own processor; equal in both branches."""
     hint = read_picture(pipe.control_image_processor, picture, inputs.height, inputs.width)
     hint = hint.to(device=device, dtype=net.dtype)

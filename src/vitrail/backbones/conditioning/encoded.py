@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from attrs import evolve, field, frozen
 
 from vitrail.core.config.fields import as_tuple
+from vitrail.core.method.backbone import OpaqueConditioning
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Given:
 
 
 @frozen(kw_only=True, eq=False)
-class Conditioning:
+class Conditioning(OpaqueConditioning):
     """The whole conditioning of one picture, ready for the network.
 
     Attributes:
@@ -75,10 +76,23 @@ class Conditioning:
     content: tuple[int, ...] = field(converter=as_tuple)
     request: AttentionRequest | None
     inputs: Inputs
-    pack: Any = None
+    pack: object = None
     in_turn: bool = False
     kept: FeatureCaches | None = None
     words: tuple[tuple[int, ...], ...] = field(converter=as_tuple, default=())
+
+    @classmethod
+    def of(cls, conditioning: OpaqueConditioning) -> Self:
+        """Return a conditioning that a run passes back, checked to be of this class.
+
+        Raises:
+            TypeError: If another backbone's class created it.
+        """
+        if not isinstance(conditioning, cls):
+            raise TypeError(
+                f"a {type(conditioning).__name__} was made by another backbone; hand back what `condition` gave"
+            )
+        return conditioning
 
     def also(self, text: str, other: Conditioning) -> Conditioning:
         """Return the conditioning with another one's text, for rows that have it.

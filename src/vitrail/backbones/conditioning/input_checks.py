@@ -116,8 +116,10 @@ def _pictures(pipe: Any, extras: Extras, guided: bool, name: str) -> Iterator[st
         yield f"{name} has no image encoder, so give ip_adapter_image_embeds instead of ip_adapter_image"
     if picture is not None and getattr(pipe, "feature_extractor", None) is None:
         yield f"{name} has no feature_extractor, so give ip_adapter_image_embeds instead of ip_adapter_image"
+    import torch
+
     given = picture if isinstance(picture, list) else [picture]
-    for shape in (tuple(each.shape) for each in given if hasattr(each, "untyped_storage")):
+    for shape in (tuple(each.shape) for each in given if isinstance(each, torch.Tensor)):
         side = getattr(getattr(pipe.image_encoder, "config", None), "image_size", None)
         if side is not None and shape != (1, 3, side, side):
             yield (

@@ -37,7 +37,7 @@ def words_of(pipe: Any, prompt: str) -> list[Word]:
     """Return the words of a prompt that the first text encoder reads, without punctuation; repeated words each time."""
     tokenizer = pipe.tokenizer
     converted = pipe.maybe_convert_prompt(prompt, tokenizer) if hasattr(pipe, "maybe_convert_prompt") else prompt
-    tokens = tokenizer(converted, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    tokens = tokenizer(converted, truncation=True, max_length=_most(tokenizer)).input_ids
     return [word for word in read_words(tokenizer, tokens) if not word.is_sign]
 
 
@@ -72,7 +72,7 @@ def _content(pipe: Any, tokenizer: Any, prompt: str, request: AttentionRequest, 
         converted = pipe.maybe_convert_prompt(text, tokenizer) if hasattr(pipe, "maybe_convert_prompt") else text
         return read_words(tokenizer, tokenizer(converted, **options).input_ids)
 
-    most = min(tokenizer.model_max_length, T5_TOKENS if first else tokenizer.model_max_length)
+    most = _most(tokenizer)
     read = words_of(prompt, truncation=True, max_length=most)
     if not request.words:
         chosen = [word for word in read if not word.is_sign and word.text not in request.skip_words]
@@ -86,6 +86,11 @@ def _content(pipe: Any, tokenizer: Any, prompt: str, request: AttentionRequest, 
     if missing:
         raise ConfigError(_told(missing, read, most))
     return sorted({first + position for position in found})
+
+
+def _most(tokenizer: Any) -> int:
+    """Return the maximum number of tokens that are encoded; a T5 tokenizer may have no limit of its own."""
+    return min(int(tokenizer.model_max_length), T5_TOKENS)
 
 
 def _told(missing: Sequence[tuple[str, bool]], read: Sequence[Word], most: int) -> str:

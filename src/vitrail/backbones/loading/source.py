@@ -7,7 +7,7 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, Protocol, TypedDict, cast
 
 from attrs import frozen
 
@@ -19,7 +19,7 @@ from vitrail.core.config.registry import Registry
 from vitrail.core.config.run_config import Dtype, RunConfig
 from vitrail.core.config.safetensors_header import read_header
 from vitrail.core.config.text_files import read_json
-from vitrail.core.method.backbone import BackboneSpec
+from vitrail.core.method.backbone import Backbone, BackboneSpec
 from vitrail.errors import ConfigError, ModelError, nearest, shortened
 
 SERVES = "EulerDiscreteScheduler"
@@ -37,6 +37,15 @@ UNFIT = {  # unsupported schedulers of diffusers, by reason; others are detected
 SUITS = "vitrail.json"  # file in a model's folder
 SUITABLE = {"height", "width", "guidance_scale", "num_inference_steps", "scheduler"}
 Kind = Literal["folder", "file", "hub"]
+
+
+class ModelFields(TypedDict):
+    """``ModelOptions`` under the names of a run's settings."""
+
+    dtype: Dtype
+    variant: str | None
+    revision: str | None
+    model_config: str | None
 
 
 @frozen(kw_only=True)
@@ -60,7 +69,7 @@ class ModelOptions:
         """Return the options that a run gives."""
         return cls(dtype=run.dtype, variant=run.variant, revision=run.revision, config=run.model_config)
 
-    def as_fields(self) -> dict[str, Any]:
+    def as_fields(self) -> ModelFields:
         """Return the options as fields of a run."""
         return {"dtype": self.dtype, "variant": self.variant, "revision": self.revision, "model_config": self.config}
 
@@ -85,7 +94,25 @@ class ModelSource:
     pipeline: str
     options: ModelOptions = ModelOptions()
     config: Path | None = None
-    suits: Mapping[str, Any] = {}
+    suits: Mapping[str, object] = {}
+
+
+class AdapterClass(Protocol):
+    """A class that is registered under ``backbones``."""
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """Names of the diffusers pipeline classes that it serves."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Names of the capabilities of its backbones, which strategies may need."""
+
+    def __call__(self, *, source: ModelSource) -> BackboneSpec:
+        """Return the spec of a model, found but not loaded."""
+
+    def adopt(self, pipe: object) -> Backbone:
+        """Return a backbone of a loaded pipeline."""
 
 
 def find_model(model: str, registry: Registry, options: ModelOptions | None = None) -> BackboneSpec:
@@ -122,10 +149,10 @@ def find_model(model: str, registry: Registry, options: ModelOptions | None = No
     source = ModelSource(
         name=model, kind=kind, location=location, pipeline=pipeline, options=options, config=config, suits=suits
     )
-    return cast("BackboneSpec", adapter(source=source))
+    return adapter(source=source)
 
 
-def _suits(folder: Path, where: str) -> dict[str, Any]:
+def _suits(folder: Path, where: str) -> dict[str, object]:
     """Read the fields of a run that suit a folder's model, from ``vitrail.json``."""
     file = folder / SUITS
     if not file.is_file():
@@ -188,7 +215,7 @@ def _refuse_useless(kind: Kind, options: ModelOptions, where: str) -> None:
         raise ModelError(f"{where}{'; '.join(wrong)}, and this is {what}; leave it out")
 
 
-def adapter_of(pipeline: str, registry: Registry, where: str = "") -> Any:
+def adapter_of(pipeline: str, registry: Registry, where: str = "") -> AdapterClass:
     """Return the adapter class that supports a diffusers pipeline class.
 
     Args:
@@ -207,8 +234,8 @@ def adapter_of(pipeline: str, registry: Registry, where: str = "") -> Any:
     return known[pipeline]
 
 
-def _adapters(registry: Registry) -> list[Any]:
-    return [entry.value for entry in registry.entries("backbones")]
+def _adapters(registry: Registry) -> list[AdapterClass]:
+    return [cast("AdapterClass", entry.value) for entry in registry.entries("backbones")]
 
 
 def check_scheduler(name: str | None) -> None:

@@ -17,7 +17,7 @@ from vitrail.core.config.fields import as_tuple, share_below_one
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from vitrail.core.method.protocols import Forward
 
@@ -40,7 +40,7 @@ class AttentionScale:
     start: float = field(default=0.0, validator=share_below_one)  # share of the schedule's steps before it acts
     until: float = field(default=1.0, validator=after_start)  # share of the schedule's steps after which it is inactive
 
-    def check(self, network: Any) -> None:
+    def check(self, network: nn.Module | None) -> None:
         """Refuse sites without self-attention, and layers with fused projections."""
         refuse_compiled(network, (layer.name for layer in self._layers(network)), NAME)
 

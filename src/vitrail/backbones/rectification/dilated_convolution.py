@@ -21,6 +21,8 @@ from vitrail.core.config.log import logger
 from vitrail.core.method.micro_batch import Branch
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vitrail.core.method.protocols import Forward
 
 NAME = "dilated-convolution"
@@ -63,7 +65,7 @@ class DilatedConvolution:
         if self.dilations and self.fall:
             raise ValueError("'fall' is for dilations that follow the size of the views; leave it or 'dilations' out")
 
-    def check(self, network: Any) -> None:
+    def check(self, network: nn.Module | None) -> None:
         """Refuse sites without a 3x3 convolution, or that share one."""
         refuse_compiled(network, (), NAME)
         refuse_compiled(network, (conv.name for conv, _ in self._chosen(network)), NAME)

@@ -14,7 +14,7 @@ from vitrail.backbones.rectification.step_range import after_start, within
 from vitrail.core.config.fields import as_tuple, share_below_one
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from vitrail.core.method.protocols import Forward
 
@@ -51,7 +51,7 @@ class FreeU:
                 f"'b' and 's' need a value for each of the {len(self.sites)} sites, got {len(self.b)} and {len(self.s)}"
             )
 
-    def check(self, network: Any) -> None:
+    def check(self, network: nn.Module | None) -> None:
         """Refuse sites without a residual block of the decoder, or that share one."""
         refuse_compiled(network, (entry.name for entry, _, _ in self._entries(network)), NAME)
 

@@ -24,6 +24,8 @@ from vitrail.core.config.fields import as_tuple, share_below_one
 from vitrail.core.method.micro_batch import Branch
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vitrail.core.method.protocols import Forward
 
 NAME = "raunet"
@@ -58,7 +60,7 @@ class RAUNet:
         default=(), converter=as_tuple, validator=known_branches
     )  # CFG branches that it acts on; () for all
 
-    def check(self, network: Any) -> None:
+    def check(self, network: nn.Module | None) -> None:
         """Refuse levels that cannot be halved, and upsamplers that cannot resize to a given size."""
         refuse_compiled(network, (), NAME)
         refuse_compiled(network, (hook.name for hook in self._hooks(network)), NAME)

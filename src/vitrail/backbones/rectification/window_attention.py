@@ -18,7 +18,7 @@ from vitrail.core.config.fields import as_tuple, share_below_one
 from vitrail.core.method.micro_batch import Branch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from vitrail.core.method.protocols import Forward
 
@@ -48,7 +48,7 @@ class WindowAttention:
         default=(), converter=as_tuple, validator=known_branches
     )  # CFG branches that it acts on; () for all
 
-    def check(self, network: Any) -> None:
+    def check(self, network: nn.Module | None) -> None:
         """Refuse sites without self-attention."""
         refuse_compiled(network, (layer.name for _, layer in self._layers(network)), NAME)
 
@@ -56,16 +56,17 @@ class WindowAttention:
         """Split the sites' layers into windows, in the steps of the range."""
         if self.windows == 1 or not (within(forward.step, self.start, self.until) and is_larger(forward)):
             return nullcontext()
+        network: Any = forward.network
         sizes: dict[str, list[int]] = {}
         hooks = []
-        for number, layer in self._layers(forward.network):
+        for number, layer in self._layers(network):
             above = layer.name.partition(".transformer_blocks")[0]
             if above not in sizes:
                 sizes[above] = []
-                hooks.append(Hook(above, forward.network.get_submodule(above), before=_remember(sizes[above])))
+                hooks.append(Hook(above, network.get_submodule(above), before=_remember(sizes[above])))
             generator = forward.streams.generator("window-shift", forward.step.index, number)
             hooks.append(_windowed(layer, sizes[above], self.windows, _drawn(generator)))
-        return attached(forward.network, hooks, NAME)
+        return attached(network, hooks, NAME)
 
     def _layers(self, network: Any) -> list[tuple[int, Layer]]:
         """Return the chosen layers with their numbers in the whole network."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field
 
 if TYPE_CHECKING:
     from vitrail.core.method.attention_maps import AttentionRequest
-    from vitrail.core.method.backbone import Backbone
+    from vitrail.core.method.backbone import Backbone, OpaqueConditioning
     from vitrail.core.method.inputs import Inputs
     from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.step import Step
@@ -28,10 +28,10 @@ class Conditions:
     backbone: Backbone
     inputs: Sequence[Inputs]
     request: AttentionRequest | None
-    _made: dict[int, Any] = field(factory=dict)
+    _made: dict[int, OpaqueConditioning] = field(factory=dict)
     _texts: dict[int, set[str]] = field(factory=dict)
 
-    def of(self, step: Step, rows: MicroBatch) -> Any:
+    def of(self, step: Step, rows: MicroBatch) -> OpaqueConditioning:
         """Return the conditioning of a step, with all texts of the rows."""
         phase = self._phase(step)
         self.at(step)
@@ -40,7 +40,7 @@ class Conditions:
             self._texts[phase].add(text)
         return self._made[phase]
 
-    def at(self, step: Step) -> Any:
+    def at(self, step: Step) -> OpaqueConditioning:
         """Return the conditioning of a step, with the run's prompt."""
         phase = self._phase(step)
         if phase not in self._made:

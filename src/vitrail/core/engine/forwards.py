@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
@@ -91,7 +91,7 @@ class Forwards:
         timings: Timings,
     ) -> list[ModelOutput]:
         """Return the outputs of all ranks, sent round by round while the next ones are computed."""
-        answers: dict[Any, Tensor] = {}
+        answers: dict[tuple[int, str], Tensor] = {}
         works = []
         for units in turns:
             out = {key: like for unit in units for key, like in _wire(unit, batches[unit], None).items()}
@@ -222,7 +222,7 @@ def _wire(unit: int, rows: MicroBatch, answer: ModelOutput | None) -> dict[tuple
     return keys
 
 
-def _unwire(unit: int, rows: MicroBatch, answers: dict[Any, Tensor]) -> ModelOutput:
+def _unwire(unit: int, rows: MicroBatch, answers: dict[tuple[int, str], Tensor]) -> ModelOutput:
     """Return an output from the tensors that were received."""
     predicted = ModelOutput(answers[unit, "output"])
     if rows.capture:

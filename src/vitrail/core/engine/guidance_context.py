@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from attrs import frozen
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
+
+Subject = TypeVar("Subject", bound="Tensor | Prediction | Branches")  # of a guidance, by its point
 
 
 @frozen(eq=False)

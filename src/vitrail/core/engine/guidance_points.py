@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
     from vitrail.core.engine.forwards import Forwards
     from vitrail.core.engine.gradients import ViewGradients
-    from vitrail.core.engine.guidance_context import Vae
+    from vitrail.core.engine.guidance_context import Subject, Vae
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.engine.run_state import Sampled, Timings
+    from vitrail.core.geometry.size_conditioning import SizeConditioning
     from vitrail.core.geometry.views import Canvas, Patches, View
     from vitrail.core.method.protocols import Guidance, Point
     from vitrail.core.schedule.step import Step
@@ -68,11 +69,11 @@ class GuidancePoints:
         self,
         point: Point,
         step: Step,
-        subject: Any,
+        subject: Subject,
         done: Sampled,
         patches: Patches | None = None,
         mask: Tensor | None = None,
-    ) -> Any:
+    ) -> Subject:
         """Return the subject after all guidance at a point, and update its state.
 
         Args:
@@ -101,7 +102,7 @@ class GuidancePoints:
     def _scene(
         self, step: Step, done: Sampled, guidance: Guidance, patches: Patches | None, mask: Tensor | None
     ) -> GuidanceContext:
-        def ask(asked: Step, model_input: Tensor, view: View, sizes: Any = None) -> Tensor:
+        def ask(asked: Step, model_input: Tensor, view: View, sizes: SizeConditioning | None = None) -> Tensor:
             return self.forwards.ask(self.plan, asked, model_input, view, sizes, done.timings)
 
         schedule = self.plan.phase(step).stepper.schedule

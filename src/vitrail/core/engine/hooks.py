@@ -7,7 +7,7 @@ that returned it; an exception of a strategy gets a note that names it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pluggy
 from attrs import evolve
@@ -30,7 +30,7 @@ from vitrail.errors import CompositionError, RegistrationError, ShapeError, Vitr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.guidance_context import GuidanceContext
+    from vitrail.core.engine.guidance_context import GuidanceContext, Subject
     from vitrail.core.engine.network import Network
     from vitrail.core.engine.nonfinite import NonFiniteSearch
     from vitrail.core.geometry.views import Canvas, Outline, Patches, View
@@ -59,7 +59,7 @@ class CompositionHooks:
     ):
         self.composition, self.network, self.channels, self._streams = composition, network, channels, streams
 
-    def asked(self, slot: str, step: Step, strategy: Any) -> StrategyCall:
+    def asked(self, slot: str, step: Step, strategy: object) -> StrategyCall:
         """Return a call of a strategy, for messages.
 
         Args:
@@ -95,16 +95,16 @@ class CompositionHooks:
 
     @hookimpl
     def vitrail_mask(
-        self, step: Step, key: Prediction, predicted: ModelOutput, state: Any
-    ) -> tuple[Tensor | None, Any]:
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: object
+    ) -> tuple[Tensor | None, object]:
         masking = self.stage(step).masking
         with self.asked("masking", step, masking).noted():
             return masking.mask(step, key, predicted, state)
 
     @hookimpl
     def vitrail_guide(
-        self, step: Step, guidance: Guidance, subject: Any, scene: GuidanceContext, state: Any
-    ) -> tuple[Any, Any]:
+        self, step: Step, guidance: Guidance, subject: object, scene: GuidanceContext, state: object
+    ) -> tuple[object, object]:
         with self.asked("guidance", step, guidance).noted():
             return guidance.guide(step, subject, scene, state)
 
@@ -153,7 +153,7 @@ class Hooks:
         seen = (set(i.argnames) | set(i.kwargnames) for i in self._others("vitrail_step_end"))
         return any({"latents", "prediction"} & names for names in seen)
 
-    def who(self, slot: str, step: Step, strategy: Any) -> str:
+    def who(self, slot: str, step: Step, strategy: object) -> str:
         """Return the name of a strategy in messages: its slot, its registered name if it has one, and its class.
 
         Args:
@@ -172,7 +172,7 @@ class Hooks:
         """Return the implementations of a hook that are not the composition's."""
         return [i for i in getattr(self._manager.hook, hook).get_hookimpls() if i.plugin is not self._answers]
 
-    def _call(self, hook: str, step: Step | None, **arguments: Any) -> Any:
+    def _call(self, hook: str, step: Step | None, **arguments: object) -> object:
         try:
             return getattr(self._manager.hook, hook)(**arguments, **({} if step is None else {"step": step}))
         except VitrailError:
@@ -188,7 +188,7 @@ class Hooks:
         """Return the names of the plugins besides the composition that implement a hook."""
         return ", ".join(i.plugin_name for i in self._others(hook))
 
-    def _answer(self, hook: str, step: Step, asked: StrategyCall | None, kind: type[T], **arguments: Any) -> T:
+    def _answer(self, hook: str, step: Step, asked: StrategyCall | None, kind: type[T], **arguments: object) -> T:
         result = self._call(hook, step, **arguments)
         if not isinstance(result, kind):
             wrappers = self._plugins(hook)
@@ -284,8 +284,8 @@ class Hooks:
         return self._answer("vitrail_predict", step, None, ModelOutput, rows=rows)
 
     def mask(
-        self, step: Step, key: Prediction, predicted: ModelOutput, state: Any, trail: NonFiniteSearch
-    ) -> tuple[Tensor | None, Any]:
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: object, trail: NonFiniteSearch
+    ) -> tuple[Tensor | None, object]:
         """Return the mask and the masking's new state; see ``Masking.mask``.
 
         ``trail`` counts values outside [0, 1] on the device and raises at the end of the step.
@@ -293,21 +293,23 @@ class Hooks:
         asked = self._answers.asked("masking", step, self._answers.stage(step).masking)
         arguments = {"key": key, "predicted": predicted, "state": state}
         pair = self._answer("vitrail_mask", step, asked, tuple, **arguments)
-        mask, state = returned.check_pair(asked, "(mask, state)", pair)
+        given, state = returned.check_pair(asked, "(mask, state)", pair)
         view = predicted.view
-        returned.check_mask(asked, mask, key.latents, key.latents.shape[-2:] if view is None else view.shape)
+        shape = key.latents.shape[-2:] if view is None else view.shape
+        mask = returned.check_mask(asked, given, key.latents, shape)
         if mask is not None:
             trail.claim(returned.outside(mask), f"{asked} returned a mask that does not lie in [0, 1]")
         return mask, state
 
-    def guide(self, step: Step, guidance: Guidance, subject: T, scene: GuidanceContext, state: Any) -> tuple[T, Any]:
+    def guide(
+        self, step: Step, guidance: Guidance, subject: Subject, scene: GuidanceContext, state: object
+    ) -> tuple[Subject, object]:
         """Return the corrected subject and the guidance's new state; see ``Guidance.guide``."""
         arguments = {"guidance": guidance, "subject": subject, "scene": scene, "state": state}
         asked = self._answers.asked("guidance", step, guidance)
         pair = self._answer("vitrail_guide", step, asked, tuple, **arguments)
         guided, state = returned.check_pair(asked, "(subject, state)", pair)
-        returned.check_guided(asked, subject, guided, guidance.point)
-        return guided, state
+        return returned.check_guided(asked, subject, guided, guidance.point), state
 
     def cost(self, step: Step, guidance: Guidance, canvas: Canvas, branches: int) -> Cost:
         """Return the calls of networks of a guidance besides the views'; see ``OptionalGuidance.cost``."""

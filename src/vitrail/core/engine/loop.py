@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from attrs import frozen
 
@@ -122,7 +122,8 @@ class Loop:
         state.relay = None
         if not (self.exchange.is_alone or self.engine.watched) and ranks_are_independent(plan, step):
             guidance = message_guidance(stage)
-            told = state.guidance[0] if guidance and not fresh else None
+            own = state.guidance[0] if guidance and not fresh else None
+            told = cast("Tensor | None", own)  # the state of guidance by messages is the last message
             first, told_by = plan.patches(step)[0], guidance[0] if guidance else None
             state.note(step, plan.hooks.who("patching", step, stage.patching), first.views)
             state.note(step, "the picture so far", done.latents)

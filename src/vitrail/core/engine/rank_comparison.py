@@ -11,7 +11,7 @@ step, stage and strategy.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
@@ -58,7 +58,7 @@ class RankComparison:
     exchange: Exchange
     noted: list[Noted] = field(factory=list)
 
-    def note(self, step: Step, what: str, value: Any) -> None:
+    def note(self, step: Step, what: str, value: object) -> None:
         """Record a result that must be equal on every rank.
 
         Args:

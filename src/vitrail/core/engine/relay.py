@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import define, evolve
 
@@ -100,7 +100,7 @@ class IndependentRanks:
     guidance: MessageGuidance | None
     branches: tuple[Branch, ...]
     first_step: int
-    told: Any = None
+    told: Tensor | None = None
     channel: Channel | None = None
     owners: tuple[int, ...] = ()
     row_batch: int = 1

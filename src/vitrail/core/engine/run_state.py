@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 
@@ -29,8 +29,8 @@ class RunState:
 
     phase: int = -1
     stage: int = -1
-    guidance: list[Any] = field(factory=list)
-    masking: Any = None
+    guidance: list[object] = field(factory=list)
+    masking: object = None
     mask: Tensor | None = None  # mask of the whole canvas at the current step, if the stage's covers it
     memory: KeptMaps | None = None
     start: Start | None = None
@@ -39,7 +39,7 @@ class RunState:
     trail: NonFiniteSearch = field(factory=NonFiniteSearch)
     unison: RankComparison | None = None
 
-    def note(self, step: Step, what: str, value: Any) -> None:
+    def note(self, step: Step, what: str, value: object) -> None:
         """Record a result that must be equal on all ranks; ignored while each rank has only its own cells valid.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import frozen
 
@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
+
+    CallbackValue = Tensor | list[Tensor] | None  # what a callback receives under one name
+
+
+class OpaqueConditioning:
+    """A picture's encoded inputs, which a run passes from ``condition`` to ``predict``.
+
+    Each backbone derives its own class; only the backbone reads its fields.
+    """
+
+    __slots__ = ()
 
 
 @frozen(kw_only=True)
@@ -46,7 +57,7 @@ class BackboneSpec(Protocol):
         """Capabilities that strategies may need of it."""
 
     @property
-    def suits(self) -> Mapping[str, Any]:
+    def suits(self) -> Mapping[str, object]:
         """Fields of a run, with the values that suit the model."""
 
     def load(self, device: str | None = None) -> Backbone:
@@ -77,7 +88,7 @@ class Backbone(Protocol):
         """Capabilities that strategies may need of it."""
 
     @property
-    def defaults(self) -> Mapping[str, Any]:
+    def defaults(self) -> Mapping[str, object]:
         """Fields of a run, with the values that suit the model."""
 
     @property
@@ -85,13 +96,13 @@ class Backbone(Protocol):
         """Device on which the networks run, also while they are offloaded; latents are on it."""
 
     @property
-    def network(self) -> Any:
+    def network(self) -> torch.nn.Module | None:
         """The denoising network, for temporary changes inside it; None if there is none to change."""
 
     def new_scheduler(self, name: str | None = None) -> Scheduler:
         """Return a fresh scheduler: the model's own, or another diffusers class with the same noise schedule."""
 
-    def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> dict[str, Any]:
+    def timestep_options(self, scheduler: Scheduler, height: int, width: int) -> Mapping[str, object]:
         """Return the keywords of ``set_timesteps`` besides the number of steps.
 
         Args:
@@ -121,13 +132,13 @@ class Backbone(Protocol):
     def remembers(self) -> ForwardCaching | None:
         """Describe the network's cache of earlier forwards; None if there is none, so that their order is free."""
 
-    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> Any:
+    def condition(self, inputs: Inputs, request: AttentionRequest | None) -> OpaqueConditioning:
         """Encode the conditioning of a picture; the result is passed to ``predict``."""
 
-    def also(self, conditioning: Any, inputs: Inputs) -> Any:
+    def also(self, conditioning: OpaqueConditioning, inputs: Inputs) -> OpaqueConditioning:
         """Return the conditioning with the prompt of ``inputs`` as one more text that rows may have."""
 
-    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: Any) -> ModelOutput:
+    def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: OpaqueConditioning) -> ModelOutput:
         """Run one forward of the network. The only expensive line of a run.
 
         Args:
@@ -140,7 +151,7 @@ class Backbone(Protocol):
             The model output of each row, of the shape of the input, and the attention maps that ``rows`` asks for.
         """
 
-    def read_picture(self, picture: Any, height: int, width: int) -> Tensor:
+    def read_picture(self, picture: Image | Tensor, height: int, width: int) -> Tensor:
         """Read a picture of any size and resize it.
 
         Args:
@@ -183,14 +194,16 @@ class Backbone(Protocol):
         """Convert pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"], to Pillow images."""
 
     @property
-    def pipeline(self) -> Any:
+    def pipeline(self) -> object:
         """The object on which a callback looks up what a run does not have; None if there is none."""
 
     @property
     def callback_inputs(self) -> Sequence[str]:
         """Names of the tensors that a callback may be given, ``latents`` among them."""
 
-    def callback_tensors(self, conditioning: Any, step: Step, guided: bool) -> Mapping[str, Any]:
+    def callback_tensors(
+        self, conditioning: OpaqueConditioning, step: Step, guided: bool
+    ) -> Mapping[str, CallbackValue]:
         """Return the tensors named in ``callback_inputs``, the latents excepted.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from attrs import frozen
 
@@ -32,7 +32,7 @@ class StrategyCall:
     """
 
     slot: str
-    strategy: Any
+    strategy: object
     step: Step | None = None
     named: Naming = unnamed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 
@@ -22,7 +22,7 @@ from vitrail.core.method.validation import refuse, refuse_unsound
 from vitrail.errors import CapabilityError, CompositionError, ConfigError, Problems, VitrailError
 
 if TYPE_CHECKING:
-    from vitrail.core.config.registry import Registry
+    from vitrail.core.config.registry import Entry, Registry
 
 
 def _some(instance: object, attribute: object, stages: object) -> None:
@@ -74,7 +74,7 @@ class Composition:
         ends = (0, *self.boundaries(num_steps, group))
         stages = [self.stages[number] for number in self.groups()[group]]
         used = [stage for stage, begin, end in zip(stages, ends, ends[1:], strict=False) if end > begin]
-        patchings = [s for stage in used for slot, s in stage.strategies() if slot == "patching"]
+        patchings = [each for stage in used for each in (stage.patching, *(group.patching for group in stage.also))]
         pairs = [check_granularity(StrategyCall("patching", each), each.granularity(canvas)) for each in patchings]
         return canvas.padded(math.lcm(*(h for h, _ in pairs)), math.lcm(*(w for _, w in pairs)))
 
@@ -158,13 +158,19 @@ class Composition:
 
 def _offered(known: Registry | None) -> frozenset[str]:
     """Return what the registered backbones offer, all taken together."""
-    entries: list[Any] = known.entries("backbones") if known is not None else []
-    return frozenset(offer for entry in entries for offer in entry.value.offers)
+    entries = known.entries("backbones") if known is not None else []
+    return frozenset(offer for entry in entries for offer in _said(entry, "offers"))
+
+
+def _said(entry: Entry, member: str) -> frozenset[str]:
+    """Return the offers or needs that a registered class declares."""
+    said: frozenset[str] = getattr(entry.value, member)
+    return said
 
 
 def _served(slot: str, offers: frozenset[str], known: Registry | None) -> str:
     """Return the part of a message that lists the strategies of a slot that a backbone with these offers can serve."""
-    entries: list[Any] = known.entries(slot) if known is not None else []
+    entries = known.entries(slot) if known is not None else []
     alone = [entry for entry in entries if not recalls(entry.value)]  # others need an earlier stage
-    names = [entry.name for entry in alone if entry.value.needs <= offers]
+    names = [entry.name for entry in alone if _said(entry, "needs") <= offers]
     return f"; {' or '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)} would do" if names else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pluggy
 
@@ -79,8 +79,8 @@ class StageSpecs:
 
     @hookspec(firstresult=True)
     def vitrail_mask(
-        self, step: Step, key: Prediction, predicted: ModelOutput, state: Any
-    ) -> tuple[Tensor | None, Any] | None:
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: object
+    ) -> tuple[Tensor | None, object] | None:
         """Exclusive: where guidance acts, and the masking's new state.
 
         Args:
@@ -95,8 +95,8 @@ class StageSpecs:
 
     @hookspec(firstresult=True)
     def vitrail_guide(
-        self, step: Step, guidance: Guidance, subject: Any, scene: GuidanceContext, state: Any
-    ) -> tuple[Any, Any] | None:
+        self, step: Step, guidance: Guidance, subject: object, scene: GuidanceContext, state: object
+    ) -> tuple[object, object] | None:
         """Exclusive: one guidance of the stage corrects its subject.
 
         Args:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import attrs
 from attrs import field, frozen
@@ -10,6 +11,9 @@ from attrs import field, frozen
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @frozen(kw_only=True, eq=False)
@@ -40,26 +44,27 @@ class Extras:
         clip_skip: Number of text encoder layers skipped at the end.
     """
 
-    latents: Any = None
-    image: Any = None
-    prompt_embeds: Any = None
-    negative_prompt_embeds: Any = None
-    pooled_prompt_embeds: Any = None
-    negative_pooled_prompt_embeds: Any = None
-    ip_adapter_image: Any = None
-    ip_adapter_image_embeds: Any = None
-    control_image: Any = None
+    latents: Tensor | None = None
+    image: object = None
+    prompt_embeds: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+    pooled_prompt_embeds: Tensor | None = None
+    negative_pooled_prompt_embeds: Tensor | None = None
+    ip_adapter_image: object = None
+    ip_adapter_image_embeds: list[Tensor] | None = None
+    control_image: object = None
     controlnet_conditioning_scale: float | list[float] | None = None
     control_guidance_start: float | list[float] = 0.0
     control_guidance_end: float | list[float] = 1.0
-    cross_attention_kwargs: dict[str, Any] | None = None
-    joint_attention_kwargs: dict[str, Any] | None = None
+    cross_attention_kwargs: dict[str, float | None] | None = None
+    joint_attention_kwargs: dict[str, float | None] | None = None
     clip_skip: int | None = None
 
     @classmethod
-    def take(cls, options: dict[str, Any]) -> Extras:
+    def take(cls, options: dict[str, object]) -> Extras:
         """Remove the extras from the keywords of a call and return them."""
-        return cls(**{name: options.pop(name) for name in attrs.fields_dict(cls) if name in options})
+        make: Callable[..., Extras] = cls  # of what types they are, a backbone's ``check_inputs`` finds out
+        return make(**{name: options.pop(name) for name in attrs.fields_dict(cls) if name in options})
 
     def given(self) -> tuple[str, ...]:
         """Return the names of the fields that differ from their defaults."""
@@ -69,8 +74,7 @@ class Extras:
     @property
     def lora_scale(self) -> float | None:
         """Common weight of all LoRAs; None if not given."""
-        scale: float | None = (self.cross_attention_kwargs or self.joint_attention_kwargs or {}).get("scale")
-        return scale
+        return (self.cross_attention_kwargs or self.joint_attention_kwargs or {}).get("scale")
 
     def refuse(self, served: frozenset[str], backbone: str) -> None:
         """Refuse inputs that a backbone cannot use.
@@ -121,5 +125,5 @@ class Inputs:
         return self.pictures[phase] if self.pictures else (self.height, self.width)
 
 
-def _same_number(value: Any, default: Any) -> bool:
+def _same_number(value: object, default: object) -> bool:
     return isinstance(value, (int, float)) and isinstance(default, float) and value == default

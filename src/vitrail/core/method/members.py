@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self, TypeGuard, cast
+from typing import TYPE_CHECKING, Self, TypeGuard, cast
 
 from vitrail.core.method.cost import Cost
 from vitrail.core.method.protocols import MessageGuidance
@@ -45,14 +45,14 @@ class _WithDefaults:
     def __init__(self, strategy: object, optional: type[Members]):
         self._strategy, self._optional = strategy, optional
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         default = getattr(self._optional, name)
         if inspect.getattr_static(self._strategy, name, ABSENT) is not ABSENT:
             return getattr(self._strategy, name)
         return default.__get__(self._strategy) if inspect.isfunction(default) else default
 
 
-def has_own(strategy: object, member: Callable[..., Any]) -> bool:
+def has_own(strategy: object, member: Callable[..., object]) -> bool:
     """Whether a strategy defines an optional method itself, e.g. ``has_own(patching, OptionalPatching.prepare)``."""
     own = inspect.getattr_static(strategy if isinstance(strategy, type) else type(strategy), member.__name__, ABSENT)
     return own is not ABSENT and own is not member

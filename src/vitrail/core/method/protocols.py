@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.geometry.views import Canvas, Patches, View
@@ -38,7 +38,7 @@ class Forward:
         streams: The run's random streams, which do not depend on how rows are shared between ranks.
     """
 
-    network: Any
+    network: nn.Module | None
     step: Step
     rows: MicroBatch
     native_size: int
@@ -55,7 +55,7 @@ class Rectification(Protocol):
 
     needs: ClassVar[frozenset[str]]
 
-    def check(self, network: Any) -> None:
+    def check(self, network: nn.Module | None) -> None:
         """Raise CapabilityError for a network without the modules that it changes; called before any forward."""
 
     def apply(self, forward: Forward) -> AbstractContextManager[object]:
@@ -145,7 +145,8 @@ class Masking(Protocol):
             state: State after the step before.
 
         Returns:
-            Float32[Tensor, "batch 1 h w"] of ``predicted.view``, or None for everywhere; and the new state.
+            Float32[Tensor, "batch 1 h w"] of ``predicted.view``, on the device of ``key.latents``, or None for
+            everywhere; and the new state.
         """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, get_args
+from typing import get_args
 
 import attrs
 
@@ -67,9 +67,9 @@ def required(slot: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def optional(slot: str) -> dict[str, Any]:
+def optional(slot: str) -> dict[str, object]:
     """Return the members that a class of a slot may have, with their defaults; a method is its own default."""
-    found: dict[str, Any] = {name: vars(MessageGuidance)[name] for name in MESSAGES} if slot == "guidance" else {}
+    found: dict[str, object] = {name: vars(MessageGuidance)[name] for name in MESSAGES} if slot == "guidance" else {}
     for cls in OPTIONAL[slot].__mro__ if slot in OPTIONAL else ():
         found = {name: value for name, value in vars(cls).items() if not name.startswith("_") and name != "of"} | found
     return found
@@ -224,9 +224,10 @@ def _unlike(cls: type, member: str, like: object) -> Iterator[str]:
         yield f"{cls.__name__}.{member} is called as {call}, by position; it has {', '.join(moved)} in another place"
 
 
-def _parameters(method: Any) -> list[inspect.Parameter]:
+def _parameters(method: object) -> list[inspect.Parameter]:
     """Return the parameters of a method as defined in its class, without ``self``."""
     inner = method.__func__ if isinstance(method, (staticmethod, classmethod)) else method
+    assert callable(inner)
     found = list(inspect.signature(inner).parameters.values())
     bound = not isinstance(method, staticmethod) and found and found[0].kind is not inspect.Parameter.VAR_POSITIONAL
     return found[1:] if bound else found

@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vitrail.core.engine.guidance_context import Branches
+from vitrail.core.engine.guidance_context import Branches, subject_tensor
 from vitrail.core.geometry.views import Patches, View
 from vitrail.core.method.cost import Cost
 from vitrail.core.schedule.prediction import Prediction
@@ -20,6 +20,7 @@ from vitrail.core.schedule.prediction import Prediction
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.core.engine.guidance_context import Subject
     from vitrail.core.geometry.views import Canvas, Span
     from vitrail.core.method.calls import StrategyCall
     from vitrail.core.method.micro_batch import Branch
@@ -37,7 +38,7 @@ def kind(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-def check_like(asked: StrategyCall, what: str, value: object, like: Tensor) -> None:
+def check_like(asked: StrategyCall, what: str, value: object, like: Tensor) -> Tensor:
     """Refuse a value that is not a tensor with the shape, dtype and device of another.
 
     Args:
@@ -51,16 +52,13 @@ def check_like(asked: StrategyCall, what: str, value: object, like: Tensor) -> N
     """
     import torch
 
-    wrong = not isinstance(value, torch.Tensor) or (value.shape, value.dtype, value.device) != (
-        like.shape,
-        like.dtype,
-        like.device,
-    )
-    if wrong:
+    wanted = (like.shape, like.dtype, like.device)
+    if not isinstance(value, torch.Tensor) or (value.shape, value.dtype, value.device) != wanted:
         asked.refuse(f"must return {what} as {kind(like)}, got {kind(value)}")
+    return value
 
 
-def check_pair(asked: StrategyCall, meaning: str, value: object) -> tuple[Any, Any]:
+def check_pair(asked: StrategyCall, meaning: str, value: object) -> tuple[object, object]:
     """Return a value if it is a pair of a result and the new state.
 
     Args:
@@ -77,7 +75,7 @@ def check_pair(asked: StrategyCall, meaning: str, value: object) -> tuple[Any, A
     return value
 
 
-def check_guided(asked: StrategyCall, subject: Any, guided: Any, point: str) -> None:
+def check_guided(asked: StrategyCall, subject: Subject, guided: object, point: str) -> Subject:
     """Refuse the result of a guidance that differs from its subject in type, shape, dtype or device.
 
     Args:
@@ -89,21 +87,23 @@ def check_guided(asked: StrategyCall, subject: Any, guided: Any, point: str) -> 
     Raises:
         ShapeError: If they differ.
     """
-    if type(guided) is not type(subject):
+    if not isinstance(guided, type(subject)) or type(guided) is not type(subject):
         asked.refuse(
             f"received a {type(subject).__name__} and returned a {type(guided).__name__}; guidance at point {point!r} "
             "must return what it receives"
         )
-    if isinstance(subject, Prediction):
+    same: Subject = guided
+    if isinstance(subject, Prediction) and isinstance(guided, Prediction):
         check_like(asked, "a Prediction with the model_output", guided.model_output, subject.model_output)
         check_like(asked, "a Prediction with the latents", guided.latents, subject.latents)
-    elif isinstance(subject, Branches):
+    elif isinstance(subject, Branches) and isinstance(guided, Branches):
         check_like(asked, "Branches with `combined`", guided.combined, subject.combined)
     else:
-        check_like(asked, "the latents", guided, subject)
+        check_like(asked, "the latents", guided, subject_tensor(subject))
+    return same
 
 
-def check_mask(asked: StrategyCall, mask: object, latents: Tensor, shape: Sequence[int]) -> None:
+def check_mask(asked: StrategyCall, mask: object, latents: Tensor, shape: Sequence[int]) -> Tensor | None:
     """Refuse a mask that is not one weight per cell of the view; ``outside`` checks that weights lie in [0, 1].
 
     Args:
@@ -115,8 +115,9 @@ def check_mask(asked: StrategyCall, mask: object, latents: Tensor, shape: Sequen
     Raises:
         ShapeError: If it differs.
     """
-    if mask is not None:
-        check_like(asked, "the mask", mask, latents[:, :1, :1, :1].expand(-1, -1, *shape))
+    if mask is None:
+        return None
+    return check_like(asked, "the mask", mask, latents[:, :1, :1, :1].expand(-1, -1, *shape))
 
 
 def outside(mask: Tensor) -> Tensor:

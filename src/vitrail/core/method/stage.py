@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -14,6 +13,8 @@ from vitrail.core.method.cascade import Enter
 from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
 from vitrail.core.method.shared_prompt import SharedPrompt
 from vitrail.core.schedule.step import Ramp
+
+Strategy = Patching | Fusion | Masking | Prompting | Guidance | Rectification
 
 
 @frozen(kw_only=True)
@@ -52,7 +53,7 @@ class Stage:
         if sum(family.weight for family in families if isinstance(family, ViewGroup)) > 1:
             raise ValueError("the weights in 'also' add up to more than 1; the main family takes what is left")
 
-    def strategies(self) -> Iterator[tuple[str, Any]]:
+    def strategies(self) -> Iterator[tuple[str, Strategy]]:
         """Yield every strategy with the slot that it fills."""
         yield from (("patching", self.patching), ("fusion", self.fusion), ("masking", self.masking))
         yield "prompting", self.prompting
@@ -76,7 +77,7 @@ class Place:
 
     path: str
     slot: str
-    strategy: Any
+    strategy: Strategy
 
 
 def places(index: int, stage: Stage) -> Iterator[Place]:

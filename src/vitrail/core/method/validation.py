@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.cascade import Cascade, Enter
@@ -17,12 +17,12 @@ from vitrail.core.method.stage import Place, Stage, ViewGroup, places
 from vitrail.errors import CompositionError, shortened
 
 if TYPE_CHECKING:
-    from vitrail.core.method.protocols import Guidance
+    from vitrail.core.method.protocols import Guidance, Masking, Prompting
 
 MAPS = {"cross": "attention-maps", "joint": "joint-attention-maps"}  # need implied by a request for attention maps
 
 
-def refuse_unsound(stages: Sequence[Any], cascade: Any) -> None:
+def refuse_unsound(stages: Sequence[object], cascade: object) -> None:
     """Refuse stages or a cascade of the wrong types.
 
     Args:
@@ -37,7 +37,7 @@ def refuse_unsound(stages: Sequence[Any], cascade: Any) -> None:
         raise CompositionError("this method cannot work:\n  " + "\n  ".join(problems))
 
 
-def _problems(stages: Sequence[Any], cascade: Any) -> Iterator[str]:
+def _problems(stages: Sequence[object], cascade: object) -> Iterator[str]:
     if not isinstance(stages, tuple):
         yield f"stages: expected a list of stages, got {told(stages)}"
         return
@@ -72,7 +72,8 @@ def _of_stage(index: int, stage: Stage) -> Iterator[str]:
 
 def _of_place(place: Place) -> Iterator[str]:
     """Yield what is wrong with a strategy in its place."""
-    slot, strategy, kind = place.slot, place.strategy, cast("Any", type(place.strategy))
+    slot, strategy = place.slot, place.strategy
+    kind: type = type(strategy)
     if isinstance(strategy, type):
         yield f"{strategy.__name__} is a class; give an instance, {strategy.__name__}(...)"
     elif isinstance(strategy, (str, Mapping, Sequence)) or strategy is None:
@@ -80,12 +81,16 @@ def _of_place(place: Place) -> Iterator[str]:
     else:
         found = _misfits(slot, kind)
         if not found:
-            values = {"needs": strategy.needs, "point": strategy.point if slot == "guidance" else None}
+            values = {
+                "needs": strategy.needs,
+                "point": cast("Guidance", strategy).point if slot == "guidance" else None,
+            }
             found = tuple(odd_values(slot, type(strategy).__name__, values))
         yield from found
-        if not found and slot in ("masking", "prompting") and strategy.request is not None:
-            need = MAPS[strategy.request.kind]
-            if need not in strategy.needs:
+        if not found and slot in ("masking", "prompting"):
+            request = cast("Masking | Prompting", strategy).request
+            need = None if request is None else MAPS[request.kind]
+            if need is not None and need not in strategy.needs:
                 yield f"{type(strategy).__name__} requests attention maps; declare the need {need!r}"
 
 

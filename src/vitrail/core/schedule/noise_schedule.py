@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -33,13 +33,16 @@ ROUNDING = 1e-3  # tolerance in training timesteps: second-order schedulers comp
 class Scheduler(Protocol):
     """The interface of a scheduler that the engine uses; diffusers' schedulers have it."""
 
-    config: Any
     timesteps: Tensor
 
-    def set_timesteps(self, num_inference_steps: int, **kwargs: Any) -> None:
+    @property
+    def config(self) -> object:
+        """Settings that the scheduler was created with, as attributes."""
+
+    def set_timesteps(self, num_inference_steps: int, **kwargs: object) -> None:
         """Choose the timesteps of a run."""
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **kwargs: object) -> Sequence[Tensor]:
         """Advance the latents by one timestep.
 
         Args:
@@ -47,6 +50,9 @@ class Scheduler(Protocol):
             timestep: An entry of ``timesteps``.
             sample: The latents, of the shape of ``model_output``.
             **kwargs: ``return_dict``, and ``generator`` where the scheduler takes one.
+
+        Returns:
+            The latents first, then what else the scheduler returns.
         """
 
 
@@ -226,7 +232,7 @@ def _by_alphas(scheduler: Any) -> list[tuple[float, float]] | None:
     return [(math.sqrt(c), math.sqrt(1 - c)) for c in cumulative]
 
 
-def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: dict[str, Any]) -> None:
+def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, options: Mapping[str, object]) -> None:
     """Set the timesteps; raise ConfigError for a number of steps that the scheduler does not support."""
     name, most = type(scheduler).__name__, getattr(scheduler.config, "num_train_timesteps", math.inf)
     if num_inference_steps > most:
@@ -248,7 +254,7 @@ def _refuse_other_step(scheduler: Scheduler) -> None:
         )
 
 
-def _refuse_rising(scheduler: Scheduler, options: dict[str, Any]) -> None:
+def _refuse_rising(scheduler: Scheduler, options: Mapping[str, object]) -> None:
     """Refuse timesteps that do not fall, as those of an inverse scheduler, which goes from a picture to noise.
 
     Two calls may share a timestep, as those of second-order schedulers do. One timestep has no direction, so a copy of
@@ -283,7 +289,9 @@ class Stepper:
     """A scheduler set for one run: scaling of the model input, one step on the canvas, the noise schedule."""
 
     @plain_defaults()
-    def __init__(self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: dict[str, Any] | None = None):
+    def __init__(
+        self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: Mapping[str, object] | None = None
+    ):
         """Set the scheduler's timesteps and read its schedule.
 
         Args:
@@ -305,9 +313,9 @@ class Stepper:
         check_own_noise(scheduler, self._takes_generator)
 
     @property
-    def scheduler(self) -> Any:
+    def scheduler(self) -> Scheduler:
         """The scheduler itself, for callbacks."""
-        return self._scheduler
+        return cast("Scheduler", self._scheduler)
 
     @property
     def init_noise_sigma(self) -> float:
@@ -387,11 +395,11 @@ class Stepper:
         """Whether a cell of the new latents depends on that cell alone; with thresholding it depends on all cells."""
         return not getattr(self._scheduler.config, "thresholding", False)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the scheduler's attributes that are plain data or tensors, what it carries between steps included."""
         return {name: value for name, value in vars(self._scheduler).items() if _is_state(value)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, object]) -> None:
         """Restore a state that ``state`` returned."""
         for name, value in state.items():
             setattr(self._scheduler, name, value)
