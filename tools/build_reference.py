@@ -32,7 +32,7 @@ PAGE = Path(__file__).parents[1] / "docs/reference.md"
 METHOD = {
     "At the top": Composition,
     "`[[stages]]`": Stage,
-    "`[[stages.also]]`": ViewGroup,
+    "`[[stages.extra_views]]`": ViewGroup,
     "`[cascade]`": Cascade,
     "`enter`": Enter,
     "`sizes`": SizeConditioning,

@@ -22,7 +22,7 @@ from vitrail.sampling.sampler import Sampler
 WINDOWS = {
     "patching": {"type": "windows"},
     "fusion": "average",
-    "also": [{"patching": {"type": "dilated"}, "fusion": "scatter", "weight": 0.5}],
+    "extra_views": [{"patching": {"type": "dilated"}, "fusion": "scatter", "weight": 0.5}],
 }
 CALL = {"height": 128, "width": 128, "num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent"}
 

@@ -26,7 +26,7 @@ from vitrail.cli.options import (
     configure_logging,
 )
 from vitrail.core.config.loader import Loader
-from vitrail.core.config.overrides import override
+from vitrail.core.config.overrides import override_method
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.composition import Composition
@@ -84,7 +84,7 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     loader, problems = Loader(registry()), Problems()
     run = composition = None
     with problems.collect():
-        tables = override(recipe.method, sets)
+        tables = override_method(recipe.method, sets)
         composition = loader.structure(tables, Composition, f"method in {picture}")
         check_files(recipe, composition, str(picture))
     with problems.collect():

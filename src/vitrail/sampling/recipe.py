@@ -18,6 +18,7 @@ from vitrail.core.config.atomic import replacing
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.paths import expanded, refuse_irregular
 from vitrail.core.config.plain_data import check_plain
+from vitrail.core.config.renamed_keys import current_keys, current_path, former_keys
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.schedule.streams import SCHEME
 from vitrail.errors import ConfigError
@@ -105,6 +106,8 @@ class Recipe:
             TypeError: If it has other fields, or fields of other types.
         """
         recipe = cls(**data)
+        files = {current_path(path, quiet=True): digest for path, digest in recipe.files.items()}
+        recipe = evolve(recipe, method=current_keys(recipe.method, quiet=True), files=files)
         if "recipe" not in recipe.versions and recipe.run.get("negative_prompt") == "":
             return evolve(recipe, run=recipe.run | {"negative_prompt": None})
         return recipe
@@ -113,7 +116,7 @@ class Recipe:
     def digest(self) -> str:
         """Stands for everything that determines the pixels, versions aside."""
         more = [part for part in (self.files, self.plugins) if part]  # older digests stay what they are
-        return digest_of(json.dumps([self.run, self.method, self.given, *more], sort_keys=True))
+        return digest_of(json.dumps([self.run, former_keys(self.method), self.given, *more], sort_keys=True))
 
     def changes(self, plugins: Mapping[str, str] | None = None) -> list[str]:
         """What has another version here than when the picture was made, one line each.

@@ -19,6 +19,7 @@ from cattrs.gen import make_dict_structure_fn
 
 from vitrail.core.config.plain_data import LARGEST_WHOLE
 from vitrail.core.config.registry import Registry
+from vitrail.core.config.renamed_keys import RENAMED, current_keys
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.call_words import CALL_WORDS
@@ -46,12 +47,14 @@ SLOTS: dict[type, str] = {
 TITLES = {
     Composition: "a method",
     Stage: "a stage",
-    ViewGroup: "a view family",
+    ViewGroup: "a view group",
     Cascade: "'cascade'",
     Enter: "'enter'",
     SizeConditioning: "'sizes'",
     RunConfig: "a run",
 }
+
+FORMER_KEYS = {then: f"it is {now!r} now, which is given as well; keep that one" for then, now in RENAMED.items()}
 
 
 class Loader:
@@ -82,7 +85,7 @@ class Loader:
             ConfigError: Listing every problem as ``$.path.to.it: what is wrong``; ``$`` is the top of the data.
         """
         try:
-            return self._converter.structure(data, kind)
+            return self._converter.structure(current_keys(data) if kind is Composition else data, kind)
         except (BaseValidationError, ValueError, TypeError) as error:
             lines = transform_error(error, path="$", format_exception=self._explain)
             split = (line.rpartition(" @ ") for line in lines[:MOST_TOLD])
@@ -154,7 +157,7 @@ class Loader:
             title = spoken if slot_name is None else "{} {!r}".format(*slot_name)
             known = [f.name for f in attrs.fields(error.cl)]
             extra = sorted(map(str, error.extra_fields))[:MOST_KEYS]
-            words = CALL_WORDS if error.cl is RunConfig else {}
+            words = {RunConfig: CALL_WORDS, Stage: FORMER_KEYS}.get(error.cl, {})
             known_words = {key: f": {words[key]}" for key in extra if key in words}
             hints = {key: known_words.get(key) or nearest(key, known) for key in extra}
             return "; ".join(f"{title} has no key {shortened(key, 60)!r}{hint}" for key, hint in hints.items())

@@ -18,6 +18,7 @@ EVENTS = {
     "picture.composited": "a transparent picture is laid on a ground: input, ground",
     "model.failed": "a part of a model raised: model, trace",
     "rectification.left_out": "places that a network does not have are not changed: sites, network",
+    "method.key_renamed": "a method has a key by its former name, which is read for one version more: key, now",
     "composition.resolved": "strategies are chosen and fit: digest, model, composition",
     "run.started": "a run begins: run_id, seed, num_inference_steps, height, width, model_calls",
     "run.resumed": "a run goes on from its checkpoint: path, steps",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from vitrail.core.config.log import logger
+from vitrail.core.config.renamed_keys import current_keys
 from vitrail.core.engine.guidance_context import Start
 from vitrail.core.engine.resize import phase_noise
 from vitrail.core.engine.run_state import Sampled
@@ -74,7 +75,9 @@ class Checkpoints:
     def _check(self, content: Any) -> None:
         if not _is_sound(content):
             raise ConfigError(f"--checkpoint {self.path}: is not a checkpoint of a run of this version")
-        there, here = _flat(json.loads(content["recipe"])), _flat(self.recipe)
+        kept = json.loads(content["recipe"])
+        kept |= {"method": current_keys(kept.get("method"), quiet=True)}
+        there, here = _flat(kept), _flat(self.recipe)
         changed = sorted(key for key in (there.keys() | here.keys()) - MANNER if there.get(key) != here.get(key))
         if changed:
             told = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:4])

@@ -18,7 +18,7 @@ from vitrail.core.engine.guidance_context import Branches
 from vitrail.core.engine.micro_batches import (
     combine_branches,
     gather_views,
-    mix_families,
+    mix_groups,
     permute_views,
     restore_order,
     split_rows,
@@ -109,10 +109,10 @@ class Engine:
             views = predict(step, latents, reading, done)
             outputs.append(plan.hooks.fuse(step, patches.views, views, latents, family))
             state.trail.add(f"fusion of family {family}", outputs[-1], "look at its weights")
-            fusion = stage.fusion if family == 0 else stage.also[family - 1].fusion
+            fusion = stage.fusion if family == 0 else stage.extra_views[family - 1].fusion
             state.note(step, plan.hooks.who("fusion", step, fusion), outputs[-1])
 
-        prediction = Prediction(latents, mix_families(outputs, stage.also, step), step)
+        prediction = Prediction(latents, mix_groups(outputs, stage.extra_views, step), step)
         prediction = self.guidance.at("canvas", step, prediction, done, mask=self._mask_of_canvas(step, state))
 
         noise = self.streams.generator("step-noise", step.index)
@@ -142,7 +142,8 @@ class Engine:
     def _patches(self, step: Step, state: RunState) -> list[Patches]:
         """The views of every family, noted for the other ranks."""
         every, stage = self.plan.patches(step), self.plan.stage(step)
-        for patching, patches in zip([stage.patching, *(each.patching for each in stage.also)], every, strict=True):
+        patchings = [stage.patching, *(group.patching for group in stage.extra_views)]
+        for patching, patches in zip(patchings, every, strict=True):
             who = self.plan.hooks.who("patching", step, patching)
             turns = [view.turn for view in patches.views]
             state.note(step, who, (patches.views, turns, patches.key, patches.clean_key))

@@ -70,12 +70,12 @@ class CompositionHooks:
     def patching(self, step: Step, family: int) -> Patching:
         """Of a family; 0 is the main one."""
         stage = self.stage(step)
-        return stage.patching if family == 0 else stage.also[family - 1].patching
+        return stage.patching if family == 0 else stage.extra_views[family - 1].patching
 
     def fusion(self, step: Step, family: int) -> Fusion:
         """Of a family; 0 is the main one."""
         stage = self.stage(step)
-        return stage.fusion if family == 0 else stage.also[family - 1].fusion
+        return stage.fusion if family == 0 else stage.extra_views[family - 1].fusion
 
     @hookimpl
     def vitrail_patch(self, step: Step, canvas: Canvas, family: int) -> Patches:

@@ -147,17 +147,17 @@ def rescaled(guided: Tensor, cond: Tensor, guidance_rescale: float) -> Tensor:
     return guidance_rescale * flat + (1 - guidance_rescale) * guided
 
 
-def mix_families(outputs: Sequence[Tensor], also: Sequence[ViewGroup], step: Step) -> Tensor:
-    """Mix the canvas predictions of all families; the main family has what the others leave.
+def mix_groups(outputs: Sequence[Tensor], extra_views: Sequence[ViewGroup], step: Step) -> Tensor:
+    """Mix the canvas predictions of all groups; the main group has what the others leave.
 
     Args:
-        outputs: One network output a family, Float32[Tensor, "batch channels height width"].
-        also: The further families, with their weights.
+        outputs: One network output a group, Float32[Tensor, "batch channels height width"].
+        extra_views: The further groups, with their weights.
         step: Gives the weights' ramps.
     """
     mixed = outputs[0]
-    if also:
-        weights = [family.weight * step.ramp(family.ramp) ** family.power for family in also]
+    if extra_views:
+        weights = [group.weight * step.ramp(group.ramp) ** group.power for group in extra_views]
         mixed = (1.0 - sum(weights)) * outputs[0]
         for weight, output in zip(weights, outputs[1:], strict=True):
             mixed = mixed + weight * output

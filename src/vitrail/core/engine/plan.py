@@ -104,13 +104,13 @@ class RunPlan:
 
     def patches(self, step: Step) -> list[Patches]:
         """The views of every family at a step, in canonical order."""
-        families = 1 + len(self.stage(step).also)
+        families = 1 + len(self.stage(step).extra_views)
         canvas = self.phase(step).canvas
         return [self.hooks.patch(step, canvas, family).canonical() for family in range(families)]
 
     def outlines(self, step: Step) -> list[Outline]:
         """What the views of every family are like at a step."""
-        families = 1 + len(self.stage(step).also)
+        families = 1 + len(self.stage(step).extra_views)
         canvas = self.phase(step).canvas
         return [self.hooks.outline(step, canvas, family) for family in range(families)]
 

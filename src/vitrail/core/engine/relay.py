@@ -61,7 +61,7 @@ def are_independent(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> b
         canvas: For what the views must part.
         every: The patches of its steps.
     """
-    if stage.also or message_guidance(stage) is None or not OptionalFusion.of(stage.fusion).is_local:
+    if stage.extra_views or message_guidance(stage) is None or not OptionalFusion.of(stage.fusion).is_local:
         return False
     if (
         stage.remember

@@ -22,7 +22,7 @@ class ViewGroup:
 
     patching: Patching  # which views the network sees
     fusion: Fusion  # how their predictions become the canvas's
-    weight: float = field(default=0.5, validator=share)  # share of this family
+    weight: float = field(default=0.5, validator=share)  # share of this group
     ramp: Ramp = field(default="constant", validator=v.in_(RAMPS))  # of the weight
     power: float = field(default=1.0, validator=v.ge(0))  # of the ramp
 
@@ -37,20 +37,20 @@ class Stage:
     prompting: Prompting = field(factory=SharedPrompt)  # which text each view gets
     enter: Enter | None = None  # begins on the picture so far, at the next size
     guidance: tuple[Guidance, ...] = field(default=(), converter=as_items)  # corrections of predictions or latents
-    also: tuple[ViewGroup, ...] = field(default=(), converter=as_items)  # further view families
+    extra_views: tuple[ViewGroup, ...] = field(default=(), converter=as_items)  # further view groups
     rectification: tuple[Rectification, ...] = field(default=(), converter=as_items)  # changes inside the network
     sizes: SizeConditioning = field(factory=SizeConditioning)  # what a network is told about sizes
     guidance_factor: float = field(default=1.0, validator=v.gt(0))  # times the run's guidance scale
     remember: bool = False  # keep the mean of its attention maps, word by word, for later stages
     scale_batch: int | None = field(
         default=None, validator=v.optional(v.ge(1))
-    )  # authors' bug, off if unset: views after so many, and all further families, are scaled for the next step
+    )  # authors' bug, off if unset: views after so many, and all further groups, are scaled for the next step
     until: float = field(default=1.0, validator=share)  # fraction of the steps that are done at its size
 
     def __attrs_post_init__(self) -> None:
-        families = self.also if isinstance(self.also, tuple) else ()
-        if sum(family.weight for family in families if isinstance(family, ViewGroup)) > 1:
-            raise ValueError("the weights in 'also' add up to more than 1; the main family takes what is left")
+        groups = self.extra_views if isinstance(self.extra_views, tuple) else ()
+        if sum(group.weight for group in groups if isinstance(group, ViewGroup)) > 1:
+            raise ValueError("the weights in 'extra_views' add up to more than 1; the main group takes what is left")
 
     def strategies(self) -> Iterator[tuple[str, Any]]:
         """Every strategy with the slot it fills."""
@@ -60,8 +60,8 @@ class Stage:
             yield "guidance", guidance
         for rectification in self.rectification:
             yield "rectification", rectification
-        for family in self.also:
-            yield from (("patching", family.patching), ("fusion", family.fusion))
+        for group in self.extra_views:
+            yield from (("patching", group.patching), ("fusion", group.fusion))
 
 
 @frozen
@@ -92,6 +92,6 @@ def places(index: int, stage: Stage) -> Iterator[Place]:
     for slot in ("guidance", "rectification"):
         for number, strategy in enumerate(getattr(stage, slot)):
             yield Place(f"{path}.{slot}.{number}", slot, strategy)
-    for number, family in enumerate(stage.also):
-        yield Place(f"{path}.also.{number}.patching", "patching", family.patching)
-        yield Place(f"{path}.also.{number}.fusion", "fusion", family.fusion)
+    for number, group in enumerate(stage.extra_views):
+        yield Place(f"{path}.extra_views.{number}.patching", "patching", group.patching)
+        yield Place(f"{path}.extra_views.{number}.fusion", "fusion", group.fusion)

@@ -52,7 +52,7 @@ def _problems(stages: Sequence[Any], cascade: Any) -> Iterator[str]:
 
 def _of_stage(index: int, stage: Stage) -> Iterator[str]:
     path, lists = f"stages.{index}", True
-    for name in ("guidance", "rectification", "also"):
+    for name in ("guidance", "rectification", "extra_views"):
         if not isinstance(getattr(stage, name), tuple):
             yield f"{path}.{name}: expected a list, got {told(getattr(stage, name))}; put [ ] around it"
             lists = False
@@ -62,9 +62,9 @@ def _of_stage(index: int, stage: Stage) -> Iterator[str]:
             yield f"{path}.{name}: expected {_a(kind.__name__)}, got {told(value)}"
     if not lists:
         return
-    strange = [number for number, family in enumerate(stage.also) if not isinstance(family, ViewGroup)]
+    strange = [number for number, group in enumerate(stage.extra_views) if not isinstance(group, ViewGroup)]
     for number in strange:
-        yield f"{path}.also.{number}: expected a ViewGroup, got {told(stage.also[number])}"
+        yield f"{path}.extra_views.{number}: expected a ViewGroup, got {told(stage.extra_views[number])}"
     if not strange:
         for place in places(index, stage):
             yield from (f"{place.path}: {text}" for text in _of_place(place))

@@ -17,6 +17,7 @@ from attrs import evolve, field, frozen
 
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.loader import Loader
+from vitrail.core.config.renamed_keys import former_keys
 from vitrail.core.config.run_config import PIXELS, RunConfig
 from vitrail.core.method.composition import Composition
 from vitrail.core.schedule.streams import SCHEME
@@ -344,7 +345,7 @@ def _address(
     fields["negative_prompt"] = {None: "", "": None}.get(given, given)  # as before "" was a text, so that cells last
     if run["image"] is not None:
         fields["image"] = _image_digest(run["image"])
-    data = [fields, composition, model.fingerprint, SCHEME, ranks, comm if ranks > 1 else None, *besides]
+    data = [fields, former_keys(composition), model.fingerprint, SCHEME, ranks, comm if ranks > 1 else None, *besides]
     return _digest(data)
 
 

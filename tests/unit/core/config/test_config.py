@@ -174,7 +174,7 @@ stages = st.builds(
     ),
     prompting=strategies_of("prompting"),
     remember=st.booleans(),
-    also=st.lists(families, max_size=2),
+    extra_views=st.lists(families, max_size=2),
     until=st.floats(0, 1),
 )
 

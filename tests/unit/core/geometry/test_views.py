@@ -143,7 +143,7 @@ def test_a_constant_prediction_stays_itself_at_every_picture_size(method, height
         canvas = composition.pad(canvas, 10, group)
         latents = torch.zeros(1, 2, canvas.height, canvas.width)
         step = make_step(5, stage=number, prediction_type="sample")
-        for family in (stage, *stage.also):
+        for family in (stage, *stage.extra_views):
             patches = family.patching.patch(step, canvas, 2, Streams(seed)).canonical()
             cut = gather_views(latents, patches.views)
             fused = family.fusion.fuse(step, patches.views, Prediction(cut, said.expand_as(cut), step), latents)

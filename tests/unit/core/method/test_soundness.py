@@ -78,10 +78,10 @@ class Asks:
         ({"guidance": SyncGuidance()}, r"guidance: expected a list, got a SyncGuidance; put \[ \] around it"),
         ({"guidance": "sync"}, r"guidance: expected a list, got the text 'sync'"),
         ({"guidance": ["sync"]}, r"guidance\.0: expected a guidance strategy, got the text 'sync'"),
-        ({"also": [Windows()]}, r"also\.0: expected a ViewGroup, got a Windows"),
+        ({"extra_views": [Windows()]}, r"extra_views\.0: expected a ViewGroup, got a Windows"),
         (
-            {"also": [ViewGroup(patching=Average(), fusion=Average())]},
-            r"also\.0\.patching: Average lacks .*it is a fusion",
+            {"extra_views": [ViewGroup(patching=Average(), fusion=Average())]},
+            r"extra_views\.0\.patching: Average lacks .*it is a fusion",
         ),
         ({"enter": {"resize": "pixels"}}, "enter: expected an Enter, got a table"),
         ({"masking": Asks()}, "masking: Asks requests attention maps; declare the need 'joint-attention-maps'"),

@@ -151,7 +151,7 @@ def test_windows_and_dilated_views_of_a_model_of_single_cells_are_direct_samplin
     mixed = {
         "patching": {"type": "windows", "jitter": True},
         "fusion": "average",
-        "also": [{"patching": {"type": "dilated", "sigma": 1e-3}, "fusion": "scatter", "weight": weight}],
+        "extra_views": [{"patching": {"type": "dilated", "sigma": 1e-3}, "fusion": "scatter", "weight": weight}],
     }
     direct = sample(toy_sampler({"patching": "whole", "fusion": "average"}, templates=templates), size=24)
     torch.testing.assert_close(sample(toy_sampler(mixed, templates=templates), size=24), direct, rtol=1e-4, atol=1e-4)
