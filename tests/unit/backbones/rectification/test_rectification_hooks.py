@@ -20,8 +20,8 @@ from vitrail.core.method.composition import Composition
 from vitrail.core.method.stage import Stage
 from vitrail.errors import CapabilityError
 from vitrail.plugins.fusion.averages import Average
-from vitrail.plugins.masking.attention_masks import NoMask
-from vitrail.plugins.patching.grids import Whole
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.whole import Whole
 from vitrail.testing import Traces, make_step
 
 

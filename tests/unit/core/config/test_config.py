@@ -21,8 +21,8 @@ from vitrail.core.method.composition import Composition
 from vitrail.core.method.shared_prompt import SharedPrompt
 from vitrail.core.method.stage import Stage, ViewGroup
 from vitrail.errors import ConfigError, VitrailError, nearest
-from vitrail.plugins.masking.attention_masks import NoMask
-from vitrail.plugins.patching.grids import Whole
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.whole import Whole
 from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
 

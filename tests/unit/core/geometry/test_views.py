@@ -17,7 +17,9 @@ from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError, CoverageError, ShapeError
 from vitrail.plugins.fusion.averages import Average, Gaussian
-from vitrail.plugins.patching.grids import Lattice, Whole, Windows, window_starts
+from vitrail.plugins.patching.lattice import Lattice
+from vitrail.plugins.patching.whole import Whole
+from vitrail.plugins.patching.windows import Windows, window_starts
 from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
 from vitrail.testing import WRAPS, check_cover, make_step

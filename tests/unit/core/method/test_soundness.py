@@ -11,10 +11,12 @@ from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.core.method.cascade import Cascade
 from vitrail.errors import CapabilityError, CompositionError, ConfigError
 from vitrail.plugins.fusion.averages import Average
-from vitrail.plugins.guidance.residual import SkipResidual
+from vitrail.plugins.guidance.skip_residual import SkipResidual
 from vitrail.plugins.guidance.structure import SyncGuidance
-from vitrail.plugins.masking.attention_masks import NoMask, ParameterFreeAttention
-from vitrail.plugins.patching.grids import Whole, Windows
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.masking.pfsa import ParameterFreeAttention
+from vitrail.plugins.patching.whole import Whole
+from vitrail.plugins.patching.windows import Windows
 from vitrail.sampling.methods import composition_of
 
 TABLE = {"stages": [{"patching": "windows", "fusion": "average"}]}

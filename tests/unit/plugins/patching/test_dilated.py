@@ -12,9 +12,9 @@ from vitrail import hookimpl
 from vitrail.core.engine.guidance_context import GuidanceContext, Start
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.schedule.streams import Streams
-from vitrail.plugins.guidance.residual import SkipResidual
+from vitrail.plugins.guidance.skip_residual import SkipResidual
 from vitrail.plugins.patching.dilated import Dilated, blurred, deviation_at, gaussian_weights, with_moments_of
-from vitrail.plugins.patching.grids import Windows
+from vitrail.plugins.patching.windows import Windows
 from vitrail.testing import make_step
 
 FIRST = make_step(0, 50, timestep=981.0)

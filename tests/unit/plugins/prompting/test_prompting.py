@@ -15,8 +15,8 @@ from vitrail.core.method.attention_maps import KeptMaps
 from vitrail.core.method.composition import Composition
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
-from vitrail.plugins.patching.grids import Windows
-from vitrail.plugins.prompting.regions import PatchContentAware, on_canvas, opened
+from vitrail.plugins.patching.windows import Windows
+from vitrail.plugins.prompting.patch_content_aware import PatchContentAware, on_canvas, opened
 from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler
