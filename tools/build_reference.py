@@ -18,10 +18,10 @@ import attrs
 from vitrail import errors
 from vitrail.core.config.log import EVENTS
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.cascade import Cascade, Enter
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.hookspecs import EXCLUSIVE, RegistrationSpecs, StageSpecs
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.registration import SLOTS
 from vitrail.core.method.stage import Stage, ViewGroup
 from vitrail.experiments.spec.experiment import Axis, Experiment, HeatMap, MethodEntry, Setting, SizeEntry

@@ -20,7 +20,7 @@ from vitrail.core.config.loader import Loader
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.hookspecs import hookimpl
 from vitrail.demo.judge import Detection, Judge
-from vitrail.experiments.spec.prompts import scene
+from vitrail.experiments.spec.experiment_file import scene
 from vitrail.plugins.masking.pfsa import ParameterFreeAttention
 from vitrail.plugins.masking.remembered_attention import RememberedAttention
 from vitrail.plugins.masking.up_block_attention import UpBlockAttention

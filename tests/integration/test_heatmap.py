@@ -18,8 +18,8 @@ from vitrail.plugins.fusion.averages import Average
 from vitrail.plugins.masking.joint_attention import JointAttention
 from vitrail.plugins.masking.up_block_attention import UpBlockAttention
 from vitrail.plugins.patching.whole import Whole
-from vitrail.sampling.heatmap import MaskRecorder, read_shares
 from vitrail.sampling.heatmap_figure import overlaid
+from vitrail.sampling.mask_recorder import MaskRecorder, read_shares
 from vitrail.sampling.sampler import Sampler
 
 CALL = {"height": 64, "width": 64, "num_inference_steps": 4}

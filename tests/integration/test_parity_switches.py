@@ -11,8 +11,8 @@ from tiny_families import FAMILIES
 from toy import sample, toy_sampler
 from vitrail import hookimpl
 from vitrail.core.config.loader import Loader
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.geometry.views import Span, View
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.schedule.noise_schedule import Stepper
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import build_registry

@@ -127,7 +127,7 @@ class PipelineBackbone:
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Refuse conditioning that this pipeline cannot use, as it is now."""
-        from vitrail.backbones.loading.dropout import check_dropout
+        from vitrail.backbones.loading.adoption import check_dropout
 
         check_parts(self._pipe, self._family)
         check_dropout(self._pipe.components)

@@ -21,11 +21,10 @@ from vitrail.errors import CapabilityError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.geometry.size_conditioning import Size, SizeConditioning
     from vitrail.core.geometry.views import View
     from vitrail.core.method.attention_maps import AttentionRequest
     from vitrail.core.method.inputs import Inputs
-    from vitrail.core.method.micro_batch import MicroBatch
+    from vitrail.core.method.micro_batch import MicroBatch, Size, SizeConditioning
     from vitrail.core.schedule.step import Step
 
 IMAGES = ("ip_adapter_image", "ip_adapter_image_embeds")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class ConsoleListener:
-    """See ``vitrail.experiments.listener.Listener``."""
+    """See ``vitrail.experiments.analysis.measurement.Listener``."""
 
     console: Console
 

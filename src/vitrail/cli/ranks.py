@@ -138,7 +138,7 @@ def run_ranks(placement: RankPlacement, on_cuda: bool, program: Callable[[RankCo
         run_id: Alike on all ranks.
     """
     from vitrail.comm.backends.in_process import solo
-    from vitrail.comm.guard import guarded
+    from vitrail.comm.outcome import guarded
 
     options = placement.options
     if placement.kind == "alone":

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from vitrail.backbones.loading.model_errors import model_blamed
+from vitrail.cli.arguments import check_target, output_paths
 from vitrail.cli.console import command_line, console, say
-from vitrail.cli.output import check_target, output_paths
 from vitrail.cli.progress import Progress
 from vitrail.cli.ranks import RankOptions, RankPlacement, place, run_ranks, start_ranks, tell_done
 from vitrail.cli.rescue import latents_instead, latents_written

@@ -31,7 +31,7 @@ from vitrail.experiments.spec.cells import Cell, Row, cells_of, heat_row, pairs_
 from vitrail.experiments.spec.experiment import Experiment
 from vitrail.experiments.spec.experiment_file import load_experiment, structure
 from vitrail.sampling.discovery import registry
-from vitrail.sampling.heatmap import read_shares
+from vitrail.sampling.mask_recorder import read_shares
 from vitrail.sampling.run_plugins import load_plugins
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ class Backend(Protocol):
         """Run a program once on every rank, all at the same time, and wait for all of them.
 
         Every rank makes its end of the transport, a ``RankCommunicator`` on it, and calls
-        ``vitrail.comm.guard.guarded(communicator, program)``, which closes after a program that ended well and tells
+        ``vitrail.comm.outcome.guarded(communicator, program)``, which closes after a program that ended well and tells
         the other ranks of one that raised.
 
         Args:

@@ -18,8 +18,7 @@ from attrs import frozen
 
 from vitrail.core.method.metric import Column, FeatureExtractor
 from vitrail.metrics.crops import OfSets
-from vitrail.metrics.reference_cache import Remembered
-from vitrail.metrics.reference_sets import compared, torchmetrics
+from vitrail.metrics.reference_sets import Remembered, compared, torchmetrics
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vitrail.core.config.registry import Registry
 from vitrail.core.method.hookspecs import hookimpl
-from vitrail.core.method.shared_prompt import SharedPrompt
+from vitrail.core.method.stage import SharedPrompt
 from vitrail.plugins.fusion.averages import Average, Gaussian
 from vitrail.plugins.fusion.broadcast import Broadcast
 from vitrail.plugins.fusion.scatter import Scatter

@@ -23,8 +23,8 @@ from vitrail.core.config.run_config import RunConfig
 from vitrail.core.schedule.streams import SCHEME
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
-from vitrail.sampling.own_pictures import of_any_size
 from vitrail.sampling.run_plugins import told_changes
+from vitrail.sampling.start_picture import of_any_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image

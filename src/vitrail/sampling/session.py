@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 from attrs import evolve
 
-from vitrail.comm.agreement import agree
 from vitrail.comm.backends.in_process import solo
 from vitrail.comm.trace.chrome import as_data, from_data
 from vitrail.core.config.log import logger
@@ -20,6 +19,7 @@ from vitrail.core.engine.checkpoint import Checkpoints, kept_row_batch
 from vitrail.core.engine.cpu_threads import threads_in_bits, threads_of
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.engine.loop import Loop
+from vitrail.core.engine.rank_comparison import agree
 from vitrail.core.engine.relay import ranks_are_independent
 from vitrail.core.engine.run_state import Sampled
 from vitrail.core.schedule.streams import Streams

@@ -1,8 +1,11 @@
-"""A picture to start from: read from a file, brought to the canvas."""
+"""Pictures read from files: one to start from, brought to the canvas, and those that an experiment made itself."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.core.config.paths import expanded, refuse_irregular
@@ -57,3 +60,25 @@ def pad_picture(picture: Tensor, height: int, width: int) -> Tensor:
     import torch.nn.functional as F
 
     return F.pad(picture, (0, width - picture.shape[-1], 0, height - picture.shape[-2]), mode="replicate")
+
+
+@contextmanager
+def of_any_size() -> Iterator[None]:
+    """Pillow's guard against bombs lowered, for pictures of the project's own."""
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def open_own(file: Path) -> Image:
+    """A picture of an experiment in RGB, of any size.
+
+    Raises:
+        ConfigError: If it is not there or no picture.
+    """
+    with of_any_size():
+        return open_picture(str(file))

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from vitrail.comm.backends.in_process import solo
 from vitrail.core.engine.exchange import Exchange
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.geometry.views import Span, View
 from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.core.method.inputs import Inputs
-from vitrail.core.method.micro_batch import Branch, MicroBatch, ModelOutput
+from vitrail.core.method.micro_batch import Branch, MicroBatch, ModelOutput, SizeConditioning
 from vitrail.core.schedule.noise_schedule import Stepper
 from vitrail.core.schedule.streams import Streams
 from vitrail.testing.repeats import DTYPES, same, surroundings, told_dtype

@@ -19,7 +19,7 @@ from vitrail.metrics.inception_score import InceptionScore
 from vitrail.metrics.judge_features import DemoJudge
 from vitrail.metrics.kid import Kid, discrepancy, within
 from vitrail.metrics.objects import Objects
-from vitrail.metrics.reference_cache import Remembered
+from vitrail.metrics.reference_sets import Remembered
 from vitrail.metrics.renders import DemoRenders
 from vitrail.metrics.seams import Seams
 from vitrail.metrics.sharpness import Sharpness

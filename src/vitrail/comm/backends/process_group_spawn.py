@@ -21,9 +21,8 @@ from vitrail.comm.backends.key_store import LOOPBACK, StoreServer, listener_at, 
 from vitrail.comm.backends.launch_overseer import Ending, Overseer
 from vitrail.comm.communicator import RankCommunicator
 from vitrail.comm.environment import RankEnvironment, namespace
-from vitrail.comm.guard import guarded
 from vitrail.comm.lifeline import hold_to_parent
-from vitrail.comm.outcome import first_cause
+from vitrail.comm.outcome import first_cause, guarded
 from vitrail.comm.transport import Abort
 from vitrail.errors import CommAborted, CommError
 

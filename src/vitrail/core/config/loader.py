@@ -21,11 +21,11 @@ from vitrail.core.config.plain_data import LARGEST_WHOLE
 from vitrail.core.config.registry import Registry
 from vitrail.core.config.renamed_keys import RENAMED, current_keys
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.call_words import CALL_WORDS
 from vitrail.core.method.cascade import Cascade, Enter
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.metric import Features, Metric, References
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
 from vitrail.core.method.registration import slots_of
 from vitrail.core.method.stage import Stage, ViewGroup

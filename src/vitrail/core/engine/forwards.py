@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from vitrail.core.engine.memory_backoff import MemoryBackoff
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.engine.run_state import Timings
-    from vitrail.core.geometry.size_conditioning import SizeConditioning
     from vitrail.core.geometry.views import View
-    from vitrail.core.method.micro_batch import MicroBatch
+    from vitrail.core.method.micro_batch import MicroBatch, SizeConditioning
     from vitrail.core.schedule.step import Step
 
 

@@ -10,9 +10,8 @@ from vitrail.core.method.micro_batch import MicroBatch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.geometry.size_conditioning import SizeConditioning
     from vitrail.core.geometry.views import Patches, View
-    from vitrail.core.method.micro_batch import Branch
+    from vitrail.core.method.micro_batch import Branch, SizeConditioning
     from vitrail.core.method.stage import ViewGroup
     from vitrail.core.schedule.step import Step
 

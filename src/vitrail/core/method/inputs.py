@@ -8,7 +8,7 @@ import attrs
 from attrs import field, frozen
 
 from vitrail.core.config.fields import as_tuple
-from vitrail.core.geometry.size_conditioning import SizeConditioning
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.errors import ConfigError, nearest
 
 

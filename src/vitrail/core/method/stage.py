@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import RAMPS, as_items, share
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.cascade import Enter
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
-from vitrail.core.method.shared_prompt import SharedPrompt
 from vitrail.core.schedule.step import Ramp
+
+if TYPE_CHECKING:
+    from vitrail.core.geometry.views import Canvas, View
+    from vitrail.core.method.attention_maps import KeptMaps
+    from vitrail.core.schedule.step import Step
+
+
+@frozen
+class SharedPrompt:
+    """The prompt, for every view."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def request(self) -> None:
+        """No maps."""
+        return None
+
+    def texts(
+        self,
+        step: Step,
+        prompt: str,
+        negative_prompt: str | None,
+        views: Sequence[View],
+        canvas: Canvas,
+        memory: KeptMaps | None,
+    ) -> tuple[()]:
+        """None of their own."""
+        return ()
 
 
 @frozen(kw_only=True)

@@ -9,9 +9,9 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.cascade import Cascade, Enter
 from vitrail.core.method.members import OptionalGuidance, OptionalMasking, OptionalPatching, has_own, recalls
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.registration import misfits, odd_values
 from vitrail.core.method.stage import Place, Stage, ViewGroup, places
 from vitrail.errors import CompositionError, shortened

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import evolve, field, frozen
 
@@ -17,12 +18,25 @@ from vitrail.experiments.run.store import PLAN, ExperimentPlan, Folder, Outcome,
 from vitrail.experiments.spec.cells import Cell
 from vitrail.experiments.spec.experiment import Experiment
 from vitrail.experiments.spec.experiment_file import structure
-from vitrail.sampling.own_pictures import open_own
+from vitrail.sampling.start_picture import open_own
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.experiments.listener import Listener
+
+class Counter(Protocol):
+    """Counts what is done."""
+
+    def step(self) -> None:
+        """One more is."""
+
+
+class Listener(Protocol):
+    """Hears of counts."""
+
+    def count(self, name: str, total: int | None) -> AbstractContextManager[Counter]:
+        """A long count begins: of what, and up to which number, if that is known."""
+
 
 Size = tuple[int, int]
 

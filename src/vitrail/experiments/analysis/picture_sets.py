@@ -11,7 +11,7 @@ from vitrail.experiments.analysis.measurement import Loaded, Seen, Size, key_of
 from vitrail.experiments.analysis.resampling import FEWEST, Drawing
 from vitrail.experiments.analysis.results import Group
 from vitrail.experiments.analysis.statistics import Sample, by_itself, sample
-from vitrail.experiments.spec.cost_columns import Costs
+from vitrail.experiments.spec.experiment import Costs
 
 if TYPE_CHECKING:
     from torch import Tensor

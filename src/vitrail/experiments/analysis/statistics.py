@@ -24,14 +24,13 @@ differ by 1 exclude 0, though signs alone do so in one case of four. So such a d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Protocol
 
 from attrs import evolve, frozen
 
 from vitrail.core.method.metric import Column
-from vitrail.experiments.analysis.exact import chance
 from vitrail.experiments.analysis.resampling import FEWEST, Drawing
 
 if TYPE_CHECKING:
@@ -236,3 +235,30 @@ def widening(count: int) -> float:
     )
     t: float = z + sum(term / float(freedom) ** power for power, term in enumerate(terms, 1))
     return t / z * math.sqrt(count / freedom)
+
+
+def chance(differences: Sequence[int], clusters: Sequence[Hashable] | None = None) -> float:
+    """How often signs alone would give a sum as far from 0 as that of some whole numbers.
+
+    Args:
+        differences: Of pairs.
+        clusters: What each is of; differences of one cluster have one sign together. None if each is its own.
+
+    Returns:
+        In (0, 1]; 1 if no difference is other than 0.
+    """
+    sums: dict[Hashable, int] = {}
+    for number, each in enumerate(differences):
+        cluster = number if clusters is None else clusters[number]
+        sums[cluster] = sums.get(cluster, 0) + each
+    sizes = [abs(each) for each in sums.values() if each]
+    ways = {0: 1}
+    for size in sizes:
+        longer: dict[int, int] = {}
+        for total, count in ways.items():
+            for end in (total - size, total + size):
+                longer[end] = longer.get(end, 0) + count
+        ways = longer
+    reached = abs(sum(sums.values()))
+    far: int = sum(count for total, count in ways.items() if abs(total) >= reached)
+    return far / int(2 ** len(sizes))

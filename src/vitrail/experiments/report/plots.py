@@ -15,7 +15,7 @@ from vitrail.experiments.analysis.measurement import Size
 from vitrail.experiments.analysis.results import Group, Results
 from vitrail.experiments.analysis.statistics import Estimate
 from vitrail.experiments.report.tables import curves, spoken
-from vitrail.experiments.spec.cost_columns import CALLS, CRITICAL, SECONDS
+from vitrail.experiments.spec.experiment import CALLS, CRITICAL, SECONDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from vitrail.experiments.analysis.measurement import Size
 from vitrail.experiments.analysis.results import Group, Results
 from vitrail.experiments.report.plots import slug
 from vitrail.experiments.report.tables import curves, spoken
-from vitrail.sampling.own_pictures import open_own
+from vitrail.sampling.start_picture import open_own
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,10 +12,9 @@ from attrs import evolve, field, frozen
 from vitrail.core.config.atomic import write_text
 from vitrail.core.config.fields import as_tuple
 from vitrail.experiments.analysis.gathering import baseline_of, gather_results
-from vitrail.experiments.analysis.measurement import Loaded, Seen, load, look
+from vitrail.experiments.analysis.measurement import Listener, Loaded, Seen, load, look
 from vitrail.experiments.analysis.results import Results
 from vitrail.experiments.analysis.statistics import LEVEL
-from vitrail.experiments.listener import Listener
 from vitrail.experiments.report.formats import (
     LATEX_HEAD,
     as_csv,

@@ -33,7 +33,7 @@ from vitrail.experiments.spec.experiment import (
     MethodEntry,
     Setting,
 )
-from vitrail.experiments.spec.prompts import prompts_of
+from vitrail.experiments.spec.experiment_file import prompts_of
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.input_digests import content_digest
 from vitrail.sampling.methods import load_method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -12,9 +12,32 @@ from attrs import validators as v
 from vitrail.comm.environment import MOST_RANKS
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.run_config import LARGEST_SEED, MAX_SIZE, MIN_SIZE, PIXELS, RunConfig
-from vitrail.core.method.metric import Metric, References
+from vitrail.core.method.metric import Column, Metric, References
 from vitrail.errors import nearest, shortened
-from vitrail.experiments.spec.cost_columns import Costs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SECONDS, CALLS, CRITICAL, PREDICTED, MEMORY = "seconds", "calls", "critical calls", "predicted calls", "MiB"
+
+
+@frozen(kw_only=True)
+class Costs:
+    """Means of what was noted of the cells; looks at their lines instead of at pictures."""
+
+    needs_reference: ClassVar[bool] = False
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column(name=SECONDS, better="down", lowest=0.0),
+        Column(name=CALLS, better="down", decimals=0, lowest=0.0),
+        Column(name=CRITICAL, better="down", decimals=0, lowest=0.0),
+        Column(name=PREDICTED, better="down", decimals=0, lowest=0.0),
+        Column(name=MEMORY, better="down", decimals=0, lowest=0.0),
+    )
+
+    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+        """Mean of each column over the cells that have it."""
+        return tuple(looked.double().nanmean(dim=0).tolist())
+
 
 OF_CELLS = frozenset({"prompt", "seed", "height", "width", "method", "model", "num_images"})  # not in ``run``
 OF_MODEL = frozenset({"dtype", "variant", "revision", "model_config"})  # one model is loaded for all rows

@@ -37,9 +37,13 @@ class SkipResidual:
         """None: there is no state."""
 
     def guide(self, step: Step, subject: Tensor, scene: GuidanceContext, state: None) -> tuple[Tensor, None]:
-        """The latents before the step, mixed with the grown picture at the step's noise; unchanged at the first size.
+        """The latents, mixed with the grown picture at the step's noise; unchanged at the first size.
 
-        Both are Float32[Tensor, "batch channels height width"].
+        Args:
+            step: Its noise level is given to the grown picture, and it ramps c.
+            subject: Latents before the step, Float32[Tensor, "batch channels height width"].
+            scene: Its ``start`` is the picture that the size began with.
+            state: None.
         """
         if scene.start is None:
             return subject, None

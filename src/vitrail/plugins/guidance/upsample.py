@@ -24,9 +24,9 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import share
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.geometry.views import Span, View
 from vitrail.core.method.cost import Cost
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.protocols import Point
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.plugins.patching.whole import rolled_views, wrapped_lengths

@@ -21,8 +21,7 @@ from typing import Any, Literal, Protocol
 from attrs import define, field, frozen
 
 from vitrail.comm.backend import Backend
-from vitrail.comm.backends.simulated import Simulated
-from vitrail.comm.backends.virtual_world import World
+from vitrail.comm.backends.simulated import Simulated, World
 from vitrail.comm.protocol import Communicator
 from vitrail.errors import CommAborted
 from vitrail.testing.comm.schedules import DrawnSchedule, explored

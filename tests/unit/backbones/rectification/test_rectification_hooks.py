@@ -14,8 +14,7 @@ from rectified import BUILD, STRATEGIES, ask, built, changed, forward
 from vitrail.backbones.rectification.attention_scale import AttentionScale, self_attentions
 from vitrail.backbones.rectification.freeu import FreeU
 from vitrail.backbones.rectification.module_hooks import Hook, attached
-from vitrail.backbones.rectification.sites import choose
-from vitrail.backbones.rectification.step_range import within
+from vitrail.backbones.rectification.scope import choose, within
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.stage import Stage
 from vitrail.errors import CapabilityError

@@ -18,8 +18,7 @@ from vitrail.core.config.overrides import override
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.cascade import Cascade, Enter
 from vitrail.core.method.composition import Composition
-from vitrail.core.method.shared_prompt import SharedPrompt
-from vitrail.core.method.stage import Stage, ViewGroup
+from vitrail.core.method.stage import SharedPrompt, Stage, ViewGroup
 from vitrail.errors import ConfigError, VitrailError, nearest
 from vitrail.plugins.masking.none import NoMask
 from vitrail.plugins.patching.whole import Whole

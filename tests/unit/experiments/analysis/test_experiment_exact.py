@@ -10,9 +10,8 @@ from test_experiment_statistics import SHARE, Mean, of
 
 from vitrail.core.method.metric import Column
 from vitrail.core.schedule.streams import Streams
-from vitrail.experiments.analysis.exact import chance
 from vitrail.experiments.analysis.resampling import Drawing, draws
-from vitrail.experiments.analysis.statistics import LEVEL, Sample, difference
+from vitrail.experiments.analysis.statistics import LEVEL, Sample, chance, difference
 
 
 @pytest.mark.parametrize(("more", "less", "alike"), [(3, 0, 3), (6, 0, 0), (7, 1, 2), (20, 9, 0), (4, 4, 1), (0, 5, 9)])

@@ -1,5 +1,5 @@
 """The laws, one file a kind; importing them fills ``LAWS``."""
 
-from vitrail.testing.comm.laws import failure, isolation, life, liveness, order, safety, whole, works
+from vitrail.testing.comm.laws import failure, isolation, life, liveness, order, safety, whole_programs, works
 
-__all__ = ["failure", "isolation", "life", "liveness", "order", "safety", "whole", "works"]
+__all__ = ["failure", "isolation", "life", "liveness", "order", "safety", "whole_programs", "works"]

@@ -1,4 +1,4 @@
-"""Named places inside a network, and how the ``sites`` of a method file choose among them.
+"""The scope of a rectification: at which sites of a network, in which steps, on which CFG branches and views it acts.
 
 A site is the dotted name of a module in the network, ``up_blocks.0`` or ``down_blocks.1.attentions.0``; it stands for
 every fitting place at it or below. ``*`` stands for any one part: ``up_blocks.*.attentions.0``.
@@ -6,12 +6,21 @@ every fitting place at it or below. ``*`` stands for any one part: ``up_blocks.*
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from attrs import frozen
+from attrs import validators as v
+
+from vitrail.core.method.micro_batch import Branch
 from vitrail.errors import CapabilityError, nearest
+
+if TYPE_CHECKING:
+    from vitrail.core.method.protocols import Forward
+    from vitrail.core.schedule.step import Step
 
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # what every U-Net of diffusers is made of
 
@@ -71,3 +80,65 @@ def each_once(names: Sequence[str], strategy: str) -> None:
 def _stands_for(site: str, name: str) -> bool:
     parts, pattern = name.split("."), site.split(".")
     return len(pattern) <= len(parts) and all(map(fnmatchcase, parts, pattern))
+
+
+@frozen(eq=False)
+class Block:
+    """A block of the encoder, the middle or the decoder.
+
+    Attributes:
+        name: Dotted name in the network.
+        module: The block itself.
+        halvings: How often the features were halved on the way to it.
+    """
+
+    name: str
+    module: Any
+    halvings: int
+
+
+def blocks(network: Any) -> Iterator[Block]:
+    """Every block, in the order of the forward."""
+    halvings = 0
+    for name, module in _named(network):
+        yield Block(name, module, halvings)
+        halvings += getattr(module, "downsamplers", None) is not None
+        halvings -= getattr(module, "upsamplers", None) is not None
+
+
+def _named(network: Any) -> Iterator[tuple[str, Any]]:
+    yield from ((f"down_blocks.{i}", module) for i, module in enumerate(network.down_blocks))
+    if network.mid_block is not None:
+        yield "mid_block", network.mid_block
+    yield from ((f"up_blocks.{i}", module) for i, module in enumerate(network.up_blocks))
+
+
+known_branches = v.deep_iterable(v.in_(get_args(Branch)))  # validator of ``branches``
+
+
+def steps_between(step: Step, start: float, until: float) -> range:
+    """The steps of a schedule that lie in a share of it; half steps round up, as a stage's ``until`` does."""
+    begin, end = (math.floor(share * step.phase_num_steps + 0.5) for share in (start, until))
+    return range(begin, end)
+
+
+def within(step: Step, start: float, until: float) -> bool:
+    """Whether a step lies in a share of its schedule's steps."""
+    return step.phase_step in steps_between(step, start, until)
+
+
+def after_start(instance: Any, attribute: Any, value: float) -> None:
+    """Validator of ``until``: there must be something between it and ``start``."""
+    if not instance.start < value <= 1:
+        raise ValueError(f"'until' must be more than 'start' ({instance.start:g}) and at most 1, got {value:g}")
+
+
+def scale_of(forward: Forward) -> float:
+    """The longer side of the views over the side of a training picture."""
+    return max(forward.rows.views[0].shape) / forward.native_size
+
+
+def is_larger(forward: Forward) -> bool:
+    """Whether the views have more cells than a training picture."""
+    height, width = forward.rows.views[0].shape
+    return height * width > forward.native_size**2
