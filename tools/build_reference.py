@@ -101,7 +101,7 @@ def reference() -> str:
         lines += ["", f"### {key}", "", first_line(cls), "", *(line.removeprefix("    ") for line in options(cls))]
     lines += ["", "## An experiment", "", "The fields of a file for `vitrail run`."]
     for cls in (Experiment, SizeEntry, MethodEntry, Axis, Setting, HeatMap):
-        lines += ["", f"### {cls.spoken.capitalize()}", "", first_line(cls), ""]
+        lines += ["", f"### {cls.noun.capitalize()}", "", first_line(cls), ""]
         lines += [line.removeprefix("    ") for line in options(cls)]
     lines += [
         "",

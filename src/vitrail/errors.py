@@ -160,8 +160,8 @@ class Problems:
 
     def tell(self) -> None:
         """Raise the only error as it is, several as one that says nothing twice."""
-        told = list(dict.fromkeys(map(str, self._errors)))
-        if len(told) == 1:
+        messages = list(dict.fromkeys(map(str, self._errors)))
+        if len(messages) == 1:
             raise self._errors[0]
-        if told:
-            raise ConfigError("\n".join(told))
+        if messages:
+            raise ConfigError("\n".join(messages))

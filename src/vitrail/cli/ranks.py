@@ -152,7 +152,7 @@ def run_ranks(placement: RankPlacement, on_cuda: bool, program: Callable[[RankCo
     return result
 
 
-def tell_done() -> None:
+def report_done() -> None:
     """Tell whoever started this rank that its work is done."""
     if sys.stdout is not None:
         sys.stdout.flush()

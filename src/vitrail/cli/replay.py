@@ -112,8 +112,8 @@ def _check_own(picture: Path, kind: str, value: str) -> None:
     """
     if value in registry().names("models"):
         return
-    told = f"{picture}: made with the {kind} {value!r}"
+    origin = f"{picture}: made with the {kind} {value!r}"
     if Path(value).name != value:
-        raise ConfigError(f"{told}; a picture does not choose what is read or fetched: give --{kind} if you trust it")
+        raise ConfigError(f"{origin}; a picture does not choose what is read or fetched: give --{kind} if you trust it")
     if not expanded(value).exists():
-        raise ConfigError(f"{told}, which is not here; give its --{kind}")
+        raise ConfigError(f"{origin}, which is not here; give its --{kind}")

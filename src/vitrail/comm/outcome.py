@@ -55,9 +55,6 @@ def first_cause(errors: dict[int, BaseException], abort: Abort | None) -> BaseEx
     return own[min(own)] if own else errors[min(errors)]
 
 
-T = TypeVar("T")
-
-
 def guarded(communicator: RankCommunicator, program: Callable[[RankCommunicator], T]) -> T:
     """Run a program; tell the other ranks if it raises, wait for them if it does not.
 

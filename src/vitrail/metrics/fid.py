@@ -41,16 +41,16 @@ class Fid(OfSets):
         return (Column(name=self.titled("FID"), better="down", decimals=3, lowest=0.0, needs_equal_counts=True),)
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """Of features; equal to that of ``kid`` with the same options."""
         return self.seeing("extract")
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """The distance; nan if a set has less than two pictures."""
         true = compared(reference, "fid")
-        if min(len(looked), len(true)) < 2:
+        if min(len(features), len(true)) < 2:
             return (math.nan,)
-        return (distance(moments(looked.flatten(0, 1)), of_reference(true)),)
+        return (distance(moments(features.flatten(0, 1)), of_reference(true)),)
 
 
 @frozen(kw_only=True, eq=False)

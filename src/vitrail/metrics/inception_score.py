@@ -37,15 +37,15 @@ class InceptionScore(OfSets):
         return (Column(name=self.titled("IS"), better="up", lowest=1.0, needs_equal_counts=True),)
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """Of probabilities."""
         return self.seeing("probabilities")
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """The score; nan for less than two pictures."""
-        if len(looked) < 2:
+        if len(features) < 2:
             return (math.nan,)
-        logits = looked.flatten(0, 1).double().clamp(min=TINY).log()
+        logits = features.flatten(0, 1).double().clamp(min=TINY).log()
         module = torchmetrics("image.inception")
         with undisturbed():
             meter = module.InceptionScore(feature=passing(logits.shape[1]), splits=1)

@@ -39,16 +39,16 @@ class Kid(OfSets):
         return (Column(name=self.titled("KID"), better="down"),)
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """Of features; equal to that of ``fid`` with the same options."""
         return self.seeing("extract")
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """1000 times the distance; nan if a set has less than two pictures."""
         true = compared(reference, "kid")
-        if min(len(looked), len(true)) < 2:
+        if min(len(features), len(true)) < 2:
             return (math.nan,)
-        return (1000 * discrepancy(looked, true, within_reference(true)),)
+        return (1000 * discrepancy(features, true, within_reference(true)),)
 
 
 def discrepancy(one: Tensor, other: Tensor, within_other: float | None = None) -> float:

@@ -31,7 +31,7 @@ class Objects:
     )
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """Itself."""
         return self
 
@@ -50,9 +50,9 @@ class Objects:
         named = math.nan if subject is None else float(largest == subject)
         return torch.tensor([float(len(found)), named], dtype=torch.float32, device="cpu")
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Share with exactly one object, mean count, and the share named right of those that have a subject."""
-        count, named = looked.unbind(1)
+        count, named = features.unbind(1)
         return (count == 1).float().mean().item(), count.mean().item(), named.nanmean().item()
 
 

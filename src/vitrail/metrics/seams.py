@@ -44,7 +44,7 @@ class Seams:
         return (Column(name="grid seams" if self.grid else "seams", better="down", lowest=0.0),)
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """Itself."""
         return self
 
@@ -56,9 +56,9 @@ class Seams:
             found += contrasts(steps(plane, self.width), chosen, self.width)
         return picture.new_tensor([sum(found) / len(found) if found else math.nan], device="cpu")
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """The geometric mean over the pictures that have borders."""
-        return (looked.nanmean().exp().item(),)
+        return (features.nanmean().exp().item(),)
 
 
 def steps(picture: Tensor, width: int) -> Tensor:

@@ -12,7 +12,7 @@ from vitrail.core.config.paths import expanded
 from vitrail.core.config.text_files import read_text
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.stage import Stage
-from vitrail.core.method.validation import told
+from vitrail.core.method.validation import described
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
 
@@ -50,7 +50,7 @@ def composition_of(method: object) -> Composition:
     if isinstance(method, (str, Path)):
         return load_method(method)
     hint = "; put its stages into one: Composition(stages=[...])" if isinstance(method, (Stage, list, tuple)) else ""
-    raise ConfigError(f"method: expected a name, a file, a table or a Composition, got {told(method)}{hint}")
+    raise ConfigError(f"method: expected a name, a file, a table or a Composition, got {described(method)}{hint}")
 
 
 def summary(path: Path) -> str:

@@ -23,7 +23,7 @@ from vitrail.core.config.run_config import RunConfig
 from vitrail.core.schedule.streams import SCHEME
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
-from vitrail.sampling.run_plugins import told_changes
+from vitrail.sampling.run_plugins import plugin_changes
 from vitrail.sampling.start_picture import of_any_size
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Recipe:
             f"note: made with {name} {then}, here is {here.get(name, 'none')}; pixels may differ"
             for name, then in self.versions.items()
             if then != here.get(name)
-        ] + told_changes(self.plugins, plugins or {})
+        ] + plugin_changes(self.plugins, plugins or {})
 
     def parameters(self) -> str:
         """The text that A1111-style tools read."""
@@ -215,8 +215,8 @@ def recipe_of(text: str, where: object) -> Recipe:
         if not all(isinstance(each, str) for each in (*recipe.versions.values(), *recipe.given.values())):
             raise ValueError("versions and digests must be texts")
     except (TypeError, ValueError, RecursionError) as error:
-        told = error.args[0] if error.args else type(error).__name__
-        raise ConfigError(f"{where}: its recipe is broken: {told}") from error
+        reason = error.args[0] if error.args else type(error).__name__
+        raise ConfigError(f"{where}: its recipe is broken: {reason}") from error
     return recipe
 
 

@@ -85,9 +85,9 @@ class Conditioning:
         Raises:
             ConfigError: If its tensors have other shapes.
         """
-        given, told = [], {each.name: each.values for each in other.given if each.layout == "global"}
+        given, theirs = [], {each.name: each.values for each in other.given if each.layout == "global"}
         for own in self.given:
-            values = told.get(own.name)
+            values = theirs.get(own.name)
             if values is not None and any(own.values[b].shape != values[b].shape for b in own.values):
                 raise ConfigError(f"{own.name} of the text {text!r} have another shape than those of the prompt")
             given.append(own if values is None else evolve(own, texts={**own.texts, text: values}))
@@ -146,5 +146,5 @@ def _cells(span: Span, scale: int, length: int) -> Sequence[int]:
     """Where a span's cells lie on the tensor's axis; past its end the edge is repeated, unless the axis wraps."""
     first, count = span.start * scale, span.count * span.step * scale
     cells = range(first, first + count)
-    turned = cells if span.length is None else [i % (span.length * scale) for i in cells]
-    return [min(i, length - 1) for i in turned]
+    rolled = cells if span.length is None else [i % (span.length * scale) for i in cells]
+    return [min(i, length - 1) for i in rolled]

@@ -40,7 +40,7 @@ class _Rank:
     ready: Callable[[], bool] | None = None  # what it waits for; None if for its time alone
     wakes: float = 0.0  # when it runs at the latest
     points: int = 0
-    looked: int = -1  # the world's age when it was last found not to be ready
+    checked_age: int = -1  # the world's age when it was last found not to be ready
 
 
 class World(Generic[T]):
@@ -93,7 +93,7 @@ class World(Generic[T]):
     def park(self, rank: int, ready: Callable[[], bool] | None, deadline: float) -> None:
         """Hand the baton on until ``ready()``, an abort or the deadline."""
         state = self._ranks[rank]
-        state.ready, state.wakes, state.looked = ready, deadline, -1
+        state.ready, state.wakes, state.checked_age = ready, deadline, -1
         chosen = self._next()
         if chosen != rank:
             self._ranks[chosen].baton.release()
@@ -182,9 +182,9 @@ class World(Generic[T]):
     def _can_run(self, state: _Rank) -> bool:
         if state.wakes <= self.now or (self.hub.abort is not None and (state.ready or state.wakes == math.inf)):
             return True
-        if state.ready is None or state.looked == self._age:
+        if state.ready is None or state.checked_age == self._age:
             return False
-        state.looked = self._age
+        state.checked_age = self._age
         if state.ready():
             state.wakes = self.now  # what is ready stays so
             return True
@@ -256,9 +256,6 @@ class SimulatedTransport:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-T = TypeVar("T")
 
 
 @frozen(kw_only=True)

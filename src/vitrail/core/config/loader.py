@@ -32,7 +32,7 @@ from vitrail.core.method.stage import Stage, ViewGroup
 from vitrail.errors import ConfigError, nearest, shortened
 
 T = TypeVar("T")
-MOST_TOLD, MOST_KEYS, LONGEST_TOLD = 40, 20, 2000  # problems, unknown keys of one table, characters of a problem
+MOST_PROBLEMS, MOST_KEYS, LONGEST_PROBLEM = 40, 20, 2000  # problems, unknown keys of one table, characters of a problem
 SLOTS: dict[type, str] = {
     Patching: "patching",
     Guidance: "guidance",
@@ -88,10 +88,10 @@ class Loader:
             return self._converter.structure(current_keys(data) if kind is Composition else data, kind)
         except (BaseValidationError, ValueError, TypeError) as error:
             lines = transform_error(error, path="$", format_exception=self._explain)
-            split = (line.rpartition(" @ ") for line in lines[:MOST_TOLD])
-            told = [f"{shortened(path)}: {shortened(text, LONGEST_TOLD)}" for text, _, path in split]
-            more = [f"and {len(lines) - MOST_TOLD} problems more"] if len(lines) > MOST_TOLD else []
-            raise ConfigError(f"{where}:\n  " + "\n  ".join([*told, *more])) from error
+            split = (line.rpartition(" @ ") for line in lines[:MOST_PROBLEMS])
+            problems = [f"{shortened(path)}: {shortened(text, LONGEST_PROBLEM)}" for text, _, path in split]
+            more = [f"and {len(lines) - MOST_PROBLEMS} problems more"] if len(lines) > MOST_PROBLEMS else []
+            raise ConfigError(f"{where}:\n  " + "\n  ".join([*problems, *more])) from error
 
     def unstructure(self, value: Any) -> Any:
         """The way back: every default spelt out, strategies as tables with their registered ``type``."""
@@ -153,8 +153,8 @@ class Loader:
         """One line for one problem, in the words of a file rather than of Python."""
         if isinstance(error, ForbiddenExtraKeysError):
             slot_name = self._strategies().get(error.cl)
-            spoken = TITLES.get(error.cl) or getattr(error.cl, "spoken", error.cl.__name__)
-            title = spoken if slot_name is None else "{} {!r}".format(*slot_name)
+            noun = TITLES.get(error.cl) or getattr(error.cl, "noun", error.cl.__name__)
+            title = noun if slot_name is None else "{} {!r}".format(*slot_name)
             known = [f.name for f in attrs.fields(error.cl)]
             extra = sorted(map(str, error.extra_fields))[:MOST_KEYS]
             words = {RunConfig: CALL_WORDS, Stage: FORMER_KEYS}.get(error.cl, {})

@@ -80,9 +80,10 @@ class Checkpoints:
         there, here = _flat(kept), _flat(self.recipe)
         changed = sorted(key for key in (there.keys() | here.keys()) - MANNER if there.get(key) != here.get(key))
         if changed:
-            told = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:4])
+            differences = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:4])
             raise ConfigError(
-                f"--checkpoint {self.path}: belongs to another run ({told}); run that one again, or name another file"
+                f"--checkpoint {self.path}: belongs to another run ({differences}); run that one again, or name "
+                "another file"
             )
 
     def resume(self, plan: RunPlan, streams: Streams, latents: Tensor) -> Sampled:
@@ -123,9 +124,9 @@ class Checkpoints:
         """Write the picture in work, whose canvas is whole on every rank; collective."""
         state = done.state
         guidance, masking = state.guidance, state.masking
-        if state.relay is not None:  # the key view's rank alone knows these
-            guidance = [state.relay.last_message(step)] if state.guidance else []
-            owner = state.relay.view_owners()[state.relay.patches.key]
+        if state.independent is not None:  # the key view's rank alone knows these
+            guidance = [state.independent.last_message(step)] if state.guidance else []
+            owner = state.independent.view_owners()[state.independent.patches.key]
             masking = broadcast_state(self.communicator, masking, owner, done.latents.device)
         assert done.prediction is not None
         self._write(
@@ -181,11 +182,11 @@ def broadcast_state(communicator: Communicator, value: Any, src: int, device: An
     import torch
 
     tensors: list[Tensor] = []
-    told: Any = None
+    header: Any = None
     if communicator.rank == src:
         skeleton = pack(value, tensors)
-        told = [skeleton, [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors]]
-    skeleton, shapes = communicator.broadcast_object(told, src)
+        header = [skeleton, [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors]]
+    skeleton, shapes = communicator.broadcast_object(header, src)
     if communicator.rank != src:
         tensors = [
             torch.empty(shape, dtype=getattr(torch, dtype), device=communicator.device) for shape, dtype in shapes

@@ -90,25 +90,27 @@ class Engine:
     def step(self, step: Step, done: Sampled) -> tuple[Tensor, Prediction]:
         """One step of the run: the new latents and the prediction that led there; renews the strategies' state."""
         plan, state, stage, stepper = self.plan, done.state, self.plan.stage(step), self.plan.phase(step).stepper
-        state.trail = NonFiniteSearch(self.cell)
-        state.trail.add("what it began with", done.latents, "look at the callback, or at the latents that were given")
+        state.nonfinite = NonFiniteSearch(self.cell)
+        state.nonfinite.add(
+            "what it began with", done.latents, "look at the callback, or at the latents that were given"
+        )
         state.note(step, "the picture so far", done.latents)
         latents = self.guidance.at("before", step, done.latents, done)
 
         every = self._patches(step, state)
         latents, inputs = self._inputs(step, latents, every[0], done)
         is_due = step.stage_step & (step.stage_step - 1) == 0  # 0, 1, 2, 4, 8, ...: soon, and few in a long run
-        if is_due and state.relay is None:  # before the forwards are shared out, which all ranks must do alike
+        if is_due and state.independent is None:  # before the forwards are shared out, which all ranks must do alike
             state.compare()
         scaled = stepper.scale(latents, step.phase_step)
 
-        predict = self._predict if state.relay is None else self._predict_own
+        predict = self._predict if state.independent is None else self._predict_own
         outputs = []
         for family, patches in enumerate(every):
             reading = self._read(step, latents, scaled, inputs if family == 0 else None, patches, family, done)
             views = predict(step, latents, reading, done)
             outputs.append(plan.hooks.fuse(step, patches.views, views, latents, family))
-            state.trail.add(f"fusion of family {family}", outputs[-1], "look at its weights")
+            state.nonfinite.add(f"fusion of family {family}", outputs[-1], "look at its weights")
             fusion = stage.fusion if family == 0 else stage.extra_views[family - 1].fusion
             state.note(step, plan.hooks.who("fusion", step, fusion), outputs[-1])
 
@@ -117,10 +119,10 @@ class Engine:
 
         noise = self.streams.generator("step-noise", step.index)
         latents = stepper.step(prediction.model_output, step.phase_step, latents, noise)
-        state.trail.add("the scheduler's step", latents, SCHEDULER)
+        state.nonfinite.add("the scheduler's step", latents, SCHEDULER)
         state.note(step, "the scheduler", latents)
         latents = self.guidance.at("after", step, latents, done)
-        state.trail.check_sync(step, latents)
+        state.nonfinite.check_sync(step, latents)
         plan.hooks.step_end(step, latents, prediction)
         return latents, prediction
 
@@ -145,8 +147,8 @@ class Engine:
         patchings = [stage.patching, *(group.patching for group in stage.extra_views)]
         for patching, patches in zip(patchings, every, strict=True):
             who = self.plan.hooks.who("patching", step, patching)
-            turns = [view.turn for view in patches.views]
-            state.note(step, who, (patches.views, turns, patches.key, patches.clean_key))
+            rolls = [view.roll for view in patches.views]
+            state.note(step, who, (patches.views, rolls, patches.key, patches.clean_key))
             if patches.permutation is not None:
                 state.note(step, who, patches.permutation)
         return every
@@ -212,13 +214,13 @@ class Engine:
         """All views of a family, predicted by all ranks together; those of the main family guided."""
         state, patches, family = done.state, reading.patches, reading.family
         answers = self.forwards.share(step, reading.batches, done.timings)
-        state.trail.add_rows(patches, family, reading.batches, answers)
+        state.nonfinite.add_rows(patches, family, reading.batches, answers)
         if family == 0 and self.guidance.acts_at("branches", step):
             branched = self._branched(step, answers, reading)
             output = self.guidance.at("branches", step, branched, done, patches).combined
         else:
             output = restore_order(self._combined(step, answers, len(latents), family), patches)
-        state.trail.add_views("classifier-free guidance", patches, family, output)
+        state.nonfinite.add_views("classifier-free guidance", patches, family, output)
         views = Prediction(reading.views, output, step)
         if family == 0:
             key = evolve(views, latents=views.latents[patches.key], model_output=output[patches.key])
@@ -230,11 +232,11 @@ class Engine:
 
     def _predict_own(self, step: Step, latents: Tensor, reading: Reading, done: Sampled) -> Prediction:
         """The views of this rank, predicted and guided; what stands for the others' is unused."""
-        relay, trail = done.state.relay, done.state.trail
-        assert relay is not None
+        independent, nonfinite = done.state.independent, done.state.nonfinite
+        assert independent is not None
 
         def combine(answers: Sequence[ModelOutput]) -> Tensor:
-            trail.add_rows(reading.patches, reading.family, reading.batches, answers)
+            nonfinite.add_rows(reading.patches, reading.family, reading.batches, answers)
             return self._combined(step, answers, len(latents), 0)
 
         def tell(guidance: MessageGuidance, key: Prediction, seen: ModelOutput) -> Tensor:
@@ -245,10 +247,10 @@ class Engine:
         def forward(rows: MicroBatch) -> ModelOutput:
             return self.forwards.forward(step, rows, done.timings)
 
-        views = relay.predict(step, latents, reading.batches, forward, combine, tell, self.plan.hooks.follow)
-        if relay.guidance is not None:
-            trail.add_message(lambda: relay.message(step))
-            trail.add_guided(relay.guidance, views, reading.patches)
+        views = independent.predict(step, latents, reading.batches, forward, combine, tell, self.plan.hooks.follow)
+        if independent.guidance is not None:
+            nonfinite.add_message(lambda: independent.message(step))
+            nonfinite.add_guided(independent.guidance, views, reading.patches)
         return views
 
     def _rows(self, step: Step, answers: Sequence[ModelOutput], batch: int, family: int) -> Tensor:
@@ -310,7 +312,7 @@ class Engine:
             canvas=canvas,
             inner=inside(view, canvas),
         )
-        mask, state.masking = self.plan.hooks.mask(step, key, wanted, state.masking, state.trail)
+        mask, state.masking = self.plan.hooks.mask(step, key, wanted, state.masking, state.nonfinite)
         if mask is not None:
             state.note(step, self.plan.hooks.who("masking", step, masking), mask)
         return mask

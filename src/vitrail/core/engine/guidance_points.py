@@ -90,7 +90,7 @@ class GuidancePoints:
                 subject, state.guidance[number] = self.plan.hooks.guide(
                     step, guidance, subject, scene, state.guidance[number]
                 )
-                state.trail.add_guided(guidance, subject, patches)
+                state.nonfinite.add_guided(guidance, subject, patches)
                 state.note(step, self.plan.hooks.who("guidance", step, guidance), subject_tensor(subject))
         return subject
 

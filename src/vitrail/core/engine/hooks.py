@@ -20,9 +20,9 @@ from vitrail.core.method.hookspecs import (
     StageSpecs,
     answers,
     attach,
+    exclusive_answer,
     hookimpl,
     stage_hooks,
-    told_answer,
 )
 from vitrail.core.method.members import OptionalGuidance, OptionalPatching, has_own
 from vitrail.errors import CompositionError, RegistrationError, ShapeError, VitrailError
@@ -117,7 +117,7 @@ class Hooks:
     def __init__(self, composed: CompositionHooks, plugins: Iterable[tuple[str, object]] = ()):
         self._answers = composed
         self._counts: dict[tuple[int, int, int], tuple[Step, int]] = {}  # of views, by phase, stage and family
-        self._looked_at: set[tuple[int, int]] = set()  # steps and families whose permutation was
+        self._checked_permutations: set[tuple[int, int]] = set()  # steps and families whose permutation was
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(StageSpecs)
         self._manager.add_hookspecs(RegistrationSpecs)  # a plugin may have its hook, too
@@ -127,7 +127,7 @@ class Hooks:
                 raise RegistrationError(f"plugin {name!r} implements no hook of a run; the reference lists them")
             answered = [] if plugin is composed else answers(self._manager, plugin)
             if answered:
-                raise CompositionError(told_answer(name, answered[0]))
+                raise CompositionError(exclusive_answer(name, answered[0]))
 
     @property
     def composition(self) -> Composition:
@@ -198,9 +198,9 @@ class Hooks:
         patches = self._answer("vitrail_patch", step, asked, Patches, canvas=canvas, family=family)
         returned.check_patches(asked, patches, canvas, OptionalPatching.of(patching).shows_whole)
         self._check_count(asked, step, family, len(patches.views))
-        if (step.index, family) not in self._looked_at:  # views are asked for several times a step
+        if (step.index, family) not in self._checked_permutations:  # views are asked for several times a step
             returned.check_permutation(asked, patches, self._answers.channels)
-            self._looked_at.add((step.index, family))
+            self._checked_permutations.add((step.index, family))
         return patches
 
     def outline(self, step: Step, canvas: Canvas, family: int) -> Outline:
@@ -265,9 +265,9 @@ class Hooks:
         return self._answer("vitrail_predict", step, None, ModelOutput, rows=rows)
 
     def mask(
-        self, step: Step, key: Prediction, predicted: ModelOutput, state: Any, trail: NonFiniteSearch
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: Any, nonfinite: NonFiniteSearch
     ) -> tuple[Tensor | None, Any]:
-        """The mask and the masking's new state; whether it lies in [0, 1], the step's trail looks at its end."""
+        """The mask and the masking's new state; whether it lies in [0, 1], ``nonfinite`` checks at the step's end."""
         asked = self._answers.asked("masking", step, self._answers.stage(step).masking)
         arguments = {"key": key, "predicted": predicted, "state": state}
         pair = self._answer("vitrail_mask", step, asked, tuple, **arguments)
@@ -275,7 +275,7 @@ class Hooks:
         view = predicted.view
         returned.check_mask(asked, mask, key.latents, key.latents.shape[-2:] if view is None else view.shape)
         if mask is not None:
-            trail.claim(returned.outside(mask), f"{asked} returned a mask that does not lie in [0, 1]")
+            nonfinite.claim(returned.outside(mask), f"{asked} returned a mask that does not lie in [0, 1]")
         return mask, state
 
     def guide(self, step: Step, guidance: Guidance, subject: T, scene: GuidanceContext, state: Any) -> tuple[T, Any]:

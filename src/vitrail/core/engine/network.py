@@ -54,7 +54,7 @@ class Network:
 
         Args:
             step: Where the run stands.
-            rows: Of views that are turned alike.
+            rows: Of views that are rolled alike.
         """
         conditioning = self.conditions.of(step, rows)
         timestep = self.phases[step.phase].stepper.timestep(step)
@@ -124,20 +124,20 @@ def _rejoined(answers: Sequence[ModelOutput], groups: Groups) -> ModelOutput:
 
 
 def rolled(rows: MicroBatch) -> MicroBatch:
-    """Views from their cell ``turn`` on: a network that pads with zeros must not find its edge where the canvas wraps.
+    """Views from their cell ``roll`` on: a network that pads with zeros must not find its edge where the canvas wraps.
 
     All that comes before and after, messages between steps among it, knows views that stay where they are.
     """
-    down, right = rows.views[0].turn
+    down, right = rows.views[0].roll
     if down == right == 0:
         return rows
     shown = rows.model_input.roll((-down, -right), (-2, -1))
-    return evolve(rows, model_input=shown, views=[view.turned for view in rows.views])
+    return evolve(rows, model_input=shown, views=[view.rolled for view in rows.views])
 
 
 def unrolled(answer: ModelOutput, rows: MicroBatch) -> ModelOutput:
     """What was said of rolled views, in the views' own order."""
-    down, right = rows.views[0].turn
+    down, right = rows.views[0].roll
     if down == right == 0:
         return answer
     attention = answer.attention

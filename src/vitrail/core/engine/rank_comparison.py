@@ -91,7 +91,7 @@ class RankComparison:
             return
         each_one = self._every(digests, [count for count, _ in every])
         number = next(i for i in range(max(map(len, each_one))) if len({tuple(one[i : i + 1]) for one in each_one}) > 1)
-        raise DriftError(_told(noted, number, [tuple(one[number : number + 1]) for one in each_one]))
+        raise DriftError(_difference_text(noted, number, [tuple(one[number : number + 1]) for one in each_one]))
 
     def _every(self, own: list[int], lengths: list[int]) -> list[list[int]]:
         """Whole numbers of every rank, on every rank."""
@@ -146,7 +146,7 @@ def _signed(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
-def _told(noted: list[Noted], number: int, found: list[tuple[int, ...]]) -> str:
+def _difference_text(noted: list[Noted], number: int, found: list[tuple[int, ...]]) -> str:
     """The message for the first result that differs."""
     sides: dict[tuple[int, ...], list[int]] = {}
     for rank, digest in enumerate(found):
@@ -175,14 +175,14 @@ def agree(communicator: Communicator, facts: Mapping[str, str]) -> None:
     names = sorted(facts)
     own = b"".join(hashlib.blake2b(facts[name].encode(), digest_size=DIGEST).digest() for name in names)
     ranks = range(communicator.world_size)
-    told = {rank: torch.zeros(len(own), dtype=torch.uint8, device=communicator.device) for rank in ranks}
+    digests = {rank: torch.zeros(len(own), dtype=torch.uint8, device=communicator.device) for rank in ranks}
     mine = {communicator.rank: torch.frombuffer(bytearray(own), dtype=torch.uint8)}
-    communicator.all_gather_into(told, mine, {rank: rank for rank in ranks})
+    communicator.all_gather_into(digests, mine, {rank: rank for rank in ranks})
     problems = []
     for index, name in enumerate(names):
         sides: dict[bytes, list[int]] = {}
         for rank in ranks:
-            sides.setdefault(bytes(told[rank][index * DIGEST :][:DIGEST].tolist()), []).append(rank)
+            sides.setdefault(bytes(digests[rank][index * DIGEST :][:DIGEST].tolist()), []).append(rank)
         if len(sides) > 1:
             groups = " against ".join(f"rank{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for s in sides.values())
             problems.append(f"{name}: {groups}; rank {communicator.rank} has {facts[name][:200]}")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.engine.guidance_context import Start
+    from vitrail.core.engine.independent_ranks import IndependentRanks
     from vitrail.core.engine.rank_comparison import RankComparison
-    from vitrail.core.engine.relay import IndependentRanks
     from vitrail.core.method.attention_maps import KeptMaps
     from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.prediction import Prediction
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @define
 class RunState:
-    """What strategies carry from step to step, and of the step in work the relay, the trail and what ranks compare."""
+    """What strategies carry from step to step, and what is checked of the step in work (finite, alike on all ranks)."""
 
     phase: int = -1
     stage: int = -1
@@ -35,19 +35,19 @@ class RunState:
     memory: KeptMaps | None = None
     start: Start | None = None
     base: Tensor | None = None  # mean and deviation of the first size's result
-    relay: IndependentRanks | None = None
-    trail: NonFiniteSearch = field(factory=NonFiniteSearch)
-    unison: RankComparison | None = None
+    independent: IndependentRanks | None = None
+    nonfinite: NonFiniteSearch = field(factory=NonFiniteSearch)
+    comparison: RankComparison | None = None
 
     def note(self, step: Step, what: str, value: Any) -> None:
         """Note what all ranks must have alike; where each has its own cells alone, there is no such thing."""
-        if self.unison is not None and self.relay is None:
-            self.unison.note(step, what, value)
+        if self.comparison is not None and self.independent is None:
+            self.comparison.note(step, what, value)
 
     def compare(self) -> None:
         """Compare what was noted between ranks; collective. See ``RankComparison.compare``."""
-        if self.unison is not None:
-            self.unison.compare()
+        if self.comparison is not None:
+            self.comparison.compare()
 
 
 @define

@@ -72,7 +72,7 @@ class Span:
         """Whether it goes all the way round an axis whose ends meet, so that it could begin at any cell."""
         return self.length is not None and self.count * self.step == self.length
 
-    def turned(self, cells: int) -> Span:
+    def rolled(self, cells: int) -> Span:
         """The same cells from another one on.
 
         Raises:
@@ -81,7 +81,7 @@ class Span:
         if cells == 0:
             return self
         if self.length is None or not self.is_round:
-            raise ShapeError(f"{self} does not go round its axis, so it cannot be turned by {cells}")
+            raise ShapeError(f"{self} does not go round its axis, so it cannot be rolled by {cells}")
         return evolve(self, start=(self.start + cells * self.step) % self.length)
 
 
@@ -109,13 +109,13 @@ class View:
     Attributes:
         vertical: Its rows.
         horizontal: Its columns.
-        turn: From which of its cells on the network sees it, (down, right); for spans that are round. What is
-            read, guided and fused is not turned, so it does not count when views are compared.
+        roll: From which of its cells on the network sees it, (down, right); for spans that are round. What is
+            read, guided and fused is not rolled, so it does not count when views are compared.
     """
 
     vertical: Span
     horizontal: Span
-    turn: tuple[int, int] = field(default=(0, 0), eq=False)
+    roll: tuple[int, int] = field(default=(0, 0), eq=False)
 
     @property
     def rows(self) -> slice:
@@ -137,9 +137,9 @@ class View:
         )
 
     @property
-    def turned(self) -> View:
+    def rolled(self) -> View:
         """The cells as the network sees them."""
-        return View(self.vertical.turned(self.turn[0]), self.horizontal.turned(self.turn[1]))
+        return View(self.vertical.rolled(self.roll[0]), self.horizontal.rolled(self.roll[1]))
 
     def read(self, canvas: Tensor) -> Tensor:
         """Its cells of a canvas, Float[Tensor, "*lead height width"].
@@ -190,11 +190,11 @@ class Patches:
     clean_key: bool = False
 
     def __attrs_post_init__(self) -> None:
-        shapes, turns = {view.shape for view in self.views}, {view.turn for view in self.views}
+        shapes, rolls = {view.shape for view in self.views}, {view.roll for view in self.views}
         if len(shapes) != 1:
             raise ShapeError(f"the views of one family must have one shape, got {sorted(shapes)}")
-        if len(turns) != 1:
-            raise ShapeError(f"the views of one family must be turned alike, got {sorted(turns)}")
+        if len(rolls) != 1:
+            raise ShapeError(f"the views of one family must be rolled alike, got {sorted(rolls)}")
         if not 0 <= self.key < len(self.views):
             raise ShapeError(f"key view {self.key} of {len(self.views)} views")
 

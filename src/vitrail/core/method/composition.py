@@ -129,8 +129,10 @@ class Composition:
         for index, stage in enumerate(self.stages):
             for place in places(index, stage):
                 for need in sorted(place.strategy.needs - offers):
-                    told = unknown_need(need, _offered(known)) or f"needs {need!r}{_served(place.slot, offers, known)}"
-                    problems.append(f"{place.path}: {type(place.strategy).__name__} {told}")
+                    reason = (
+                        unknown_need(need, _offered(known)) or f"needs {need!r}{_served(place.slot, offers, known)}"
+                    )
+                    problems.append(f"{place.path}: {type(place.strategy).__name__} {reason}")
             if stage.enter is not None and stage.enter.resize == "pixels" and "vae" not in offers:
                 problems.append(f"stages.{index}.enter: resize = 'pixels' needs 'vae'; 'latents' would do")
             if stage.remember and "attention-maps" not in offers:

@@ -159,7 +159,7 @@ def answers(manager: pluggy.PluginManager, plugin: object) -> list[str]:
     ]
 
 
-def told_answer(name: str, hook: str) -> str:
+def exclusive_answer(name: str, hook: str) -> str:
     """What is wrong with a plugin that answers an exclusive hook."""
     return (
         f"plugin {name!r} answers {hook}, which plugin 'composition' answers already: register a strategy and choose "

@@ -80,8 +80,8 @@ class Extras:
         """
         wrong = [name for name in self.given() if name not in served | {"latents", "image"}]
         if wrong:
-            told = "; ".join(f"{name!r}{nearest(name, served)}" for name in wrong)
-            raise ConfigError(f"{backbone} has no use for {told}")
+            listed = "; ".join(f"{name!r}{nearest(name, served)}" for name in wrong)
+            raise ConfigError(f"{backbone} has no use for {listed}")
 
 
 @frozen(kw_only=True, eq=False)

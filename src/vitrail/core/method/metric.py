@@ -89,18 +89,18 @@ class Metric(Protocol):
         """What ``gather`` answers, in order."""
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """Who looks at the pictures; metrics with equal eyes share what was seen. May be the metric itself."""
 
     @property
     def needs_reference(self) -> bool:
         """Whether ``gather`` compares with a reference set."""
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """The columns of a set of pictures.
 
         Args:
-            looked: What the eye saw, Float32[Tensor, "pictures ..."]; a resampled set may hold a picture twice.
+            features: What the eye saw, Float32[Tensor, "pictures ..."]; a resampled set may hold a picture twice.
             reference: What it saw in the reference set, Float32[Tensor, "references ..."], if there is one.
 
         Returns:

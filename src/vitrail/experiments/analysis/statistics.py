@@ -43,7 +43,7 @@ ROUNDING = 1e-5  # of a number; eyes see in single precision
 class Gathers(Protocol):
     """What is needed of a metric here."""
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """The columns of a set of pictures."""
 
 
@@ -182,32 +182,32 @@ def _difference(one: Tensor, other: Tensor) -> Tensor:
 
 
 def sample(
-    metric: Gathers, looked: Tensor, reference: Tensor | None, resamples: int, drawing: Drawing | None = None
+    metric: Gathers, features: Tensor, reference: Tensor | None, resamples: int, drawing: Drawing | None = None
 ) -> Sample:
     """Gather a set, and gather it drawn anew.
 
     Args:
         metric: Answers a number a column.
-        looked: What its eye saw, Float[Tensor, "pictures ..."].
+        features: What its feature extractor gives, Float[Tensor, "pictures ..."].
         reference: In the reference set, Float32[Tensor, "references ..."].
         resamples: How often; 0 gives no intervals, as fewer than three pictures do.
         drawing: What to draw; each picture by itself if None.
     """
     import torch
 
-    drawing = drawing or Drawing.of_each(len(looked))
-    value = torch.tensor(metric.gather(looked, reference), dtype=torch.float64, device="cpu")
-    times = resamples if len(looked) >= FEWEST else 0
-    rows = [metric.gather(looked[drawn], reference) for drawn in drawing.draws(times)]
+    drawing = drawing or Drawing.of_each(len(features))
+    value = torch.tensor(metric.gather(features, reference), dtype=torch.float64, device="cpu")
+    times = resamples if len(features) >= FEWEST else 0
+    rows = [metric.gather(features[drawn], reference) for drawn in drawing.draws(times)]
     resampled = torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(times, len(value))
-    return Sample(value=value, resampled=resampled, alone=by_itself(metric, looked, reference), drawing=drawing)
+    return Sample(value=value, resampled=resampled, alone=by_itself(metric, features, reference), drawing=drawing)
 
 
-def by_itself(metric: Gathers, looked: Tensor, reference: Tensor | None) -> Tensor:
+def by_itself(metric: Gathers, features: Tensor, reference: Tensor | None) -> Tensor:
     """The columns of every picture by itself, Float64[Tensor, "pictures columns"]; nan where one is no set."""
     import torch
 
-    rows = [metric.gather(looked[number : number + 1], reference) for number in range(len(looked))]
+    rows = [metric.gather(features[number : number + 1], reference) for number in range(len(features))]
     return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 

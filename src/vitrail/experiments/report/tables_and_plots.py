@@ -166,11 +166,11 @@ def _spelt_out(strategy: Any) -> str:
     entries = (entry for slot in ("metrics", "features", "references") for entry in registry().entries(slot))
     names = {entry.value: entry.name for entry in entries}
     options = {field.name: getattr(strategy, field.name) for field in attrs.fields(type(strategy))}
-    told = [f"{name} {_spelt_out(value) if type(value) in names else value}" for name, value in options.items()]
-    return names.get(type(strategy), type(strategy).__name__) + (f" ({', '.join(told)})" if told else "")
+    parts = [f"{name} {_spelt_out(value) if type(value) in names else value}" for name, value in options.items()]
+    return names.get(type(strategy), type(strategy).__name__) + (f" ({', '.join(parts)})" if parts else "")
 
 
-def told_source(results: Results) -> str:
+def source_line(results: Results) -> str:
     """The table or figure that an experiment stands beside."""
     return f"corresponds to: {results.source}"
 
@@ -178,7 +178,7 @@ def told_source(results: Results) -> str:
 def origin_lines(results: Results) -> Iterator[str]:
     """What the numbers are of: source, command, cells, machines, versions, commit, intervals; and what is not there."""
     if results.source:
-        yield told_source(results)
+        yield source_line(results)
     if results.command:
         yield f"made by: {results.command}"
     done, missing, failed = results.counts()

@@ -34,9 +34,9 @@ class Costs:
         Column(name=MEMORY, better="down", decimals=0, lowest=0.0),
     )
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Mean of each column over the cells that have it."""
-        return tuple(looked.double().nanmean(dim=0).tolist())
+        return tuple(features.double().nanmean(dim=0).tolist())
 
 
 OF_CELLS = frozenset({"prompt", "seed", "height", "width", "method", "model", "num_images"})  # not in ``run``
@@ -102,7 +102,7 @@ row_table: Any = field(factory=dict, validator=_row_fields)
 class MethodEntry:
     """A method of the grid: a registered name or a file, changed or not."""
 
-    spoken: ClassVar[str] = "a method of the grid"
+    noun: ClassVar[str] = "a method of the grid"
     method: str  # a registered method or a TOML or YAML file
     label: str = ""  # in tables; the method's name if empty
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides, e.g. stages.0.masking=none
@@ -113,7 +113,7 @@ class MethodEntry:
 class SizeEntry:
     """A size of the grid."""
 
-    spoken: ClassVar[str] = "a size"
+    noun: ClassVar[str] = "a size"
     size: str = field(validator=_size)  # 512, 768x512, or 2x for times the training size
     pictures: int | None = field(default=None, validator=v.optional(v.ge(1)))  # the first so many; all if unset
 
@@ -122,7 +122,7 @@ class SizeEntry:
 class Setting:
     """One place on an axis."""
 
-    spoken: ClassVar[str] = "a setting"
+    noun: ClassVar[str] = "a setting"
     name: str  # in tables and plots
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides of the method
     run: dict[str, Any] = row_table  # options of the run
@@ -133,7 +133,7 @@ class Setting:
 class Axis:
     """A quantity that is varied: numbers put into an override, or settings by name."""
 
-    spoken: ClassVar[str] = "an axis"
+    noun: ClassVar[str] = "an axis"
     name: str  # in tables and plots
     values: tuple[Any, ...] = field(default=(), converter=as_tuple)  # put into ``set`` and ``option``
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides with {value} in them
@@ -167,7 +167,7 @@ class Axis:
 class HeatMap:
     """Mask sources looked at over the steps of a training-size picture, one figure a prompt and seed."""
 
-    spoken: ClassVar[str] = "a heat map"
+    noun: ClassVar[str] = "a heat map"
     masking: str  # a registered mask source
     label: str = ""  # in the report; the masking's name if empty
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides, e.g. stages.0.masking.layers=[0]
@@ -179,7 +179,7 @@ class HeatMap:
 class Experiment:
     """Everything that a table needs; prompts x seeds x methods x axes x sizes x ranks are its cells."""
 
-    spoken: ClassVar[str] = "an experiment"
+    noun: ClassVar[str] = "an experiment"
     title: str = ""  # what it shows
     source: str = ""  # the table or figure of a paper that it corresponds to
     model: str = "demo"  # a registered model, a diffusers folder, a .safetensors file or a hub id

@@ -131,5 +131,5 @@ def scene(number: int) -> tuple[str, str]:
 
     name = OBJECTS[(5 * number) % len(OBJECTS)]
     place = list(BACKGROUNDS.values())[(3 * number) % len(BACKGROUNDS)]
-    spoken = name.replace("-", " ")
-    return name, f"{'an' if spoken[0] in 'aeiou' else 'a'} {spoken} {place.phrase}"
+    words = name.replace("-", " ")
+    return name, f"{'an' if words[0] in 'aeiou' else 'a'} {words} {place.phrase}"

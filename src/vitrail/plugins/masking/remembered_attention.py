@@ -90,6 +90,6 @@ class RememberedAttention:
             return [number for number, word in enumerate(memory.words) if word not in skip]
         missing = [word for word in self.words if word not in memory.words]
         if missing:
-            told = ", ".join(f"{word!r}{nearest(word, memory.words)}" for word in missing)
-            raise ConfigError(f"the words of the masking must be words of the prompt: {told}")
+            listed = ", ".join(f"{word!r}{nearest(word, memory.words)}" for word in missing)
+            raise ConfigError(f"the words of the masking must be words of the prompt: {listed}")
         return [number for number, word in enumerate(memory.words) if word in self.words]

@@ -63,5 +63,5 @@ def rolled_views(views: Sequence[View], step: Step, streams: Streams) -> list[Vi
         every = streams.uniform((span.count,), "turn", axis).argsort(stable=True)
         return int(every[step.index % span.count])
 
-    turn = (cells(views[0].vertical, 0), cells(views[0].horizontal, 1))
-    return list(views) if turn == (0, 0) else [evolve(view, turn=turn) for view in views]
+    roll = (cells(views[0].vertical, 0), cells(views[0].horizontal, 1))
+    return list(views) if roll == (0, 0) else [evolve(view, roll=roll) for view in views]

@@ -99,8 +99,8 @@ class Search:
 
 def _story(runs: list[Ended]) -> str:
     if len(runs) == 1:
-        return runs[0].told()
-    return "\n".join(f"--- run {number}\n{run.told()}" for number, run in enumerate(runs, 1))
+        return runs[0].report_text()
+    return "\n".join(f"--- run {number}\n{run.report_text()}" for number, run in enumerate(runs, 1))
 
 
 @frozen(eq=False)

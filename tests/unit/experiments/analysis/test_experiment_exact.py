@@ -62,8 +62,8 @@ def false_alarms(count, often, cases=600, copies=1):
     generator = Streams(11).generator("binary", count)
     one, two = (torch.rand(2, count, cases, generator=generator) < often).double().repeat_interleave(copies, dim=1)
     drawing = Drawing([str(number // copies) for number in range(copies * count)])
-    looked, drawn = one - two, torch.stack(list(drawing.draws(200)))
-    less = Sample(value=looked.mean(dim=0), resampled=looked[drawn].mean(dim=1), alone=looked, drawing=drawing)
+    features, drawn = one - two, torch.stack(list(drawing.draws(200)))
+    less = Sample(value=features.mean(dim=0), resampled=features[drawn].mean(dim=1), alone=features, drawing=drawing)
     found = [difference(less, index, SHARE) for index in range(cases)]
     return tuple(sum(each) / cases for each in zip(*((f.is_sure, f.excludes(0.0)) for f in found), strict=True))
 

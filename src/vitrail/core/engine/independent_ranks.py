@@ -101,7 +101,7 @@ class IndependentRanks:
     guidance: MessageGuidance | None
     branches: tuple[Branch, ...]
     first_step: int
-    told: Any = None
+    resumed_message: Any = None
     channel: Channel | None = None
     owners: tuple[int, ...] = ()
     row_batch: int = 1
@@ -146,9 +146,9 @@ class IndependentRanks:
         if self.guidance is not None and self.guidance.lag(step) is not None:
             message = None
             if self.owners[key_units[0]] == rank:
-                spoken = evolve(views, latents=views.latents[key], model_output=combine(answers)[key])
+                key_prediction = evolve(views, latents=views.latents[key], model_output=combine(answers)[key])
                 seen = next((a for a in answers if a.attention is not None), answers[key_units[0]])
-                message = tell(self.guidance, spoken, seen)
+                message = tell(self.guidance, key_prediction, seen)
             assert self.channel is not None
             self.channel.publish(step.index - self.first_step, message)
         for unit in (unit for unit in rest if self.owners[unit] == rank):
@@ -163,7 +163,7 @@ class IndependentRanks:
         if lag is None:
             return None
         version = step.index - self.first_step - lag
-        return self._fetch(version) if version >= 0 else self.told
+        return self._fetch(version) if version >= 0 else self.resumed_message
 
     def last_message(self, step: Step) -> Tensor | None:
         """The message told at a step, for a checkpoint."""
