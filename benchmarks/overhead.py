@@ -36,7 +36,7 @@ PARTS = {  # functions of each part, none of which calls another one
     "exchange": [
         "vitrail.core.engine.micro_batches.permute_views",
         "vitrail.core.engine.micro_batches.restore_order",
-        "vitrail.plugins.patching.grids.Lattice._order",
+        "vitrail.plugins.patching.lattice.Lattice._order",
     ],
 }
 

@@ -1,10 +1,13 @@
 """Compose a method of your own from strategies: the same words as in a method file."""
 
 from vitrail import Composition, Sampler, Stage
-from vitrail.plugins.fusion.averages import Gaussian, Scatter
+from vitrail.plugins.fusion.averages import Gaussian
+from vitrail.plugins.fusion.scatter import Scatter
 from vitrail.plugins.guidance.structure import SyncGuidance
-from vitrail.plugins.masking.attention_masks import NoMask, UpBlockAttention
-from vitrail.plugins.patching.grids import Lattice, Windows
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.masking.up_block_attention import UpBlockAttention
+from vitrail.plugins.patching.lattice import Lattice
+from vitrail.plugins.patching.windows import Windows
 
 structure = Stage(
     until=0.4,

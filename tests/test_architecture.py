@@ -11,6 +11,8 @@ import pytest
 
 import vitrail
 from measure_structure import components, import_graph, modules
+from vitrail import plugins
+from vitrail.core.config.registry import Registry
 
 ROOT = Path(vitrail.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -88,6 +90,16 @@ def test_no_module_imports_itself_by_way_of_others():
     """Imports in functions and under ``TYPE_CHECKING`` count."""
     circles = [group for group in components(import_graph(modules())) if len(group) > 1]
     assert not circles
+
+
+def test_a_strategy_lies_in_the_file_of_its_name():
+    registry = Registry()
+    plugins.vitrail_register(registry)
+    shared = {"average": "averages", "gaussian": "averages", "sync": "structure", "async": "structure"}
+    for slot in ("patching", "guidance", "masking", "fusion", "prompting"):
+        for name in set(registry.names(slot)) - {"shared"}:  # a stage's default, which core knows
+            file = shared.get(name, name.replace("-", "_"))
+            assert registry.get(slot, name).__module__ == f"vitrail.plugins.{slot}.{file}"
 
 
 def test_a_circle_would_be_seen():

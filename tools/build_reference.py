@@ -18,10 +18,10 @@ import attrs
 from vitrail import errors
 from vitrail.core.config.log import EVENTS
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.cascade import Cascade, Enter
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.hookspecs import EXCLUSIVE, RegistrationSpecs, StageSpecs
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.registration import SLOTS
 from vitrail.core.method.stage import Stage, ViewGroup
 from vitrail.experiments.spec.experiment import Axis, Experiment, HeatMap, MethodEntry, Setting, SizeEntry
@@ -32,7 +32,7 @@ PAGE = Path(__file__).parents[1] / "docs/reference.md"
 METHOD = {
     "At the top": Composition,
     "`[[stages]]`": Stage,
-    "`[[stages.also]]`": ViewGroup,
+    "`[[stages.extra_views]]`": ViewGroup,
     "`[cascade]`": Cascade,
     "`enter`": Enter,
     "`sizes`": SizeConditioning,
@@ -102,7 +102,7 @@ def reference() -> str:
         lines += ["", f"### {key}", "", first_line(cls), "", *(line.removeprefix("    ") for line in options(cls))]
     lines += ["", "## An experiment", "", "The fields of a file for `vitrail run`."]
     for cls in (Experiment, SizeEntry, MethodEntry, Axis, Setting, HeatMap):
-        lines += ["", f"### {cls.spoken.capitalize()}", "", first_line(cls), ""]
+        lines += ["", f"### {cls.noun.capitalize()}", "", first_line(cls), ""]
         lines += [line.removeprefix("    ") for line in options(cls)]
     lines += [
         "",

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vitrail.demo.judge import Judge
 from vitrail.demo.scenes import BASE_SIZE
-from vitrail.experiments.spec.prompts import scene
+from vitrail.experiments.spec.experiment_file import scene
 from vitrail.sampling.sampler import Sampler
 
 

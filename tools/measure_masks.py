@@ -20,9 +20,10 @@ from vitrail.core.config.loader import Loader
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.hookspecs import hookimpl
 from vitrail.demo.judge import Detection, Judge
-from vitrail.experiments.spec.prompts import scene
-from vitrail.plugins.masking.attention_masks import ParameterFreeAttention, UpBlockAttention
-from vitrail.plugins.masking.remembered import RememberedAttention
+from vitrail.experiments.spec.experiment_file import scene
+from vitrail.plugins.masking.pfsa import ParameterFreeAttention
+from vitrail.plugins.masking.remembered_attention import RememberedAttention
+from vitrail.plugins.masking.up_block_attention import UpBlockAttention
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.sampler import Sampler
 

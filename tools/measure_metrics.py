@@ -164,15 +164,15 @@ def sets() -> list[Row]:
     reference, rows = looked(metrics, true), []
     for kind, shown in kinds.items():
         seen = looked(metrics, shown)
-        numbers = [m.gather(seen[repr(m.eye)], reference[repr(m.eye)])[0] for m in metrics]
+        numbers = [m.gather(seen[repr(m.extractor)], reference[repr(m.extractor)])[0] for m in metrics]
         rows.append([kind, *(f"{n:.{m.columns[0].decimals}f}" for n, m in zip(numbers, metrics, strict=True))])
     return rows
 
 
 def looked(metrics: Sequence[Metric], shown: list[Shown]) -> dict[str, Tensor]:
     """Extract the features of pictures for some metrics, once per extractor, by its ``repr``."""
-    eyes = {repr(metric.eye): metric.eye for metric in metrics}
-    return {name: torch.stack([eye.look(each) for each in shown]) for name, eye in eyes.items()}
+    extractors = {repr(metric.extractor): metric.extractor for metric in metrics}
+    return {name: torch.stack([extractor.look(each) for each in shown]) for name, extractor in extractors.items()}
 
 
 def table(head: Row, rows: list[Row]) -> str:

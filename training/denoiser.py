@@ -16,7 +16,7 @@ from training.sheet import write_sheet
 from training.tokenizer import MAX_LENGTH, build_tokenizer
 from vitrail.demo.judge import Judge
 from vitrail.demo.scenes import Scene, draw_scene
-from vitrail.experiments.spec.prompts import scene as prompt_of
+from vitrail.experiments.spec.experiment_file import scene as prompt_of
 
 MEASURED_STEPS = 25  # sampling steps of measurements
 MEASURED_SCALE = 3.0  # guidance scale of measurements

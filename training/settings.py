@@ -17,7 +17,7 @@ FILE = Path(__file__).with_name("settings.toml")
 class LoopSettings:
     """Settings of the loop: a learning rate with linear warm-up, a constant part and linear cool-down to zero."""
 
-    spoken = "a loop"
+    noun = "a loop"
     num_steps: int = field(validator=gt(0))
     learning_rate: float = field(validator=gt(0))
     warmup_steps: int = field(default=200, validator=ge(1))
@@ -41,7 +41,7 @@ class LoopSettings:
 class AutoencoderSettings:
     """Settings of the autoencoder's training; the fields are explained in ``settings.toml``."""
 
-    spoken = "'autoencoder'"
+    noun = "'autoencoder'"
     loop: LoopSettings
     start: str
     batch: int = field(validator=ge(1))
@@ -60,7 +60,7 @@ class AutoencoderSettings:
 class DenoiserSettings:
     """Settings of the denoiser's training; the fields are explained in ``settings.toml``."""
 
-    spoken = "'denoiser'"
+    noun = "'denoiser'"
     loop: LoopSettings
     start: str
     vae: str
@@ -79,7 +79,7 @@ class DenoiserSettings:
 class JudgeSettings:
     """Settings of the judge's training; the fields are explained in ``settings.toml``."""
 
-    spoken = "'judge'"
+    noun = "'judge'"
     loop: LoopSettings
     vae: str
     batch: int = field(validator=ge(1))
@@ -91,7 +91,7 @@ class JudgeSettings:
 class Settings:
     """Settings of all training stages, the tables of ``settings.toml``."""
 
-    spoken = "the settings"
+    noun = "the settings"
     autoencoder: AutoencoderSettings
     denoiser: DenoiserSettings
     judge: JudgeSettings

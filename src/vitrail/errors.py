@@ -168,8 +168,8 @@ class Problems:
             VitrailError: The error itself, if all collected messages are equal.
             ConfigError: One line per different message, if there are several.
         """
-        told = list(dict.fromkeys(map(str, self._errors)))
-        if len(told) == 1:
+        messages = list(dict.fromkeys(map(str, self._errors)))
+        if len(messages) == 1:
             raise self._errors[0]
-        if told:
-            raise ConfigError("\n".join(told))
+        if messages:
+            raise ConfigError("\n".join(messages))

@@ -165,18 +165,17 @@ def global_jitter():
 
 def told_on_rank_0_only():
     """An exception reaches the other ranks if it was rank 0's."""
-    from vitrail.comm import guard
-    from vitrail.comm.backends import in_process
-    from vitrail.comm.backends import virtual_world as world
+    from vitrail.comm import outcome
+    from vitrail.comm.backends import in_process, simulated
 
-    original = guard.guarded
+    original = outcome.guarded
 
     def guarded(communicator, program):
         if communicator.rank:
             communicator.abort = lambda reason: None
         return original(communicator, program)
 
-    in_process.guarded = world.guarded = guarded
+    in_process.guarded = simulated.guarded = guarded
 
 
 @frozen

@@ -122,7 +122,7 @@ def _perform(job, rank, world, port, program, arguments, options):
     from vitrail.comm.backends.process_group_spawn import portable
     from vitrail.comm.communicator import RankCommunicator
     from vitrail.comm.environment import RankEnvironment
-    from vitrail.comm.guard import guarded
+    from vitrail.comm.outcome import guarded
 
     environment = RankEnvironment(rank, world, rank, "127.0.0.1", port, store_is_hosted=True, secret="secret")
     transport = None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from vitrail.comm import InProcess
-from vitrail.comm.backends.virtual_world import World
+from vitrail.comm.backends.simulated import World
 from vitrail.testing.comm import schedules
 
 PROFILE = os.environ.get("VITRAIL_PROFILE", "fast")

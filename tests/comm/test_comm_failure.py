@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from runners import clean, law, simulate
 from test_comm_liveness import relay
 
+from vitrail.comm.backends.simulated import DETECTION_S
 from vitrail.comm.backends.virtual_schedule import Fault, SimulatedCrash, SimulatedError
-from vitrail.comm.backends.virtual_world import DETECTION_S
 from vitrail.errors import CommAborted
 from vitrail.testing.comm.payloads import Payload
 from vitrail.testing.comm.programs import REST_S, Player, programs

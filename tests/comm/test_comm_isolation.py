@@ -5,9 +5,9 @@ import torch
 from hypothesis import strategies as st
 from runners import law, simulate
 
-from vitrail.comm.backends.virtual_world import SimulatedTransport, World
+from vitrail.comm.backends.simulated import SimulatedTransport, World
 from vitrail.comm.communicator import RankCommunicator
-from vitrail.comm.guard import guarded
+from vitrail.comm.outcome import guarded
 from vitrail.errors import CommAborted, CommTimeout, ProtocolError
 from vitrail.testing.comm.judging import opened
 from vitrail.testing.comm.payloads import PAYLOADS, bits

@@ -10,7 +10,7 @@ from runners import TIMEOUT_S, clean, law, simulate
 from vitrail.comm.backends.virtual_schedule import SeededSchedule, SimulatedCrash, SimulatedError
 from vitrail.errors import CommAborted, CommTimeout
 from vitrail.testing.comm.bench import Ended, LawReport
-from vitrail.testing.comm.laws.whole import check_program
+from vitrail.testing.comm.laws.whole_programs import check_program
 from vitrail.testing.comm.programs import Player, outcome_of, programs, sized_programs
 from vitrail.testing.comm.schedules import faults, schedules
 

@@ -25,7 +25,7 @@ def mark():
 JOINED = """
 from vitrail.comm import Gloo
 from vitrail.comm.environment import from_environment
-from vitrail.comm.guard import guarded
+from vitrail.comm.outcome import guarded
 def rank_main(communicator):
     for step in range(10):
         communicator.note(f"step {step}")
@@ -176,7 +176,7 @@ AGAIN = """
 import torch
 from vitrail.comm import Gloo
 from vitrail.comm.environment import from_environment
-from vitrail.comm.guard import guarded
+from vitrail.comm.outcome import guarded
 from vitrail.errors import CommAborted
 def run(program):
     communicator = Gloo(timeout=20).join(from_environment())

@@ -26,7 +26,7 @@ class BrokenMetric(Broken):
         return () if self.how == "no columns" else [Column(name=name, lowest=0, highest=1) for name in names]
 
     @property
-    def eye(self):
+    def extractor(self):
         return self
 
     @property
@@ -78,8 +78,14 @@ METRICS = [
     ("no columns", "columns are a tuple of Column"),
     ("one name twice", "names of their own"),
     ("sees at random", "must see the same"),
-    ("sees by the default dtype", r"what the eye sees changes with torch.set_default_dtype\(torch.bfloat16\)"),
-    ("sees in the default dtype", r"what the eye sees changes with torch.set_default_dtype\(torch.float64\)"),
+    (
+        "sees by the default dtype",
+        r"what its extractor sees changes with torch.set_default_dtype\(torch.bfloat16\)",
+    ),
+    (
+        "sees in the default dtype",
+        r"what its extractor sees changes with torch.set_default_dtype\(torch.float64\)",
+    ),
     ("remembers", "must see the same again"),
     ("shapes", "one shape for pictures of any size"),
     ("whole numbers", "answers with floats"),

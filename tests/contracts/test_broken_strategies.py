@@ -13,7 +13,7 @@ from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.core.method.cost import Cost
 from vitrail.plugins.fusion.averages import Average
 from vitrail.plugins.guidance.structure import AsyncGuidance, SyncGuidance
-from vitrail.plugins.patching.grids import Windows
+from vitrail.plugins.patching.windows import Windows
 
 KEPT_IN_THE_MODULE = []
 

@@ -24,8 +24,9 @@ from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ShapeError
 from vitrail.plugins.fusion.averages import Average
 from vitrail.plugins.guidance.structure import SyncGuidance
-from vitrail.plugins.masking.attention_masks import NoMask
-from vitrail.plugins.patching.grids import Lattice, Windows
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.lattice import Lattice
+from vitrail.plugins.patching.windows import Windows
 from vitrail.sampling.sampler import Sampler, Spread
 from vitrail.testing import make_step
 

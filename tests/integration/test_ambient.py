@@ -215,7 +215,7 @@ def looked(name, files):
         cached.cache_clear()
     demo_judge._detected.clear()
     metric = REGISTRY.get("metrics", name)(**files.get(name, {}))
-    return metric.eye.look(shown())
+    return metric.extractor.look(shown())
 
 
 @pytest.mark.parametrize("name", REGISTRY.names("metrics"))
@@ -231,8 +231,8 @@ def test_every_metric_looks_alike(name, files):
 @pytest.mark.parametrize("name", REGISTRY.names("metrics"))
 def test_every_metric_sums_up_alike(name, files):
     metric = REGISTRY.get("metrics", name)(**files.get(name, {}))
-    seen = torch.stack([metric.eye.look(one) for one in DemoRenders(count=4).pictures(128, 150)])
-    reference = torch.stack([metric.eye.look(one) for one in DemoRenders(count=3, seed=1).pictures(128, 150)])
+    seen = torch.stack([metric.extractor.look(one) for one in DemoRenders(count=4).pictures(128, 150)])
+    reference = torch.stack([metric.extractor.look(one) for one in DemoRenders(count=3, seed=1).pictures(128, 150)])
     plain = metric.gather(seen, reference)
     for state in DEFAULTS:
         with STATES[state]():

@@ -80,8 +80,8 @@ def test_without_a_mask_it_moves_everywhere_alike(pipe):
 
 def test_where_the_canvas_is_padded_the_mask_is_that_of_the_picture(pipe):
     """Dilated views beside the windows, whose stride is 3, take 17 x 25 cells to 18 x 27; the first size has 7 x 10."""
-    also = "stages.1.also=[{patching='dilated',fusion='scatter',weight=0.5}]"
-    *_, (_, _, scene) = guided(pipe, also, height=136, width=200)
+    dilated = "stages.1.extra_views=[{patching='dilated',fusion='scatter',weight=0.5}]"
+    *_, (_, _, scene) = guided(pipe, dilated, height=136, width=200)
     assert scene.start.picture.shape[-2:] == (136, 200)
     assert (scene.canvas.height, scene.canvas.width) == (18, 27) and scene.canvas.inner == (17, 25)
     seen = F.interpolate(planted()[:, :1], (7, 10))

@@ -11,10 +11,14 @@ from file_mask import FileMask, Shift
 from tiny import NATIVE, in_double
 from vitrail import Composition, Sampler, Stage, hookimpl
 from vitrail.core.geometry.views import Canvas
-from vitrail.plugins.fusion.averages import Average, Scatter
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.fusion.scatter import Scatter
 from vitrail.plugins.guidance.structure import AsyncGuidance, SyncGuidance
-from vitrail.plugins.masking.attention_masks import NoMask, ParameterFreeAttention
-from vitrail.plugins.patching.grids import Lattice, Whole, Windows
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.masking.pfsa import ParameterFreeAttention
+from vitrail.plugins.patching.lattice import Lattice
+from vitrail.plugins.patching.whole import Whole
+from vitrail.plugins.patching.windows import Windows
 from vitrail.testing import make_prediction, make_step
 
 CALL = {"height": 128, "width": 96, "num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "latent", "seed": 4}

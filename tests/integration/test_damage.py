@@ -7,7 +7,7 @@ from damage_files import Corpus, Kind, Use
 from damages import DAMAGES
 from tiny import tiny_pipeline
 from vitrail.backbones.loading.model_errors import is_inside_a_model
-from vitrail.plugins.patching.grids import Windows
+from vitrail.plugins.patching.windows import Windows
 
 CASES = 14  # two of every kind
 

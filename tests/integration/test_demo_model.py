@@ -13,7 +13,7 @@ from vitrail.core.schedule.streams import Streams
 from vitrail.demo.backgrounds import BACKGROUNDS
 from vitrail.demo.judge import Judge
 from vitrail.demo.scenes import BASE_SIZE, OBJECTS, Placement, Scene, paste, render
-from vitrail.plugins.masking.attention_masks import ParameterFreeAttention, border_saliency
+from vitrail.plugins.masking.pfsa import ParameterFreeAttention, border_saliency
 from vitrail.sampling.sampler import Sampler
 
 SHIPPED = DEMO.parent

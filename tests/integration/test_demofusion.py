@@ -20,7 +20,7 @@ METHODS = ["demofusion", "accdiffusion"]
 LATE = 1  # stage of the further sizes
 WITHOUT = {
     "residual": "stages.1.guidance=[]",
-    "dilated": "stages.1.also=[]",
+    "dilated": "stages.1.extra_views=[]",
     "jitter": "stages.1.patching.jitter=false",
     "renormalised": "stages.1.enter.renormalise=false",
 }
@@ -67,12 +67,12 @@ def test_parts_can_be_switched_off_one_by_one(pipe):
     for part in WITHOUT.values():
         assert not torch.equal(latents(pipe, "demofusion", part), full), part
     bare = latents(pipe, "demofusion", WITHOUT["residual"], WITHOUT["dilated"])
-    weightless = latents(pipe, "demofusion", "stages.1.guidance.0.scale=0", "stages.1.also.0.weight=0")
+    weightless = latents(pipe, "demofusion", "stages.1.guidance.0.scale=0", "stages.1.extra_views.0.weight=0")
     assert torch.equal(weightless, bare)
 
 
 def test_accdiffusion_without_its_two_changes_is_demofusion_with_windows_that_stay(pipe):
-    sets = ["stages.1.prompting=shared", "stages.1.also.0.patching.interaction=none"]
+    sets = ["stages.1.prompting=shared", "stages.1.extra_views.0.patching.interaction=none"]
     plain = latents(pipe, "demofusion", "stages.1.patching.redraw=size")
     assert torch.equal(latents(pipe, "accdiffusion", *sets), plain)
     for one in (sets[:1], [sets[1], "stages.1.prompting.threshold=0.9"]):
@@ -80,7 +80,8 @@ def test_accdiffusion_without_its_two_changes_is_demofusion_with_windows_that_st
 
 
 def test_without_its_mixes_it_is_multidiffusion_from_the_grown_and_noised_picture(pipe):
-    seen, sets = Seen(), (WITHOUT["residual"], WITHOUT["jitter"], WITHOUT["renormalised"], "stages.1.also.0.weight=0.0")
+    seen = Seen()
+    sets = (WITHOUT["residual"], WITHOUT["jitter"], WITHOUT["renormalised"], "stages.1.extra_views.0.weight=0.0")
     ours = latents(pipe, "demofusion", *sets, plugins=[("seen", seen)])
     clean, noise = started(engine(pipe, "demofusion", *sets), seen.latents[1])
     alone = engine(pipe, "multidiffusion")
@@ -138,7 +139,7 @@ def test_a_network_that_says_one_thing_ends_where_every_mix_of_views_does(method
     with torch.no_grad():
         pipe.unet.conv_out.weight.zero_()
         pipe.unet.conv_out.bias.copy_(said)
-    sets = [WITHOUT["residual"], WITHOUT["renormalised"], f"stages.1.also.0.weight={weight}"]
+    sets = [WITHOUT["residual"], WITHOUT["renormalised"], f"stages.1.extra_views.0.weight={weight}"]
     ours = latents(pipe, method, *sets, plugins=[("seen", seen)], height=104, width=136)
     built = engine(pipe, method, *sets, height=104, width=136)
     begin = next(step for step in built.plan.steps() if step.phase == len(built.plan.phases) - 1)

@@ -13,8 +13,8 @@ from vitrail import Composition, Sampler, Stage
 from vitrail.errors import ConfigError
 from vitrail.plugins.fusion.averages import Average
 from vitrail.plugins.guidance.synchronized import Synchronized
-from vitrail.plugins.masking.attention_masks import NoMask
-from vitrail.plugins.patching.grids import Whole
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.whole import Whole
 from vitrail.sampling.discovery import installed
 from vitrail.sampling.sampler import Spread
 

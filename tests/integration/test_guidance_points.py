@@ -14,8 +14,9 @@ from vitrail.core.method.composition import Composition
 from vitrail.core.method.stage import Stage
 from vitrail.errors import ConfigError
 from vitrail.plugins.fusion.averages import Average
-from vitrail.plugins.masking.attention_masks import NoMask
-from vitrail.plugins.patching.grids import Whole, Windows
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.whole import Whole
+from vitrail.plugins.patching.windows import Windows
 from vitrail.sampling.sampler import Sampler
 
 CALL = {"height": 96, "width": 128, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}

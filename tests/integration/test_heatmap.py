@@ -15,10 +15,11 @@ from vitrail.core.method.composition import Composition
 from vitrail.core.method.hookspecs import hookimpl
 from vitrail.core.method.stage import Stage
 from vitrail.plugins.fusion.averages import Average
-from vitrail.plugins.masking.attention_masks import JointAttention, UpBlockAttention
-from vitrail.plugins.patching.grids import Whole
-from vitrail.sampling.heatmap import MaskRecorder, read_shares
+from vitrail.plugins.masking.joint_attention import JointAttention
+from vitrail.plugins.masking.up_block_attention import UpBlockAttention
+from vitrail.plugins.patching.whole import Whole
 from vitrail.sampling.heatmap_figure import overlaid
+from vitrail.sampling.mask_recorder import MaskRecorder, read_shares
 from vitrail.sampling.sampler import Sampler
 
 CALL = {"height": 64, "width": 64, "num_inference_steps": 4}

@@ -11,8 +11,8 @@ from tiny_families import FAMILIES
 from toy import sample, toy_sampler
 from vitrail import hookimpl
 from vitrail.core.config.loader import Loader
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.geometry.views import Span, View
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.schedule.noise_schedule import Stepper
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import build_registry
@@ -22,7 +22,7 @@ from vitrail.sampling.sampler import Sampler
 WINDOWS = {
     "patching": {"type": "windows"},
     "fusion": "average",
-    "also": [{"patching": {"type": "dilated"}, "fusion": "scatter", "weight": 0.5}],
+    "extra_views": [{"patching": {"type": "dilated"}, "fusion": "scatter", "weight": 0.5}],
 }
 CALL = {"height": 128, "width": 128, "num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent"}
 

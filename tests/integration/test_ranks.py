@@ -39,7 +39,7 @@ STAGES = {
         {
             "patching": {"type": "windows", "overlap": 0.5},
             "fusion": "gaussian",
-            "also": [{"patching": {"type": "lattice"}, "fusion": "scatter", "weight": 0.3}],
+            "extra_views": [{"patching": {"type": "lattice"}, "fusion": "scatter", "weight": 0.3}],
         },
     ),
 }

@@ -20,9 +20,12 @@ from vitrail.core.config.loader import Loader
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.stage import Stage
 from vitrail.errors import CapabilityError, ConfigError
-from vitrail.plugins.fusion.averages import Average, Scatter
-from vitrail.plugins.masking.attention_masks import NoMask
-from vitrail.plugins.patching.grids import Lattice, Whole, Windows
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.fusion.scatter import Scatter
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.lattice import Lattice
+from vitrail.plugins.patching.whole import Whole
+from vitrail.plugins.patching.windows import Windows
 from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler, Spread

@@ -14,7 +14,7 @@ from vitrail.backbones.vae.decoding import decode
 from vitrail.backbones.vae.strip_ops import Alone
 from vitrail.comm import InProcess
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.engine.relay import are_independent
+from vitrail.core.engine.independent_ranks import are_independent
 from vitrail.core.geometry.views import Canvas, Span, View
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
@@ -96,12 +96,12 @@ def test_a_network_that_pads_with_zeros_sees_another_edge_at_every_step(pipe):
     finally:
         hook.remove()
     engine = sampler.engine(RunConfig(prompt="", height=64, width=192, num_inference_steps=6, wrap="x"), 0)
-    turns = [engine.plan.patches(step)[0].views[0].turn for step in engine.plan.steps() if step.stage == 0]
-    assert len(set(turns)) == len(turns) > 2 and {down for down, _ in turns} == {0}
+    rolls = [engine.plan.patches(step)[0].views[0].roll for step in engine.plan.steps() if step.stage == 0]
+    assert len(set(rolls)) == len(rolls) > 2 and {down for down, _ in rolls} == {0}
     scaled = engine.plan.phases[0].stepper.scale(noise_of(engine) * engine.plan.phases[0].stepper.init_noise_sigma, 0)
     patches = engine.plan.patches(engine.plan.steps()[0])[0]
     if patches.permutation is None:
-        expected = patches.views[0].turned.read(scaled)
+        expected = patches.views[0].rolled.read(scaled)
         assert torch.equal(seen[0][:1], expected) and not torch.equal(expected, patches.views[0].read(scaled))
 
 

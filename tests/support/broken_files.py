@@ -1,7 +1,7 @@
 """Broken method and run files, each with parts of the message that answers it."""
 
 STAGE = '[[stages]]\npatching = "windows"\nfusion = "average"\n'
-ALSO = '{ patching = "whole", fusion = "average", weight = 0.7 }'
+GROUP = '{ patching = "whole", fusion = "average", weight = 0.7 }'
 
 BAD_TOML = {
     "unknown key": (STAGE + 'guidence = ["sync"]', ["$.stages[0]: a stage has no key 'guidence'", "'guidance'?"]),
@@ -70,14 +70,17 @@ BAD_TOML = {
     "stages is a table": (STAGE.replace("[[stages]]", "[stages]"), ["$.stages: expected a list, got a table; put [ ]"]),
     "a stage is a text": ('stages = ["windows"]', ["$.stages[0]: expected a table, got the text 'windows'"]),
     "guidance is a text": (STAGE + 'guidance = "sync"', ["$.stages[0].guidance: expected a list, got the text 'sync'"]),
-    "also is a table": (
-        STAGE + f"also = {ALSO}",
-        ["$.stages[0].also: expected a list, got a table; put [ ] around it"],
+    "extra_views is a table": (
+        STAGE + f"extra_views = {GROUP}",
+        ["$.stages[0].extra_views: expected a list, got a table; put [ ] around it"],
     ),
-    "also without fusion": (STAGE + 'also = [{ patching = "whole" }]', ["$.stages[0].also[0].fusion: is missing"]),
-    "also above one": (
-        STAGE + f"also = [{ALSO}, {ALSO}]",
-        ["$.stages[0]: the weights in 'also' add up to more than 1"],
+    "extra_views without fusion": (
+        STAGE + 'extra_views = [{ patching = "whole" }]',
+        ["$.stages[0].extra_views[0].fusion: is missing"],
+    ),
+    "extra_views above one": (
+        STAGE + f"extra_views = [{GROUP}, {GROUP}]",
+        ["$.stages[0]: the weights in 'extra_views' add up to more than 1"],
     ),
     "until falls": (
         STAGE + "until = 0.8\n" + STAGE + "until = 0.5\n" + STAGE,

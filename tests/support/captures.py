@@ -7,7 +7,7 @@ from diffusers import SD3Transformer2DModel
 from tiny import NATIVE, tiny_unet
 from tiny_families import FAMILIES
 from vitrail.backbones.attention.cross_attention import capture_maps, eager, layer_shape
-from vitrail.backbones.attention.joint_attention import capture_joint_maps
+from vitrail.backbones.attention.joint_attention_maps import capture_joint_maps
 from vitrail.core.schedule.streams import Streams
 
 ROWS, TOKENS = [0, 2], [1, 2, 5]

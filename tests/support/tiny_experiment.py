@@ -31,7 +31,7 @@ class Bright:
 
     columns = (Column(name="bright", better="up", decimals=1),)
     needs_reference = False
-    eye = FeatureExtractor()
+    extractor = FeatureExtractor()
 
     def gather(self, looked, reference):
         return (looked.mean().item(),)
@@ -43,7 +43,7 @@ class Spread:
 
     columns = (Column(name="spread"), Column(name="distance_c", better="down"))
     needs_reference = True
-    eye = FeatureExtractor()
+    extractor = FeatureExtractor()
 
     def gather(self, looked, reference):
         return (
@@ -75,7 +75,7 @@ class Lights:
         Column(name="share", better="up", lowest=0.0, highest=1.0, is_whole=True),
     )
     needs_reference = False
-    eye = Halves()
+    extractor = Halves()
 
     def gather(self, looked, reference):
         of_all, of_light = looked.nanmean(dim=0).tolist()

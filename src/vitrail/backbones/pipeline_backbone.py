@@ -137,7 +137,7 @@ class PipelineBackbone:
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Refuse conditioning that this pipeline, as it is now, cannot use."""
-        from vitrail.backbones.loading.dropout import check_dropout
+        from vitrail.backbones.loading.adoption import check_dropout
 
         check_parts(self._pipe, self._family)
         check_dropout(self._pipe.components)

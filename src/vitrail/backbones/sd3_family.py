@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from attrs import frozen
 
 from vitrail.backbones.attention.cross_attention import eager
-from vitrail.backbones.attention.joint_attention import capture_joint_maps, check_blocks
+from vitrail.backbones.attention.joint_attention_maps import capture_joint_maps, check_blocks
 from vitrail.backbones.conditioning.encoded import Conditioning, Given, branches_of
 from vitrail.backbones.conditioning.words import content_tokens
 from vitrail.backbones.loading.adoption import SCHEDULER, VAES

@@ -21,12 +21,11 @@ from vitrail.errors import CapabilityError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vitrail.core.geometry.size_conditioning import Size, SizeConditioning
     from vitrail.core.geometry.views import View
     from vitrail.core.method.attention_maps import AttentionRequest
     from vitrail.core.method.backbone import CallbackValue
     from vitrail.core.method.inputs import Inputs
-    from vitrail.core.method.micro_batch import MicroBatch
+    from vitrail.core.method.micro_batch import MicroBatch, Size, SizeConditioning
     from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
 
@@ -223,8 +222,8 @@ class UNetFamily:
             return found
         pooled, sizes = conditioning.both("text_embeds", guided), conditioning.inputs.sizes[step.stage]
         known = self._known(pipe, conditioning, step)
-        told = (*known[sizes.original], 0, 0, *known[sizes.target])
-        ids = torch.tensor([told] * (1 + guided), dtype=pooled.dtype, device=pooled.device)
+        size_ids = (*known[sizes.original], 0, 0, *known[sizes.target])
+        ids = torch.tensor([size_ids] * (1 + guided), dtype=pooled.dtype, device=pooled.device)
         found |= {"add_text_embeds": pooled, "negative_pooled_prompt_embeds": pooled[:1] if guided else None}
         return found | {"add_time_ids": ids, "negative_add_time_ids": ids[:1], "add_neg_time_ids": ids[:1]}
 
@@ -260,11 +259,11 @@ def _control_in(conditioning: Conditioning) -> Control | None:
 
 def _refuse_refiner(pipe: Any) -> None:
     """Refuse XL's refiner, whose U-Net takes an aesthetic score in place of the target size."""
-    config, encoder, told = pipe.unet.config, pipe.text_encoder_2, SIZES
+    config, encoder, num_sizes = pipe.unet.config, pipe.text_encoder_2, SIZES
     if encoder is not None:
         beside = config.projection_class_embeddings_input_dim - encoder.config.projection_dim
-        told = beside // config.addition_time_embed_dim
-    if pipe.config.get("requires_aesthetics_score", False) or told != SIZES:
+        num_sizes = beside // config.addition_time_embed_dim
+    if pipe.config.get("requires_aesthetics_score", False) or num_sizes != SIZES:
         raise CapabilityError(
             f"the unet of {type(pipe).__name__} is a refiner, told an aesthetic score and not the size that it should "
             "draw, which is not served; adopt the base pipeline, and give its picture to the refiner's own pipeline"

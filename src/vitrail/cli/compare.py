@@ -21,11 +21,11 @@ from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.paths import expanded_or_none
 from vitrail.errors import ConfigError
 from vitrail.experiments.analysis.measurement import Loaded, load, look
-from vitrail.experiments.report.page_content import told_of
+from vitrail.experiments.report.page_content import metric_values
 from vitrail.experiments.report.sheets import FAINT, FONT, GAP, INK, MARGIN, folded
 from vitrail.experiments.report.tables import Heading, Table
 from vitrail.experiments.spec.experiment_file import spelt_out, structure
-from vitrail.sampling.own_pictures import open_own
+from vitrail.sampling.start_picture import open_own
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -152,14 +152,14 @@ def _lines(cell: Cell, loaded: Loaded, seen: Seen) -> list[tuple[str, str]]:
     """Costs and metrics of one picture, as pairs of a name and a formatted value."""
     outcome = loaded.outcomes[cell.address]
     memory = "" if outcome.peak_bytes is None else f"{outcome.peak_bytes / 2**20:.0f} MiB"
-    told = told_of(cell, loaded, seen).items()
-    return [("time", f"{outcome.seconds:.1f} s"), ("calls", str(outcome.model_calls)), ("memory", memory), *told]
+    measured = metric_values(cell, loaded, seen).items()
+    return [("time", f"{outcome.seconds:.1f} s"), ("calls", str(outcome.model_calls)), ("memory", memory), *measured]
 
 
 def _show(loaded: Loaded, seen: Seen, out: Console) -> None:
-    told = {cell.row: _lines(cell, loaded, seen) for cell in loaded.done}
-    names = [name for name, _ in next(iter(told.values()), [])]
-    rows = [(row, *(text for _, text in lines)) for row, lines in told.items()]
+    by_row = {cell.row: _lines(cell, loaded, seen) for cell in loaded.done}
+    names = [name for name, _ in next(iter(by_row.values()), [])]
+    rows = [(row, *(text for _, text in lines)) for row, lines in by_row.items()]
     show(Table(title="", head=[Heading(name=name) for name in ("method", *names)], rows=rows), out)
 
 
@@ -172,9 +172,9 @@ def sheet(loaded: Loaded, seen: Seen) -> Image:
     font: Any = ImageFont.load_default(size=FONT)
     scale = SIDE / max(cells[0].size)
     height, width = (max(1, round(side * scale)) for side in cells[0].size)
-    told = [_told(cell, loaded, seen, width, font) for cell in cells]
+    captions = [_caption(cell, loaded, seen, width, font) for cell in cells]
     line = FONT + 4
-    below = max(text.count("\n") + 1 for text in told) * line
+    below = max(text.count("\n") + 1 for text in captions) * line
     across = min(MOST, len(cells))
     tall = line + 2 * MARGIN + height + below + GAP
     title = folded(loaded.experiment.title, across * (width + GAP), font, 2)
@@ -184,7 +184,7 @@ def sheet(loaded: Loaded, seen: Seen) -> Image:
     )
     draw = ImageDraw.Draw(page)
     draw.multiline_text((MARGIN, MARGIN), title, fill=INK, font=font)
-    for number, (cell, text) in enumerate(zip(cells, told, strict=True)):
+    for number, (cell, text) in enumerate(zip(cells, captions, strict=True)):
         x, y = MARGIN + number % across * (width + GAP), top + number // across * tall
         draw.text((x, y + MARGIN), cell.row, fill=INK, font=font)
         small = open_own(loaded.file(cell)).resize((width, height), Pictures.Resampling.LANCZOS)
@@ -193,7 +193,7 @@ def sheet(loaded: Loaded, seen: Seen) -> Image:
     return page
 
 
-def _told(cell: Cell, loaded: Loaded, seen: Seen, width: int, font: Any) -> str:
+def _caption(cell: Cell, loaded: Loaded, seen: Seen, width: int, font: Any) -> str:
     """Costs and metrics of one picture as text, in lines at most ``width`` pixels wide."""
     lines = [""]
     for name, text in _lines(cell, loaded, seen):

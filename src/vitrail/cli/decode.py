@@ -9,6 +9,7 @@ import typer
 
 from vitrail.backbones.loading.model_errors import model_blamed
 from vitrail.backbones.loading.source import ModelOptions, find_model
+from vitrail.cli.arguments import output_paths
 from vitrail.cli.console import console, say
 from vitrail.cli.options import (
     Device,
@@ -21,7 +22,6 @@ from vitrail.cli.options import (
     Verbose,
     configure_logging,
 )
-from vitrail.cli.output import output_paths
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.paths import expanded, expanded_or_none
 from vitrail.core.config.run_config import RunConfig

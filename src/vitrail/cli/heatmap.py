@@ -24,8 +24,8 @@ from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError, Problems
 from vitrail.sampling.discovery import registry
-from vitrail.sampling.heatmap import masking_name, read_shares, record_figure
 from vitrail.sampling.heatmap_figure import check_target
+from vitrail.sampling.mask_recorder import masking_name, read_shares, record_figure
 
 PREFERRED = ("up-block-attention", "joint-attention", "pfsa")  # the first one that the model supports is the default
 

@@ -96,8 +96,8 @@ def plugin_lines(names: Registry, width: int) -> Iterator[str]:
             yield "  adds nothing by name"
     for failure in names.failures:
         yield f"{failure.plugin}, from {failure.distribution}"
-        told = f"{'refused' if failure.stops else 'could not be loaded'}: {failure.error}"
-        yield from textwrap.wrap(told, width, initial_indent="  ", subsequent_indent="  ")
+        reason = f"{'refused' if failure.stops else 'could not be loaded'}: {failure.error}"
+        yield from textwrap.wrap(reason, width, initial_indent="  ", subsequent_indent="  ")
 
 
 def _hanging(name: str, column: int, text: str, width: int, indent: int = 2) -> list[str]:

@@ -51,16 +51,16 @@ class Meter:
         if self._bar is not None:
             self._bar.update(self._task, completed=self._spent + work)
 
-    def step(self, told: str = "", work: float = 1.0) -> None:
+    def step(self, suffix: str = "", work: float = 1.0) -> None:
         """Count one more finished item.
 
         Args:
-            told: Text to show after its number.
+            suffix: Text to show after its number.
             work: Its work, in the unit of the total work.
         """
         self._done, self._spent = self._done + 1, self._spent + work
         now, left = time.monotonic(), self._left()
-        text = f"{self._name} {self._done}" + ("" if self._total is None else f"/{self._total}") + told
+        text = f"{self._name} {self._done}" + ("" if self._total is None else f"/{self._total}") + suffix
         if self._bar is not None:
             self._bar.update(self._task, completed=self._spent, description=text, left=left)
         elif now - self._shown > self._pause:

@@ -145,7 +145,7 @@ def run_ranks(placement: RankPlacement, on_cuda: bool, program: Callable[[RankCo
         The result of this process's rank; of rank 0 if the ranks are threads.
     """
     from vitrail.comm.backends.in_process import solo
-    from vitrail.comm.guard import guarded
+    from vitrail.comm.outcome import guarded
 
     options = placement.options
     if placement.kind == "alone":
@@ -159,7 +159,7 @@ def run_ranks(placement: RankPlacement, on_cuda: bool, program: Callable[[RankCo
     return result
 
 
-def tell_done() -> None:
+def report_done() -> None:
     """Flush stdout and tell the launcher that this rank has finished."""
     if sys.stdout is not None:
         sys.stdout.flush()

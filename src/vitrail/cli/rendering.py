@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from vitrail.backbones.loading.model_errors import model_blamed
+from vitrail.cli.arguments import check_target, output_paths
 from vitrail.cli.console import command_line, console, say
-from vitrail.cli.output import check_target, output_paths
 from vitrail.cli.progress import Progress
-from vitrail.cli.ranks import RankOptions, RankPlacement, place, run_ranks, start_ranks, tell_done
+from vitrail.cli.ranks import RankOptions, RankPlacement, place, report_done, run_ranks, start_ranks
 from vitrail.cli.rescue import latents_instead, latents_written
 from vitrail.cli.signals import INTERRUPTED, held, stopping
 from vitrail.core.config.atomic import write_text
@@ -124,7 +124,7 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
         result = run_ranks(placement, on_cuda, program, digest_of(repr(run)))
     if placement.speaks:
         _write(out, run, plan, result, paths, options)
-    tell_done()
+    report_done()
 
 
 def memory_lines(outlook: MemoryForecast) -> Iterator[str]:
@@ -214,9 +214,9 @@ def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:
 def _besides(plan: Plan, num_images: int) -> str:
     """Text on the VAE's work besides the final decoding, and on views with gradients."""
     decodes, encodes = (plan.cost.decodes - 1) * num_images, plan.cost.encodes * num_images
-    told = f"; on the way the VAE decodes {decodes} and encodes {encodes} pictures" if decodes or encodes else ""
+    vae_calls = f"; on the way the VAE decodes {decodes} and encodes {encodes} pictures" if decodes or encodes else ""
     gradients = plan.cost.gradients * num_images
-    return told + (f"; {gradients} views are differentiated, through VAE and network" if gradients else "")
+    return vae_calls + (f"; {gradients} views are differentiated, through VAE and network" if gradients else "")
 
 
 def _write(out: Console, run: RunConfig, plan: Plan, result: Result, paths: list[Path], options: RenderOptions) -> None:

@@ -26,7 +26,7 @@ from vitrail.cli.options import (
     configure_logging,
 )
 from vitrail.core.config.loader import Loader
-from vitrail.core.config.overrides import override
+from vitrail.core.config.overrides import override_method
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.composition import Composition
@@ -96,7 +96,7 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     loader, problems = Loader(registry()), Problems()
     run = composition = None
     with problems.collect():
-        tables = override(recipe.method, sets)
+        tables = override_method(recipe.method, sets)
         composition = loader.structure(tables, Composition, f"method in {picture}")
         check_files(recipe, composition, str(picture))
     with problems.collect():
@@ -124,8 +124,8 @@ def _check_own(picture: Path, kind: str, value: str) -> None:
     """
     if value in registry().names("models"):
         return
-    told = f"{picture}: made with the {kind} {value!r}"
+    origin = f"{picture}: made with the {kind} {value!r}"
     if Path(value).name != value:
-        raise ConfigError(f"{told}; a picture does not choose what is read or fetched: give --{kind} if you trust it")
+        raise ConfigError(f"{origin}; a picture does not choose what is read or fetched: give --{kind} if you trust it")
     if not expanded(value).exists():
-        raise ConfigError(f"{told}, which is not here; give its --{kind}")
+        raise ConfigError(f"{origin}, which is not here; give its --{kind}")

@@ -82,8 +82,8 @@ def report_on(
         out_console = console()
         listener = ConsoleListener(out_console)
         asked: Any = {"baseline": baseline, "plots": plots, "costs": costs}
-        told = write_report([home], home, listener, **asked, experiment=experiment)
-        page = write_page(page_of(told, home), home / PAGE)
+        written = write_report([home], home, listener, **asked, experiment=experiment)
+        page = write_page(page_of(written, home), home / PAGE)
     say(out_console, f"{page}: open it in a browser, it needs no server")
 
 

@@ -23,15 +23,15 @@ from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import ConfigError, Problems, nearest
 from vitrail.experiments.report.plots import check_matplotlib
-from vitrail.experiments.report.tables import spoken
+from vitrail.experiments.report.tables import size_text
 from vitrail.experiments.run.cell_run import Worker
 from vitrail.experiments.run.execution import Executor, Here, Shard
-from vitrail.experiments.run.store import ExperimentPlan, Folder, told_if_full
+from vitrail.experiments.run.store import ExperimentPlan, Folder, refusing_full
 from vitrail.experiments.spec.cells import Cell, Row, cells_of, heat_row, pairs_of, refuse_many, rows_of
 from vitrail.experiments.spec.experiment import Experiment
 from vitrail.experiments.spec.experiment_file import load_experiment, structure
 from vitrail.sampling.discovery import registry
-from vitrail.sampling.heatmap import read_shares
+from vitrail.sampling.mask_recorder import read_shares
 from vitrail.sampling.run_plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -250,11 +250,12 @@ def plan_lines(
     """
     rows, pairs = list(dict.fromkeys(c.row for c in cells)), {(c.size, c.pair) for c in cells}
     sizes = [(size, sum(each == size for each, _ in pairs)) for size in dict.fromkeys(c.size for c in cells)]
-    told = [f"{spoken(size)} ({count} picture{'s' * (count > 1)})" for size, count in sizes]
+    counts = [f"{size_text(size)} ({count} picture{'s' * (count > 1)})" for size, count in sizes]
     if experiment.title:
         yield experiment.title
     yield (
-        f"{len(cells)} cells: {len(rows)} row{'s' * (len(rows) > 1)}, sizes {', '.join(told)}, model {experiment.model}"
+        f"{len(cells)} cells: {len(rows)} row{'s' * (len(rows) > 1)}, sizes {', '.join(counts)}, model "
+        f"{experiment.model}"
     )
     of = f" of shard {options.shard.number}/{options.shard.count}" if options.shard.count > 1 else ""
     mine = len({cell.address for cell in cells if options.shard.has(cell)})
@@ -274,12 +275,12 @@ def _sample(
         meter.part(part * work[cell.address])
 
     executor = _executor(worker, options)
-    with told_if_full(folder.path), stop_on_interrupt(worker.interrupt, out) as stopped, meter:
+    with refusing_full(folder.path), stop_on_interrupt(worker.interrupt, out) as stopped, meter:
         for cell, outcome in executor.outcomes(todo, folder.path, share):
             folder.append(outcome, str(options.shard))
             done, failed = done + 1, failed + (outcome.error is not None)
-            told, name = f", {failed} failed" if failed else "", f"{cell.row}, {spoken(cell.size)}"
-            meter.step(f"{told}: {name}", work[cell.address])
+            failures, name = f", {failed} failed" if failed else "", f"{cell.row}, {size_text(cell.size)}"
+            meter.step(f"{failures}: {name}", work[cell.address])
             if outcome.error is not None:
                 say(out, f"failed: {name}, seed {cell.run['seed']}: {outcome.error}")
             if stopped():

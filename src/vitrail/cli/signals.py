@@ -96,6 +96,6 @@ def _die(number: int, _: FrameType | None) -> None:
 def _end(number: int, _: FrameType | None) -> NoReturn:
     if atomic.in_work():
         raise KeyboardInterrupt
-    told = b"Stopped.\n" if atomic.count_written() else b"Stopped; nothing was written.\n"
-    os.write(2, told)
+    message = b"Stopped.\n" if atomic.count_written() else b"Stopped; nothing was written.\n"
+    os.write(2, message)
     os._exit(128 + number)

@@ -16,9 +16,8 @@ from vitrail.comm.backends.in_process import InProcess, solo
 from vitrail.comm.backends.nccl import Nccl
 from vitrail.comm.backends.simulated import Simulated
 from vitrail.comm.communicator import TIMEOUT_S, RankCommunicator
-from vitrail.comm.guard import guarded
 from vitrail.comm.message_header import odd_one_out
-from vitrail.comm.outcome import first_cause
+from vitrail.comm.outcome import first_cause, guarded
 from vitrail.comm.protocol import Channel, Communicator, Work
 from vitrail.comm.transport import Abort, Part, Posting, Transport, Witness
 

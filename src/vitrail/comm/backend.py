@@ -42,7 +42,7 @@ class Backend(Protocol):
         """Run a program once on every rank, all at the same time, and wait for all of them.
 
         Every rank creates its end of the transport and a ``RankCommunicator`` on it, and calls
-        ``vitrail.comm.guard.guarded(communicator, program)``, which closes the communicator after the program and
+        ``vitrail.comm.outcome.guarded(communicator, program)``, which closes the communicator after the program and
         informs the other ranks if it raised.
 
         Args:

@@ -1,14 +1,17 @@
-"""Outcome of a run whose ranks are in one process."""
+"""Ends of ranks: the outermost frame of a rank, and the outcome of a run whose ranks are in one process."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from attrs import frozen
 
+from vitrail.comm.backends.virtual_schedule import SimulatedCrash
+from vitrail.comm.communicator import RankCommunicator
 from vitrail.comm.trace.recording import Recorder
-from vitrail.comm.transport import Abort
-from vitrail.errors import CommAborted
+from vitrail.comm.transport import Abort, describe_error
+from vitrail.errors import CommAborted, CommError
 
 T = TypeVar("T")
 
@@ -50,3 +53,23 @@ def first_cause(errors: dict[int, BaseException], abort: Abort | None) -> BaseEx
     if abort is not None and abort.culprit in own:
         return own[abort.culprit]
     return own[min(own)] if own else errors[min(errors)]
+
+
+def guarded(communicator: RankCommunicator, program: Callable[[RankCommunicator], T]) -> T:
+    """Run a program; abort the run on all ranks if it raises, close the communicator if it does not.
+
+    Raises:
+        BaseException: What the program raised.
+    """
+    try:
+        result = program(communicator)
+        communicator.check()
+        communicator.close()
+    except (CommAborted, SimulatedCrash):  # the others know already, or must detect it
+        raise
+    except BaseException as error:
+        communicator.abort(describe_error(error))
+        if isinstance(error, CommError):
+            error.is_known = True
+        raise
+    return result

@@ -27,7 +27,7 @@ class ClipScore:
     folder: str = field(validator=v.min_len(1))  # of a CLIPModel in transformers' format, with its tokenizer
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """The metric is its own feature extractor."""
         return self
 
@@ -50,6 +50,6 @@ class ClipScore:
         found = similarity(network.of_pictures(shown.picture[None])[0], network.of_text(shown.prompt))
         return torch.tensor([100 * max(0.0, found)], dtype=torch.float32, device="cpu")
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Return the mean over the pictures with a prompt; nan if there are none."""
-        return (looked.nanmean().item(),)
+        return (features.nanmean().item(),)

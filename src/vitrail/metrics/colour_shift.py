@@ -28,7 +28,7 @@ class ColourShift:
     )
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """The metric is its own feature extractor."""
         return self
 
@@ -39,11 +39,11 @@ class ColourShift:
         picture = 255 * shown.picture.float()
         return torch.cat([picture.mean(dim=(1, 2)), picture.mean(0).std(correction=0)[None]]).cpu()
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Return the root mean square difference of the three mean colours and the difference of the mean contrasts.
 
         Raises:
             ConfigError: If there is no reference set.
         """
-        off = looked.mean(dim=0) - compared(reference, "colour-shift").mean(dim=0)
+        off = features.mean(dim=0) - compared(reference, "colour-shift").mean(dim=0)
         return off[:3].square().mean().sqrt().item(), off[3].item()

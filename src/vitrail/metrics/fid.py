@@ -18,8 +18,7 @@ from attrs import frozen
 
 from vitrail.core.method.metric import Column, FeatureExtractor
 from vitrail.metrics.crops import OfSets
-from vitrail.metrics.reference_cache import Remembered
-from vitrail.metrics.reference_sets import compared, passing, torchmetrics, undisturbed
+from vitrail.metrics.reference_sets import Remembered, compared, passing, torchmetrics, undisturbed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,20 +41,20 @@ class Fid(OfSets):
         return (Column(name=self.titled("FID"), better="down", decimals=3, lowest=0.0, needs_equal_counts=True),)
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """Extractor of features; equal to that of ``kid`` with the same options, so features are computed once."""
         return self.seeing("extract")
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Return the distance; nan if a set has fewer than two pictures.
 
         Raises:
             ConfigError: If there is no reference set, or torchmetrics is not installed.
         """
         true = compared(reference, "fid")
-        if min(len(looked), len(true)) < 2:
+        if min(len(features), len(true)) < 2:
             return (math.nan,)
-        return (distance(moments(looked.flatten(0, 1)), of_reference(true)),)
+        return (distance(moments(features.flatten(0, 1)), of_reference(true)),)
 
 
 @frozen(kw_only=True, eq=False)

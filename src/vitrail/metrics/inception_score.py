@@ -38,19 +38,19 @@ class InceptionScore(OfSets):
         return (Column(name=self.titled("IS"), better="up", lowest=1.0, needs_equal_counts=True),)
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """Extractor of class probabilities."""
         return self.seeing("probabilities")
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Return the score; nan for fewer than two pictures.
 
         Raises:
             ConfigError: If torchmetrics is not installed.
         """
-        if len(looked) < 2:
+        if len(features) < 2:
             return (math.nan,)
-        logits = looked.flatten(0, 1).double().clamp(min=TINY).log()
+        logits = features.flatten(0, 1).double().clamp(min=TINY).log()
         module = torchmetrics("image.inception")
         with undisturbed():
             meter = module.InceptionScore(feature=passing(logits.shape[1]), splits=1)

@@ -18,8 +18,7 @@ from attrs import frozen
 
 from vitrail.core.method.metric import Column, FeatureExtractor
 from vitrail.metrics.crops import OfSets
-from vitrail.metrics.reference_cache import Remembered
-from vitrail.metrics.reference_sets import compared, torchmetrics
+from vitrail.metrics.reference_sets import Remembered, compared, torchmetrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,20 +39,20 @@ class Kid(OfSets):
         return (Column(name=self.titled("KID"), better="down"),)
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """Extractor of features; equal to that of ``fid`` with the same options, so features are computed once."""
         return self.seeing("extract")
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Return 1000 times the distance; nan if a set has fewer than two pictures.
 
         Raises:
             ConfigError: If there is no reference set, or torchmetrics is not installed.
         """
         true = compared(reference, "kid")
-        if min(len(looked), len(true)) < 2:
+        if min(len(features), len(true)) < 2:
             return (math.nan,)
-        return (1000 * discrepancy(looked, true, within_reference(true)),)
+        return (1000 * discrepancy(features, true, within_reference(true)),)
 
 
 def discrepancy(one: Tensor, other: Tensor, within_other: float | None = None) -> float:

@@ -31,7 +31,7 @@ class Objects:
     )
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """The metric is its own feature extractor."""
         return self
 
@@ -53,9 +53,9 @@ class Objects:
         named = math.nan if subject is None else float(largest == subject)
         return torch.tensor([float(len(found)), named], dtype=torch.float32, device="cpu")
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Return the share of pictures with one object, the mean count, and the share of right subjects where known."""
-        count, named = looked.unbind(1)
+        count, named = features.unbind(1)
         return (count == 1).float().mean().item(), count.mean().item(), named.nanmean().item()
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vitrail.core.config.ambient import plain_defaults
 from vitrail.errors import ConfigError
@@ -66,3 +67,34 @@ def undisturbed() -> Iterator[None]:
         warnings.simplefilter("ignore")
         torch.set_rng_state(torch.Generator("cpu").manual_seed(0).get_state())
         yield
+
+
+T = TypeVar("T")
+
+
+class Remembered(Generic[T]):
+    """Cache of a function of a tensor: computed once per tensor object, dropped when the tensor is freed.
+
+    Tensors are compared by identity, so a cached tensor must not be modified.
+
+    Args:
+        compute: The function to cache.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], T]):
+        self._compute = compute
+        self._known: dict[int, tuple[weakref.ref[Tensor], T]] = {}
+
+    def __call__(self, tensor: Tensor) -> T:
+        """Return the function's value, computed at the first call with this tensor object."""
+        key = id(tensor)
+        known = self._known.get(key)
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        found = self._compute(tensor)
+        self._known[key] = (weakref.ref(tensor, lambda gone: self._forget(key, gone)), found)
+        return found
+
+    def _forget(self, key: int, gone: weakref.ref[Tensor]) -> None:
+        if key in self._known and self._known[key][0] is gone:
+            del self._known[key]

@@ -41,7 +41,7 @@ class Repetition:
     features: Features = JUDGE  # network that classifies tiles
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """The metric is its own feature extractor."""
         return self
 
@@ -73,9 +73,9 @@ class Repetition:
         agreement = (known @ known.T)[apart]
         return torch.stack([agreement.max(), agreement.mean()])
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Return the means over the pictures that are large enough; nan if there are none."""
-        return tuple(looked.nanmean(dim=0).tolist())
+        return tuple(features.nanmean(dim=0).tolist())
 
 
 def sides_of_tiles(side: int, longer: int) -> list[int]:

@@ -42,7 +42,7 @@ class Seams:
         return (Column(name="grid seams" if self.grid else "seams", better="down", lowest=0.0),)
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """The metric is its own feature extractor."""
         return self
 
@@ -54,9 +54,9 @@ class Seams:
             found += contrasts(steps(plane, self.width), chosen, self.width)
         return picture.new_tensor([sum(found) / len(found) if found else math.nan], device="cpu")
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Return the geometric mean over the pictures with borders; nan if there are none."""
-        return (looked.nanmean().exp().item(),)
+        return (features.nanmean().exp().item(),)
 
 
 def steps(picture: Tensor, width: int) -> Tensor:

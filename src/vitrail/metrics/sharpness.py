@@ -36,7 +36,7 @@ class Sharpness:
         return tuple(Column(name=name, decimals=1, lowest=0.0) for name in names)
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """The metric is its own feature extractor."""
         return self
 
@@ -59,9 +59,9 @@ class Sharpness:
             inside[top : int(each.center_y + half), left : int(each.center_x + half)] = True
         return torch.stack([sharp[~inside].mean(), sharp[inside].mean()]).cpu()
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Return the means over the pictures with such pixels."""
-        return tuple(looked.nanmean(dim=0).tolist())
+        return tuple(features.nanmean(dim=0).tolist())
 
 
 def laplacian(plane: Tensor) -> Tensor:

@@ -6,21 +6,29 @@ from pathlib import Path
 
 from vitrail.core.config.registry import Registry
 from vitrail.core.method.hookspecs import hookimpl
-from vitrail.core.method.shared_prompt import SharedPrompt
-from vitrail.plugins.fusion.averages import Average, Broadcast, Gaussian, Scatter
+from vitrail.core.method.stage import SharedPrompt
+from vitrail.plugins.fusion.averages import Average, Gaussian
+from vitrail.plugins.fusion.broadcast import Broadcast
+from vitrail.plugins.fusion.scatter import Scatter
 from vitrail.plugins.guidance.anchored import Anchored
 from vitrail.plugins.guidance.attentive import Attentive
 from vitrail.plugins.guidance.noise_damped import NoiseDamped
-from vitrail.plugins.guidance.residual import SkipResidual
-from vitrail.plugins.guidance.structure import AsyncGuidance, NoGuidance, SyncGuidance
+from vitrail.plugins.guidance.none import NoGuidance
+from vitrail.plugins.guidance.skip_residual import SkipResidual
+from vitrail.plugins.guidance.structure import AsyncGuidance, SyncGuidance
 from vitrail.plugins.guidance.synchronized import Synchronized
 from vitrail.plugins.guidance.upsample import UpsampleGuidance
 from vitrail.plugins.guidance.wavelet import Wavelet
-from vitrail.plugins.masking.attention_masks import JointAttention, NoMask, ParameterFreeAttention, UpBlockAttention
-from vitrail.plugins.masking.remembered import RememberedAttention
+from vitrail.plugins.masking.joint_attention import JointAttention
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.masking.pfsa import ParameterFreeAttention
+from vitrail.plugins.masking.remembered_attention import RememberedAttention
+from vitrail.plugins.masking.up_block_attention import UpBlockAttention
 from vitrail.plugins.patching.dilated import Dilated
-from vitrail.plugins.patching.grids import Lattice, Whole, Windows
-from vitrail.plugins.prompting.regions import PatchContentAware
+from vitrail.plugins.patching.lattice import Lattice
+from vitrail.plugins.patching.whole import Whole
+from vitrail.plugins.patching.windows import Windows
+from vitrail.plugins.prompting.patch_content_aware import PatchContentAware
 
 METHODS = Path(__file__).parent / "methods"
 

@@ -130,8 +130,8 @@ def wanted_inputs(callback: object, asked: Sequence[str] | None, offered: Sequen
     wanted = own if own is not None else DEFAULT_INPUTS if asked is None else asked
     unknown = [name for name in wanted if name not in offered]
     if unknown:
-        told = "; ".join(f"{name!r}{nearest(str(name), offered)}" for name in unknown)
-        raise ConfigError(f"callback_on_step_end_tensor_inputs: there is no {told}")
+        listed = "; ".join(f"{name!r}{nearest(str(name), offered)}" for name in unknown)
+        raise ConfigError(f"callback_on_step_end_tensor_inputs: there is no {listed}")
     return tuple(dict.fromkeys(wanted))
 
 

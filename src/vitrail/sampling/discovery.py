@@ -18,8 +18,8 @@ from vitrail.core.method.hookspecs import (
     StageSpecs,
     answers,
     attach,
+    exclusive_answer,
     stage_hooks,
-    told_answer,
 )
 from vitrail.errors import RegistrationError
 
@@ -110,7 +110,7 @@ def _register_entry(
         attach(manager, entry.name, plugin)
         if answered := answers(manager, plugin):
             manager.unregister(plugin)
-            raise RegistrationError(told_answer(entry.name, answered[0]))
+            raise RegistrationError(exclusive_answer(entry.name, answered[0]))
     except RegistrationError as error:
         _keep_failure(result, entry.name, source, error, strict, stops=True)
         return

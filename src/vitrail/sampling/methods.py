@@ -7,12 +7,12 @@ from pathlib import Path
 
 from vitrail.core.config.files import read_file
 from vitrail.core.config.loader import Loader
-from vitrail.core.config.overrides import override
+from vitrail.core.config.overrides import override_method
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.text_files import read_text
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.stage import Stage
-from vitrail.core.method.validation import told
+from vitrail.core.method.validation import described
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
 
@@ -31,7 +31,7 @@ def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composit
     is_file = isinstance(method, Path) or Path(method).suffix in (".toml", ".yaml", ".yml")
     path = expanded(method) if is_file else names.path("methods", str(method))
     where = str(path) if is_file else f"method {method!r}"
-    return Loader(names).structure(override(read_file(path), list(assignments)), Composition, where)
+    return Loader(names).structure(override_method(read_file(path), list(assignments)), Composition, where)
 
 
 def composition_of(method: object) -> Composition:
@@ -50,7 +50,7 @@ def composition_of(method: object) -> Composition:
     if isinstance(method, (str, Path)):
         return load_method(method)
     hint = "; put its stages into one: Composition(stages=[...])" if isinstance(method, (Stage, list, tuple)) else ""
-    raise ConfigError(f"method: expected a name, a file, a table or a Composition, got {told(method)}{hint}")
+    raise ConfigError(f"method: expected a name, a file, a table or a Composition, got {described(method)}{hint}")
 
 
 def summary(path: Path) -> str:

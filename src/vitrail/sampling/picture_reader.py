@@ -28,7 +28,9 @@ ROUNDING = 1e-3  # tolerance of floats outside [0, 1]
 MARK = -1.0  # value of a hint that means "draw here", as in inpainting control networks
 
 
-def read(picture: object, name: str, *, marks: bool = False, told: str = "", quiet: bool = False) -> Image | Tensor:
+def read(
+    picture: object, name: str, *, marks: bool = False, alternative: str = "", quiet: bool = False
+) -> Image | Tensor:
     """Read one caller-supplied picture.
 
     Args:
@@ -37,7 +39,7 @@ def read(picture: object, name: str, *, marks: bool = False, told: str = "", qui
             the only one in a batch or a list. Where both ends could be channels, numpy's are last and torch's first.
         name: Name of the input, for messages.
         marks: Whether floats may also be -1, which marks what a control network should draw.
-        told: What else the input may be, for messages.
+        alternative: What else the input may be, for messages.
         quiet: Do not warn about transparency.
 
     Returns:
@@ -52,10 +54,10 @@ def read(picture: object, name: str, *, marks: bool = False, told: str = "", qui
     if isinstance(picture, (list, tuple)):
         if len(picture) != 1:
             raise ConfigError(f"{name}: one picture is wanted, got a list of {len(picture)}; make a call for each")
-        return read(picture[0], name, marks=marks, told=told, quiet=quiet)
+        return read(picture[0], name, marks=marks, alternative=alternative, quiet=quiet)
     if isinstance(picture, Image.Image):
         return _of_pillow(picture, name, quiet)
-    return _of_numbers(picture, name, marks, told)
+    return _of_numbers(picture, name, marks, alternative)
 
 
 def _of_pillow(picture: Image, name: str, quiet: bool) -> Image:
@@ -143,7 +145,7 @@ def _grey(shares: Any) -> Image:
     return Image.fromarray((shares * EIGHT).round().astype("uint8")).convert("RGB")
 
 
-def _of_numbers(values: Any, name: str, marks: bool, told: str) -> Image | Tensor:
+def _of_numbers(values: Any, name: str, marks: bool, alternative: str) -> Image | Tensor:
     """Convert a numpy array or a tensor."""
     import numpy as np
     import torch
@@ -153,7 +155,7 @@ def _of_numbers(values: Any, name: str, marks: bool, told: str) -> Image | Tenso
         raise ConfigError(f"{name}: a Pillow image, a numpy array or a tensor is wanted, got {type(values).__name__}")
     if not is_tensor and values.dtype.kind not in "bfu":
         _refuse_type(values, name)
-    layered = _channels_first(values.detach() if is_tensor else values, name, is_tensor, told)
+    layered = _channels_first(values.detach() if is_tensor else values, name, is_tensor, alternative)
     kind = str(values.dtype).removeprefix("torch.")
     if kind in ("bool", "uint8", "uint16"):
         most = {"bool": 1, "uint8": EIGHT, "uint16": SIXTEEN}[kind]
@@ -163,7 +165,7 @@ def _of_numbers(values: Any, name: str, marks: bool, told: str) -> Image | Tenso
     tensor = layered if is_tensor else torch.from_numpy(np.ascontiguousarray(layered))
     if not tensor.is_floating_point():
         _refuse_type(values, name)
-    return _of_shares(tensor, name, marks, told)
+    return _of_shares(tensor, name, marks, alternative)
 
 
 def _refuse_type(values: Any, name: str) -> None:
@@ -173,7 +175,7 @@ def _refuse_type(values: Any, name: str) -> None:
     )
 
 
-def _channels_first(values: Any, name: str, is_tensor: bool, told: str) -> Any:
+def _channels_first(values: Any, name: str, is_tensor: bool, alternative: str) -> Any:
     """Return one picture's numbers as (channels, height, width)."""
     shape = tuple(values.shape)
     if len(shape) == 4 and shape[0] > 1:
@@ -186,7 +188,7 @@ def _channels_first(values: Any, name: str, is_tensor: bool, told: str) -> Any:
     if 0 in shape or not fitting:
         raise ConfigError(
             f"{name}: a picture is (height, width), (height, width, channels) or (channels, height, width) with 1, 3 "
-            f"or 4 channels{told}; got {shape}"
+            f"or 4 channels{alternative}; got {shape}"
         )
     if fitting[0] == 0:
         return single
@@ -204,7 +206,7 @@ def _of_levels(levels: Any, name: str) -> Image:
     return _composited(picture, name) if len(levels) == 4 else picture
 
 
-def _of_shares(values: Tensor, name: str, marks: bool, told: str) -> Tensor:
+def _of_shares(values: Tensor, name: str, marks: bool, alternative: str) -> Tensor:
     """Convert floats, (channels, height, width)."""
     import torch
 
@@ -212,7 +214,7 @@ def _of_shares(values: Tensor, name: str, marks: bool, told: str) -> Tensor:
     outside = values.float()
     if marks:
         outside = torch.where(outside == MARK, torch.zeros_like(outside), outside)
-    _refuse_outside(float(outside.min()), float(outside.max()), f"{name}: floats", marks, told)
+    _refuse_outside(float(outside.min()), float(outside.max()), f"{name}: floats", marks, alternative)
     if len(shown) == 4:
         alpha = shown[3:]
         if float(alpha.min()) < 1:
@@ -221,14 +223,14 @@ def _of_shares(values: Tensor, name: str, marks: bool, told: str) -> Tensor:
     return shown.expand(3, -1, -1)[None]
 
 
-def _refuse_outside(low: float, high: float, what: str, marks: bool, told: str = "") -> None:
+def _refuse_outside(low: float, high: float, what: str, marks: bool, alternative: str = "") -> None:
     """Refuse values of another range, which would give a black or a white picture."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ConfigError(f"{what}: some values are not finite")
     if low < -ROUNDING or high > 1 + ROUNDING:
         hint = "map [-1, 1] to it by (x + 1) / 2" if low >= -1.01 and high <= 1.01 else "divide 8 bits by 255"
         also = ", or -1 where a control network should draw" if marks else ""
-        raise ConfigError(f"{what} must be in [0, 1]{also}{told}, and go from {low:g} to {high:g}; {hint}")
+        raise ConfigError(f"{what} must be in [0, 1]{also}{alternative}, and go from {low:g} to {high:g}; {hint}")
 
 
 def with_pictures(extras: Extras) -> Extras:

@@ -18,12 +18,13 @@ from vitrail.core.config.atomic import replacing
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.paths import expanded, refuse_irregular
 from vitrail.core.config.plain_data import check_plain
+from vitrail.core.config.renamed_keys import current_keys, current_path, former_keys
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.schedule.streams import SCHEME
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
-from vitrail.sampling.own_pictures import of_any_size
-from vitrail.sampling.run_plugins import told_changes
+from vitrail.sampling.run_plugins import plugin_changes
+from vitrail.sampling.start_picture import of_any_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -105,6 +106,8 @@ class Recipe:
             TypeError: If it has other fields, or fields of other types.
         """
         recipe = cls(**data)
+        files = {current_path(path, quiet=True): digest for path, digest in recipe.files.items()}
+        recipe = evolve(recipe, method=current_keys(recipe.method, quiet=True), files=files)
         if "recipe" not in recipe.versions and recipe.run.get("negative_prompt") == "":
             return evolve(recipe, run=recipe.run | {"negative_prompt": None})
         return recipe
@@ -113,7 +116,7 @@ class Recipe:
     def digest(self) -> str:
         """Digest of everything that determines the pixels, except versions."""
         more = [part for part in (self.files, self.plugins) if part]  # so that older digests stay valid
-        return digest_of(json.dumps([self.run, self.method, self.given, *more], sort_keys=True))
+        return digest_of(json.dumps([self.run, former_keys(self.method), self.given, *more], sort_keys=True))
 
     def changes(self, plugins: Mapping[str, str] | None = None) -> list[str]:
         """Return what has another version here than when the picture was made, one line each.
@@ -126,7 +129,7 @@ class Recipe:
             f"note: made with {name} {then}, here is {here.get(name, 'none')}; pixels may differ"
             for name, then in self.versions.items()
             if then != here.get(name)
-        ] + told_changes(self.plugins, plugins or {})
+        ] + plugin_changes(self.plugins, plugins or {})
 
     def parameters(self) -> str:
         """Return the text that A1111-style tools read."""
@@ -212,8 +215,8 @@ def recipe_of(text: str, where: object) -> Recipe:
         if not all(isinstance(each, str) for each in (*recipe.versions.values(), *recipe.given.values())):
             raise ValueError("versions and digests must be texts")
     except (TypeError, ValueError, RecursionError) as error:
-        told = error.args[0] if error.args else type(error).__name__
-        raise ConfigError(f"{where}: its recipe is broken: {told}") from error
+        reason = error.args[0] if error.args else type(error).__name__
+        raise ConfigError(f"{where}: its recipe is broken: {reason}") from error
     return recipe
 
 

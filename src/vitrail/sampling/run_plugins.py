@@ -75,7 +75,7 @@ def wrapping(plugins: Iterable[Named]) -> dict[str, str]:
     return {name: _version_of(plugin) for name, plugin in plugins if wraps(plugin)}
 
 
-def told_changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def plugin_changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return which wrapping plugins differ from those when a picture was made, one line each."""
     lines = [
         f"note: made with plugin {name!r} ({version}), here is {now.get(name, 'none')}; pixels may differ"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, cast
 import attrs
 from attrs import evolve
 
-from vitrail.comm.agreement import agree
 from vitrail.comm.backends.in_process import solo
 from vitrail.comm.trace.chrome import as_data, from_data
 from vitrail.core.config.log import logger
@@ -19,8 +18,9 @@ from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.checkpoint import Checkpoints, kept_row_batch
 from vitrail.core.engine.cpu_threads import threads_in_bits, threads_of
 from vitrail.core.engine.exchange import Exchange
+from vitrail.core.engine.independent_ranks import ranks_are_independent
 from vitrail.core.engine.loop import Loop
-from vitrail.core.engine.relay import ranks_are_independent
+from vitrail.core.engine.rank_comparison import agree
 from vitrail.core.engine.run_state import Sampled
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CommError, ConfigError, Interrupted, VitrailError
@@ -164,8 +164,8 @@ class Session:
             if not done:
                 raise
             recipes = [self._recipe(self._config.seed + number) for number in range(len(done))]
-            told = f"stopped at once; {len(done)} whole picture{'s' * (len(done) > 1)} had yet to be decoded"
-            raise Interrupted(told, torch.cat([one.latents for one in done]), recipes) from error
+            message = f"stopped at once; {len(done)} whole picture{'s' * (len(done) > 1)} had yet to be decoded"
+            raise Interrupted(message, torch.cat([one.latents for one in done]), recipes) from error
 
     def _traces(self) -> list[Recorder]:
         """Return the events of every rank, on every rank."""
@@ -201,7 +201,9 @@ class Session:
         if self._communicator.world_size == 1:
             return
         plan, recipe = self._planned(self._config.seed), self._recipe(self._config.seed)
-        relays = [self._call.callback is None and ranks_are_independent(plan, step) for step, _ in plan.stage_starts()]
+        independent = [
+            self._call.callback is None and ranks_are_independent(plan, step) for step, _ in plan.stage_starts()
+        ]
         facts = {
             "run": json.dumps(attrs.asdict(self._config), sort_keys=True),
             "composition": repr(self._builder.composition),
@@ -212,7 +214,8 @@ class Session:
             "output": self._call.output_type,
             "weights": self._builder.backbone.fingerprint(),
             "threads an operator (OMP_NUM_THREADS)": str(threads_in_bits(self._builder.backbone) or 1),
-            "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, relays {relays}",
+            "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, "
+            f"independent in stages {independent}",
             "callback": f"given {', '.join(self._wanted)}" if self._call.callback else "none",
             "checkpoint": f"every {self._spread.checkpoint_every}" if self._spread.checkpoint else "none",
         }
@@ -329,7 +332,7 @@ class Session:
         is_floats = isinstance(image, torch.Tensor) and image.is_floating_point()
         if image is None or (is_floats and len(shape) == 4 and shape[:2] == (1, channels)):
             return None  # may be latents, as the size of the canvas will show
-        return read_picture(image, "image", told=f", or latents with {channels} channels")
+        return read_picture(image, "image", alternative=f", or latents with {channels} channels")
 
     def _picture(self, engine: Engine) -> Tensor | None:
         """Return latents of the picture to start from, if there is one."""
@@ -410,8 +413,8 @@ class Session:
         if self._split is None or self._split.world_size == 1:
             return
         facts = {name: repr(getattr(caller, name)) for name in SETTABLE}
-        told = {f"what callbacks set as {name}": value for name, value in facts.items()}
-        agree(self._split, {"the latents that callbacks left": content_digest(latents)} | told)
+        changes = {f"what callbacks set as {name}": value for name, value in facts.items()}
+        agree(self._split, {"the latents that callbacks left": content_digest(latents)} | changes)
 
     def _planned(self, seed: int) -> RunPlan:
         """Return the plan of the next picture, made on first use."""

@@ -1,8 +1,11 @@
-"""Pictures to start from: read from a file, padded to the canvas."""
+"""Pictures read from files: one to start from, padded to the canvas, and those made by experiments."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.core.config.paths import expanded, refuse_irregular
@@ -57,3 +60,25 @@ def pad_picture(picture: Tensor, height: int, width: int) -> Tensor:
     import torch.nn.functional as F
 
     return F.pad(picture, (0, width - picture.shape[-1], 0, height - picture.shape[-2]), mode="replicate")
+
+
+@contextmanager
+def of_any_size() -> Iterator[None]:
+    """Lift Pillow's limit on the number of pixels, for the project's own pictures; affects the whole process."""
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def open_own(file: Path) -> Image:
+    """Open an experiment's picture in RGB, of any size.
+
+    Raises:
+        ConfigError: If it does not exist or is not a picture.
+    """
+    with of_any_size():
+        return open_picture(str(file))

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from vitrail.comm.backends.in_process import solo
 from vitrail.core.engine.exchange import Exchange
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.geometry.views import Span, View
 from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.core.method.inputs import Inputs
-from vitrail.core.method.micro_batch import Branch, MicroBatch, ModelOutput
+from vitrail.core.method.micro_batch import Branch, MicroBatch, ModelOutput, SizeConditioning
 from vitrail.core.schedule.noise_schedule import Stepper
 from vitrail.core.schedule.streams import Streams
-from vitrail.testing.repeats import DTYPES, same, surroundings, told_dtype
+from vitrail.testing.repeats import DTYPES, dtype_message, same, surroundings
 from vitrail.testing.traces import Traces
 
 if TYPE_CHECKING:
@@ -109,8 +108,8 @@ def _check_rows(backbone: Backbone, prompt: str) -> None:
     whole = predict(rows, 0)
     output = whole.model_output
     assert torch.equal(rows.model_input, given), "predict must not write into its input"
-    told = f"expected float32 {tuple(given.shape)}, got {output.dtype} {tuple(output.shape)}"
-    assert output.shape == given.shape and output.dtype == torch.float32, told
+    message = f"expected float32 {tuple(given.shape)}, got {output.dtype} {tuple(output.shape)}"
+    assert output.shape == given.shape and output.dtype == torch.float32, message
     assert bool(output.isfinite().all()), "a prediction of unit noise must be finite"
     _check_maps(whole, request)
     alone = [predict(part, 1).model_output for part in rows.cut(1)]
@@ -121,7 +120,7 @@ def _check_rows(backbone: Backbone, prompt: str) -> None:
     assert torch.equal(again, output), "the same rows must be predicted the same again: no memory, no global randomness"
     for dtype in DTYPES:
         other = predict(rows, 0, dtype)
-        same((output, whole.attention), (other.model_output, other.attention), told_dtype("a prediction", dtype))
+        same((output, whole.attention), (other.model_output, other.attention), dtype_message("a prediction", dtype))
 
 
 def _rows(backbone: Backbone, capture: bool) -> MicroBatch:
@@ -166,8 +165,8 @@ def _check_pictures(backbone: Backbone) -> None:
             return backbone.encode(2 * picture - 1, None)
 
     picture = decode(0)
-    told = f"expected float32 (1, 3, {pixels}, {pixels}), got {picture.dtype} {tuple(picture.shape)}"
-    assert picture.shape == (1, 3, pixels, pixels) and picture.dtype == torch.float32, told
+    message = f"expected float32 (1, 3, {pixels}, {pixels}), got {picture.dtype} {tuple(picture.shape)}"
+    assert picture.shape == (1, 3, pixels, pixels) and picture.dtype == torch.float32, message
     assert bool(picture.min() >= 0) and bool(picture.max() <= 1), "a decoded picture lies in [0, 1]"
     assert torch.equal(decode(1), picture), "the same latents must decode to the same picture: no global randomness"
     encoded = encode(0)
@@ -175,8 +174,8 @@ def _check_pictures(backbone: Backbone) -> None:
     assert encoded.dtype == torch.float32, f"expected latents in float32, got {encoded.dtype}"
     assert torch.equal(encoded, encode(1)), "without noise the encoder must give its mean, the same again"
     for dtype in DTYPES:
-        same(picture, decode(0, dtype), told_dtype("a decoded picture", dtype))
-        same(encoded, encode(0, dtype), told_dtype("what the encoder gives", dtype))
+        same(picture, decode(0, dtype), dtype_message("a decoded picture", dtype))
+        same(encoded, encode(0, dtype), dtype_message("what the encoder gives", dtype))
     (image,) = backbone.to_pil(picture)
     assert image.size == (pixels, pixels), f"expected a picture of {pixels} pixels a side, got {image.size}"
 

@@ -15,7 +15,7 @@ from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.step import Step
 from vitrail.testing.instances import contract, instance_of
 from vitrail.testing.repeats import check_repeats
-from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, make_prediction, make_steps, told
+from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, described, make_prediction, make_steps
 
 PLAIN = tuple(View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2))
 MOVED = tuple(View(Span(y, 8, 2, 16), Span(x, 8, 2, 16)) for y in (6, 7) for x in (10, 11))  # wrapped around the edges
@@ -53,7 +53,7 @@ def _check_fused(strategy: Any, step: Step, views: tuple[View, ...]) -> None:
     fused, expected, latents = _fused(strategy, step, views)
     with contract():
         check_fused(StrategyCall("fusion", strategy, step), fused, latents)
-    assert bool(fused.isfinite().all()), f"not finite at {told(step)}"
+    assert bool(fused.isfinite().all()), f"not finite at {described(step)}"
     torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(fused, _fused(strategy, step, views)[0]), "the same views must fuse to the same canvas"
 
@@ -66,7 +66,7 @@ def _check_overlap(strategy: Any, step: Step) -> None:
         fused = _asked(strategy, step, WINDOWS, cut, canvas.latents)
     except ValueError:  # it refuses overlapping windows
         return
-    message = f"windows that overlap do not fuse to the canvas that they were cut from, at {told(step)}"
+    message = f"windows that overlap do not fuse to the canvas that they were cut from, at {described(step)}"
     torch.testing.assert_close(fused, canvas.model_output, rtol=1e-4, atol=1e-4, msg=message)
 
 

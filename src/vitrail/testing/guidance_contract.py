@@ -22,7 +22,7 @@ from vitrail.core.schedule.step import PredictionType, Step
 from vitrail.core.schedule.streams import Streams
 from vitrail.testing.instances import contract, instance_of
 from vitrail.testing.repeats import check_repeats
-from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, make_prediction, make_steps, told
+from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, described, make_prediction, make_steps
 
 CELL = 4  # side of a latent cell in pixels
 OF_VIEWS = ("inputs", "branches", "views")  # points whose subject is the views
@@ -75,16 +75,16 @@ def _played(strategy: Any, exchange: Exchange, kinds: Sequence[PredictionType]) 
     answers = []
     for kind, phase, masked in itertools.product(kinds, (0, 1), (True, False)):
         state: Any = strategy.init()
-        spoken: list[Tensor] = []
+        messages: list[Tensor] = []
         for number, step in enumerate(make_steps(kind, phase=phase)):
             if step.stage_step == 0:
-                state, spoken = strategy.init(), []
+                state, messages = strategy.init(), []
             scene = _scene(step, strategy, exchange, masked)
             subject = _subject(strategy, step, seed=number)
             guided, state = _checked(strategy, step, subject, scene, state)
-            if _speaks(strategy, step) and step.stage_step == len(spoken):
-                spoken.append(strategy.tell(step, subject, scene.key, scene.mask))
-                _check_follows(strategy, step, subject, scene.key, spoken, guided)
+            if _speaks(strategy, step) and step.stage_step == len(messages):
+                messages.append(strategy.tell(step, subject, scene.key, scene.mask))
+                _check_follows(strategy, step, subject, scene.key, messages, guided)
             after, before = subject_tensor(guided), subject_tensor(subject)
             answers.append((after, not torch.equal(after, before)))
     return answers
@@ -98,7 +98,7 @@ def _checked(strategy: Any, step: Step, subject: Any, scene: GuidanceContext, st
     guided, new = pair
     with contract():
         check_guided(StrategyCall("guidance", strategy, step), subject, guided, strategy.point)
-    assert bool(subject_tensor(guided).isfinite().all()), f"not finite at {told(step)}"
+    assert bool(subject_tensor(guided).isfinite().all()), f"not finite at {described(step)}"
     assert all(map(torch.equal, _within(subject), before)), "guidance must not write into its input"
     assert all(map(torch.equal, _around(scene), around)), "guidance must not write into the scene"
     return guided, new
@@ -110,15 +110,15 @@ def _speaks(strategy: Any, step: Step) -> bool:
 
 
 def _check_follows(
-    strategy: Any, step: Step, subject: Prediction, key: int, spoken: Sequence[Tensor], guided: Prediction
+    strategy: Any, step: Step, subject: Prediction, key: int, messages: Sequence[Tensor], guided: Prediction
 ) -> None:
     """Check that following a message equals computing the guidance directly."""
-    version = len(spoken) - 1 - strategy.lag(step)
-    followed = strategy.follow(step, subject, key, spoken[version] if version >= 0 else None)
+    version = len(messages) - 1 - strategy.lag(step)
+    followed = strategy.follow(step, subject, key, messages[version] if version >= 0 else None)
     with contract():
         check_guided(StrategyCall("guidance", strategy, step), subject, followed, strategy.point)
     equal = torch.equal(followed.model_output, guided.model_output)
-    assert equal, f"`guide` must equal `follow` with the message that `lag` names, not so at {told(step)}"
+    assert equal, f"`guide` must equal `follow` with the message that `lag` names, not so at {described(step)}"
 
 
 def _within(subject: Any) -> list[Tensor]:

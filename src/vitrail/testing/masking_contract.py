@@ -18,7 +18,7 @@ from vitrail.core.schedule.step import PredictionType, Step
 from vitrail.core.schedule.streams import Streams
 from vitrail.testing.instances import contract, instance_of
 from vitrail.testing.repeats import check_repeats
-from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, make_prediction, make_steps, told
+from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, described, make_prediction, make_steps
 
 SHAPE = (1, 1, 8, 8)
 
@@ -89,7 +89,7 @@ def _checked(
     mask, new = pair
     with contract():
         check_mask(StrategyCall("masking", strategy, step), mask, key.latents, SHAPE[-2:])
-    assert mask is None or not int(outside(mask)), f"a mask lies in [0, 1], not so at {told(step)}"
+    assert mask is None or not int(outside(mask)), f"a mask lies in [0, 1], not so at {described(step)}"
     kept = (key.model_output == before[0]).all() and (key.latents == before[1]).all()
     assert bool(kept), "masking must not write into what it receives"
     return mask, new

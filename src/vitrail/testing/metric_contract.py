@@ -16,7 +16,7 @@ from vitrail.core.method.metric import Column, Shown
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
 from vitrail.testing.instances import instance_of
-from vitrail.testing.repeats import DTYPES, same, surroundings, told_dtype
+from vitrail.testing.repeats import DTYPES, dtype_message, same, surroundings
 
 SIZES = ((128, 128), (131, 150), (160, 143))
 NATIVE = 64  # training size in pixels, so that there are several tiles and borders
@@ -49,44 +49,46 @@ def check_metric(metric: Any, pictures: Sequence[Shown] | None = None) -> None:
     columns = chosen.columns
     assert columns and all(isinstance(column, Column) for column in columns), "columns are a tuple of Column"
     assert len({column.name for column in columns}) == len(columns), "columns have names of their own"
-    looked = _checked_eye(chosen, shown)
-    reference = looked[:2] if chosen.needs_reference else None
-    found = chosen.gather(looked, reference)
+    features = _checked_features(chosen, shown)
+    reference = features[:2] if chosen.needs_reference else None
+    found = chosen.gather(features, reference)
     assert len(found) == len(columns), f"expected a number for each of {len(columns)} columns, got {len(found)}"
     for column, value in zip(columns, found, strict=True):
         assert isinstance(value, float), f"{column.name} must be a float, got {type(value).__name__}"
         assert not math.isnan(value), f"{column.name} is nan for {len(shown)} pictures"
         within = column.lowest - 1e-4 <= value <= column.highest + 1e-4
         assert within, f"{column.name} is {value}, outside of [{column.lowest}, {column.highest}]"
-    assert chosen.gather(looked, reference) == found, "the same pictures must give the same numbers"
+    assert chosen.gather(features, reference) == found, "the same pictures must give the same numbers"
     for dtype in DTYPES:
         with surroundings(0, dtype):
-            assert chosen.gather(looked, reference) == found, told_dtype("what it makes of the pictures", dtype)
-    turned = chosen.gather(looked.roll(1, 0), reference)
+            assert chosen.gather(features, reference) == found, dtype_message("what it makes of the pictures", dtype)
+    turned = chosen.gather(features.roll(1, 0), reference)
     alike = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(found, turned, strict=True))
     assert alike, "the order of the pictures must not count"
     if chosen.needs_reference:
         refused = ""
         try:
-            chosen.gather(looked, None)
+            chosen.gather(features, None)
         except ConfigError as error:
             refused = str(error)
         assert "reference" in refused, "without a reference set a metric that compares must refuse, and say so"
 
 
-def _checked_eye(metric: Any, shown: Sequence[Shown]) -> Tensor:
+def _checked_features(metric: Any, shown: Sequence[Shown]) -> Tensor:
     """Extract the features of all pictures, and check that random state, dtype and copies do not change them."""
-    looked = _looked(metric, shown)
-    assert torch.equal(looked, _looked(metric, shown)), "the eye must see the same again"
+    features = _features(metric, shown)
+    assert torch.equal(features, _features(metric, shown)), "the extractor must see the same again"
     with surroundings(1, torch.float32):
-        other = _looked(copy.deepcopy(metric), shown)
-    assert torch.equal(looked, other), "the eye must see the same under another global random state"
+        other = _features(copy.deepcopy(metric), shown)
+    assert torch.equal(features, other), "the extractor must see the same under another global random state"
     for dtype in DTYPES:
         with surroundings(0, dtype):
-            other = _looked(copy.deepcopy(metric), shown)
-        same(looked, other, told_dtype("what the eye sees", dtype))
-    assert repr(copy.deepcopy(metric.eye)) == repr(metric.eye), "equal eyes have one repr, under which answers are kept"
-    return looked
+            other = _features(copy.deepcopy(metric), shown)
+        same(features, other, dtype_message("what its extractor sees", dtype))
+    assert repr(copy.deepcopy(metric.extractor)) == repr(metric.extractor), (
+        "equal extractors have one repr, under which answers are kept"
+    )
+    return features
 
 
 def check_features(features: Any, pictures: Tensor | None = None) -> None:
@@ -107,13 +109,13 @@ def check_features(features: Any, pictures: Tensor | None = None) -> None:
         pictures = torch.nn.functional.interpolate(coarse, SIZES[1], mode="bicubic").clamp(0, 1)
     for look in (chosen.extract, chosen.probabilities):
         found = look(pictures)
-        told = f"{look.__name__}: expected float32 (2, dim) without a graph, got {found.dtype} {tuple(found.shape)}"
-        assert found.ndim == 2 and len(found) == 2, told
-        assert found.dtype == torch.float32 and not found.requires_grad, told
+        message = f"{look.__name__}: expected float32 (2, dim) without a graph, got {found.dtype} {tuple(found.shape)}"
+        assert found.ndim == 2 and len(found) == 2, message
+        assert found.dtype == torch.float32 and not found.requires_grad, message
         torch.testing.assert_close(found[1:], look(pictures[1:]), rtol=1e-4, atol=1e-5)
         for dtype in DTYPES:
             with surroundings(0, dtype):
-                same(found, look(pictures), told_dtype(look.__name__, dtype))
+                same(found, look(pictures), dtype_message(look.__name__, dtype))
         assert not torch.allclose(found[0], found[1], rtol=1e-4), f"{look.__name__}: unlike pictures look alike"
     sums = chosen.probabilities(pictures).sum(dim=1)
     assert bool((sums - 1).abs().max() < 1e-4), "probabilities must add up to one"
@@ -145,11 +147,13 @@ def check_references(references: Any) -> None:
         assert len(first) < 2 or not torch.equal(first[0], first[1]), "its pictures must not be one"
 
 
-def _looked(metric: Any, shown: Sequence[Shown]) -> Tensor:
-    answers = [metric.eye.look(each) for each in shown]
-    assert all(isinstance(answer, Tensor) for answer in answers), "an eye answers with tensors"
-    assert len({answer.shape for answer in answers}) == 1, "an eye's answers have one shape for pictures of any size"
-    looked = torch.stack(answers)
-    assert looked.is_floating_point(), f"an eye answers with floats, got {looked.dtype}"
-    assert looked.device.type == "cpu", f"an eye answers on the cpu, got {looked.device}"
-    return looked
+def _features(metric: Any, shown: Sequence[Shown]) -> Tensor:
+    answers = [metric.extractor.look(each) for each in shown]
+    assert all(isinstance(answer, Tensor) for answer in answers), "an extractor answers with tensors"
+    assert len({answer.shape for answer in answers}) == 1, (
+        "an extractor's answers have one shape for pictures of any size"
+    )
+    features = torch.stack(answers)
+    assert features.is_floating_point(), f"an extractor answers with floats, got {features.dtype}"
+    assert features.device.type == "cpu", f"an extractor answers on the cpu, got {features.device}"
+    return features

@@ -75,7 +75,7 @@ def _play(strategy: Any, exchange: Exchange) -> Any:
     canvas = _fitting(strategy, Canvas(40, 24, NATIVE, wrap="x"))
     for step in make_steps("flow_prediction"):
         patches = strategy.patch(step, canvas, CHANNELS, Streams(1))
-        answers += [patches.views, [view.turn for view in patches.views], patches.permutation, patches.key]
+        answers += [patches.views, [view.roll for view in patches.views], patches.permutation, patches.key]
         answers.append(_prepared(strategy, step, canvas))
     return answers
 
@@ -101,7 +101,7 @@ def _check_patches(strategy: Any, step: Step, canvas: Canvas) -> Patches:
     if has_own(strategy, OptionalPatching.outline):
         outline = strategy.outline(step, canvas)
         assert outline == Outline.of(patches), f"outline told of {outline}, and the views are {Outline.of(patches)}"
-    assert all(view.turned.shape == view.shape for view in patches.views), "a turned view has the same cells"
+    assert all(view.rolled.shape == view.shape for view in patches.views), "a rolled view has the same cells"
     picture = _picture(canvas)
     total, seen = torch.zeros_like(picture), torch.zeros_like(picture)
     for view in patches.views:
@@ -113,8 +113,8 @@ def _check_patches(strategy: Any, step: Step, canvas: Canvas) -> Patches:
         back = restore_order(permute_views(sample, patches), patches)
         assert torch.equal(back, sample), "permute then un-permute must be the identity"
     again = strategy.patch(step, canvas, CHANNELS, Streams(1))
-    turns = [(view, view.turn) for view in patches.views]
-    assert [(view, view.turn) for view in again.views] == turns, "the same seed must give the same views"
+    rolls = [(view, view.roll) for view in patches.views]
+    assert [(view, view.roll) for view in again.views] == rolls, "the same seed must give the same views"
     _prepared(strategy, step, canvas)
     return patches
 
@@ -127,8 +127,8 @@ def _prepared(strategy: Any, step: Step, canvas: Canvas) -> torch.Tensor | None:
     before = picture.clone()
     prepared = strategy.prepare(step, picture, canvas)
     assert isinstance(prepared, torch.Tensor), "prepare must return a tensor"
-    told = f"expected {before.dtype} {tuple(before.shape)}, got {prepared.dtype} {tuple(prepared.shape)}"
-    assert (prepared.shape, prepared.dtype) == (before.shape, before.dtype), f"prepare: {told}"
+    message = f"expected {before.dtype} {tuple(before.shape)}, got {prepared.dtype} {tuple(prepared.shape)}"
+    assert (prepared.shape, prepared.dtype) == (before.shape, before.dtype), f"prepare: {message}"
     assert bool(prepared.isfinite().all()), "prepare gave values that are not finite"
     assert torch.equal(picture, before), "prepare must not write into its input"
     return prepared

@@ -51,7 +51,7 @@ def check_repeats(strategy: Any, play: Play, dtypes: Sequence[torch.dtype] = DTY
     same(answers, ask(again), "another instance answers otherwise: something is kept in the class or its module")
     same(answers, ask(elsewhere, seed=1), "it draws from the global random state; draw from the run's streams")
     for one, dtype in zip(rest, dtypes, strict=False):
-        same(answers, ask(one, dtype=dtype), told_dtype("it", dtype))
+        same(answers, ask(one, dtype=dtype), dtype_message("it", dtype))
     with surroundings(0, torch.float32):
         found = InProcess(timeout=SECONDS).run(RANKS, lambda c: play(ranks[c.rank], Exchange.among(c)))
     for rank, theirs in enumerate(found):
@@ -88,7 +88,7 @@ def surroundings(seed: int, dtype: torch.dtype) -> Iterator[None]:
             random.setstate(before)
 
 
-def told_dtype(who: str, dtype: torch.dtype) -> str:
+def dtype_message(who: str, dtype: torch.dtype) -> str:
     """Return the error message for a result of ``who`` that depends on the default dtype."""
     return f"{who} changes with torch.set_default_dtype({dtype}); name the dtype"
 

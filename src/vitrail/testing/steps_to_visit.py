@@ -69,7 +69,7 @@ def make_steps(prediction_type: PredictionType, **changes: Any) -> list[Step]:
     return [*(make_step(index, prediction_type=prediction_type, **changes) for index in range(3)), *ends]
 
 
-def told(step: Step) -> str:
+def described(step: Step) -> str:
     """Describe a step in an error message."""
     scales = f"alpha {step.alpha:g}, sigma {step.sigma:g}"
     return f"step {step.index} of {step.num_steps}, size {step.phase}, {step.prediction_type}, {scales}"

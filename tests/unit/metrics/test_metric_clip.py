@@ -55,10 +55,10 @@ def test_pictures_and_texts_are_embedded_as_by_transformers(folder, tmp_path, he
 
 def test_scores_are_at_least_zero_and_differ_by_prompt(folder):
     metric = ClipScore(folder=folder)
-    looked = torch.stack([metric.look(shown(prompt)) for prompt in ("fox", "a b c", "zebra q", "x y", " ")])
-    assert looked[-1].isnan().all()
-    assert (looked[:-1] >= 0).all() and len(set(looked[:-1, 0].tolist())) > 1
-    assert metric.gather(looked, None) == pytest.approx((looked[:-1].mean().item(),))
+    features = torch.stack([metric.look(shown(prompt)) for prompt in ("fox", "a b c", "zebra q", "x y", " ")])
+    assert features[-1].isnan().all()
+    assert (features[:-1] >= 0).all() and len(set(features[:-1, 0].tolist())) > 1
+    assert metric.gather(features, None) == pytest.approx((features[:-1].mean().item(),))
 
 
 def test_a_long_prompt_is_cut_and_no_error(folder):

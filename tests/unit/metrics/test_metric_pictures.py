@@ -37,10 +37,10 @@ ONE = [(0.7, 0.5, 0.5)]
 
 
 def test_objects_are_counted_and_named():
-    looked = torch.stack([Objects().look(each) for each in (drawn(ONE), drawn(FOUR), drawn([]))])
-    assert looked[:, 0].tolist() == [1, 4, 0]
-    assert looked[:2, 1].tolist() == [1, 1] and looked[2].isnan().tolist() == [False, True]
-    assert Objects().gather(looked, None) == pytest.approx((1 / 3, 5 / 3, 1.0))
+    features = torch.stack([Objects().look(each) for each in (drawn(ONE), drawn(FOUR), drawn([]))])
+    assert features[:, 0].tolist() == [1, 4, 0]
+    assert features[:2, 1].tolist() == [1, 1] and features[2].isnan().tolist() == [False, True]
+    assert Objects().gather(features, None) == pytest.approx((1 / 3, 5 / 3, 1.0))
     wrong = Objects().look(evolve(drawn(ONE), prompt="a red apple on a snow field"))
     assert wrong.tolist() == [1, 0]
     missing = Objects().look(evolve(drawn([]), prompt="a fox"))
@@ -178,11 +178,11 @@ def test_different_objects_do_not_repeat():
 
 
 def test_pictures_of_one_tile_say_nothing():
-    looked = torch.stack(
+    features = torch.stack(
         [Repetition().look(drawn(spots, side=side)) for spots, side in ((ONE, 128), (ONE, 250), (FOUR, 256))]
     )
-    assert looked[:2].isnan().all()
-    assert Repetition().gather(looked, None) == pytest.approx(tuple(looked[2].tolist()))
+    assert features[:2].isnan().all()
+    assert Repetition().gather(features, None) == pytest.approx(tuple(features[2].tolist()))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from vitrail.metrics.inception_score import InceptionScore
 from vitrail.metrics.judge_features import DemoJudge
 from vitrail.metrics.kid import Kid, discrepancy, within
 from vitrail.metrics.objects import Objects
-from vitrail.metrics.reference_cache import Remembered
+from vitrail.metrics.reference_sets import Remembered
 from vitrail.metrics.renders import DemoRenders
 from vitrail.metrics.seams import Seams
 from vitrail.metrics.sharpness import Sharpness
@@ -94,10 +94,10 @@ def test_what_is_remembered_of_a_reference_changes_nothing(metric):
     def plain(one, other):
         return frechet(one[:, 0], other[:, 0]) if isinstance(metric, Fid) else 1000 * discrepancy(one, other)
 
-    looked = features(9, 6, 1)[:, None]
+    seen = features(9, 6, 1)[:, None]
     true = [features(count, 6, seed)[:, None] for count, seed in ((40, 2), (7, 3))]
     for reference in (true[0], true[0], true[1], true[0], *(features(30, 6, seed)[:, None] for seed in range(4, 9))):
-        assert metric.gather(looked, reference)[0] == pytest.approx(plain(looked, reference), rel=1e-7)
+        assert metric.gather(seen, reference)[0] == pytest.approx(plain(seen, reference), rel=1e-7)
 
 
 def test_a_function_of_a_tensor_is_computed_once_and_forgotten_with_it():
@@ -166,40 +166,40 @@ def test_inception_score_of_sure_and_unsure_sets():
 
 
 def test_inception_score_is_its_formula_and_leaves_the_random_state_alone():
-    looked = normal(8, 3, 5).softmax(dim=-1)
-    p = looked.flatten(0, 1).double()
+    features = normal(8, 3, 5).softmax(dim=-1)
+    p = features.flatten(0, 1).double()
     divergence = (p * (p.log() - p.mean(0).log())).sum(1)
     state = torch.get_rng_state()
-    assert InceptionScore().gather(looked, None)[0] == pytest.approx(divergence.mean().exp().item(), rel=1e-7)
+    assert InceptionScore().gather(features, None)[0] == pytest.approx(divergence.mean().exp().item(), rel=1e-7)
     assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("metric", [Fid(), Kid(), InceptionScore()])
 def test_one_picture_is_no_set(metric):
-    looked, true = torch.rand(5, 2, 4), torch.rand(5, 2, 4)
-    assert math.isnan(metric.gather(looked[:1], true)[0])
-    assert not math.isnan(metric.gather(looked[:2], true)[0])
+    features, true = torch.rand(5, 2, 4), torch.rand(5, 2, 4)
+    assert math.isnan(metric.gather(features[:1], true)[0])
+    assert not math.isnan(metric.gather(features[:2], true)[0])
 
 
 def test_metrics_with_equal_options_share_what_was_seen():
-    assert Fid(crops=3).eye == Kid(crops=3).eye
-    assert repr(Fid(crops=3).eye) == repr(Kid(crops=3).eye)
+    assert Fid(crops=3).extractor == Kid(crops=3).extractor
+    assert repr(Fid(crops=3).extractor) == repr(Kid(crops=3).extractor)
     others = [Fid(), Fid(crops=3, seed=1), Fid(crops=3, crop_size=32), InceptionScore(crops=3), Fid(crops=3)]
-    assert len({repr(each.eye) for each in others}) == len(others)
+    assert len({repr(each.extractor) for each in others}) == len(others)
 
 
 def test_eyes_know_the_weights_that_they_look_with(tmp_path):
     file = tmp_path / "weights.safetensors"
-    eye = Fid(features=Inception(weights=str(file))).eye
+    extractor = Fid(features=Inception(weights=str(file))).extractor
     digests = []
     for content in (b"one", b"other", b"one"):
         file.write_bytes(content)
         os.utime(file, ns=(len(digests) + 1, len(digests) + 1))
-        digests.append(eye.digest)
-        assert key_of(eye) == f"{eye!r} with {eye.digest}"
+        digests.append(extractor.digest)
+        assert key_of(extractor) == f"{extractor!r} with {extractor.digest}"
     assert digests[0] == digests[2] != digests[1]
-    assert Fid().eye.digest == DemoJudge().digest == Objects().digest == Sharpness(boxes="judge").digest
-    assert len(Fid().eye.digest) == 64
+    assert Fid().extractor.digest == DemoJudge().digest == Objects().digest == Sharpness(boxes="judge").digest
+    assert len(Fid().extractor.digest) == 64
     assert Sharpness().digest == ""
     assert key_of(Seams()) == repr(Seams())
 
@@ -222,10 +222,10 @@ def test_crops_lie_inside_and_reach_everywhere(height, width, side):
 def test_a_crop_that_does_not_fit_is_told():
     shown = Shown(picture=torch.zeros(3, 40, 90), prompt="", native_size=64)
     with pytest.raises(ConfigError, match="64 pixels does not fit in a picture of 40x90"):
-        Fid(crops=2).eye.look(shown)
+        Fid(crops=2).extractor.look(shown)
     with pytest.raises(ConfigError, match="set crop_size"):
-        Fid(crops=2).eye.look(evolve(shown, native_size=0))
-    assert Fid(crops=2, crop_size=40).eye.look(evolve(shown, native_size=0)).shape == (2, 256)
+        Fid(crops=2).extractor.look(evolve(shown, native_size=0))
+    assert Fid(crops=2, crop_size=40).extractor.look(evolve(shown, native_size=0)).shape == (2, 256)
 
 
 class Ramp:
@@ -237,12 +237,12 @@ class Ramp:
 
 def test_the_eye_sees_the_crops_that_were_drawn():
     columns = torch.arange(90.0).expand(3, 40, 90)
-    eye = CropFeatures(features=Ramp(), crops=4, crop_size=16, seed=2, kind="extract")
-    found = eye.look(Shown(picture=columns, prompt="", native_size=64))
+    extractor = CropFeatures(features=Ramp(), crops=4, crop_size=16, seed=2, kind="extract")
+    found = extractor.look(Shown(picture=columns, prompt="", native_size=64))
     assert found.shape == (4, 2)
     assert found[:, 0].tolist() == [x for _, x in places(40, 90, 16, 4, seed=2)]
     assert torch.equal(
-        evolve(eye, crops=0).look(Shown(picture=columns, prompt="", native_size=64)), torch.tensor([[0.0, 1.0]])
+        evolve(extractor, crops=0).look(Shown(picture=columns, prompt="", native_size=64)), torch.tensor([[0.0, 1.0]])
     )
 
 

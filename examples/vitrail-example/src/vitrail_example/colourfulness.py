@@ -26,7 +26,7 @@ class Colourfulness:
         return (Column(name="colourful", decimals=1),)
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """Itself: what it sees of a picture is its number."""
         return self
 
@@ -38,6 +38,6 @@ class Colourfulness:
         mean = sum(each.mean() ** 2 for each in opponents) ** 0.5
         return (spread + self.weight * mean)[None]
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Its mean over the pictures."""
-        return (looked.mean().item(),)
+        return (features.mean().item(),)

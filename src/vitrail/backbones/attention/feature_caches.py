@@ -141,8 +141,8 @@ def named(network: Any, name: str, step: Step) -> Iterator[None]:
     from diffusers import CacheMixin
 
     known = inspect.signature(CacheMixin.cache_context).parameters
-    told = {"step_index": step.phase_step, "num_inference_steps": step.phase_num_steps, "sigma": step.sigma}
-    more = told if any(each.kind is each.VAR_KEYWORD for each in known.values()) else {}
+    facts = {"step_index": step.phase_step, "num_inference_steps": step.phase_num_steps, "sigma": step.sigma}
+    more = facts if any(each.kind is each.VAR_KEYWORD for each in known.values()) else {}
     had = REGISTRY in vars(network)
     try:
         with CacheMixin.cache_context(network, name, **more):

@@ -100,9 +100,9 @@ class Conditioning(OpaqueConditioning):
         Raises:
             ConfigError: If its tensors have other shapes.
         """
-        given, told = [], {each.name: each.values for each in other.given if each.layout == "global"}
+        given, theirs = [], {each.name: each.values for each in other.given if each.layout == "global"}
         for own in self.given:
-            values = told.get(own.name)
+            values = theirs.get(own.name)
             if values is not None and any(own.values[b].shape != values[b].shape for b in own.values):
                 raise ConfigError(f"{own.name} of the text {text!r} have another shape than those of the prompt")
             given.append(own if values is None else evolve(own, texts={**own.texts, text: values}))
@@ -166,5 +166,5 @@ def _cells(span: Span, scale: int, length: int) -> Sequence[int]:
     """Return the indices of a span's cells on the tensor's axis; beyond its end the edge is repeated, or it wraps."""
     first, count = span.start * scale, span.count * span.step * scale
     cells = range(first, first + count)
-    turned = cells if span.length is None else [i % (span.length * scale) for i in cells]
-    return [min(i, length - 1) for i in turned]
+    rolled = cells if span.length is None else [i % (span.length * scale) for i in cells]
+    return [min(i, length - 1) for i in rolled]

@@ -84,7 +84,7 @@ def _content(pipe: Any, tokenizer: Any, prompt: str, request: AttentionRequest, 
         if not places:
             missing.append((phrase, bool(find_phrase(words_of(prompt), words_of(phrase)))))
     if missing:
-        raise ConfigError(_told(missing, read, most))
+        raise ConfigError(_missing_words(missing, read, most))
     return sorted({first + position for position in found})
 
 
@@ -93,7 +93,7 @@ def _most(tokenizer: Any) -> int:
     return min(int(tokenizer.model_max_length), T5_TOKENS)
 
 
-def _told(missing: Sequence[tuple[str, bool]], read: Sequence[Word], most: int) -> str:
+def _missing_words(missing: Sequence[tuple[str, bool]], read: Sequence[Word], most: int) -> str:
     """Return the error text for requested words that were not found."""
     lines = [
         f"{phrase!r} lies beyond the {most} tokens that the network reads" if later else f"{phrase!r} is not in it"

@@ -28,7 +28,7 @@ def fetch_index(model: str, revision: str | None, where: str) -> Path:
     try:
         return Path(hf_hub_download(model, INDEX, revision=revision)).parent
     except Exception as error:
-        raise ModelError(_told(error, INDEX, model, revision, where)) from error
+        raise ModelError(_explanation(error, INDEX, model, revision, where)) from error
 
 
 def fetch_parts(pipeline: Any, location: str, revision: str | None, variant: str | None, where: str) -> Path:
@@ -50,7 +50,7 @@ def fetch_parts(pipeline: Any, location: str, revision: str | None, variant: str
     try:
         found = pipeline.download(location, revision=revision, variant=variant, use_safetensors=True, **unused)
     except Exception as error:
-        raise ModelError(_told(error, "a part", location, revision, where)) from error
+        raise ModelError(_explanation(error, "a part", location, revision, where)) from error
     return Path(found)
 
 
@@ -70,7 +70,7 @@ def _command(model: str, revision: str | None) -> str:
     return f"`hf download {model}" + (f" --revision {revision}`" if revision else "`")
 
 
-def _told(error: Exception, what: str, model: str, revision: str | None, where: str) -> str:
+def _explanation(error: Exception, what: str, model: str, revision: str | None, where: str) -> str:
     """Return why a model could not be fetched, and what to do."""
     from huggingface_hub import constants, errors
 

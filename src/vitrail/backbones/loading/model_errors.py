@@ -40,11 +40,12 @@ def model_blamed(model: str, what: str) -> Iterator[None]:
             raise
         logger().info("model.failed", model=model, trace="".join(traceback.format_exception(error)))
         raise ModelError(
-            f"model {model!r} {what}: {told(error)}; its files may be damaged or not belong together: get them again"
+            f"model {model!r} {what}: {first_line_of(error)}; its files may be damaged or not belong together: get "
+            "them again"
         ) from error
 
 
-def told(error: BaseException) -> str:
+def first_line_of(error: BaseException) -> str:
     """Return the class of an error, and the first line of its message."""
     line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {line[:LONGEST]}" if line else type(error).__name__

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 
-from vitrail.backbones.rectification.levels import blocks
 from vitrail.backbones.rectification.module_hooks import Hook, attached, refuse_compiled
-from vitrail.backbones.rectification.sites import BLOCKS, choose, sites_in
-from vitrail.backbones.rectification.step_range import after_start, within
+from vitrail.backbones.rectification.scope import BLOCKS, after_start, blocks, choose, sites_in, within
 from vitrail.core.config.fields import as_tuple, share_below_one
 from vitrail.errors import CapabilityError
 

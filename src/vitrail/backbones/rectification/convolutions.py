@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from vitrail.backbones.rectification.levels import blocks
 from vitrail.backbones.rectification.module_hooks import Hook
+from vitrail.backbones.rectification.scope import blocks
 
 if TYPE_CHECKING:
     from torch import Tensor

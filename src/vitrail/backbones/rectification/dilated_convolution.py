@@ -11,11 +11,20 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.backbones.rectification.convolutions import OUTER, Convolution, convolutions, dilated
-from vitrail.backbones.rectification.levels import blocks
 from vitrail.backbones.rectification.module_hooks import attached, refuse_compiled
-from vitrail.backbones.rectification.sites import BLOCKS, choose, each_once, present, sites_in
-from vitrail.backbones.rectification.step_range import after_start, known_branches, steps_between, within
-from vitrail.backbones.rectification.view_scale import scale_of
+from vitrail.backbones.rectification.scope import (
+    BLOCKS,
+    after_start,
+    blocks,
+    choose,
+    each_once,
+    known_branches,
+    present,
+    scale_of,
+    sites_in,
+    steps_between,
+    within,
+)
 from vitrail.core.config.fields import as_tuple, share_below_one
 from vitrail.core.config.log import logger
 from vitrail.core.method.micro_batch import Branch

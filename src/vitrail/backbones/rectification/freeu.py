@@ -9,8 +9,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.backbones.rectification.module_hooks import Hook, attached, refuse_compiled
-from vitrail.backbones.rectification.sites import choose, each_once, sites_in
-from vitrail.backbones.rectification.step_range import after_start, within
+from vitrail.backbones.rectification.scope import after_start, choose, each_once, sites_in, within
 from vitrail.core.config.fields import as_tuple, share_below_one
 
 if TYPE_CHECKING:

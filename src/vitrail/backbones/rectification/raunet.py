@@ -17,9 +17,7 @@ from vitrail.backbones.rectification.halving import (
     strided,
 )
 from vitrail.backbones.rectification.module_hooks import Hook, attached, refuse_compiled
-from vitrail.backbones.rectification.sites import choose, sites_in
-from vitrail.backbones.rectification.step_range import after_start, known_branches, within
-from vitrail.backbones.rectification.view_scale import is_larger
+from vitrail.backbones.rectification.scope import after_start, choose, is_larger, known_branches, sites_in, within
 from vitrail.core.config.fields import as_tuple, share_below_one
 from vitrail.core.method.micro_batch import Branch
 

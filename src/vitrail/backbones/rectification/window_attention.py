@@ -11,9 +11,15 @@ from attrs import validators as v
 
 from vitrail.backbones.rectification.attention_scale import Layer, self_attentions
 from vitrail.backbones.rectification.module_hooks import Hook, attached, refuse_compiled
-from vitrail.backbones.rectification.sites import BLOCKS, choose, sites_in
-from vitrail.backbones.rectification.step_range import after_start, known_branches, within
-from vitrail.backbones.rectification.view_scale import is_larger
+from vitrail.backbones.rectification.scope import (
+    BLOCKS,
+    after_start,
+    choose,
+    is_larger,
+    known_branches,
+    sites_in,
+    within,
+)
 from vitrail.core.config.fields import as_tuple, share_below_one
 from vitrail.core.method.micro_batch import Branch
 

@@ -251,6 +251,6 @@ def _shortage(exchange: StripExchange, reason: str) -> str:
     keys = [(rank, "short") for rank in range(exchange.world_size)]
     like = {key: torch.empty(1, dtype=torch.uint8, device="meta") for key in keys}
     mine = {(exchange.rank, "short"): torch.tensor([bool(reason)], dtype=torch.uint8, device="cpu")}
-    told = exchange.gather(mine, like, {key: key[0] for key in keys})
-    short = [rank for rank, _ in keys if bool(told[rank, "short"])]
+    reports = exchange.gather(mine, like, {key: key[0] for key in keys})
+    short = [rank for rank, _ in keys if bool(reports[rank, "short"])]
     return (reason or f"on rank {short[0]}") if short else ""

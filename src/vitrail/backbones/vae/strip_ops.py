@@ -93,8 +93,8 @@ class Team:
     def gather(self, mine: Mapping[Key, Tensor], like: Mapping[str, Tensor]) -> Mapping[Key, Tensor]:
         """Gather tensors of every strip, which have one shape and dtype over the strips."""
         keys = [(strip, name) for strip in range(len(self.rows)) for name in like]
-        told = {key: like[key[1]] for key in keys}
-        return self.exchange.gather(mine, told, {key: self.owner(key[0]) for key in keys})
+        expected = {key: like[key[1]] for key in keys}
+        return self.exchange.gather(mine, expected, {key: self.owner(key[0]) for key in keys})
 
 
 @define

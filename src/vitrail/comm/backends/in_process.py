@@ -12,8 +12,7 @@ from attrs import validators as v
 
 from vitrail.comm.backends.rendezvous import Hub, HubPosting
 from vitrail.comm.communicator import TIMEOUT_S, RankCommunicator
-from vitrail.comm.guard import guarded
-from vitrail.comm.outcome import RankOutcome
+from vitrail.comm.outcome import RankOutcome, guarded
 from vitrail.comm.trace.recording import Recorder
 from vitrail.comm.transport import Abort, Part, Witness
 

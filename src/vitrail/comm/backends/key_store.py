@@ -287,6 +287,6 @@ def _resolved(address: str, port: int) -> tuple[socket.AddressFamily, tuple[str,
     return family, (str(place[0]), int(place[1]))
 
 
-def told_name(name: str) -> str:
+def process_name(name: str) -> str:
     """Return the description of a process for others: its run's name, its id and its host."""
     return f"{name}, process {os.getpid()} on {platform.node()}"

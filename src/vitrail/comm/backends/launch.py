@@ -15,7 +15,7 @@ from typing import Any
 
 from attrs import define, field
 
-from vitrail.comm.backends.key_store import LOOPBACK, StoreServer, listener_at, told_name
+from vitrail.comm.backends.key_store import LOOPBACK, StoreServer, listener_at, process_name
 from vitrail.comm.backends.launch_overseer import GRACE_S, INTERRUPTED, Ending, Overseer
 from vitrail.comm.backends.launched_rank import LaunchedRank
 from vitrail.comm.environment import HOSTED, SECRET, RankEnvironment, namespace
@@ -49,7 +49,7 @@ def launch(
     """
     with ExitStack() as stack:
         secret = secrets.token_hex(16)
-        server = StoreServer(listener_at(), secret, told_name("ranks of vitrail --ranks"))
+        server = StoreServer(listener_at(), secret, process_name("ranks of vitrail --ranks"))
         stack.callback(server.close)
         ranks = _Ranks(stack)
         stack.callback(ranks.end_at_once)
@@ -60,7 +60,7 @@ def launch(
         words = server.words.within(namespace(RankEnvironment(0, world_size, 0, LOOPBACK, server.port), 0))
         overseer = Overseer(ranks.processes, words, grace, timeout)
         ending = overseer.watch(ranks.go_on)
-        sys.stderr.write(_told(overseer, ending, ranks))
+        sys.stderr.write(_ending_text(overseer, ending, ranks))
         return ranks.asked_to_end if ranks.asked_to_end is not None else _exit_code(overseer, ending, ranks)
 
 
@@ -160,7 +160,7 @@ def _exit_code(overseer: Overseer, ending: Ending | None, ranks: _Ranks) -> int:
     return USAGE if code == USAGE else 1
 
 
-def _told(overseer: Overseer, ending: Ending | None, ranks: _Ranks) -> str:
+def _ending_text(overseer: Overseer, ending: Ending | None, ranks: _Ranks) -> str:
     """Return the final message, "" if rank 0 has printed it."""
     if ranks.asked_to_end is not None:
         name = "SIGINT" if ranks.interrupts else signal.Signals(ranks.asked_to_end - 128).name
@@ -171,13 +171,13 @@ def _told(overseer: Overseer, ending: Ending | None, ranks: _Ranks) -> str:
             f"vitrail: rank {rank}, when all was done: {how}; what was written is whole\n" for rank, how in late
         )
     code = overseer.codes.get(0)
-    has_spoken = overseer.has_ended_itself(0) and code in (1, USAGE, INTERRUPTED)
-    if has_spoken and (ending.culprit == 0 or ranks.interrupts):
+    has_reported = overseer.has_ended_itself(0) and code in (1, USAGE, INTERRUPTED)
+    if has_reported and (ending.culprit == 0 or ranks.interrupts):
         return ""
     where = f", last seen at {ending.note}" if ending.note and ending.note not in ending.reason else ""
-    told = f"vitrail: rank {ending.culprit} ended the run: {ending.reason}{where}\n"
+    text = f"vitrail: rank {ending.culprit} ended the run: {ending.reason}{where}\n"
     is_interrupted = overseer.codes.get(ending.culprit) == INTERRUPTED
     lines = [] if is_interrupted else ranks.processes[ending.culprit].last_lines()
     if any(line.strip() and ending.reason not in line for line in lines):
-        told += f"What rank {ending.culprit} wrote last:\n" + "".join(f"  {line}\n" for line in lines)
-    return told
+        text += f"What rank {ending.culprit} wrote last:\n" + "".join(f"  {line}\n" for line in lines)
+    return text

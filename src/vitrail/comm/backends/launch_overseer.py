@@ -83,9 +83,9 @@ class Overseer:
     grace: float = GRACE_S
     timeout: float = math.inf
     codes: dict[int, int] = field(factory=dict)
-    _told: Abort | None = None
+    _announced: Abort | None = None
     _ended_here: set[int] = field(factory=set)
-    _looked: float = -math.inf
+    _last_look: float = -math.inf
     _stopped: dict[int, float] = field(factory=dict)  # time since when
     _done: float = math.inf  # time since when all are done
 
@@ -137,7 +137,7 @@ class Overseer:
         """Revoke the run for the other ranks, unless it is revoked already."""
         mine = Abort(culprit, reason)
         if write_abort(self.words, mine) == mine:
-            self._told = mine
+            self._announced = mine
 
     def end(self, tick: Callable[[], bool] = lambda: True, is_well: Callable[[], bool] = lambda: False) -> bool:
         """Wait for the ranks to end, then request it, then send SIGTERM, then SIGKILL; reap them all.
@@ -173,9 +173,9 @@ class Overseer:
     def _stands_still(self) -> bool:
         """Whether a rank has been stopped for too long; if so, revoke the run."""
         now = time.monotonic()
-        if now - self._looked < LOOK_S:
+        if now - self._last_look < LOOK_S:
             return False
-        self._looked = now
+        self._last_look = now
         stopped = [rank for rank in self.poll() if is_stopped(self.children[rank].pid)]
         self._stopped = {rank: self._stopped.get(rank, now) for rank in stopped}
         for rank, since in self._stopped.items():
@@ -198,10 +198,10 @@ class Overseer:
         culprit, reason = abort.culprit, abort.reason
         if not 0 <= culprit < len(self.children):  # not written by a rank of this run
             culprit = 0
-        if abort == self._told and self.has_ended_itself(0) and self.codes[0] == self.codes.get(culprit):
+        if abort == self._announced and self.has_ended_itself(0) and self.codes[0] == self.codes.get(culprit):
             culprit = 0  # e.g. a wrong option, refused by every rank
         note = read_beats(self.words, len(self.children))[culprit].note
-        return Ending(culprit, reason, note, abort != self._told)
+        return Ending(culprit, reason, note, abort != self._announced)
 
 
 def is_stopped(pid: int | None) -> bool:

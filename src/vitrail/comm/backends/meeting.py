@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from vitrail.comm.backends.key_store import LOOPBACK, StoreClient, StoreServer, listener_at, told_name
+from vitrail.comm.backends.key_store import LOOPBACK, StoreClient, StoreServer, listener_at, process_name
 from vitrail.errors import CommError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def meet(environment: RankEnvironment, timeout: float) -> StoreClient:
         CommError: If it does not answer, cannot be hosted here, or belongs to another run.
     """
     end = time.monotonic() + timeout
-    name = told_name(environment.name)
+    name = process_name(environment.name)
     if environment.hosts_store:
         port = _keep(environment, name).port
         return StoreClient(_address(environment), port, environment.secret, name, timeout)

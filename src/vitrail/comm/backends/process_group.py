@@ -173,9 +173,9 @@ class ProcessGroupTransport:
             self.wait(lambda: bool(results), deadline)
         over.set()
         if self._line.abort is None and not results:
-            culprit, told = self._late(what, limit, missing)
-            late = CommTimeout(told)
-            late.is_known = self._line.revoke(Abort(culprit, told))
+            culprit, message = self._late(what, limit, missing)
+            late = CommTimeout(message)
+            late.is_known = self._line.revoke(Abort(culprit, message))
             raise late
         if self._line.abort is not None:
             raise CommAborted(self._line.abort.culprit, self._line.abort.reason)
@@ -197,16 +197,16 @@ class ProcessGroupTransport:
             culprit = self.rank if keeper != "rank 0" else 0
             return culprit, f"{what}: {keeper}, which keeps the run's store, did not answer within {limit:g} s"
         culprit = missing[0] if missing else self._line.behind()[0]
-        told = f"{what}: rank(s) {', '.join(map(str, missing)) or culprit} did not come within {limit:g} s"
+        message = f"{what}: rank(s) {', '.join(map(str, missing)) or culprit} did not come within {limit:g} s"
         if what == "the start" and self._environment.name.startswith("SLURM"):
-            told += (
+            message += (
                 f"; SLURM says that there are {self.world_size} tasks: write srun before the command to start them all"
             )
         for stranger in strangers(self._environment):
-            told += (
+            message += (
                 f"; {stranger} came to port {self._environment.master_port}: set MASTER_PORT to one of this run's own"
             )
-        return culprit, told
+        return culprit, message
 
     def _gloo(self, name: str, is_over: Callable[[], bool]) -> ProcessGroup:
         from torch import distributed

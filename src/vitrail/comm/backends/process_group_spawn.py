@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from attrs import define, evolve
 
-from vitrail.comm.backends.key_store import LOOPBACK, StoreServer, listener_at, told_name
+from vitrail.comm.backends.key_store import LOOPBACK, StoreServer, listener_at, process_name
 from vitrail.comm.backends.launch_overseer import Ending, Overseer
 from vitrail.comm.communicator import RankCommunicator
 from vitrail.comm.environment import RankEnvironment, namespace
-from vitrail.comm.guard import guarded
 from vitrail.comm.lifeline import hold_to_parent
-from vitrail.comm.outcome import first_cause
+from vitrail.comm.outcome import first_cause, guarded
 from vitrail.comm.transport import Abort
 from vitrail.errors import CommAborted, CommError
 
@@ -121,7 +120,7 @@ def run_spawned(
     """
     _check_startable(program)
     secret, name = secrets.token_hex(16), "ranks of a Python program"
-    server = StoreServer(listener_at(), secret, told_name(name))
+    server = StoreServer(listener_at(), secret, process_name(name))
     first = RankEnvironment(0, world_size, 0, LOOPBACK, server.port, store_is_hosted=True, secret=secret, name=name)
     children: list[SpawnedRank] = []
     overseer = Overseer(children, server.words.within(namespace(first, 0)), timeout=backend.timeout)
@@ -229,16 +228,16 @@ def portable(error: BaseException) -> BaseException | tuple[int, str]:
     """Return an error that can be pickled, with its traceback as a note; an abort as its culprit and reason."""
     if isinstance(error, CommAborted):
         return error.culprit, error.reason
-    told = "".join(traceback.format_exception(error)).rstrip()
+    text = "".join(traceback.format_exception(error)).rstrip()
     try:
         copy: BaseException = pickle.loads(pickle.dumps(error))  # noqa: S301 - bytes pickled here
         if type(copy) is type(error) and str(copy) == str(error):
-            copy.add_note(f"On its rank:\n{told}")
+            copy.add_note(f"On its rank:\n{text}")
             return copy
     except Exception:  # noqa: S110 - an error that cannot be pickled is sent as text
         pass
     plain = RuntimeError(f"{type(error).__name__}: {error}")
-    plain.add_note(f"On its rank:\n{told}")
+    plain.add_note(f"On its rank:\n{text}")
     return plain
 
 

@@ -163,10 +163,10 @@ class _Clock:
         sent = [stage.message_bytes * (rank == source) for rank in range(self._size)]
         posted: list[Times] = []  # by version: arrival times of each rank's share
         for step in range(stage.steps):
-            told: list[int] = []
+            num_first: list[int] = []
             for rank, share in enumerate(shares):
-                told.append(sum(batch.with_key for batch in share))
-                for nth, batch in enumerate(share[: told[rank]]):
+                num_first.append(sum(batch.with_key for batch in share))
+                for nth, batch in enumerate(share[: num_first[rank]]):
                     self._compute(stage, rank, nth, batch)
             old = step - stage.max_staleness - 2
             if old >= 0:  # the slot of that version must be free everywhere
@@ -174,7 +174,7 @@ class _Clock:
             arrivals = [time + self._message(nbytes) for time, nbytes in zip(self.now, sent, strict=True)]
             posted.append(arrivals)
             for rank, share in enumerate(shares):
-                for nth, batch in enumerate(share[told[rank] :], told[rank]):
+                for nth, batch in enumerate(share[num_first[rank] :], num_first[rank]):
                     self._compute(stage, rank, nth, batch)
             read = step - (0 if step < stage.warmup_steps else stage.lag)
             for rank in (rank for rank in range(self._size) if rank != source and read >= 0):

@@ -89,19 +89,19 @@ def lines(summary: Summary) -> list[str]:
     s, ranks = summary, len(summary.busy_s)
     share, least = s.busy_share, min(range(ranks), key=lambda r: s.busy_s[r])
     most = max(range(ranks), key=lambda r: s.exposed_s[r])
-    told = [f"{s.makespan_s:.3f} s on {ranks} rank{'s' * (ranks > 1)}"]
-    told.append(f"computing: {sum(share) / ranks:.1%} of the time on average, {share[least]:.1%} on rank {least}")
+    parts = [f"{s.makespan_s:.3f} s on {ranks} rank{'s' * (ranks > 1)}"]
+    parts.append(f"computing: {sum(share) / ranks:.1%} of the time on average, {share[least]:.1%} on rank {least}")
     if ranks > 1:
-        told.append(
+        parts.append(
             f"exposed communication: {s.mean_exposed_s:.3f} s on average ({s.exposed_share:.1%}), "
             f"{s.exposed_s[most]:.3f} s on rank {most}"
         )
-        told.append(f"overlap: {s.overlap:.1%} of the communication ran while its rank computed")
-        told.append(f"imbalance: the busiest rank computed {s.imbalance:.2f} times the mean")
+        parts.append(f"overlap: {s.overlap:.1%} of the communication ran while its rank computed")
+        parts.append(f"imbalance: the busiest rank computed {s.imbalance:.2f} times the mean")
     for channel, ages in s.staleness.items():
         counted = ", ".join(f"{count} of age {age}" for age, count in ages.items())
-        told.append(f"messages read from channel {channel!r}: {counted}")
-    return told
+        parts.append(f"messages read from channel {channel!r}: {counted}")
+    return parts
 
 
 # ---------------------------------------------------------------------- intervals

@@ -73,11 +73,11 @@ def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
         OutputError: If it cannot be written; names the file and the reason.
     """
     part: Path | None = None
-    with told(path):
+    with write_errors(path):
         part = _fresh(path)
     _in_work.add(part)
     try:
-        with told(path):
+        with write_errors(path):
             yield part
             _synchronise(part)
             if overwrite:
@@ -101,11 +101,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         OutputError: If it cannot be written.
     """
     part = path.with_name(f"{_name()}{SUFFIX}")
-    with told(path):
+    with write_errors(path):
         part.mkdir(parents=True)
     _in_work.add(part)
     try:
-        with told(path):
+        with write_errors(path):
             yield part
             shutil.rmtree(path, ignore_errors=True)
             part.replace(path)
@@ -158,7 +158,7 @@ def _move_new(part: Path, path: Path) -> None:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Turn an exception of a failed write into one error.
 
     Raises:

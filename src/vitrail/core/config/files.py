@@ -28,18 +28,18 @@ def read_file(path: Path) -> dict[str, Any]:
             known.
     """
     path = expanded(path)
-    told, suffix = shortened(str(path)), path.suffix.lower()
+    where, suffix = shortened(str(path)), path.suffix.lower()
     if path.is_dir():
-        raise ConfigError(f"{told}: is a folder; a .toml, .yaml or .yml file is expected")
+        raise ConfigError(f"{where}: is a folder; a .toml, .yaml or .yml file is expected")
     if suffix not in SUFFIXES:
-        raise ConfigError(f"{told}: a .toml, .yaml or .yml file is expected")
+        raise ConfigError(f"{where}: a .toml, .yaml or .yml file is expected")
     text = read_text(path)
-    table = _toml(told, text) if suffix == ".toml" else _yaml(told, text)
+    table = _toml(where, text) if suffix == ".toml" else _yaml(where, text)
     if table is None or table == {}:
-        raise ConfigError(f"{told}: is empty")
+        raise ConfigError(f"{where}: is empty")
     if not isinstance(table, dict):
-        raise ConfigError(f"{told}: a table of keys is expected at the top, got a {type(table).__name__}")
-    check_plain(table, told)
+        raise ConfigError(f"{where}: a table of keys is expected at the top, got a {type(table).__name__}")
+    check_plain(table, where)
     return table
 
 
@@ -62,35 +62,35 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ConfigError("a whole number has 64 bits at most") from error
 
 
-def _toml(told: str, text: str) -> Any:
+def _toml(where: str, text: str) -> Any:
     try:
         return parse_toml(text)
     except tomllib.TOMLDecodeError as error:
         problem, _, place = str(error).replace("Cannot overwrite a value", "a key is given twice").rpartition(" (at ")
         found = re.match(r"line (\d+), column (\d+)", place)
         end = len(text.splitlines()), 1
-        raise _broken(told, text, problem, *(map(int, found.groups()) if found else end)) from error
+        raise _broken(where, text, problem, *(map(int, found.groups()) if found else end)) from error
     except ConfigError as error:
-        raise ConfigError(f"{told}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
-def _yaml(told: str, text: str) -> Any:
+def _yaml(where: str, text: str) -> Any:
     try:
         return yaml.load(text, StrictYaml)  # noqa: S506
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = "; ".join(part for part in (error.problem, error.context) if part)
-        raise _broken(told, text, problem, *((mark.line + 1, mark.column + 1) if mark else ())) from error
+        raise _broken(where, text, problem, *((mark.line + 1, mark.column + 1) if mark else ())) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{told}, line {line}: character {text[error.position]!r} is not allowed") from error
+        raise ConfigError(f"{where}, line {line}: character {text[error.position]!r} is not allowed") from error
     except (ValueError, OverflowError, RecursionError) as error:  # from escapes and directives
-        raise ConfigError(f"{told}: cannot be read as YAML: {shortened(str(error))}") from error
+        raise ConfigError(f"{where}: cannot be read as YAML: {shortened(str(error))}") from error
 
 
-def _broken(told: str, text: str, problem: str, line: int = 0, column: int = 0) -> ConfigError:
+def _broken(where: str, text: str, problem: str, line: int = 0, column: int = 0) -> ConfigError:
     """Return the error with the offending line below it, if its number is known."""
     lines, problem = text.splitlines(), shortened(problem)
     if not 0 < line <= len(lines):
-        return ConfigError(f"{told}: {problem}")
-    return ConfigError(f"{told}, line {line}, column {column}: {problem}\n  {lines[line - 1].strip()[:100]}")
+        return ConfigError(f"{where}: {problem}")
+    return ConfigError(f"{where}, line {line}, column {column}: {problem}\n  {lines[line - 1].strip()[:100]}")

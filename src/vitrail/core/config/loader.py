@@ -19,19 +19,24 @@ from cattrs.gen import make_dict_structure_fn
 
 from vitrail.core.config.plain_data import LARGEST_WHOLE
 from vitrail.core.config.registry import Registry
+from vitrail.core.config.renamed_keys import RENAMED, current_keys
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.call_words import CALL_WORDS
 from vitrail.core.method.cascade import Cascade, Enter
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.metric import Features, Metric, References
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
 from vitrail.core.method.registration import slots_of
 from vitrail.core.method.stage import Stage, ViewGroup
 from vitrail.errors import ConfigError, nearest, shortened
 
 T = TypeVar("T")
-MOST_TOLD, MOST_KEYS, LONGEST_TOLD = 40, 20, 2000  # reported problems, unknown keys of a table, characters of a problem
+MOST_PROBLEMS, MOST_KEYS, LONGEST_PROBLEM = (
+    40,
+    20,
+    2000,
+)  # reported problems, unknown keys of a table, characters of a problem
 SLOTS: dict[type, str] = {
     Patching: "patching",
     Guidance: "guidance",
@@ -46,12 +51,14 @@ SLOTS: dict[type, str] = {
 TITLES = {
     Composition: "a method",
     Stage: "a stage",
-    ViewGroup: "a view family",
+    ViewGroup: "a view group",
     Cascade: "'cascade'",
     Enter: "'enter'",
     SizeConditioning: "'sizes'",
     RunConfig: "a run",
 }
+
+FORMER_KEYS = {then: f"it is {now!r} now, which is given as well; keep that one" for then, now in RENAMED.items()}
 
 
 class Loader:
@@ -82,13 +89,13 @@ class Loader:
             ConfigError: Listing every problem as ``$.path.to.it: what is wrong``; ``$`` is the top of the data.
         """
         try:
-            return self._converter.structure(data, kind)
+            return self._converter.structure(current_keys(data) if kind is Composition else data, kind)
         except (BaseValidationError, ValueError, TypeError) as error:
             lines = transform_error(error, path="$", format_exception=self._explain)
-            split = (line.rpartition(" @ ") for line in lines[:MOST_TOLD])
-            told = [f"{shortened(path)}: {shortened(text, LONGEST_TOLD)}" for text, _, path in split]
-            more = [f"and {len(lines) - MOST_TOLD} problems more"] if len(lines) > MOST_TOLD else []
-            raise ConfigError(f"{where}:\n  " + "\n  ".join([*told, *more])) from error
+            split = (line.rpartition(" @ ") for line in lines[:MOST_PROBLEMS])
+            problems = [f"{shortened(path)}: {shortened(text, LONGEST_PROBLEM)}" for text, _, path in split]
+            more = [f"and {len(lines) - MOST_PROBLEMS} problems more"] if len(lines) > MOST_PROBLEMS else []
+            raise ConfigError(f"{where}:\n  " + "\n  ".join([*problems, *more])) from error
 
     def unstructure(self, value: Any) -> Any:
         """Convert back to plain data: all defaults written out, strategies as tables with their registered ``type``.
@@ -154,11 +161,11 @@ class Loader:
         """Describe one problem in one line, in the terms of a file rather than of Python."""
         if isinstance(error, ForbiddenExtraKeysError):
             slot_name = self._strategies().get(error.cl)
-            spoken = TITLES.get(error.cl) or getattr(error.cl, "spoken", error.cl.__name__)
-            title = spoken if slot_name is None else "{} {!r}".format(*slot_name)
+            noun = TITLES.get(error.cl) or getattr(error.cl, "noun", error.cl.__name__)
+            title = noun if slot_name is None else "{} {!r}".format(*slot_name)
             known = [f.name for f in attrs.fields(error.cl)]
             extra = sorted(map(str, error.extra_fields))[:MOST_KEYS]
-            words = CALL_WORDS if error.cl is RunConfig else {}
+            words = {RunConfig: CALL_WORDS, Stage: FORMER_KEYS}.get(error.cl, {})
             known_words = {key: f": {words[key]}" for key in extra if key in words}
             hints = {key: known_words.get(key) or nearest(key, known) for key in extra}
             return "; ".join(f"{title} has no key {shortened(key, 60)!r}{hint}" for key, hint in hints.items())

@@ -18,6 +18,7 @@ EVENTS = {
     "picture.composited": "a transparent picture is composited over a background: input, ground",
     "model.failed": "a part of a model raised: model, trace",
     "rectification.left_out": "sites that the network does not have are ignored: sites, network",
+    "method.key_renamed": "a method has a key by its former name, which is read for one version more: key, now",
     "composition.resolved": "the method fits the model: digest, model, composition",
     "run.started": "a run begins: run_id, seed, num_inference_steps, height, width, model_calls",
     "run.resumed": "a run is resumed from its checkpoint: path, steps",

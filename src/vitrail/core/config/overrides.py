@@ -9,6 +9,7 @@ from typing import Any
 
 from vitrail.core.config.files import parse_toml
 from vitrail.core.config.plain_data import DEEPEST, check_plain
+from vitrail.core.config.renamed_keys import current_keys, current_path
 from vitrail.errors import ConfigError, nearest, shortened
 
 LONGEST = 2**16  # characters of an assignment
@@ -31,6 +32,11 @@ def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]
         raise ConfigError("\n".join(problems))
     check_plain(result, "with --set")
     return result
+
+
+def override_method(method: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """As ``override``, for a method's tables; keys and paths may have their names of the last version."""
+    return override(current_keys(method), [current_path(each) for each in assignments])
 
 
 def _assign(data: dict[str, Any], assignment: str) -> None:

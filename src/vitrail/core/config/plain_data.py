@@ -30,9 +30,9 @@ def check_plain(data: object, where: str) -> None:
         if count > MOST_VALUES:
             raise ConfigError(f"{where}: has more than {MOST_VALUES} values; long lists belong in files of their own")
         if len(path) > DEEPEST:
-            raise ConfigError(f"{where}: {_told(path)}: is more than {DEEPEST} tables and lists deep")
+            raise ConfigError(f"{where}: {_path_text(path)}: is more than {DEEPEST} tables and lists deep")
         if isinstance(value, int) and not -LARGEST_WHOLE <= value < LARGEST_WHOLE:
-            raise ConfigError(f"{where}: {_told(path)}: a whole number has 64 bits at most")
+            raise ConfigError(f"{where}: {_path_text(path)}: a whole number has 64 bits at most")
         left += [(part, (*path, key)) for key, part in _parts(value)]
 
 
@@ -43,7 +43,7 @@ def _parts(value: object) -> Iterator[tuple[Any, object]]:
         yield from enumerate(value)
 
 
-def _told(path: tuple[object, ...]) -> str:
+def _path_text(path: tuple[object, ...]) -> str:
     """Write a path as the loader's errors do."""
     steps = (f"[{key}]" if isinstance(key, int) else f".{shortened(str(key), 40)}" for key in path)
     return shortened("$" + "".join(steps))

@@ -28,7 +28,7 @@ def read_text(path: Path, largest: int = LARGEST, kind: type[VitrailError] = Con
     Raises:
         VitrailError: Of class ``kind``, if the file cannot be read, is too large or is not text.
     """
-    told = where + shortened(str(path))
+    shown = where + shortened(str(path))
     try:
         file = expanded(path)
         refuse_irregular(file)
@@ -37,17 +37,17 @@ def read_text(path: Path, largest: int = LARGEST, kind: type[VitrailError] = Con
     except ConfigError as error:
         raise kind(f"{where}{error}") from error
     except OSError as error:
-        raise kind(f"{told}: cannot be read: {error.strerror}") from error
+        raise kind(f"{shown}: cannot be read: {error.strerror}") from error
     if len(data) > largest:
-        raise kind(f"{told}: is larger than {_size(largest)}, the most that such a file may have")
+        raise kind(f"{shown}: is larger than {_size(largest)}, the most that such a file may have")
     if data[:2] in UTF16:
-        raise kind(f"{told}: is UTF-16 text; save it as UTF-8, e.g. in the editor's dialogue")
+        raise kind(f"{shown}: is UTF-16 text; save it as UTF-8, e.g. in the editor's dialogue")
     if b"\0" in data:
-        raise kind(f"{told}: is no text; byte {data.index(0)} is NUL")
+        raise kind(f"{shown}: is no text; byte {data.index(0)} is NUL")
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise kind(f"{told}: is not UTF-8 text; byte {error.start} is {error.object[error.start]:#x}") from error
+        raise kind(f"{shown}: is not UTF-8 text; byte {error.start} is {error.object[error.start]:#x}") from error
 
 
 def read_json(path: Path, largest: int = LARGEST, kind: type[VitrailError] = ConfigError, where: str = "") -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from vitrail.core.config.log import logger
+from vitrail.core.config.renamed_keys import current_keys
 from vitrail.core.engine.guidance_context import Start
 from vitrail.core.engine.resize import phase_noise
 from vitrail.core.engine.run_state import Sampled
@@ -74,12 +75,15 @@ class Checkpoints:
     def _check(self, content: Any) -> None:
         if not _is_sound(content):
             raise ConfigError(f"--checkpoint {self.path}: is not a checkpoint of a run of this version")
-        there, here = _flat(json.loads(content["recipe"])), _flat(self.recipe)
+        kept = json.loads(content["recipe"])
+        kept |= {"method": current_keys(kept.get("method"), quiet=True)}
+        there, here = _flat(kept), _flat(self.recipe)
         changed = sorted(key for key in (there.keys() | here.keys()) - MANNER if there.get(key) != here.get(key))
         if changed:
-            told = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:4])
+            differences = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:4])
             raise ConfigError(
-                f"--checkpoint {self.path}: belongs to another run ({told}); run that one again, or name another file"
+                f"--checkpoint {self.path}: belongs to another run ({differences}); run that one again, or name "
+                "another file"
             )
 
     def resume(self, plan: RunPlan, streams: Streams, latents: Tensor) -> Sampled:
@@ -135,9 +139,9 @@ class Checkpoints:
         """
         state = done.state
         guidance, masking = state.guidance, state.masking
-        if state.relay is not None:  # only the key view's rank has these
-            guidance = [state.relay.last_message(step)] if state.guidance else []
-            owner = state.relay.view_owners()[state.relay.patches.key]
+        if state.independent is not None:  # only the key view's rank has these
+            guidance = [state.independent.last_message(step)] if state.guidance else []
+            owner = state.independent.view_owners()[state.independent.patches.key]
             masking = broadcast_state(self.communicator, masking, owner, done.latents.device)
         assert done.prediction is not None
         self._write(
@@ -200,11 +204,11 @@ def broadcast_state(communicator: Communicator, value: Any, src: int, device: An
     import torch
 
     tensors: list[Tensor] = []
-    told: Any = None
+    header: Any = None
     if communicator.rank == src:
         skeleton = pack(value, tensors)
-        told = [skeleton, [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors]]
-    skeleton, shapes = communicator.broadcast_object(told, src)
+        header = [skeleton, [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors]]
+    skeleton, shapes = communicator.broadcast_object(header, src)
     if communicator.rank != src:
         tensors = [
             torch.empty(shape, dtype=getattr(torch, dtype), device=communicator.device) for shape, dtype in shapes

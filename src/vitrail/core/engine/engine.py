@@ -18,7 +18,7 @@ from vitrail.core.engine.guidance_context import Branches
 from vitrail.core.engine.micro_batches import (
     combine_branches,
     gather_views,
-    mix_families,
+    mix_groups,
     permute_views,
     restore_order,
     split_rows,
@@ -98,37 +98,39 @@ class Engine:
             The new latents, Float32[Tensor, "batch channels height width"], and the canvas's prediction.
         """
         plan, state, stage, stepper = self.plan, done.state, self.plan.stage(step), self.plan.phase(step).stepper
-        state.trail = NonFiniteSearch(self.cell)
-        state.trail.add("what it began with", done.latents, "look at the callback, or at the latents that were given")
+        state.nonfinite = NonFiniteSearch(self.cell)
+        state.nonfinite.add(
+            "what it began with", done.latents, "look at the callback, or at the latents that were given"
+        )
         state.note(step, "the picture so far", done.latents)
         latents = self.guidance.at("before", step, done.latents, done)
 
         every = self._patches(step, state)
         latents, inputs = self._inputs(step, latents, every[0], done)
         is_due = step.stage_step & (step.stage_step - 1) == 0  # 0, 1, 2, 4, 8, ...: early, and rare in a long run
-        if is_due and state.relay is None:  # before forwards are assigned, which must be the same on all ranks
+        if is_due and state.independent is None:  # before forwards are assigned, which must be the same on all ranks
             state.compare()
         scaled = stepper.scale(latents, step.phase_step)
 
-        predict = self._predict if state.relay is None else self._predict_own
+        predict = self._predict if state.independent is None else self._predict_own
         outputs = []
         for family, patches in enumerate(every):
             reading = self._read(step, latents, scaled, inputs if family == 0 else None, patches, family, done)
             views = predict(step, latents, reading, done)
             outputs.append(plan.hooks.fuse(step, patches.views, views, latents, family))
-            state.trail.add(f"fusion of family {family}", outputs[-1], "look at its weights")
-            fusion = stage.fusion if family == 0 else stage.also[family - 1].fusion
+            state.nonfinite.add(f"fusion of family {family}", outputs[-1], "look at its weights")
+            fusion = stage.fusion if family == 0 else stage.extra_views[family - 1].fusion
             state.note(step, plan.hooks.who("fusion", step, fusion), outputs[-1])
 
-        prediction = Prediction(latents, mix_families(outputs, stage.also, step), step)
+        prediction = Prediction(latents, mix_groups(outputs, stage.extra_views, step), step)
         prediction = self.guidance.at("canvas", step, prediction, done, mask=self._mask_of_canvas(step, state))
 
         noise = self.streams.generator("step-noise", step.index)
         latents = stepper.step(prediction.model_output, step.phase_step, latents, noise)
-        state.trail.add("the scheduler's step", latents, SCHEDULER)
+        state.nonfinite.add("the scheduler's step", latents, SCHEDULER)
         state.note(step, "the scheduler", latents)
         latents = self.guidance.at("after", step, latents, done)
-        state.trail.check_sync(step, latents)
+        state.nonfinite.check_sync(step, latents)
         plan.hooks.step_end(step, latents, prediction)
         return latents, prediction
 
@@ -150,10 +152,11 @@ class Engine:
     def _patches(self, step: Step, state: RunState) -> list[Patches]:
         """Return the views of every group, recorded for comparison between ranks."""
         every, stage = self.plan.patches(step), self.plan.stage(step)
-        for patching, patches in zip([stage.patching, *(each.patching for each in stage.also)], every, strict=True):
+        patchings = [stage.patching, *(group.patching for group in stage.extra_views)]
+        for patching, patches in zip(patchings, every, strict=True):
             who = self.plan.hooks.who("patching", step, patching)
-            turns = [view.turn for view in patches.views]
-            state.note(step, who, (patches.views, turns, patches.key, patches.clean_key))
+            rolls = [view.roll for view in patches.views]
+            state.note(step, who, (patches.views, rolls, patches.key, patches.clean_key))
             if patches.permutation is not None:
                 state.note(step, who, patches.permutation)
         return every
@@ -219,13 +222,13 @@ class Engine:
         """Predict all views of a group on all ranks together; guide those of the main group."""
         state, patches, family = done.state, reading.patches, reading.family
         answers = self.forwards.share(step, reading.batches, done.timings)
-        state.trail.add_rows(patches, family, reading.batches, answers)
+        state.nonfinite.add_rows(patches, family, reading.batches, answers)
         if family == 0 and self.guidance.acts_at("branches", step):
             branched = self._branched(step, answers, reading)
             output = self.guidance.at("branches", step, branched, done, patches).combined
         else:
             output = restore_order(self._combined(step, answers, len(latents), family), patches)
-        state.trail.add_views("classifier-free guidance", patches, family, output)
+        state.nonfinite.add_views("classifier-free guidance", patches, family, output)
         views = Prediction(reading.views, output, step)
         if family == 0:
             key = evolve(views, latents=views.latents[patches.key], model_output=output[patches.key])
@@ -237,11 +240,11 @@ class Engine:
 
     def _predict_own(self, step: Step, latents: Tensor, reading: Reading, done: Sampled) -> Prediction:
         """Predict and guide this rank's views; the entries of other ranks' views are unused."""
-        relay, trail = done.state.relay, done.state.trail
-        assert relay is not None
+        independent, nonfinite = done.state.independent, done.state.nonfinite
+        assert independent is not None
 
         def combine(answers: Sequence[ModelOutput]) -> Tensor:
-            trail.add_rows(reading.patches, reading.family, reading.batches, answers)
+            nonfinite.add_rows(reading.patches, reading.family, reading.batches, answers)
             return self._combined(step, answers, len(latents), 0)
 
         def tell(guidance: MessageGuidance, key: Prediction, seen: ModelOutput) -> Tensor:
@@ -252,10 +255,10 @@ class Engine:
         def forward(rows: MicroBatch) -> ModelOutput:
             return self.forwards.forward(step, rows, done.timings)
 
-        views = relay.predict(step, latents, reading.batches, forward, combine, tell, self.plan.hooks.follow)
-        if relay.guidance is not None:
-            trail.add_message(lambda: relay.message(step))
-            trail.add_guided(relay.guidance, views, reading.patches)
+        views = independent.predict(step, latents, reading.batches, forward, combine, tell, self.plan.hooks.follow)
+        if independent.guidance is not None:
+            nonfinite.add_message(lambda: independent.message(step))
+            nonfinite.add_guided(independent.guidance, views, reading.patches)
         return views
 
     def _rows(self, step: Step, answers: Sequence[ModelOutput], batch: int, family: int) -> Tensor:
@@ -317,7 +320,7 @@ class Engine:
             canvas=canvas,
             inner=inside(view, canvas),
         )
-        mask, state.masking = self.plan.hooks.mask(step, key, wanted, state.masking, state.trail)
+        mask, state.masking = self.plan.hooks.mask(step, key, wanted, state.masking, state.nonfinite)
         if mask is not None:
             state.note(step, self.plan.hooks.who("masking", step, masking), mask)
         return mask

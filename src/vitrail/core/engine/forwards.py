@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from vitrail.core.engine.memory_backoff import MemoryBackoff
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.engine.run_state import Timings
-    from vitrail.core.geometry.size_conditioning import SizeConditioning
     from vitrail.core.geometry.views import View
-    from vitrail.core.method.micro_batch import MicroBatch
+    from vitrail.core.method.micro_batch import MicroBatch, SizeConditioning
     from vitrail.core.schedule.step import Step
 
 
@@ -216,9 +215,9 @@ def _wire(unit: int, rows: MicroBatch, answer: ModelOutput | None) -> dict[tuple
             maps = maps if answer.attention is None else answer.attention.to(maps.dtype)
         keys |= {(unit, "flags"): flags, (unit, "maps"): maps}
         if rows.words:
-            told = None if answer is None else answer.words
+            words = None if answer is None else answer.words
             empty = rows.model_input.new_zeros(batch, rows.words, *rows.model_input.shape[-2:])
-            keys[unit, "words"] = empty if told is None else told.to(empty.dtype)
+            keys[unit, "words"] = empty if words is None else words.to(empty.dtype)
     return keys
 
 

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.engine.exchange import Exchange
-    from vitrail.core.geometry.size_conditioning import SizeConditioning
     from vitrail.core.geometry.views import Canvas, Patches, View
-    from vitrail.core.method.micro_batch import Branch
+    from vitrail.core.method.micro_batch import Branch, SizeConditioning
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from vitrail.core.engine.guidance_context import Subject, Vae
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.engine.run_state import Sampled, Timings
-    from vitrail.core.geometry.size_conditioning import SizeConditioning
     from vitrail.core.geometry.views import Canvas, Patches, View
+    from vitrail.core.method.micro_batch import SizeConditioning
     from vitrail.core.method.protocols import Guidance, Point
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
@@ -91,7 +91,7 @@ class GuidancePoints:
                 subject, state.guidance[number] = self.plan.hooks.guide(
                     step, guidance, subject, scene, state.guidance[number]
                 )
-                state.trail.add_guided(guidance, subject, patches)
+                state.nonfinite.add_guided(guidance, subject, patches)
                 state.note(step, self.plan.hooks.who("guidance", step, guidance), subject_tensor(subject))
         return subject
 

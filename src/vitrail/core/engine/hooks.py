@@ -20,9 +20,9 @@ from vitrail.core.method.hookspecs import (
     StageSpecs,
     answers,
     attach,
+    exclusive_answer,
     hookimpl,
     stage_hooks,
-    told_answer,
 )
 from vitrail.core.method.members import OptionalGuidance, OptionalPatching, has_own
 from vitrail.errors import CompositionError, RegistrationError, ShapeError, VitrailError
@@ -76,12 +76,12 @@ class CompositionHooks:
     def patching(self, step: Step, family: int) -> Patching:
         """Return the patching of a view group; 0 is the main one."""
         stage = self.stage(step)
-        return stage.patching if family == 0 else stage.also[family - 1].patching
+        return stage.patching if family == 0 else stage.extra_views[family - 1].patching
 
     def fusion(self, step: Step, family: int) -> Fusion:
         """Return the fusion of a view group; 0 is the main one."""
         stage = self.stage(step)
-        return stage.fusion if family == 0 else stage.also[family - 1].fusion
+        return stage.fusion if family == 0 else stage.extra_views[family - 1].fusion
 
     @hookimpl
     def vitrail_patch(self, step: Step, canvas: Canvas, family: int) -> Patches:
@@ -123,7 +123,7 @@ class Hooks:
     def __init__(self, composed: CompositionHooks, plugins: Iterable[tuple[str, object]] = ()):
         self._answers = composed
         self._counts: dict[tuple[int, int, int], tuple[Step, int]] = {}  # views, by phase, stage and group
-        self._looked_at: set[tuple[int, int]] = set()  # steps and view groups whose permutation is checked
+        self._checked_permutations: set[tuple[int, int]] = set()  # steps and view groups whose permutation is checked
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(StageSpecs)
         self._manager.add_hookspecs(RegistrationSpecs)  # a plugin may also implement the registration hook
@@ -133,7 +133,7 @@ class Hooks:
                 raise RegistrationError(f"plugin {name!r} implements no hook of a run; the reference lists them")
             answered = [] if plugin is composed else answers(self._manager, plugin)
             if answered:
-                raise CompositionError(told_answer(name, answered[0]))
+                raise CompositionError(exclusive_answer(name, answered[0]))
 
     @property
     def composition(self) -> Composition:
@@ -214,9 +214,9 @@ class Hooks:
         patches = self._answer("vitrail_patch", step, asked, Patches, canvas=canvas, family=family)
         returned.check_patches(asked, patches, canvas, OptionalPatching.of(patching).shows_whole)
         self._check_count(asked, step, family, len(patches.views))
-        if (step.index, family) not in self._looked_at:  # views are requested several times per step
+        if (step.index, family) not in self._checked_permutations:  # views are requested several times per step
             returned.check_permutation(asked, patches, self._answers.channels)
-            self._looked_at.add((step.index, family))
+            self._checked_permutations.add((step.index, family))
         return patches
 
     def outline(self, step: Step, canvas: Canvas, family: int) -> Outline:
@@ -284,11 +284,11 @@ class Hooks:
         return self._answer("vitrail_predict", step, None, ModelOutput, rows=rows)
 
     def mask(
-        self, step: Step, key: Prediction, predicted: ModelOutput, state: object, trail: NonFiniteSearch
+        self, step: Step, key: Prediction, predicted: ModelOutput, state: object, nonfinite: NonFiniteSearch
     ) -> tuple[Tensor | None, object]:
         """Return the mask and the masking's new state; see ``Masking.mask``.
 
-        ``trail`` counts values outside [0, 1] on the device and raises at the end of the step.
+        ``nonfinite`` counts values outside [0, 1] on the device and raises at the end of the step.
         """
         asked = self._answers.asked("masking", step, self._answers.stage(step).masking)
         arguments = {"key": key, "predicted": predicted, "state": state}
@@ -298,7 +298,7 @@ class Hooks:
         shape = key.latents.shape[-2:] if view is None else view.shape
         mask = returned.check_mask(asked, given, key.latents, shape)
         if mask is not None:
-            trail.claim(returned.outside(mask), f"{asked} returned a mask that does not lie in [0, 1]")
+            nonfinite.claim(returned.outside(mask), f"{asked} returned a mask that does not lie in [0, 1]")
         return mask, state
 
     def guide(

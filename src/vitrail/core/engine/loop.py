@@ -11,8 +11,8 @@ from attrs import frozen
 
 from vitrail.core.config.log import logger
 from vitrail.core.engine.exchange import StopVote
+from vitrail.core.engine.independent_ranks import IndependentRanks, message_guidance, ranks_are_independent
 from vitrail.core.engine.rank_comparison import RankComparison
-from vitrail.core.engine.relay import IndependentRanks, message_guidance, ranks_are_independent
 from vitrail.core.engine.resize import grow, grown_latents, moments, renormalised
 from vitrail.core.engine.run_state import Sampled, Timings
 
@@ -68,7 +68,7 @@ class Loop:
             Sampled(latents, plan.first) if checkpoints is None else checkpoints.resume(plan, engine.streams, latents)
         )
         begin, steps, control = time.perf_counter(), plan.steps(), StopVote(self.exchange)
-        done.state.unison = RankComparison(self.exchange)
+        done.state.comparison = RankComparison(self.exchange)
         for step in steps[done.steps :]:
             if control.decide(should_stop()):
                 self._stop(step, steps, done, checkpoints)
@@ -119,16 +119,18 @@ class Loop:
         if fresh:
             state.phase, state.stage, state.masking = step.phase, step.stage, stage.masking.init()
             state.guidance = [guidance.init() for guidance in stage.guidance]
-        state.relay = None
+        state.independent = None
         if not (self.exchange.is_alone or self.engine.watched) and ranks_are_independent(plan, step):
             guidance = message_guidance(stage)
             own = state.guidance[0] if guidance and not fresh else None
-            told = cast("Tensor | None", own)  # the state of guidance by messages is the last message
-            first, told_by = plan.patches(step)[0], guidance[0] if guidance else None
+            resumed_message = cast("Tensor | None", own)  # the state of guidance by messages is the last message
+            first, speaking = plan.patches(step)[0], guidance[0] if guidance else None
             state.note(step, plan.hooks.who("patching", step, stage.patching), first.views)
             state.note(step, "the picture so far", done.latents)
             state.compare()  # the last comparison until the canvas is complete again
-            state.relay = IndependentRanks(self.exchange, first, told_by, plan.branches, step.index, told)
+            state.independent = IndependentRanks(
+                self.exchange, first, speaking, plan.branches, step.index, resumed_message
+            )
 
     def _grow(self, step: Step, done: Sampled) -> None:
         """Resize the picture so far to the size of the phase that begins."""
@@ -150,14 +152,14 @@ class Loop:
 
     def _gather(self, done: Sampled) -> None:
         """Complete the canvas on every rank, if each had only its own cells."""
-        if done.state.relay is None or done.prediction is None:
+        if done.state.independent is None or done.prediction is None:
             return
         prediction = done.prediction
         stepper = self.plan.phase(prediction.step).stepper
         whole = [done.latents, prediction.latents, prediction.model_output, *stepper.canvases(done.latents)]
-        done.state.relay.gather(list({id(tensor): tensor for tensor in whole}.values()))
-        assert done.state.unison is not None
-        done.state.unison.note(prediction.step, "the views of all ranks", done.latents)
+        done.state.independent.gather(list({id(tensor): tensor for tensor in whole}.values()))
+        assert done.state.comparison is not None
+        done.state.comparison.note(prediction.step, "the views of all ranks", done.latents)
 
 
 @contextmanager

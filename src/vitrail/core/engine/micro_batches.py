@@ -10,9 +10,8 @@ from vitrail.core.method.micro_batch import MicroBatch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.geometry.size_conditioning import SizeConditioning
     from vitrail.core.geometry.views import Patches, View
-    from vitrail.core.method.micro_batch import Branch
+    from vitrail.core.method.micro_batch import Branch, SizeConditioning
     from vitrail.core.method.stage import ViewGroup
     from vitrail.core.schedule.step import Step
 
@@ -148,17 +147,17 @@ def rescaled(guided: Tensor, cond: Tensor, guidance_rescale: float) -> Tensor:
     return guidance_rescale * flat + (1 - guidance_rescale) * guided
 
 
-def mix_families(outputs: Sequence[Tensor], also: Sequence[ViewGroup], step: Step) -> Tensor:
+def mix_groups(outputs: Sequence[Tensor], extra_views: Sequence[ViewGroup], step: Step) -> Tensor:
     """Mix the canvas predictions of all view groups; the main group has the remaining weight.
 
     Args:
         outputs: One network output per group, Float32[Tensor, "batch channels height width"].
-        also: The further groups, with their weights.
+        extra_views: The further groups, with their weights.
         step: Gives the weights' ramps.
     """
     mixed = outputs[0]
-    if also:
-        weights = [family.weight * step.ramp(family.ramp) ** family.power for family in also]
+    if extra_views:
+        weights = [group.weight * step.ramp(group.ramp) ** group.power for group in extra_views]
         mixed = (1.0 - sum(weights)) * outputs[0]
         for weight, output in zip(weights, outputs[1:], strict=True):
             mixed = mixed + weight * output

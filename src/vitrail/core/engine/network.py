@@ -54,7 +54,7 @@ class Network:
 
         Args:
             step: Position of the run.
-            rows: Rows of views with the same ``turn``.
+            rows: Rows of views with the same ``roll``.
         """
         conditioning = self.conditions.of(step, rows)
         timestep = self.phases[step.phase].stepper.timestep(step)
@@ -124,20 +124,20 @@ def _rejoined(answers: Sequence[ModelOutput], groups: Groups) -> ModelOutput:
 
 
 def rolled(rows: MicroBatch) -> MicroBatch:
-    """Roll views by their ``turn``, so that zero padding in the network does not meet the canvas's wrapped edge.
+    """Roll views by their ``roll``, so that zero padding in the network does not meet the canvas's wrapped edge.
 
     Everything before and after, messages between steps included, uses views that are not rolled.
     """
-    down, right = rows.views[0].turn
+    down, right = rows.views[0].roll
     if down == right == 0:
         return rows
     shown = rows.model_input.roll((-down, -right), (-2, -1))
-    return evolve(rows, model_input=shown, views=[view.turned for view in rows.views])
+    return evolve(rows, model_input=shown, views=[view.rolled for view in rows.views])
 
 
 def unrolled(answer: ModelOutput, rows: MicroBatch) -> ModelOutput:
     """Roll the output of rolled views back."""
-    down, right = rows.views[0].turn
+    down, right = rows.views[0].roll
     if down == right == 0:
         return answer
     attention = answer.attention

@@ -48,7 +48,7 @@ class Made:
         finite: list[bool] = self.sums().isfinite().tolist()
         return [number for number, is_finite in enumerate(finite) if not is_finite]
 
-    def told(self, broken: Sequence[int]) -> str:
+    def text_of(self, broken: Sequence[int]) -> str:
         """Return the message for the parts ``broken``."""
         if self.name is None:
             return f"{self.what}; {self.advice}"
@@ -142,14 +142,14 @@ class NonFiniteSearch:
 
         self.made.append(Made("the message of the key view, which another rank may have", NETWORK, sums))
 
-    def claim(self, broken: Tensor, told: str) -> None:
+    def claim(self, broken: Tensor, text: str) -> None:
         """Record a count of values that violate a contract; read once, at the end of the step.
 
         Args:
             broken: The count, on any device, Int64[Tensor, ""].
-            told: Beginning of the error if the count is not 0.
+            text: Beginning of the error if the count is not 0.
         """
-        self.claims.append((broken, told))
+        self.claims.append((broken, text))
 
     def _note(self, what: str, advice: str, sums: Sequence[Tensor], name: Callable[[int], str] | None = None) -> None:
         import torch
@@ -171,9 +171,9 @@ class NonFiniteSearch:
 
         total = latents.sum()
         total_read, *broken = torch.stack([total, *(count.to(total) for count, _ in self.claims)]).tolist()
-        for count, (_, told) in zip(broken, self.claims, strict=True):
+        for count, (_, text) in zip(broken, self.claims, strict=True):
             if count:
-                raise ShapeError(f"{told}: {int(count)} values")
+                raise ShapeError(f"{text}: {int(count)} values")
         if not math.isfinite(total_read) and not bool(latents.isfinite().all()):
             where = f"step {step.index + 1} of {step.num_steps} (stage {step.stage + 1}, timestep {step.timestep:g})"
             raise PredictionError(f"{where} gave latents that are not finite; first: {self._blame()}")
@@ -181,7 +181,7 @@ class NonFiniteSearch:
     def _blame(self) -> str:
         found = ((made, made.broken_sync()) for made in self.made)
         first = next(((made, broken) for made, broken in found if broken), None)
-        return first[0].told(first[1]) if first else f"the scheduler's step; {SCHEDULER}"
+        return first[0].text_of(first[1]) if first else f"the scheduler's step; {SCHEDULER}"
 
 
 def view_name(patches: Patches, index: int, family: int, cell: int) -> str:

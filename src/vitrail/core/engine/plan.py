@@ -104,13 +104,13 @@ class RunPlan:
 
     def patches(self, step: Step) -> list[Patches]:
         """Return the views of every group at a step, in canonical order."""
-        families = 1 + len(self.stage(step).also)
+        families = 1 + len(self.stage(step).extra_views)
         canvas = self.phase(step).canvas
         return [self.hooks.patch(step, canvas, family).canonical() for family in range(families)]
 
     def outlines(self, step: Step) -> list[Outline]:
         """Return number and shape of the views of every group at a step."""
-        families = 1 + len(self.stage(step).also)
+        families = 1 + len(self.stage(step).extra_views)
         canvas = self.phase(step).canvas
         return [self.hooks.outline(step, canvas, family) for family in range(families)]
 

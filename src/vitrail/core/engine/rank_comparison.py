@@ -11,15 +11,17 @@ step, stage and strategy.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from vitrail.errors import DriftError
+from vitrail.errors import DriftError, ProtocolError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.comm.protocol import Communicator
     from vitrail.core.engine.exchange import Exchange
     from vitrail.core.schedule.step import Step
 
@@ -89,7 +91,7 @@ class RankComparison:
             return
         each_one = self._every(digests, [count for count, _ in every])
         number = next(i for i in range(max(map(len, each_one))) if len({tuple(one[i : i + 1]) for one in each_one}) > 1)
-        raise DriftError(_told(noted, number, [tuple(one[number : number + 1]) for one in each_one]))
+        raise DriftError(_difference_text(noted, number, [tuple(one[number : number + 1]) for one in each_one]))
 
     def _every(self, own: list[int], lengths: list[int]) -> list[list[int]]:
         """Return the integers of every rank, on every rank."""
@@ -144,7 +146,7 @@ def _signed(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
-def _told(noted: list[Noted], number: int, found: list[tuple[int, ...]]) -> str:
+def _difference_text(noted: list[Noted], number: int, found: list[tuple[int, ...]]) -> str:
     """Return the message for the first result that differs."""
     sides: dict[tuple[int, ...], list[int]] = {}
     for rank, digest in enumerate(found):
@@ -153,3 +155,37 @@ def _told(noted: list[Noted], number: int, found: list[tuple[int, ...]]) -> str:
     first = noted[min(number, len(noted) - 1)]
     where = f"step {first.step.index + 1} of {first.step.num_steps} (stage {first.step.stage + 1})"
     return f"ranks differ at {where} in what came from {first.what}: {groups}. {REMEDY}"
+
+
+DIGEST = 16  # bytes
+
+
+def agree(communicator: Communicator, facts: Mapping[str, str]) -> None:
+    """Compare facts over all ranks, once; collective.
+
+    Args:
+        communicator: This rank's communicator.
+        facts: What must be equal, e.g. composition, weights, versions; the same names on every rank.
+
+    Raises:
+        ProtocolError: Naming the facts that differ, and the ranks on each side.
+    """
+    import torch
+
+    names = sorted(facts)
+    own = b"".join(hashlib.blake2b(facts[name].encode(), digest_size=DIGEST).digest() for name in names)
+    ranks = range(communicator.world_size)
+    digests = {rank: torch.zeros(len(own), dtype=torch.uint8, device=communicator.device) for rank in ranks}
+    mine = {communicator.rank: torch.frombuffer(bytearray(own), dtype=torch.uint8)}
+    communicator.all_gather_into(digests, mine, {rank: rank for rank in ranks})
+    problems = []
+    for index, name in enumerate(names):
+        sides: dict[bytes, list[int]] = {}
+        for rank in ranks:
+            sides.setdefault(bytes(digests[rank][index * DIGEST :][:DIGEST].tolist()), []).append(rank)
+        if len(sides) > 1:
+            groups = " against ".join(f"rank{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for s in sides.values())
+            problems.append(f"{name}: {groups}; rank {communicator.rank} has {facts[name][:200]}")
+    if problems:
+        communicator.abort("ranks differ in " + "; ".join(problems))
+        raise ProtocolError("ranks differ in\n  " + "\n  ".join(problems) + "\nStart all ranks alike.")

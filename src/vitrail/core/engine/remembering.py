@@ -58,7 +58,7 @@ def _by_name(plan: RunPlan) -> Iterator[str]:
         views = [view for patches in every for view in patches.views]
         if len(set(views)) < len(views):
             yield "two families have the same view, which would share a place"
-        now = ([(view, view.turn) for view in views], plan.branches_at(step))
+        now = ([(view, view.roll) for view in views], plan.branches_at(step))
         if seen.setdefault((step.phase, step.stage), now) != now:
             yield "the method's views, or the branches of guidance, are others at every step: use one whose views stay"
 
@@ -75,7 +75,7 @@ def _as_one(plan: RunPlan, row_batch: int, world_size: int) -> Iterator[str]:
             yield kept
         if len(branches) > row_batch:
             yield f"{kept}, and its {len(branches)} branches in one forward: raise row_batch to {len(branches)}"
-        now = (step.phase, every[0].views[0], every[0].views[0].turn, branches)
+        now = (step.phase, every[0].views[0], every[0].views[0].roll, branches)
         first = first or now
         if now != first:
             yield f"{kept}, and this method's view changes on the way"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.engine.guidance_context import Start
+    from vitrail.core.engine.independent_ranks import IndependentRanks
     from vitrail.core.engine.rank_comparison import RankComparison
-    from vitrail.core.engine.relay import IndependentRanks
     from vitrail.core.method.attention_maps import KeptMaps
     from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.prediction import Prediction
@@ -35,9 +35,9 @@ class RunState:
     memory: KeptMaps | None = None
     start: Start | None = None
     base: Tensor | None = None  # mean and deviation of the first size's result
-    relay: IndependentRanks | None = None
-    trail: NonFiniteSearch = field(factory=NonFiniteSearch)
-    unison: RankComparison | None = None
+    independent: IndependentRanks | None = None
+    nonfinite: NonFiniteSearch = field(factory=NonFiniteSearch)
+    comparison: RankComparison | None = None
 
     def note(self, step: Step, what: str, value: object) -> None:
         """Record a result that must be equal on all ranks; ignored while each rank has only its own cells valid.
@@ -47,13 +47,13 @@ class RunState:
             what: Origin of the result for the message.
             value: A tensor, or plain data that ``repr`` distinguishes.
         """
-        if self.unison is not None and self.relay is None:
-            self.unison.note(step, what, value)
+        if self.comparison is not None and self.independent is None:
+            self.comparison.note(step, what, value)
 
     def compare(self) -> None:
         """Compare the recorded results between ranks; collective. See ``RankComparison.compare``."""
-        if self.unison is not None:
-            self.unison.compare()
+        if self.comparison is not None:
+            self.comparison.compare()
 
 
 @define

@@ -75,7 +75,7 @@ class Span:
         """Whether the span covers a whole axis whose ends meet, so that it could start at any cell."""
         return self.length is not None and self.count * self.step == self.length
 
-    def turned(self, cells: int) -> Span:
+    def rolled(self, cells: int) -> Span:
         """Return the same cells, starting ``cells`` cells later.
 
         Raises:
@@ -84,7 +84,7 @@ class Span:
         if cells == 0:
             return self
         if self.length is None or not self.is_round:
-            raise ShapeError(f"{self} does not go round its axis, so it cannot be turned by {cells}")
+            raise ShapeError(f"{self} does not go round its axis, so it cannot be rolled by {cells}")
         return evolve(self, start=(self.start + cells * self.step) % self.length)
 
 
@@ -112,14 +112,14 @@ class View:
     Attributes:
         vertical: Span of its rows.
         horizontal: Span of its columns.
-        turn: Offset (down, right), in cells of the view, at which the network's input starts; only for spans that cover
+        roll: Offset (down, right), in cells of the view, at which the network's input starts; only for spans that cover
             a wrapped axis. It applies to the network's input alone, not to what is read, guided and fused, so it is
             ignored when views are compared.
     """
 
     vertical: Span
     horizontal: Span
-    turn: tuple[int, int] = field(default=(0, 0), eq=False)
+    roll: tuple[int, int] = field(default=(0, 0), eq=False)
 
     @property
     def rows(self) -> slice:
@@ -141,9 +141,9 @@ class View:
         )
 
     @property
-    def turned(self) -> View:
+    def rolled(self) -> View:
         """The view with its cells in the order in which the network sees them."""
-        return View(self.vertical.turned(self.turn[0]), self.horizontal.turned(self.turn[1]))
+        return View(self.vertical.rolled(self.roll[0]), self.horizontal.rolled(self.roll[1]))
 
     def read(self, canvas: Tensor) -> Tensor:
         """Read the view's cells from a canvas, Float[Tensor, "*lead height width"].
@@ -188,7 +188,7 @@ class Patches:
             replaces the key view's.
 
     Raises:
-        ShapeError: If the views differ in shape or turn, or ``key`` is out of range.
+        ShapeError: If the views differ in shape or roll, or ``key`` is out of range.
     """
 
     views: tuple[View, ...] = field(converter=as_tuple)
@@ -197,11 +197,11 @@ class Patches:
     clean_key: bool = False
 
     def __attrs_post_init__(self) -> None:
-        shapes, turns = {view.shape for view in self.views}, {view.turn for view in self.views}
+        shapes, rolls = {view.shape for view in self.views}, {view.roll for view in self.views}
         if len(shapes) != 1:
             raise ShapeError(f"the views of one family must have one shape, got {sorted(shapes)}")
-        if len(turns) != 1:
-            raise ShapeError(f"the views of one family must be turned alike, got {sorted(turns)}")
+        if len(rolls) != 1:
+            raise ShapeError(f"the views of one family must be rolled alike, got {sorted(rolls)}")
         if not 0 <= self.key < len(self.views):
             raise ShapeError(f"key view {self.key} of {len(self.views)} views")
 

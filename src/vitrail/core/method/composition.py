@@ -74,7 +74,9 @@ class Composition:
         ends = (0, *self.boundaries(num_steps, group))
         stages = [self.stages[number] for number in self.groups()[group]]
         used = [stage for stage, begin, end in zip(stages, ends, ends[1:], strict=False) if end > begin]
-        patchings = [each for stage in used for each in (stage.patching, *(group.patching for group in stage.also))]
+        patchings = [
+            each for stage in used for each in (stage.patching, *(group.patching for group in stage.extra_views))
+        ]
         pairs = [check_granularity(StrategyCall("patching", each), each.granularity(canvas)) for each in patchings]
         return canvas.padded(math.lcm(*(h for h, _ in pairs)), math.lcm(*(w for _, w in pairs)))
 
@@ -142,8 +144,10 @@ class Composition:
         for index, stage in enumerate(self.stages):
             for place in places(index, stage):
                 for need in sorted(place.strategy.needs - offers):
-                    told = unknown_need(need, _offered(known)) or f"needs {need!r}{_served(place.slot, offers, known)}"
-                    problems.append(f"{place.path}: {type(place.strategy).__name__} {told}")
+                    reason = (
+                        unknown_need(need, _offered(known)) or f"needs {need!r}{_served(place.slot, offers, known)}"
+                    )
+                    problems.append(f"{place.path}: {type(place.strategy).__name__} {reason}")
             if stage.enter is not None and stage.enter.resize == "pixels" and "vae" not in offers:
                 problems.append(f"stages.{index}.enter: resize = 'pixels' needs 'vae'; 'latents' would do")
             if stage.remember and "attention-maps" not in offers:

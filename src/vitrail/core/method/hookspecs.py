@@ -214,7 +214,7 @@ def answers(manager: pluggy.PluginManager, plugin: object) -> list[str]:
     ]
 
 
-def told_answer(name: str, hook: str) -> str:
+def exclusive_answer(name: str, hook: str) -> str:
     """Return the error text for a plugin that implements an exclusive hook."""
     return (
         f"plugin {name!r} answers {hook}, which plugin 'composition' answers already: register a strategy and choose "

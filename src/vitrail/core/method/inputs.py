@@ -9,7 +9,7 @@ import attrs
 from attrs import field, frozen
 
 from vitrail.core.config.fields import as_tuple
-from vitrail.core.geometry.size_conditioning import SizeConditioning
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ class Extras:
         """
         wrong = [name for name in self.given() if name not in served | {"latents", "image"}]
         if wrong:
-            told = "; ".join(f"{name!r}{nearest(name, served)}" for name in wrong)
-            raise ConfigError(f"{backbone} has no use for {told}")
+            listed = "; ".join(f"{name!r}{nearest(name, served)}" for name in wrong)
+            raise ConfigError(f"{backbone} has no use for {listed}")
 
 
 @frozen(kw_only=True, eq=False)

@@ -89,18 +89,18 @@ class Metric(Protocol):
         """Columns that ``gather`` returns, in order."""
 
     @property
-    def eye(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor:
         """The feature extractor; metrics with equal extractors share features. May be the metric itself."""
 
     @property
     def needs_reference(self) -> bool:
         """Whether ``gather`` compares with a reference set."""
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Compute the columns of a set of pictures.
 
         Args:
-            looked: Features, Float32[Tensor, "pictures ..."]; a resampled set may hold a picture twice.
+            features: Features, Float32[Tensor, "pictures ..."]; a resampled set may hold a picture twice.
             reference: Features of the reference set, Float32[Tensor, "references ..."], if there is one.
 
         Returns:

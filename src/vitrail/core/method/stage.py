@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import RAMPS, as_items, share
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.cascade import Enter
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
-from vitrail.core.method.shared_prompt import SharedPrompt
 from vitrail.core.schedule.step import Ramp
 
+if TYPE_CHECKING:
+    from vitrail.core.geometry.views import Canvas, View
+    from vitrail.core.method.attention_maps import KeptMaps
+    from vitrail.core.schedule.step import Step
+
+
 Strategy = Patching | Fusion | Masking | Prompting | Guidance | Rectification
+
+
+@frozen
+class SharedPrompt:
+    """Give every view the run's prompt."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def request(self) -> None:
+        """None: it needs no attention maps."""
+        return None
+
+    def texts(
+        self,
+        step: Step,
+        prompt: str,
+        negative_prompt: str | None,
+        views: Sequence[View],
+        canvas: Canvas,
+        memory: KeptMaps | None,
+    ) -> tuple[()]:
+        """Return (): no view has a text of its own. For the arguments see ``Prompting.texts``."""
+        return ()
 
 
 @frozen(kw_only=True)
@@ -38,7 +68,7 @@ class Stage:
     prompting: Prompting = field(factory=SharedPrompt)  # which text each view gets
     enter: Enter | None = None  # begins with the picture so far, resized to the next size
     guidance: tuple[Guidance, ...] = field(default=(), converter=as_items)  # corrections of predictions or latents
-    also: tuple[ViewGroup, ...] = field(default=(), converter=as_items)  # further view groups
+    extra_views: tuple[ViewGroup, ...] = field(default=(), converter=as_items)  # further view groups
     rectification: tuple[Rectification, ...] = field(default=(), converter=as_items)  # changes inside the network
     sizes: SizeConditioning = field(factory=SizeConditioning)  # size conditioning of the network
     guidance_factor: float = field(default=1.0, validator=v.gt(0))  # multiplies the run's guidance scale
@@ -49,9 +79,9 @@ class Stage:
     until: float = field(default=1.0, validator=share)  # end of the stage, as a fraction of the steps at its size
 
     def __attrs_post_init__(self) -> None:
-        families = self.also if isinstance(self.also, tuple) else ()
-        if sum(family.weight for family in families if isinstance(family, ViewGroup)) > 1:
-            raise ValueError("the weights in 'also' add up to more than 1; the main family takes what is left")
+        groups = self.extra_views if isinstance(self.extra_views, tuple) else ()
+        if sum(group.weight for group in groups if isinstance(group, ViewGroup)) > 1:
+            raise ValueError("the weights in 'extra_views' add up to more than 1; the main group takes what is left")
 
     def strategies(self) -> Iterator[tuple[str, Strategy]]:
         """Yield every strategy with the slot that it fills."""
@@ -61,8 +91,8 @@ class Stage:
             yield "guidance", guidance
         for rectification in self.rectification:
             yield "rectification", rectification
-        for family in self.also:
-            yield from (("patching", family.patching), ("fusion", family.fusion))
+        for group in self.extra_views:
+            yield from (("patching", group.patching), ("fusion", group.fusion))
 
 
 @frozen
@@ -93,6 +123,6 @@ def places(index: int, stage: Stage) -> Iterator[Place]:
     for slot in ("guidance", "rectification"):
         for number, strategy in enumerate(getattr(stage, slot)):
             yield Place(f"{path}.{slot}.{number}", slot, strategy)
-    for number, family in enumerate(stage.also):
-        yield Place(f"{path}.also.{number}.patching", "patching", family.patching)
-        yield Place(f"{path}.also.{number}.fusion", "fusion", family.fusion)
+    for number, group in enumerate(stage.extra_views):
+        yield Place(f"{path}.extra_views.{number}.patching", "patching", group.patching)
+        yield Place(f"{path}.extra_views.{number}.fusion", "fusion", group.fusion)

@@ -9,9 +9,9 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.method.cascade import Cascade, Enter
 from vitrail.core.method.members import OptionalGuidance, OptionalMasking, OptionalPatching, has_own, recalls
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.registration import misfits, odd_values
 from vitrail.core.method.stage import Place, Stage, ViewGroup, places
 from vitrail.errors import CompositionError, shortened
@@ -39,32 +39,32 @@ def refuse_unsound(stages: Sequence[object], cascade: object) -> None:
 
 def _problems(stages: Sequence[object], cascade: object) -> Iterator[str]:
     if not isinstance(stages, tuple):
-        yield f"stages: expected a list of stages, got {told(stages)}"
+        yield f"stages: expected a list of stages, got {described(stages)}"
         return
     if cascade is not None and not isinstance(cascade, Cascade):
-        yield f"cascade: expected a Cascade, got {told(cascade)}"
+        yield f"cascade: expected a Cascade, got {described(cascade)}"
     for index, stage in enumerate(stages):
         if isinstance(stage, Stage):
             yield from _of_stage(index, stage)
         else:
-            yield f"stages.{index}: expected a Stage, got {told(stage)}"
+            yield f"stages.{index}: expected a Stage, got {described(stage)}"
 
 
 def _of_stage(index: int, stage: Stage) -> Iterator[str]:
     path, lists = f"stages.{index}", True
-    for name in ("guidance", "rectification", "also"):
+    for name in ("guidance", "rectification", "extra_views"):
         if not isinstance(getattr(stage, name), tuple):
-            yield f"{path}.{name}: expected a list, got {told(getattr(stage, name))}; put [ ] around it"
+            yield f"{path}.{name}: expected a list, got {described(getattr(stage, name))}; put [ ] around it"
             lists = False
     for name, kind in (("enter", Enter), ("sizes", SizeConditioning), ("remember", bool)):
         value = getattr(stage, name)
         if not isinstance(value, kind) and not (name == "enter" and value is None):
-            yield f"{path}.{name}: expected {_a(kind.__name__)}, got {told(value)}"
+            yield f"{path}.{name}: expected {_a(kind.__name__)}, got {described(value)}"
     if not lists:
         return
-    strange = [number for number, family in enumerate(stage.also) if not isinstance(family, ViewGroup)]
+    strange = [number for number, group in enumerate(stage.extra_views) if not isinstance(group, ViewGroup)]
     for number in strange:
-        yield f"{path}.also.{number}: expected a ViewGroup, got {told(stage.also[number])}"
+        yield f"{path}.extra_views.{number}: expected a ViewGroup, got {described(stage.extra_views[number])}"
     if not strange:
         for place in places(index, stage):
             yield from (f"{place.path}: {text}" for text in _of_place(place))
@@ -77,7 +77,10 @@ def _of_place(place: Place) -> Iterator[str]:
     if isinstance(strategy, type):
         yield f"{strategy.__name__} is a class; give an instance, {strategy.__name__}(...)"
     elif isinstance(strategy, (str, Mapping, Sequence)) or strategy is None:
-        yield f"expected a {slot} strategy, got {told(strategy)}; names and tables belong in a method's file or table"
+        yield (
+            f"expected a {slot} strategy, got {described(strategy)}; names and tables belong in a method's file or "
+            "table"
+        )
     else:
         found = _misfits(slot, kind)
         if not found:
@@ -99,7 +102,7 @@ def _misfits(slot: str, cls: type) -> tuple[str, ...]:
     return tuple(misfits(slot, cls, named=False))
 
 
-def told(value: object) -> str:
+def described(value: object) -> str:
     """Describe a value in a message."""
     if isinstance(value, str):
         return f"the text {shortened(value)!r}"

@@ -15,10 +15,10 @@ from vitrail.experiments.analysis.results import Group, HeatFigure, Numbers, Res
 from vitrail.experiments.analysis.statistics import difference
 from vitrail.experiments.run.origin import commit_of_vitrail, commits_of, machines_of, versions_of
 from vitrail.experiments.spec.cells import Cell
-from vitrail.experiments.spec.cost_columns import CALLS, CRITICAL, MEMORY, PREDICTED, Costs
+from vitrail.experiments.spec.experiment import CALLS, CRITICAL, MEMORY, PREDICTED, Costs
 
 if TYPE_CHECKING:
-    from vitrail.experiments.listener import Listener
+    from vitrail.experiments.analysis.measurement import Listener
 
 TOLD_ERRORS = 5
 OfRows = dict[str, tuple[Pairs, ...]]  # by row, for each column of a metric the pairs with a value in this column

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import evolve, field, frozen
 
@@ -17,12 +18,25 @@ from vitrail.experiments.run.store import PLAN, ExperimentPlan, Folder, Outcome,
 from vitrail.experiments.spec.cells import Cell
 from vitrail.experiments.spec.experiment import Experiment
 from vitrail.experiments.spec.experiment_file import structure
-from vitrail.sampling.own_pictures import open_own
+from vitrail.sampling.start_picture import open_own
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.experiments.listener import Listener
+
+class Counter(Protocol):
+    """Counts finished items."""
+
+    def step(self) -> None:
+        """Count one more item as finished."""
+
+
+class Listener(Protocol):
+    """Receives progress reports."""
+
+    def count(self, name: str, total: int | None) -> AbstractContextManager[Counter]:
+        """Begin a count of items of a kind, ``name``, up to ``total`` if that is known, for the ``with`` block."""
+
 
 Size = tuple[int, int]
 
@@ -99,28 +113,28 @@ class Seen:
     pictures: dict[str, dict[str, Tensor]]
     references: dict[tuple[str, Size], Tensor]
 
-    def of(self, eye: FeatureExtractor, addresses: Iterable[str]) -> Tensor:
+    def of(self, extractor: FeatureExtractor, addresses: Iterable[str]) -> Tensor:
         """Return an extractor's features of some cells' pictures, Float32[Tensor, "pictures ..."].
 
         Raises:
             ShapeError: If the pictures' features have different shapes.
         """
-        key = key_of(eye)
+        key = key_of(extractor)
         return _stacked(key, [self.pictures[key][address] for address in addresses])
 
 
-def key_of(eye: FeatureExtractor) -> str:
+def key_of(extractor: FeatureExtractor) -> str:
     """Return the cache key of a feature extractor: its ``repr`` and the digest of its weights, if it has one."""
-    digest = OptionalFeatureExtractor.of(eye).digest
-    return f"{eye!r} with {digest}" if digest else repr(eye)
+    digest = OptionalFeatureExtractor.of(extractor).digest
+    return f"{extractor!r} with {digest}" if digest else repr(extractor)
 
 
-def _stacked(eye: str, seen: list[Tensor]) -> Tensor:
+def _stacked(extractor: str, seen: list[Tensor]) -> Tensor:
     import torch
 
     shapes = {tuple(each.shape) for each in seen}
     if len(shapes) > 1:
-        raise ShapeError(f"{eye} must see tensors of one shape in pictures of one size, got {sorted(shapes)}")
+        raise ShapeError(f"{extractor} must see tensors of one shape in pictures of one size, got {sorted(shapes)}")
     return torch.stack(seen)
 
 
@@ -140,15 +154,15 @@ def look(loaded: Loaded, listener: Listener) -> Seen:
     import torch
 
     with torch.no_grad():
-        return Seen(pictures=_look_at_cells(loaded, listener), references=_look_at_references(loaded, listener))
+        return Seen(pictures=_extract_cells(loaded, listener), references=_extract_references(loaded, listener))
 
 
-def _look_at_cells(loaded: Loaded, listener: Listener) -> dict[str, dict[str, Tensor]]:
-    eyes = {key_of(metric.eye): metric.eye for metric in loaded.experiment.metrics}
+def _extract_cells(loaded: Loaded, listener: Listener) -> dict[str, dict[str, Tensor]]:
+    extractors = {key_of(metric.extractor): metric.extractor for metric in loaded.experiment.metrics}
     cells = list({cell.address: cell for cell in loaded.done if cell.kind == "picture"}.values())
-    kept = {(key, folder): FeatureCache(folder.path, key) for key in eyes for folder in loaded.folders}
+    kept = {(key, folder): FeatureCache(folder.path, key) for key in extractors for folder in loaded.folders}
     todo = {
-        cell.address: [key for key in eyes if cell.address not in kept[key, loaded.homes[cell.address]]]
+        cell.address: [key for key in extractors if cell.address not in kept[key, loaded.homes[cell.address]]]
         for cell in cells
     }
     waiting = [cell for cell in cells if todo[cell.address]]
@@ -157,12 +171,14 @@ def _look_at_cells(loaded: Loaded, listener: Listener) -> dict[str, dict[str, Te
             for cell in waiting:
                 shown = shown_of(cell, loaded)
                 for key in todo[cell.address]:
-                    kept[key, loaded.homes[cell.address]].add(cell.address, eyes[key].look(shown))
+                    kept[key, loaded.homes[cell.address]].add(cell.address, extractors[key].look(shown))
                 meter.step()
     finally:
         for answers in kept.values():
             answers.keep()
-    return {key: {cell.address: kept[key, loaded.homes[cell.address]][cell.address] for cell in cells} for key in eyes}
+    return {
+        key: {cell.address: kept[key, loaded.homes[cell.address]][cell.address] for cell in cells} for key in extractors
+    }
 
 
 def shown_of(cell: Cell, loaded: Loaded) -> Shown:
@@ -185,20 +201,22 @@ def shown_of(cell: Cell, loaded: Loaded) -> Shown:
     )
 
 
-def _look_at_references(loaded: Loaded, listener: Listener) -> dict[tuple[str, Size], Tensor]:
+def _extract_references(loaded: Loaded, listener: Listener) -> dict[tuple[str, Size], Tensor]:
     reference = loaded.experiment.reference
-    eyes = {key_of(metric.eye): metric.eye for metric in loaded.experiment.metrics if metric.needs_reference}
+    extractors = {
+        key_of(metric.extractor): metric.extractor for metric in loaded.experiment.metrics if metric.needs_reference
+    }
     sizes = list(dict.fromkeys(cell.size for cell in loaded.done if cell.kind == "picture"))
     native = max((loaded.outcomes[cell.address].native_size for cell in loaded.done), default=0)
     seen: dict[tuple[str, Size], Tensor] = {}
-    for height, width in sizes if reference is not None and eyes else []:
+    for height, width in sizes if reference is not None and extractors else []:
         assert reference is not None
-        keys = {key: f"{key} at {reference.digest}, {width}x{height}, training size {native}" for key in eyes}
+        keys = {key: f"{key} at {reference.digest}, {width}x{height}, training size {native}" for key in extractors}
         kept = {key: FeatureCache(loaded.folders[0].path, name) for key, name in keys.items()}
-        blind = [key for key in eyes if not kept[key].is_complete]
+        blind = [key for key in extractors if not kept[key].is_complete]
         if blind:
             shows = (evolve(shown, native_size=native) for shown in reference.pictures(height, width))
-            _look_through(shows, {key: (eyes[key], kept[key]) for key in blind}, f"{width}x{height}", listener)
+            _extract_set(shows, {key: (extractors[key], kept[key]) for key in blind}, f"{width}x{height}", listener)
         for key, answers in kept.items():
             if not answers.names:
                 raise ConfigError(f"{reference!r}: has no picture of {width}x{height} to compare with")
@@ -206,20 +224,20 @@ def _look_at_references(loaded: Loaded, listener: Listener) -> dict[tuple[str, S
     return seen
 
 
-def _look_through(
-    shows: Iterable[Shown], eyes: dict[str, tuple[FeatureExtractor, FeatureCache]], size: str, listener: Listener
+def _extract_set(
+    shows: Iterable[Shown], extractors: dict[str, tuple[FeatureExtractor, FeatureCache]], size: str, listener: Listener
 ) -> None:
     """Extract the features of a whole reference set and mark the caches as complete."""
     try:
         with listener.count(f"looking at true picture of {size}", None) as meter:
             for number, shown in enumerate(shows):
-                for eye, answers in eyes.values():
+                for extractor, answers in extractors.values():
                     if f"{number:06}" not in answers:
-                        answers.add(f"{number:06}", eye.look(shown))
+                        answers.add(f"{number:06}", extractor.look(shown))
                 meter.step()
     except BaseException:
-        for _, answers in eyes.values():
+        for _, answers in extractors.values():
             answers.keep()
         raise
-    for _, answers in eyes.values():
+    for _, answers in extractors.values():
         answers.finish()

@@ -11,7 +11,7 @@ from vitrail.experiments.analysis.measurement import Loaded, Seen, Size, key_of
 from vitrail.experiments.analysis.resampling import FEWEST, Drawing
 from vitrail.experiments.analysis.results import Group
 from vitrail.experiments.analysis.statistics import Sample, by_itself, sample
-from vitrail.experiments.spec.cost_columns import Costs
+from vitrail.experiments.spec.experiment import Costs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,9 +51,9 @@ class Sets:
         columns = len(self.columns(number))
         if not group.cells:
             return ((),) * columns
-        looked = self._looked(group, number, tuple(group.cells))
-        known = ~by_itself(self.metrics[number], looked, self._reference(group, number)).isnan()
-        sighted = ~looked.isnan().reshape(len(looked), -1).all(dim=1)
+        features = self._features(group, number, tuple(group.cells))
+        known = ~by_itself(self.metrics[number], features, self._reference(group, number)).isnan()
+        sighted = ~features.isnan().reshape(len(features), -1).all(dim=1)
         masks = [(sighted & known[:, i] if known[:, i].any() else sighted).tolist() for i in range(columns)]
         return tuple(tuple(pair for pair, has in zip(group.cells, mask, strict=True) if has) for mask in masks)
 
@@ -71,29 +71,29 @@ class Sets:
         """
         key = (group.row, group.size, number, pairs)
         if key not in self._known and pairs:
-            looked, reference = self._looked(group, number, pairs), self._reference(group, number)
+            features, reference = self._features(group, number, pairs), self._reference(group, number)
             drawing = Drawing([group.cells[pair].run["prompt"] for pair in pairs])
             resamples = self._loaded.experiment.resamples
-            self._known[key] = sample(self.metrics[number], looked, reference, resamples, drawing)
+            self._known[key] = sample(self.metrics[number], features, reference, resamples, drawing)
         return self._known.get(key)
 
     def is_cost(self, number: int) -> bool:
         """Return whether a metric is that of costs, the last one."""
         return number == len(self.metrics) - 1
 
-    def _looked(self, group: Group, number: int, pairs: Pairs) -> Tensor:
+    def _features(self, group: Group, number: int, pairs: Pairs) -> Tensor:
         import torch
 
         addresses = [group.cells[pair].address for pair in pairs]
         if self.is_cost(number):
             return torch.stack([costs_of(self._loaded.outcomes[address]) for address in addresses])
-        return self._seen.of(self.metrics[number].eye, addresses)
+        return self._seen.of(self.metrics[number].extractor, addresses)
 
     def _reference(self, group: Group, number: int) -> Tensor | None:
         metric = self.metrics[number]
         if not metric.needs_reference:
             return None
-        return self._seen.references[key_of(metric.eye), group.size]
+        return self._seen.references[key_of(metric.extractor), group.size]
 
 
 def common(pairs: Sequence[Pairs]) -> Pairs:

@@ -74,7 +74,7 @@ def draws(count: int, resamples: int) -> Tensor:
     return torch.randint(max(count, 1), (resamples, count), generator=generator, dtype=torch.int64, device="cpu")
 
 
-def told_prompts(sets: Sequence[tuple[int, int]]) -> str:
+def prompts_note(sets: Sequence[tuple[int, int]]) -> str:
     """Return the note on sets whose prompts have several pictures; empty if there are none.
 
     Args:
@@ -83,9 +83,9 @@ def told_prompts(sets: Sequence[tuple[int, int]]) -> str:
     several = sorted({(pictures, prompts) for pictures, prompts in sets if prompts < pictures}, reverse=True)
     if not several:
         return ""
-    told = ", ".join(f"{pictures} of {prompts}" for pictures, prompts in several)
+    listed = ", ".join(f"{pictures} of {prompts}" for pictures, prompts in several)
     few = min(prompts for _, prompts in several) < FEWEST
     how = "fewer than three prompts cannot be drawn, so their intervals speak of these prompts alone"
     together = "all pictures of a prompt are drawn together"
     drawn = [*([together] if any(prompts >= FEWEST for _, prompts in several) else []), *([how] if few else [])]
-    return f"Pictures of prompts: {told}; {'; '.join(drawn)}."
+    return f"Pictures of prompts: {listed}; {'; '.join(drawn)}."

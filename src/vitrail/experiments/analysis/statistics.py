@@ -25,14 +25,13 @@ test, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Protocol
 
 from attrs import evolve, frozen
 
 from vitrail.core.method.metric import Column
-from vitrail.experiments.analysis.exact import chance
 from vitrail.experiments.analysis.resampling import FEWEST, Drawing
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ ROUNDING = 1e-5  # relative tolerance; features are in single precision
 class Gathers(Protocol):
     """The part of a metric that the bootstrap needs."""
 
-    def gather(self, looked: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Compute the columns of a set of pictures, see ``Metric.gather``."""
 
 
@@ -184,33 +183,33 @@ def _difference(one: Tensor, other: Tensor) -> Tensor:
 
 
 def sample(
-    metric: Gathers, looked: Tensor, reference: Tensor | None, resamples: int, drawing: Drawing | None = None
+    metric: Gathers, features: Tensor, reference: Tensor | None, resamples: int, drawing: Drawing | None = None
 ) -> Sample:
     """Compute a metric of a set and of its bootstrap resamples.
 
     Args:
         metric: Computes one number per column.
-        looked: Features of the set, Float[Tensor, "pictures ..."].
+        features: Features of the set, Float[Tensor, "pictures ..."].
         reference: Features of the reference set, Float32[Tensor, "references ..."].
         resamples: Number of resamples; 0 gives no intervals, and so do fewer than three pictures.
         drawing: The resampling; single pictures if None.
     """
     import torch
 
-    drawing = drawing or Drawing.of_each(len(looked))
-    value = torch.tensor(metric.gather(looked, reference), dtype=torch.float64, device="cpu")
-    times = resamples if len(looked) >= FEWEST else 0
-    rows = [metric.gather(looked[drawn], reference) for drawn in drawing.draws(times)]
+    drawing = drawing or Drawing.of_each(len(features))
+    value = torch.tensor(metric.gather(features, reference), dtype=torch.float64, device="cpu")
+    times = resamples if len(features) >= FEWEST else 0
+    rows = [metric.gather(features[drawn], reference) for drawn in drawing.draws(times)]
     resampled = torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(times, len(value))
-    return Sample(value=value, resampled=resampled, alone=by_itself(metric, looked, reference), drawing=drawing)
+    return Sample(value=value, resampled=resampled, alone=by_itself(metric, features, reference), drawing=drawing)
 
 
-def by_itself(metric: Gathers, looked: Tensor, reference: Tensor | None) -> Tensor:
+def by_itself(metric: Gathers, features: Tensor, reference: Tensor | None) -> Tensor:
     """Compute the columns of each single picture.
 
     Args:
         metric: Computes one number per column.
-        looked: Features of the set, Float[Tensor, "pictures ..."].
+        features: Features of the set, Float[Tensor, "pictures ..."].
         reference: Features of the reference set, Float32[Tensor, "references ..."].
 
     Returns:
@@ -218,7 +217,7 @@ def by_itself(metric: Gathers, looked: Tensor, reference: Tensor | None) -> Tens
     """
     import torch
 
-    rows = [metric.gather(looked[number : number + 1], reference) for number in range(len(looked))]
+    rows = [metric.gather(features[number : number + 1], reference) for number in range(len(features))]
     return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
@@ -246,3 +245,35 @@ def widening(count: int) -> float:
     )
     t: float = z + sum(term / float(freedom) ** power for power, term in enumerate(terms, 1))
     return t / z * math.sqrt(count / freedom)
+
+
+def chance(differences: Sequence[int], clusters: Sequence[Hashable] | None = None) -> float:
+    """Compute the two-sided p-value of the sum of paired integer differences under random signs.
+
+    Under the null hypothesis the two values of a pair are exchangeable, so both signs of a difference are equally
+    likely (Fisher, 1935, The Design of Experiments, sec. 21). The p-value is the share of all assignments of signs
+    whose sum is at least as far from 0. For differences of -1, 0 and 1 this is the two-sided sign test over the pairs
+    that differ.
+
+    Args:
+        differences: One per pair.
+        clusters: Cluster of each difference; those of one cluster share one sign. None if each has its own.
+
+    Returns:
+        The p-value in (0, 1]; 1 if all differences are 0.
+    """
+    sums: dict[Hashable, int] = {}
+    for number, each in enumerate(differences):
+        cluster = number if clusters is None else clusters[number]
+        sums[cluster] = sums.get(cluster, 0) + each
+    sizes = [abs(each) for each in sums.values() if each]
+    ways = {0: 1}
+    for size in sizes:
+        longer: dict[int, int] = {}
+        for total, count in ways.items():
+            for end in (total - size, total + size):
+                longer[end] = longer.get(end, 0) + count
+        ways = longer
+    reached = abs(sum(sums.values()))
+    far: int = sum(count for total, count in ways.items() if abs(total) >= reached)
+    return far / int(2 ** len(sizes))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from vitrail.experiments.analysis.results import Numbers, Results, number
 from vitrail.experiments.analysis.statistics import Estimate
 from vitrail.experiments.report.page import PageTable
-from vitrail.experiments.report.tables import Heading, Number, Table, spoken
+from vitrail.experiments.report.tables import Heading, Number, Table, size_text
 
 ARROWS = {"up": " ↑", "down": " ↓", "none": ""}
 GAP = 2  # characters between two columns of a terminal's table
@@ -178,7 +178,7 @@ def orders_as_csv(results: Results) -> str:
     for ranking in results.rankings:
         for (one, two), share in ranking.better.items():
             sure = "yes" if ranking.apart[one, two] else "no"
-            line = [spoken(ranking.size), ranking.column, one, two, repr(share), sure, ranking.count]
+            line = [size_text(ranking.size), ranking.column, one, two, repr(share), sure, ranking.count]
             writer.writerow(map(escaped_csv, line))
     return file.getvalue()
 
@@ -194,7 +194,7 @@ def _csv(results: Results, numbers: Numbers, more: list[str], values: Callable[.
         if any(found) or numbers is results.estimates:
             cells = [cell for each in found for cell in _cells(each)]
             places = [group.axes.get(axis, "") for axis in axes]
-            line = [spoken(group.size), group.row, group.method, *places, group.ranks, *values(group), *cells]
+            line = [size_text(group.size), group.row, group.method, *places, group.ranks, *values(group), *cells]
             writer.writerow(map(escaped_csv, line))
     return file.getvalue()
 

@@ -13,7 +13,7 @@ from vitrail.experiments.analysis.measurement import Loaded, Seen
 from vitrail.experiments.analysis.results import Results
 from vitrail.experiments.report.formats import as_page_table
 from vitrail.experiments.report.page import Page, PagePicture, PagePlot
-from vitrail.experiments.report.tables_and_plots import ExperimentReport, told_source
+from vitrail.experiments.report.tables_and_plots import ExperimentReport, source_line
 from vitrail.experiments.spec.cells import Cell
 from vitrail.sampling.replaying import located
 
@@ -27,7 +27,7 @@ def page_of(report: ExperimentReport, folder: Path) -> Page:
     return Page(
         title=results.title or folder.name,
         source=results.source,
-        notes=[note for note in report.notes if note != told_source(results)],
+        notes=[note for note in report.notes if note != source_line(results)],
         rows=tuple(dict.fromkeys(group.row for group in results.groups)),
         sizes=results.sizes,
         pictures=tuple(_pictures(cells, loaded, report.seen, folder, costs=bool(results.costs))),
@@ -60,13 +60,13 @@ def _pictures(cells: Sequence[Cell], loaded: Loaded, seen: Seen, folder: Path, c
             yield PagePicture(
                 **plain,
                 file=cell.picture,
-                metrics=told_of(cell, loaded, seen),
+                metrics=metric_values(cell, loaded, seen),
                 command=shlex.join(["vitrail", "replay", cell.picture, *located(run, folder), "-o", "again.png"]),
                 **({name: getattr(outcome, name) for name in COSTS} if costs else {}),
             )
 
 
-def told_of(cell: Cell, loaded: Loaded, seen: Seen) -> dict[str, str]:
+def metric_values(cell: Cell, loaded: Loaded, seen: Seen) -> dict[str, str]:
     """Return the formatted values of one picture by column name, of the metrics of single pictures.
 
     Args:
@@ -74,13 +74,15 @@ def told_of(cell: Cell, loaded: Loaded, seen: Seen) -> dict[str, str]:
         loaded: The experiment.
         seen: The features of its pictures.
     """
-    told: dict[str, str] = {}
+    numbers: dict[str, str] = {}
     for metric in loaded.experiment.metrics:
-        eye: Any = metric.eye
-        if eye == metric and not metric.needs_reference:
-            values = metric.gather(seen.of(eye, [cell.address]), None)
-            told |= {column.name: _written(column, value) for column, value in zip(metric.columns, values, strict=True)}
-    return told
+        extractor: Any = metric.extractor
+        if extractor == metric and not metric.needs_reference:
+            values = metric.gather(seen.of(extractor, [cell.address]), None)
+            numbers |= {
+                column.name: _written(column, value) for column, value in zip(metric.columns, values, strict=True)
+            }
+    return numbers
 
 
 def _written(column: Column, value: float) -> str:

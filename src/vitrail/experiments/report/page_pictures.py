@@ -11,7 +11,7 @@ from attrs import field, frozen
 from vitrail.core.config.atomic import replacing, replacing_folder
 from vitrail.core.config.fields import as_tuple
 from vitrail.errors import ConfigError, OutputError
-from vitrail.sampling.own_pictures import of_any_size
+from vitrail.sampling.start_picture import of_any_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,8 +14,8 @@ from vitrail.errors import ConfigError
 from vitrail.experiments.analysis.measurement import Size
 from vitrail.experiments.analysis.results import Group, Results
 from vitrail.experiments.analysis.statistics import Estimate
-from vitrail.experiments.report.tables import curves, spoken
-from vitrail.experiments.spec.cost_columns import CALLS, CRITICAL, SECONDS
+from vitrail.experiments.report.tables import curves, size_text
+from vitrail.experiments.spec.experiment import CALLS, CRITICAL, SECONDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,14 +71,16 @@ def draw_plots(results: Results, folder: Path) -> list[Path]:
             continue
         timed = [*columns, *(cost for cost in results.costs if cost.name == SECONDS)]
         for axis in axes if timed else ():
-            drawn.append(_lines(results, groups, timed, axis, folder / f"{slug('over', axis, spoken(size))}.png"))
+            drawn.append(_lines(results, groups, timed, axis, folder / f"{slug('over', axis, size_text(size))}.png"))
         for place, one in enumerate(axes):
             for two in axes[place + 1 :]:
                 drawn += _grids(results, groups, columns, (one, two), folder)
         if not axes and columns:
-            drawn.append(_dots(results, groups, columns, folder / f"{slug('rows', spoken(size))}.png"))
+            drawn.append(_dots(results, groups, columns, folder / f"{slug('rows', size_text(size))}.png"))
     if results.costs and len({group.ranks for group in results.groups}) > 1:
-        drawn += [_over_ranks(results, size, folder / f"{slug('ranks', spoken(size))}.png") for size in results.sizes]
+        drawn += [
+            _over_ranks(results, size, folder / f"{slug('ranks', size_text(size))}.png") for size in results.sizes
+        ]
     return drawn
 
 
@@ -95,7 +97,7 @@ def _lines(results: Results, groups: Sequence[Group], columns: Sequence[Column],
     """Plot every column over an axis with intervals, one line per method and settings of the other axes."""
     lines = curves(groups, axis)
     without = [group for group in groups if axis not in group.axes]
-    figure, panels = _panels(len(columns), f"{_titled(results)}over {axis}, {spoken(groups[0].size)}")
+    figure, panels = _panels(len(columns), f"{_titled(results)}over {axis}, {size_text(groups[0].size)}")
     for panel, column in zip(panels, columns, strict=True):
         for number, (name, along) in enumerate(lines.items()):
             points = [(float(group.axes[axis]), results.estimate(group, column)) for group in along]
@@ -135,7 +137,7 @@ def _grids(
     drawn = []
     for name, here in curves(groups, *axes).items() if columns else ():
         if all(len({group.axes[axis] for group in here}) > 1 for axis in axes):
-            size = spoken(here[0].size)
+            size = size_text(here[0].size)
             figure, panels = _panels(len(columns), f"{_titled(results)}{name}, {size}")
             for panel, column in zip(panels, columns, strict=True):
                 _grid(panel, results, here, column, axes)
@@ -170,7 +172,7 @@ def _grid(panel: Axes, results: Results, groups: Sequence[Group], column: Column
 def _dots(results: Results, groups: Sequence[Group], columns: Sequence[Column], out: Path) -> Path:
     """Plot each row as a dot with its interval, one panel per column."""
     height = DOT_ROW * len(groups) + 0.8
-    figure, panels = _panels(len(columns), f"{_titled(results)}{spoken(groups[0].size)}", height, share_rows=True)
+    figure, panels = _panels(len(columns), f"{_titled(results)}{size_text(groups[0].size)}", height, share_rows=True)
     for panel, column in zip(panels, columns, strict=True):
         for y, group in enumerate(groups):
             each, colour = results.estimate(group, column), _colour(y)
@@ -190,7 +192,7 @@ def _over_ranks(results: Results, size: Size, out: Path) -> Path:
     groups = [group for group in results.at(size) if group.cells]
     known = {cost.name: cost for cost in results.costs}
     columns = [known[SECONDS], known.get(CRITICAL, known[CALLS])]
-    figure, panels = _panels(len(columns), f"{_titled(results)}cost over ranks, {spoken(size)}")
+    figure, panels = _panels(len(columns), f"{_titled(results)}cost over ranks, {size_text(size)}")
     names = list(dict.fromkeys(group.curve for group in groups))
     for panel, column in zip(panels, columns, strict=True):
         for number, name in enumerate(names):

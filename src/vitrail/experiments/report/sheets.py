@@ -10,8 +10,8 @@ from vitrail.core.config.atomic import replacing
 from vitrail.experiments.analysis.measurement import Size
 from vitrail.experiments.analysis.results import Group, Results
 from vitrail.experiments.report.plots import slug
-from vitrail.experiments.report.tables import curves, spoken
-from vitrail.sampling.own_pictures import open_own
+from vitrail.experiments.report.tables import curves, size_text
+from vitrail.sampling.start_picture import open_own
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +48,7 @@ def draw_sheets(
     drawn = []
     for size in results.sizes:
         if any(group.cells for group in results.at(size)):
-            name = slug("pictures", spoken(size))
+            name = slug("pictures", size_text(size))
             drawn.append(_save(rows_sheet(results, size, cell, shown), folder / f"{name}{suffix}"))
         axes = list(results.axes)
         for place, one in enumerate(axes):
@@ -105,7 +105,7 @@ def _axes_sheets(
     for name, groups in curves(results.at(size), *axes).items():
         crossed = all(len(_places(results, groups, axis)) > 1 for axis in axes)
         if crossed and any(group.cells for group in groups):
-            file = folder / f"{slug('pictures', *axes, name, spoken(size))}{suffix}"
+            file = folder / f"{slug('pictures', *axes, name, size_text(size))}{suffix}"
             drawn.append(_save(axes_sheet(results, groups, axes, cell), file))
     return drawn
 
@@ -144,10 +144,10 @@ def grid(names: Sequence[str], heads: Sequence[str], find: Find, size: Size, cel
         lines = max(1, height // (FONT + 4))
         draw.multiline_text((MARGIN, row + MARGIN), folded(name, left - 2 * MARGIN, font, lines), fill=INK, font=font)
         for x in range(len(heads)):
-            column, (file, told) = left + x * (width + GAP), find(y, x)
+            column, (file, caption) = left + x * (width + GAP), find(y, x)
             if file is None:
                 draw.rectangle((column, row, column + width - 1, row + height - 1), fill=EMPTY)
-                draw.text((column + MARGIN, row + MARGIN), told, fill=FAINT, font=font)
+                draw.text((column + MARGIN, row + MARGIN), caption, fill=FAINT, font=font)
             else:
                 page.paste(_small(file, width, height), (column, row))
     return page

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vitrail.core.method.metric import Column
 from vitrail.experiments.analysis.ranking import Ranking, compares
-from vitrail.experiments.analysis.resampling import FEWEST, told_prompts
+from vitrail.experiments.analysis.resampling import FEWEST, prompts_note
 from vitrail.experiments.analysis.results import Group, Results
 from vitrail.experiments.analysis.statistics import LEVEL, Estimate
 
@@ -32,8 +32,8 @@ def of_prompts(results: Results, found: Found) -> list[str]:
     """
     columns = list(found.values()) if results.resamples else []
     rows = [max(row, key=lambda each: each.count) for row in zip(*columns, strict=True)] if columns else []
-    told = told_prompts([(each.count, each.prompts) for each in rows])
-    return [told] if told else []
+    note = prompts_note([(each.count, each.prompts) for each in rows])
+    return [note] if note else []
 
 
 def gaps(groups: Sequence[Group]) -> list[str]:
@@ -41,8 +41,8 @@ def gaps(groups: Sequence[Group]) -> list[str]:
     failed, missing = sum(group.failed for group in groups), sum(group.missing for group in groups)
     if not failed + missing:
         return []
-    told = [f"{count} {what}" for count, what in ((failed, "failed"), (missing, "missing")) if count]
-    return [f"n is pictures done of those planned: {' and '.join(told)}."]
+    parts = [f"{count} {what}" for count, what in ((failed, "failed"), (missing, "missing")) if count]
+    return [f"n is pictures done of those planned: {' and '.join(parts)}."]
 
 
 def fewer(found: Found, counts: Sequence[int]) -> list[str]:
@@ -52,7 +52,7 @@ def fewer(found: Found, counts: Sequence[int]) -> list[str]:
         found: By column, an estimate per row.
         counts: n of each row, as the table shows it.
     """
-    told = []
+    parts = []
     for name, estimates in found.items():
         known = [
             each.count
@@ -60,8 +60,8 @@ def fewer(found: Found, counts: Sequence[int]) -> list[str]:
             if each.count < count and not math.isnan(each.value)
         ]
         if known:
-            told.append(f"{name} {min(known)}" + (f" to {max(known)}" if len(set(known)) > 1 else ""))
-    return [f"Some pictures have no number, so of fewer than n are: {', '.join(told)}."] if told else []
+            parts.append(f"{name} {min(known)}" + (f" to {max(known)}" if len(set(known)) > 1 else ""))
+    return [f"Some pictures have no number, so of fewer than n are: {', '.join(parts)}."] if parts else []
 
 
 def uneven(found: Found, columns: Sequence[Column]) -> list[str]:
@@ -89,5 +89,5 @@ def left_out(rankings: Sequence[Ranking]) -> list[str]:
     for ranking in rankings:
         for row, count in ranking.left_out.items():
             columns.setdefault(f"{row} ({count} picture{'s' * (count > 1)})", []).append(ranking.column)
-    told = [f"{row} in {', '.join(names)}" for row, names in columns.items()]
-    return [f"Left out, since too few of its pairs are also the others': {'; '.join(told)}."] if told else []
+    parts = [f"{row} in {', '.join(names)}" for row, names in columns.items()]
+    return [f"Left out, since too few of its pairs are also the others': {'; '.join(parts)}."] if parts else []

@@ -86,7 +86,7 @@ def tables_of(results: Results) -> list[Table]:
     return [*by_size(results), *by_axis(results), *against_baseline(results), *in_order(results)]
 
 
-def spoken(size: Size) -> str:
+def size_text(size: Size) -> str:
     """Return a size, height and width in pixels, as ``WIDTHxHEIGHT``."""
     return f"{size[1]}x{size[0]}"
 
@@ -95,7 +95,7 @@ def by_size(results: Results) -> Iterator[Table]:
     """Yield one table per size with every row and column."""
     for size in results.sizes:
         groups = results.at(size)
-        yield _of_groups(results, groups, "row", [group.row for group in groups], spoken(size))
+        yield _of_groups(results, groups, "row", [group.row for group in groups], size_text(size))
 
 
 def by_axis(results: Results) -> Iterator[Table]:
@@ -105,7 +105,7 @@ def by_axis(results: Results) -> Iterator[Table]:
         for curve, groups in curves(results.at(size), axes[0]).items():
             if 1 < len(groups) < len(results.at(size)):
                 places = [group.axes[axes[0]] for group in groups]
-                yield _of_groups(results, groups, axes[0], places, f"{curve} over {axes[0]}, {spoken(size)}")
+                yield _of_groups(results, groups, axes[0], places, f"{curve} over {axes[0]}, {size_text(size)}")
 
 
 def curves(groups: Sequence[Group], *axes: str) -> dict[str, list[Group]]:
@@ -180,7 +180,7 @@ def _differences(results: Results, groups: Sequence[Group], columns: Sequence[Co
         rows.append((group.row, str(counts[line]), *cells))
     pairs = "n is pairs of the same prompt and seed, which are drawn together."
     return Table(
-        title=f"Difference from {results.baseline}, {spoken(size)}",
+        title=f"Difference from {results.baseline}, {size_text(size)}",
         head=[Heading(name="row"), Heading(name="n"), *(Heading(name=c.name, better=c.better) for c in columns)],
         rows=rows,
         mark="excludes 0",
@@ -195,7 +195,7 @@ def in_order(results: Results) -> Iterator[Table]:
         columns = [column for column in results.columns if column.name in {each.column for each in here}]
         if here and results.resamples:
             yield Table(
-                title=f"Order, {spoken(size)}",
+                title=f"Order, {size_text(size)}",
                 head=[Heading(name="column"), Heading(name="n"), Heading(name="from best to worst")],
                 rows=[(each.column, str(each.count), _order(each)) for each in here],
                 notes=[

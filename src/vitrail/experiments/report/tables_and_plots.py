@@ -12,10 +12,9 @@ from attrs import evolve, field, frozen
 from vitrail.core.config.atomic import write_text
 from vitrail.core.config.fields import as_tuple
 from vitrail.experiments.analysis.gathering import baseline_of, gather_results
-from vitrail.experiments.analysis.measurement import Loaded, Seen, load, look
+from vitrail.experiments.analysis.measurement import Listener, Loaded, Seen, load, look
 from vitrail.experiments.analysis.results import Results
 from vitrail.experiments.analysis.statistics import LEVEL
-from vitrail.experiments.listener import Listener
 from vitrail.experiments.report.formats import (
     LATEX_HEAD,
     as_csv,
@@ -167,11 +166,11 @@ def _spelt_out(strategy: Any) -> str:
     entries = (entry for slot in ("metrics", "features", "references") for entry in registry().entries(slot))
     names = {entry.value: entry.name for entry in entries}
     options = {field.name: getattr(strategy, field.name) for field in attrs.fields(type(strategy))}
-    told = [f"{name} {_spelt_out(value) if type(value) in names else value}" for name, value in options.items()]
-    return names.get(type(strategy), type(strategy).__name__) + (f" ({', '.join(told)})" if told else "")
+    parts = [f"{name} {_spelt_out(value) if type(value) in names else value}" for name, value in options.items()]
+    return names.get(type(strategy), type(strategy).__name__) + (f" ({', '.join(parts)})" if parts else "")
 
 
-def told_source(results: Results) -> str:
+def source_line(results: Results) -> str:
     """Return the line on the table or figure of a paper that an experiment corresponds to."""
     return f"corresponds to: {results.source}"
 
@@ -179,7 +178,7 @@ def told_source(results: Results) -> str:
 def origin_lines(results: Results) -> Iterator[str]:
     """Yield lines on the provenance: source, command, cells, errors, machines, versions, commits, intervals."""
     if results.source:
-        yield told_source(results)
+        yield source_line(results)
     if results.command:
         yield f"made by: {results.command}"
     done, missing, failed = results.counts()

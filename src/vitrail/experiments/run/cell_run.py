@@ -196,7 +196,7 @@ class Worker:
 
     def _look(self, cell: Cell, folder: Path) -> Outcome:
         """Draw the heat map of a mask source."""
-        from vitrail.sampling.heatmap import read_shares, record_figure
+        from vitrail.sampling.mask_recorder import read_shares, record_figure
 
         path = folder / cell.picture
         path.parent.mkdir(parents=True, exist_ok=True)

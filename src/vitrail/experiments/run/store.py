@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from vitrail.core.config.atomic import replacing, told, write_text
+from vitrail.core.config.atomic import replacing, write_errors, write_text
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.text_files import read_json
 from vitrail.errors import ConfigError, OutputError
@@ -136,7 +136,7 @@ class Folder:
         """
         line = json.dumps(attrs.asdict(outcome), ensure_ascii=False)
         path = self.path / f"cells-{shard}.jsonl"
-        with told(path), path.open("ab+") as file:
+        with write_errors(path), path.open("ab+") as file:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 line = "\n" + line
             file.write(line.encode() + b"\n")
@@ -167,7 +167,7 @@ class Folder:
 
 
 @contextmanager
-def told_if_full(folder: Path) -> Iterator[None]:
+def refusing_full(folder: Path) -> Iterator[None]:
     """Turn an error of writing in the block into one that says how to continue; finished cells are kept.
 
     Raises:

@@ -17,6 +17,7 @@ from attrs import evolve, field, frozen
 
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.loader import Loader
+from vitrail.core.config.renamed_keys import former_keys
 from vitrail.core.config.run_config import PIXELS, RunConfig
 from vitrail.core.method.composition import Composition
 from vitrail.core.schedule.streams import SCHEME
@@ -32,7 +33,7 @@ from vitrail.experiments.spec.experiment import (
     MethodEntry,
     Setting,
 )
-from vitrail.experiments.spec.prompts import prompts_of
+from vitrail.experiments.spec.experiment_file import prompts_of
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.input_digests import content_digest
 from vitrail.sampling.methods import load_method
@@ -349,7 +350,7 @@ def _address(
     fields["negative_prompt"] = {None: "", "": None}.get(given, given)  # swapped, to keep addresses of older versions
     if run["image"] is not None:
         fields["image"] = _image_digest(run["image"])
-    data = [fields, composition, model.fingerprint, SCHEME, ranks, comm if ranks > 1 else None, *besides]
+    data = [fields, former_keys(composition), model.fingerprint, SCHEME, ranks, comm if ranks > 1 else None, *besides]
     return _digest(data)
 
 

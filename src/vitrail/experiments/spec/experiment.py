@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -12,9 +12,32 @@ from attrs import validators as v
 from vitrail.comm.environment import MOST_RANKS
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.run_config import LARGEST_SEED, MAX_SIZE, MIN_SIZE, PIXELS, RunConfig
-from vitrail.core.method.metric import Metric, References
+from vitrail.core.method.metric import Column, Metric, References
 from vitrail.errors import nearest, shortened
-from vitrail.experiments.spec.cost_columns import Costs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SECONDS, CALLS, CRITICAL, PREDICTED, MEMORY = "seconds", "calls", "critical calls", "predicted calls", "MiB"
+
+
+@frozen(kw_only=True)
+class Costs:
+    """Mean costs of cells, from their outcomes instead of from pictures."""
+
+    needs_reference: ClassVar[bool] = False
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column(name=SECONDS, better="down", lowest=0.0),
+        Column(name=CALLS, better="down", decimals=0, lowest=0.0),
+        Column(name=CRITICAL, better="down", decimals=0, lowest=0.0),
+        Column(name=PREDICTED, better="down", decimals=0, lowest=0.0),
+        Column(name=MEMORY, better="down", decimals=0, lowest=0.0),
+    )
+
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+        """Return the mean of each column over the cells with a value in it."""
+        return tuple(features.double().nanmean(dim=0).tolist())
+
 
 OF_CELLS = frozenset({"prompt", "seed", "height", "width", "method", "model", "num_images"})  # not allowed in ``run``
 OF_MODEL = frozenset({"dtype", "variant", "revision", "model_config"})  # fixed, since one model is loaded for all rows
@@ -79,7 +102,7 @@ row_table: Any = field(factory=dict, validator=_row_fields)
 class MethodEntry:
     """A method of the grid: a registered name or a file, with optional overrides."""
 
-    spoken: ClassVar[str] = "a method of the grid"
+    noun: ClassVar[str] = "a method of the grid"
     method: str  # a registered method or a TOML or YAML file
     label: str = ""  # name in tables; the method's name if empty
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides, e.g. stages.0.masking=none
@@ -90,7 +113,7 @@ class MethodEntry:
 class SizeEntry:
     """A size of the grid, in pixels or relative to the training size."""
 
-    spoken: ClassVar[str] = "a size"
+    noun: ClassVar[str] = "a size"
     size: str = field(validator=_size)  # 512 or 768x512 (width x height), or 2x for twice the training size
     pictures: int | None = field(
         default=None, validator=v.optional(v.ge(1))
@@ -101,7 +124,7 @@ class SizeEntry:
 class Setting:
     """One setting on an axis."""
 
-    spoken: ClassVar[str] = "a setting"
+    noun: ClassVar[str] = "a setting"
     name: str  # name in tables and plots
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides of the method
     run: dict[str, Any] = row_table  # run options
@@ -112,7 +135,7 @@ class Setting:
 class Axis:
     """A quantity that is varied: values inserted into an override or a run option, or named settings."""
 
-    spoken: ClassVar[str] = "an axis"
+    noun: ClassVar[str] = "an axis"
     name: str  # name in tables and plots
     values: tuple[Any, ...] = field(default=(), converter=as_tuple)  # values inserted into ``set`` and ``option``
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides that contain {value}
@@ -148,7 +171,7 @@ class Axis:
 class HeatMap:
     """Heat maps of a mask source over the steps of a picture of the training size, one figure per prompt and seed."""
 
-    spoken: ClassVar[str] = "a heat map"
+    noun: ClassVar[str] = "a heat map"
     masking: str  # a registered mask source
     label: str = ""  # name in the report; the mask source's name if empty
     set: tuple[str, ...] = field(default=(), converter=as_tuple)  # overrides, e.g. stages.0.masking.layers=[0]
@@ -160,7 +183,7 @@ class HeatMap:
 class Experiment:
     """Specification of an experiment; its cells are prompts x seeds x methods x axes x sizes x ranks."""
 
-    spoken: ClassVar[str] = "an experiment"
+    noun: ClassVar[str] = "an experiment"
     title: str = ""  # title of the report
     source: str = ""  # the table or figure of a paper that it corresponds to
     model: str = "demo"  # a registered model, a diffusers folder, a .safetensors file or a hub id

@@ -1,4 +1,4 @@
-"""How the predictions of views become the canvas's. Sums are float32, in the canonical order of views.
+"""``average`` and ``gaussian``: the mean of overlapping views, in float32 and in the canonical order of views.
 
 The loops run over views, not over pixels: adding slices one after the other is what makes the sum the same
 on every device, which an atomic scatter does not promise.
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.schedule.prediction import Prediction
 from vitrail.errors import CoverageError
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.geometry.views import View
+    from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
 
 GEOMETRIES = 16  # sets of views whose weights are kept; jittered windows are others at every step
@@ -37,7 +37,7 @@ class Average:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
-        """Unweighted mean."""
+        """The unweighted mean at each cell, Float32[Tensor, "batch channels height width"]; see ``weighted_mean``."""
         return weighted_mean(views, prediction.model_output, latents, None)
 
 
@@ -52,7 +52,7 @@ class Gaussian:
     std: float = field(default=0.1, validator=v.gt(0))  # of the Gaussian, as a share of the view's side
 
     def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
-        """Weighted mean."""
+        """The weighted mean at each cell, Float32[Tensor, "batch channels height width"]; see ``weighted_mean``."""
         return weighted_mean(views, prediction.model_output, latents, self.std)
 
 
@@ -115,48 +115,3 @@ def _is_canvas(views: Sequence[View], latents: Tensor) -> bool:
     first = views[0]
     whole = first.shape == latents.shape[-2:]
     return len(views) == 1 and whole and first.vertical.start == first.horizontal.start == 0
-
-
-@frozen
-class Scatter:
-    """Each view's prediction goes to its own cells; the views must be a partition of the canvas."""
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-    is_local: ClassVar[bool] = True  # a cell depends on its own view alone
-
-    def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
-        """Interleave."""
-        height, width = views[0].shape
-        if len(views) * height * width != latents.shape[-2] * latents.shape[-1]:
-            raise CoverageError(
-                f"{len(views)} views of {height}x{width} do not part a canvas of {latents.shape[-2]}x"
-                f"{latents.shape[-1]}; `scatter` takes lattice views, `average` any that cover"
-            )
-        canvas = latents.new_empty(latents.shape)
-        for view, output in zip(views, prediction.model_output, strict=True):
-            view.write(canvas, output)
-        return canvas
-
-
-@frozen
-class Broadcast:
-    """The clean prediction of the one view the network saw stands for every lattice.
-
-    The limit of structure guidance with full weight everywhere and a clean key view: the other views'
-    predictions cancel out, so they need not be computed. Only for ``lattice`` with ``views = "key"``.
-    """
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
-        """Nearest-neighbour enlargement in the clean domain, held against the canvas."""
-        (view,) = views
-        down, right = view.vertical.step, view.horizontal.step
-        clean = prediction.clean[0].repeat_interleave(down, dim=-2).repeat_interleave(right, dim=-1)
-        if clean.shape != latents.shape:
-            raise CoverageError(
-                f"`broadcast` enlarges a lattice view to the canvas; a view of {view.shape} does not fit"
-            )
-        clean = clean.roll((view.vertical.start, view.horizontal.start), (-2, -1))  # of a view that has moved round
-        nothing = Prediction(latents, latents.new_zeros(latents.shape), step)
-        return nothing.with_clean(clean).model_output

@@ -1,4 +1,4 @@
-"""Structure guidance by the picture of the size before, in a run that grows."""
+"""``anchored``: structure guidance by the picture of the size before, in a run that grows."""
 
 from __future__ import annotations
 
@@ -46,10 +46,13 @@ class Anchored:
     block: int = field(default=2, validator=v.ge(1))  # cells of a block's side
 
     def init(self) -> None:
-        """No state."""
+        """None: there is no state."""
 
     def guide(self, step: Step, subject: Prediction, scene: GuidanceContext, state: None) -> tuple[Prediction, None]:
-        """The canvas's prediction, drawn to the grown picture."""
+        """The canvas's prediction with its block means moved towards the grown picture's; unchanged at the first size.
+
+        The clean latents are Float32[Tensor, "batch channels height width"]; the context's mask has one channel.
+        """
         scale = self.scale * step.ramp(self.ramp) ** self.power
         if scene.start is None or scale == 0:
             return subject, None
@@ -61,7 +64,7 @@ class Anchored:
 
 
 def coarse(latents: Tensor, block: int, canvas: Canvas) -> Tensor:
-    """The means of blocks, enlarged by lines between them, across edges that meet; the last ones may be smaller.
+    """Means over blocks of cells, enlarged again bilinearly, across edges that meet; the last blocks may be smaller.
 
     Args:
         latents: Float32[Tensor, "batch channels height width"].

@@ -1,4 +1,4 @@
-"""Attentive guidance: latents move towards what in the picture resembles them.
+"""``attentive``: latents move towards parameter-free self-attention of themselves.
 
 AP-LDM (Cao et al., 2024, https://arxiv.org/abs/2410.06055), sec. 3.2. With the latents' cells as N tokens z_i of C
 channels, after the scheduler's step
@@ -42,10 +42,13 @@ class Attentive:
     power: float = field(default=3.0, validator=v.ge(0))  # beta, of the cosine by which it falls to 0
 
     def init(self) -> None:
-        """No state."""
+        """None: there is no state."""
 
     def guide(self, step: Step, subject: Tensor, scene: GuidanceContext, state: None) -> tuple[Tensor, None]:
-        """The latents after the scheduler's step, Float32[Tensor, "batch channels height width"], moved."""
+        """The latents after the scheduler's step, Float32[Tensor, "batch channels height width"], moved by gamma.
+
+        Unchanged where gamma is 0 or the next step's alpha is 0, that is where latents are noise alone.
+        """
         gamma = gamma_at(self, step)
         if gamma == 0 or step.next_alpha == 0:
             return subject, None
@@ -54,7 +57,7 @@ class Attentive:
 
 
 def gamma_at(options: Attentive, step: Step) -> float:
-    """The scale at a step; sec. 3.2, where the steps before the delay's end are not guided."""
+    """gamma_k of sec. 3.2 at a step; 0 in the first share ``delay`` of the stage's steps."""
     first = math.floor(options.delay * step.stage_num_steps + 0.5)
     done, guided = step.stage_step - first, step.stage_num_steps - first
     if not 0 <= done < guided:

@@ -1,4 +1,4 @@
-"""ScaleCrafter's noise-damped guidance: the direction of one network, from where another stands."""
+"""``noise-damped``: classifier-free guidance of one network from the unconditional output of another (ScaleCrafter)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,18 @@ class NoiseDamped:
     until: float = field(default=1.0, validator=share)  # share of the run's steps after which it rests
 
     def init(self) -> None:
-        """No state."""
+        """None: there is no state."""
 
     def branches(self, step: Step) -> tuple[Branch, ...]:
-        """The damped one, in the steps of the range; half steps round up."""
+        """``damped`` in the first share ``until`` of the steps, rounded half up; none after it."""
         return ("damped",) if step.phase_step < math.floor(self.until * step.phase_num_steps + 0.5) else ()
 
     def guide(self, step: Step, subject: Branches, scene: GuidanceContext, state: None) -> tuple[Branches, None]:
-        """The branches, combined from the damped one."""
+        """Sets ``combined`` to B(u) + g (A(c) - A(u)), rescaled to the contrast of A(c) as the run wants.
+
+        Each branch is Float32[Tensor, "views batch channels h w"]. After the share ``until`` the subject is returned
+        unchanged, for classifier-free guidance.
+        """
         if not self.branches(step):
             return subject, None
         uncond, cond, damped = (subject.rows[branch] for branch in ("uncond", "cond", "damped"))

@@ -1,4 +1,4 @@
-"""Synchronised windows: every view is moved towards what the middle one shows.
+"""``synchronized``: every view is moved towards what the middle one shows.
 
 SyncDiffusion (Lee et al., 2023, https://arxiv.org/abs/2306.05178). At the first steps the clean latents that the
 network predicts of the middle view, the anchor, are decoded; and each other view's latents x go down the gradient of
@@ -52,10 +52,13 @@ class Synchronized:
     )  # a .safetensors file of LPIPS (VGG16); if unset the judge's features that ship with the demo model
 
     def init(self) -> None:
-        """No state."""
+        """None: there is no state."""
 
     def guide(self, step: Step, subject: Tensor, scene: GuidanceContext, state: None) -> tuple[Tensor, None]:
-        """The views' latents, all but the middle one's moved."""
+        """The views' latents, Float32[Tensor, "views batch channels h w"], all but the middle one's moved.
+
+        After ``steps`` steps of the stage, and with one view, they are returned unchanged.
+        """
         if not self._acts(step, len(subject)):
             return subject, None
         gradients, patches = scene.gradients, scene.patches
@@ -71,7 +74,11 @@ class Synchronized:
         return moved, None
 
     def check(self) -> None:
-        """The file of weights, by its header."""
+        """Check the file of weights by its header.
+
+        Raises:
+            ModelError: If it is missing or is no LPIPS (VGG16).
+        """
         if self.weights is not None:
             try:
                 check_weights(self.weights)
@@ -79,11 +86,11 @@ class Synchronized:
                 raise ModelError(f"weights: {error}") from error
 
     def digest(self) -> str:
-        """Of the file of weights; the judge ships inside."""
+        """Of the file of weights; "" with the judge's features, which ship with the package."""
         return "" if self.weights is None else digest_of_files([expanded(self.weights)])
 
     def cost_of_views(self, step: Step, outline: Outline, branches: int) -> Cost:
-        """A forward and a picture of every view, and a way back for all but one."""
+        """One forward and one decode a view, and one backward pass for every view but the middle one."""
         count = outline.count
         if not self._acts(step, count):
             return Cost()

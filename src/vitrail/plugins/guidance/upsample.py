@@ -1,4 +1,4 @@
-"""Upsample guidance: what is large in a large picture follows the network's answer about a small copy of it.
+"""``upsample``: the low band of a large picture follows the network's output for a small copy of it.
 
 Upsample Guidance (Hwang et al., 2024, https://arxiv.org/abs/2404.01709), sec. 4. The mean D over m x m cells keeps the
 signal and divides the deviation of white noise by m, so D of the latents is a picture of the training size with the
@@ -24,12 +24,12 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import share
-from vitrail.core.geometry.size_conditioning import SizeConditioning
 from vitrail.core.geometry.views import Span, View
 from vitrail.core.method.cost import Cost
+from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.protocols import Point
 from vitrail.core.schedule.prediction import Prediction
-from vitrail.plugins.patching.grids import turned_views
+from vitrail.plugins.patching.whole import rolled_views, wrapped_lengths
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ SIZES = SizeConditioning(original="native", target="native", crop="none")
 
 @frozen(kw_only=True)
 class UpsampleGuidance:
-    """Correct the canvas by the network's answer about its m x m means.
+    """Correct the canvas by the network's output for its m x m means.
 
     Any size and aspect ratio will do: where sides are no multiples of m, the last means repeat the edge. One m for both
     axes keeps proportions. A picture whose m is 1 is left as it is.
@@ -57,10 +57,14 @@ class UpsampleGuidance:
     # area over a training picture's, rounded
 
     def init(self) -> None:
-        """No state."""
+        """None: there is no state."""
 
     def guide(self, step: Step, subject: Prediction, scene: GuidanceContext, state: None) -> tuple[Prediction, None]:
-        """The canvas's prediction with another low band; as it is where nothing is asked."""
+        """The canvas's prediction with its m x m means moved towards those that the network predicts of the small copy.
+
+        The clean latents are Float32[Tensor, "batch channels height width"]. Unchanged where m is 1 and after the share
+        ``until`` of the training timesteps.
+        """
         canvas = scene.canvas
         assert canvas is not None
         m = self._factor(step, canvas)
@@ -71,7 +75,7 @@ class UpsampleGuidance:
         return subject.move_clean(self.scale * repeated(low, m, canvas.height, canvas.width)), None
 
     def cost(self, step: Step, canvas: Canvas, branches: int) -> Cost:
-        """One small view at every guided step."""
+        """One forward of the small view a branch at every guided step."""
         m = self._factor(step, canvas)
         return Cost() if m == 1 else Cost(rows={math.prod(small_view(canvas, m).shape): branches})
 
@@ -84,7 +88,7 @@ class UpsampleGuidance:
         return max(1, math.floor(math.sqrt(math.prod(canvas.inner)) / canvas.native + 0.5))
 
     def _small(self, step: Step, latents: Tensor, scene: GuidanceContext, m: int) -> Prediction:
-        """What the network says of the small copy, held against what it saw."""
+        """The network's prediction for the small copy, at the timestep whose noise level is that of the means."""
         ask, step_at, streams, canvas = scene.ask, scene.step_at, scene.streams, scene.canvas
         assert ask is not None
         assert step_at is not None
@@ -93,14 +97,13 @@ class UpsampleGuidance:
         quiet = step_at(step.alpha, step.sigma / m)
         norm = (step.alpha + step.sigma / m) / (quiet.alpha + quiet.sigma)  # in the network's own form
         model_input = pooled(latents, m) / norm
-        view = turned_views([small_view(canvas, m)], step, streams)[0]
+        view = rolled_views([small_view(canvas, m)], step, streams)[0]
         return Prediction(model_input, ask(quiet, model_input, view, sizes=SIZES), quiet)
 
 
 def small_view(canvas: Canvas, m: int) -> View:
     """The whole canvas in steps of m cells, as many as cover it."""
-    tall = canvas.height if canvas.wraps("y") else None
-    wide = canvas.width if canvas.wraps("x") else None
+    tall, wide = wrapped_lengths(canvas)
     return View(Span(0, -(-canvas.height // m), m, tall), Span(0, -(-canvas.width // m), m, wide))
 
 

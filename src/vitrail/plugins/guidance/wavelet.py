@@ -1,4 +1,4 @@
-"""Wavelet guidance: the low band of what is predicted stays that of the grown picture.
+"""``wavelet``: the low band of what is predicted stays that of the grown picture.
 
 DiffuseHigh (Kim et al., 2024, https://arxiv.org/abs/2406.18459), sec. 3.2. At a larger size the clean latents x0 that a
 step predicts are decoded; of the picture the high bands are kept, the low band is replaced by that of the picture so
@@ -42,10 +42,14 @@ class Wavelet:
     until: float = field(default=0.33, validator=share)  # share of the stage's steps, from its noisiest on
 
     def init(self) -> None:
-        """No state."""
+        """None: there is no state."""
 
     def guide(self, step: Step, subject: Prediction, scene: GuidanceContext, state: None) -> tuple[Prediction, None]:
-        """The canvas's prediction of another x0; as it is at the first size, which has nothing to keep to."""
+        """The canvas's prediction with x0 decoded, given the grown picture's low band and encoded again.
+
+        The clean latents are Float32[Tensor, "batch channels height width"]. At the first size, and after the share
+        ``until`` of the stage's steps, the subject is returned unchanged.
+        """
         if not self._acts(step):
             return subject, None
         vae, start, canvas = scene.vae, scene.start, scene.canvas
@@ -57,7 +61,7 @@ class Wavelet:
         return subject.with_clean(vae.encode(with_low_band(shown, start.picture, canvas), canvas)), None
 
     def cost(self, step: Step, canvas: Canvas, branches: int) -> Cost:
-        """A picture decoded and one encoded at every guided step."""
+        """One decode and one encode of the whole canvas at every guided step."""
         return Cost(decodes=1, encodes=1) if self._acts(step) else Cost()
 
     def _acts(self, step: Step) -> bool:

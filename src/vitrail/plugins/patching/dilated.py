@@ -1,4 +1,4 @@
-"""DemoFusion's dilated sampling: strided views of a canvas that is blurred before they are read."""
+"""``dilated``: strided views of a canvas that is blurred before they are read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.geometry.views import Patches
-from vitrail.plugins.patching.grids import (
+from vitrail.plugins.patching.lattice import (
     INTERACTIONS,
     Interaction,
     exchange_order,
     lattice_views,
     outline_of_lattice,
-    turned_views,
 )
+from vitrail.plugins.patching.whole import rolled_views
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ class Dilated:
     )  # exchange whole pixels between the views at each step, or each channel on its own
 
     def granularity(self, canvas: Canvas) -> tuple[int, int]:
-        """The stride, twice."""
+        """The stride for both axes, in latent cells: the larger of the canvas's scales."""
         stride = max(canvas.scale("height"), canvas.scale("width"))
         return stride, stride
 
@@ -63,10 +63,10 @@ class Dilated:
             order = exchange_order(
                 streams.uniform((len(views), 1, depth, *views[0].shape), "dilated-permutation", step.index)
             )
-        return Patches(turned_views(views, step, streams), order)
+        return Patches(rolled_views(views, step, streams), order)
 
     def outline(self, step: Step, canvas: Canvas) -> Outline:
-        """As many views as offsets."""
+        """One view an offset, each 1 / stride of the canvas's sides."""
         return outline_of_lattice(canvas, *self.granularity(canvas))
 
     def prepare(self, step: Step, model_input: Tensor, canvas: Canvas) -> Tensor:
@@ -88,7 +88,7 @@ class Dilated:
 
 
 def deviation_at(options: Dilated, step: Step) -> float:
-    """Of the blur at a step, in latent cells; the authors' code, where c_3 = 0.99 c^power + 0.01."""
+    """Standard deviation of the blur in latent cells: sigma c_3, c_3 = 0.99 c^power + 0.01 as in the authors' code."""
     left: float = step.ramp("timestep") ** options.power
     return options.sigma * ((1 - LEAST) * left + LEAST)
 

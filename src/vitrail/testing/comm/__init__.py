@@ -13,8 +13,7 @@ program found that breaks it, rank by rank, and with the command that runs this 
 
 from vitrail.testing.comm import laws  # fills LAWS
 from vitrail.testing.comm.bench import Bench, Ended, LawBroken, OnBackend, OnSimulator, bench_of
-from vitrail.testing.comm.judging import LAWS, Law, Watched, law
-from vitrail.testing.comm.suite import CommLaws
+from vitrail.testing.comm.judging import LAWS, CommLaws, Law, Watched, law
 
 __all__ = [
     "LAWS",

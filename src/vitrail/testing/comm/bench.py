@@ -21,8 +21,7 @@ from typing import Any, Literal, Protocol
 from attrs import define, field, frozen
 
 from vitrail.comm.backend import Backend
-from vitrail.comm.backends.simulated import Simulated
-from vitrail.comm.backends.virtual_world import World
+from vitrail.comm.backends.simulated import Simulated, World
 from vitrail.comm.protocol import Communicator
 from vitrail.errors import CommAborted
 from vitrail.testing.comm.schedules import DrawnSchedule, explored
@@ -116,11 +115,11 @@ class Ended:
         whole = set(self.results) == set(range(self.world_size))
         expect(whole, f"the program ran to its end on ranks {sorted(self.results)} of {self.world_size}")
         values = [self.results[rank] for rank in range(self.world_size)]
-        told = f"`run` returned {show(self.returned)}\n  where the program returned, by rank, {show(values)}"
-        expect(self.returned == values, told if self.returned != values else "")
+        message = f"`run` returned {show(self.returned)}\n  where the program returned, by rank, {show(values)}"
+        expect(self.returned == values, message if self.returned != values else "")
         return values
 
-    def told(self) -> str:
+    def report_text(self) -> str:
         """Format the schedule and the transcripts of all ranks."""
         parts = [] if self.schedule is None else [str(self.schedule)]
         for rank in range(self.world_size):
@@ -190,10 +189,10 @@ class Witness:
 
     def __call__(self, communicator: Communicator) -> Any:
         """Run the program on one rank and record its result or error."""
-        told = RecordedCommunicator(communicator)
-        report = self._here[told.rank] = LawReport(told.tale)
+        recorded = RecordedCommunicator(communicator)
+        report = self._here[recorded.rank] = LawReport(recorded.tale)
         try:
-            report.result = self._program(told)
+            report.result = self._program(recorded)
             communicator.check()
             communicator.close()
         except BaseException as error:
@@ -202,7 +201,7 @@ class Witness:
         finally:
             report.is_over = True
             if os.getpid() != self._pid:
-                self._write(told.rank, report)
+                self._write(recorded.rank, report)
         return report.result
 
     def reports(self) -> dict[int, LawReport]:
@@ -290,8 +289,8 @@ class OnBackend:
             thread.start()
             thread.join(limit + PATIENCE_S)
             if not found:
-                told = Ended(world_size, witness.reports(), None, None).told()
-                raise Hang(f"the run had not ended {limit + PATIENCE_S:g} s after it began\n\n{told}")
+                reports = Ended(world_size, witness.reports(), None, None).report_text()
+                raise Hang(f"the run had not ended {limit + PATIENCE_S:g} s after it began\n\n{reports}")
             return Ended(world_size, witness.reports(), *found[0])
         finally:
             sys.setswitchinterval(before)

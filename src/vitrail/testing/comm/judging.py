@@ -6,14 +6,15 @@ import functools
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import hypothesis
+import pytest
 from attrs import define, field, frozen
 from hypothesis import HealthCheck, Verbosity, given, settings
 from hypothesis import strategies as st
 
-from vitrail.testing.comm.bench import Bench, Ended, Hang, Kind, LawBroken, Program, expect
+from vitrail.testing.comm.bench import Bench, Ended, Hang, Kind, LawBroken, Program, bench_of, expect
 from vitrail.testing.comm.payloads import Payload
 from vitrail.testing.comm.schedules import DrawnSchedule
 from vitrail.testing.comm.telling import RecordedChannel, RecordedCommunicator, show
@@ -109,8 +110,8 @@ class Search:
 
 def _story(runs: list[Ended]) -> str:
     if len(runs) == 1:
-        return runs[0].told()
-    return "\n".join(f"--- run {number}\n{run.told()}" for number, run in enumerate(runs, 1))
+        return runs[0].report_text()
+    return "\n".join(f"--- run {number}\n{run.report_text()}" for number, run in enumerate(runs, 1))
 
 
 @frozen(eq=False)
@@ -231,3 +232,36 @@ def opened(
         bound: Maximum staleness in versions.
     """
     return communicator.channel(name, src=src, shape=payload.shape, dtype=payload.dtype, max_staleness=bound)
+
+
+@functools.cache
+def _bench(backend: Callable[..., Any], examples: int, timeout: float) -> Bench:
+    return bench_of(backend, examples, timeout)
+
+
+class CommLaws:
+    """One test per law on ``backend``; name the subclass ``Test...``.
+
+    Attributes:
+        backend: The registered class, or a callable with ``timeout`` and ``checksums`` that returns a backend.
+        examples: Programs per law; 0 is 40 in virtual time, 6 for threads, 3 for processes.
+        timeout: Seconds of one wait; 0 for the default. Must exceed any pause of a busy machine.
+    """
+
+    backend: ClassVar[Callable[..., Any]]
+    examples: ClassVar[int] = 0
+    timeout: ClassVar[float] = 0.0
+
+    @classmethod
+    def bench(cls) -> Bench:
+        """Return the bench of the backend, cached."""
+        return _bench(cls.__dict__.get("backend") or cls.backend, cls.examples, cls.timeout)
+
+    @pytest.mark.parametrize("law_id", LAWS)
+    def test_law(self, law_id: str) -> None:
+        """Check one law, or skip it if it does not apply to the backend's kind of ranks."""
+        __tracebackhide__ = True
+        bench = self.bench()
+        if bench.kind not in LAWS[law_id].kinds:
+            pytest.skip(f"about {' and '.join(LAWS[law_id].kinds)}; the ranks of {bench.name} are {bench.kind}")
+        LAWS[law_id].check(bench)

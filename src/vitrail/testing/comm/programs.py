@@ -184,11 +184,13 @@ class Player:
     """Runs a program on one rank, and overwrites every sent tensor as soon as its call returns."""
 
     def __init__(self, communicator: Communicator | RecordedCommunicator):
-        told = communicator if isinstance(communicator, RecordedCommunicator) else RecordedCommunicator(communicator)
-        self.communicators: list[RecordedCommunicator] = [told]
+        recorded = (
+            communicator if isinstance(communicator, RecordedCommunicator) else RecordedCommunicator(communicator)
+        )
+        self.communicators: list[RecordedCommunicator] = [recorded]
         self.channels: list[RecordedChannel] = []
         self.works: list[tuple[int, RecordedWork, list[Tensor]]] = []  # (index, work, tensors)
-        self.rank = told.rank
+        self.rank = recorded.rank
         self.seen: dict[int, Any] = {}
 
     def play(self, ops: Sequence[Op]) -> tuple[dict[int, Any], tuple[str, ...]]:
@@ -283,9 +285,9 @@ class Player:
 
     def _fetch(self, index: int, op: Op) -> Any:
         got = self.channels[op.at].fetch(op.number)
-        told = bits(got)
+        fetched = bits(got)
         self.communicators[0].spoil(got, "what it fetched")
-        return told
+        return fetched
 
     def _stale(self, index: int, op: Op) -> str | None:
         try:

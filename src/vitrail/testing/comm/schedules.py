@@ -65,12 +65,12 @@ class DrawnSchedule:
 
     def __str__(self) -> str:
         delays = enumerate(self.delays[: self.messages], 1)
-        told = [f"message {number} takes {each * self.unit:g} s" for number, each in delays if each]
+        lines = [f"message {number} takes {each * self.unit:g} s" for number, each in delays if each]
         order = list(self.order[: self.turns])
         if any(order):
-            told.append(f"where several ranks can go on it is the turn of {order}, counted round")
-        told += [f"rank {rank}: {fault.kind} at its call {point}" for rank, point, fault in self.struck]
-        return "\n".join(["schedule", *(f"      {each}" for each in told)]) if told else ""
+            lines.append(f"where several ranks can go on it is the turn of {order}, counted round")
+        lines += [f"rank {rank}: {fault.kind} at its call {point}" for rank, point, fault in self.struck]
+        return "\n".join(["schedule", *(f"      {each}" for each in lines)]) if lines else ""
 
     @property
     def longest(self) -> float:

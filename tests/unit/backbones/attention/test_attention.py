@@ -20,7 +20,7 @@ from vitrail.backbones.attention.cross_attention import (
     layer_shape,
     read_cross,
 )
-from vitrail.backbones.attention.joint_attention import capture_joint_maps
+from vitrail.backbones.attention.joint_attention_maps import capture_joint_maps
 from vitrail.errors import CapabilityError, PredictionError
 
 

@@ -5,7 +5,7 @@ import torch
 
 from captures import ROWS, SIZE, TOKENS, captured, forward, fresh_unet, tiny_transformer
 from vitrail.backbones.attention.cross_attention import capture_maps, cross_attentions, eager
-from vitrail.backbones.attention.joint_attention import capture_joint_maps
+from vitrail.backbones.attention.joint_attention_maps import capture_joint_maps
 
 
 def compiled(network, way):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from captures import SIZE, Scores, captured, forward, tiny_transformer
-from vitrail.backbones.attention.joint_attention import capture_joint_maps, check_blocks
+from vitrail.backbones.attention.joint_attention_maps import capture_joint_maps, check_blocks
 from vitrail.errors import CapabilityError
 
 VARIANTS = {

@@ -11,7 +11,7 @@ from tiny import tiny_pipeline, tiny_tokenizer
 from vitrail.backbones.conditioning.words import content_tokens, read_words
 from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.errors import ConfigError
-from vitrail.plugins.masking.attention_masks import STOP_WORDS
+from vitrail.plugins.masking.heat_maps import STOP_WORDS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CLIP = tiny_tokenizer()

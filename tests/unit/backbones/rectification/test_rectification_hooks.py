@@ -14,14 +14,13 @@ from rectified import BUILD, STRATEGIES, ask, built, changed, forward
 from vitrail.backbones.rectification.attention_scale import AttentionScale, self_attentions
 from vitrail.backbones.rectification.freeu import FreeU
 from vitrail.backbones.rectification.module_hooks import Hook, attached
-from vitrail.backbones.rectification.sites import choose
-from vitrail.backbones.rectification.step_range import within
+from vitrail.backbones.rectification.scope import choose, within
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.stage import Stage
 from vitrail.errors import CapabilityError
 from vitrail.plugins.fusion.averages import Average
-from vitrail.plugins.masking.attention_masks import NoMask
-from vitrail.plugins.patching.grids import Whole
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.whole import Whole
 from vitrail.testing import Traces, make_step
 
 

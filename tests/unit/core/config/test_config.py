@@ -18,11 +18,10 @@ from vitrail.core.config.overrides import override
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.cascade import Cascade, Enter
 from vitrail.core.method.composition import Composition
-from vitrail.core.method.shared_prompt import SharedPrompt
-from vitrail.core.method.stage import Stage, ViewGroup
+from vitrail.core.method.stage import SharedPrompt, Stage, ViewGroup
 from vitrail.errors import ConfigError, VitrailError, nearest
-from vitrail.plugins.masking.attention_masks import NoMask
-from vitrail.plugins.patching.grids import Whole
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.whole import Whole
 from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
 
@@ -174,7 +173,7 @@ stages = st.builds(
     ),
     prompting=strategies_of("prompting"),
     remember=st.booleans(),
-    also=st.lists(families, max_size=2),
+    extra_views=st.lists(families, max_size=2),
     until=st.floats(0, 1),
 )
 

@@ -17,7 +17,9 @@ from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError, CoverageError, ShapeError
 from vitrail.plugins.fusion.averages import Average, Gaussian
-from vitrail.plugins.patching.grids import Lattice, Whole, Windows, window_starts
+from vitrail.plugins.patching.lattice import Lattice
+from vitrail.plugins.patching.whole import Whole
+from vitrail.plugins.patching.windows import Windows, window_starts
 from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
 from vitrail.testing import WRAPS, check_cover, make_step
@@ -143,7 +145,7 @@ def test_a_constant_prediction_stays_itself_at_every_picture_size(method, height
         canvas = composition.pad(canvas, 10, group)
         latents = torch.zeros(1, 2, canvas.height, canvas.width)
         step = make_step(5, stage=number, prediction_type="sample")
-        for family in (stage, *stage.also):
+        for family in (stage, *stage.extra_views):
             patches = family.patching.patch(step, canvas, 2, Streams(seed)).canonical()
             cut = gather_views(latents, patches.views)
             fused = family.fusion.fuse(step, patches.views, Prediction(cut, said.expand_as(cut), step), latents)
@@ -232,8 +234,8 @@ def test_a_span_across_the_ends_is_no_slice():
         Span(0, 9, 1, 8)
     with pytest.raises(ShapeError, match="does not begin on its axis"):
         Span(8, 1, 1, 8)
-    with pytest.raises(ShapeError, match="cannot be turned"):
-        Span(0, 7, 1, 8).turned(1)
+    with pytest.raises(ShapeError, match="cannot be rolled"):
+        Span(0, 7, 1, 8).rolled(1)
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -285,24 +287,24 @@ def test_on_a_ring_every_window_moves():
 )
 def test_a_place_is_an_edge_once_before_all_others_were(strategy, cells_of_a_turn):
     canvas = Canvas(48, 32, 16, wrap="xy")
-    turns = []
+    rolls = []
     for index in range(48):
         patches = strategy.patch(make_step(index, num_steps=48), canvas, 4, Streams(3))
         assert patches.views == strategy.patch(make_step(0), canvas, 4, Streams(3)).views  # the views stay
-        turns.append(patches.views[-1].turn)
+        rolls.append(patches.views[-1].roll)
     for axis, count in enumerate(cells_of_a_turn):
-        assert len({turn[axis] for turn in turns[:count]}) == count
-    assert any(cells_of_a_turn) or set(turns) == {(0, 0)}
-    other = [strategy.patch(make_step(i), canvas, 4, Streams(4)).views[0].turn for i in range(16)]
-    assert not any(cells_of_a_turn) or other != turns[:16]
+        assert len({roll[axis] for roll in rolls[:count]}) == count
+    assert any(cells_of_a_turn) or set(rolls) == {(0, 0)}
+    other = [strategy.patch(make_step(i), canvas, 4, Streams(4)).views[0].roll for i in range(16)]
+    assert not any(cells_of_a_turn) or other != rolls[:16]
 
 
 @pytest.mark.parametrize("wrap", ["x", "y"])
 def test_only_an_axis_whose_ends_meet_is_turned(wrap):
     views = [Whole().patch(make_step(i), Canvas(24, 24, 16, wrap=wrap), 4, Streams(0)).views[0] for i in range(9)]
     still, moved = (0, 1) if wrap == "x" else (1, 0)
-    assert {view.turn[still] for view in views} == {0}
-    assert len({view.turn[moved] for view in views}) == 9
+    assert {view.roll[still] for view in views} == {0}
+    assert len({view.roll[moved] for view in views}) == 9
 
 
 @given(
@@ -310,9 +312,9 @@ def test_only_an_axis_whose_ends_meet_is_turned(wrap):
 )
 def test_the_network_sees_what_a_turned_view_reads_and_its_answer_is_turned_back(height, width, down, right, data):
     canvas = Streams(0).normal((1, 3, height * down, width * right), "canvas")
-    turn = data.draw(st.tuples(st.integers(0, height - 1), st.integers(0, width - 1)))
+    roll = data.draw(st.tuples(st.integers(0, height - 1), st.integers(0, width - 1)))
     plain = [
-        View(Span(y, height, down, height * down), Span(x, width, right, width * right), turn)
+        View(Span(y, height, down, height * down), Span(x, width, right, width * right), roll)
         for y in range(down)
         for x in range(right)
     ]
@@ -329,7 +331,7 @@ def test_the_network_sees_what_a_turned_view_reads_and_its_answer_is_turned_back
 
 def test_views_of_one_family_are_turned_alike():
     views = [View(Span(y, 4, 2, 8), Span(0, 4), (y, 0)) for y in range(2)]
-    with pytest.raises(ShapeError, match="turned alike"):
+    with pytest.raises(ShapeError, match="rolled alike"):
         Patches(views)
 
 

@@ -83,7 +83,7 @@ def test_the_closed_forms_hold_at_other_sizes(side):
 def test_latents_that_grow_pass_no_decoder_and_what_is_off_costs_nothing():
     cost = plan("demofusion", 4096).cost
     assert (cost.decodes, cost.encodes, cost.gradients) == (1, 0, 0)
-    assert evaluations("demofusion", 4096, sets=["stages.1.also=[]"]) == STEPS * (1 + 9 + 25 + 49)
+    assert evaluations("demofusion", 4096, sets=["stages.1.extra_views=[]"]) == STEPS * (1 + 9 + 25 + 49)
     assert evaluations("accdiffusion", 4096, sets=["stages.1.guidance=[]"]) == 5650
 
 

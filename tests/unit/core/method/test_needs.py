@@ -10,8 +10,8 @@ from vitrail import Composition, Sampler, Stage
 from vitrail.core.engine.guidance_context import GuidanceContext
 from vitrail.errors import CapabilityError
 from vitrail.plugins.fusion.averages import Average
-from vitrail.plugins.masking.attention_masks import NoMask
-from vitrail.plugins.patching.grids import Whole
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.whole import Whole
 from vitrail.testing import check_guidance
 
 CALL = {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "latent"}

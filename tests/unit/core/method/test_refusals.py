@@ -93,4 +93,4 @@ def test_a_canvas_that_is_changed_for_its_views_goes_with_no_views_of_their_own(
     dilated = {"patching": "dilated", "fusion": "scatter"}
     with pytest.raises(ConfigError, match=r"stages\.0\.patching: Dilated changes the canvas.*Synchronized"):
         made(dilated | {"guidance": ["synchronized"]})
-    assert made(WINDOWS | {"guidance": ["synchronized"], "also": [dilated]})
+    assert made(WINDOWS | {"guidance": ["synchronized"], "extra_views": [dilated]})

@@ -11,10 +11,12 @@ from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.core.method.cascade import Cascade
 from vitrail.errors import CapabilityError, CompositionError, ConfigError
 from vitrail.plugins.fusion.averages import Average
-from vitrail.plugins.guidance.residual import SkipResidual
+from vitrail.plugins.guidance.skip_residual import SkipResidual
 from vitrail.plugins.guidance.structure import SyncGuidance
-from vitrail.plugins.masking.attention_masks import NoMask, ParameterFreeAttention
-from vitrail.plugins.patching.grids import Whole, Windows
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.masking.pfsa import ParameterFreeAttention
+from vitrail.plugins.patching.whole import Whole
+from vitrail.plugins.patching.windows import Windows
 from vitrail.sampling.methods import composition_of
 
 TABLE = {"stages": [{"patching": "windows", "fusion": "average"}]}
@@ -78,10 +80,10 @@ class Asks:
         ({"guidance": SyncGuidance()}, r"guidance: expected a list, got a SyncGuidance; put \[ \] around it"),
         ({"guidance": "sync"}, r"guidance: expected a list, got the text 'sync'"),
         ({"guidance": ["sync"]}, r"guidance\.0: expected a guidance strategy, got the text 'sync'"),
-        ({"also": [Windows()]}, r"also\.0: expected a ViewGroup, got a Windows"),
+        ({"extra_views": [Windows()]}, r"extra_views\.0: expected a ViewGroup, got a Windows"),
         (
-            {"also": [ViewGroup(patching=Average(), fusion=Average())]},
-            r"also\.0\.patching: Average lacks .*it is a fusion",
+            {"extra_views": [ViewGroup(patching=Average(), fusion=Average())]},
+            r"extra_views\.0\.patching: Average lacks .*it is a fusion",
         ),
         ({"enter": {"resize": "pixels"}}, "enter: expected an Enter, got a table"),
         ({"masking": Asks()}, "masking: Asks requests attention maps; declare the need 'joint-attention-maps'"),

@@ -10,9 +10,8 @@ from test_experiment_statistics import SHARE, Mean, of
 
 from vitrail.core.method.metric import Column
 from vitrail.core.schedule.streams import Streams
-from vitrail.experiments.analysis.exact import chance
 from vitrail.experiments.analysis.resampling import Drawing, draws
-from vitrail.experiments.analysis.statistics import LEVEL, Sample, difference
+from vitrail.experiments.analysis.statistics import LEVEL, Sample, chance, difference
 
 
 @pytest.mark.parametrize(("more", "less", "alike"), [(3, 0, 3), (6, 0, 0), (7, 1, 2), (20, 9, 0), (4, 4, 1), (0, 5, 9)])
@@ -63,8 +62,8 @@ def false_alarms(count, often, cases=600, copies=1):
     generator = Streams(11).generator("binary", count)
     one, two = (torch.rand(2, count, cases, generator=generator) < often).double().repeat_interleave(copies, dim=1)
     drawing = Drawing([str(number // copies) for number in range(copies * count)])
-    looked, drawn = one - two, torch.stack(list(drawing.draws(200)))
-    less = Sample(value=looked.mean(dim=0), resampled=looked[drawn].mean(dim=1), alone=looked, drawing=drawing)
+    features, drawn = one - two, torch.stack(list(drawing.draws(200)))
+    less = Sample(value=features.mean(dim=0), resampled=features[drawn].mean(dim=1), alone=features, drawing=drawing)
     found = [difference(less, index, SHARE) for index in range(cases)]
     return tuple(sum(each) / cases for each in zip(*((f.is_sure, f.excludes(0.0)) for f in found), strict=True))
 

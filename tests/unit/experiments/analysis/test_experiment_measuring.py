@@ -18,7 +18,7 @@ from vitrail.experiments.analysis import feature_cache as keeping
 from vitrail.experiments.analysis.gathering import gather_results
 from vitrail.experiments.analysis.measurement import load, look, shown_of
 from vitrail.experiments.analysis.picture_sets import costs_of
-from vitrail.experiments.report.page_content import told_of
+from vitrail.experiments.report.page_content import metric_values
 from vitrail.experiments.report.sheets import draw_sheets
 from vitrail.experiments.report.tables_and_plots import write_report
 from vitrail.experiments.run.store import Outcome
@@ -71,7 +71,7 @@ def test_another_eye_or_reference_set_is_looked_through_again(folder, looks):
 
     @frozen(kw_only=True)
     class Other(tiny.Bright):
-        eye = tiny.FeatureExtractor(name="other")
+        extractor = tiny.FeatureExtractor(name="other")
 
     seen_in([folder], tiny.experiment(metrics=(Other(),)))
     assert len(looks) == len(CELLS)
@@ -189,12 +189,12 @@ class Learned:
 
 @frozen(kw_only=True)
 class OfLearned(tiny.Bright):
-    eye: Learned
+    extractor: Learned
 
 
 def test_an_eye_with_other_weights_looks_again(folder, looks):
     for digest in ("old", "older", "old"):
-        metric = OfLearned(eye=Learned(digest=digest))
+        metric = OfLearned(extractor=Learned(digest=digest))
         results = results_of([folder], tiny.experiment(metrics=(metric,)))
         assert results.estimates["dark", (64, 64), "bright"].value == len(digest)
     assert repr(Learned(digest="old")) == repr(Learned(digest="older"))
@@ -219,7 +219,7 @@ def test_an_eye_must_see_one_shape_in_pictures_of_one_size(folder):
 
     @frozen(kw_only=True)
     class Metric(tiny.Bright):
-        eye = Fickle()
+        extractor = Fickle()
 
     with pytest.raises(ShapeError, match="one shape in pictures of one size"):
         results_of([folder], tiny.experiment(metrics=(Metric(),)))
@@ -228,13 +228,13 @@ def test_an_eye_must_see_one_shape_in_pictures_of_one_size(folder):
 def test_one_pictures_numbers_are_written_as_their_columns_say(folder):
     @frozen(kw_only=True)
     class Each(tiny.Lights):
-        eye = property(lambda self: self)
+        extractor = property(lambda self: self)
         look = staticmethod(tiny.Halves(level=70).look)
 
     loaded, seen = seen_in([folder], tiny.experiment(metrics=(Each(), tiny.Spread())))  # of sets nothing is told
-    dark, light = (told_of(cell, loaded, seen) for cell in CELLS[-2:])
+    dark, light = (metric_values(cell, loaded, seen) for cell in CELLS[-2:])
     assert dark == {"all": "75.0", "light": "75.0", "share": "1"}
-    assert told_of(CELLS[0], loaded, seen) == {"all": "60.0", "light": "-", "share": "0"}
+    assert metric_values(CELLS[0], loaded, seen) == {"all": "60.0", "light": "-", "share": "0"}
     assert light["share"] == "1"
 
 

@@ -16,14 +16,14 @@ from vitrail.experiments.analysis.statistics import Estimate, Sample, difference
 
 @frozen
 class Mean:
-    def gather(self, looked, reference):
-        return tuple(looked.mean(dim=0).tolist())
+    def gather(self, features, reference):
+        return tuple(features.mean(dim=0).tolist())
 
 
 @frozen
 class Variance:
-    def gather(self, looked, reference):
-        return (looked.var(correction=0).item(),)
+    def gather(self, features, reference):
+        return (features.var(correction=0).item(),)
 
 
 SHARE = Column(name="share", better="up", lowest=0.0, highest=1.0, is_whole=True)
@@ -33,8 +33,8 @@ def normal(count, *index, columns=1):
     return Streams(7).normal((count, columns), "test", *index).double()
 
 
-def of(metric, looked, resamples=400):
-    return sample(metric, looked, None, resamples)
+def of(metric, features, resamples=400):
+    return sample(metric, features, None, resamples)
 
 
 @pytest.mark.parametrize("count", [3, 4, 8, 32, 200])
@@ -45,26 +45,26 @@ def test_widening_is_that_of_student(count):
 
 @pytest.mark.parametrize("count", [8, 50])
 def test_interval_of_a_mean_is_about_students(count):
-    looked = normal(count)
-    (found,) = of(Mean(), looked, resamples=4000).estimates()
-    exact = stats.t.ppf(0.975, count - 1) * looked.std().item() / math.sqrt(count)
+    features = normal(count)
+    (found,) = of(Mean(), features, resamples=4000).estimates()
+    exact = stats.t.ppf(0.975, count - 1) * features.std().item() / math.sqrt(count)
     assert found.half_width == pytest.approx(exact, rel=0.06)
-    assert found.value == pytest.approx(looked.mean().item())
+    assert found.value == pytest.approx(features.mean().item())
 
 
 def test_intervals_of_eight_pictures_hold_the_truth_as_often_as_they_say():
     """Plain percentile intervals do in about 90 of 100 cases; three standard errors are allowed."""
-    looked, drawn = normal(8, 1, columns=1000), draws(8, 400)
-    value, resampled = looked.mean(dim=0), looked[drawn].mean(dim=1)
-    found = Sample(value=value, resampled=resampled, alone=looked, drawing=Drawing.of_each(8)).estimates()
+    features, drawn = normal(8, 1, columns=1000), draws(8, 400)
+    value, resampled = features.mean(dim=0), features[drawn].mean(dim=1)
+    found = Sample(value=value, resampled=resampled, alone=features, drawing=Drawing.of_each(8)).estimates()
     held = [0 if each.excludes(0.0) else 1 for each in found]
     assert abs(sum(held) / 1000 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1000)
 
 
 def test_an_interval_lies_around_its_number_where_resampling_is_biased():
     """The variance of a resampled set of 5 is 4/5 of it in the mean, so plain percentiles lie too low."""
-    looked = normal(5)
-    found = of(Variance(), looked, resamples=4000)
+    features = normal(5)
+    found = of(Variance(), features, resamples=4000)
     assert found.resampled.mean().item() == pytest.approx(0.8 * found.value.item(), rel=0.05)
     torch.testing.assert_close(found.centred.mean(dim=0), found.value)
     (estimate,) = found.estimates()
@@ -116,9 +116,9 @@ def test_without_draws_or_pictures_there_is_no_interval(count, resamples):
 
 
 def test_a_column_without_a_number_leaves_the_others_theirs():
-    looked = normal(6, columns=2)
-    looked[:, 0] = math.nan
-    silent, told = of(Mean(), looked).estimates()
+    features = normal(6, columns=2)
+    features[:, 0] = math.nan
+    silent, told = of(Mean(), features).estimates()
     assert math.isnan(silent.value)
     assert math.isnan(silent.low)
     assert told.low < told.value < told.high
@@ -172,11 +172,11 @@ def test_what_needs_equal_numbers_has_no_best_among_unequal_ones():
 
 
 def test_intervals_end_where_a_columns_values_do():
-    looked = torch.tensor([[1.0], [1], [1], [1], [1], [0]])
-    (free,), (share,) = of(Mean(), looked).estimates(), of(Mean(), looked).estimates([SHARE])
+    features = torch.tensor([[1.0], [1], [1], [1], [1], [0]])
+    (free,), (share,) = of(Mean(), features).estimates(), of(Mean(), features).estimates([SHARE])
     assert free.high > 1 > free.value
     assert (share.low, share.high, share.value) == (free.low, 1.0, free.value)
-    (below,) = of(Mean(), -looked).estimates([SHARE])  # a number that rounding puts outside keeps its interval
+    (below,) = of(Mean(), -features).estimates([SHARE])  # a number that rounding puts outside keeps its interval
     assert below.low == below.value < 0 < below.high + 1
 
 
@@ -214,24 +214,24 @@ def test_prompts_are_drawn_with_all_their_pictures():
 
 def test_equal_pictures_of_a_prompt_tell_as_much_as_one():
     """Four copies of eight pictures are no 32 pictures: the interval is that of the eight."""
-    looked = normal(8)
-    (few,) = of(Mean(), looked).estimates()
-    copies = sample(Mean(), looked.repeat(4, 1), None, 400, Drawing([str(number % 8) for number in range(32)]))
+    features = normal(8)
+    (few,) = of(Mean(), features).estimates()
+    copies = sample(Mean(), features.repeat(4, 1), None, 400, Drawing([str(number % 8) for number in range(32)]))
     (many,) = copies.estimates()
     assert (many.low, many.high) == (pytest.approx(few.low), pytest.approx(few.high))
     assert (many.count, many.prompts, few.count, few.prompts) == (32, 8, 8, 8)
-    (wrong,) = of(Mean(), looked.repeat(4, 1)).estimates()
+    (wrong,) = of(Mean(), features.repeat(4, 1)).estimates()
     assert wrong.half_width < 0.6 * many.half_width
 
 
 def test_intervals_of_pictures_of_prompts_hold_the_truth_as_often_as_they_say():
     """A prompt's four pictures have half of their variance in common; pictures by themselves hold it in 80 of 100."""
     prompts = Drawing([str(number // 4) for number in range(48)])
-    looked = normal(12, 5, columns=1000).repeat_interleave(4, dim=0) + normal(48, 6, columns=1000)
+    features = normal(12, 5, columns=1000).repeat_interleave(4, dim=0) + normal(48, 6, columns=1000)
     held = []
     for drawing in (prompts, Drawing.of_each(48)):
-        resampled = torch.stack([looked[drawn].mean(dim=0) for drawn in drawing.draws(400)])
-        found = Sample(value=looked.mean(dim=0), resampled=resampled, alone=looked, drawing=drawing).estimates()
+        resampled = torch.stack([features[drawn].mean(dim=0) for drawn in drawing.draws(400)])
+        found = Sample(value=features.mean(dim=0), resampled=resampled, alone=features, drawing=drawing).estimates()
         held.append(sum(not each.excludes(0.0) for each in found) / 1000)
     assert abs(held[0] - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1000)
     assert held[1] < 0.85

@@ -80,8 +80,8 @@ def test_unequal_sets_are_no_better_or_worse_by_what_depends_on_their_number(tmp
     class Biased(tiny.Bright):
         columns = (Column(name="FID", better="down", needs_equal_counts=True), Column(name="KID", better="down"))
 
-        def gather(self, looked, reference):
-            return (looked.mean().item(),) * 2
+        def gather(self, features, reference):
+            return (features.mean().item(),) * 2
 
     rows = [tiny.Row("dark", hilly(60)), tiny.Row("light", hilly(90))]
     even = tables_of(results_of(tmp_path / "even", rows, metrics=(Biased(),)))[0]

@@ -27,7 +27,7 @@ from vitrail.experiments.report.formats import (
     escaped_latex,
     orders_as_csv,
 )
-from vitrail.experiments.report.tables import Heading, Number, Table, curves, spoken, tables_of
+from vitrail.experiments.report.tables import Heading, Number, Table, curves, size_text, tables_of
 
 BOTH = (tiny.Bright(), tiny.Spread())
 
@@ -199,7 +199,7 @@ def test_csv_of_differences_and_orders(results):
     for ranking in results.rankings:
         for (one, two), sure in ranking.apart.items():
             assert ranking.apart[two, one] == sure
-            assert apart[spoken(ranking.size), ranking.column, frozenset((one, two))] == ("yes" if sure else "no")
+            assert apart[size_text(ranking.size), ranking.column, frozenset((one, two))] == ("yes" if sure else "no")
 
 
 def test_a_terminal_of_a_hundred_columns_is_wide_enough(results):

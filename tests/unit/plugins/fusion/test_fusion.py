@@ -11,8 +11,10 @@ from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CoverageError
 from vitrail.plugins.fusion import averages as fusion
-from vitrail.plugins.fusion.averages import Average, Gaussian, Scatter
-from vitrail.plugins.patching.grids import Lattice, Windows
+from vitrail.plugins.fusion.averages import Average, Gaussian
+from vitrail.plugins.fusion.scatter import Scatter
+from vitrail.plugins.patching.lattice import Lattice
+from vitrail.plugins.patching.windows import Windows
 from vitrail.testing import make_step
 
 STEP = make_step()

@@ -13,7 +13,8 @@ from vitrail.core.engine.guidance_context import GuidanceContext
 from vitrail.core.schedule.noise_schedule import Stepper
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.streams import Streams
-from vitrail.plugins.guidance.structure import FORMS, AsyncGuidance, NoGuidance, SyncGuidance
+from vitrail.plugins.guidance.none import NoGuidance
+from vitrail.plugins.guidance.structure import FORMS, AsyncGuidance, SyncGuidance
 from vitrail.testing import PREDICTION_TYPES, make_prediction, make_step
 
 VIEWS = 4

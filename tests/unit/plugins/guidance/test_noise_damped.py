@@ -16,8 +16,9 @@ from vitrail.core.method.stage import Stage
 from vitrail.errors import ConfigError
 from vitrail.plugins.fusion.averages import Average
 from vitrail.plugins.guidance.noise_damped import NoiseDamped
-from vitrail.plugins.masking.attention_masks import NoMask
-from vitrail.plugins.patching.grids import Whole, Windows
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.whole import Whole
+from vitrail.plugins.patching.windows import Windows
 from vitrail.sampling.sampler import Sampler
 from vitrail.testing import make_step
 

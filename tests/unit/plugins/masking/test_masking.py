@@ -14,14 +14,12 @@ from vitrail.core.method.stage import Stage
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CapabilityError, CompositionError
 from vitrail.plugins.fusion.averages import Average
-from vitrail.plugins.masking.attention_masks import (
-    STOP_WORDS,
-    JointAttention,
-    NoMask,
-    ParameterFreeAttention,
-    UpBlockAttention,
-)
-from vitrail.plugins.patching.grids import Whole
+from vitrail.plugins.masking.heat_maps import STOP_WORDS
+from vitrail.plugins.masking.joint_attention import JointAttention
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.masking.pfsa import ParameterFreeAttention
+from vitrail.plugins.masking.up_block_attention import UpBlockAttention
+from vitrail.plugins.patching.whole import Whole
 from vitrail.testing import make_prediction, make_step
 
 SEEDS = st.integers(0, 2**32)

@@ -14,8 +14,8 @@ from vitrail.core.method.composition import Composition
 from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
-from vitrail.plugins.masking.remembered import RememberedAttention
-from vitrail.plugins.patching.grids import lattice_views
+from vitrail.plugins.masking.remembered_attention import RememberedAttention
+from vitrail.plugins.patching.lattice import lattice_views
 from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.sampler import Sampler
 from vitrail.testing import make_prediction, make_step

@@ -12,9 +12,9 @@ from vitrail import hookimpl
 from vitrail.core.engine.guidance_context import GuidanceContext, Start
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.schedule.streams import Streams
-from vitrail.plugins.guidance.residual import SkipResidual
+from vitrail.plugins.guidance.skip_residual import SkipResidual
 from vitrail.plugins.patching.dilated import Dilated, blurred, deviation_at, gaussian_weights, with_moments_of
-from vitrail.plugins.patching.grids import Windows
+from vitrail.plugins.patching.windows import Windows
 from vitrail.testing import make_step
 
 FIRST = make_step(0, 50, timestep=981.0)
@@ -151,7 +151,7 @@ def test_windows_and_dilated_views_of_a_model_of_single_cells_are_direct_samplin
     mixed = {
         "patching": {"type": "windows", "jitter": True},
         "fusion": "average",
-        "also": [{"patching": {"type": "dilated", "sigma": 1e-3}, "fusion": "scatter", "weight": weight}],
+        "extra_views": [{"patching": {"type": "dilated", "sigma": 1e-3}, "fusion": "scatter", "weight": weight}],
     }
     direct = sample(toy_sampler({"patching": "whole", "fusion": "average"}, templates=templates), size=24)
     torch.testing.assert_close(sample(toy_sampler(mixed, templates=templates), size=24), direct, rtol=1e-4, atol=1e-4)

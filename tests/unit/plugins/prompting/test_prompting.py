@@ -15,8 +15,8 @@ from vitrail.core.method.attention_maps import KeptMaps
 from vitrail.core.method.composition import Composition
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
-from vitrail.plugins.patching.grids import Windows
-from vitrail.plugins.prompting.regions import PatchContentAware, on_canvas, opened
+from vitrail.plugins.patching.windows import Windows
+from vitrail.plugins.prompting.patch_content_aware import PatchContentAware, on_canvas, opened
 from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler
@@ -134,7 +134,7 @@ def latents(pipe, method, *sets, prompt="a red fox", plugins=(), **call):
 
 def test_the_network_gets_the_text_of_each_window(pipe):
     everywhere, planted = Planted(torch.ones(1, 3, 8, 8)), Planted(halves(8, 8).maps)
-    bare = ["stages.1.guidance=[]", "stages.1.also=[]"]
+    bare = ["stages.1.guidance=[]", "stages.1.extra_views=[]"]
     seen = latents(pipe, "accdiffusion", *bare, plugins=[("planted", planted)])
     assert {"a fox", "red fox", "a", "red"} <= set(planted.texts.values())
     assert {index for index, _ in planted.texts} == {3, 4, 5}

@@ -6,6 +6,6 @@ the delays in virtual time; ``bound`` a channel's maximum staleness in versions;
 ``culprit`` the rank that fails. Programs, the other functions, run on every rank and take its communicator as ``c``.
 """
 
-from vitrail.testing.comm.laws import failure, isolation, life, liveness, order, safety, whole, works
+from vitrail.testing.comm.laws import failure, isolation, life, liveness, order, safety, whole_programs, works
 
-__all__ = ["failure", "isolation", "life", "liveness", "order", "safety", "whole", "works"]
+__all__ = ["failure", "isolation", "life", "liveness", "order", "safety", "whole_programs", "works"]

@@ -42,8 +42,10 @@ def blamed(ended: Ended, world: int, culprit: int, own: type[BaseException], rea
         if rank == culprit:
             expect(type(error) is own, f"rank {rank} ended with {error!r}, where its own {own.__name__} is due")
             continue
-        told = f"rank {rank} ended with {type(error).__name__}: {error}\n  where a CommAborted by rank {culprit} is due"
-        expect(isinstance(error, CommAborted) and error.culprit == culprit and reason in error.reason, told)
+        message = (
+            f"rank {rank} ended with {type(error).__name__}: {error}\n  where a CommAborted by rank {culprit} is due"
+        )
+        expect(isinstance(error, CommAborted) and error.culprit == culprit and reason in error.reason, message)
     expect(set(ended.errors) == set(range(world)), f"rank(s) {sorted(ended.results)} of {world} ended well")
 
 
@@ -82,8 +84,8 @@ def exception(run: Watched, world: int, rank: int, at: int, error: BaseException
     rank %= world
     ended = run(world, partial(stepping, culprit=rank, at=at, end=partial(fail, error)), schedule)
     blamed(ended, world, rank, type(error), type(error).__name__)
-    told = f"`run` raised {ended.raised!r}, where {error!r} of rank {rank} is due"
-    expect(type(ended.raised) is type(error) and str(error) in str(ended.raised), told)
+    message = f"`run` raised {ended.raised!r}, where {error!r} of rank {rank} is due"
+    expect(type(ended.raised) is type(error) and str(error) in str(ended.raised), message)
 
 
 def kill() -> None:
@@ -110,11 +112,13 @@ def killed(run: Watched, world: int, rank: int, at: int, end: Callable[[], None]
     ended = run(world, partial(stepping, culprit=rank, at=at, end=end))
     expect(rank not in ended.reports, f"rank {rank} was to die, and did not")
     for other, error in ended.errors.items():
-        told = f"rank {other} ended with {type(error).__name__}: {error}\n  where a CommAborted by rank {rank} is due"
-        expect(isinstance(error, CommAborted) and error.culprit == rank, told)
+        message = (
+            f"rank {other} ended with {type(error).__name__}: {error}\n  where a CommAborted by rank {rank} is due"
+        )
+        expect(isinstance(error, CommAborted) and error.culprit == rank, message)
     expect(not ended.results, f"rank(s) {sorted(ended.results)} ended well, although rank {rank} died")
-    told = f"`run` raised {ended.raised!r}, where a CommAborted by rank {rank} is due"
-    expect(isinstance(ended.raised, CommAborted) and ended.raised.culprit == rank, told)
+    message = f"`run` raised {ended.raised!r}, where a CommAborted by rank {rank} is due"
+    expect(isinstance(ended.raised, CommAborted) and ended.raised.culprit == rank, message)
 
 
 WAITS: dict[str, Callable[[RecordedCommunicator, RecordedCommunicator, RecordedChannel], Any]] = {
@@ -139,8 +143,8 @@ def early_end(run: Watched, wait: str, schedule: DrawnSchedule) -> None:
     """A rank that ends early ends the others at their next operation in any communicator, before a timeout."""
     ended = run(2, partial(leaving, wait=wait), schedule)
     expect(set(ended.errors) == {0, 1}, f"rank(s) {sorted(ended.results)} ended well")
-    told = f"`run` raised {ended.raised!r}\n  where a ProtocolError is due that says that rank 0 calls close()"
-    expect(isinstance(ended.raised, ProtocolError) and "rank 0 calls close()" in str(ended.raised), told)
+    message = f"`run` raised {ended.raised!r}\n  where a ProtocolError is due that says that rank 0 calls close()"
+    expect(isinstance(ended.raised, ProtocolError) and "rank 0 calls close()" in str(ended.raised), message)
 
 
 def aborting(c: RecordedCommunicator, order: list[int]) -> Any:
@@ -286,8 +290,8 @@ def other_thread(run: Watched, place: str, culprit: int) -> None:
     """An abort from another thread wakes every rank, in whichever operation it waits."""
     ended = run(3, partial(held_up, place=place, culprit=culprit))
     for rank, error in ended.errors.items():
-        told = f"rank {rank} ended with {type(error).__name__}: {error}\n  where the abort of rank {culprit} is due"
-        expect(isinstance(error, CommAborted) and (error.culprit, error.reason) == (culprit, "from outside"), told)
+        message = f"rank {rank} ended with {type(error).__name__}: {error}\n  where the abort of rank {culprit} is due"
+        expect(isinstance(error, CommAborted) and (error.culprit, error.reason) == (culprit, "from outside"), message)
     expect(set(ended.errors) == {0, 1, 2}, f"rank(s) {sorted(ended.results)} ended well")
 
 
@@ -326,11 +330,11 @@ def timeout(run: Watched, world: int, culprit: int, how: str) -> None:
     ended = run(world, partial(slow, culprit=culprit, how=how))
     expect(set(ended.errors) == set(range(world)), f"rank(s) {sorted(ended.results)} of {world} ended well")
     for rank, error in ended.errors.items():
-        told = f"rank {rank} ended with {type(error).__name__}: {error}\n  where rank {culprit} is to be named"
+        message = f"rank {rank} ended with {type(error).__name__}: {error}\n  where rank {culprit} is to be named"
         if isinstance(error, CommAborted):
-            expect(error.culprit == culprit, told)
+            expect(error.culprit == culprit, message)
         else:
-            expect(type(error) is CommTimeout and rank != culprit, told)
-            expect(f"rank {culprit} is behind, last seen the second step" in str(error), told)
-    told = f"`run` raised {ended.raised!r}, where a CommTimeout is due"
-    expect(isinstance(ended.raised, CommTimeout), told)
+            expect(type(error) is CommTimeout and rank != culprit, message)
+            expect(f"rank {culprit} is behind, last seen the second step" in str(error), message)
+    message = f"`run` raised {ended.raised!r}, where a CommTimeout is due"
+    expect(isinstance(ended.raised, CommTimeout), message)

@@ -127,8 +127,8 @@ def uneven_ends(run: Watched, world: int, short: int, by: int, schedule: DrawnSc
     for rank, error in ended.errors.items():
         expect(type(error) in (ProtocolError, CommAborted), f"rank {rank} ended with {error!r}")
     expect(set(ended.errors) == set(range(world)), f"rank(s) {sorted(ended.results)} of {world} ended well")
-    told = f"`run` raised {ended.raised!r}, where a ProtocolError is due that tells of close()"
-    expect(isinstance(ended.raised, ProtocolError) and "close()" in str(ended.raised), told)
+    message = f"`run` raised {ended.raised!r}, where a ProtocolError is due that tells of close()"
+    expect(isinstance(ended.raised, ProtocolError) and "close()" in str(ended.raised), message)
 
 
 UNFIT: dict[str, tuple[Callable[[RecordedCommunicator], Any], str]] = {
@@ -155,8 +155,8 @@ def opening(c: RecordedCommunicator, case: str) -> Any:
 def unfit(run: Watched, case: str, schedule: DrawnSchedule) -> None:
     """An invalid channel, split or owner is refused on all ranks, with the reason."""
     ended = run(2, partial(opening, case=case), schedule)
-    told = f"`run` raised {ended.raised!r}, where a ProtocolError is due that says {UNFIT[case][1]!r}"
-    expect(isinstance(ended.raised, ProtocolError) and UNFIT[case][1] in str(ended.raised), told)
+    message = f"`run` raised {ended.raised!r}, where a ProtocolError is due that says {UNFIT[case][1]!r}"
+    expect(isinstance(ended.raised, ProtocolError) and UNFIT[case][1] in str(ended.raised), message)
     expect(set(ended.errors) == {0, 1}, f"rank(s) {sorted(ended.results)} ended well")
 
 

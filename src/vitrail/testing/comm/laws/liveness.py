@@ -16,7 +16,7 @@ from vitrail.testing.comm.schedules import DrawnSchedule, schedules
 from vitrail.testing.comm.telling import RecordedCommunicator
 
 
-def relay(c: RecordedCommunicator, length: int, bound: int) -> Any:
+def lagging_reads(c: RecordedCommunicator, length: int, bound: int) -> Any:
     """Publish one version per step and read the version that is exactly ``bound`` steps old."""
     channel, used = opened(c, SMALL, bound=bound), []
     for step in range(length):
@@ -30,7 +30,7 @@ def relay(c: RecordedCommunicator, length: int, bound: int) -> Any:
 def no_deadlock(run: Watched, world: int, length: int, bound: int, schedule: DrawnSchedule) -> None:
     """A relay with any lag, on any number of ranks, terminates."""
     wanted = [(v, bits(SMALL.make(v))) for v in (max(0, step - bound) for step in range(length))]
-    for rank, used in enumerate(run(world, partial(relay, length=length, bound=bound), schedule).values()):
+    for rank, used in enumerate(run(world, partial(lagging_reads, length=length, bound=bound), schedule).values()):
         same(used, wanted, f"what rank {rank} read")
 
 
@@ -54,14 +54,14 @@ def ahead(c: RecordedCommunicator, bound: int, extra: int) -> Any:
 @law("l3-slots", world=st.integers(2, 3), bound=BOUNDS, extra=st.integers(1, 4), schedule=schedules())
 def slots(run: Watched, world: int, bound: int, extra: int, schedule: DrawnSchedule) -> None:
     """A source publishes as many versions ahead as there are slots; for one more it waits until readers free a slot."""
-    told = run(world, partial(ahead, bound=bound, extra=extra), schedule).values()
+    reads = run(world, partial(ahead, bound=bound, extra=extra), schedule).values()
     for version in range(bound + 2, bound + 2 + extra):
         freed = version - bound - 2
         for rank in range(1, world):
-            came, left = told[rank][0][freed][0], told[0][0][version][1]
+            came, left = reads[rank][0][freed][0], reads[0][0][version][1]
             text = f"the source published version {version} before rank {rank} came to {freed}, whose slot it takes"
             expect(came <= left, text)
-    for rank, (_, got) in enumerate(told):
+    for rank, (_, got) in enumerate(reads):
         same(got, bits(SMALL.make(bound + 1 + extra)), f"the last version on rank {rank}")
 
 
@@ -161,8 +161,8 @@ def outside(run: Watched, case: str, bound: int, by: int, rank: int, schedule: D
     ended = run(2, partial(window, case=case, bound=bound, by=by, rank=rank), schedule)
     if OUTSIDE[case][0] is ProtocolError:  # it would never complete: the run is over
         for other, error in ended.errors.items():
-            told = f"rank {other} raised {error!r}, where the run was ended by rank {rank}"
-            expect(isinstance(error, CommAborted) and error.culprit == rank, told)
+            message = f"rank {other} raised {error!r}, where the run was ended by rank {rank}"
+            expect(isinstance(error, CommAborted) and error.culprit == rank, message)
         expect(set(ended.errors) == {0, 1}, f"rank(s) {sorted(ended.results)} went on")
         return
     wanted = [bits(SMALL.make(version)) for version in range(last - bound, last + 1)], bits(SMALL.make(last))
@@ -179,8 +179,8 @@ def outside(run: Watched, case: str, bound: int, by: int, rank: int, schedule: D
 )
 def first_steps(run: Watched, length: int, bound: int, schedule: DrawnSchedule, worlds: list[int]) -> None:
     """The versions read at the first steps are equal on any number of ranks."""
-    told = [run(world, partial(relay, length=length, bound=bound), schedule).values() for world in worlds[:2]]
-    for values in told:
+    reads = [run(world, partial(lagging_reads, length=length, bound=bound), schedule).values() for world in worlds[:2]]
+    for values in reads:
         for rank, got in enumerate(values):
-            same(got, told[0][0], f"what rank {rank} of {len(values)} read")
-    same([version for version, _ in told[0][0]][: bound + 1], [0] * min(length, bound + 1), "the first versions")
+            same(got, reads[0][0], f"what rank {rank} of {len(values)} read")
+    same([version for version, _ in reads[0][0]][: bound + 1], [0] * min(length, bound + 1), "the first versions")

@@ -20,19 +20,19 @@ Nodes = list[tuple[int, list[int]]]  # rank of each node, and nodes that it depe
 
 def polls(c: RecordedCommunicator, bound: int, pauses: list[int]) -> Any:
     """Publish, rest, ask for the latest version and read all versions up to it; then read the remaining ones."""
-    channel, told = opened(c, SMALL, bound=bound), []
+    channel, polled = opened(c, SMALL, bound=bound), []
     for version, pause in enumerate(pauses):
         channel.publish(version, SMALL.make(version) if c.rank == 0 else None)
         c.rest(pause * 1e-3)
         now, waits = channel.latest(), len(c.trace.spans)
         read = {at: bits(channel.fetch(at)) for at in range(max(0, version - bound), now + 1)}
-        told.append((now, read, len(c.trace.spans) - waits))
+        polled.append((now, read, len(c.trace.spans) - waits))
     if pauses:
         channel.fetch(len(pauses) - 1)
     c.barrier()
     for at in range(max(0, len(pauses) - 1 - bound), len(pauses)):
         channel.fetch(at)
-    return told, channel.latest()
+    return polled, channel.latest()
 
 
 @law(
@@ -44,9 +44,9 @@ def polls(c: RecordedCommunicator, bound: int, pauses: list[int]) -> Any:
 )
 def latest(run: Watched, world: int, bound: int, pauses: list[int], schedule: DrawnSchedule) -> None:
     """The latest version never decreases and has no gaps, and all versions up to it can be read without waiting."""
-    for rank, (told, end) in enumerate(run(world, partial(polls, bound=bound, pauses=pauses), schedule).values()):
+    for rank, (polled, end) in enumerate(run(world, partial(polls, bound=bound, pauses=pauses), schedule).values()):
         last = -1
-        for version, (now, read, waits) in enumerate(told):
+        for version, (now, read, waits) in enumerate(polled):
             expect(last <= now <= version, f"on rank {rank} the latest version was {last}, then {now} of {version}")
             expect(waits == 0, f"rank {rank} had to wait for a version up to {now}, which it was told is the latest")
             for at, got in read.items():

@@ -129,11 +129,11 @@ def private(c: RecordedCommunicator, payload: Payload) -> Any:
 @law("s4-private-result", world=st.integers(2, 4), payload=PAYLOADS, schedule=schedules())
 def private_result(run: Watched, world: int, payload: Payload, schedule: DrawnSchedule) -> None:
     """A tensor that was read is private: changes of it are not visible to other reads."""
-    told = bits(payload.make(0))
+    expected = bits(payload.make(0))
     for rank, (first, mine, gathered, last) in enumerate(
         run(world, partial(private, payload=payload), schedule).values()
     ):
-        same([*first, last], [told] * 3, f"what rank {rank} fetched three times")
+        same([*first, last], [expected] * 3, f"what rank {rank} fetched three times")
         same(mine, bits(payload.make(rank)), f"what rank {rank} gave to be gathered")
         same(gathered, [bits(payload.make(key)) for key in range(world)], f"what rank {rank} gathered the second time")
 
@@ -276,8 +276,8 @@ def mismatch(run: Watched, world: int, odd: int, kind: str, schedule: DrawnSched
     ended = run(world, partial(deviating, kind=kind, odd=odd), schedule)
     for rank, error in ended.errors.items():
         expect(not isinstance(error, LawBroken), f"on rank {rank}: {error}")
-        told = f"rank {rank} raised {type(error).__name__}: {error}\n  where a ProtocolError or CommAborted is due"
-        expect(type(error) in (ProtocolError, CommAborted), told)
+        message = f"rank {rank} raised {type(error).__name__}: {error}\n  where a ProtocolError or CommAborted is due"
+        expect(type(error) in (ProtocolError, CommAborted), message)
     went_on = sorted(ended.results)
     expect(not went_on, f"rank(s) {went_on} went on, although rank {odd} has another {kind}")
     expect(set(ended.errors) == set(range(world)), f"only ranks {sorted(ended.errors)} of {world} left word")

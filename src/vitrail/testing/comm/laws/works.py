@@ -49,8 +49,8 @@ def permuted(c: RecordedCommunicator, payload: Payload, order: list[int]) -> Any
 @law("c1-any-order", world=st.integers(1, 3), payload=PAYLOADS, order=st.permutations(range(5)), schedule=schedules())
 def any_order(run: Watched, world: int, payload: Payload, order: list[int], schedule: DrawnSchedule) -> None:
     """Works may be waited for in any order and repeatedly, which delivers nothing again."""
-    told = run(world, partial(permuted, payload=payload, order=order), schedule).values()
-    for rank, (first, kept, leaked) in enumerate(told):
+    results = run(world, partial(permuted, payload=payload, order=order), schedule).values()
+    for rank, (first, kept, leaked) in enumerate(results):
         for index, got in first.items():
             same(got, bits(payload.make(index)), f"what broadcast {index} gave on rank {rank}")
         expect(kept, f"on rank {rank} waiting again wrote into the tensor again")
@@ -114,12 +114,12 @@ def dropping(c: RecordedCommunicator, dropped: set[int], pause: bool) -> Any:
 )
 def dropped_works(run: Watched, world: int, dropped: set[int], pause: bool, schedule: DrawnSchedule) -> None:
     """A work without a wait is delivered all the same, and close() reports it."""
-    told = tuple(f"broadcast(int32 2, src={index % world})" for index in sorted(dropped))
+    expected = tuple(f"broadcast(int32 2, src={index % world})" for index in sorted(dropped))
     for rank, (got, leaked) in enumerate(
         run(world, partial(dropping, dropped=dropped, pause=pause), schedule).values()
     ):
         same(got, [bits(SMALL.make(index)) for index in range(5)], f"what rank {rank} has in the end")
-        same(leaked, told, f"what is told as waited for by nobody on rank {rank}")
+        same(leaked, expected, f"what is told as waited for by nobody on rank {rank}")
 
 
 class _Holder:

@@ -60,7 +60,7 @@ def are_independent(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> b
         canvas: The canvas that the views must partition.
         every: The patches of its steps.
     """
-    if stage.also or message_guidance(stage) is None or not OptionalFusion.of(stage.fusion).is_local:
+    if stage.extra_views or message_guidance(stage) is None or not OptionalFusion.of(stage.fusion).is_local:
         return False
     if (
         stage.remember
@@ -100,7 +100,7 @@ class IndependentRanks:
     guidance: MessageGuidance | None
     branches: tuple[Branch, ...]
     first_step: int
-    told: Tensor | None = None
+    resumed_message: Tensor | None = None
     channel: Channel | None = None
     owners: tuple[int, ...] = ()
     row_batch: int = 1
@@ -148,9 +148,9 @@ class IndependentRanks:
         if self.guidance is not None and self.guidance.lag(step) is not None:
             message = None
             if self.owners[key_units[0]] == rank:
-                spoken = evolve(views, latents=views.latents[key], model_output=combine(answers)[key])
+                key_prediction = evolve(views, latents=views.latents[key], model_output=combine(answers)[key])
                 seen = next((a for a in answers if a.attention is not None), answers[key_units[0]])
-                message = tell(self.guidance, spoken, seen)
+                message = tell(self.guidance, key_prediction, seen)
             assert self.channel is not None
             self.channel.publish(step.index - self.first_step, message)
         for unit in (unit for unit in rest if self.owners[unit] == rank):
@@ -165,7 +165,7 @@ class IndependentRanks:
         if lag is None:
             return None
         version = step.index - self.first_step - lag
-        return self._fetch(version) if version >= 0 else self.told
+        return self._fetch(version) if version >= 0 else self.resumed_message
 
     def last_message(self, step: Step) -> Tensor | None:
         """Return the message made at a step, for a checkpoint."""

@@ -1,4 +1,4 @@
-"""A mask from what an earlier size has seen, over all of its steps, rather than from the map of one step."""
+"""``remembered-attention``: a mask from the attention maps that an earlier stage kept, averaged over its steps."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from attrs import validators as v
 from vitrail.core.config.fields import as_tuple, share_below_half
 from vitrail.core.method.attention_maps import AttentionRequest, Over
 from vitrail.errors import ConfigError, nearest
-from vitrail.plugins.masking.attention_masks import OVERS, STOP_WORDS, as_words
-from vitrail.plugins.masking.heat import normalised, warn
-from vitrail.plugins.prompting.regions import opened
+from vitrail.plugins.masking.heat_maps import OVERS, STOP_WORDS, as_words, normalised, warn
+from vitrail.plugins.prompting.patch_content_aware import opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,14 +46,23 @@ class RememberedAttention:
 
     @property
     def request(self) -> AttentionRequest | None:
-        """The maps of these layers, word by word."""
+        """One map a word, of the chosen layers; None leaves the choice to the stages that keep the maps."""
         return AttentionRequest(layers=self.layers, each=True) if self.layers else None
 
     def init(self) -> None:
-        """No state."""
+        """None: there is no state."""
 
     def mask(self, step: Step, key: Prediction, predicted: ModelOutput, state: None) -> tuple[Tensor | None, None]:
-        """At the size that is wanted, the padding as the edge; everywhere, with a warning, if there is none."""
+        """The kept maps of the chosen words at the size of ``predicted.view``, padding cells repeating the edge.
+
+        None, which is everywhere, with a warning, where no content word has a map or the map is flat.
+
+        Returns:
+            Float32[Tensor, "batch 1 h w"] in [0, 1], or None; and None as state.
+
+        Raises:
+            ConfigError: If one of ``words`` is no word of the prompt.
+        """
         import torch.nn.functional as F
 
         memory = predicted.memory
@@ -76,12 +84,12 @@ class RememberedAttention:
         return F.pad(mask, (0, width - inner[1], 0, height - inner[0]), mode="replicate"), None
 
     def _chosen(self, memory: KeptMaps) -> Sequence[int]:
-        """Which of the remembered words count."""
+        """Numbers of the words whose maps are used."""
         if not self.words:
             skip = STOP_WORDS if self.skip_stop_words else frozenset()
             return [number for number, word in enumerate(memory.words) if word not in skip]
         missing = [word for word in self.words if word not in memory.words]
         if missing:
-            told = ", ".join(f"{word!r}{nearest(word, memory.words)}" for word in missing)
-            raise ConfigError(f"the words of the masking must be words of the prompt: {told}")
+            listed = ", ".join(f"{word!r}{nearest(word, memory.words)}" for word in missing)
+            raise ConfigError(f"the words of the masking must be words of the prompt: {listed}")
         return [number for number, word in enumerate(memory.words) if word in self.words]

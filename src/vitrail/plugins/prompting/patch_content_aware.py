@@ -1,4 +1,4 @@
-"""Texts of a view's own."""
+"""``patch-content-aware``: a text for each view, of the words whose attention is high there."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PatchContentAware:
 
     @property
     def request(self) -> AttentionRequest | None:
-        """The maps of these layers, word by word."""
+        """One map a word, of the chosen layers; None leaves the choice to the stages that keep the maps."""
         return AttentionRequest(layers=self.layers, each=True) if self.layers else None
 
     def texts(
@@ -53,7 +53,7 @@ class PatchContentAware:
         canvas: Canvas,
         memory: KeptMaps | None,
     ) -> tuple[str | None, ...]:
-        """The words of each view in their order; None where that is all of them."""
+        """The kept words of each view in the prompt's order; None where a view keeps all, () if no maps were kept."""
         if memory is None:
             return ()
         import torch
@@ -68,13 +68,14 @@ class PatchContentAware:
 
 
 def _joined(words: Sequence[str], kept: Sequence[bool]) -> str:
+    """The words that are kept, in their order, with a space between."""
     return " ".join(word for word, is_kept in zip(words, kept, strict=True) if is_kept)
 
 
 def opened(masks: Tensor, reach: int) -> Tensor:
-    """Binary masks without what a square of 2 reach + 1 cells does not fit into; the border takes nothing away.
+    """The morphological opening of binary masks by a square of 2 reach + 1 cells; beyond the border counts as 1.
 
-    Eroding and dilating so many times with a square of three cells is the same.
+    Eroding and dilating ``reach`` times with a square of three cells is the same.
 
     Args:
         masks: Float32[Tensor, "words h w"], 0 or 1.
@@ -88,11 +89,11 @@ def opened(masks: Tensor, reach: int) -> Tensor:
 
 
 def on_canvas(masks: Tensor, canvas: Canvas) -> Tensor:
-    """Maps of the whole picture at the canvas's size, each cell the nearest; the padding repeats the edge.
+    """Maps of the whole picture, resized to the canvas by the nearest cell; padding cells repeat the edge.
 
     Args:
         masks: Float32[Tensor, "words h w"].
-        canvas: Where they are to lie.
+        canvas: Its inner size is the maps', its padding is added below and to the right.
 
     Returns:
         Float32[Tensor, "words height width"].

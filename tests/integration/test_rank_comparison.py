@@ -17,8 +17,8 @@ from vitrail.core.engine.rank_comparison import digest_of
 from vitrail.errors import CommAborted, DriftError
 from vitrail.plugins.fusion.averages import Average
 from vitrail.plugins.guidance.structure import SyncGuidance
-from vitrail.plugins.masking.attention_masks import NoMask
-from vitrail.plugins.patching.grids import Windows
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.windows import Windows
 from vitrail.sampling.sampler import Sampler, Spread
 
 RANKS = InProcess(timeout=60)

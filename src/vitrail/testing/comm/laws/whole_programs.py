@@ -39,8 +39,8 @@ def check_program(ops: Sequence[Op], ended: Ended) -> None:
                 wanted,
                 f"what operation {index + 1} of the program ({ops[index].kind}) gave on rank {rank}",
             )
-        told = f"{len(leaked)} works are told as waited for by nobody on rank {rank}: {show(leaked)}"
-        expect(dropped <= len(leaked) <= dropped + doubtful, told)
+        message = f"{len(leaked)} works are told as waited for by nobody on rank {rank}: {show(leaked)}"
+        expect(dropped <= len(leaked) <= dropped + doubtful, message)
 
 
 @law("e3-programs", drawn=sized_programs(), schedule=schedules(), checksums=st.booleans())

@@ -1,4 +1,4 @@
-"""DemoFusion's skip residual: the latents are drawn back to the picture that the size began with."""
+"""``skip-residual``: latents are mixed with the noised picture that the current size began with (DemoFusion)."""
 
 from __future__ import annotations
 
@@ -34,10 +34,17 @@ class SkipResidual:
     power: float = field(default=3.0, validator=v.ge(0))  # of the ramp
 
     def init(self) -> None:
-        """No state."""
+        """None: there is no state."""
 
     def guide(self, step: Step, subject: Tensor, scene: GuidanceContext, state: None) -> tuple[Tensor, None]:
-        """The latents, nearer to the picture."""
+        """The latents, mixed with the grown picture at the step's noise; unchanged at the first size.
+
+        Args:
+            step: Its noise level is given to the grown picture, and it ramps c.
+            subject: Latents before the step, Float32[Tensor, "batch channels height width"].
+            scene: Its ``start`` is the picture that the size began with.
+            state: None.
+        """
         if scene.start is None:
             return subject, None
         weight = self.scale * step.ramp(self.ramp) ** self.power

@@ -1,0 +1,136 @@
+"""``windows``: overlapping windows; along an axis whose ends meet (``Canvas.wrap``) they lie evenly on a ring."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from vitrail.core.config.fields import share_below_one
+from vitrail.core.geometry.views import Outline, Patches, Span, View
+from vitrail.plugins.patching.whole import rolled_views
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrail.core.geometry.views import Canvas
+    from vitrail.core.schedule.step import Step
+    from vitrail.core.schedule.streams import Streams
+
+Tail = Literal["spread", "shift"]
+Redraw = Literal["step", "size"]
+
+
+@frozen(kw_only=True)
+class Windows:
+    """Overlapping windows of the training size.
+
+    MultiDiffusion (Bar-Tal et al., 2023, https://arxiv.org/abs/2302.08113), sec. 4; jitter as in the code
+    of DemoFusion (Du et al., 2023, https://arxiv.org/abs/2311.16973). A jittered window never leaves the
+    canvas: those on the border stay, so that no window looks at padding. On an axis whose ends meet no window
+    is on the border, and all move. AccDiffusion (Lin et al., 2024, https://arxiv.org/abs/2407.10738) draws the
+    jitter once a size, so that its windows keep their texts.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    overlap: float = field(default=0.5, validator=share_below_one)  # share of a window
+    jitter: bool = False  # move inner windows at random at each step, by up to a quarter of the overlap
+    redraw: Redraw = field(default="step", validator=v.in_(("step", "size")))  # jitter anew at each step or once a size
+    size: int | None = field(default=None, validator=v.optional(v.ge(1)))  # latent cells; the training size if unset
+    tail: Tail = field(default="spread", validator=v.in_(("spread", "shift")))  # shift: keeps the stride
+    # and moves the last window back; spread: all gaps share what is left over
+
+    def granularity(self, canvas: Canvas) -> tuple[int, int]:
+        """(1, 1): a canvas of any size is taken without padding."""
+        return 1, 1
+
+    def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
+        """Windows in row-major order; the first is the key view."""
+        rows, cols = self._axes(canvas)
+        shifts = self._shifts(step, streams, rows, cols)
+        starts = ((top, left) for top in rows.starts for left in cols.starts)
+        views = [View(rows.span(y, dy), cols.span(x, dx)) for (y, x), (dy, dx) in zip(starts, shifts, strict=True)]
+        return Patches(rolled_views(views, step, streams))
+
+    def outline(self, step: Step, canvas: Canvas) -> Outline:
+        """The number of windows, and the height and width of one in latent cells."""
+        rows, cols = self._axes(canvas)
+        return Outline(len(rows.starts) * len(cols.starts), (rows.window, cols.window))
+
+    def _axes(self, canvas: Canvas) -> tuple[_Axis, _Axis]:
+        size = self.size or canvas.native
+        rows = self._axis(canvas.height, size, canvas.wraps("y"))
+        return rows, self._axis(canvas.width, size, canvas.wraps("x"))
+
+    def _axis(self, length: int, size: int, wraps: bool) -> _Axis:
+        window = min(size, length)
+        stride = max(1, round(window * (1 - self.overlap)))
+        return _Axis(length, window, window_starts(length, window, stride, self.tail, wraps), wraps)
+
+    def _shifts(self, step: Step, streams: Streams, rows: _Axis, cols: _Axis) -> list[tuple[int, int]]:
+        if not self.jitter:
+            return [(0, 0)] * (len(rows.starts) * len(cols.starts))
+        once = ("jitter of a size", step.phase) if self.redraw == "size" else ("jitter", step.index)
+        draws = streams.uniform((2, len(rows.starts), len(cols.starts)), *once)
+        vertical, horizontal = rows.shifts(draws[0], 0), cols.shifts(draws[1], 1)
+        return [(dy, dx) for ys, xs in zip(vertical, horizontal, strict=True) for dy, dx in zip(ys, xs, strict=True)]
+
+
+@frozen
+class _Axis:
+    """One axis of a canvas under windows, and whether its ends meet."""
+
+    length: int
+    window: int
+    starts: tuple[int, ...]
+    wraps: bool
+
+    def span(self, start: int, shift: int) -> Span:
+        """A window moved by ``shift`` cells, held within the canvas unless the axis wraps."""
+        if self.wraps:
+            return Span((start + shift) % self.length, self.window, 1, self.length)
+        return Span(min(max(start + shift, 0), self.starts[-1]), self.window)
+
+    @property
+    def reach(self) -> int:
+        """Cells by which a window may move: a quarter of the smallest overlap, so that every cell stays covered."""
+        if len(self.starts) == 1:
+            return 0
+        ends = (*self.starts, self.length) if self.wraps else self.starts
+        return (self.window - max(b - a for a, b in pairwise(ends))) // 4
+
+    def shifts(self, draws: Tensor, axis: int) -> list[list[int]]:
+        """Whole numbers in [-reach, reach] from uniform draws; 0 for the first and last window, if there are such."""
+        moved = (draws * (2 * self.reach + 1)).long() - self.reach
+        for border in () if self.wraps else (0, -1):
+            moved.select(axis, border).zero_()
+        result: list[list[int]] = moved.tolist()
+        return result
+
+
+def window_starts(length: int, window: int, stride: int, tail: Tail = "spread", wraps: bool = False) -> tuple[int, ...]:
+    """Starts of windows that cover an axis without slivers.
+
+    Args:
+        length: Cells of the axis.
+        window: Cells of a window; the whole axis if it is longer.
+        stride: Largest distance between neighbours.
+        tail: ``spread`` shares the remainder among all gaps; ``shift`` keeps the stride and moves the
+            last window back, as DemoFusion and its successors do.
+        wraps: Whether the ends of the axis meet. Then no window is the last and has to be moved back: the one that
+            goes across the ends comes the closer to the first with ``shift``.
+
+    Returns:
+        Sorted starts; the first is 0, and the last window ends at the end of the axis unless that wraps.
+    """
+    if length <= window:
+        return (0,)
+    room = length if wraps else length - window
+    gaps = math.ceil(room / stride)
+    count = gaps if wraps else gaps + 1
+    if tail == "shift":
+        return tuple(min(i * stride, room) for i in range(count))
+    return tuple((2 * i * room + gaps) // (2 * gaps) for i in range(count))
