@@ -28,13 +28,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import vitrail.backbones
 from vitrail.sampling.sampler import Sampler
 
-CONFIGS = Path(vitrail.backbones.__file__).parent / "configs"
+CONFIGS = Path(vitrail.backbones.__file__).parent / "loading/configs"
 METHODS = ("direct", "multidiffusion", "cutdiffusion", "asg")
-FORWARD = "vitrail.core.engine.hooks.Stages.predict"
+FORWARD = "vitrail.core.engine.network.Network.predict"
 MASK = (
     "vitrail.backbones.attention.cross_attention.Maps.look",
     "vitrail.backbones.attention.cross_attention.Maps.mean",
-    "vitrail.core.engine.hooks.Stages.mask",
+    "vitrail.core.engine.hooks.Hooks.mask",
 )
 SMALL = {  # SDXL's architecture with a fifth of its width and a quarter of its training size
     "sample_size": 32,

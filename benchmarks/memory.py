@@ -37,7 +37,7 @@ from vitrail.backbones.memory.footprint import LiveBytes, row_bytes
 from vitrail.core.schedule.streams import Streams
 from vitrail.sampling.sampler import Sampler
 
-CONFIGS = Path(vitrail.__file__).parent / "backbones/configs"
+CONFIGS = Path(vitrail.__file__).parent / "backbones/loading/configs"
 PRESETS = {
     "tiny": {
         "sample_size": 8,
@@ -107,7 +107,7 @@ class Tracked(LiveBytes):
         self.peak = self.now
 
 
-class StrategyCall:
+class AllocatorGauge:
     """Gauge that queries the allocator of an accelerator."""
 
     def __init__(self, device: torch.device):
@@ -194,7 +194,7 @@ def measure(case: Case, pipe: Any, words: dict[str, torch.Tensor]) -> Peaks:
         pipe: The pipeline.
         words: Embeddings of the prompt.
     """
-    gauge = Tracked() if pipe.device.type == "cpu" else StrategyCall(pipe.device)
+    gauge = Tracked() if pipe.device.type == "cpu" else AllocatorGauge(pipe.device)
     peaks = Peaks(gauge)
     sampler = Sampler.from_pipeline(pipe, case.method, plugins=[("peaks", peaks)])
     side = round(pipe.unet.config.sample_size * pipe.vae_scale_factor * case.area**0.5)

@@ -1,6 +1,6 @@
 """Measure the engine's overhead beside the network: shares of one run by part.
 
-Usage: python benchmarks/overhead.py [--size 512] [--steps 30] [--threads 2] [--method asg]
+Usage: python benchmarks/overhead.py [--size 512] [--steps 30] [--threads 1] [--method asg]
 
 The parts of one 512x512 run: all outside of the network's forwards; the computation of the mask inside of them
 and the reduction of its maps; the swap of values between lattice views, including the permutation. Mask and
@@ -27,11 +27,11 @@ from vitrail.sampling.sampler import Sampler
 
 PROMPT = "a fox on a snow field"
 PARTS = {  # functions of each part, none of which calls another one
-    "forwards": ["vitrail.core.engine.hooks.Stages.predict"],
+    "forwards": ["vitrail.core.engine.network.Network.predict"],
     "mask": [
         "vitrail.backbones.attention.cross_attention.Maps.look",
         "vitrail.backbones.attention.cross_attention.Maps.mean",
-        "vitrail.core.engine.hooks.Stages.mask",
+        "vitrail.core.engine.hooks.Hooks.mask",
     ],
     "exchange": [
         "vitrail.core.engine.micro_batches.permute_views",
@@ -98,7 +98,9 @@ def main(
     size: int = 512,
     steps: int = 30,
     method: str = "asg",
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads; more than one run forwards side by side, which no share can show.")
+    ] = 1,
 ) -> None:
     """Measure one run and print the table."""
     torch.set_num_threads(threads)

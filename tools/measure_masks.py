@@ -51,7 +51,7 @@ HEAD = ["mask", "inside", "outside", "told apart"]
 
 
 @define
-class StrategyCall:
+class AskedMasks:
     """Plugin that calls every mask source at every step at which the run calls its own."""
 
     states: dict = field(factory=lambda: {name: source.init() for name, source in SOURCES.items()})
@@ -97,7 +97,7 @@ def main(
     values: dict[str, list[tuple[float, float, float]]] = {name: [] for name in SOURCES}
     judged = 0
     for picture in range(pictures):
-        asked = StrategyCall()
+        asked = AskedMasks()
         call = {"height": SIZE, "width": SIZE, "seed": picture, "num_inference_steps": steps, "output_type": "pt"}
         found = judge.detect(sampler.again([("asked", asked)])(scene(picture)[1], **call).images[0])
         if len(found) != 1:
