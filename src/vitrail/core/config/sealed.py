@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "1"  # increased when older files can no longer be read
+ATTEMPTS = 20  # readings of a file that is replaced in every one
 TEXT, DIGEST, VERSION = "vitrail", "vitrail.digest", "vitrail.format"
 
 
@@ -50,13 +51,11 @@ def load_sealed(path: Path, what: str) -> tuple[dict[str, Tensor], str]:
     Raises:
         ConfigError: If the file is not sealed, of another format or damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
         refuse_irregular(path)
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_tensors(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"{path}: is not {what}, or is damaged: {error}") from error
     if not {TEXT, DIGEST} <= metadata.keys():
@@ -66,6 +65,37 @@ def load_sealed(path: Path, what: str) -> tuple[dict[str, Tensor], str]:
     if digest(tensors, metadata[TEXT]) != metadata[DIGEST]:
         raise ConfigError(f"{path}: is damaged: its content is not what was written; use another copy, or begin again")
     return tensors, metadata[TEXT]
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata of one version of a file that another process may replace meanwhile.
+
+    The library opens a file by its name for the header and again for the tensors, so these may be of two versions.
+
+    Raises:
+        SafetensorError: If it is no safetensors file; OSError if it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for attempt in range(1, ATTEMPTS + 1):
+        before = _version(path)
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError):
+            if attempt == ATTEMPTS or _version(path) == before:
+                raise
+            continue
+        if _version(path) == before:
+            break
+    return tensors, metadata
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """What differs between a file and the one that replaced it."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def digest(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitrail.core.config.atomic import replacing
+from vitrail.core.config.sealed import read_tensors
 from vitrail.errors import ConfigError
 from vitrail.sampling.recipe import digest_of
 
@@ -101,22 +102,25 @@ class FeatureCache:
         self._changed, self._kept = False, time.monotonic()
 
     def _read(self) -> None:
-        with _opened(self._path) as file:
-            self._seen = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            self._complete = (file.metadata() or {}).get("complete") == "True"
+        with _told(self._path):
+            tensors, metadata = read_tensors(self._path)
+        self._seen = {name: tensor.clone() for name, tensor in tensors.items()}
+        self._complete = metadata.get("complete") == "True"
 
 
 def _key_in(path: Path) -> str:
-    with _opened(path) as file:
+    from safetensors import safe_open
+
+    with _told(path), safe_open(path, framework="pt") as file:
         return str((file.metadata() or {}).get("eye", ""))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
+def _told(path: Path) -> Iterator[None]:
+    """Turn errors of a file into one that names it and the remedy."""
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        yield
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path}: cannot be read; delete it to look again: {error}") from error

@@ -1,14 +1,17 @@
 """Any damage to a file of tensors is refused: no bit of it can be wrong without a word."""
 
+import contextlib
 import math
+from types import SimpleNamespace
 
 import pytest
+import safetensors
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from vitrail.core.config.sealed import load_sealed, save_sealed
+from vitrail.core.config.sealed import TEXT, load_sealed, save_sealed
 from vitrail.errors import ConfigError
 
 TENSORS = {
@@ -31,6 +34,25 @@ def whole(tmp_path_factory):
 def same_bits(one, other):
     bits = [each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other)]
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(*bits)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_as_one_version(tmp_path, monkeypatch):
+    path, real = tmp_path / "a.safetensors", safetensors.safe_open
+    save_sealed(path, {"a": torch.zeros(3)}, "first")
+
+    @contextlib.contextmanager
+    def replaced(name, framework):
+        """What the library does when the file is replaced between its header and its tensors."""
+        with real(name, framework) as file:
+            header = file.metadata()
+        if header[TEXT] == "first":
+            save_sealed(path, {"a": torch.ones(3)}, "second")
+        with real(name, framework) as file:
+            yield SimpleNamespace(metadata=lambda: header, keys=file.keys, get_tensor=file.get_tensor)
+
+    monkeypatch.setattr(safetensors, "safe_open", replaced)
+    tensors, text = load_sealed(path, "a test")
+    assert text == "second" and torch.equal(tensors["a"], torch.ones(3))
 
 
 def test_what_was_written_is_read_bit_for_bit(whole):
