@@ -92,14 +92,17 @@ def test_a_reader_that_goes_away_does_not_take_the_picture_along(tmp_path):
         assert picture.size == (64, 64)
 
 
-def test_a_closed_output_is_no_reason_to_stop(tmp_path):
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_reason_to_stop(tmp_path, closed):
     done = subprocess.run(
-        ["/bin/sh", "-c", '"$0" -m vitrail "$@" >&-', sys.executable, *SMALL, "-o", "fox.png"],
+        ["/bin/sh", "-c", f'"$0" -m vitrail "$@" {closed}', sys.executable, *SMALL, "-o", "fox.png"],
         cwd=tmp_path,
         capture_output=True,
         check=False,
     )
-    assert done.returncode == 0 and (tmp_path / "fox.png").exists() and b"Traceback" not in done.stderr
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    with Image.open(tmp_path / "fox.png") as picture:
+        picture.load()
 
 
 @pytest.mark.parametrize("length", [256, 4000])

@@ -8,7 +8,7 @@ import typer
 
 from vitrail.cli.check import check
 from vitrail.cli.compare import compare
-from vitrail.cli.console import printable, replace_unknown_signs
+from vitrail.cli.console import prepare_streams, printable
 from vitrail.cli.decode import decode
 from vitrail.cli.heatmap import heatmap
 from vitrail.cli.listing import methods, plugins
@@ -53,7 +53,7 @@ def main() -> NoReturn:
     Raises:
         SystemExit: With the exit code.
     """
-    replace_unknown_signs()
+    prepare_streams()
     try:
         with ended_at_once():
             hold(atomic.discard)

@@ -8,8 +8,7 @@ import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +20,7 @@ PIPE_WIDTH = 100  # characters per line of a pipe or file
 def console(quiet: bool = False) -> Console:
     """Return a console as wide as the terminal, or ``PIPE_WIDTH`` elsewhere; a quiet one prints nothing.
 
-    If stdout is closed, or its reader ends, output is discarded and the command continues, so that no picture is lost.
+    If the reader of stdout ends, output is discarded and the command continues, so that no picture is lost.
     """
     from rich.console import Console
 
@@ -32,8 +31,6 @@ def console(quiet: bool = False) -> Console:
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    if sys.stdout is None:  # closed by the parent process
-        return Console(file=Path(os.devnull).open("w", encoding="utf-8"), width=PIPE_WIDTH, quiet=True)
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return Patient(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
 
@@ -81,8 +78,26 @@ def _is_harmless(character: str) -> bool:
     return character in "\n\t" or not (unicodedata.category(character) in ("Cc", "Cs") or character in TURNS)
 
 
-def replace_unknown_signs() -> None:
-    """Make stdout and stderr replace characters that their encoding lacks by "?", instead of raising."""
+def prepare_streams() -> None:
+    """Make the standard streams safe to use, before anything is opened or printed.
+
+    Those that the parent process closed become the null device: otherwise the next file or socket would get the
+    descriptor, and what libraries print would be written into it. Characters that an output's encoding lacks are
+    replaced by "?".
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, _null_device(number, mode))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _null_device(number: int, mode: str) -> IO[Any]:
+    """Open the null device at a descriptor, which must be free, for this process and those that it starts."""
+    opened = os.open(os.devnull, os.O_RDWR)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
+    os.set_inheritable(number, True)
+    return open(number, mode, encoding="utf-8", closefd=False)

@@ -122,7 +122,7 @@ def start_ranks(placement: RankPlacement, folders: Iterable[Path]) -> int:
     from vitrail.comm.backends.launch import launch
 
     command = [sys.executable, "-P", "-m", "vitrail", *sys.argv[1:]]
-    owner, home = secrets.token_hex(8), Path(__file__).resolve().parents[1]
+    owner, home = secrets.token_hex(8), Path(__file__).resolve().parents[2]
     variables = {**os.environ, atomic.OWNER: owner}
     if home == Path.cwd():
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
@@ -161,8 +161,7 @@ def run_ranks(placement: RankPlacement, on_cuda: bool, program: Callable[[RankCo
 
 def report_done() -> None:
     """Flush stdout and tell the launcher that this rank has finished."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    sys.stdout.flush()
     tell(DONE)
 
 
@@ -190,6 +189,5 @@ def end_rank(code: int) -> None:
     """
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         os._exit(code)

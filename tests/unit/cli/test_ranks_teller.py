@@ -1,8 +1,12 @@
-"""One fault, one message: who tells of it."""
+"""One fault, one message: who tells of it; what ranks are started with."""
+
+import sys
+from pathlib import Path
 
 import pytest
 
-from vitrail.cli.ranks import teller
+import vitrail
+from vitrail.cli.ranks import RankOptions, RankPlacement, start_ranks, teller
 from vitrail.comm.backends.process_group_store import LOST
 from vitrail.comm.environment import HOSTED
 from vitrail.errors import CommAborted, CommError, CommTimeout, ConfigError
@@ -56,3 +60,15 @@ def test_what_only_this_rank_knows_it_tells_itself(rank, error):
 def test_alone_there_is_nobody_else(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert teller(CommAborted(1, "a thread's bad day")) == "me"
+
+
+def test_ranks_find_a_package_that_lies_in_the_current_folder(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        "vitrail.comm.backends.launch.launch", lambda *args, variables, **options: seen.update(variables)
+    )
+    monkeypatch.setattr(sys, "argv", ["vitrail", "sample", "a fox"])
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(Path(vitrail.__file__).parents[1])
+    start_ranks(RankPlacement("start", 2, RankOptions()), [])
+    assert (Path(seen["PYTHONPATH"]) / "vitrail/__init__.py").exists()
