@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks, and ranks that w
 import pytest
 from hypothesis import HealthCheck, settings
 
+from command_line import end_all
 from tiny import tiny_pipeline
 from vitrail.sampling.discovery import build_registry
 
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         for mark in skipped.keys() & set(item.keywords):
             item.add_marker(pytest.mark.skip(reason=f"{mark}: runs in the profile {skipped[mark]}"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_outlives_its_test():
+    yield
+    end_all()
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def test_the_end_of_the_keeper_is_seen_at_once(server, client):
 def test_a_stranger_is_refused_by_name_and_learns_nothing(server, client):
     client.words.set("abort", "private")
     with pytest.raises(CommError, match=r"kept by SLURM job 17, step 0.*not by this run \(job 18\).*MASTER_PORT"):
-        StoreClient(LOOPBACK, server.port, "guess", "job 18", 0.1)
+        StoreClient(LOOPBACK, server.port, "guess", "job 18", 10.0)
     assert set(server.strangers) == {"job 18"}
     assert client.words.get("abort") == b"private"
 
@@ -188,7 +188,7 @@ def test_a_port_that_something_else_keeps_is_said(monkeypatch):
 
         threading.Thread(target=speak, daemon=True).start()
         with pytest.raises(CommError, match=r"kept by something that is no run's store.*MASTER_PORT"):
-            StoreClient(LOOPBACK, other.getsockname()[1], "secret", "a rank", 0.1)
+            StoreClient(LOOPBACK, other.getsockname()[1], "secret", "a rank", 10.0)
 
 
 def test_an_address_of_another_host_is_refused():

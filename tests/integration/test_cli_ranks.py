@@ -204,9 +204,9 @@ def test_ctrl_c_stops_all_ranks_at_one_step_whatever_strangers_try(tmp_path, fol
             stranger.sendall(b"abort" * 10)
     port = next(each.port for each in found if each.pid == process.pid)
     with pytest.raises(CommError, match=r"kept by ranks of vitrail --ranks.*MASTER_PORT"):  # to read, to abort
-        StoreClient("127.0.0.1", port, "guess", "a stranger", 0.1)
+        StoreClient("127.0.0.1", port, "guess", "a stranger", 10.0)
     with pytest.raises(CommError, match="not by this run"):  # to join
-        Gloo(timeout=1.0).join(RankEnvironment(1, 2, 1, "127.0.0.1", port, store_is_hosted=True))
+        Gloo(timeout=10.0).join(RankEnvironment(1, 2, 1, "127.0.0.1", port, store_is_hosted=True))
     for pid in ranked.values():  # which others can read
         assert b"secret" not in Path(f"/proc/{pid}/cmdline").read_bytes().lower()
     wait_for(process, "step ")  # it goes on

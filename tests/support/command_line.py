@@ -31,6 +31,8 @@ for line in json.load(sys.stdin):
 print(json.dumps(answers))
 """
 
+STARTED = []  # by ``start``
+
 
 @frozen
 class Answer:
@@ -63,8 +65,8 @@ def fresh_answers(folder, lines):
 
 
 def start(folder, *words):
-    """The program itself, with its output as a pipe."""
-    return subprocess.Popen(
+    """The program itself, with its output as a pipe; what outlives its test is killed."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "vitrail", *map(str, words)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -72,6 +74,17 @@ def start(folder, *words):
         stderr=subprocess.PIPE,
         text=True,
     )
+    STARTED.append(process)
+    return process
+
+
+def end_all():
+    """Kill what was started and still runs, and close its pipes."""
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 def wait_for(process, part):
