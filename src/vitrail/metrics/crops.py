@@ -61,11 +61,7 @@ class CropFeatures:
         return getattr(self.features, self.kind)(pieces).float().cpu()  # type: ignore[no-any-return]
 
     def _side(self, shown: Shown) -> int:
-        if not (self.crop_size or shown.native_size):
-            raise ConfigError(
-                "crops are of the size that a model was trained at, and a picture of a folder has none: set crop_size"
-            )
-        return self.crop_size or shown.native_size
+        return self.crop_size or shown.training_size("set crop_size")
 
 
 @frozen(kw_only=True)

@@ -76,11 +76,15 @@ def files_of(path: str) -> tuple[Path, ...]:
         ConfigError: If there is no folder or it has no picture files.
     """
     folder = expanded(path)
-    found = sorted(each for each in folder.iterdir() if each.suffix.lower() in ENDINGS) if folder.is_dir() else []
+    found = sorted(filter(_is_picture, folder.iterdir())) if folder.is_dir() else []
     if not found:
         what = f"has no {', '.join(ENDINGS)} file in it" if folder.is_dir() else "is no folder"
         raise ConfigError(f"reference folder: {path} {what}")
     return tuple(found)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and path.is_file()
 
 
 def fitted(picture: Tensor, height: int, width: int) -> Tensor:

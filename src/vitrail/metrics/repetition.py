@@ -54,7 +54,9 @@ class Repetition:
         """Return the largest and the mean agreement of two disjoint tiles, Float32[Tensor, "2"] in [0, 1], or nan."""
         import torch
 
-        sides = sides_of_tiles(shown.native_size, max(shown.picture.shape[-2:]))
+        sides = sides_of_tiles(
+            shown.training_size("it is what `repetition` cuts tiles of"), max(shown.picture.shape[-2:])
+        )
         if not sides:
             return torch.tensor([math.nan, math.nan], dtype=torch.float32, device="cpu")
         return torch.stack([self._agreement(shown.picture, each) for each in sides]).amax(dim=0)

@@ -49,8 +49,9 @@ class Seams:
     def look(self, shown: Shown) -> Tensor:
         """Return the mean log ratio over the picture's borders, Float32[Tensor, "1"]; nan without borders."""
         picture, found = shown.picture.float(), []
+        period = shown.training_size("leave `grid` out") if self.grid else 0
         for plane, borders in ((picture, shown.rows), (picture.transpose(1, 2), shown.columns)):
-            chosen = tuple(range(shown.native_size, plane.shape[1], shown.native_size)) if self.grid else borders
+            chosen = tuple(range(period, plane.shape[1], period)) if period else borders
             found += contrasts(steps(plane, self.width), chosen, self.width)
         return picture.new_tensor([sum(found) / len(found) if found else math.nan], device="cpu")
 

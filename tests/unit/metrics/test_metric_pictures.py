@@ -10,6 +10,7 @@ from torch import Generator
 
 from vitrail.core.method.metric import Shown
 from vitrail.demo.scenes import OBJECTS, Placement, Scene, render
+from vitrail.errors import ConfigError
 from vitrail.metrics.colour_shift import ColourShift
 from vitrail.metrics.objects import Objects, subject_of
 from vitrail.metrics.renders import DemoRenders
@@ -205,3 +206,10 @@ def test_tiles_cover_and_overlap_by_half(length, side):
     found = starts(length, side)
     assert found[0] == 0 and found[-1] == max(0, length - side)
     assert all(0 < after - before <= side / 2 + 1 for before, after in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize("metric", [Repetition(), Seams(grid=True)], ids=lambda metric: type(metric).__name__)
+def test_a_picture_of_no_known_model_is_refused_where_its_training_size_counts(metric):
+    shown = Shown(picture=torch.zeros(3, 64, 64), prompt="", native_size=0)
+    with pytest.raises(ConfigError, match="has no training size: "):
+        metric.look(shown)

@@ -11,7 +11,7 @@ from vitrail.demo.judge import Judge
 from vitrail.demo.scenes import OBJECTS
 from vitrail.errors import ConfigError
 from vitrail.metrics.objects import subject_of
-from vitrail.metrics.picture_folder import PictureFolder, fitted
+from vitrail.metrics.picture_folder import PictureFolder, files_of, fitted
 from vitrail.metrics.renders import SCHEME, DemoRenders
 
 
@@ -129,3 +129,9 @@ def test_empty_missing_and_broken_folders_are_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(ConfigError, match=r"a\.png cannot be read as a picture"):
         next(PictureFolder(path=str(tmp_path)).pictures(32, 32))
+
+
+def test_a_folder_that_is_named_like_a_picture_is_none(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(ConfigError, match="has no"):
+        files_of(str(tmp_path))

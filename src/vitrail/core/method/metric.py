@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from attrs import evolve, field, frozen
 
 from vitrail.core.config.fields import as_tuple
+from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +65,19 @@ class Shown:
     native_size: int
     rows: tuple[int, ...] = field(converter=as_tuple, default=())
     columns: tuple[int, ...] = field(converter=as_tuple, default=())
+
+    def training_size(self, remedy: str) -> int:
+        """Return the size in pixels that the model was trained at.
+
+        Args:
+            remedy: What a user can do about a picture that no model is known of, such as one of a folder.
+
+        Raises:
+            ConfigError: If it is unknown.
+        """
+        if not self.native_size:
+            raise ConfigError(f"a picture whose model is unknown has no training size: {remedy}")
+        return self.native_size
 
 
 class FeatureExtractor(Protocol):
