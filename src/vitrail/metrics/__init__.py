@@ -18,12 +18,16 @@ from vitrail.metrics.renders import DemoRenders
 from vitrail.metrics.repetition import Repetition
 from vitrail.metrics.seams import Seams
 from vitrail.metrics.sharpness import Sharpness
+from vitrail.metrics.specks import Specks
+from vitrail.metrics.wholeness import Wholeness
 
 
 @hookimpl
 def vitrail_register(registry: Registry) -> None:
     """Register the built-in metrics, feature extractors and reference sets."""
     registry.add("metrics", "objects", Objects)
+    registry.add("metrics", "specks", Specks)
+    registry.add("metrics", "wholeness", Wholeness)
     registry.add("metrics", "sharpness", Sharpness)
     registry.add("metrics", "colour-shift", ColourShift)
     registry.add("metrics", "seams", Seams)
