@@ -103,7 +103,10 @@ def cases(draw: st.DrawFn) -> Case:
     words = [name]
     for argument in arguments:
         count = draw(st.integers(0, 2)) if argument.nargs == -1 else draw(st.sampled_from([1, 1, 1, 1, 1, 0, 2]))
-        words += [draw(_value(argument, hostile_share=6)) for _ in range(count)]
+        value = _value(argument, hostile_share=6).filter(
+            lambda word: word != "--"
+        )  # the ends would be no options after it
+        words += [draw(value) for _ in range(count)]
     for option in chosen:
         words += draw(_given(option))
     return Case(words=[*words, *draw(_ends(name))], files=FILES)

@@ -54,6 +54,8 @@ def varied(text: str) -> Case:
 
 
 TEXTS: dict[str, tuple[Case, str]] = {
+    "a variant of 300 letters": (fox("--variant", "x" * 300), "is no variant of weight files"),
+    "a variant that leaves the folder": (fox("--variant", "/../../x"), "is no variant of weight files"),
     "a scalar that is no int": (checked("x.yaml", RUN + b"seed: !!int x\n"), "line 2, column 7: 'x' is no int"),
     "a scalar that is no date": (checked("x.yaml", RUN + b"seed: !!timestamp foo\n"), "'foo' is no timestamp"),
     "a date of no month": (checked("x.yaml", RUN + b"seed: 2024-13-45\n"), "'2024-13-45' is no timestamp"),

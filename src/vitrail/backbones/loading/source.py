@@ -37,6 +37,7 @@ UNFIT = {  # unsupported schedulers of diffusers, by reason; others are detected
 SUITS = "vitrail.json"  # file in a model's folder
 SUITABLE = {"height", "width", "guidance_scale", "num_inference_steps", "scheduler"}
 Kind = Literal["folder", "file", "hub"]
+VARIANT = re.compile(r"\w(\w|[.-](?=\w)){0,63}")  # part of a file's name
 
 
 class ModelFields(TypedDict):
@@ -128,10 +129,14 @@ def find_model(model: str, registry: Registry, options: ModelOptions | None = No
 
     Raises:
         ModelError: If it does not exist, files are missing or unfit, or no adapter supports its pipeline.
+        ConfigError: If an option cannot be meant.
     """
     where = f"model {model!r}: "
     kind, location = _place(model, registry)
     options = options or ModelOptions()
+    if options.variant is not None and not VARIANT.fullmatch(options.variant):
+        said = shortened(repr(options.variant))
+        raise ConfigError(f"{where}{said} is no variant of weight files, which is one word such as fp16")
     _refuse_useless(kind, options, where)
     config = None
     if kind == "file":

@@ -12,7 +12,7 @@ from original_format import hollow_file
 from vitrail.backbones.loading.single_file import scheduler_changes
 from vitrail.backbones.loading.source import ModelOptions, find_model
 from vitrail.core.config.safetensors_header import read_header
-from vitrail.errors import ModelError
+from vitrail.errors import ConfigError, ModelError
 
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
 INDEX = {
@@ -156,6 +156,12 @@ def test_a_variant_is_looked_for_in_every_part(told, names, whole):
     fill(whole / "vae" / "diffusion_pytorch_model.bf16.safetensors")
     assert "variants there: bf16" in told(whole, variant="fp16")
     find_model(str(whole), names, ModelOptions(variant="bf16"))
+
+
+@pytest.mark.parametrize("variant", ["", "x" * 300, "../../other", "fp16/..", "fp16\n", ".", "a..b"])
+def test_a_variant_that_is_no_word_is_refused(names, whole, variant):
+    with pytest.raises(ConfigError, match="is no variant of weight files"):
+        find_model(str(whole), names, ModelOptions(variant=variant))
 
 
 def test_a_folder_of_one_variant_tells_which_if_the_plain_files_are_asked_for(told, names, whole):
@@ -317,7 +323,7 @@ PROBE = """
 import sys
 from vitrail.backbones.loading.source import ModelOptions, find_model
 from vitrail.sampling.discovery import registry
-from vitrail.errors import ModelError
+from vitrail.errors import ConfigError, ModelError
 for model, config in zip(sys.argv[1::2], sys.argv[2::2]):
     try:
         find_model(model, registry(), ModelOptions(config=config or None))
