@@ -32,7 +32,9 @@ def alone(family, adapter, guidance_scale, row_batch):
     return sampler(guidance_scale=guidance_scale, row_batch=row_batch, **call).latents
 
 
-@pytest.mark.parametrize("guidance_scale", [5.0, 1.0], ids=["guided", "unguided"])
+@pytest.mark.parametrize(
+    "guidance_scale", [5.0, pytest.param(1.0, marks=pytest.mark.thorough)], ids=["guided", "unguided"]
+)
 @pytest.mark.parametrize(("family", "adapter"), MATRIX)
 def test_neither_the_row_batch_nor_the_ranks_reach_the_picture(family, adapter, guidance_scale):
     _, sampler, call = wrapped(family, adapter)

@@ -47,7 +47,9 @@ class Ender:
 
 
 @pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 5)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(1, 3), *(pytest.param(*each, marks=pytest.mark.thorough) for each in ((3, 1), (2, 5)))]
+)
 def test_f7_a_run_goes_on_where_it_ended(tmp_path, stages, before, after):
     path = tmp_path / "run.ckpt"
     whole = sample(toy_sampler(*STAGES[stages]), steps=STEPS, row_batch=2)

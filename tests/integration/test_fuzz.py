@@ -31,7 +31,7 @@ def test_every_past_finding_is_answered():
     assert {name: told for name, told in found.items() if told} == {}
 
 
-@settings(max_examples=2 * EXAMPLES)
+@settings(max_examples=EXAMPLES)
 @given(configs.cases())
 def test_every_file_is_answered(case):
     outcome = workers.run(case)

@@ -136,6 +136,7 @@ def test_without_a_network_the_cache_serves(hub, online, tmp_path):
     assert f"in the cache {tmp_path / 'home' / 'hub'}" in told[3][1] and "`hf download org/none`" in told[3][1]
 
 
+@pytest.mark.thorough
 def test_a_snapshot_put_into_the_cache_serves(hub, online, tmp_path):
     """As `hf download` leaves it: a reference that names a commit, and the commit's files."""
     model = tmp_path / "hub" / "models--me--mine"

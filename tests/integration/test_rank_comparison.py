@@ -282,6 +282,7 @@ def unseeded(communicator):
     return sample(with_parts([DETAIL], guidance=guidance), steps=STEPS, spread=Spread(communicator=communicator))
 
 
+@pytest.mark.thorough
 def test_processes_are_held_to_it_too():
     with pytest.raises(DriftError, match="in what came from guidance Unseeded"):
         Gloo(timeout=60).run(2, unseeded)
