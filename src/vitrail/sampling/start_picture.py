@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROGRAMS = ("EPS",)  # formats that Pillow passes to another program
+_LIFTING = threading.RLock()
 
 
 def open_picture(path: str | None, quiet: bool = False) -> Image:
@@ -64,14 +66,18 @@ def pad_picture(picture: Tensor, height: int, width: int) -> Tensor:
 
 @contextmanager
 def of_any_size() -> Iterator[None]:
-    """Lift Pillow's limit on the number of pixels, for the project's own pictures; affects the whole process."""
+    """Lift Pillow's limit on the number of pixels, for the project's own pictures.
+
+    The limit is the process's: threads take turns, so that none restores what another has lifted.
+    """
     from PIL import Image
 
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _LIFTING:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def open_own(file: Path) -> Image:

@@ -1,5 +1,7 @@
 """One picture, whatever it is brought as: every mode, type and order of axes gives the same tensor, to quantisation."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from structlog.testing import capture_logs
 from vitrail.core.method.inputs import Extras
 from vitrail.errors import ConfigError
 from vitrail.sampling.picture_reader import GROUND, read, with_pictures
-from vitrail.sampling.start_picture import open_picture
+from vitrail.sampling.start_picture import of_any_size, open_picture
 
 HEIGHT, WIDTH = 6, 9
 GREY = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) * 4 + 20  # from 20 to 232
@@ -241,3 +243,19 @@ def test_pictures_of_ip_adapters_are_read_one_by_one():
     given = Extras(ip_adapter_image=[[GREY, F32], floats])
     (first, second), third = with_pictures(given).ip_adapter_image
     assert same(first, GREY) and same(second, GREY) and third is floats
+
+
+def test_the_limit_on_pixels_is_as_before_when_threads_lifted_it_at_once():
+    before, entered = Image.MAX_IMAGE_PIXELS, threading.Event()
+
+    def lift():
+        with of_any_size():
+            entered.set()
+
+    with of_any_size():
+        other = threading.Thread(target=lift)
+        other.start()
+        assert not entered.wait(0.1), "both lifted it"
+        assert Image.MAX_IMAGE_PIXELS is None
+    other.join()
+    assert entered.is_set() and before == Image.MAX_IMAGE_PIXELS

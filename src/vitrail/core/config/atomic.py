@@ -2,7 +2,7 @@
 
 All files are written through here: under an unpredictable temporary name in the same folder, created exclusively,
 synchronised with the disk and moved into place at the end. The temporary file is removed however the writing ends, and
-the previous file stays intact until then, a folder until just before. A symlink is replaced, never followed.
+the previous file or folder stays intact until then. A symlink is replaced, never followed.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Write a folder atomically; see ``replacing``. An existing folder is removed just before the move.
+    """Write a folder atomically; see ``replacing``. An existing folder is set aside, and removed after the move.
 
     Yields:
         An empty folder in the same parent folder.
@@ -107,12 +107,26 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         with write_errors(path):
             yield part
-            shutil.rmtree(path, ignore_errors=True)
-            part.replace(path)
+            _exchange(part, path)
             _written.add(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
         _in_work.discard(part)
+
+
+def _exchange(part: Path, path: Path) -> None:
+    """Move a folder to a path; what was there is removed, or put back if the move fails."""
+    aside = path.with_name(f"{_name()}{SUFFIX}") if os.path.lexists(path) else None
+    if aside is not None:
+        path.replace(aside)
+    try:
+        part.replace(path)
+    except OSError:
+        if aside is not None:
+            aside.replace(path)
+        raise
+    if aside is not None:
+        aside.unlink() if not aside.is_dir() or aside.is_symlink() else shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,11 +6,12 @@ returns it whole.
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from attrs import define
+from attrs import define, field
 
 from vitrail.core.config.log import logger
 from vitrail.core.method.micro_batch import ModelOutput
@@ -40,6 +41,7 @@ class MemoryBackoff:
     allowed: bool = True
     limit: int | None = None
     notes: tuple[str, ...] = ()
+    _lock: threading.Lock = field(factory=threading.Lock, init=False, repr=False, eq=False)
 
     def forward(self, predict: Callable[[MicroBatch], ModelOutput], step: Step, rows: MicroBatch) -> ModelOutput:
         """Compute one micro-batch, in as many forwards as memory requires.
@@ -68,11 +70,12 @@ class MemoryBackoff:
 
     def _back_off(self, step: Step, count: int) -> None:
         """Halve the limit for the rest of the run, unless a concurrent forward has done so."""
-        if self.limit is not None and self.limit < count:
-            return
-        self.limit = (count + 1) // 2
-        rows = f"{self.limit} row{'s' * (self.limit > 1)}"
-        self.notes += (f"forwards of {rows} instead of {count}: out of memory at step {step.index + 1}",)
+        with self._lock:
+            if self.limit is not None and self.limit < count:
+                return
+            self.limit = (count + 1) // 2
+            rows = f"{self.limit} row{'s' * (self.limit > 1)}"
+            self.notes += (f"forwards of {rows} instead of {count}: out of memory at step {step.index + 1}",)
         logger().warning("memory.short", step=step.index, rows=count, limit=self.limit)
 
 

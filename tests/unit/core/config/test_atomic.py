@@ -1,6 +1,7 @@
 """Files are whole or not there: whatever ends the writing, what stood there before stays and nothing is left beside."""
 
 import ast
+import errno
 import signal
 import subprocess
 import sys
@@ -52,6 +53,34 @@ def test_whatever_ends_the_writing_leaves_what_was_there(tmp_path, error, write)
         half()
     assert names(tmp_path) == ["kept"] and count_written() == before and not in_work()
     assert list(path.iterdir()) == [] if path.is_dir() else path.read_text() == "kept"
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "dangling link"])
+def test_a_folder_is_replaced_by_a_whole_one_and_nothing_lies_beside(tmp_path, kind):
+    path = tmp_path / "a"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/mine").write_text("mine")
+    path.mkdir() if kind == "folder" else path.symlink_to(tmp_path / ("other" if kind == "link" else "nowhere"))
+    with replacing_folder(path) as part:
+        (part / "new").write_text("new")
+    assert names(path) == ["new"] and not path.is_symlink()
+    assert names(tmp_path) == ["a", "other"] and names(tmp_path / "other") == ["mine"]
+
+
+def test_a_folder_whose_move_fails_is_put_back(tmp_path, monkeypatch):
+    path, real = tmp_path / "a", Path.replace
+    path.mkdir()
+    (path / "old").write_text("old")
+
+    def replace(self, target):
+        if target == path and any(each.name == "new" for each in self.iterdir()):
+            raise OSError(errno.EIO, "no luck")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OutputError, match="no luck"), replacing_folder(path) as part:
+        (part / "new").write_text("new")
+    assert names(path) == ["old"] and names(tmp_path) == ["a"]
 
 
 def test_a_symlink_is_replaced_and_what_it_points_to_is_left_alone(tmp_path):
