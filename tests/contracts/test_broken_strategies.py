@@ -255,7 +255,10 @@ class BrokenMessages(Broken):
         return None
 
     def guide(self, step, subject, scene, state):
-        return AsyncGuidance().guide(step, subject, scene, state)
+        if self.how != "another state":
+            return AsyncGuidance().guide(step, subject, scene, state)
+        guided, message = AsyncGuidance().guide(step, subject, scene, state if state is None else state["message"])
+        return guided, {"message": message}
 
     def lag(self, step):
         return 0 if self.how == "another lag" else AsyncGuidance().lag(step)
@@ -273,6 +276,11 @@ def test_guidance_by_messages(how):
     with pytest.raises(AssertionError, match="`guide` must equal `follow`"):
         testing.check_guidance(BrokenMessages(how))
     testing.check_guidance(BrokenMessages())
+
+
+def test_guidance_by_messages_whose_state_is_none_of_them():
+    with pytest.raises(AssertionError, match="the state must be the message of the step before"):
+        testing.check_guidance(BrokenMessages("another state"))
 
 
 # ---------------------------------------------------------------- masking

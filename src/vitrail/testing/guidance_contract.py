@@ -81,10 +81,12 @@ def _played(strategy: Any, exchange: Exchange, kinds: Sequence[PredictionType]) 
                 state, messages = strategy.init(), []
             scene = _scene(step, strategy, exchange, masked)
             subject = _subject(strategy, step, seed=number)
+            before_it = state
             guided, state = _checked(strategy, step, subject, scene, state)
             if _speaks(strategy, step) and step.stage_step == len(messages):
                 messages.append(strategy.tell(step, subject, scene.key, scene.mask))
                 _check_follows(strategy, step, subject, scene.key, messages, guided)
+                _check_kept(strategy, step, messages, before_it)
             after, before = subject_tensor(guided), subject_tensor(subject)
             answers.append((after, not torch.equal(after, before)))
     return answers
@@ -119,6 +121,13 @@ def _check_follows(
         check_guided(StrategyCall("guidance", strategy, step), subject, followed, strategy.point)
     equal = torch.equal(followed.model_output, guided.model_output)
     assert equal, f"`guide` must equal `follow` with the message that `lag` names, not so at {described(step)}"
+
+
+def _check_kept(strategy: Any, step: Step, messages: Sequence[Tensor], state: Any) -> None:
+    """Check that the state before a step that applies the message of the step before is that message."""
+    if strategy.lag(step) == 1 and len(messages) > 1:
+        same = isinstance(state, Tensor) and torch.equal(state, messages[-2])
+        assert same, f"the state must be the message of the step before, which resumed runs need, at {described(step)}"
 
 
 def _within(subject: Any) -> list[Tensor]:
