@@ -49,13 +49,13 @@ class Reading:
     """The input of one view group at a step.
 
     Attributes:
-        family: Number of the view group; 0 is the main one.
+        group: Number of the view group; 0 is the main one.
         patches: Its views, in canonical order.
         views: Their latents, Float32[Tensor, "views batch channels h w"].
         batches: The rows for the network, in micro-batches.
     """
 
-    family: int
+    group: int
     patches: Patches
     views: Tensor
     batches: list[MicroBatch]
@@ -114,12 +114,12 @@ class Engine:
 
         predict = self._predict if state.independent is None else self._predict_own
         outputs = []
-        for family, patches in enumerate(every):
-            reading = self._read(step, latents, scaled, inputs if family == 0 else None, patches, family, done)
+        for group, patches in enumerate(every):
+            reading = self._read(step, latents, scaled, inputs if group == 0 else None, patches, group, done)
             views = predict(step, latents, reading, done)
-            outputs.append(plan.hooks.fuse(step, patches.views, views, latents, family))
-            state.nonfinite.add(f"fusion of family {family}", outputs[-1], "look at its weights")
-            fusion = stage.fusion if family == 0 else stage.extra_views[family - 1].fusion
+            outputs.append(plan.hooks.fuse(step, patches.views, views, latents, group))
+            state.nonfinite.add(f"fusion of view group {group}", outputs[-1], "look at its weights")
+            fusion = stage.fusion if group == 0 else stage.extra_views[group - 1].fusion
             state.note(step, plan.hooks.who("fusion", step, fusion), outputs[-1])
 
         prediction = Prediction(latents, mix_groups(outputs, stage.extra_views, step), step)
@@ -179,18 +179,18 @@ class Engine:
         scaled: Tensor,
         inputs: Tensor | None,
         patches: Patches,
-        family: int,
+        group: int,
         done: Sampled,
     ) -> Reading:
         """Return the input of a view group, split into micro-batches."""
         stage, hooks, canvas = self.plan.stage(step), self.plan.hooks, self.plan.phase(step).canvas
         if inputs is None:
-            shown = gather_views(hooks.prepare(step, scaled, canvas, family), patches.views)
+            shown = gather_views(hooks.prepare(step, scaled, canvas, group), patches.views)
         else:
             shown = self.plan.phase(step).stepper.scale(inputs, step.phase_step)
         texts: Sequence[str | None] = ()
         capture = None
-        if family == 0:
+        if group == 0:
             memory = done.state.memory if recalls(stage.prompting) else None
             texts = hooks.texts(step, self.prompt, self.negative_prompt, patches.views, canvas, memory)
             done.state.note(step, hooks.who("prompting", step, stage.prompting), texts)
@@ -198,8 +198,8 @@ class Engine:
                 capture = len(patches.views) if patches.clean_key else patches.key
         batches = split_rows(
             patches,
-            permute_views(self._scaled_early(step, shown, family), patches),
-            self.plan.branches_at(step, family),
+            permute_views(self._scaled_early(step, shown, group), patches),
+            self.plan.branches_at(step, group),
             self.forwards.row_batch,
             capture,
             texts=texts,
@@ -207,30 +207,30 @@ class Engine:
         )
         done.timings.count(batches)
         views = gather_views(latents, patches.views) if inputs is None else inputs
-        return Reading(family, patches, views, batches)
+        return Reading(group, patches, views, batches)
 
-    def _scaled_early(self, step: Step, shown: Tensor, family: int) -> Tensor:
+    def _scaled_early(self, step: Step, shown: Tensor, group: int) -> Tensor:
         """Scale some views for the next step, as in the authors' code, if the stage asks for it."""
         count = self.plan.stage(step).scale_batch
         if count is None:
             return shown
         shown = shown.clone()
-        shown[count if family == 0 else 0 :] *= self.plan.phase(step).stepper.scale_ratio(step.phase_step)
+        shown[count if group == 0 else 0 :] *= self.plan.phase(step).stepper.scale_ratio(step.phase_step)
         return shown
 
     def _predict(self, step: Step, latents: Tensor, reading: Reading, done: Sampled) -> Prediction:
         """Predict all views of a group on all ranks together; guide those of the main group."""
-        state, patches, family = done.state, reading.patches, reading.family
+        state, patches, group = done.state, reading.patches, reading.group
         answers = self.forwards.share(step, reading.batches, done.timings)
-        state.nonfinite.add_rows(patches, family, reading.batches, answers)
-        if family == 0 and self.guidance.acts_at("branches", step):
+        state.nonfinite.add_rows(patches, group, reading.batches, answers)
+        if group == 0 and self.guidance.acts_at("branches", step):
             branched = self._branched(step, answers, reading)
             output = self.guidance.at("branches", step, branched, done, patches).combined
         else:
-            output = restore_order(self._combined(step, answers, len(latents), family), patches)
-        state.nonfinite.add_views("classifier-free guidance", patches, family, output)
+            output = restore_order(self._combined(step, answers, len(latents), group), patches)
+        state.nonfinite.add_views("classifier-free guidance", patches, group, output)
         views = Prediction(reading.views, output, step)
-        if family == 0:
+        if group == 0:
             key = evolve(views, latents=views.latents[patches.key], model_output=output[patches.key])
             seen = next((a for a in answers if a.attention is not None), answers[0])
             self._remember(step, seen, state, patches)
@@ -244,7 +244,7 @@ class Engine:
         assert independent is not None
 
         def combine(answers: Sequence[ModelOutput]) -> Tensor:
-            nonfinite.add_rows(reading.patches, reading.family, reading.batches, answers)
+            nonfinite.add_rows(reading.patches, reading.group, reading.batches, answers)
             return self._combined(step, answers, len(latents), 0)
 
         def tell(guidance: MessageGuidance, key: Prediction, seen: ModelOutput) -> Tensor:
@@ -261,16 +261,16 @@ class Engine:
             nonfinite.add_guided(independent.guidance, views, reading.patches)
         return views
 
-    def _rows(self, step: Step, answers: Sequence[ModelOutput], batch: int, family: int) -> Tensor:
+    def _rows(self, step: Step, answers: Sequence[ModelOutput], batch: int, group: int) -> Tensor:
         """Return the outputs of all rows, Float32[Tensor, "views branches batch channels h w"]."""
         import torch
 
         flat = torch.cat([answer.model_output for answer in answers])
-        return flat.view(-1, len(self.plan.branches_at(step, family)), batch, *flat.shape[1:])
+        return flat.view(-1, len(self.plan.branches_at(step, group)), batch, *flat.shape[1:])
 
-    def _combined(self, step: Step, answers: Sequence[ModelOutput], batch: int, family: int) -> Tensor:
+    def _combined(self, step: Step, answers: Sequence[ModelOutput], batch: int, group: int) -> Tensor:
         """Apply classifier-free guidance to the outputs of all views, Float32[Tensor, "views batch channels h w"]."""
-        rows = self._rows(step, answers, batch, family)[:, : len(self.plan.branches)]
+        rows = self._rows(step, answers, batch, group)[:, : len(self.plan.branches)]
         return combine_branches(rows, self.plan.scale_at(step), self.plan.cfg.rescale)
 
     def _branched(self, step: Step, answers: Sequence[ModelOutput], reading: Reading) -> Branches:

@@ -73,19 +73,19 @@ class CompositionHooks:
         """Return the stage of a step."""
         return self.composition.stages[step.stage]
 
-    def patching(self, step: Step, family: int) -> Patching:
+    def patching(self, step: Step, group: int) -> Patching:
         """Return the patching of a view group; 0 is the main one."""
         stage = self.stage(step)
-        return stage.patching if family == 0 else stage.extra_views[family - 1].patching
+        return stage.patching if group == 0 else stage.extra_views[group - 1].patching
 
-    def fusion(self, step: Step, family: int) -> Fusion:
+    def fusion(self, step: Step, group: int) -> Fusion:
         """Return the fusion of a view group; 0 is the main one."""
         stage = self.stage(step)
-        return stage.fusion if family == 0 else stage.extra_views[family - 1].fusion
+        return stage.fusion if group == 0 else stage.extra_views[group - 1].fusion
 
     @hookimpl
-    def vitrail_patch(self, step: Step, canvas: Canvas, family: int) -> Patches:
-        patching = self.patching(step, family)
+    def vitrail_patch(self, step: Step, canvas: Canvas, group: int) -> Patches:
+        patching = self.patching(step, group)
         with self.asked("patching", step, patching).noted():
             return patching.patch(step, canvas, self.channels, self._streams)
 
@@ -110,9 +110,9 @@ class CompositionHooks:
 
     @hookimpl
     def vitrail_fuse(
-        self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, family: int
+        self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, group: int
     ) -> Tensor:
-        fusion = self.fusion(step, family)
+        fusion = self.fusion(step, group)
         with self.asked("fusion", step, fusion).noted():
             return fusion.fuse(step, views, prediction, latents)
 
@@ -201,7 +201,7 @@ class Hooks:
         """Notify observers of the plan; see ``vitrail_run_start``."""
         self._call("vitrail_run_start", None, num_steps=num_steps, canvas=canvas, model_calls=model_calls)
 
-    def patch(self, step: Step, canvas: Canvas, family: int) -> Patches:
+    def patch(self, step: Step, canvas: Canvas, group: int) -> Patches:
         """Return the views of one view group; see ``vitrail_patch``.
 
         Raises:
@@ -209,46 +209,46 @@ class Hooks:
         """
         from vitrail.core.geometry.views import Patches
 
-        patching = self._answers.patching(step, family)
+        patching = self._answers.patching(step, group)
         asked = self._answers.asked("patching", step, patching)
-        patches = self._answer("vitrail_patch", step, asked, Patches, canvas=canvas, family=family)
+        patches = self._answer("vitrail_patch", step, asked, Patches, canvas=canvas, group=group)
         returned.check_patches(asked, patches, canvas, OptionalPatching.of(patching).shows_whole)
-        self._check_count(asked, step, family, len(patches.views))
-        if (step.index, family) not in self._checked_permutations:  # views are requested several times per step
+        self._check_count(asked, step, group, len(patches.views))
+        if (step.index, group) not in self._checked_permutations:  # views are requested several times per step
             returned.check_permutation(asked, patches, self._answers.channels)
-            self._checked_permutations.add((step.index, family))
+            self._checked_permutations.add((step.index, group))
         return patches
 
-    def outline(self, step: Step, canvas: Canvas, family: int) -> Outline:
+    def outline(self, step: Step, canvas: Canvas, group: int) -> Outline:
         """Return number and shape of a group's views; they are laid out only if the patching has no ``outline``."""
         from vitrail.core.geometry.views import Outline
 
-        patching = self._answers.patching(step, family)
+        patching = self._answers.patching(step, group)
         if self._others("vitrail_patch") or not has_own(patching, OptionalPatching.outline):
-            return Outline.of(self.patch(step, canvas, family))
+            return Outline.of(self.patch(step, canvas, group))
         asked = self._answers.asked("patching", step, patching)
         with asked.noted():
             outline = OptionalPatching.of(patching).outline(step, canvas)
         if not isinstance(outline, Outline):
             asked.refuse(f"must give an Outline, got {returned.kind(outline)}")
-        self._check_count(asked, step, family, outline.count)
+        self._check_count(asked, step, group, outline.count)
         return outline
 
-    def _check_count(self, asked: StrategyCall, step: Step, family: int, count: int) -> None:
+    def _check_count(self, asked: StrategyCall, step: Step, group: int, count: int) -> None:
         """Refuse a number of views that differs between steps of a stage, since plan and cost come from one step."""
-        first, planned = self._counts.setdefault((step.phase, step.stage, family), (step, count))
+        first, planned = self._counts.setdefault((step.phase, step.stage, group), (step, count))
         if count != planned:
             asked.refuse(
                 f"returned {count} views, but {planned} at step {first.index + 1} of the same stage; it must return as "
                 "many at every step of a stage"
             )
 
-    def prepare(self, step: Step, model_input: Tensor, canvas: Canvas, family: int) -> Tensor:
+    def prepare(self, step: Step, model_input: Tensor, canvas: Canvas, group: int) -> Tensor:
         """Return the canvas that a group's views are read from, Float32[Tensor, "batch channels height width"].
 
         See ``OptionalPatching.prepare`` for the arguments.
         """
-        patching = self._answers.patching(step, family)
+        patching = self._answers.patching(step, group)
         if not has_own(patching, OptionalPatching.prepare):
             return model_input
         asked = self._answers.asked("patching", step, patching)
@@ -345,12 +345,12 @@ class Hooks:
         returned.check_guided(asked, subject, guided, guidance.point)
         return guided
 
-    def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, family: int) -> Tensor:
+    def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, group: int) -> Tensor:
         """Return the network output of the canvas; see ``Fusion.fuse``."""
         import torch
 
-        arguments = {"views": views, "prediction": prediction, "latents": latents, "family": family}
-        asked = self._answers.asked("fusion", step, self._answers.fusion(step, family))
+        arguments = {"views": views, "prediction": prediction, "latents": latents, "group": group}
+        asked = self._answers.asked("fusion", step, self._answers.fusion(step, group))
         fused = self._answer("vitrail_fuse", step, asked, torch.Tensor, **arguments)
         returned.check_fused(asked, fused, latents)
         return fused

@@ -82,13 +82,13 @@ class NonFiniteSearch:
         self._note(what, advice, [_sums(tensor, 1)])
 
     def add_rows(
-        self, patches: Patches, family: int, batches: Sequence[MicroBatch], answers: Sequence[ModelOutput]
+        self, patches: Patches, group: int, batches: Sequence[MicroBatch], answers: Sequence[ModelOutput]
     ) -> None:
         """Record the network's outputs; on a rank with only its own, zeros replace the others'.
 
         Args:
             patches: The views, in canonical order.
-            family: Number of the view group; 0 is the stage's own.
+            group: Number of the view group; 0 is the stage's own.
             batches: The micro-batches.
             answers: Their outputs.
         """
@@ -96,24 +96,24 @@ class NonFiniteSearch:
         of_a_view = len(branches) // (len(patches.views) + patches.clean_key)
 
         def name(number: int) -> str:
-            return f"{view_name(patches, number // of_a_view, family, self.cell)}, branch {branches[number]}"
+            return f"{view_name(patches, number // of_a_view, group, self.cell)}, branch {branches[number]}"
 
         pairs = zip(batches, answers, strict=True)
         sums = [_sums(answer.model_output, len(rows.views)) for rows, answer in pairs]
         self._note("the network's prediction", NETWORK, sums, name)
 
-    def add_views(self, what: str, patches: Patches, family: int, views: Tensor) -> None:
+    def add_views(self, what: str, patches: Patches, group: int, views: Tensor) -> None:
         """Record one result of every view.
 
         Args:
             what: Name of the result in the message.
             patches: The views, in canonical order.
-            family: Number of the view group; 0 is the stage's own.
+            group: Number of the view group; 0 is the stage's own.
             views: Float32[Tensor, "views batch channels h w"].
         """
 
         def name(number: int) -> str:
-            return view_name(patches, number, family, self.cell)
+            return view_name(patches, number, group, self.cell)
 
         self._note(what, WEAKER, [_sums(views, len(views))], name)
 
@@ -184,20 +184,20 @@ class NonFiniteSearch:
         return first[0].text_of(first[1]) if first else f"the scheduler's step; {SCHEDULER}"
 
 
-def view_name(patches: Patches, index: int, family: int, cell: int) -> str:
+def view_name(patches: Patches, index: int, group: int, cell: int) -> str:
     """Describe a view in a message: its number, its latent cells and its pixels.
 
     Args:
         patches: The views, in canonical order.
         index: Number of the view; the number of views for the clean copy of the key view.
-        family: Number of the view group; 0 is the stage's own.
+        group: Number of the view group; 0 is the stage's own.
         cell: Side of a latent cell in pixels.
     """
     is_copy = index == len(patches.views)
     number = patches.key if is_copy else index
     down, right = patches.views[number].vertical, patches.views[number].horizontal
     what = f"{'the clean copy of ' * is_copy}view {number} of {len(patches.views)}"
-    where = f" in family {family}" if family else ""
+    where = f" in view group {group}" if group else ""
     every = f", every {down.step} by {right.step}" if max(down.step, right.step) > 1 else ""
     cells = f"rows {_ends(down, 1)}, columns {_ends(right, 1)}{every}"
     return f"{what}{where} ({cells}; pixels {_ends(down, cell)} x {_ends(right, cell)})"

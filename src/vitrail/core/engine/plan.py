@@ -79,11 +79,11 @@ class RunPlan:
         """Return the guidance scale of a step, with the factor of its stage."""
         return self.cfg.scale * self.stage(step).guidance_factor
 
-    def branches_at(self, step: Step, family: int = 0) -> tuple[Branch, ...]:
+    def branches_at(self, step: Step, group: int = 0) -> tuple[Branch, ...]:
         """Return the CFG branches of a step; a guidance may add further ones for the main group."""
         found = list(self.branches)
         stage = self.stage(step)
-        for guidance in () if family else (guidance for guidance in stage.guidance if guidance.point == "branches"):
+        for guidance in () if group else (guidance for guidance in stage.guidance if guidance.point == "branches"):
             wanted = OptionalGuidance.of(guidance).branches(step)
             found += check_branches(StrategyCall("guidance", guidance, step), wanted, self.branches)
         return tuple(found)
@@ -104,15 +104,15 @@ class RunPlan:
 
     def patches(self, step: Step) -> list[Patches]:
         """Return the views of every group at a step, in canonical order."""
-        families = 1 + len(self.stage(step).extra_views)
+        groups = 1 + len(self.stage(step).extra_views)
         canvas = self.phase(step).canvas
-        return [self.hooks.patch(step, canvas, family).canonical() for family in range(families)]
+        return [self.hooks.patch(step, canvas, group).canonical() for group in range(groups)]
 
     def outlines(self, step: Step) -> list[Outline]:
         """Return number and shape of the views of every group at a step."""
-        families = 1 + len(self.stage(step).extra_views)
+        groups = 1 + len(self.stage(step).extra_views)
         canvas = self.phase(step).canvas
-        return [self.hooks.outline(step, canvas, family) for family in range(families)]
+        return [self.hooks.outline(step, canvas, group) for group in range(groups)]
 
     def cost(self) -> Cost:
         """Return the network and VAE calls of the run for one picture, the final decoding included.

@@ -57,7 +57,7 @@ def _by_name(plan: RunPlan) -> Iterator[str]:
         yield from _questions(plan, step, every)
         views = [view for patches in every for view in patches.views]
         if len(set(views)) < len(views):
-            yield "two families have the same view, which would share a place"
+            yield "two view groups have the same view, which would share a place"
         now = ([(view, view.roll) for view in views], plan.branches_at(step))
         if seen.setdefault((step.phase, step.stage), now) != now:
             yield "the method's views, or the branches of guidance, are others at every step: use one whose views stay"

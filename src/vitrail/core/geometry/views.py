@@ -199,9 +199,9 @@ class Patches:
     def __attrs_post_init__(self) -> None:
         shapes, rolls = {view.shape for view in self.views}, {view.roll for view in self.views}
         if len(shapes) != 1:
-            raise ShapeError(f"the views of one family must have one shape, got {sorted(shapes)}")
+            raise ShapeError(f"the views of one view group must have one shape, got {sorted(shapes)}")
         if len(rolls) != 1:
-            raise ShapeError(f"the views of one family must be rolled alike, got {sorted(rolls)}")
+            raise ShapeError(f"the views of one view group must be rolled alike, got {sorted(rolls)}")
         if not 0 <= self.key < len(self.views):
             raise ShapeError(f"key view {self.key} of {len(self.views)} views")
 

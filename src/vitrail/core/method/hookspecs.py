@@ -64,13 +64,13 @@ class StageSpecs:
     # ------------------------------------------------------------------ one step
 
     @hookspec(firstresult=True)
-    def vitrail_patch(self, step: Step, canvas: Canvas, family: int) -> Patches | None:
+    def vitrail_patch(self, step: Step, canvas: Canvas, group: int) -> Patches | None:
         """Exclusive: the views of one group.
 
         Args:
             step: Position of the run.
             canvas: The canvas, padding included.
-            family: Number of the view group; 0 is the stage's own patching.
+            group: Number of the view group; 0 is the stage's own patching.
         """
 
     @hookspec(firstresult=True)
@@ -112,7 +112,7 @@ class StageSpecs:
 
     @hookspec(firstresult=True)
     def vitrail_fuse(
-        self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, family: int
+        self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor, group: int
     ) -> Tensor | None:
         """Exclusive: the network output of the canvas from those of the views.
 
@@ -121,7 +121,7 @@ class StageSpecs:
             views: In canonical order.
             prediction: Of the views, Float32[Tensor, "views batch channels h w"].
             latents: The canvas, Float32[Tensor, "batch channels height width"].
-            family: Number of the view group; 0 is the stage's own patching.
+            group: Number of the view group; 0 is the stage's own patching.
 
         Returns:
             Float32[Tensor, "batch channels height width"].

@@ -186,8 +186,8 @@ class Guidance(Protocol):
 class MessageGuidance(Guidance, Protocol):
     """Guidance at "views" that reads the key view through one message, so that ranks need not gather views.
 
-    ``guide`` must equal ``follow`` with the message that ``tell`` made ``lag(step)`` steps before. Where the next step's
-    lag is 1, the state that ``guide`` returns is this step's message itself: a run that is resumed takes it as such.
+    ``guide`` must equal ``follow`` with the message that ``tell`` made ``lag(step)`` steps before. Where the next
+    step's lag is 1, the state that ``guide`` returns must be this step's message: a resumed run takes it as such.
     """
 
     def lag(self, step: Step) -> int | None:
