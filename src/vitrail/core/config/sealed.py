@@ -56,7 +56,7 @@ def load_sealed(path: Path, what: str) -> tuple[dict[str, Tensor], str]:
     try:
         refuse_irregular(path)
         tensors, metadata = read_tensors(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{path}: is not {what}, or is damaged: {error}") from error
     if not {TEXT, DIGEST} <= metadata.keys():
         raise ConfigError(f"{path}: is not {what}, or is damaged: it has no digest")
@@ -83,7 +83,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError):
+        except (SafetensorError, OSError, ValueError, RuntimeError):  # torch maps the file by its name, too
             if attempt == ATTEMPTS or _version(path) == before:
                 raise
             continue

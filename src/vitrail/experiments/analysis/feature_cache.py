@@ -122,5 +122,5 @@ def _told(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         raise ConfigError(f"{path}: cannot be read; delete it to look again: {error}") from error
