@@ -95,7 +95,7 @@ def _unlikeness(picture: Tensor, background: str) -> Tensor:
     seen = cells(picture).movedim(0, -1)
     known = drawn_cells(background, *picture.shape[-2:])
     rows = max(1, AT_ONCE // (COMPARED * seen.shape[1]))
-    pairs = zip(seen.split(rows), known.split(rows), strict=True)
+    pairs = zip(torch.split(seen, rows), torch.split(known, rows), strict=True)
     return torch.cat([torch.cdist(one, other).amin(dim=-1) for one, other in pairs])
 
 
@@ -107,8 +107,10 @@ def pieces(distance: Tensor) -> list[Tensor]:
     Args:
         distance: From ``unlikeness``.
     """
+    import torch
+
     labels = _labels(distance > FAIR)
-    found = [labels == int(label) for label in labels[distance > SURE].unique()]
+    found = [labels == label for label in torch.unique(labels[distance > SURE])]
     return sorted(found, key=lambda piece: -int(piece.sum()))
 
 
