@@ -261,7 +261,8 @@ class BrokenMessages(Broken):
         return guided, {"message": message}
 
     def lag(self, step):
-        return 0 if self.how == "another lag" else AsyncGuidance().lag(step)
+        odd = {"another lag": 0, "two steps before": 2, "of the next step": -1, "half a step": 0.5}
+        return odd.get(self.how, AsyncGuidance().lag(step))
 
     def tell(self, step, subject, key, mask):
         return SyncGuidance().tell(step, subject, key, mask)
@@ -276,6 +277,12 @@ def test_guidance_by_messages(how):
     with pytest.raises(AssertionError, match="`guide` must equal `follow`"):
         testing.check_guidance(BrokenMessages(how))
     testing.check_guidance(BrokenMessages())
+
+
+@pytest.mark.parametrize("how", ["two steps before", "of the next step", "half a step"])
+def test_guidance_by_messages_of_an_age_that_there_is_not(how):
+    with pytest.raises(AssertionError, match="must return 0, 1 or None from `lag`"):
+        testing.check_guidance(BrokenMessages(how))
 
 
 def test_guidance_by_messages_whose_state_is_none_of_them():

@@ -138,7 +138,7 @@ class OddMessages(Answering):
         return SyncGuidance().guide(step, subject, scene, state)
 
     def lag(self, step):
-        return 0
+        return self._changed(step, 0) if self.which == "lag" else 0
 
     def tell(self, step, subject, key, mask):
         told = SyncGuidance().tell(step, subject, key, mask)
@@ -327,6 +327,20 @@ def test_messages_between_ranks(which):
     found = complaint(InProcess(timeout=60).run, 2, program)
     assert found.startswith("guidance OddMessages at step 3 of 4 must return"), found
     assert "got float64" in found
+
+
+@pytest.mark.parametrize("age", [2, -1, 0.5, True])
+def test_the_age_of_a_message_is_that_of_a_step_or_of_the_one_before(age):
+    """Another one would be waited for until the timeout."""
+    guidance = OddMessages(lambda lag: age, "lag")
+
+    def program(communicator):
+        sampler = sampler_with(APART, guidance=[guidance], masking=NoMask())
+        sample(sampler, spread=Spread(communicator=communicator), row_batch=1)
+
+    found = complaint(InProcess(timeout=60).run, 2, program)
+    assert found.startswith("guidance OddMessages at step 3 of 4 must return 0, 1 or None from `lag`"), found
+    assert found.endswith(f"got {age!r}")
 
 
 @pytest.mark.parametrize(

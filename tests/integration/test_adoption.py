@@ -42,6 +42,19 @@ def test_a_part_of_an_unknown_class_is_named_with_those_that_are_served(family, 
     assert type(getattr(FAMILIES[family](), name)).__name__ in told
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "tokenizer", "image_encoder"])
+@pytest.mark.parametrize("family", TEXTS)
+def test_what_encodes_is_of_transformers(family, part):
+    pipe = FAMILIES[family]()
+    if not hasattr(pipe, part) or (family, part) == ("sd3", "image_encoder"):
+        pytest.skip(f"{family} is not run with {part}")
+    setattr(pipe, part, torch.nn.Identity())
+    told = (
+        f"the {part} of {type(pipe).__name__} is of class Identity, which is not served; give one of class PreTrained"
+    )
+    assert told in refused(pipe)
+
+
 @pytest.mark.parametrize("family", TEXTS)
 def test_a_subclass_of_a_served_class_is_served(family):
     pipe = FAMILIES[family]()

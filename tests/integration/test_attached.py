@@ -40,6 +40,11 @@ class Picky:
         pass
 
 
+class Leaves:
+    def __init__(self):
+        raise SystemExit(0)
+
+
 brighter = Brighter()
 nothing = object()
 """
@@ -52,6 +57,7 @@ def run(monkeypatch, capsys, tmp_path, request):
     monkeypatch.syspath_prepend(str(tmp_path))
     name = "probe_" + re.sub(r"\W", "_", request.node.name)
     (tmp_path / f"{name}.py").write_text(PROBE)
+    (tmp_path / f"{name}_leaves.py").write_text("raise SystemExit(0)\n")
     tiny_sd().save_pretrained(tmp_path / "m")
     return functools.partial(vitrail, monkeypatch, capsys), name
 
@@ -101,12 +107,14 @@ def test_one_that_wraps_a_stage_is_part_of_the_recipe_and_missed_at_replay(run):
         ("{name}:Prob", "has no 'Prob' (did you mean 'Probe'?)"),
         ("{name}:Picky", "Picky is a class and wants arguments"),
         ("{name}:nothing", "implements no hook"),
+        ("{name}_leaves:Probe", "{name}_leaves cannot be imported: SystemExit(0)"),
+        ("{name}:Leaves", "Leaves cannot be made: SystemExit(0)"),
     ],
 )
 def test_what_is_no_plugin_is_refused_with_what_to_write(run, plugin, told):
     call, name = run
     answer = call("sample", *WORDS, "--plugin", plugin.format(name=name), "-o", "a.png")
-    assert answer.code == 2 and told in answer.err
+    assert answer.code == 2 and told.format(name=name) in answer.err
 
 
 def test_a_name_that_is_given_twice_is_refused(run):

@@ -93,6 +93,10 @@ EMBEDS = torch.zeros(1, 16, 32)
         ("sd3", {"cross_attention_kwargs": {"scale": 1.0}}, "did you mean 'joint_attention_kwargs'?"),
         ("sd", {"cross_attention_kwargs": {"ip_adapter_masks": EMBEDS}}, "['ip_adapter_masks'] may lie on the picture"),
         ("sd", {"ip_adapter_image": picture()}, "has no use for 'ip_adapter_image'"),
+        ("sd", {"prompt_embeds": EMBEDS.numpy()}, "prompt_embeds must be a tensor, got ndarray; torch.from_numpy"),
+        ("sdxl", {"pooled_prompt_embeds": [0.0]}, "pooled_prompt_embeds must be a tensor, got list"),
+        ("sd", {"latents": EMBEDS.numpy()}, "latents must be a tensor, got ndarray"),
+        ("sd", {"cross_attention_kwargs": 0.7}, "cross_attention_kwargs must be a table of numbers, such as"),
     ],
 )
 def test_what_a_pipeline_cannot_use_is_refused_before_the_first_step(family, call, told):

@@ -12,10 +12,17 @@ from structlog.testing import capture_logs
 
 from command_line import start, vitrail
 from toy import sample, toy_sampler
+from vitrail import Composition, Stage
 from vitrail.backbones.loading.model_loader import find_device
 from vitrail.cli.arguments import prepare
 from vitrail.core.config.files import read_file
+from vitrail.core.method.inputs import Extras
 from vitrail.errors import ConfigError
+from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.guidance.structure import SyncGuidance
+from vitrail.plugins.masking.none import NoMask
+from vitrail.plugins.patching.windows import Windows
+from vitrail.sampling.input_digests import given_digests
 from vitrail.sampling.sampler import Sampler
 
 SMALL = ["sample", "a fox", "--size", "64", "--steps", "1", "--method", "direct"]
@@ -136,3 +143,30 @@ def test_numbers_of_numpy_make_the_same_picture(pipe):
     typed = {"height": np.int64(64), "width": np.uint16(64), "num_inference_steps": np.int32(1), "seed": np.int64(3)}
     plain, other = (sampler("a fox", **c) for c in (call, typed | {"guidance_scale": np.float32(2.0)}))
     assert (plain.latents == other.latents).all() and plain.recipes[0] == other.recipes[0]
+
+
+@pytest.mark.parametrize("share", [np.float32, np.float64, np.float16])
+def test_numbers_of_numpy_in_a_method_that_is_put_together_are_written_as_numbers(pipe, share):
+    def made(number):
+        guidance = [SyncGuidance(scale=number(0.5))]
+        stage = Stage(patching=Windows(overlap=number(0.5)), fusion=Average(), masking=NoMask(), guidance=guidance)
+        call = {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "latent"}
+        return Sampler.from_pipeline(pipe, Composition(stages=[stage]))("a fox", **call)
+
+    plain, other = made(float), made(share)
+    assert (plain.latents == other.latents).all()
+    assert other.recipes[0].digest == plain.recipes[0].digest and other.recipes[0] == plain.recipes[0]
+    assert type(other.recipes[0].method["stages"][0]["patching"]["overlap"]) is float
+
+
+def test_numbers_of_numpy_beside_the_plain_options_are_numbers(pipe):
+    def made(share):
+        call = {"height": 64, "width": 64, "num_inference_steps": 1, "guidance_scale": 2.0, "output_type": "latent"}
+        sampler = Sampler.from_pipeline(pipe, "direct")
+        return sampler("a fox", cross_attention_kwargs={"scale": share(0.5)}, **call)
+
+    plain, other = made(float), made(np.float32)
+    assert (plain.latents == other.latents).all() and plain.recipes[0] == other.recipes[0]
+    for numbers in ({"clip_skip": 1}, {"controlnet_conditioning_scale": [0.5, 1.0]}, {"control_guidance_end": 0.5}):
+        typed = {k: [np.float64(x) for x in v] if isinstance(v, list) else np.array(v)[()] for k, v in numbers.items()}
+        assert given_digests(Extras(**typed), None) == given_digests(Extras(**numbers), None)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.noise_schedule import Scheduler
     from vitrail.core.schedule.step import Step
 
+ENCODER, TOKENIZER = ("PreTrainedModel",), ("PreTrainedTokenizerBase",)  # base classes of transformers
 TEXT = ("prompt_embeds", "negative_prompt_embeds", "clip_skip")
 POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 

@@ -12,7 +12,7 @@ from vitrail.backbones.attention.joint_attention_maps import capture_joint_maps,
 from vitrail.backbones.conditioning.encoded import Conditioning, Given, branches_of
 from vitrail.backbones.conditioning.words import content_tokens
 from vitrail.backbones.loading.adoption import SCHEDULER, VAES
-from vitrail.backbones.model_family import POOLED, TEXT, PipelinePart
+from vitrail.backbones.model_family import ENCODER, POOLED, TEXT, TOKENIZER, PipelinePart
 from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.errors import CapabilityError
 
@@ -44,11 +44,12 @@ class SD3Family:
         PipelinePart("transformer", ["SD3Transformer2DModel"], "load it"),
         PipelinePart("vae", VAES, "load it"),
         SCHEDULER,
-        PipelinePart("text_encoder", encodes=True),
-        PipelinePart("tokenizer", encodes=True),
-        PipelinePart("text_encoder_2", encodes=True),
-        PipelinePart("tokenizer_2", encodes=True),
-        PipelinePart("text_encoder_3"),
+        PipelinePart("text_encoder", ENCODER, encodes=True),
+        PipelinePart("tokenizer", TOKENIZER, encodes=True),
+        PipelinePart("text_encoder_2", ENCODER, encodes=True),
+        PipelinePart("tokenizer_2", TOKENIZER, encodes=True),
+        PipelinePart("text_encoder_3", ENCODER),
+        PipelinePart("tokenizer_3", TOKENIZER),
     )
 
     def network(self, pipe: Any) -> nn.Module:

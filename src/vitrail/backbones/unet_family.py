@@ -14,7 +14,7 @@ from vitrail.backbones.conditioning.encoded import Conditioning, Given, branches
 from vitrail.backbones.conditioning.input_checks import adapters_of, nets_of
 from vitrail.backbones.conditioning.words import content_tokens, words_of
 from vitrail.backbones.loading.adoption import SCHEDULER, VAES
-from vitrail.backbones.model_family import POOLED, TEXT, PipelinePart
+from vitrail.backbones.model_family import ENCODER, POOLED, TEXT, TOKENIZER, PipelinePart
 from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.errors import CapabilityError
 
@@ -43,10 +43,15 @@ UNET_PARTS = (
     PipelinePart("vae", VAES, "load it"),
     SCHEDULER,
     PipelinePart("controlnet", ["ControlNetModel"]),
-    PipelinePart("text_encoder", encodes=True),
-    PipelinePart("tokenizer", encodes=True),
+    PipelinePart("image_encoder", ENCODER),
+    PipelinePart("text_encoder", ENCODER, encodes=True),
+    PipelinePart("tokenizer", TOKENIZER, encodes=True),
 )
-XL_PARTS = (*UNET_PARTS, PipelinePart("text_encoder_2", encodes=True), PipelinePart("tokenizer_2", encodes=True))
+XL_PARTS = (
+    *UNET_PARTS,
+    PipelinePart("text_encoder_2", ENCODER, encodes=True),
+    PipelinePart("tokenizer_2", TOKENIZER, encodes=True),
+)
 CONTROL = ("control_image", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
 
 

@@ -33,6 +33,10 @@ def content_digest(value: object) -> str:
 
 
 def _feed(digest: Any, value: Any) -> None:
+    import numpy
+
+    if isinstance(value, numpy.generic):
+        value = value.item()
     if isinstance(value, Mapping):
         value = [part for item in sorted(value.items()) for part in item]
     if isinstance(value, (list, tuple)):

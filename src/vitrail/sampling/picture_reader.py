@@ -71,6 +71,8 @@ def _of_pillow(picture: Image, name: str, quiet: bool) -> Image:
         return _of_deep(upright, name, quiet)
     if upright.mode == "LAB":
         return _of_lab(upright)
+    if upright.mode == "La":  # Pillow converts it to LA alone
+        upright = upright.convert("LA")
     if upright.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in upright.info:
         return _composited(upright.convert("RGBA"), name, quiet)
     try:
@@ -153,8 +155,10 @@ def _of_numbers(values: Any, name: str, marks: bool, alternative: str) -> Image 
     is_tensor = isinstance(values, torch.Tensor)
     if not is_tensor and not isinstance(values, np.ndarray):
         raise ConfigError(f"{name}: a Pillow image, a numpy array or a tensor is wanted, got {type(values).__name__}")
-    if not is_tensor and values.dtype.kind not in "bfu":
-        _refuse_type(values, name)
+    if not is_tensor:
+        values = _native(values, name)
+    elif values.is_meta or values.layout != torch.strided:
+        raise ConfigError(f"{name}: a dense tensor with values is wanted, got a {values.layout} on {values.device}")
     layered = _channels_first(values.detach() if is_tensor else values, name, is_tensor, alternative)
     kind = str(values.dtype).removeprefix("torch.")
     if kind in ("bool", "uint8", "uint16"):
@@ -163,9 +167,19 @@ def _of_numbers(values: Any, name: str, marks: bool, alternative: str) -> Image 
         levels = plain if kind == "uint8" else (plain.astype(np.float64) * EIGHT / most).round().astype(np.uint8)
         return _of_levels(levels, name)
     tensor = layered if is_tensor else torch.from_numpy(np.ascontiguousarray(layered))
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or tensor.element_size() < 2:  # torch computes with no floats of one byte
         _refuse_type(values, name)
     return _of_shares(tensor, name, marks, alternative)
+
+
+def _native(values: Any, name: str) -> Any:
+    """Return a numpy array in this machine's byte order, with floats of at most 64 bits, which torch takes."""
+    import numpy as np
+
+    if values.dtype.kind not in "bfu":
+        _refuse_type(values, name)
+    kind = np.float64 if values.dtype == np.longdouble else values.dtype.newbyteorder("=")
+    return values.astype(kind, copy=False)
 
 
 def _refuse_type(values: Any, name: str) -> None:

@@ -43,7 +43,7 @@ def _load(name: str) -> object:
         sys.path.append(str(Path.cwd()))  # last, so that nothing there shadows a library
     try:
         found: object = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a main guard may end the process
         raise ConfigError(f"plugin {name!r}: {module_name} cannot be imported: {error!r}") from error
     for part in path.split("."):
         members = {key: value for key, value in getattr(found, "__dict__", {}).items() if not key.startswith("_")}
@@ -54,7 +54,7 @@ def _load(name: str) -> object:
         return found() if isinstance(found, type) else found
     except TypeError as error:
         raise ConfigError(f"plugin {name!r}: {path} is a class and wants arguments: {error}; name an object") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"plugin {name!r}: {path} cannot be made: {error!r}") from error
 
 

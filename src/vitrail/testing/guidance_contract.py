@@ -16,7 +16,7 @@ from vitrail.core.engine.guidance_context import Branches, GuidanceContext, Star
 from vitrail.core.geometry.views import Canvas, Outline, Patches, Span, View
 from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.members import OptionalGuidance, speaks
-from vitrail.core.method.returned_values import check_branches, check_cost, check_guided
+from vitrail.core.method.returned_values import check_branches, check_cost, check_guided, check_lag
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.step import PredictionType, Step
 from vitrail.core.schedule.streams import Streams
@@ -108,7 +108,10 @@ def _checked(strategy: Any, step: Step, subject: Any, scene: GuidanceContext, st
 
 def _speaks(strategy: Any, step: Step) -> bool:
     """Return whether the guidance uses a message at a step."""
-    return speaks(strategy) and strategy.lag(step) is not None
+    if not speaks(strategy):
+        return False
+    with contract():
+        return check_lag(StrategyCall("guidance", strategy, step), strategy.lag(step)) is not None
 
 
 def _check_follows(

@@ -100,6 +100,15 @@ def test_every_type_and_order_of_axes_is_the_same_picture(kind, picture, library
         assert (given == before).all()
 
 
+@pytest.mark.parametrize("kind", [">u2", ">f4", ">f8", "<u2", "longdouble"])
+def test_numbers_in_the_order_of_bytes_of_a_file_are_the_same_picture(kind):
+    """As arrays come out of FITS, TIFF and raw files."""
+    scaled = COLOUR.astype(kind) * 257 if kind.endswith("u2") else (COLOUR / 255).astype(kind)
+    given = scaled.astype(kind)
+    assert given.dtype == np.dtype(kind)
+    assert same(read(given, "image"), COLOUR, 0.51 * STEP)
+
+
 # ---------------------------------------------------------------- transparent pictures
 
 
@@ -142,6 +151,12 @@ def test_a_palette_and_grey_levels_with_a_transparent_one(tmp_path):
     palette = Image.fromarray(drawn).convert("P")
     palette.save(tmp_path / "p.png", transparency=20)
     assert same(open_picture(str(tmp_path / "p.png")), np.where(drawn == 20, 255, drawn))
+
+
+def test_grey_levels_with_premultiplied_alpha_are_grey_levels_with_alpha():
+    grey = Image.fromarray(GREY)
+    grey.putalpha(Image.fromarray(ALPHA))
+    assert same(read(grey.convert("La"), "image"), np.where(ALPHA == 0, 255, GREY))
 
 
 def test_an_opaque_picture_is_laid_on_nothing():
@@ -221,6 +236,9 @@ F32 = (GREY / 255).astype(np.float32)
         ([GREY, GREY], "one picture is wanted, got a list of 2"),
         ("x.png", "a Pillow image, a numpy array or a tensor is wanted, got str"),
         (np.array(["a"]), "numbers of type <U1 have no range"),
+        (torch.from_numpy(F32).to(torch.float8_e4m3fn), "numbers of type float8_e4m3fn have no range"),
+        (torch.from_numpy(F32).to_sparse(), "a dense tensor with values is wanted, got a torch.sparse_coo"),
+        (torch.zeros((3, 4, 4), device="meta"), "a dense tensor with values is wanted, got a torch.strided on meta"),
     ],
 )
 def test_what_is_no_picture_is_refused_by_name(given, told):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from numbers import Integral
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import ConfigError, Problems
@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from vitrail.core.method.inputs import Extras, Inputs
 
 GUIDANCE = ("control_guidance_start", "control_guidance_end")
+TENSORS = (
+    "latents",
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
+ARGUMENTS = ("cross_attention_kwargs", "joint_attention_kwargs")
 BY_NETWORK = ("controlnet_conditioning_scale", *GUIDANCE)
 
 
@@ -30,7 +38,8 @@ def check_caller_inputs(pipe: Any, inputs: Inputs, served: frozenset[str], lacki
     problems, extras, name = Problems(), inputs.extras, type(pipe).__name__
     with problems.collect():
         extras.refuse(served, name)
-    found = [*_embeddings(extras, inputs, served), *_texts(pipe, inputs, lacking), *_numbers(extras)]
+    odd = list(_types(extras))
+    found = odd or [*_embeddings(extras, inputs, served), *_texts(pipe, inputs, lacking), *_numbers(extras)]
     if "ip_adapter_image" in served:
         found += _pictures(pipe, extras, inputs.guided, name)
     if "control_image" in served:
@@ -49,6 +58,21 @@ def nets_of(controlnet: Any) -> Sequence[Any]:
 def adapters_of(unet: Any) -> Sequence[Any]:
     """Return a U-Net's IP-Adapter projections, one per adapter; empty without IP-Adapter."""
     return list(getattr(getattr(unet, "encoder_hid_proj", None), "image_projection_layers", ()))
+
+
+def _types(extras: Extras) -> Iterator[str]:
+    """Yield inputs of other types than the checks of their values read."""
+    import torch
+
+    for name in TENSORS:
+        value = getattr(extras, name)
+        if value is not None and not isinstance(value, torch.Tensor):
+            hint = "; torch.from_numpy makes one" if type(value).__module__ == "numpy" else ""
+            yield f"{name} must be a tensor, got {type(value).__name__}{hint}"
+    for name in ARGUMENTS:
+        value = getattr(extras, name)
+        if value is not None and not isinstance(value, Mapping):
+            yield f"{name} must be a table of numbers, such as {{'scale': 0.7}}, got {type(value).__name__}"
 
 
 def _embeddings(extras: Extras, inputs: Inputs, served: frozenset[str]) -> Iterator[str]:
@@ -96,9 +120,9 @@ def _numbers(extras: Extras) -> Iterator[str]:
     skip: Any = extras.clip_skip
     if skip is not None and (isinstance(skip, bool) or not isinstance(skip, Integral) or skip < 0):
         yield f"clip_skip must be a whole number, 0 or more, or left out; got {skip!r}"
-    for name in ("cross_attention_kwargs", "joint_attention_kwargs"):
+    for name in ARGUMENTS:
         for key, value in (getattr(extras, name) or {}).items():
-            if value is not None and not isinstance(value, (int, float)):
+            if value is not None and not isinstance(value, Real):
                 yield (
                     f"{name}[{key!r}] may lie on the picture, and would have to be cut with every view, which is not "
                     "done; only numbers are served"

@@ -112,7 +112,7 @@ class Loader:
         if attrs.has(type(value)):
             slot = (slots_of(type(value)) or ["a strategy"])[0]
             raise ConfigError(f"{type(value).__name__} is not registered as {slot}, so it cannot be written to a file")
-        return value
+        return _plain(value)
 
     def _strategies(self) -> dict[type, tuple[str, str]]:
         """Return slot and name of every registered strategy."""

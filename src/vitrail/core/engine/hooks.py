@@ -7,7 +7,7 @@ that returned it; an exception of a strategy gets a note that names it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import pluggy
 from attrs import evolve
@@ -184,6 +184,14 @@ class Hooks:
                 error.add_note(f"{where}; plugins: {others}" if others else where)
             raise
 
+    def _observe(self, hook: str, step: Step | None, **arguments: object) -> None:
+        """Call an observing hook, and refuse what a plugin returns from it, since nothing would come of it."""
+        for answer in cast("list[object]", self._call(hook, step, **arguments) or []):
+            raise ShapeError(
+                f"{hook}{at(step)} of {self._plugins(hook)} must return nothing, got {returned.kind(answer)}: an "
+                "observer changes no picture; wrap a hook of a stage, or return latents from callback_on_step_end"
+            )
+
     def _plugins(self, hook: str) -> str:
         """Return the names of the plugins besides the composition that implement a hook."""
         return ", ".join(i.plugin_name for i in self._others(hook))
@@ -199,7 +207,7 @@ class Hooks:
 
     def run_start(self, num_steps: int, canvas: Canvas, model_calls: int) -> None:
         """Notify observers of the plan; see ``vitrail_run_start``."""
-        self._call("vitrail_run_start", None, num_steps=num_steps, canvas=canvas, model_calls=model_calls)
+        self._observe("vitrail_run_start", None, num_steps=num_steps, canvas=canvas, model_calls=model_calls)
 
     def patch(self, step: Step, canvas: Canvas, group: int) -> Patches:
         """Return the views of one view group; see ``vitrail_patch``.
@@ -357,11 +365,11 @@ class Hooks:
 
     def step_end(self, step: Step, latents: Tensor, prediction: Prediction) -> None:
         """Notify observers of the new canvas; see ``vitrail_step_end``."""
-        self._call("vitrail_step_end", step, latents=latents, prediction=prediction)
+        self._observe("vitrail_step_end", step, latents=latents, prediction=prediction)
 
     def run_end(self, latents: Tensor) -> None:
         """Notify observers that the run is done; see ``vitrail_run_end``."""
-        self._call("vitrail_run_end", None, latents=latents)
+        self._observe("vitrail_run_end", None, latents=latents)
 
 
 def check_output(step: Step, rows: MicroBatch, predicted: ModelOutput) -> None:

@@ -15,8 +15,10 @@ from attrs import define, evolve
 
 from vitrail.core.engine.exchange import Exchange, whole_views
 from vitrail.core.engine.micro_batches import gather_views
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.members import OptionalFusion, OptionalMasking, OptionalPatching, has_own, speaks
 from vitrail.core.method.micro_batch import ModelOutput
+from vitrail.core.method.returned_values import check_lag
 from vitrail.core.schedule.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -141,11 +143,11 @@ class IndependentRanks:
         key_units = [unit for unit, rows in enumerate(batches) if self.patches.views[key] in rows.views]
         rest = [unit for unit in range(len(batches)) if unit not in key_units]
         views = Prediction(gather_views(latents, self.patches.views), latents, step)
-        if self.guidance is not None and self.guidance.lag(step) is not None and self.channel is None:
+        if self._lag(step) is not None and self.channel is None:
             self._open(step, views.latents)
         for unit in (unit for unit in key_units if self.owners[unit] == rank):
             answers[unit] = forward(batches[unit])
-        if self.guidance is not None and self.guidance.lag(step) is not None:
+        if self.guidance is not None and self._lag(step) is not None:
             message = None
             if self.owners[key_units[0]] == rank:
                 key_prediction = evolve(views, latents=views.latents[key], model_output=combine(answers)[key])
@@ -158,10 +160,18 @@ class IndependentRanks:
         views = evolve(views, model_output=combine(answers))
         return views if self.guidance is None else follow(step, self.guidance, views, key, self.message(step))
 
+    def _lag(self, step: Step) -> int | None:
+        """Return the age of the message that a step follows; None if it follows none."""
+        if self.guidance is None:
+            return None
+        asked = StrategyCall("guidance", self.guidance, step)
+        with asked.noted():
+            lag = self.guidance.lag(step)
+        return check_lag(asked, lag)
+
     def message(self, step: Step) -> Tensor | None:
         """Return the message that a step follows, of exactly the age that the guidance's ``lag`` gives."""
-        assert self.guidance is not None
-        lag = self.guidance.lag(step)
+        lag = self._lag(step)
         if lag is None:
             return None
         version = step.index - self.first_step - lag
@@ -169,8 +179,7 @@ class IndependentRanks:
 
     def last_message(self, step: Step) -> Tensor | None:
         """Return the message made at a step, for a checkpoint."""
-        needed = self.guidance is not None and self.guidance.lag(step) is not None
-        return self._fetch(step.index - self.first_step) if needed else None
+        return None if self._lag(step) is None else self._fetch(step.index - self.first_step)
 
     def gather(self, tensors: Sequence[Tensor]) -> None:
         """Complete canvases that are valid in this rank's cells, in place; collective.

@@ -218,6 +218,13 @@ def check_cost(asked: StrategyCall, member: str, cost: object) -> Cost:
     return cost
 
 
+def check_lag(asked: StrategyCall, lag: object) -> int | None:
+    """Return the age of a message if it is 0, 1 or None; others would be waited for without end, or never come."""
+    if lag is not None and (type(lag) is not int or lag not in (0, 1)):
+        asked.refuse(f"must return 0, 1 or None from `lag`, the age of the message to apply, got {lag!r}")
+    return lag
+
+
 # ---------------------------------------------------------------- views
 
 

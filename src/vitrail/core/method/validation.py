@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
+from vitrail.core.method.attention_maps import AttentionRequest
 from vitrail.core.method.cascade import Cascade, Enter
 from vitrail.core.method.members import OptionalGuidance, OptionalMasking, OptionalPatching, has_own, recalls
 from vitrail.core.method.micro_batch import SizeConditioning
@@ -91,10 +92,11 @@ def _of_place(place: Place) -> Iterator[str]:
             found = tuple(odd_values(slot, type(strategy).__name__, values))
         yield from found
         if not found and slot in ("masking", "prompting"):
-            request = cast("Masking | Prompting", strategy).request
-            need = None if request is None else MAPS[request.kind]
-            if need is not None and need not in strategy.needs:
-                yield f"{type(strategy).__name__} requests attention maps; declare the need {need!r}"
+            request: object = cast("Masking | Prompting", strategy).request
+            if not isinstance(request, (AttentionRequest, type(None))):
+                yield f"{type(strategy).__name__}.request must be an AttentionRequest or None, got {described(request)}"
+            elif request is not None and MAPS[request.kind] not in strategy.needs:
+                yield f"{type(strategy).__name__} requests attention maps; declare the need {MAPS[request.kind]!r}"
 
 
 @functools.lru_cache(256)

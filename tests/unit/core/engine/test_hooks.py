@@ -89,6 +89,14 @@ def test_an_argument_of_the_hook_may_have_a_default():
     assert [step.index for step in seen] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("hook", "steps"), [("vitrail_run_start", 0), ("vitrail_step_end", 1), ("vitrail_run_end", 3)])
+def test_what_an_observer_returns_is_refused_since_nothing_would_come_of_it(hook, steps):
+    watch, plugin = Watch(), plugin_of(hook, lambda self: torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ShapeError, match=rf"{hook}.* of .*mine must return nothing, got float32 \(1, 4, 8, 8\)"):
+        sample(toy_sampler(plugins=[("watch", watch), ("mine", plugin)]), **SMALL)
+    assert sum(name == "step_end" for name, *_ in watch.calls) == steps
+
+
 def test_one_name_twice_and_one_plugin_twice_are_refused():
     one = Watch()
     for plugins in ((("mine", Watch()), ("mine", Watch())), (("mine", one), ("other", one))):

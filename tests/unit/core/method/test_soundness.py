@@ -54,10 +54,11 @@ class Asks:
     """A mask source that wants maps and does not declare the need."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    asked: object = AttentionRequest(kind="joint")
 
     @property
     def request(self):
-        return AttentionRequest(kind="joint")
+        return self.asked
 
     def init(self):
         return None
@@ -87,6 +88,8 @@ class Asks:
         ),
         ({"enter": {"resize": "pixels"}}, "enter: expected an Enter, got a table"),
         ({"masking": Asks()}, "masking: Asks requests attention maps; declare the need 'joint-attention-maps'"),
+        ({"masking": Asks("joint")}, "masking: Asks.request must be an AttentionRequest or None, got the text 'joint'"),
+        ({"masking": Asks(True)}, "masking: Asks.request must be an AttentionRequest or None, got a bool"),
     ],
 )
 def test_what_does_not_belong_is_refused_with_its_place(changes, told):
