@@ -10,8 +10,9 @@ from torch import Generator, Tensor
 
 from vitrail.demo.scenes import OBJECTS, Placement, Scene, choice, paste, render, uniform
 
-GAP = 0.12  # of the shorter side, between a speck and the object's square
-TRIES = 200
+GAP = 0.04  # of the shorter side, between a speck and the object
+TRIES = 1000
+FAINT = 0.02  # opacity
 
 
 @frozen(eq=False)
@@ -64,15 +65,21 @@ def specks(drawn: Drawn, size: float, generator: Generator) -> Tensor:
 
     Returns:
         Float32[Tensor, "3 side side"].
+
+    Raises:
+        ValueError: If there is no place for it.
     """
     if not size:
         return drawn.picture
-    side, spot = drawn.picture.shape[-1], drawn.object
+    side, opacity, reach = drawn.picture.shape[-1], drawn.opacity, size / 2 + GAP
     for _ in range(TRIES):
         y, x = (uniform(generator, size, 1 - size) for _ in range(2))
-        if max(abs(y - spot.center_y), abs(x - spot.center_x)) > (spot.size + size) / 2 + GAP / 2:
+        rows, columns = (slice(max(0, round((c - reach) * side)), round((c + reach) * side)) for c in (y, x))
+        if float(opacity[rows, columns].max()) < FAINT:
             break
-    other = choice(generator, tuple(name for name in OBJECTS if name != spot.name))
+    else:
+        raise ValueError(f"no place for a piece of {size:g} beside {drawn.object}")
+    other = choice(generator, tuple(name for name in OBJECTS if name != drawn.object.name))
     inside = paste(drawn.bare, Placement(other, 4 * size, y, x))
     rows, columns = _points(side)
     disc = (((rows - y).square() + (columns - x).square()).sqrt() < size / 2).float()

@@ -11,12 +11,14 @@ from attrs import validators as v
 from vitrail.core.method.metric import Column, FeatureExtractor, Shown
 from vitrail.metrics.foreground import STRIDE, WINDOW, pieces, unlikeness
 from vitrail.metrics.judge_features import detections, digest_of_judge
+from vitrail.metrics.sprite_match import best_match
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.demo.judge import Detection
 
+TRUE = 0.6  # share of the drawing that must be there
 INSIDE = 0.8  # of a detection's square: a piece that reaches in there belongs to the object
 
 
@@ -49,13 +51,22 @@ class Specks:
         if differs is None:
             return torch.full((1,), math.nan, dtype=torch.float32, device="cpu")
         large = [piece for piece in pieces(differs) if int(piece.sum()) >= self.least]
-        named = [_square(each, differs.shape) for each in detections(shown)]
+        named = [_square(each, differs.shape) for each in _objects(shown)]
         stray = sum(not any(bool(piece[square].any()) for square in named) for piece in large)
         return torch.tensor([float(stray)], dtype=torch.float32, device="cpu")
 
     def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
         """Mean number a picture."""
         return (features.nanmean().item(),)
+
+
+def _objects(shown: Shown) -> list[Detection]:
+    """Return the largest detection, and those others that the drawing of their name explains.
+
+    To the judge alone a round piece passes for an apple.
+    """
+    found = sorted(detections(shown), key=lambda each: -each.size)
+    return found[:1] + [each for each in found[1:] if best_match(shown, each.name, each).whole >= TRUE]
 
 
 def _square(found: Detection, shape: tuple[int, ...]) -> tuple[slice, slice]:
