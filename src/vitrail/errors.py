@@ -130,6 +130,12 @@ def shortened(text: str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
+def first_line(text: str) -> str:
+    """Return the first line of a message, with the next one if the first ends with a colon."""
+    lines = [*text.strip().splitlines(), "", ""]
+    return f"{lines[0]} {lines[1].strip()}".rstrip() if lines[0].endswith(":") else lines[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the closest known name, if any, and the known names.
 

@@ -1,6 +1,7 @@
 """Trace files: they load, nothing overlaps, arrows have two ends, reading gives back what was written."""
 
 import json
+import math
 import pickle
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loads import costs, loads, random_recorder, relayed, traces, world_sizes
-from vitrail.cli.timeline import read_trace
+from vitrail.cli.timeline import draw, read_trace
 from vitrail.comm import InProcess, Simulated
 from vitrail.comm.trace.chrome import as_data, events_of, from_data, trace_text
 from vitrail.comm.trace.cost_model import CostModel
@@ -153,3 +154,32 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, text, told):
     with pytest.raises(ConfigError, match=told) as caught:
         read_trace(path)
     assert str(path) in str(caught.value)
+
+
+WRONG = [
+    *({"pid": value} for value in (-1, 10**30, 1.5, math.nan, "0", {}, None)),
+    *({"ts": value} for value in (math.nan, math.inf, 1e300, "0", None)),
+    *({"dur": value} for value in (math.nan, -math.inf, [])),
+    *({"name": value} for value in ({}, [], 3, None)),
+    *({"args": value} for value in (3, "x", [], {"step": {}}, {"step": -1}, {"stage": "x"}, {"stage": 10**9})),
+    *({key: None} for key in ("ph", "cat")),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_an_event_with_anything_else_in_it_is_refused(tmp_path, wrong):
+    event = {"ph": "X", "pid": 0, "tid": 0, "ts": 0, "dur": 1, "name": "a", "cat": "compute", "args": {"step": 0}}
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps({"traceEvents": [event]}))
+    assert [span.name for span in read_trace(path)[0].spans] == ["a"]
+    path.write_text(json.dumps({"traceEvents": [event | wrong]}))
+    with pytest.raises(ConfigError, match=r"event 0 is not one of a Vitrail trace|has no spans"):
+        read_trace(path)
+
+
+def test_more_ranks_than_a_figure_holds_are_refused(tmp_path):
+    events = [{"ph": "X", "pid": rank, "ts": 0, "dur": 1, "name": "a", "cat": "compute"} for rank in range(1025)]
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    with pytest.raises(ConfigError, match="1025 ranks are more than 1024"):
+        draw([path], ["all"], tmp_path / "a.png")

@@ -126,6 +126,27 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
         sample(toy_sampler(*ASG), spread=Spread(checkpoint=tmp_path / "none" / "run.ckpt"))
 
 
+ANY = {"finished": [], "current": None}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {},
+        *({"recipe": recipe, **ANY} for recipe in (3, "[", "3", "{}", '{"run": []}', '{"run": {"row_batch": "x"}}')),
+        {"recipe": '{"run": {"row_batch": 0}}', **ANY},
+        {"recipe": '{"run": {}}', "finished": [torch.zeros(3)], "current": None},
+        {"recipe": '{"run": {}}', "finished": [], "current": {}},
+    ],
+)
+def test_a_whole_file_of_something_else_is_refused_before_any_of_it_is_used(tmp_path, content):
+    save_state(tmp_path / "run.ckpt", content)
+    for row_batch in (None, 2):
+        with pytest.raises(ConfigError, match="is not a checkpoint of a run of this version"):
+            sample(toy_sampler(*ASG), spread=Spread(checkpoint=tmp_path / "run.ckpt"), row_batch=row_batch)
+
+
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 LEAVES |= st.integers(0, 3).map(lambda n: torch.arange(n, dtype=torch.float16))
 VALUES = st.recursive(LEAVES, lambda v: st.lists(v) | st.tuples(v, v) | st.dictionaries(st.text(), v), max_leaves=8)

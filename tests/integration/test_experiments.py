@@ -131,7 +131,7 @@ def test_a_full_disk_ends_the_work_with_one_error_and_what_was_done_is_kept(expe
     with monkeypatch.context() as patched:
         patched.setattr(running, "save_picture", full)
         answer = vitrail(monkeypatch, capsys, "run", experiment)
-    assert answer.code == 2
+    assert answer.code == 1
     assert "picture.png: cannot be written: No space left on device; mend that, and the same" in answer.err
     assert [outcome.error for outcome in Folder(path).outcomes().values()] == [None]
     assert vitrail(monkeypatch, capsys, "run", experiment).code == 0

@@ -9,6 +9,7 @@ from tiny import in_double
 from tiny_families import FAMILIES
 from toy import ASG, DETAIL, sample, toy_sampler
 from vitrail import hookimpl
+from vitrail.backbones.loading import model_errors
 from vitrail.backbones.memory.footprint import LiveBytes
 from vitrail.backbones.pipeline_backbone import PipelineBackbone
 from vitrail.comm import InProcess, Simulated
@@ -202,3 +203,24 @@ def test_the_command_line_tells_of_forwards_that_were_cut(folder, tmp_path, monk
     assert told.code == 1 and 'memory is "fixed"' in told.err
     told = vitrail(monkeypatch, capsys, *FOX, "--model", folder, "--memory", "all")
     assert told.code == 2 and "--memory" in told.err
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "could not create a primitive",
+        "Failed to import a module because of the following error:\nx.so: failed to map segment from shared object",
+    ],
+)
+def test_memory_that_runs_out_inside_a_model_is_no_fault_of_its_files(monkeypatch, message):
+    monkeypatch.setattr(model_errors, "is_inside_a_model", lambda error: True)
+    with pytest.raises(RuntimeError) as caught, model_errors.model_blamed("demo", "cannot be loaded"):
+        raise RuntimeError(message)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"), [("a\nb", ": a"), ("because of:\n  a\nb", ": because of: a"), ("of:", ": of:"), ("", "")]
+)
+def test_an_error_of_a_library_is_quoted_with_its_reason(message, shown):
+    assert model_errors.first_line_of(RuntimeError(message)) == f"RuntimeError{shown}"

@@ -163,6 +163,14 @@ def test_a_recipe_from_before_there_were_seals_is_read(tmp_path):
     assert read_recipe(saved_with(tmp_path, json.dumps(unsealed))) == recipe_of()
 
 
+def test_the_recipe_of_a_picture_above_pillows_limit_is_read(tmp_path, monkeypatch):
+    save_picture(GREY, recipe_of(), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GREY.width * GREY.height // 2 - 1)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "a.png")
+    assert read_recipe(tmp_path / "a.png") == recipe_of()
+
+
 def test_recipe_with_wrong_values_tells_all(tmp_path):
     run = {"prompt": "a", "seed": -1, "siez": 3}
     method = {"stages": [{"patching": "windos", "fusion": "average"}]}

@@ -15,6 +15,7 @@ from tiny_families import tiny_sd
 from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import ConfigError
 from vitrail.sampling.input_digests import content_digest
+from vitrail.sampling.kept_latents import save_latents
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.recipe import Recipe, save_picture
 from vitrail.sampling.sampler import Sampler, Spread
@@ -108,6 +109,8 @@ def test_a_tensor_that_is_neither_picture_nor_latents_is_refused(pipe, shape):
         ({"model": "someone/model"}, "--model"),
         ({"model": "/etc/model"}, "--model"),
         ({"model": "../model"}, "--model"),
+        ({"model_config": "/etc/configs"}, "--model-config"),
+        ({"model_config": "someone/model"}, "--model-config"),
         ({"image": "/etc/passwd"}, "--image"),
         ({"image": "~/secret.png"}, "--image"),
     ],
@@ -120,6 +123,16 @@ def test_a_picture_does_not_choose_what_is_read_or_fetched(tmp_path, monkeypatch
     told = vitrail(monkeypatch, capsys, "replay", "theirs.png")
     assert told.code == 2 and "a picture does not choose what is read or fetched" in told.err
     assert option in told.err
+
+
+@pytest.mark.parametrize("changes", [{"model": "someone/model"}, {"model": "/etc"}, {"model_config": "someone/model"}])
+def test_nor_do_latents_of_somebody_else(tmp_path, monkeypatch, capsys, changes):
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.of(RunConfig(prompt="a fox", method="direct", width=64, height=64), load_method("direct"))
+    theirs = evolve(recipe, run=recipe.run | changes)
+    save_latents(torch.zeros(1, 4, 8, 8), theirs, Path("theirs.latents.safetensors"))
+    told = vitrail(monkeypatch, capsys, "decode", "theirs.latents.safetensors")
+    assert told.code == 2 and "a picture does not choose what is read or fetched" in told.err
 
 
 def test_escapes_in_a_recipe_reach_no_terminal(tmp_path, monkeypatch, capsys):

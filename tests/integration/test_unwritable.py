@@ -34,6 +34,7 @@ def run(folder, tmp_path, monkeypatch, capsys):
         model = ("--model", folder) if words[0] == "sample" else ()
         return vitrail(monkeypatch, capsys, *words, *model)
 
+    call.folder = folder
     return call
 
 
@@ -130,6 +131,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_warning(run, before, caplog)
         ("--trace", "", "is a folder; name a file in it"),
         ("--checkpoint", "c" * 300, "a name in it may have 255 bytes"),
         ("--checkpoint", ".", "is a folder; name a file in it"),
+        ("--trace", "/dev/null", "is no regular file, and would be replaced by one"),
     ],
 )
 def test_what_cannot_be_a_file_is_refused_before_anything_is_loaded(run, before, option, path, told):
@@ -140,6 +142,34 @@ def test_what_cannot_be_a_file_is_refused_before_anything_is_loaded(run, before,
     answer = run(*FOX, option, path)
     assert answer.code == 2 and told in answer.err
     assert option in answer.err or "--output" in answer.err
+    assert answer.err.count(told) == 1 and answer.err.count("--") == 1  # said once
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-o", "fox.png", "--trace", "fox.png"),
+        ("-o", "fox.png", "--trace", "../here/fox.png"),
+        ("-o", "fox.png", "--checkpoint", "fox.png"),
+        ("-o", "fox.png", "--num-images", "2", "--trace", "fox-1.png"),
+        ("-o", "fox.png", "--checkpoint", "run", "--trace", "./run"),
+    ],
+)
+def test_two_options_that_name_one_file_are_refused_as_one_would_lose_it(run, words):
+    told = run(*FOX, *words)
+    assert told.code == 2 and " writes this file, too; name another" in told.err
+    assert list(Path().iterdir()) == []
+
+
+def test_a_picture_that_appears_while_latents_are_decoded_is_not_overwritten(run, before):
+    with no_file_larger_than(ROOM):
+        run(*FOX, "-o", "fox.png")
+    words = ("decode", "fox.latents.safetensors", "-o", "fox.png", "--model", run.folder)
+    before("to_pil", lambda: Path("fox.png").write_text("theirs"))
+    told = run(*words)
+    assert told.code == 1 and "fox.png: cannot be written: it exists by now" in told.err
+    assert Path("fox.png").read_text() == "theirs"
+    assert run(*words, "--force").code == 0 and Path("fox.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_a_name_as_long_as_the_system_takes_can_be_written(run):

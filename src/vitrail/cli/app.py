@@ -8,7 +8,7 @@ import typer
 
 from vitrail.cli.check import check
 from vitrail.cli.compare import compare
-from vitrail.cli.console import prepare_streams, printable
+from vitrail.cli.console import prepare_streams, tell
 from vitrail.cli.decode import decode
 from vitrail.cli.heatmap import heatmap
 from vitrail.cli.listing import methods, plugins
@@ -21,7 +21,7 @@ from vitrail.cli.timeline import timeline
 from vitrail.comm.lifeline import hold
 from vitrail.core.config import atomic
 from vitrail.core.engine.memory_backoff import REMEDIES, is_out_of_memory
-from vitrail.errors import Interrupted, VitrailError
+from vitrail.errors import Interrupted, VitrailError, first_line
 
 app = typer.Typer(
     name="vitrail",
@@ -64,7 +64,7 @@ def main() -> NoReturn:
         code = INTERRUPTED if isinstance(error, Interrupted) else 2 if isinstance(error, ValueError) else 1
         who = teller(error)
         if who == "me":
-            typer.echo(printable(f"Error: {error}"), err=True)
+            tell(f"Error: {error}")
         end_rank(UNTOLD if who == "launcher" else code)
     except Exception as error:
         _report(error)
@@ -78,11 +78,11 @@ def _report(error: Exception) -> NoReturn:
         show()
         raise SystemExit(getattr(error, "exit_code", 2))
     if _is_shortage(error):
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        typer.echo(printable(f"Error: out of memory: {reason}; free some, or try {REMEDIES}"), err=True)
+        reason = first_line(str(error)) or type(error).__name__
+        tell(f"Error: out of memory: {reason}; free some, or try {REMEDIES}")
         raise SystemExit(1)
     if type(error).__name__ == "Abort":  # how typer passes KeyboardInterrupt on
-        typer.echo("Stopped; files that were complete are kept.", err=True)
+        tell("Stopped; files that were complete are kept.")
         raise SystemExit(INTERRUPTED)
     raise error
 

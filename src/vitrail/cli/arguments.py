@@ -174,7 +174,7 @@ def check_target(path: Path, option: str) -> None:
         option: Name of the command-line option in error messages.
 
     Raises:
-        ConfigError: If the path is invalid or a folder, or its folder is missing or not writable.
+        ConfigError: If the path is invalid or a folder, device or pipe, or its folder is missing or not writable.
     """
     try:
         if not path.parent.is_dir():
@@ -183,6 +183,10 @@ def check_target(path: Path, option: str) -> None:
             raise ConfigError(f"{option} {path}: the folder {path.parent} cannot be written to")
         if path.is_dir() or not path.name:
             raise ConfigError(f"{option} {str(path)!r}: is a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{option} {path}: is no regular file, and would be replaced by one; name another")
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         shown = str(path) if len(str(path)) < 80 else f"{str(path)[:80]}..."
         raise ConfigError(f"{option} {shown!r}: cannot be a file: {error.args[-1]}") from error

@@ -8,7 +8,7 @@ import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,16 +20,24 @@ PIPE_WIDTH = 100  # characters per line of a pipe or file
 def console(quiet: bool = False) -> Console:
     """Return a console as wide as the terminal, or ``PIPE_WIDTH`` elsewhere; a quiet one prints nothing.
 
-    If the reader of stdout ends, output is discarded and the command continues, so that no picture is lost.
+    If the reader of stdout ends, or stdout cannot be written to, e.g. because the disk of a log is full, output is
+    discarded and the command continues, so that no picture is lost.
     """
     from rich.console import Console
 
     class Patient(Console):
-        """Console that is silenced by a broken pipe, where rich would end the program."""
+        """Console that is silenced where rich would end the program, or raise."""
 
         def on_broken_pipe(self) -> None:
             self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard(sys.stdout)
+
+        def _check_buffer(self) -> None:
+            try:
+                super()._check_buffer()
+            except OSError as error:
+                self.on_broken_pipe()
+                tell(f"stdout cannot be written: {error.strerror}; the command goes on without it")
 
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return Patient(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
@@ -45,6 +53,15 @@ def say(out: Console, lines: Iterable[str] | str, style: str | None = None) -> N
     """
     for line in [lines] if isinstance(lines, str) else lines:
         out.print(printable(line), style=style)
+
+
+def tell(line: str) -> None:
+    """Write a line to stderr with control characters escaped; without effect if stderr cannot be written to."""
+    try:
+        sys.stderr.write(f"{printable(line)}\n")
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
 
 
 def printable(text: str) -> str:
@@ -91,6 +108,13 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _discard(stream: TextIO) -> None:
+    """Lead the descriptor of a stream to the null device, so that what the stream still holds can be flushed."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _null_device(number: int, mode: str) -> IO[Any]:

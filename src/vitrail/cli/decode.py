@@ -29,7 +29,7 @@ from vitrail.errors import ConfigError, ModelError
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.kept_latents import SUFFIX, load_latents
 from vitrail.sampling.recipe import save_picture
-from vitrail.sampling.replaying import relocated
+from vitrail.sampling.replaying import check_origin, relocated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,6 +74,7 @@ def decode_file(file: Path, output: Path | None, force: bool, device: str | None
     file, output = expanded(file), expanded_or_none(output)
     latents, recipe = load_latents(file)
     run = Loader(registry()).structure(relocated(recipe, changes), RunConfig, f"run in {file}")
+    check_origin(str(file), {"model": run.model, "model-config": run.model_config}, changes)
     try:
         spec = find_model(run.model, registry(), ModelOptions.of(run))
     except ModelError as error:
@@ -85,7 +86,7 @@ def decode_file(file: Path, output: Path | None, force: bool, device: str | None
     backbone = spec.load(device)
     with model_blamed(run.model, "cannot decode"):
         image = _picture(backbone, run, latents)
-    save_picture(image, recipe, path)
+    save_picture(image, recipe, path, overwrite=force)
     say(out, f"{path}: {image.width}x{image.height}, seed {run.seed}")
 
 

@@ -183,16 +183,38 @@ def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], RankPlac
         placement = place(options.ranks)
     with problems.collect():
         paths = output_paths(run, options.output, options.force)
-    for option, path in (("--checkpoint", options.checkpoint), ("--trace", options.trace)):
+    own = (("--checkpoint", options.checkpoint), ("--trace", options.trace))
+    for option, path in own:
         with problems.collect():
             if path is not None:
                 check_target(path, option)
+    with problems.collect():
+        written = [("--output", path) for path in paths]
+        written += [(name, path) for name, path in own if path is not None]
+        _refuse_one_file(written)
     with problems.collect():
         if options.checkpoint_every < 1:
             raise ConfigError(f"--checkpoint-every must be 1 or more, got {options.checkpoint_every}")
     problems.tell()
     assert placement is not None
     return paths, placement
+
+
+def _refuse_one_file(written: Sequence[tuple[str, Path]]) -> None:
+    """Refuse two options that name one file, since the later writing would replace the earlier one's.
+
+    Args:
+        written: Pairs of an option and a path that it writes.
+
+    Raises:
+        ConfigError: Naming both options.
+    """
+    seen: dict[Path, str] = {}
+    for option, path in written:
+        place = path.parent.resolve() / path.name
+        if place in seen:
+            raise ConfigError(f"{option} {path}: {seen[place]} writes this file, too; name another")
+        seen[place] = option
 
 
 def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:

@@ -84,7 +84,7 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
         VitrailError: If the picture has no recipe or one that cannot be replayed here, naming every problem.
     """
     from vitrail.sampling.recipe import read_recipe
-    from vitrail.sampling.replaying import check_files, check_image, relocated
+    from vitrail.sampling.replaying import check_files, check_image, check_origin, relocated
 
     picture = expanded(picture)
     recipe = read_recipe(picture)
@@ -101,9 +101,8 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
         check_files(recipe, composition, str(picture))
     with problems.collect():
         run = loader.structure(relocated(recipe, changes), RunConfig, f"run in {picture}")
-        for name, value in (("model", run.model), ("image", run.image)):
-            if value is not None and name not in changes:
-                _check_own(picture, name, value)
+        sources = {"model": run.model, "model-config": run.model_config, "image": run.image}
+        check_origin(str(picture), sources, changes)
         check_image(recipe, run, str(picture))
         spec = find_model(run.model, registry(), ModelOptions.of(run))
         if composition is not None:
@@ -112,20 +111,3 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     assert run is not None
     assert composition is not None
     return run, composition, recipe
-
-
-def _check_own(picture: Path, kind: str, value: str) -> None:
-    """Refuse paths and hub ids in a recipe, since a picture may come from an untrusted source.
-
-    Recipes that Vitrail writes name registered models, and files and folders without their directory.
-
-    Raises:
-        ConfigError: Naming the option that allows the path.
-    """
-    if value in registry().names("models"):
-        return
-    origin = f"{picture}: made with the {kind} {value!r}"
-    if Path(value).name != value:
-        raise ConfigError(f"{origin}; a picture does not choose what is read or fetched: give --{kind} if you trust it")
-    if not expanded(value).exists():
-        raise ConfigError(f"{origin}, which is not here; give its --{kind}")

@@ -33,6 +33,7 @@ from vitrail.experiments.spec.experiment_file import load_experiment, structure
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.mask_recorder import read_shares
 from vitrail.sampling.run_plugins import load_plugins
+from vitrail.sampling.start_picture import open_picture
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -173,9 +174,10 @@ def check(experiment: Experiment, beside: Path) -> RunConfig:
         beside: Folder of its file, for a file of prompts.
 
     Raises:
-        VitrailError: Naming every invalid method, override, option, model, scheduler and file of prompts.
+        VitrailError: Naming every invalid method, override, option, model, scheduler, picture and file of prompts.
     """
     problems, first, offers = Problems(), None, None
+    images: list[str | None] = []
     rows: list[Row] = []
     pairs: list[tuple[str, int]] = []
     with problems.collect():
@@ -198,11 +200,15 @@ def check(experiment: Experiment, beside: Path) -> RunConfig:
             rows.append(heat_row(heat))
     for row in rows if first is not None else ():
         with problems.collect():
-            _run_of(experiment, row.run, f"row {row.name!r}")
+            images.append(_run_of(experiment, row.run, f"row {row.name!r}").image)
             row.composition.check_files()
             row.composition.attention_request()
             if offers is not None:
                 row.composition.check(offers, f"model {experiment.model!r}", registry())
+    for image in dict.fromkeys(images):  # each once, as reading takes time
+        with problems.collect():
+            if image is not None:
+                open_picture(image, quiet=True)
     problems.tell()
     assert first is not None
     return first

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vitrail.comm.trace.recording import Recorder, TraceSpan
 
-MOST_TRACES = 64  # maximum number of traces in one figure
+MOST_TRACES, MOST_RANKS = 64, 1024  # maximum number of traces and of their ranks in one figure
 STAGE_COLOURS = (("#3b6fb6", "#7ea6da"), ("#d9822b", "#f0b878"), ("#4d9a57", "#93c79a"))  # of even and odd steps
 OTHER = "#8a8f98"  # computation outside of steps
 WAIT_FACE, WAIT_EDGE = "#f3f1ee", "#c4beb4"
@@ -83,6 +83,8 @@ def draw(paths: Sequence[Path], labels: Sequence[str], out: Path) -> None:
         raise ConfigError(f"a timeline needs one label for each trace, got {len(paths)} traces, {len(labels)} labels")
     _check_target(out)
     runs = [read_trace(path) for path in paths]
+    if (count := sum(map(len, runs))) > MOST_RANKS:
+        raise ConfigError(f"{count} ranks are more than {MOST_RANKS}, the most of one figure")
     summaries = [summarize(recorders) for recorders in runs]
     figure, panels = _panels([len(recorders) for recorders in runs])
     longest = max(summary.makespan_s for summary in summaries)

@@ -24,7 +24,7 @@ from vitrail.core.schedule.streams import SCHEME
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.run_plugins import plugin_changes
-from vitrail.sampling.start_picture import of_any_size
+from vitrail.sampling.start_picture import of_any_size, why_unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -190,7 +190,7 @@ def read_recipe(path: Path) -> Recipe:
             text = image.info.get(KEY)
             image.verify()  # checks the checksum of every chunk
     except Exception as error:  # Pillow raises many types for a broken file
-        raise ConfigError(f"{path}: cannot be read as a picture: {_reason(error)}") from error
+        raise ConfigError(f"{path}: cannot be read as a picture: {why_unreadable(error)}") from error
     if not isinstance(text, str):
         raise ConfigError(f"{path}: carries no recipe; only PNG files that vitrail wrote do, as they left it")
     return recipe_of(text, path)
@@ -218,10 +218,3 @@ def recipe_of(text: str, where: object) -> Recipe:
         reason = error.args[0] if error.args else type(error).__name__
         raise ConfigError(f"{where}: its recipe is broken: {reason}") from error
     return recipe
-
-
-def _reason(error: Exception) -> str:
-    """Return why a picture cannot be read, without its path."""
-    if type(error).__name__ == "UnidentifiedImageError":
-        return "it is none, or cut off"
-    return str(getattr(error, "strerror", None) or error)

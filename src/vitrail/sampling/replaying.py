@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.backbones.loading.source import kind_of
+from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
@@ -34,6 +36,31 @@ def relocated(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
     useful = USEFUL[kind_of(changes["model"], registry())]
     options = ("model_config", "variant", "revision")
     return run | {name: None for name in options if name not in useful and name not in changes}
+
+
+def check_origin(where: str, sources: Mapping[str, str | None], changes: Mapping[str, Any]) -> None:
+    """Refuse paths and hub ids that a recipe names, since its file may come from an untrusted source.
+
+    Recipes that Vitrail writes name registered models, and files and folders without their directory.
+
+    Args:
+        where: The recipe's file, for the message.
+        sources: What the recipe names, by the command-line option without dashes.
+        changes: Fields of the run that the user has given, which are trusted.
+
+    Raises:
+        ConfigError: Naming the option that allows the path.
+    """
+    for option, value in sources.items():
+        if value is None or option.replace("-", "_") in changes or value in registry().names("models"):
+            continue
+        origin = f"{where}: made with the {option} {value!r}"
+        if Path(value).name != value:
+            raise ConfigError(
+                f"{origin}; a picture does not choose what is read or fetched: give --{option} if you trust it"
+            )
+        if option != "model-config" and not expanded(value).exists():  # which may be the name of a family
+            raise ConfigError(f"{origin}, which is not here; give its --{option}")
 
 
 def check_image(recipe: Recipe, run: RunConfig, where: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.core.config.paths import expanded, refuse_irregular
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, shortened
 from vitrail.sampling.picture_reader import read
 
 if TYPE_CHECKING:
@@ -46,9 +46,16 @@ def open_picture(path: str | None, quiet: bool = False) -> Image:
     except ConfigError:
         raise
     except Exception as error:  # Pillow raises many types for a broken file
-        raise ConfigError(f"image {path!r}: cannot be read as a picture: {type(error).__name__}") from error
+        raise ConfigError(f"image {path!r}: cannot be read as a picture: {why_unreadable(error)}") from error
     assert isinstance(picture, Image.Image)
     return picture
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return why Pillow or the system could not read a picture, without its path."""
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "it is none, or cut off"
+    return shortened(str(getattr(error, "strerror", None) or error) or type(error).__name__)
 
 
 def pad_picture(picture: Tensor, height: int, width: int) -> Tensor:

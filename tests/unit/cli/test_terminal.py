@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -38,6 +39,28 @@ def test_a_shell_reads_the_words_of_a_command_whatever_the_terminal_shows(monkey
     assert "\x1b" not in line
     read = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
     assert [os.fsdecode(each) for each in read.split(b"\0")[:-1]] == words
+
+
+SAYS = """
+from vitrail.cli.console import console, prepare_streams, say, tell
+prepare_streams()
+out = console()
+for number in range(3):
+    say(out, f"line {number}")
+tell("the end")
+"""
+
+
+@pytest.mark.parametrize("full", ["stdout", "stderr", "both"])
+def test_a_full_disk_below_the_output_ends_nothing_and_is_told_once(full):
+    with Path("/dev/full").open("w") as disk:
+        kept = subprocess.PIPE
+        streams = {"stdout": kept if full == "stderr" else disk, "stderr": kept if full == "stdout" else disk}
+        done = subprocess.run([sys.executable, "-c", SAYS], text=True, **streams)
+    assert done.returncode == 0
+    assert done.stdout == (None if full != "stderr" else "line 0\nline 1\nline 2\n")
+    told = "stdout cannot be written: No space left on device; the command goes on without it\nthe end\n"
+    assert done.stderr == (told if full == "stdout" else None)
 
 
 def test_plain_words_are_quoted_as_ever():

@@ -263,6 +263,19 @@ def test_pictures_of_ip_adapters_are_read_one_by_one():
     assert same(first, GREY) and same(second, GREY) and third is floats
 
 
+def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path, monkeypatch):
+    file = tmp_path / "a.png"
+    file.write_text("no picture")
+    with pytest.raises(ConfigError, match="cannot be read as a picture: it is none, or cut off"):
+        open_picture(str(file))
+    with pytest.raises(ConfigError, match="cannot be read as a picture: it is no regular file"):
+        open_picture("/dev/zero")
+    Image.new("RGB", (8, 8)).save(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)
+    with pytest.raises(ConfigError, match=r"cannot be read as a picture: .*64 pixels\) exceeds limit of 62 pixels"):
+        open_picture(str(file))
+
+
 def test_the_limit_on_pixels_is_as_before_when_threads_lifted_it_at_once():
     before, entered = Image.MAX_IMAGE_PIXELS, threading.Event()
 

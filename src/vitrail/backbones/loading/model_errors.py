@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vitrail.core.config.log import logger
-from vitrail.errors import ModelError, VitrailError
+from vitrail.core.engine.memory_backoff import is_out_of_memory
+from vitrail.errors import ModelError, VitrailError, first_line
 
 OURS = ("vitrail.backbones.", "vitrail.core.schedule.noise_schedule")  # prefixes of modules that call a model's parts
 LIBRARIES = frozenset(
@@ -22,7 +23,7 @@ LONGEST = 300  # characters quoted of a library's message
 
 @contextmanager
 def model_blamed(model: str, what: str) -> Iterator[None]:
-    """Turn an exception raised inside a model's parts into a ModelError; others pass.
+    """Turn an exception raised inside a model's parts into a ModelError; others pass, also if memory ran out.
 
     Args:
         model: Name of the model.
@@ -36,7 +37,7 @@ def model_blamed(model: str, what: str) -> Iterator[None]:
     except VitrailError:
         raise
     except Exception as error:
-        if not is_inside_a_model(error):
+        if is_out_of_memory(error) or not is_inside_a_model(error):
             raise
         logger().info("model.failed", model=model, trace="".join(traceback.format_exception(error)))
         raise ModelError(
@@ -47,7 +48,7 @@ def model_blamed(model: str, what: str) -> Iterator[None]:
 
 def first_line_of(error: BaseException) -> str:
     """Return the class of an error, and the first line of its message."""
-    line = str(error).strip().partition("\n")[0]
+    line = first_line(str(error))
     return f"{type(error).__name__}: {line[:LONGEST]}" if line else type(error).__name__
 
 

@@ -22,6 +22,8 @@ from vitrail.errors import ConfigError
 
 MICRO = 1e6
 DIGITS = 3  # decimals of a microsecond
+WHOLE = frozenset(("step", "stage", "version"))  # arguments by which events are told apart
+MOST, LATEST = 10**6, 1e15  # bounds of whole numbers, and of times in microseconds, of a file
 MARK_US = 1.0  # length of the span at an arrow's end, where there is room
 IN_FLIGHT = "bytes in flight"
 Event = dict[str, Any]
@@ -228,7 +230,8 @@ def recorders_of(data: Any, path: Path) -> list[Recorder]:
     ranks: dict[int, Recorder] = {}
     for number, event in enumerate(events):
         try:
-            recorder = ranks.setdefault(event["pid"], Recorder(int(event["pid"]), float))
+            rank = _whole(event["pid"])
+            recorder = ranks.setdefault(rank, Recorder(rank, float))
             _take(event, recorder)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}"[:200]
@@ -240,17 +243,33 @@ def recorders_of(data: Any, path: Path) -> list[Recorder]:
 
 def _take(event: Event, recorder: Recorder) -> None:
     """Add an event to its rank's recorder, unless it is derived from others."""
-    kind, args = event["ph"], event.get("args", {})
+    kind, args, name = event["ph"], event.get("args", {}), event["name"]
     if kind == "M":
         return
-    time = event["ts"] / MICRO
+    if not isinstance(name, str) or not isinstance(args, dict):
+        raise ValueError("it needs a text 'name' and a table 'args'")
+    for key in WHOLE & args.keys():
+        _whole(args[key])
+    time = _time(event["ts"]) / MICRO
     if kind == "X" and event["cat"] != "mark":
         lane: Lane = LANES[LANES.index(event["cat"])]
-        end = round(event["ts"] + event["dur"], DIGITS) / MICRO
-        recorder.spans.append(TraceSpan(lane, event["name"], time, end, args))
+        end = round(event["ts"] + _time(event["dur"]), DIGITS) / MICRO
+        recorder.spans.append(TraceSpan(lane, name, time, end, args))
     elif kind in ("s", "f"):
-        flow = Flow(kind, event["name"], args["version"], time)
+        flow = Flow(kind, name, args["version"], time)
         if kind == "f" or flow not in recorder.flows:
             recorder.flows.append(flow)
-    elif kind == "C" and event["name"] != IN_FLIGHT:
-        recorder.counts.append(Count(event["name"], args["value"], time))
+    elif kind == "C" and name != IN_FLIGHT:
+        recorder.counts.append(Count(name, args["value"], time))
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < MOST:
+        raise ValueError(f"{value!r} is no number of a rank, step, stage or version")
+    return value
+
+
+def _time(value: object) -> float:
+    if not isinstance(value, (int, float)) or not abs(value) < LATEST:  # nan is not, either
+        raise ValueError(f"{value!r} is no time in microseconds")
+    return value

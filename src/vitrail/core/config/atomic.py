@@ -2,7 +2,8 @@
 
 All files are written through here: under an unpredictable temporary name in the same folder, created exclusively,
 synchronised with the disk and moved into place at the end. The temporary file is removed however the writing ends, and
-the previous file or folder stays intact until then. A symlink is replaced, never followed.
+the previous file or folder stays intact until then. A symlink is replaced, never followed; a device or a pipe is
+neither.
 """
 
 from __future__ import annotations
@@ -140,7 +141,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _fresh(path: Path) -> Path:
-    """Create an empty file in the same folder, with the process's default permissions."""
+    """Create an empty file in the same folder, with the process's default permissions.
+
+    Raises:
+        OSError: Also if the final path is a device, pipe or socket, which the move would remove.
+    """
+    if os.path.lexists(path) and not (path.is_symlink() or path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is no regular file")
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= LONGEST_SUFFIX else ""
     part = path.with_name(f"{_name()}{SUFFIX}{suffix}")
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

@@ -10,6 +10,7 @@ from attrs import define, field
 
 from vitrail.core.config.log import logger
 from vitrail.core.config.renamed_keys import current_keys
+from vitrail.core.config.run_config import MAX_ROWS
 from vitrail.core.engine.guidance_context import Start
 from vitrail.core.engine.resize import phase_noise
 from vitrail.core.engine.run_state import Sampled
@@ -64,7 +65,7 @@ class Checkpoints:
         content = None
         if self.communicator.rank == 0:
             if self.path.exists():
-                content = load_state(self.path)
+                content = _read(self.path)
                 self._check(content)
             elif not self.path.parent.is_dir():
                 raise ConfigError(f"--checkpoint {self.path}: the folder {self.path.parent} does not exist")
@@ -73,8 +74,6 @@ class Checkpoints:
             self.finished, self.current = content["finished"], content["current"]
 
     def _check(self, content: Any) -> None:
-        if not _is_sound(content):
-            raise ConfigError(f"--checkpoint {self.path}: is not a checkpoint of a run of this version")
         kept = json.loads(content["recipe"])
         kept |= {"method": current_keys(kept.get("method"), quiet=True)}
         there, here = _flat(kept), _flat(self.recipe)
@@ -182,12 +181,15 @@ def kept_row_batch(path: Path | None, communicator: Communicator) -> int | None:
     """Return the rows per forward of the run that a checkpoint belongs to; None if there is no file. Collective.
 
     A resumed run must not choose anew: free memory may have changed, and with it the last bits of the picture.
+
+    Raises:
+        ConfigError: If the file is not a checkpoint or is damaged.
     """
     if path is None:
         return None
     own = None
     if communicator.rank == 0 and path.exists():
-        own = json.loads(load_state(path)["recipe"])["run"].get("row_batch")
+        own = json.loads(_read(path)["recipe"])["run"].get("row_batch")
     rows: int | None = communicator.broadcast_object(own, 0)
     return rows
 
@@ -219,6 +221,19 @@ def broadcast_state(communicator: Communicator, value: Any, src: int, device: An
     return unpack(skeleton, tensors, device)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint and check that it has the parts of one.
+
+    Raises:
+        ConfigError: If the file is not a checkpoint or is damaged.
+    """
+    content = load_state(path)
+    if not _is_sound(content):
+        raise ConfigError(f"--checkpoint {path}: is not a checkpoint of a run of this version")
+    found: dict[str, Any] = content
+    return found
+
+
 def _is_sound(content: Any) -> bool:
     """Whether the content of a file has the parts of a checkpoint."""
     import torch
@@ -226,13 +241,25 @@ def _is_sound(content: Any) -> bool:
     if not isinstance(content, dict) or content.keys() != {"recipe", "finished", "current"}:
         return False
     current, tensors = content["current"], content["finished"]
-    if not isinstance(content["recipe"], str) or not isinstance(tensors, list):
+    if not isinstance(content["recipe"], str) or not isinstance(tensors, list) or not _is_recipe(content["recipe"]):
         return False
     if current is not None:
         if not isinstance(current, dict) or current.keys() != CURRENT or not isinstance(current["steps"], int):
             return False
         tensors = [*tensors, *(current[name] for name in ("latents", "predicted_from", "model_output"))]
     return all(isinstance(tensor, torch.Tensor) and tensor.ndim == 4 for tensor in tensors)
+
+
+def _is_recipe(text: str) -> bool:
+    """Whether a text has what is read of a recipe before it is compared with the run's."""
+    try:
+        recipe = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("run"), dict):
+        return False
+    rows = recipe["run"].get("row_batch")
+    return rows is None or (isinstance(rows, int) and 1 <= rows <= MAX_ROWS)
 
 
 def _flat(recipe: Any, path: str = "") -> dict[str, Any]:

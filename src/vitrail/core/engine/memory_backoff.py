@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.step import Step
 
-SIGNS = (  # substrings of allocators' messages, and of oneDNN's after a failed allocation
+SIGNS = (  # substrings of allocators' messages, of oneDNN's after a failed allocation, and of the dynamic linker's
     *("out of memory", "not enough memory", "allocate memory", "alloc_failed", "bad_alloc"),
-    "could not create a primitive",
+    *("could not create a primitive", "failed to map segment"),
 )
 REMEDIES = "a smaller dtype (--dtype bfloat16), a method with smaller views, or a pipeline with CPU offload"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 from attrs import field, frozen
+from attrs import validators as v
 
 from vitrail.core.config.atomic import replacing, write_errors, write_text
 from vitrail.core.config.fields import as_tuple
@@ -21,6 +22,8 @@ from vitrail.sampling.input_digests import content_digest
 
 PLAN = "experiment.json"
 LARGEST_PLAN = 2**29  # maximum size of a plan's file in bytes
+is_text, is_table = v.instance_of(str), v.instance_of(dict)
+is_whole, is_number = v.instance_of(int), v.instance_of((int, float))
 
 
 @frozen(kw_only=True)
@@ -48,24 +51,24 @@ class Outcome:
         finished: Time of the end, UTC in ISO 8601.
     """
 
-    cell: str
-    error: str | None = None
-    seconds: float = 0.0
-    engine_s: float = 0.0
-    decode_s: float = 0.0
-    model_calls: int = 0
-    critical_calls: int = 0
-    predicted_calls: int = 0
-    vae_decodes: int = 0
-    vae_encodes: int = 0
-    peak_bytes: int | None = None
-    native_size: int = 0
-    rows: tuple[int, ...] = field(default=(), converter=as_tuple)
-    columns: tuple[int, ...] = field(default=(), converter=as_tuple)
-    machine: str = ""
-    versions: dict[str, str] = field(factory=dict)
-    commit: str = ""
-    finished: str = ""
+    cell: str = field(validator=is_text)
+    error: str | None = field(default=None, validator=v.optional(is_text))
+    seconds: float = field(default=0.0, validator=is_number)
+    engine_s: float = field(default=0.0, validator=is_number)
+    decode_s: float = field(default=0.0, validator=is_number)
+    model_calls: int = field(default=0, validator=is_whole)
+    critical_calls: int = field(default=0, validator=is_whole)
+    predicted_calls: int = field(default=0, validator=is_whole)
+    vae_decodes: int = field(default=0, validator=is_whole)
+    vae_encodes: int = field(default=0, validator=is_whole)
+    peak_bytes: int | None = field(default=None, validator=v.optional(is_whole))
+    native_size: int = field(default=0, validator=is_whole)
+    rows: tuple[int, ...] = field(default=(), converter=as_tuple, validator=v.deep_iterable(is_whole))
+    columns: tuple[int, ...] = field(default=(), converter=as_tuple, validator=v.deep_iterable(is_whole))
+    machine: str = field(default="", validator=is_text)
+    versions: dict[str, str] = field(factory=dict, validator=is_table)
+    commit: str = field(default="", validator=is_text)
+    finished: str = field(default="", validator=is_text)
 
 
 @frozen(kw_only=True)
@@ -78,7 +81,7 @@ class ExperimentPlan:
         command: The command line, for reports.
     """
 
-    experiment: dict[str, Any]
+    experiment: dict[str, Any] = field(validator=is_table)
     cells: tuple[Cell, ...] = field(converter=as_tuple)
     command: str = ""
 
@@ -124,7 +127,7 @@ class Folder:
             table = read_json(file, LARGEST_PLAN)
             return ExperimentPlan(**{**table, "cells": [Cell(**cell) for cell in table["cells"]]})
         except (TypeError, KeyError) as error:
-            raise ConfigError(f"{file}: cannot be read: {error}") from error
+            raise ConfigError(f"{file}: cannot be read: {error.args[0]}") from error
 
     def append(self, outcome: Outcome, shard: str) -> None:
         """Append an outcome to the file of a shard, and sync it to the disk.
@@ -171,12 +174,13 @@ def refusing_full(folder: Path) -> Iterator[None]:
     """Turn an error of writing in the block into one that says how to continue; finished cells are kept.
 
     Raises:
-        ConfigError: In place of an ``OutputError``.
+        OutputError: In place of another.
     """
     try:
         yield
     except OutputError as error:
-        raise ConfigError(f"{error}; mend that, and the same command goes on from what {folder} has") from error
+        reason = f"{error.reason}; mend that, and the same command goes on from what {folder} has"
+        raise OutputError(error.path, reason) from error
 
 
 def _read(file: Path) -> Iterable[Outcome]:
@@ -188,7 +192,7 @@ def _read(file: Path) -> Iterable[Outcome]:
         try:
             yield Outcome(**table)
         except TypeError as error:
-            raise ConfigError(f"{file}, line {number}: another version's line: {error}") from error
+            raise ConfigError(f"{file}, line {number}: another version's line: {error.args[0]}") from error
 
 
 def merge(folders: Sequence[Path], into: Path) -> Folder:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import attrs
 from attrs import evolve, field, frozen
+from attrs import validators as v
 
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.loader import Loader
@@ -65,14 +66,14 @@ class Cell:
         options: Options of a heat map.
     """
 
-    address: str
-    row: str
-    method: str
-    axes: dict[str, str]
-    pair: int
-    run: dict[str, Any]
-    composition: dict[str, Any]
-    ranks: int = 1
+    address: str = field(validator=v.instance_of(str))
+    row: str = field(validator=v.instance_of(str))
+    method: str = field(validator=v.instance_of(str))
+    axes: dict[str, str] = field(validator=v.instance_of(dict))
+    pair: int = field(validator=v.instance_of(int))
+    run: dict[str, Any] = field(validator=v.instance_of(dict))
+    composition: dict[str, Any] = field(validator=v.instance_of(dict))
+    ranks: int = field(default=1, validator=v.instance_of(int))
     comm: str = "gloo"
     plugins: tuple[str, ...] = field(default=(), converter=as_tuple)
     kind: Kind = "picture"

@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -89,6 +90,14 @@ def test_a_symlink_is_replaced_and_what_it_points_to_is_left_alone(tmp_path):
     write_text(tmp_path / "link", "new")
     assert (tmp_path / "victim").read_text() == "mine"
     assert (tmp_path / "link").read_text() == "new" and not (tmp_path / "link").is_symlink()
+
+
+def test_a_pipe_is_neither_followed_nor_replaced(tmp_path):
+    """As a device is not, which root could replace."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="pipe: cannot be written: it is no regular file"):
+        write_text(tmp_path / "pipe", "new")
+    assert (tmp_path / "pipe").is_fifo() and names(tmp_path) == ["pipe"]
 
 
 @pytest.mark.parametrize("dangling", [False, True])

@@ -109,3 +109,36 @@ def test_an_outcome_tells_the_commit_that_sampled(folder):
     assert results.commits == {"abc": 1, "def-dirty": 1, NOT_NOTED: 6}
     told = [line for line in origin_lines(results) if line.startswith("sampled by")]
     assert told == ["sampled by Vitrail at abc (1); def-dirty (1); a commit that was not noted (6)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model_calls", None),
+        ("seconds", "x"),
+        ("rows", [None]),
+        ("rows", 3),
+        ("error", 3),
+        ("versions", []),
+        ("cell", 1),
+    ],
+)
+def test_a_line_with_other_values_than_an_outcome_has_is_refused(folder, name, value):
+    (lines,) = folder.glob("cells-*.jsonl")
+    table = json.loads(lines.read_text().splitlines()[0])
+    lines.write_text(json.dumps(table | {name: value}) + "\n")
+    with pytest.raises(ConfigError, match=r"jsonl, line 1: another version's line"):
+        Folder(folder).outcomes()
+
+
+@pytest.mark.parametrize("change", [{"experiment": 3}, {"cells": None}, {"axes": []}, {"run": None}, {"pair": "x"}])
+def test_a_plan_with_other_values_than_it_has_is_refused(folder, change):
+    file = folder / "experiment.json"
+    table = json.loads(file.read_text())
+    if change.keys() <= table.keys():
+        table |= change
+    else:
+        table["cells"][0] |= change
+    file.write_text(json.dumps(table))
+    with pytest.raises(ConfigError, match=r"experiment\.json: cannot be read"):
+        Folder(folder).plan()
