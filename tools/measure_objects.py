@@ -134,7 +134,7 @@ def plot(curves: list[Curve], path: Path) -> None:
         panel.set_xticks(amplitudes, [f"{each:g}" for each in amplitudes])
         panel.minorticks_off()
     panels[0].set_ylabel("told apart (AUC)")
-    panels[-1].legend(fontsize=7, loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
