@@ -73,6 +73,12 @@ class Found:
     is_named: bool | None  # whether the output names the culprit; None where there is none to name
     left: tuple[str, ...]
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it hung, made a wrong picture, named nobody, left something behind or ended late."""
+        is_late = self.code != 0 and self.seconds > LIMIT_S
+        return self.code is None or not self.is_sound or self.is_named is False or bool(self.left) or is_late
+
 
 @define
 class Run:
@@ -282,7 +288,7 @@ def undisturbed():
 
 
 def main():
-    """Run the injections, and print suspicious runs and the table."""
+    """Run the injections, and print suspicious runs and the table; the exit code is 1 if any was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--count", type=int, default=28)
     parser.add_argument("--seed", type=int, default=0)
@@ -300,12 +306,14 @@ def main():
                 break
             one = inject(injection, whole)
             found[injection.phase, injection.signal].append(one)
-            is_late = one.code != 0 and one.seconds > LIMIT_S
-            if options.verbose or one.code is None or not one.is_sound or one.is_named is False or one.left or is_late:
+            if options.verbose or one.is_wrong:
                 print(f"{injection}: {one.seconds:.2f} s, code {one.code}, left {list(one.left)}", flush=True)
                 print("".join(f"    {line}\n" for line in one.told.splitlines()[-12:]), end="", flush=True)
     print("\n".join(table(found)))
-    print(f"{sum(map(len, found.values()))} injections in {time.monotonic() - begin:.0f} s")
+    every = [one for group in found.values() for one in group]
+    wrong = sum(one.is_wrong for one in every)
+    print(f"{len(every)} injections in {time.monotonic() - begin:.0f} s, {wrong} wrong")
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":
