@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary
 
 from attrs import frozen
 
 from vitrail.core.config.file_digests import digest_of_files
-from vitrail.core.method.metric import Shown
+from vitrail.core.method.metric import FeatureExtractor, Shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +72,27 @@ def framed(pictures: Tensor, scale: float) -> Tensor:
     resized = F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
     bottom, right = (PAD + -side % STRIDE for side in size)
     return F.pad(resized, (PAD, right, PAD, bottom), value=0.5)
+
+
+@frozen(kw_only=True)
+class ByJudge(ABC):
+    """A metric that looks at one picture with the judge, and is its own feature extractor."""
+
+    needs_reference: ClassVar[bool] = False
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        """The metric itself."""
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 digest of the judge's files, in hexadecimal."""
+        return digest_of_judge()
+
+    @abstractmethod
+    def look(self, shown: Shown) -> Tensor:
+        """See ``FeatureExtractor.look``."""
 
 
 _detected: WeakKeyDictionary[Shown, tuple[Detection, ...]] = WeakKeyDictionary()

@@ -9,36 +9,25 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.method.metric import Column, FeatureExtractor, Shown
-from vitrail.metrics.judge_features import detections, digest_of_judge, load_judge
+from vitrail.core.method.metric import Column, Shown
+from vitrail.metrics.judge_features import ByJudge, detections, load_judge
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @frozen(kw_only=True)
-class Objects:
+class Objects(ByJudge):
     """Counts of the demo model's judge: share of pictures with one object, objects per picture, share of right objects.
 
     The judge detects the demo model's drawn objects only; use ``repetition`` for other models.
     """
 
-    needs_reference: ClassVar[bool] = False
     columns: ClassVar[tuple[Column, ...]] = (
         Column(name="one", better="up", lowest=0.0, highest=1.0, is_whole=True),
         Column(name="count", lowest=0.0, is_whole=True),
         Column(name="named", better="up", lowest=0.0, highest=1.0, is_whole=True),
     )
-
-    @property
-    def extractor(self) -> FeatureExtractor:
-        """The metric is its own feature extractor."""
-        return self
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 digest of the judge's files, in hexadecimal."""
-        return digest_of_judge()
 
     def look(self, shown: Shown) -> Tensor:
         """Return the number of objects, and 1 if the largest is the prompt's subject, Float32[Tensor, "2"].

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.method.metric import Column, FeatureExtractor, Shown
+from vitrail.core.method.metric import Column, Shown
 from vitrail.metrics.foreground import STRIDE, WINDOW, pieces, unlikeness
-from vitrail.metrics.judge_features import detections, digest_of_judge
+from vitrail.metrics.judge_features import ByJudge, detections
 from vitrail.metrics.sprite_match import best_match
 
 if TYPE_CHECKING:
@@ -23,25 +23,14 @@ INSIDE = 0.8  # of a detection's square: a piece that reaches in there belongs t
 
 
 @frozen(kw_only=True)
-class Specks:
+class Specks(ByJudge):
     """Pieces of a picture that differ from its background and reach into no object that the judge names.
 
     Knows the demo model's backgrounds and objects and nothing else; nan for a prompt without a background of theirs.
     """
 
-    needs_reference: ClassVar[bool] = False
     columns: ClassVar[tuple[Column, ...]] = (Column(name="specks", better="down", lowest=0.0, is_whole=True),)
     least: int = field(default=3, validator=v.ge(1))  # cells, 4 pixels apart; smaller pieces are noise
-
-    @property
-    def extractor(self) -> FeatureExtractor:
-        """Itself."""
-        return self
-
-    @property
-    def digest(self) -> str:
-        """Of the judge."""
-        return digest_of_judge()
 
     def look(self, shown: Shown) -> Tensor:
         """How many there are, Float32[Tensor, "1"]."""

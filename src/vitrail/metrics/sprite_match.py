@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from attrs import frozen
 
@@ -67,20 +66,14 @@ def _drawing(name: str) -> tuple[Tensor, Tensor]:
     return over_black / opacity.clamp(min=0.1), opacity > OPAQUE
 
 
-_matched: WeakKeyDictionary[Shown, SpriteMatch | None] = WeakKeyDictionary()
-
-
 def match_of(shown: Shown) -> SpriteMatch | None:
     """The best place of the prompt's object; None if the prompt names none or the judge finds nothing at all.
 
     The judge's largest object is the one that is looked at, whatever the judge takes it for.
     """
-    if shown not in _matched:
-        name = subject_of(shown.prompt, load_judge(str(shown.picture.device)).config.classes)
-        found = detections(shown)
-        largest = max(found, key=lambda each: each.size, default=None)
-        _matched[shown] = None if name is None or largest is None else best_match(shown, name, largest)
-    return _matched[shown]
+    name = subject_of(shown.prompt, load_judge(str(shown.picture.device)).config.classes)
+    largest = max(detections(shown), key=lambda each: each.size, default=None)
+    return None if name is None or largest is None else best_match(shown, name, largest)
 
 
 def best_match(shown: Shown, name: str, near: Detection) -> SpriteMatch:
@@ -112,7 +105,7 @@ def _best(shown: Shown, name: str, places: Tensor) -> SpriteMatch:
         near = F.max_pool2d(opaque[None, None].float(), reach, 1, reach // 2)[0, 0] > 0
         in_cells = places / STRIDE - places.new_tensor([0.0, 0.5, 0.5])
         stray = (_squares(differs[None], in_cells)[:, 0] > FAIR) & ~near
-    whole = there.sum(dim=(1, 2)) / (opaque | stray).sum(dim=(1, 2))
+    whole = there.sum(dim=(1, 2)).float() / (opaque | stray).sum(dim=(1, 2)).float()  # else of the ambient dtype
     best = int(whole.argmax())
     size, y, x = places[best].tolist()
     return SpriteMatch(name, size, y, x, float(whole[best]))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from vitrail.core.method.metric import Column, FeatureExtractor, Shown
+from vitrail.core.method.metric import Column, Shown
 from vitrail.core.schedule.streams import Streams
 from vitrail.metrics.foreground import background_of
-from vitrail.metrics.judge_features import digest_of_judge, load_judge
+from vitrail.metrics.judge_features import ByJudge, load_judge
 from vitrail.metrics.objects import subject_of
 from vitrail.metrics.sprite_match import MARGIN, SpriteMatch, match_of
 
@@ -21,7 +21,7 @@ FEWEST = 16  # pixels of a side that a distribution of gradients takes
 
 
 @frozen(kw_only=True)
-class Wholeness:
+class Wholeness(ByJudge):
     """How much of the prompt's object is there, and how unlike the true drawing's edges its own are.
 
     ``whole`` is the share of the drawing, at its best place near the judge's largest object, whose colours are there,
@@ -31,21 +31,10 @@ class Wholeness:
     model's objects and nothing else; nan for a prompt without one of them.
     """
 
-    needs_reference: ClassVar[bool] = False
     columns: ClassVar[tuple[Column, ...]] = (
         Column(name="whole", better="up", lowest=0.0, highest=1.0),
         Column(name="edges", better="down", lowest=0.0),
     )
-
-    @property
-    def extractor(self) -> FeatureExtractor:
-        """Itself."""
-        return self
-
-    @property
-    def digest(self) -> str:
-        """Of the judge."""
-        return digest_of_judge()
 
     def look(self, shown: Shown) -> Tensor:
         """``whole`` and ``edges`` of one picture, Float32[Tensor, "2"]."""
