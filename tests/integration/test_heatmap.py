@@ -99,9 +99,9 @@ def test_the_largest_of_the_tokens_is_no_less_than_their_mean(folders):
 @pytest.mark.parametrize(
     ("family", "words", "told"),
     [
-        ("sd", [], "up-block-attention after step 1, 2, 4 of 4"),
-        ("sdxl", ["--words", "fox", "--at", "0.6"], "up-block-attention after step 2 of 4"),
-        ("sd3", ["--set", "stages.0.masking.layers=[0,-1]"], "joint-attention after step 1, 2, 4 of 4"),
+        ("sd", [], "attention after step 1, 2, 4 of 4"),
+        ("sdxl", ["--words", "fox", "--at", "0.6"], "attention after step 2 of 4"),
+        ("sd3", ["--set", "stages.0.masking.blocks=[0,-1]"], "attention after step 1, 2, 4 of 4"),
         ("sd3", ["--masking", "pfsa", "--size", "96x64"], "pfsa after step 1, 2, 4 of 4"),
     ],
 )
@@ -118,8 +118,11 @@ def test_a_heat_map_is_drawn(family, words, told, folders, tmp_path, monkeypatch
 
 
 REFUSED = {
-    "no map": (["--masking", "none"], "--masking none makes no map; choose one of up-block-attention"),
-    "unserved": (["--masking", "joint-attention"], "needs 'joint-attention-maps'; none, pfsa or up-block-attention"),
+    "no map": (["--masking", "none"], "--masking none makes no map; choose one of attention"),
+    "unserved": (
+        ["--masking", "joint-attention"],
+        "needs 'joint-attention-maps'; attention, none, pfsa or up-",
+    ),
     "words of pfsa": (["--masking", "pfsa", "--words", "fox"], "masking 'pfsa' has no key 'words'"),
     "share": (["--at", "0.5,1.5"], "--at '0.5,1.5': write shares of the steps"),
     "no share": (["--at", "half"], "--at 'half': write shares of the steps"),

@@ -284,7 +284,7 @@ def test_only_pipelines_that_are_known_are_taken(pipe):
 
 
 def test_method_that_the_model_cannot_serve_is_refused():
-    with pytest.raises(CapabilityError, match="UpBlockAttention needs 'attention-maps'"):
+    with pytest.raises(CapabilityError, match="PromptAttention needs 'attention-maps'"):
         Sampler(toy_sampler().backbone, load_method("asg"), model="analytic")
 
 

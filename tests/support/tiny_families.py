@@ -110,7 +110,7 @@ def tiny_sdxl():
     return pipe
 
 
-def tiny_sd3():
+def tiny_sd3(**options):
     """Stable Diffusion 3: a transformer, flow matching, 16 channels, no T5."""
     torch.manual_seed(3)
     tokenizer = tiny_tokenizer()
@@ -126,6 +126,7 @@ def tiny_sd3():
         pooled_projection_dim=WIDTH + WIDTH_2,
         out_channels=16,
         pos_embed_max_size=24,
+        **options,
     ).eval()
     text = CLIPTextModelWithProjection(text_config(tokenizer)).eval()
     torch.nn.init.eye_(text.text_projection.weight)  # as in the released models; single files leave it out
@@ -157,5 +158,13 @@ def tiny_t5():
     return pipe
 
 
+def tiny_sd35():
+    """Stable Diffusion 3.5 medium: a second attention, of the picture to itself, in early blocks; normalised keys."""
+    return tiny_sd3(dual_attention_layers=(0, 1), qk_norm="rms_norm")
+
+
 FAMILIES = {"sd": tiny_sd, "sd2": tiny_sd2, "sdxl": tiny_sdxl, "sd3": tiny_sd3}
-CONTRACTED = FAMILIES | {"sd3-t5": tiny_t5}  # a new family begins here; tests of what it offers come later
+CONTRACTED = FAMILIES | {
+    "sd3-t5": tiny_t5,
+    "sd3.5": tiny_sd35,
+}  # a new family begins here

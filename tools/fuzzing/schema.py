@@ -32,7 +32,7 @@ KNOWN = {  # meaningful values by the field's name
     "prompts": ("a fox", "a rocket on a beach"),
     "scheduler": ("DDIMScheduler", "EulerDiscreteScheduler", "UnCLIPScheduler", "DDIMInverseScheduler", "No"),
     "comm": ("gloo", "in-process", "simulated", "tcp"),
-    "masking": ("up-block-attention", "none", "pfsa", "joint-attention"),
+    "masking": ("attention", "up-block-attention", "none", "pfsa", "joint-attention"),
     "plugins": ("os:path", "no_module:X"),
     "extends": ("base.toml", "e.toml"),
     "prompts_file": ("prompts.txt", "no.txt", "/dev/zero"),

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from vitrail.backbones.pipeline_backbone import PipelineBackbone
 
 UNET = frozenset(
-    {"attention-maps", "convolutions", "cross-attention", "gradients", "self-attention", "unet-skips", "vae"}
+    {
+        "attention-maps",
+        "convolutions",
+        "cross-attention",
+        "cross-attention-maps",
+        "gradients",
+        "self-attention",
+        "unet-skips",
+        "vae",
+    }
 )
 
 
@@ -105,7 +114,7 @@ class StableDiffusion3(Adapter):
     """Stable Diffusion 3: a transformer with joint attention, flow matching, 16 latent channels."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
-    offers: ClassVar[frozenset[str]] = frozenset({"gradients", "joint-attention-maps", "vae"})
+    offers: ClassVar[frozenset[str]] = frozenset({"attention-maps", "gradients", "joint-attention-maps", "vae"})
     defaults: ClassVar[Mapping[str, object]] = {"height": 2048, "width": 2048, "guidance_scale": 7.0}
 
     @classmethod

@@ -10,7 +10,7 @@ from attrs import frozen
 from vitrail.backbones.attention.cross_attention import eager
 from vitrail.backbones.attention.joint_attention_maps import capture_joint_maps, check_blocks
 from vitrail.backbones.conditioning.encoded import Conditioning, Given, branches_of
-from vitrail.backbones.conditioning.words import content_tokens
+from vitrail.backbones.conditioning.words import content_tokens, words_of
 from vitrail.backbones.loading.adoption import SCHEDULER, VAES
 from vitrail.backbones.model_family import ENCODER, POOLED, TEXT, TOKENIZER, PipelinePart
 from vitrail.core.method.micro_batch import ModelOutput
@@ -75,7 +75,7 @@ class SD3Family:
 
     def check_attention(self, pipe: Any, request: AttentionRequest) -> None:
         """Refuse blocks that the transformer does not have."""
-        check_blocks(pipe.transformer, request.layers)
+        check_blocks(pipe.transformer, request.blocks)
 
     def max_view(self, pipe: Any) -> int:
         """Return the side of the table of positional embeddings, in latent cells; None would be any size."""
@@ -113,8 +113,9 @@ class SD3Family:
     ) -> Conditioning:
         """Encode text by the pipeline's own ``encode_prompt``; see ``ModelFamily.condition``."""
         content = content_tokens(pipe, inputs.prompt, request)
+        words = [w.positions for w in words_of(pipe, inputs.prompt)] if request is not None and request.each else ()
         given = self._text(pipe, inputs, device)
-        return Conditioning(given=given, content=content, request=request, inputs=inputs)
+        return Conditioning(given=given, content=content, words=words, request=request, inputs=inputs)
 
     def _text(self, pipe: Any, inputs: Inputs, device: torch.device) -> list[Given]:
         extras = inputs.extras
@@ -161,11 +162,14 @@ class SD3Family:
         batch = len(latents) // len(rows.branches)
         wanted = [row * batch + i for row in rows.capture for i in range(batch)]
         plain = eager(transformer)
-        with capture_joint_maps(plain, request.layers, wanted, conditioning.content, request.over) as maps:
+        words = conditioning.words if rows.words else ()
+        with capture_joint_maps(plain, request.blocks, wanted, conditioning.content, request.over, words) as maps:
             output = plain(latents, return_dict=False, **arguments)[0]
-        mean, each = maps.mean(latents.shape[-2:]), maps.each(latents.shape[-2:])
-        layers = {number: one[..., :height, :width] for number, one in each.items()}
-        return ModelOutput(output[..., :height, :width].to(dtype), mean[..., :height, :width], layers=layers)
+        size = latents.shape[-2:]
+        layers = {number: one[..., :height, :width] for number, one in maps.each(size).items()}
+        by_word = maps.by_word(size)[..., :height, :width] if rows.words else None
+        mean = maps.mean(size)[..., :height, :width]
+        return ModelOutput(output[..., :height, :width].to(dtype), mean, layers=layers, words=by_word)
 
     def callback_tensors(
         self, pipe: Any, conditioning: Conditioning, step: Step, guided: bool

@@ -27,7 +27,7 @@ from vitrail.sampling.discovery import registry
 from vitrail.sampling.heatmap_figure import check_target
 from vitrail.sampling.mask_recorder import masking_name, read_shares, record_figure
 
-PREFERRED = ("up-block-attention", "joint-attention", "pfsa")  # the first one that the model supports is the default
+PREFERRED = ("attention", "pfsa")  # the first one that the model supports is the default
 
 
 def heatmap(

@@ -6,15 +6,16 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import attrs
+import typer
 
 from vitrail.cli.console import console, say
 from vitrail.core.config.registry import Registry
 from vitrail.core.method.registration import SLOTS
 from vitrail.sampling.discovery import installed, registry
-from vitrail.sampling.methods import summary
+from vitrail.sampling.methods import load_method, summary
 
 LABELS = {  # headings of slots, beginning with the key in a method file
     "patching": "patching: which views of the canvas the network sees",
@@ -31,10 +32,14 @@ EXPERIMENT_LABELS = {
 }
 
 
-def methods() -> None:
+def methods(
+    models: Annotated[
+        bool, typer.Option("--models", help="Instead a table: which families of models each method serves.")
+    ] = False,
+) -> None:
     """List methods and strategies, with options."""
     out = console()
-    say(out, method_lines(registry(), out.width))
+    say(out, model_lines(registry()) if models else method_lines(registry(), out.width))
 
 
 def plugins() -> None:
@@ -63,6 +68,17 @@ def method_lines(names: Registry, width: int) -> Iterator[str]:
     yield ""
     yield "Metrics, for an experiment's file, written in the same way"
     yield from _slots(names, EXPERIMENT_LABELS, width)
+
+
+def model_lines(names: Registry) -> Iterator[str]:
+    """Yield a table, in Markdown, of methods and families of models: yes, or what the method lacks there."""
+    families = {entry.name: entry.declared("offers") for entry in names.entries("backbones")}
+    yield f"| method | {' | '.join(f'`{family}`' for family in families)} |"
+    yield f"|---|{'---|' * len(families)}"
+    for method in names.names("methods"):
+        needs = load_method(method).needs
+        cells = [", ".join(sorted(needs - offers)) for offers in families.values()]
+        yield f"| `{method}` | {' | '.join(f'needs {lacking}' if lacking else 'yes' for lacking in cells)} |"
 
 
 def _slots(names: Registry, labels: Mapping[str, str], width: int) -> Iterator[str]:

@@ -97,7 +97,7 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
     first = Sampler.of(run, composition, device, options.plugins)
     with model_blamed(run.model, FAILED):
         run_plan = first.run_plan(run, run.seed)
-        plan = Plan.of(run_plan, first.backbone.native_size)
+        plan = Plan.of(run_plan, first.backbone)
         outlook = forecast(run_plan, first.backbone, placement.world_size, run.row_batch)
     machine = [*memory_lines(outlook), *thread_lines(first.backbone)]
     say(out, [*notes, *plan_lines(run, plan), *machine, *rank_lines(placement, run, plan, outlook.rows)])

@@ -19,6 +19,7 @@ from vitrail.plugins.guidance.structure import AsyncGuidance, SyncGuidance
 from vitrail.plugins.guidance.synchronized import Synchronized
 from vitrail.plugins.guidance.upsample import UpsampleGuidance
 from vitrail.plugins.guidance.wavelet import Wavelet
+from vitrail.plugins.masking.attention import PromptAttention
 from vitrail.plugins.masking.joint_attention import JointAttention
 from vitrail.plugins.masking.none import NoMask
 from vitrail.plugins.masking.pfsa import ParameterFreeAttention
@@ -51,6 +52,7 @@ def vitrail_register(registry: Registry) -> None:
     registry.add("guidance", "upsample", UpsampleGuidance)
     registry.add("guidance", "synchronized", Synchronized)
     registry.add("masking", "none", NoMask)
+    registry.add("masking", "attention", PromptAttention)
     registry.add("masking", "up-block-attention", UpBlockAttention)
     registry.add("masking", "joint-attention", JointAttention)
     registry.add("masking", "pfsa", ParameterFreeAttention)

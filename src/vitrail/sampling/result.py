@@ -8,6 +8,7 @@ from attrs import field, frozen
 
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.geometry.views import Canvas
+from vitrail.core.method.attention_maps import NEEDS_OF_KINDS, Kind, kind_of
 from vitrail.core.method.cost import Cost
 from vitrail.sampling.recipe import Recipe
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from vitrail.comm.trace.recording import Recorder
     from vitrail.core.engine.plan import RunPlan
+    from vitrail.core.method.backbone import Backbone
+    from vitrail.core.method.stage import Strategy
 
 
 @frozen(kw_only=True)
@@ -46,13 +49,9 @@ class Plan:
         return self.cost.model_calls
 
     @classmethod
-    def of(cls, plan: RunPlan, native_size: int) -> Plan:
-        """Summarise a run's plan.
-
-        Args:
-            plan: Plan of one picture.
-            native_size: Side of a training picture, latent cells.
-        """
+    def of(cls, plan: RunPlan, backbone: Backbone) -> Plan:
+        """Summarise the plan of one picture on a backbone."""
+        native_size, kind = backbone.native_size, kind_of(backbone.offers)
         stages = [
             StagePlan(
                 stage=step.stage,
@@ -61,11 +60,17 @@ class Plan:
                 num_steps=num_steps,
                 num_views=plan.count_views(step),
                 work=plan.cost_of_step(step).evaluations(native_size**2, len(plan.branches)),
-                strategies=" · ".join(type(strategy).__name__ for _, strategy in plan.stage(step).strategies()),
+                strategies=" · ".join(_named(strategy, kind) for _, strategy in plan.stage(step).strategies()),
             )
             for step, num_steps in plan.stage_starts()
         ]
         return cls(stages=tuple(stages), canvas=plan.canvas, cost=plan.cost(), first_step=plan.first)
+
+
+def _named(strategy: Strategy, kind: Kind) -> str:
+    """Return the name of a strategy's class, with the kind of attention where the backbone chooses it."""
+    chosen = kind != "text" and NEEDS_OF_KINDS["text"] in strategy.needs
+    return f"{type(strategy).__name__} ({kind} attention)" if chosen else type(strategy).__name__
 
 
 @frozen(kw_only=True)

@@ -190,7 +190,7 @@ class Sampler:
 
     def plan(self, config: RunConfig, extras: Extras | None = None) -> Plan:
         """Return what a run would do; without any model call."""
-        return Plan.of(self.run_plan(config, config.seed, extras), self.backbone.native_size)
+        return Plan.of(self.run_plan(config, config.seed, extras), self.backbone)
 
     def __call__(
         self,

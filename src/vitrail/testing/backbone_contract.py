@@ -10,7 +10,7 @@ from torch import Tensor
 from vitrail.comm.backends.in_process import solo
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.geometry.views import Span, View
-from vitrail.core.method.attention_maps import AttentionRequest
+from vitrail.core.method.attention_maps import NEEDS_OF_KINDS, AttentionRequest
 from vitrail.core.method.inputs import Inputs
 from vitrail.core.method.micro_batch import Branch, MicroBatch, ModelOutput, SizeConditioning
 from vitrail.core.schedule.noise_schedule import Stepper
@@ -95,7 +95,7 @@ def _check_rows(backbone: Backbone, prompt: str) -> None:
     request = _request(backbone)
     if request is not None:
         backbone.check_attention(request)
-    rows = _rows(backbone, request is not None)
+    rows = _rows(backbone, request is not None, len(words))
 
     def predict(asked: MicroBatch, seed: int, dtype: torch.dtype = torch.float32) -> ModelOutput:
         with surroundings(seed, dtype):
@@ -111,7 +111,7 @@ def _check_rows(backbone: Backbone, prompt: str) -> None:
     message = f"expected float32 {tuple(given.shape)}, got {output.dtype} {tuple(output.shape)}"
     assert output.shape == given.shape and output.dtype == torch.float32, message
     assert bool(output.isfinite().all()), "a prediction of unit noise must be finite"
-    _check_maps(whole, request)
+    _check_maps(whole, request, len(words))
     alone = [predict(part, 1).model_output for part in rows.cut(1)]
     close(torch.cat(alone), output, "a row must not depend on the rows beside it")
     back = list(reversed(range(len(rows.views))))
@@ -123,23 +123,24 @@ def _check_rows(backbone: Backbone, prompt: str) -> None:
         same((output, whole.attention), (other.model_output, other.attention), dtype_message("a prediction", dtype))
 
 
-def _rows(backbone: Backbone, capture: bool) -> MicroBatch:
+def _rows(backbone: Backbone, capture: bool, words: int) -> MicroBatch:
     side, channels = backbone.native_size, backbone.latent_channels
     branches: list[Branch] = ["uncond", "cond", "uncond", "cond"]
     views = [View(Span(top, side), Span(0, side)) for top in (0, 0, side, side)]
     cells = Streams(0).normal((2, channels, side, side), "rows").to(backbone.device)
-    return MicroBatch(cells.repeat_interleave(2, 0), branches, views, capture=[1] if capture else [])
+    return MicroBatch(cells.repeat_interleave(2, 0), branches, views, capture=[1] if capture else [], words=words)
 
 
 def _request(backbone: Backbone) -> AttentionRequest | None:
-    """Request the attention maps that the backbone offers; None if it offers none."""
-    if "attention-maps" in backbone.offers:
-        return AttentionRequest()
-    return AttentionRequest(kind="joint") if "joint-attention-maps" in backbone.offers else None
+    """Request the attention maps that the backbone offers, of every word; None if it offers none."""
+    kinds = sorted(kind for kind, need in NEEDS_OF_KINDS.items() if kind != "text" and need in backbone.offers)
+    given = NEEDS_OF_KINDS["text"] in backbone.offers
+    assert given or not kinds, f"a backbone that offers {kinds} maps offers {NEEDS_OF_KINDS['text']!r}, too"
+    return AttentionRequest(each=True) if given else None
 
 
-def _check_maps(answer: ModelOutput, request: AttentionRequest | None) -> None:
-    """Check that there is one map for the captured row."""
+def _check_maps(answer: ModelOutput, request: AttentionRequest | None, words: int) -> None:
+    """Check that there is one map for the captured row, and one of every word."""
     if request is None or not answer.has_content:
         return
     shape = (1, 1, *answer.model_output.shape[-2:])
@@ -147,6 +148,10 @@ def _check_maps(answer: ModelOutput, request: AttentionRequest | None) -> None:
     assert answer.attention.shape == shape, f"expected a map of {shape}, got {tuple(answer.attention.shape)}"
     within = bool(answer.attention.min() >= 0) and bool(answer.attention.max() <= 1 + ROUNDING)
     assert within, "an attention map lies in [0, 1]"
+    if words:
+        assert answer.words is not None, "a captured row must come with the map of every word"
+        each, wanted = tuple(answer.words.shape), (1, words, *shape[2:])
+        assert each == wanted, f"expected maps of the words of {wanted}, got {each}"
 
 
 def _check_pictures(backbone: Backbone) -> None:

@@ -41,7 +41,12 @@ def check_blocks(transformer: Any, layers: Sequence[int]) -> list[int]:
 
 @contextmanager
 def capture_joint_maps(
-    transformer: Any, layers: Sequence[int], rows: Sequence[int], tokens: Sequence[int], over: Over = "mean"
+    transformer: Any,
+    layers: Sequence[int],
+    rows: Sequence[int],
+    tokens: Sequence[int],
+    over: Over = "mean",
+    words: Sequence[Sequence[int]] = (),
 ) -> Iterator[Maps]:
     """Collect attention maps during a forward, which runs uncompiled.
 
@@ -55,12 +60,13 @@ def capture_joint_maps(
         tokens: Positions of the text tokens over which a map is taken: those of the CLIP encoders come first
             and share their positions, those of T5 follow.
         over: Mean or maximum over them.
+        words: Positions of the tokens of every word whose own map is also needed.
 
     Yields:
         The maps, filled by each forward in the block. Sizes are those of the network's input,
         multiples of its patch size.
     """
-    maps = Maps(list(rows), list(tokens), over)
+    maps = Maps(list(rows), list(tokens), over, words)
     modules = [(number, transformer.transformer_blocks[number].attn) for number in check_blocks(transformer, layers)]
     with watched(transformer, modules, read_joint, maps):
         yield maps

@@ -26,6 +26,11 @@ class Entry:
     value: type | Path
     plugin: str
 
+    def declared(self, member: str) -> frozenset[str]:
+        """Return the ``needs`` or ``offers`` that the class declares."""
+        declared: frozenset[str] = getattr(self.value, member)
+        return declared
+
 
 @frozen
 class Failure:

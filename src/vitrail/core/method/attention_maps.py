@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
@@ -12,6 +13,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Over = Literal["mean", "max"]
+Kind = Literal["text", "cross", "joint"]
+NEEDS_OF_KINDS: Mapping[Kind, str] = {  # need implied by a request for maps of a kind
+    "text": "attention-maps",
+    "cross": "cross-attention-maps",
+    "joint": "joint-attention-maps",
+}
 
 
 @frozen
@@ -19,23 +26,33 @@ class AttentionRequest:
     """The attention maps that a mask source or a prompting needs; the backbone reduces them to one map per view.
 
     Attributes:
-        layers: Blocks of the network. ``cross``: up blocks that have cross-attention, counted from the deepest, empty
-            for all; ``joint``: blocks of a transformer, empty for the later half. Negative ones count from the last.
+        layers: Of a U-Net: up blocks that have cross-attention, counted from the deepest, negative ones from the last;
+            () for all. A transformer has no use for them.
         skip_words: Words that never count as content.
-        kind: ``cross`` for attention from picture to text, ``joint`` for attention of picture and text to each other.
+        kind: ``cross`` for attention from picture to text, ``joint`` for attention of picture and text to each other;
+            ``text`` for whichever of the two the network has.
         words: Words and phrases of the prompt; if given, no others count as content.
         over: Whether a cell's value is the mean over the content tokens or their maximum.
         t5: With ``joint``: whether the tokens of the T5 encoder count beside those of the CLIP encoders.
-        each: Whether one map per word of the prompt is also needed; ``cross`` only.
+        each: Whether one map per word of the prompt is also needed.
+        blocks: Of a transformer: blocks, negative ones counted from the last; () for the later half. A U-Net has no
+            use for them.
     """
 
     layers: tuple[int, ...] = ()
     skip_words: frozenset[str] = frozenset()
-    kind: Literal["cross", "joint"] = "cross"
+    kind: Kind = "text"
     words: tuple[str, ...] = ()
     over: Over = "mean"
     t5: bool = False
     each: bool = False
+    blocks: tuple[int, ...] = ()
+
+
+def kind_of(offers: Iterable[str]) -> Kind:
+    """Return the kind of attention whose maps a backbone offers; ``text`` if it does not say which."""
+    kinds: tuple[Kind, ...] = ("cross", "joint")
+    return next((kind for kind in kinds if NEEDS_OF_KINDS[kind] in offers), "text")
 
 
 @frozen(eq=False)

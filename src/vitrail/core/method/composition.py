@@ -11,7 +11,7 @@ from attrs import evolve, field, frozen
 
 from vitrail.core.config.fields import as_items
 from vitrail.core.geometry.views import Canvas
-from vitrail.core.method.attention_maps import AttentionRequest
+from vitrail.core.method.attention_maps import AttentionRequest, Kind
 from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.cascade import Cascade
 from vitrail.core.method.members import OPTIONAL, ReadsFiles, recalls
@@ -22,7 +22,7 @@ from vitrail.core.method.validation import refuse, refuse_unsound
 from vitrail.errors import CapabilityError, CompositionError, ConfigError, Problems, VitrailError
 
 if TYPE_CHECKING:
-    from vitrail.core.config.registry import Entry, Registry
+    from vitrail.core.config.registry import Registry
 
 
 def _some(instance: object, attribute: object, stages: object) -> None:
@@ -86,8 +86,13 @@ class Composition:
         Raises:
             CompositionError: If stages need different maps.
         """
-        wanted = [each.request for stage in self.stages for each in (stage.masking, stage.prompting)]
-        requests = {evolve(request, each=False) for request in wanted if request is not None}
+        asking = [each.request for stage in self.stages for each in (stage.masking, stage.prompting)]
+        wanted = [request for request in asking if request is not None]
+        kinds: list[Kind] = [request.kind for request in wanted if request.kind != "text"]
+        requests = {  # maps of whichever kind are those of the kind that another stage names
+            evolve(request, each=False, kind=kinds[0] if kinds and request.kind == "text" else request.kind)
+            for request in wanted
+        }
         if len(requests) > 1:
             raise CompositionError(f"stages want different attention maps: {sorted(map(str, requests))}; use one")
         request = next(iter(requests), None)
@@ -163,18 +168,12 @@ class Composition:
 def _offered(known: Registry | None) -> frozenset[str]:
     """Return what the registered backbones offer, all taken together."""
     entries = known.entries("backbones") if known is not None else []
-    return frozenset(offer for entry in entries for offer in _said(entry, "offers"))
-
-
-def _said(entry: Entry, member: str) -> frozenset[str]:
-    """Return the offers or needs that a registered class declares."""
-    said: frozenset[str] = getattr(entry.value, member)
-    return said
+    return frozenset(offer for entry in entries for offer in entry.declared("offers"))
 
 
 def _served(slot: str, offers: frozenset[str], known: Registry | None) -> str:
     """Return the part of a message that lists the strategies of a slot that a backbone with these offers can serve."""
     entries = known.entries(slot) if known is not None else []
     alone = [entry for entry in entries if not recalls(entry.value)]  # others need an earlier stage
-    names = [entry.name for entry in alone if _said(entry, "needs") <= offers]
+    names = [entry.name for entry in alone if entry.declared("needs") <= offers]
     return f"; {' or '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)} would do" if names else ""

@@ -43,6 +43,7 @@ NEEDS = frozenset(  # known needs of strategies; a registered backbone may offer
         "attention-maps",
         "convolutions",
         "cross-attention",
+        "cross-attention-maps",
         "gradients",
         "joint-attention-maps",
         "self-attention",

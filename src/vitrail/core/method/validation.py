@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from vitrail.core.method.attention_maps import AttentionRequest
+from vitrail.core.method.attention_maps import NEEDS_OF_KINDS, AttentionRequest
 from vitrail.core.method.cascade import Cascade, Enter
 from vitrail.core.method.members import OptionalGuidance, OptionalMasking, OptionalPatching, has_own, recalls
 from vitrail.core.method.micro_batch import SizeConditioning
@@ -19,8 +19,6 @@ from vitrail.errors import CompositionError, shortened
 
 if TYPE_CHECKING:
     from vitrail.core.method.protocols import Guidance, Masking, Prompting
-
-MAPS = {"cross": "attention-maps", "joint": "joint-attention-maps"}  # need implied by a request for attention maps
 
 
 def refuse_unsound(stages: Sequence[object], cascade: object) -> None:
@@ -95,8 +93,9 @@ def _of_place(place: Place) -> Iterator[str]:
             request: object = cast("Masking | Prompting", strategy).request
             if not isinstance(request, (AttentionRequest, type(None))):
                 yield f"{type(strategy).__name__}.request must be an AttentionRequest or None, got {described(request)}"
-            elif request is not None and MAPS[request.kind] not in strategy.needs:
-                yield f"{type(strategy).__name__} requests attention maps; declare the need {MAPS[request.kind]!r}"
+            elif request is not None and NEEDS_OF_KINDS[request.kind] not in strategy.needs:
+                need = NEEDS_OF_KINDS[request.kind]
+                yield f"{type(strategy).__name__} requests attention maps; declare the need {need!r}"
 
 
 @functools.lru_cache(256)

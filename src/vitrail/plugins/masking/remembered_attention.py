@@ -27,7 +27,7 @@ Edge = Literal["soft", "binary"]
 
 @frozen(kw_only=True)
 class RememberedAttention:
-    """The prompt's cross-attention over all steps of a stage with ``remember = true``, word by word.
+    """The attention to the words of the prompt over all steps of a stage with ``remember = true``, word by word.
 
     ``soft`` stretches the map to [0, 1]; ``binary`` is 1 where it is above its own mean, less specks, as AccDiffusion
     (Lin et al., 2024, https://arxiv.org/abs/2407.10738), eq. 6 and 7, has it for each word.
@@ -43,11 +43,13 @@ class RememberedAttention:
     clip: float = field(default=0.02, validator=share_below_half)  # with soft: quantile cut at both ends
     opening: float = field(default=1 / 16, validator=share_below_half)  # with binary: as a share of the longer side
     layers: tuple[int, ...] = field(default=(), converter=as_tuple)  # up blocks whose maps are remembered; () for all
+    blocks: tuple[int, ...] = field(default=(), converter=as_tuple)  # the same of a transformer; () for the late half
 
     @property
     def request(self) -> AttentionRequest | None:
         """One map a word, of the chosen layers; None leaves the choice to the stages that keep the maps."""
-        return AttentionRequest(layers=self.layers, each=True) if self.layers else None
+        chosen = self.layers or self.blocks
+        return AttentionRequest(layers=self.layers, blocks=self.blocks, each=True) if chosen else None
 
     def init(self) -> None:
         """None: there is no state."""

@@ -37,12 +37,16 @@ class PatchContentAware:
     opening: float = field(default=1 / 16, validator=share_below_half)  # how far, as a share of the map's longer side
     layers: tuple[int, ...] = field(
         default=(), converter=as_tuple, validator=v.deep_iterable(v.instance_of(int))
-    )  # up blocks whose maps are remembered, 0 is the deepest; if empty, all or those that a mask wants
+    )  # up blocks of a U-Net whose maps are remembered, 0 is the deepest; if empty, all or those that a mask wants
+    blocks: tuple[int, ...] = field(
+        default=(), converter=as_tuple, validator=v.deep_iterable(v.instance_of(int))
+    )  # the same of a transformer, where () is the late half
 
     @property
     def request(self) -> AttentionRequest | None:
         """One map a word, of the chosen layers; None leaves the choice to the stages that keep the maps."""
-        return AttentionRequest(layers=self.layers, each=True) if self.layers else None
+        chosen = self.layers or self.blocks
+        return AttentionRequest(layers=self.layers, blocks=self.blocks, each=True) if chosen else None
 
     def texts(
         self,

@@ -14,6 +14,7 @@ from vitrail.core.method.stage import Stage
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CapabilityError, CompositionError
 from vitrail.plugins.fusion.averages import Average
+from vitrail.plugins.masking.attention import PromptAttention
 from vitrail.plugins.masking.heat_maps import STOP_WORDS
 from vitrail.plugins.masking.joint_attention import JointAttention
 from vitrail.plugins.masking.none import NoMask
@@ -152,8 +153,11 @@ def test_up_blocks_and_joint_attention_make_the_same_of_a_map():
     assert torch.equal(*masks)
     requests = [cls(layers=(0, -1), **options).request for cls in FOLLOWERS]
     assert [request.kind for request in requests] == ["cross", "joint"]
-    assert evolve(requests[0], kind="joint") == requests[1]
-    assert requests[0] == AttentionRequest((0, -1), STOP_WORDS, "cross", ("fox",), "max")
+    wanted = {"skip_words": STOP_WORDS, "words": ("fox",), "over": "max"}
+    assert requests == [
+        AttentionRequest(kind="cross", layers=(0, -1), **wanted),
+        AttentionRequest(kind="joint", blocks=(0, -1), **wanted),
+    ]
 
 
 def test_a_lone_word_is_no_list_of_letters():
@@ -167,9 +171,9 @@ def composed(masking):
 @pytest.mark.parametrize(
     ("masking", "adapter", "instead"),
     [
-        (UpBlockAttention, "sd3", "joint-attention, none or pfsa"),
-        (JointAttention, "sd", "none, pfsa or up-block-attention"),
-        (JointAttention, "sdxl", "none, pfsa or up-block-attention"),
+        (UpBlockAttention, "sd3", "attention, joint-attention, none or pfsa"),
+        (JointAttention, "sd", "attention, none, pfsa or up-block-attention"),
+        (JointAttention, "sdxl", "attention, none, pfsa or up-block-attention"),
     ],
 )
 def test_a_model_without_the_maps_is_refused_with_what_would_do(masking, adapter, instead, names):
@@ -185,3 +189,10 @@ def test_stages_must_want_the_same_maps():
     stages = [evolve(composed(UpBlockAttention(words=word)).stages[0], until=u) for word, u in (("a", 0.5), ("b", 1.0))]
     with pytest.raises(CompositionError, match="stages want different attention maps"):
         Composition(stages=stages).attention_request()
+
+
+@pytest.mark.parametrize("named", FOLLOWERS)
+def test_maps_of_whichever_kind_are_those_that_another_stage_names(named):
+    stages = [evolve(composed(cls(ema=0.5)).stages[0], until=u) for cls, u in ((named, 0.5), (PromptAttention, 1.0))]
+    for order in (stages, [evolve(stages[1], until=0.5), evolve(stages[0], until=1.0)]):
+        assert Composition(stages=order).attention_request() == named().request

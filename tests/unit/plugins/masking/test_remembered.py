@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny import NATIVE
+from tiny_families import FAMILIES
 from vitrail.core.config.loader import Loader
 from vitrail.core.engine.resize import inside
 from vitrail.core.geometry.views import Canvas
@@ -58,11 +59,18 @@ def run(pipe, *stages, cascade=None, prompt="a fox", **call):
     return seen, sampler(prompt, **(options | call)).latents
 
 
-def test_the_mean_over_steps_of_every_words_map(pipe):
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_the_mean_over_steps_of_every_words_map(family):
     """Of single-token words the mean is the content's map, so the remembered maps average to the captured ones."""
-    masking = {"type": "up-block-attention", "skip_stop_words": False}
+    masking = {"type": "attention", "skip_stop_words": False}
     remembers = WHOLE | {"remember": True, "masking": masking, "until": 0.75}
-    seen, _ = run(pipe, remembers, WHOLE | {"masking": "remembered-attention"}, prompt="a b c", num_inference_steps=4)
+    seen, _ = run(
+        FAMILIES[family](),
+        remembers,
+        WHOLE | {"masking": "remembered-attention"},
+        prompt="a b c",
+        num_inference_steps=4,
+    )
     memory = seen.memories[-1]
     assert memory.words == ("a", "b", "c") and memory.steps == 3
     captured = torch.stack(seen.attention[:3]).mean(0)
