@@ -277,6 +277,7 @@ def test_ctrl_c_stops_at_the_next_step_and_keeps_what_is_there(tmp_path, folder)
     assert read_recipe(tmp_path / "fox.partial.png").run["width"] == 256
 
 
+@pytest.mark.thorough
 def test_ctrl_c_twice_stops_at_once(tmp_path, folder):
     slow = ["--method", "multidiffusion", "--row-batch", 1]
     process = start(tmp_path, *LONG, *slow, "--model", folder)

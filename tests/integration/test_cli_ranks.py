@@ -135,7 +135,8 @@ def test_f6_a_killed_rank_ends_all_with_its_name_and_leaves_no_file(tmp_path, fo
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("begun", ["startup", pytest.param("step 2/900", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("begun", ["startup", "step 2/900"])
 def test_w2_a_stopped_rank_is_named_after_the_timeout(tmp_path, folder, begun):
     process = start(tmp_path, *LONG, "--ranks", 2, "--timeout", 3, "--model", folder, "-o", "fox.png")
     if begun == "startup":
@@ -194,6 +195,7 @@ def test_ranks_import_nothing_from_here_but_the_plugin_and_may_die_when_all_is_d
     assert Image.open(tmp_path / "fox.png").tobytes() == Image.open(io.BytesIO(alone)).tobytes()
 
 
+@pytest.mark.thorough
 def test_ctrl_c_stops_all_ranks_at_one_step_whatever_strangers_try(tmp_path, folder):
     process = start(tmp_path, *LONG, "--ranks", 2, "--model", folder, "-o", "fox.png")
     wait_for(process, "step 2/900")

@@ -92,6 +92,7 @@ def test_nothing_of_it_is_known_where_it_is_switched_off():
         registry().get("masking", "center")
 
 
+@pytest.mark.thorough
 def test_an_experiment_of_its_method_and_its_metric(installed, tmp_path):
     """Whole, in a process where it is found by its entry point."""
     file = PACKAGE.parent / "experiment.toml"

@@ -122,6 +122,7 @@ def test_what_the_hub_refuses_is_told(hub, online, name, words):
     assert f"in the cache {hub.home / 'hub'}" in text and "no folder 'org/" in text
 
 
+@pytest.mark.thorough
 def test_without_a_network_the_cache_serves(hub, online, tmp_path):
     """What is in it, what is in it in part, and what is not."""
     shutil.copytree(hub.home, tmp_path / "home", symlinks=True)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from often import every
 from tiny_families import FAMILIES
 from vitrail import hookimpl
 from vitrail.comm import InProcess
@@ -62,7 +63,7 @@ def test_the_picture_has_the_wanted_size_and_three_ranks_make_the_same(pipe, met
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (3, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), every(3, [(3, 1), (1, 1), (1, 2)]))
 def test_a_run_goes_on_in_the_middle_of_a_later_size(pipe, tmp_path, method, before, after):
     path, probe = tmp_path / "run.ckpt", Probe()
     whole = sampler_of(pipe, method, [("probe", probe)])("a fox", **CALL)

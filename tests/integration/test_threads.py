@@ -1,17 +1,16 @@
 """The same picture, bit for bit, whatever the number of threads that torch was given, and of ranks."""
 
 import functools
-import os
 
 import pytest
 import torch
 
+from often import THOROUGH
 from rank_programs import demo_latents
 from vitrail.comm.backends.gloo import Gloo
 from vitrail.comm.backends.in_process import InProcess
 
 DEMO = ("asg-plus", "asg-cascade")
-THOROUGH = os.environ.get("VITRAIL_PROFILE", "fast") != "fast"
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +46,12 @@ def test_the_picture_knows_neither_threads_nor_ranks(method, steps):
     for world_size in (2, 3) if THOROUGH else (3,):
         for found in InProcess(timeout=300).run(world_size, lambda c: program(communicator=c)):
             assert torch.equal(found[0], expected) and torch.equal(found[1], picture), world_size
-    for found in Gloo(timeout=300).run(3 if THOROUGH else 2, functools.partial(demo_latents, threads=2, **options)):
+    processes = functools.partial(demo_latents, threads=2, **options)
+    for found in Gloo(timeout=300).run(3, processes) if THOROUGH else ():
         assert torch.equal(found[0], expected) and torch.equal(found[1], picture)
 
 
+@pytest.mark.thorough
 def test_without_one_thread_an_operator_it_would_know_them(monkeypatch):
     """Else the law above would hold of anything."""
     monkeypatch.setattr("vitrail.core.engine.cpu_threads.SMALL", 0)
