@@ -124,7 +124,8 @@ class DenoiserTask:
     def __init__(self, settings: DenoiserSettings, device: torch.device):
         self.settings, self._device = settings, device
         torch.manual_seed(settings.loop.seed)
-        self._tokenizer = build_tokenizer(Path(tempfile.mkdtemp(prefix="tokenizer-")))
+        with tempfile.TemporaryDirectory() as folder:
+            self._tokenizer = build_tokenizer(Path(folder))
         self.module = nn.ModuleDict(self._networks())
         draw = functools.partial(draw_scene, close_up=settings.close_up, empty=settings.empty)
         pictures = PicturePool(settings.pool, settings.fresh, settings.loop.seed + 1, draw)

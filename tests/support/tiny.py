@@ -26,14 +26,15 @@ def tiny_unet():
 
 
 def tiny_tokenizer():
-    folder = Path(tempfile.mkdtemp())
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = [*letters, *(f"{c}</w>" for c in letters), "fo", "fox</w>", "<|startoftext|>", "<|endoftext|>"]
     quoted = ", ".join(f'"{token}": {i}' for i, token in enumerate(tokens))
-    (folder / "vocab.json").write_text("{" + quoted + "}")
-    (folder / "merges.txt").write_text("#version: 0.2\nf o\nfo x</w>\n")
     options = {"bos_token": tokens[-2], "eos_token": tokens[-1], "pad_token": tokens[-1], "unk_token": tokens[-1]}
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=16, **options)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "vocab.json").write_text("{" + quoted + "}")
+        (folder / "merges.txt").write_text("#version: 0.2\nf o\nfo x</w>\n")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=16, **options)
 
 
 def tiny_pipeline(scheduler=None):
