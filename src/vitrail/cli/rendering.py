@@ -100,7 +100,7 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
         plan = Plan.of(run_plan, first.backbone)
         outlook = forecast(run_plan, first.backbone, placement.world_size, run.row_batch)
     machine = [*memory_lines(outlook), *thread_lines(first.backbone)]
-    say(out, [*notes, *plan_lines(run, plan), *machine, *rank_lines(placement, run, plan, outlook.rows)])
+    say(out, [*notes, *plan_lines(run, plan), *machine, *rank_lines(placement, plan, outlook.rows)])
     if options.dry_run:
         return
 
@@ -144,21 +144,19 @@ def thread_lines(backbone: Backbone) -> Iterator[str]:
         yield f"  {count} thread{'s' * (count > 1)} an operator (OMP_NUM_THREADS), which the last bits follow"
 
 
-def rank_lines(placement: RankPlacement, run: RunConfig, plan: Plan, row_batch: int) -> Iterator[str]:
+def rank_lines(placement: RankPlacement, plan: Plan, row_batch: int) -> Iterator[str]:
     """Yield the lines on several ranks, and on stages with fewer micro-batches than ranks.
 
     Args:
         placement: How the ranks are created.
-        run: The run.
-        plan: Its plan.
+        plan: Plan of the run.
         row_batch: Rows of a micro-batch.
     """
     if placement.world_size == 1:
         return
     yield f"  {placement.world_size} ranks, {placement.options.comm or 'as processes'}"
-    branches = 2 if run.guidance_scale > 1.0 else 1
     for stage in plan.stages:
-        batches = math.ceil(stage.num_views * branches / row_batch)
+        batches = math.ceil(stage.num_views * stage.num_branches / row_batch)
         if batches < placement.world_size:
             yield (
                 f"  stage {stage.stage + 1} has {batches} micro-batch{'es' * (batches > 1)} a step, which is work for "

@@ -15,6 +15,7 @@ from attrs import evolve, field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.atomic import replacing
+from vitrail.core.config.fields import is_written
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.paths import expanded, refuse_irregular
 from vitrail.core.config.plain_data import check_plain
@@ -85,7 +86,7 @@ class Recipe:
             files: ``composition.digests()`` when the run began.
             plugins: Versions of the plugins that wrapped a hook, by name.
         """
-        run = attrs.asdict(config)
+        run = attrs.asdict(config, filter=is_written)
         run["method"] = Path(run["method"]).stem
         if run["model"] not in registry().names("models") and expanded(run["model"]).exists():
             run["model"] = expanded(run["model"]).resolve().name

@@ -30,6 +30,7 @@ class StagePlan:
     first_step: int
     num_steps: int
     num_views: int  # at its first step, of all groups, clean key views included
+    num_branches: int  # of each of these views, at that step
     work: float  # cost of that step, in units of a view of the training size with its branches
     strategies: str
 
@@ -59,6 +60,7 @@ class Plan:
                 first_step=step.index,
                 num_steps=num_steps,
                 num_views=plan.count_views(step),
+                num_branches=len(plan.own_branches(step)),
                 work=plan.cost_of_step(step).evaluations(native_size**2, len(plan.branches)),
                 strategies=" · ".join(_named(strategy, kind) for _, strategy in plan.stage(step).strategies()),
             )

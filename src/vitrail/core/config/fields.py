@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import attrs
 from attrs import validators as v
 
+LATER = "later"
 RAMPS = ("constant", "cosine", "linear", "timestep")
 share = v.and_(v.ge(0.0), v.le(1.0))  # a fraction in [0, 1]
 share_below_one = v.and_(v.ge(0.0), v.lt(1.0))
 share_below_half = v.and_(v.ge(0.0), v.lt(0.5))
+
+
+def later(**options: Any) -> Any:
+    """Return a field, as ``attrs.field`` does, that a class has got since pictures were made with it.
+
+    At its default it is not written, so that recipes, their digests and the addresses of an experiment's cells stay.
+    """
+    return attrs.field(metadata={LATER: True}, **options)
+
+
+def is_written(attribute: attrs.Attribute[Any], value: object) -> bool:
+    """Whether a field's value is written to recipes and counts in digests: all but ``later`` ones at their default."""
+    return not attribute.metadata.get(LATER) or value != attribute.default
 
 
 def as_items(items: Any) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from cattrs import override as cattrs_override
 from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+from vitrail.core.config.fields import is_written
 from vitrail.core.config.plain_data import LARGEST_WHOLE
 from vitrail.core.config.registry import Registry
 from vitrail.core.config.renamed_keys import RENAMED, current_keys
@@ -98,13 +99,16 @@ class Loader:
             raise ConfigError(f"{where}:\n  " + "\n  ".join([*problems, *more])) from error
 
     def unstructure(self, value: Any) -> Any:
-        """Convert back to plain data: all defaults written out, strategies as tables with their registered ``type``.
+        """Convert back to plain data: defaults written out, strategies as tables with their registered ``type``.
+
+        Fields that a class has got since pictures were made with it are left out at their defaults; see ``is_written``.
 
         Raises:
             ConfigError: If a strategy is not registered.
         """
         if type(value) in {Composition, Stage, ViewGroup, Cascade, Enter, SizeConditioning, *self._strategies()}:
-            table = {f.name: self.unstructure(getattr(value, f.name)) for f in attrs.fields(type(value))}
+            each = ((f, getattr(value, f.name)) for f in attrs.fields(type(value)))
+            table = {f.name: self.unstructure(item) for f, item in each if is_written(f, item)}
             name = self._strategies().get(type(value))
             return {"type": name[1], **table} if name else table
         if isinstance(value, (tuple, list)):

@@ -270,7 +270,7 @@ class Engine:
 
     def _combined(self, step: Step, answers: Sequence[ModelOutput], batch: int, group: int) -> Tensor:
         """Apply classifier-free guidance to the outputs of all views, Float32[Tensor, "views batch channels h w"]."""
-        rows = self._rows(step, answers, batch, group)[:, : len(self.plan.branches)]
+        rows = self._rows(step, answers, batch, group)[:, : len(self.plan.own_branches(step))]
         return combine_branches(rows, self.plan.scale_at(step), self.plan.cfg.rescale)
 
     def _branched(self, step: Step, answers: Sequence[ModelOutput], reading: Reading) -> Branches:

@@ -158,24 +158,25 @@ class Forwards:
         Returns:
             The output after classifier-free guidance, Float32[Tensor, "batch channels h w"].
         """
-        batches = question(plan, model_input, view, self.row_batch, sizes)
+        batches = question(plan, step, model_input, view, self.row_batch, sizes)
         timings.count(batches)
         return answer(plan, step, self.share(step, batches, timings), len(model_input))
 
 
 def question(
-    plan: RunPlan, model_input: Tensor, view: View, row_batch: int, sizes: SizeConditioning | None = None
+    plan: RunPlan, step: Step, model_input: Tensor, view: View, row_batch: int, sizes: SizeConditioning | None = None
 ) -> list[MicroBatch]:
-    """Return one view's rows in micro-batches of at most ``row_batch``, with the run's own branches.
+    """Return one view's rows in micro-batches of at most ``row_batch``, with the step's own branches.
 
     Args:
         plan: What the run does.
+        step: Position of the run.
         model_input: Scaled latents, Float32[Tensor, "batch channels h w"].
         view: The part of the canvas that they show.
         row_batch: Largest number of rows per micro-batch.
         sizes: Size conditioning; the stage's if None.
     """
-    return split_rows(Patches([view]), model_input[None], plan.branches, row_batch, None, sizes=sizes)
+    return split_rows(Patches([view]), model_input[None], plan.own_branches(step), row_batch, None, sizes=sizes)
 
 
 def answer(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int) -> Tensor:
@@ -193,7 +194,7 @@ def answer(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int
     import torch
 
     flat = torch.cat([each.model_output for each in answers])
-    rows = flat.view(1, len(plan.branches), batch, *flat.shape[1:])
+    rows = flat.view(1, len(plan.own_branches(step)), batch, *flat.shape[1:])
     return combine_branches(rows, plan.scale_at(step), plan.cfg.rescale)[0]
 
 

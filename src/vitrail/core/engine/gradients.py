@@ -82,7 +82,7 @@ class ViewGradients:
             Float32[Tensor, "batch channels h w"].
         """
         shown = self.plan.phase(step).stepper.scale(latents, step.phase_step)
-        batches = question(self.plan, shown, view, len(self.plan.branches))
+        batches = question(self.plan, step, shown, view, len(self.plan.own_branches(step)))
         answers = [self.forwards.forward(step, rows, timings) for rows in batches]
         return Prediction(latents, answer(self.plan, step, answers, len(latents)), step).clean
 
@@ -107,7 +107,7 @@ class CountedGradients:
         """
         import torch
 
-        self._count([view])
+        self._count(step, [view])
         with torch.no_grad():
             return self.gradients.picture(self.gradients.clean(step, latents, view, self.timings))
 
@@ -128,7 +128,7 @@ class CountedGradients:
         """
         import torch
 
-        self._count(views)
+        self._count(step, views)
         self.timings.add(Cost(gradients=len(views)))
         exchange, distance = self.gradients.forwards.exchange, self.gradients.distance(weights)
         owner = {number: number % exchange.world_size for number in range(len(views))}
@@ -143,9 +143,9 @@ class CountedGradients:
         every = exchange.gather(mine, like, owner)
         return torch.stack([every[number].to(latents.device) for number in owner])
 
-    def _count(self, views: Sequence[View]) -> None:
+    def _count(self, step: Step, views: Sequence[View]) -> None:
         """Record a forward of all branches and a decoded picture per view, whichever rank computes it."""
-        branches = len(self.gradients.plan.branches)
+        branches = len(self.gradients.plan.own_branches(step))
         rows = [Cost(rows={view.shape[0] * view.shape[1]: branches}, decodes=1) for view in views]
         self.timings.add(Cost.total(rows))
 

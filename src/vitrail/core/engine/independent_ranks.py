@@ -50,7 +50,9 @@ def ranks_are_independent(plan: RunPlan, step: Step) -> bool:
     phase = plan.phase(step)
     if plan.hooks.watches_canvas or not phase.stepper.works_by_cell:
         return False
-    steps = (each for each in plan.steps() if (each.phase, each.stage) == (step.phase, step.stage))
+    steps = [each for each in plan.steps() if (each.phase, each.stage) == (step.phase, step.stage)]
+    if len({plan.own_branches(each) for each in steps}) > 1:
+        return False  # rows, and with them the owners of views, would change on the way
     return are_independent(plan.stage(step), phase.canvas, (plan.patches(each)[0] for each in steps))
 
 

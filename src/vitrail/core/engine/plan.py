@@ -64,8 +64,12 @@ class RunPlan:
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """CFG branches of every view, without those that a guidance adds."""
+        """CFG branches that the run encodes."""
         return self.cfg.branches
+
+    def own_branches(self, step: Step) -> tuple[Branch, ...]:
+        """Return the CFG branches of a step, without those that a guidance adds."""
+        return self.cfg.branches if self.stage(step).is_guided(step) else ("cond",)
 
     def stage(self, step: Step) -> Stage:
         """Return the stage of a step."""
@@ -81,11 +85,12 @@ class RunPlan:
 
     def branches_at(self, step: Step, group: int = 0) -> tuple[Branch, ...]:
         """Return the CFG branches of a step; a guidance may add further ones for the main group."""
-        found = list(self.branches)
+        own = self.own_branches(step)
+        found = list(own)
         stage = self.stage(step)
         for guidance in () if group else (guidance for guidance in stage.guidance if guidance.point == "branches"):
             wanted = OptionalGuidance.of(guidance).branches(step)
-            found += check_branches(StrategyCall("guidance", guidance, step), wanted, self.branches)
+            found += check_branches(StrategyCall("guidance", guidance, step), wanted, own)
         return tuple(found)
 
     @property
@@ -117,13 +122,14 @@ class RunPlan:
     def cost(self) -> Cost:
         """Return the network and VAE calls of the run for one picture, the final decoding included.
 
-        The number of views is the same at every step of a stage, so it is computed once per stage.
+        The number of views is the same at every step of a stage, so their cost is computed once for each number of
+        branches.
         """
         costs = [Cost(decodes=1)]
         costs += [Cost(decodes=1, encodes=1) for p in self.phases if p.enter is not None and p.enter.resize == "pixels"]
-        views: dict[tuple[int, int], Cost] = {}
+        views: dict[tuple[int, int, int], Cost] = {}
         for step in self.steps()[self.first :]:
-            place = (step.phase, step.stage)
+            place = (step.phase, step.stage, len(self.own_branches(step)))
             views[place] = views.get(place) or self.cost_of_views(step)
             costs += [views[place], *self._cost_of_guidance(step)]
         return Cost.total(costs)
@@ -134,12 +140,12 @@ class RunPlan:
 
     def cost_of_views(self, step: Step) -> Cost:
         """Return the rows of all view groups at a step, with the run's own branches."""
-        branches = len(self.branches)
+        branches = len(self.own_branches(step))
         return Cost.total([Cost(rows={each.cells: each.forwards * branches}) for each in self.outlines(step)])
 
     def _cost_of_guidance(self, step: Step) -> list[Cost]:
         """Return the further branches of the main group and the guidance's own calls."""
-        costs, branches = [], len(self.branches)
+        costs, branches = [], len(self.own_branches(step))
         more = len(self.branches_at(step)) - branches
         if more:
             main = self.outlines(step)[0]
@@ -148,7 +154,7 @@ class RunPlan:
 
     def cost_of_asking(self, step: Step) -> list[Cost]:
         """Return the guidance's own calls at a step, besides the rows of views."""
-        costs, branches = [], len(self.branches)
+        costs, branches = [], len(self.own_branches(step))
         for guidance in self.stage(step).guidance:
             costs.append(self.hooks.cost(step, guidance, self.phase(step).canvas, branches))
             if has_own(guidance, OptionalGuidance.cost_of_views):  # else it does not depend on them

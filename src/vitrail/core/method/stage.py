@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import attrs
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import RAMPS, as_items, share
+from vitrail.core.config.fields import RAMPS, as_items, as_tuple, later, share
 from vitrail.core.method.cascade import Enter
 from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
@@ -58,9 +59,21 @@ class ViewGroup:
     power: float = field(default=1.0, validator=v.ge(0))  # exponent of the ramp
 
 
+def _interval(stage: object, attribute: attrs.Attribute[tuple[float, ...]], value: tuple[float, ...]) -> None:
+    """Refuse what is no interval of noise levels."""
+    if value and not (len(value) == 2 and 0 <= value[0] <= value[1]):
+        raise ValueError(
+            f"{attribute.name}: expected two noise levels with 0 <= low <= high, as in [0.28, 5.42], got {list(value)}"
+        )
+
+
 @frozen(kw_only=True)
 class Stage:
-    """A range of steps with one set of strategies."""
+    """A range of steps with one set of strategies.
+
+    ``guidance_interval`` is that of Kynkaanniemi et al., 2024, https://arxiv.org/abs/2404.07724, sec. 3: guidance
+    acts in the middle of the noise levels alone, which leaves half of the network's rows elsewhere.
+    """
 
     patching: Patching  # which views the network sees
     fusion: Fusion  # how their predictions become the canvas's
@@ -72,6 +85,9 @@ class Stage:
     rectification: tuple[Rectification, ...] = field(default=(), converter=as_items)  # changes inside the network
     sizes: SizeConditioning = field(factory=SizeConditioning)  # size conditioning of the network
     guidance_factor: float = field(default=1.0, validator=v.gt(0))  # multiplies the run's guidance scale
+    guidance_interval: tuple[float, ...] = later(
+        default=(), converter=as_tuple, validator=_interval
+    )  # of noise levels sigma / alpha, (low, high]; above and below no "uncond" is asked. Empty for all levels
     remember: bool = False  # keep the mean of its attention maps, word by word, for later stages
     scale_batch: int | None = field(
         default=None, validator=v.optional(v.ge(1))
@@ -82,6 +98,13 @@ class Stage:
         groups = self.extra_views if isinstance(self.extra_views, tuple) else ()
         if sum(group.weight for group in groups if isinstance(group, ViewGroup)) > 1:
             raise ValueError("the weights in 'extra_views' add up to more than 1; the main group takes what is left")
+
+    def is_guided(self, step: Step) -> bool:
+        """Whether classifier-free guidance, if it is on, acts at a step of this stage."""
+        if not self.guidance_interval:
+            return True
+        low, high = self.guidance_interval
+        return low < step.noise_level <= high
 
     def strategies(self) -> Iterator[tuple[str, Strategy]]:
         """Yield every strategy with the slot that it fills."""

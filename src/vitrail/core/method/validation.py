@@ -157,6 +157,11 @@ def _refuse_exclusive(index: int, stage: Stage) -> None:
     names = [_name(guidance) for guidance in stage.guidance if guidance.point == "branches"]
     if len(names) > 1:
         raise ValueError(f"stages.{index}: {' and '.join(names)} both say how branches are combined; keep one")
+    if names and stage.guidance_interval:
+        raise ValueError(
+            f"stages.{index}.guidance_interval: {names[0]} combines both branches at every step, and outside of the "
+            "interval there is one; leave one of them out"
+        )
 
 
 def _refuse_startless(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:

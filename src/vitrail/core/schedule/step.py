@@ -56,6 +56,11 @@ class Step:
             return self.alpha + self.sigma
         return math.hypot(self.alpha, self.sigma)
 
+    @property
+    def noise_level(self) -> float:
+        """Standard deviation of the noise beside a signal of scale 1, ``sigma / alpha``; infinite without a signal."""
+        return self.sigma / self.alpha if self.alpha > 0 else math.inf
+
     def ramp(self, kind: Ramp) -> float:
         """Return a factor over the stage: 1 throughout, or falling from 1 towards 0 by a cosine or a line.
 

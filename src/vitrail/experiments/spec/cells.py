@@ -16,7 +16,7 @@ import attrs
 from attrs import evolve, field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import as_tuple
+from vitrail.core.config.fields import as_tuple, is_written
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.renamed_keys import former_keys
 from vitrail.core.config.run_config import PIXELS, RunConfig
@@ -294,7 +294,7 @@ def _plain(experiment: Experiment, model: Model, row: Row, size: tuple[int, int]
 
 def _cell(experiment: Experiment, model: Model, row: Row, plain: Plain, pair: tuple[int, str, int], ranks: int) -> Cell:
     number, prompt, seed = pair
-    run, composition = attrs.asdict(evolve(plain.run, prompt=prompt, seed=seed)), plain.composition
+    run, composition = attrs.asdict(evolve(plain.run, prompt=prompt, seed=seed), filter=is_written), plain.composition
     return Cell(
         address=_address(run, composition, model, ranks, experiment.comm, plain.besides),
         row=row.name if len(experiment.ranks) == 1 else f"{row.name}, {ranks} rank{'s' * (ranks > 1)}",

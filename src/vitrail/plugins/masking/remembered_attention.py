@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import as_tuple, share_below_half
+from vitrail.core.config.fields import as_tuple, later, share_below_half
 from vitrail.core.method.attention_maps import AttentionRequest, Over
 from vitrail.errors import ConfigError, nearest
 from vitrail.plugins.masking.heat_maps import OVERS, STOP_WORDS, as_words, normalised, warn
@@ -43,7 +43,7 @@ class RememberedAttention:
     clip: float = field(default=0.02, validator=share_below_half)  # with soft: quantile cut at both ends
     opening: float = field(default=1 / 16, validator=share_below_half)  # with binary: as a share of the longer side
     layers: tuple[int, ...] = field(default=(), converter=as_tuple)  # up blocks whose maps are remembered; () for all
-    blocks: tuple[int, ...] = field(default=(), converter=as_tuple)  # the same of a transformer; () for the late half
+    blocks: tuple[int, ...] = later(default=(), converter=as_tuple)  # the same of a transformer; () for the late half
 
     @property
     def request(self) -> AttentionRequest | None:

@@ -6,10 +6,10 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import share_below_one
+from vitrail.core.config.fields import later, share_below_one
 from vitrail.core.geometry.views import Outline, Patches, Span, View
 from vitrail.plugins.patching.whole import rolled_views
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.streams import Streams
 
 Tail = Literal["spread", "shift"]
+Grid = Literal["fixed", "moving"]
 Redraw = Literal["step", "size"]
 
 
@@ -33,15 +34,25 @@ class Windows:
     canvas: those on the border stay, so that no window looks at padding. On an axis whose ends meet no window
     is on the border, and all move. AccDiffusion (Lin et al., 2024, https://arxiv.org/abs/2407.10738) draws the
     jitter once a size, so that its windows keep their texts.
+
+    A moving grid is that of SpotDiffusion (Frolov et al., 2024, https://arxiv.org/abs/2407.15507), sec. 3: all windows
+    are moved together at each step, so that the seams of a step lie within windows of the next and no overlap is
+    needed. On an axis whose ends do not meet, windows that would leave the canvas stop at its border, and there are as
+    many as leave the seams at least half a window to move in.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     overlap: float = field(default=0.5, validator=share_below_one)  # share of a window
     jitter: bool = False  # move inner windows at random at each step, by up to a quarter of the overlap
-    redraw: Redraw = field(default="step", validator=v.in_(("step", "size")))  # jitter anew at each step or once a size
+    grid: Grid = later(default="fixed", validator=v.in_(("fixed", "moving")))  # move all windows together at random
+    redraw: Redraw = field(default="step", validator=v.in_(("step", "size")))  # move anew at each step or once a size
     size: int | None = field(default=None, validator=v.optional(v.ge(1)))  # latent cells; the training size if unset
     tail: Tail = field(default="spread", validator=v.in_(("spread", "shift")))  # shift: keeps the stride
     # and moves the last window back; spread: all gaps share what is left over
+
+    def __attrs_post_init__(self) -> None:
+        if self.jitter and self.grid == "moving":
+            raise ValueError('jitter moves each window and grid = "moving" all of them; choose one')
 
     def granularity(self, canvas: Canvas) -> tuple[int, int]:
         """(1, 1): a canvas of any size is taken without padding."""
@@ -50,6 +61,8 @@ class Windows:
     def patch(self, step: Step, canvas: Canvas, channels: int, streams: Streams) -> Patches:
         """Windows in row-major order; the first is the key view."""
         rows, cols = self._axes(canvas)
+        if self.grid == "moving":
+            rows, cols = self._moved(step, streams, rows, cols)
         shifts = self._shifts(step, streams, rows, cols)
         starts = ((top, left) for top in rows.starts for left in cols.starts)
         views = [View(rows.span(y, dy), cols.span(x, dx)) for (y, x), (dy, dx) in zip(starts, shifts, strict=True)]
@@ -68,7 +81,16 @@ class Windows:
     def _axis(self, length: int, size: int, wraps: bool) -> _Axis:
         window = min(size, length)
         stride = max(1, round(window * (1 - self.overlap)))
-        return _Axis(length, window, window_starts(length, window, stride, self.tail, wraps), wraps)
+        moves = self.grid == "moving" and length > window and not wraps
+        starts = (
+            moving_starts(length, window, stride) if moves else window_starts(length, window, stride, self.tail, wraps)
+        )
+        return _Axis(length, window, starts, wraps)
+
+    def _moved(self, step: Step, streams: Streams, rows: _Axis, cols: _Axis) -> tuple[_Axis, _Axis]:
+        once = ("grid of a size", step.phase) if self.redraw == "size" else ("grid", step.index)
+        draws = streams.uniform((2,), *once).tolist()
+        return rows.moved(draws[0]), cols.moved(draws[1])
 
     def _shifts(self, step: Step, streams: Streams, rows: _Axis, cols: _Axis) -> list[tuple[int, int]]:
         if not self.jitter:
@@ -93,6 +115,17 @@ class _Axis:
         if self.wraps:
             return Span((start + shift) % self.length, self.window, 1, self.length)
         return Span(min(max(start + shift, 0), self.starts[-1]), self.window)
+
+    def moved(self, draw: float) -> _Axis:
+        """All windows moved back together, by a share in [0, 1) of the way that leaves no cell uncovered."""
+        if len(self.starts) == 1:
+            return self
+        last, farthest = self.length - self.window, self.starts[1] - self.starts[0] - 1
+        if self.wraps:
+            offset = int(draw * (farthest + 1))
+            return evolve(self, starts=tuple((start - offset) % self.length for start in self.starts))
+        offset = int(draw * (min(farthest, self.starts[-1] - last) + 1))
+        return evolve(self, starts=tuple(min(max(start - offset, 0), last) for start in self.starts))
 
     @property
     def reach(self) -> int:
@@ -134,3 +167,18 @@ def window_starts(length: int, window: int, stride: int, tail: Tail = "spread", 
     if tail == "shift":
         return tuple(min(i * stride, room) for i in range(count))
     return tuple((2 * i * room + gaps) // (2 * gaps) for i in range(count))
+
+
+def moving_starts(length: int, window: int, stride: int) -> tuple[int, ...]:
+    """Starts of windows that cover an axis wherever they are moved back by up to half a stride, or more.
+
+    Args:
+        length: Cells of the axis, more than those of a window.
+        window: Cells of a window.
+        stride: Distance between neighbours.
+
+    Returns:
+        Multiples of the stride; the last window reaches beyond the end by at least half a stride.
+    """
+    room = math.ceil(stride / 2)
+    return tuple(i * stride for i in range(math.ceil((length + room - window) / stride) + 1))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import as_tuple, share, share_below_half
+from vitrail.core.config.fields import as_tuple, later, share, share_below_half
 from vitrail.core.method.attention_maps import AttentionRequest
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class PatchContentAware:
     layers: tuple[int, ...] = field(
         default=(), converter=as_tuple, validator=v.deep_iterable(v.instance_of(int))
     )  # up blocks of a U-Net whose maps are remembered, 0 is the deepest; if empty, all or those that a mask wants
-    blocks: tuple[int, ...] = field(
+    blocks: tuple[int, ...] = later(
         default=(), converter=as_tuple, validator=v.deep_iterable(v.instance_of(int))
     )  # the same of a transformer, where () is the late half
 

@@ -1,0 +1,34 @@
+"""Fields that came later: where they are not used, recipes and digests are those of before."""
+
+import pytest
+
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.run_config import RunConfig
+from vitrail.sampling.discovery import registry
+from vitrail.sampling.methods import load_method
+from vitrail.sampling.recipe import Recipe
+
+BEFORE = {"accdiffusion": "9fbd73348bb2", "asg-cascade": "c3acdd274aaa", "multidiffusion": "f4f29c6a49b9"}
+USED = {
+    "stages.0.guidance_interval=[0.3,5]": "guidance_interval",
+    "stages.0.patching.grid='moving'": "grid",
+}
+
+
+def digest(method, *changes):
+    return Recipe.of(RunConfig(prompt="a fox", method=method, seed=3), load_method(method, changes)).digest
+
+
+@pytest.mark.parametrize("method", BEFORE)
+def test_digests_of_before_stay(method):
+    assert digest(method) == BEFORE[method]
+
+
+@pytest.mark.parametrize("change", USED)
+def test_a_later_field_is_written_where_it_is_used_and_read_again(change):
+    changed = load_method("multidiffusion", [change])
+    written = Loader(registry()).unstructure(changed)
+    stage = written["stages"][0]
+    assert USED[change] in stage or USED[change] in stage["patching"]
+    assert load_method("multidiffusion") != changed == Loader(registry()).structure(written, type(changed), "test")
+    assert digest("multidiffusion", change) != BEFORE["multidiffusion"]
