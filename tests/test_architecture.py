@@ -41,7 +41,7 @@ MAY_IMPORT = {  # the house from the ground up: a folder may import those named 
 }
 OUTSIDE = {  # part -> other packages that it may import
     "core": {"attrs", "cattrs", "pluggy", "safetensors", "structlog", "torch", "yaml", "PIL"},
-    "plugins": {"attrs", "pywt", "torch"},
+    "plugins": {"attrs", "pywt", "safetensors", "torch"},
     "comm": {"attrs", "pluggy", "torch"},
     "metrics": {"attrs", "PIL", "safetensors", "torch", "transformers"},
 }
@@ -96,7 +96,7 @@ def test_a_strategy_lies_in_the_file_of_its_name():
     registry = Registry()
     plugins.vitrail_register(registry)
     shared = {"average": "averages", "gaussian": "averages", "sync": "structure", "async": "structure"}
-    for slot in ("patching", "guidance", "masking", "fusion", "prompting"):
+    for slot in ("patching", "guidance", "masking", "fusion", "prompting", "upscaler"):
         for name in set(registry.names(slot)) - {"shared"}:  # a stage's default, which core knows
             file = shared.get(name, name.replace("-", "_"))
             assert registry.get(slot, name).__module__ == f"vitrail.plugins.{slot}.{file}"

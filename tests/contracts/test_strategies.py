@@ -4,6 +4,7 @@ import attrs
 import pytest
 import torch
 
+from rrdb_files import write
 from vitrail import testing
 from vitrail.core.engine.micro_batches import gather_views
 from vitrail.core.geometry.views import Canvas
@@ -65,11 +66,20 @@ def test_prompting(cls):
     testing.check_prompting(cls)
 
 
+NEEDS_A_FILE = {"rrdbnet": lambda cls, folder: cls(file=write(folder / "net.safetensors"), tile=16)}
+
+
+@pytest.mark.parametrize("entry", [pytest.param(e, id=e.name) for e in REGISTRY.entries("upscaler")])
+def test_upscaler(entry, tmp_path):
+    make = NEEDS_A_FILE.get(entry.name)
+    testing.check_upscaler(entry.value if make is None else make(entry.value, tmp_path))
+
+
 @pytest.mark.parametrize(
     "entry",
     [
         pytest.param(e, id=f"{s}-{e.name}")
-        for s in ("patching", "guidance", "masking", "fusion", "prompting")
+        for s in ("patching", "guidance", "masking", "fusion", "prompting", "upscaler")
         for e in REGISTRY.entries(s)
     ],
 )

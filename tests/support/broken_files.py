@@ -5,7 +5,7 @@ GROUP = '{ patching = "whole", fusion = "average", weight = 0.7 }'
 
 BAD_TOML = {
     "unknown key": (STAGE + 'guidence = ["sync"]', ["$.stages[0]: a stage has no key 'guidence'", "'guidance'?"]),
-    "unknown key at the top": ("seed = 3\n" + STAGE, ["$: a method has no key 'seed'; known: cascade, stages"]),
+    "unknown key at the top": ("seed = 3\n" + STAGE, ["$: a method has no key 'seed'; known: cascade, finish, stages"]),
     "misspelt option": (
         '[[stages]]\npatching = { type = "windows", overlp = 0.5 }\nfusion = "average"\n'
         'guidance = [{ type = "async", scal = 1 }]',

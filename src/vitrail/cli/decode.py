@@ -29,12 +29,13 @@ from vitrail.errors import ConfigError, ModelError
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.kept_latents import SUFFIX, load_latents
 from vitrail.sampling.recipe import save_picture
-from vitrail.sampling.replaying import check_origin, relocated
+from vitrail.sampling.replaying import check_origin, finish_of, relocated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.core.method.backbone import Backbone
+    from vitrail.core.method.cascade import Finish
 
 
 def decode(
@@ -79,26 +80,27 @@ def decode_file(file: Path, output: Path | None, force: bool, device: str | None
         spec = find_model(run.model, registry(), ModelOptions.of(run))
     except ModelError as error:
         raise ConfigError(f"{file}: {error}; say where its model is with --model") from error
+    finish = finish_of(recipe, str(file))
     path = output_paths(run, output or file.with_name(file.name.removesuffix(SUFFIX) + ".png"), force)[0]
     out = console()
     say(out, f"loading model {run.model}")
     quiet_libraries()
     backbone = spec.load(device)
     with model_blamed(run.model, "cannot decode"):
-        image = _picture(backbone, run, latents)
+        image = _picture(backbone, run, latents, finish)
     save_picture(image, recipe, path, overwrite=force)
     say(out, f"{path}: {image.width}x{image.height}, seed {run.seed}")
 
 
-def _picture(backbone: Backbone, run: RunConfig, latents: Tensor) -> Any:
+def _picture(backbone: Backbone, run: RunConfig, latents: Tensor, finish: Finish | None) -> Any:
     import torch
 
     from vitrail.comm.backends.in_process import solo
     from vitrail.core.engine.cpu_threads import threads_of
     from vitrail.core.engine.exchange import Exchange
-    from vitrail.core.schedule.streams import Streams
+    from vitrail.sampling.finishing import finished_picture
 
     with torch.inference_mode(), threads_of(backbone) as threads:
-        given = (Exchange.among(solo(), workers=threads), run.wrap, run.memory == "auto", Streams(run.seed))
-        decoded = backbone.decode(latents.to(backbone.device), *given)
-        return backbone.to_pil(decoded[..., : run.height, : run.width])[0]
+        exchange = Exchange.among(solo(), workers=threads)
+        picture = finished_picture(latents.to(backbone.device), finish, run, backbone, exchange)
+        return backbone.to_pil(picture)[0]

@@ -24,6 +24,7 @@ LABELS = {  # headings of slots, beginning with the key in a method file
     "fusion": "fusion: how the views' predictions become the canvas's",
     "prompting": "prompting: which text each view gets",
     "rectification": "rectification: changes inside the network, for a range of steps (a list)",
+    "upscaler": "upscaler: what enlarges a picture, in `enter` and `finish`",
 }
 EXPERIMENT_LABELS = {
     "metrics": "metrics: what is measured of pictures (a list)",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vitrail.backbones.memory.forecast import MemoryForecast
     from vitrail.comm.communicator import RankCommunicator
     from vitrail.core.method.backbone import Backbone
-    from vitrail.sampling.result import Plan, Report, Result
+    from vitrail.sampling.result import Plan, Report, Result, UpscalingPlan
     from vitrail.sampling.sampler import Sampler
 
 FAILED = "cannot be sampled with"
@@ -221,14 +221,23 @@ def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:
         f"{run.width}x{run.height} pixels, {plan.canvas.width}x{plan.canvas.height} latent cells, "
         f"model {run.model}, method {Path(run.method).stem}, seed {run.seed}"
     )
-    sizes = {stage.size for stage in plan.stages}
+    sizes = {stage.size for stage in plan.stages} | {upscaling.after for upscaling in plan.upscalings}
     for stage in plan.stages:
         steps = f"steps {stage.first_step + 1} to {stage.first_step + stage.num_steps}"
         size = f" at {stage.size[1]}x{stage.size[0]}" if len(sizes) > 1 else ""
         views = f"{stage.num_views} view{'s' * (stage.num_views > 1)} a step"
         yield f"  stage {stage.stage + 1}{size}: {steps}, {views}, {stage.strategies}"
+    yield from map(_upscaling_line, plan.upscalings)
     pictures = f" for {run.num_images} pictures" if run.num_images > 1 else ""
     yield f"  {plan.model_calls * run.num_images} evaluations of the network{pictures}{_besides(plan, run.num_images)}"
+
+
+def _upscaling_line(upscaling: UpscalingPlan) -> str:
+    """Text on one call of an upscaler: sizes, passes of its network, memory as far as it is known."""
+    (down, right), (height, width), cost = upscaling.before, upscaling.after, upscaling.cost
+    passes = f", {cost.passes} pass{'es' * (cost.passes > 1)} of its network" if cost.passes else ""
+    memory = "" if cost.peak_bytes is None else f", {cost.peak_bytes / 1e9:.2f} GB at the most"
+    return f"  upscaling {right}x{down} to {width}x{height}: {upscaling.upscaler}{passes}{memory}"
 
 
 def _besides(plan: Plan, num_images: int) -> str:

@@ -30,6 +30,8 @@ from vitrail.plugins.patching.lattice import Lattice
 from vitrail.plugins.patching.whole import Whole
 from vitrail.plugins.patching.windows import Windows
 from vitrail.plugins.prompting.patch_content_aware import PatchContentAware
+from vitrail.plugins.upscaler.lanczos import Lanczos
+from vitrail.plugins.upscaler.rrdbnet import RRDBNet
 
 METHODS = Path(__file__).parent / "methods"
 
@@ -63,5 +65,7 @@ def vitrail_register(registry: Registry) -> None:
     registry.add("fusion", "broadcast", Broadcast)
     registry.add("prompting", "shared", SharedPrompt)
     registry.add("prompting", "patch-content-aware", PatchContentAware)
+    registry.add("upscaler", "lanczos", Lanczos)
+    registry.add("upscaler", "rrdbnet", RRDBNet)
     for path in sorted(METHODS.glob("*.toml")):
         registry.add_file("methods", path.stem, path)

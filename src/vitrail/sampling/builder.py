@@ -19,6 +19,7 @@ from vitrail.core.method.members import recalls
 from vitrail.errors import CapabilityError, ConfigError
 from vitrail.sampling.differentiation import check_gradients, gradients_of
 from vitrail.sampling.discovery import registered_name
+from vitrail.sampling.finishing import sampled_size
 from vitrail.sampling.pixels import Pixels
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Builder:
             hooks=Hooks(CompositionHooks(self.composition, network, backbone.latent_channels, streams), self.plugins),
             phases=phases,
             cfg=ClassifierFree.of(config.guidance_scale, config.guidance_rescale),
+            enlarged=None if phases[-1].picture == (config.height, config.width) else (config.height, config.width),
         )
         self._refuse_large_views(plan)
         return plan
@@ -134,9 +136,10 @@ class Builder:
 
         config, groups = self.config, self.composition.groups()
         factor, native = self.backbone.vae_scale_factor, self.backbone.native_size
-        sizes: Sequence[tuple[int, int]] = [(config.height, config.width)]
+        height, width = sampled_size(self.composition.finish, config, self.backbone)
+        sizes: Sequence[tuple[int, int]] = [(height, width)]
         if self.composition.cascade is not None:
-            sizes = self.composition.cascade.sizes(config.height, config.width, native * factor, factor, config.wrap)
+            sizes = self.composition.cascade.sizes(height, width, native * factor, factor, config.wrap)
         phases = []
         for number, (height, width) in enumerate(sizes):
             group = min(number, len(groups) - 1)

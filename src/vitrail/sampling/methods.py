@@ -15,13 +15,14 @@ from vitrail.core.method.stage import Stage
 from vitrail.core.method.validation import described
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
+from vitrail.sampling.relative_paths import of_method
 
 
 def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composition:
     """Load a method by name or from a file.
 
     Args:
-        method: A registered name such as ``asg``, or a TOML or YAML file.
+        method: A registered name such as ``asg``, or a TOML or YAML file, beside which relative paths of upscalers lie.
         assignments: Overrides such as ``stages.0.guidance.0.scale=2``.
 
     Raises:
@@ -31,7 +32,8 @@ def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composit
     is_file = isinstance(method, Path) or Path(method).suffix in (".toml", ".yaml", ".yml")
     path = expanded(method) if is_file else names.path("methods", str(method))
     where = str(path) if is_file else f"method {method!r}"
-    return Loader(names).structure(override_method(read_file(path), list(assignments)), Composition, where)
+    tables = of_method(read_file(path), path.parent)
+    return Loader(names).structure(override_method(tables, list(assignments)), Composition, where)
 
 
 def composition_of(method: object) -> Composition:

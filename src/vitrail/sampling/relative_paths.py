@@ -5,17 +5,22 @@ On the command line, and in Python, relative paths refer to the working folder, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from vitrail.backbones.loading.single_file import FAMILIES
 from vitrail.core.config.files import SUFFIXES
+from vitrail.core.config.overrides import assigned_value, inline_toml
 from vitrail.core.config.paths import MODEL_FILE, beside, expanded
 from vitrail.sampling.discovery import registry
 
 MEASURING = ("metrics", "reference")  # tables of an experiment with strategies that read files
-OF_STRATEGIES = ("folder", "path", "weights")
+OF_STRATEGIES = ("folder", "path", "weights")  # keys of their tables
+OF_UPSCALERS = ("file", *OF_STRATEGIES)
+PLACE = "{value}"  # in an override of an axis, for each of its values
+UPSCALER = "upscaler"  # key of the one strategy of a method whose relative paths lie beside the method's file
 
 
 def of_run(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -41,9 +46,50 @@ def of_experiment(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found | {name: _of_strategy(found[name], folder) for name in MEASURING if name in found}
 
 
+def of_method(value: Any, folder: Path) -> Any:
+    """Return a method's tables with the paths of its upscalers resolved.
+
+    Args:
+        value: Tables, lists and scalars as in the file.
+        folder: Folder of the file.
+    """
+    if isinstance(value, list):
+        return [of_method(each, folder) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: _of_strategy(each, folder, OF_UPSCALERS) if name == UPSCALER else of_method(each, folder)
+        for name, each in value.items()
+    }
+
+
+def _of_assignment(text: Any, folder: Path) -> Any:
+    """Resolve the paths of an upscaler in an override such as ``finish.upscaler.file=x.pth``."""
+    if not isinstance(text, str):
+        return text
+    path, sign, given = text.partition("=")
+    if not sign or UPSCALER not in text:
+        return text
+    parts, nested = [part.strip() for part in path.split(".")], assigned_value(given)
+    for part in reversed(parts):
+        nested = {part: nested}
+    resolved = of_method(nested, folder)
+    for part in parts:
+        resolved = resolved[part]
+    return f"{path}={inline_toml(resolved)}"
+
+
 def _of_entry(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Resolve the paths of a method, an axis, or a setting on one."""
     found, option = dict(entry), entry.get("option")
+    if isinstance(found.get("set"), list):
+        resolved = [_of_assignment(each, folder) for each in found["set"]]
+        if isinstance(found.get("values"), list):  # put into the overrides, so they are the paths
+            here = json.dumps(beside(folder, PLACE))
+            if any(here in text for text in resolved if isinstance(text, str)):
+                found["values"] = [beside(folder, value) if _says(value) else value for value in found["values"]]
+        else:
+            found["set"] = resolved
     if _says(found.get("method")):
         found["method"] = _of_option("method", found["method"], folder)
     if isinstance(found.get("run"), Mapping):
@@ -57,14 +103,14 @@ def _of_entry(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def _of_strategy(value: Any, folder: Path) -> Any:
-    """Resolve the paths of strategies, at any depth."""
+def _of_strategy(value: Any, folder: Path, names: Collection[str] = OF_STRATEGIES) -> Any:
+    """Resolve the paths of strategies, which some names of keys mark, at any depth."""
     if isinstance(value, list):
-        return [_of_strategy(each, folder) for each in value]
+        return [_of_strategy(each, folder, names) for each in value]
     if not isinstance(value, Mapping):
         return value
     return {
-        name: beside(folder, each) if name in OF_STRATEGIES and _says(each) else _of_strategy(each, folder)
+        name: beside(folder, each) if name in names and _says(each) else _of_strategy(each, folder, names)
         for name, each in value.items()
     }
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.backbones.loading.source import kind_of
+from vitrail.core.config.loader import Loader
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
-from vitrail.errors import ConfigError
+from vitrail.core.method.cascade import Finish
+from vitrail.core.method.members import ReadsFiles
+from vitrail.errors import ConfigError, VitrailError
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.input_digests import content_digest
 from vitrail.sampling.methods import composition_of
@@ -107,6 +110,33 @@ def check_files(recipe: Recipe, composition: Composition, where: str) -> None:
     ]
     if changed:
         raise ConfigError("\n".join(changed))
+
+
+def finish_of(recipe: Recipe, where: str) -> Finish | None:
+    """Return the finish of a recipe's method, its upscaler's file being what it was; None if it has none.
+
+    Args:
+        recipe: As kept latents carry it.
+        where: Their file, for the message.
+
+    Raises:
+        ConfigError: If the upscaler is not registered here, or its file is missing or has changed.
+    """
+    table = None if recipe.method is None else recipe.method.get("finish")
+    if table is None:
+        return None
+    finish = Loader(registry()).structure(table, Finish, f"finish of the method in {where}")
+    reading, path = ReadsFiles.of(finish.upscaler), "finish.upscaler"
+    try:
+        reading.check()
+    except (VitrailError, OSError) as error:
+        raise ConfigError(f"{where}: {path}: {error}") from error
+    if reading.digest() != recipe.files.get(path, ""):
+        raise ConfigError(
+            f"{where}: {path}: {type(finish.upscaler).__name__} reads a file that has changed since the latents were "
+            "sampled; give it back"
+        )
+    return finish
 
 
 def located(run: RunConfig, folder: Path | None = None) -> list[str]:

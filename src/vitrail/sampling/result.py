@@ -9,7 +9,10 @@ from attrs import field, frozen
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.method.attention_maps import NEEDS_OF_KINDS, Kind, kind_of
-from vitrail.core.method.cost import Cost
+from vitrail.core.method.calls import StrategyCall
+from vitrail.core.method.cost import Cost, UpscalingCost
+from vitrail.core.method.members import OptionalUpscaler
+from vitrail.core.method.returned_values import check_upscaling_cost
 from vitrail.sampling.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -36,6 +39,16 @@ class StagePlan:
 
 
 @frozen(kw_only=True)
+class UpscalingPlan:
+    """What one call of an upscaler will do; sizes are (height, width) in pixels."""
+
+    before: tuple[int, int]
+    after: tuple[int, int]
+    upscaler: str
+    cost: UpscalingCost
+
+
+@frozen(kw_only=True)
 class Plan:
     """What a run will do, known before any model call."""
 
@@ -43,6 +56,7 @@ class Plan:
     canvas: Canvas
     cost: Cost  # cost of one picture
     first_step: int = 0  # first step that is done; more than 0 if it starts from a picture
+    upscalings: tuple[UpscalingPlan, ...] = field(converter=as_tuple, default=())  # of one picture, in order
 
     @property
     def model_calls(self) -> int:
@@ -66,7 +80,19 @@ class Plan:
             )
             for step, num_steps in plan.stage_starts()
         ]
-        return cls(stages=tuple(stages), canvas=plan.canvas, cost=plan.cost(), first_step=plan.first)
+        upscalings = [
+            UpscalingPlan(
+                before=before,
+                after=after,
+                upscaler=type(upscaler).__name__,
+                cost=check_upscaling_cost(
+                    StrategyCall("upscaler", upscaler), OptionalUpscaler.of(upscaler).cost(before, after)
+                ),
+            )
+            for upscaler, before, after in plan.upscalings()
+        ]
+        cost, first = plan.cost(), plan.first
+        return cls(stages=tuple(stages), canvas=plan.canvas, cost=cost, first_step=first, upscalings=upscalings)
 
 
 def _named(strategy: Strategy, kind: Kind) -> str:
@@ -84,6 +110,7 @@ class Report:
     vae_decodes: int
     vae_encodes: int
     gradients: int = 0  # views that were differentiated
+    upscalings: int = 0  # pictures that an upscaler enlarged
     predict_s: float
     engine_s: float  # everything in the loop, ``predict_s`` included
     decode_s: float
@@ -97,7 +124,7 @@ class Result:
 
     Attributes:
         images: Pillow images, or tensors in [0, 1], Float32[Tensor, "3 Height Width"]; empty for ``latent``.
-        latents: Float32[Tensor, "images channels height width"].
+        latents: Float32[Tensor, "images channels height width"]; with a ``finish`` of the smaller size that is sampled.
         report: Durations and counts, of all pictures together.
         recipes: One per picture; each makes it again.
         traces: Timed events of every rank, by rank.

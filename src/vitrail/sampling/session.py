@@ -22,11 +22,11 @@ from vitrail.core.engine.independent_ranks import ranks_are_independent
 from vitrail.core.engine.loop import Loop
 from vitrail.core.engine.rank_comparison import agree
 from vitrail.core.engine.run_state import Sampled
-from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CommError, ConfigError, Interrupted, VitrailError
 from vitrail.sampling.call_options import Call
 from vitrail.sampling.callbacks import SETTABLE, CallbackRun, copied, taken, wanted_inputs
 from vitrail.sampling.differentiation import without_graph
+from vitrail.sampling.finishing import finished_picture
 from vitrail.sampling.input_digests import content_digest, given_digests
 from vitrail.sampling.kept_latents import latents_kept
 from vitrail.sampling.picture_reader import read as read_picture
@@ -77,6 +77,7 @@ class Session:
         self._wanted: tuple[str, ...] = ()  # names of the tensors that the callback receives
         self._backoff: MemoryBackoff | None = None  # one for all pictures, so that the limit is kept
         self._plan: RunPlan | None = None  # plan of the next picture
+        self._enlarges = False  # whether decoded pictures are enlarged
         self._workers = 1
 
     @property
@@ -137,6 +138,7 @@ class Session:
             vae_decodes=sum(one.timings.cost.decodes for one in done) + len(images),
             vae_encodes=sum(one.timings.cost.encodes for one in done),
             gradients=sum(one.timings.cost.gradients for one in done),
+            upscalings=sum(one.timings.cost.upscalings for one in done) + len(images) * self._enlarges,
             predict_s=sum(one.timings.predict_s for one in done),
             engine_s=sum(one.timings.total_s for one in done),
             decode_s=now - decoding,
@@ -420,6 +422,7 @@ class Session:
         """Return the plan of the next picture, made on first use."""
         if self._plan is None:
             self._plan = self._builder.plan(seed, self._call.extras)
+            self._enlarges = self._plan.enlarged is not None
         return self._plan
 
     def _engine(self, plan: RunPlan, communicator: Communicator) -> Engine:
@@ -431,10 +434,13 @@ class Session:
     def _decode(self, latents: Tensor) -> list[Image] | list[Tensor]:
         backbone, config = self._builder.backbone, self._config
         exchange = Exchange.among(self._communicator, self._spread.speeds, self._workers)
-        decode, given = backbone.decode, (exchange, config.wrap, config.memory == "auto")
-        with self._communicator.trace.span("compute", "decode"):
-            decoded = [decode(one[None], *given, Streams(config.seed + i)) for i, one in enumerate(latents)]
-        pictures = [picture[..., : config.height, : config.width] for picture in decoded]
+        finish, runs = (
+            self._builder.composition.finish,
+            [evolve(config, seed=config.seed + i) for i in range(len(latents))],
+        )
+        pictures = [
+            finished_picture(one[None], finish, run, backbone, exchange) for one, run in zip(latents, runs, strict=True)
+        ]
         if self._call.output_type == "pt":
             return [picture[0] for picture in pictures]
         return [backbone.to_pil(picture)[0] for picture in pictures]

@@ -20,6 +20,7 @@ from vitrail.testing.rectification_contract import check_rectification
 from vitrail.testing.repeats import check_repeats
 from vitrail.testing.steps_to_visit import CHANNELS, ENDS, PREDICTION_TYPES, make_prediction, make_step, make_steps
 from vitrail.testing.traces import Traces
+from vitrail.testing.upscaler_contract import check_upscaler
 
 __all__ = [
     "CHANNELS",
@@ -39,6 +40,7 @@ __all__ = [
     "check_rectification",
     "check_references",
     "check_repeats",
+    "check_upscaler",
     "make_prediction",
     "make_shown",
     "make_step",

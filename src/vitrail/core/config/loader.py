@@ -23,11 +23,11 @@ from vitrail.core.config.registry import Registry
 from vitrail.core.config.renamed_keys import RENAMED, current_keys
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.call_words import CALL_WORDS
-from vitrail.core.method.cascade import Cascade, Enter
+from vitrail.core.method.cascade import Cascade, Enter, Finish
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.metric import Features, Metric, References
 from vitrail.core.method.micro_batch import SizeConditioning
-from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
+from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification, Upscaler
 from vitrail.core.method.registration import slots_of
 from vitrail.core.method.stage import Stage, ViewGroup
 from vitrail.errors import ConfigError, nearest, shortened
@@ -45,6 +45,7 @@ SLOTS: dict[type, str] = {
     Fusion: "fusion",
     Prompting: "prompting",
     Rectification: "rectification",
+    Upscaler: "upscaler",
     Metric: "metrics",
     Features: "features",
     References: "references",
@@ -55,6 +56,7 @@ TITLES = {
     ViewGroup: "a view group",
     Cascade: "'cascade'",
     Enter: "'enter'",
+    Finish: "'finish'",
     SizeConditioning: "'sizes'",
     RunConfig: "a run",
 }
@@ -106,7 +108,7 @@ class Loader:
         Raises:
             ConfigError: If a strategy is not registered.
         """
-        if type(value) in {Composition, Stage, ViewGroup, Cascade, Enter, SizeConditioning, *self._strategies()}:
+        if type(value) in {Composition, Stage, ViewGroup, Cascade, Enter, Finish, SizeConditioning, *self._strategies()}:
             each = ((f, getattr(value, f.name)) for f in attrs.fields(type(value)))
             table = {f.name: self.unstructure(item) for f, item in each if is_written(f, item)}
             name = self._strategies().get(type(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tomllib
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +51,7 @@ def _assign(data: dict[str, Any], assignment: str) -> None:
     for depth in range(len(parts) - 1):
         target = _descend(target, parts, depth)
     key = _key(target, parts, len(parts) - 1)
-    target[key] = _value(text)
+    target[key] = assigned_value(text)
 
 
 def _descend(target: Any, parts: list[str], depth: int) -> Any:
@@ -79,9 +80,19 @@ def _key(target: Any, parts: list[str], depth: int) -> str | int:
     return int(part)
 
 
-def _value(text: str) -> Any:
+def assigned_value(text: str) -> Any:
+    """Return what an assignment's right side means: TOML, or else plain text."""
     try:
         parsed = parse_toml(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text.strip()
     return parsed["value"] if len(parsed) == 1 else text.strip()
+
+
+def inline_toml(value: object) -> str:
+    """Return plain data as one line of TOML, which ``assigned_value`` reads back."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {inline_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(inline_toml, value)) + "]"
+    return str(value) if isinstance(value, float) else json.dumps(value, default=str)

@@ -65,7 +65,7 @@ class Registry:
 
         Args:
             slot: One of ``patching``, ``guidance``, ``masking``, ``fusion``, ``prompting``, ``rectification``,
-                ``backbones``, ``comm``, ``metrics``, ``features``, ``references``.
+                ``upscaler``, ``backbones``, ``comm``, ``metrics``, ``features``, ``references``.
             name: Kebab-case, as written in a config file.
             cls: A frozen attrs class with the members of the slot's protocol. A notebook cell that is run again
                 replaces its old class by the new one.

@@ -161,7 +161,11 @@ class Hooks:
             step: Any step.
             strategy: The strategy.
         """
-        return str(evolve(self._answers.asked(slot, step, strategy), step=None))
+        return str(evolve(self.asked(slot, step, strategy), step=None))
+
+    def asked(self, slot: str, step: Step, strategy: object) -> StrategyCall:
+        """Return a call of a strategy, as ``CompositionHooks.asked``."""
+        return self._answers.asked(slot, step, strategy)
 
     @property
     def watches_forwards(self) -> bool:

@@ -15,6 +15,8 @@ from vitrail.core.engine.independent_ranks import IndependentRanks, message_guid
 from vitrail.core.engine.rank_comparison import RankComparison
 from vitrail.core.engine.resize import grow, grown_latents, moments, renormalised
 from vitrail.core.engine.run_state import Sampled, Timings
+from vitrail.core.engine.upscaling import upscaled
+from vitrail.core.method.cost import Cost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,9 +139,22 @@ class Loop:
         phase, before = self.plan.phase(step), self.plan.phases[step.phase - 1]
         vae = self.engine.guidance.counted_vae(done.timings)
         with self.exchange.communicator.trace.span("compute", f"to {phase.picture}"):
-            start = grow(done.latents, before, phase, vae, self.engine.streams)
+            start = grow(done.latents, before, phase, vae, self.engine.streams, self._upscaling(step, done.timings))
         done.state.start = start
         done.latents = phase.stepper.noised(start.clean, start.noise, phase.first)
+
+    def _upscaling(self, step: Step, timings: Timings) -> Callable[[Tensor], Tensor] | None:
+        """Return the upscaler by which the phase of a step is entered, its calls counted; None if it has none."""
+        phase = self.plan.phase(step)
+        if phase.enter is None or phase.enter.upscaler is None:
+            return None
+        asked = self.plan.hooks.asked("upscaler", step, phase.enter.upscaler)
+
+        def upscale(picture: Tensor) -> Tensor:
+            timings.add(Cost(upscalings=1))
+            return upscaled(asked, picture, phase.picture, phase.canvas.wrap, self.exchange)
+
+        return upscale
 
     def _leave(self, step: Step, done: Sampled) -> None:
         """After the last step of a phase: record or restore the mean and deviation of the first phase."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vitrail.core.geometry.views import Canvas, Outline, Patches
     from vitrail.core.method.composition import Composition
     from vitrail.core.method.micro_batch import Branch
+    from vitrail.core.method.protocols import Upscaler
     from vitrail.core.method.stage import Stage
     from vitrail.core.schedule.phase import Phase
     from vitrail.core.schedule.step import Step
@@ -49,13 +51,16 @@ class RunPlan:
 
     Attributes:
         hooks: Hooks of the run, which hold the composition.
-        phases: Phases of the run, each with a canvas and a scheduler; the last has the wanted size.
+        phases: Phases of the run, each with a canvas and a scheduler; the last has the size that is decoded.
         cfg: Classifier-free guidance.
+        enlarged: Height and width, pixels, to which the method's ``finish`` brings the decoded picture; None if that
+            has the wanted size.
     """
 
     hooks: Hooks
     phases: tuple[Phase, ...] = field(converter=as_tuple)
     cfg: ClassifierFree
+    enlarged: tuple[int, int] | None = None
 
     @property
     def composition(self) -> Composition:
@@ -95,7 +100,7 @@ class RunPlan:
 
     @property
     def canvas(self) -> Canvas:
-        """Canvas of the wanted picture."""
+        """Canvas of the decoded picture."""
         return self.phases[-1].canvas
 
     @property
@@ -125,7 +130,7 @@ class RunPlan:
         The number of views is the same at every step of a stage, so their cost is computed once for each number of
         branches.
         """
-        costs = [Cost(decodes=1)]
+        costs = [Cost(decodes=1), Cost(upscalings=len(self.upscalings()))]
         costs += [Cost(decodes=1, encodes=1) for p in self.phases if p.enter is not None and p.enter.resize == "pixels"]
         views: dict[tuple[int, int, int], Cost] = {}
         for step in self.steps()[self.first :]:
@@ -133,6 +138,18 @@ class RunPlan:
             views[place] = views.get(place) or self.cost_of_views(step)
             costs += [views[place], *self._cost_of_guidance(step)]
         return Cost.total(costs)
+
+    def upscalings(self) -> list[tuple[Upscaler, tuple[int, int], tuple[int, int]]]:
+        """Return every call of an upscaler in order, with the size before and after it, (height, width) in pixels."""
+        found = [
+            (phase.enter.upscaler, before.picture, phase.picture)
+            for before, phase in pairwise(self.phases)
+            if phase.enter is not None and phase.enter.upscaler is not None
+        ]
+        finish = self.composition.finish
+        if finish is not None and self.enlarged is not None:
+            found.append((finish.upscaler, self.canvas.picture, self.enlarged))
+        return found
 
     def cost_of_step(self, step: Step) -> Cost:
         """Return the network and VAE calls of one step."""

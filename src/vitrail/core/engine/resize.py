@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from vitrail.core.engine.guidance_context import Start
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from vitrail.core.engine.guidance_context import Vae
@@ -93,11 +95,7 @@ def _overlap(length: int, wanted: int, meets: bool) -> tuple[int, int]:
 
 
 def grown_picture(picture: Tensor, size: tuple[int, int], sharpen: float, canvas: Canvas) -> Tensor:
-    """Resize a picture bicubically and sharpen it, Float32[Tensor, "batch 3 Height Width"] in [-1, 1].
-
-    Sharpening is unsharp masking, as in DiffuseHigh (Kim et al., 2024, https://arxiv.org/abs/2406.18459), sec. 3.3; the
-    blur is fixed, so that the picture is a function of the seed. As in the authors' code a sharpened picture may leave
-    [-1, 1]; without sharpening it is clipped.
+    """Resize a picture bicubically and sharpen it; see ``sharpened``.
 
     Args:
         picture: In [0, 1], Float32[Tensor, "batch 3 h w"].
@@ -105,7 +103,21 @@ def grown_picture(picture: Tensor, size: tuple[int, int], sharpen: float, canvas
         sharpen: Weight of the difference to the blurred picture.
         canvas: Gives the axes whose ends meet.
     """
-    grown = bicubic(picture, size, canvas)
+    return sharpened(bicubic(picture, size, canvas), sharpen, canvas)
+
+
+def sharpened(grown: Tensor, sharpen: float, canvas: Canvas) -> Tensor:
+    """Sharpen an enlarged picture, Float32[Tensor, "batch 3 Height Width"] in [-1, 1].
+
+    This is unsharp masking, as in DiffuseHigh (Kim et al., 2024, https://arxiv.org/abs/2406.18459), sec. 3.3; the
+    blur is fixed, so that the picture is a function of the seed. As in the authors' code a sharpened picture may leave
+    [-1, 1]; without sharpening it is clipped.
+
+    Args:
+        grown: About in [0, 1], Float32[Tensor, "batch 3 Height Width"].
+        sharpen: Weight of the difference to the blurred picture.
+        canvas: Gives the axes whose ends meet.
+    """
     grown = grown + sharpen * (grown - blurred(grown, canvas)) if sharpen else grown.clamp(0, 1)
     return 2 * grown - 1
 
@@ -123,7 +135,14 @@ def blurred(picture: Tensor, canvas: Canvas) -> Tensor:
     return outer * (rows[..., :-2] + rows[..., 2:]) + inner * rows[..., 1:-1]
 
 
-def grow(latents: Tensor, before: Phase, phase: Phase, vae: Vae | None, streams: Streams) -> Start:
+def grow(
+    latents: Tensor,
+    before: Phase,
+    phase: Phase,
+    vae: Vae | None,
+    streams: Streams,
+    upscale: Callable[[Tensor], Tensor] | None = None,
+) -> Start:
     """Return the beginning of a phase.
 
     Args:
@@ -132,13 +151,15 @@ def grow(latents: Tensor, before: Phase, phase: Phase, vae: Vae | None, streams:
         phase: The phase that begins.
         vae: Needed for ``enter.resize = "pixels"``.
         streams: Source of the noise, drawn for the whole canvas.
+        upscale: Enlarges a picture in [0, 1] to the size of the phase; bicubic interpolation if None.
     """
     assert phase.enter is not None
     picture = None
     if phase.enter.resize == "pixels":
         assert vae is not None
         decoded = vae.decode(latents, before.canvas)
-        picture = grown_picture(decoded, phase.picture, phase.enter.sharpen, phase.canvas)
+        enlarged = bicubic(decoded, phase.picture, phase.canvas) if upscale is None else upscale(decoded)
+        picture = sharpened(enlarged, phase.enter.sharpen, phase.canvas)
         clean = vae.encode(picture, phase.canvas)
     else:
         clean = grown_latents(latents, before.canvas, phase.canvas)

@@ -1,4 +1,4 @@
-"""Cascades: the sizes that a picture grows through, and how it enters the next size. Data, not code.
+"""Sizes of a picture: those that it grows through, how it enters the next one, and how it is finished. Data, not code.
 
 Numbers are pixels unless stated to be cells.
 """
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import as_tuple
+from vitrail.core.config.fields import as_tuple, later
+from vitrail.core.method.protocols import Upscaler
 
 if TYPE_CHECKING:
     from vitrail.core.config.run_config import Wrap
@@ -100,17 +101,54 @@ class Enter:
     The stage and those after it run once for every further size of the cascade.
     """
 
-    resize: Resize = field(default="latents", validator=v.in_(("latents", "pixels")))  # space of the bicubic resize;
+    resize: Resize = field(default="latents", validator=v.in_(("latents", "pixels")))  # space of the resize;
     # pixels cost a decode and an encode by the VAE
     strength: tuple[float, ...] = field(default=(1.0,), converter=as_tuple, validator=_shares)  # share of the
     # schedule's steps that is done; of several, the last is for the last size
     renormalise: bool = False  # give the result the mean and deviation of the first size (DemoFusion)
     sharpen: float = field(default=0.0, validator=v.ge(0))  # with pixels: weight of unsharp masking
+    upscaler: Upscaler | None = later(default=None)  # with pixels: enlarges the picture; bicubic
+    # interpolation if unset
 
     def __attrs_post_init__(self) -> None:
         if self.sharpen and self.resize != "pixels":
             raise ValueError("'sharpen' works on pixels; set resize = \"pixels\", or leave it out")
+        if self.upscaler is not None and self.resize != "pixels":
+            raise ValueError("'upscaler' works on pixels; set resize = \"pixels\", or leave it out")
 
     def share(self, number: int, count: int) -> float:
         """Return the strength for size ``number`` of the ``count`` further sizes."""
         return self.strength[max(0, len(self.strength) - (count - number))]
+
+
+@frozen(kw_only=True)
+class Finish:
+    """How a picture that is sampled smaller gets the wanted size: it is decoded and enlarged by an upscaler.
+
+    With BSRGAN it is the row "SDXL+BSRGAN" of ASGDiffusion (Li et al., 2024, https://arxiv.org/abs/2412.06163).
+    """
+
+    upscaler: Upscaler  # enlarges the decoded picture
+    base: Base = field(default="area", validator=v.in_(("area", "side")))  # of the sampled size: a training picture's
+    # area or, for the longer side, its side
+    factor: float | None = field(default=None, validator=v.optional(v.gt(1)))  # sides of the wanted picture over those
+    # of the sampled one; if unset the sampled one has the training size
+
+    def __attrs_post_init__(self) -> None:
+        if self.factor is not None and self.base != "area":
+            raise ValueError("'base' is about the training size, which 'factor' does without; leave one out")
+
+    def sampled(self, height: int, width: int, native: int, unit: int, wrap: Wrap = "none") -> tuple[int, int]:
+        """Return the (height, width) to sample; the wanted one if that is no larger than a training picture.
+
+        Args:
+            height: Wanted height, pixels.
+            width: Wanted width, pixels.
+            native: Side of a training picture, pixels.
+            unit: Pixels; the sides are multiples of it, as those of ``Cascade.sizes``.
+            wrap: Axes whose ends meet.
+        """
+        if self.factor is None:
+            return Cascade(base=self.base).sizes(height, width, native, unit, wrap)[0]
+        down, right = _fitted(height / self.factor, width / self.factor, native, unit, wrap)
+        return min(down, height), min(right, width)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 
-from vitrail.core.config.fields import as_items
+from vitrail.core.config.fields import as_items, later
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.method.attention_maps import AttentionRequest, Kind
 from vitrail.core.method.calls import StrategyCall
-from vitrail.core.method.cascade import Cascade
+from vitrail.core.method.cascade import Cascade, Finish
 from vitrail.core.method.members import OPTIONAL, ReadsFiles, recalls
 from vitrail.core.method.registration import unknown_need
 from vitrail.core.method.returned_values import check_granularity
@@ -36,9 +36,10 @@ class Composition:
 
     stages: tuple[Stage, ...] = field(converter=as_items, validator=_some)  # in the order in which they run
     cascade: Cascade | None = None  # sizes before the wanted one
+    finish: Finish | None = later(default=None)  # sampled smaller, decoded, then enlarged
 
     def __attrs_post_init__(self) -> None:
-        refuse_unsound(self.stages, self.cascade)
+        refuse_unsound(self.stages, self.cascade, self.finish)
         if self.stages[0].enter is not None:
             raise ValueError("the first stage begins with noise, so it cannot have 'enter'")
         if (self.cascade is None) != (len(self.groups()) == 1):
@@ -49,6 +50,11 @@ class Composition:
                 raise ValueError(
                     f"'until' must not fall from stage to stage and the last of a size must be 1.0, got {ends}"
                 )
+        if self.cascade is not None and self.finish is not None and self.finish.factor is None:
+            raise ValueError(
+                "'finish' without a factor samples at the training size, from which a 'cascade' could not grow; give "
+                "finish.factor, or leave one out"
+            )
         refuse(self.stages, self.groups())
 
     def groups(self) -> list[tuple[int, ...]]:
@@ -105,6 +111,8 @@ class Composition:
         """Yield every strategy with its slot and its path in the method."""
         for index, stage in enumerate(self.stages):
             yield from places(index, stage)
+        if self.finish is not None:
+            yield Place("finish.upscaler", "upscaler", self.finish.upscaler)
 
     def check_files(self) -> None:
         """Refuse strategies whose files are missing or broken.
@@ -132,7 +140,7 @@ class Composition:
         """Everything that the method's strategies need of a backbone."""
         own = {"vae"} if any(s.enter is not None and s.enter.resize == "pixels" for s in self.stages) else set()
         maps = {"attention-maps"} if any(s.remember for s in self.stages) else set()
-        return frozenset().union(own, maps, *(s.needs for stage in self.stages for _, s in stage.strategies()))
+        return frozenset().union(own, maps, *(place.strategy.needs for place in self.places()))
 
     def check(self, offers: frozenset[str], backbone: str, known: Registry | None = None) -> None:
         """Refuse a backbone that lacks what a strategy needs.
@@ -146,13 +154,11 @@ class Composition:
             CapabilityError: Naming every affected strategy, what it needs and what would serve instead.
         """
         problems = []
+        for place in self.places():
+            for need in sorted(place.strategy.needs - offers):
+                reason = unknown_need(need, _offered(known)) or f"needs {need!r}{_served(place.slot, offers, known)}"
+                problems.append(f"{place.path}: {type(place.strategy).__name__} {reason}")
         for index, stage in enumerate(self.stages):
-            for place in places(index, stage):
-                for need in sorted(place.strategy.needs - offers):
-                    reason = (
-                        unknown_need(need, _offered(known)) or f"needs {need!r}{_served(place.slot, offers, known)}"
-                    )
-                    problems.append(f"{place.path}: {type(place.strategy).__name__} {reason}")
             if stage.enter is not None and stage.enter.resize == "pixels" and "vae" not in offers:
                 problems.append(f"stages.{index}.enter: resize = 'pixels' needs 'vae'; 'latents' would do")
             if stage.remember and "attention-maps" not in offers:

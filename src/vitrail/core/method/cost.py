@@ -24,12 +24,14 @@ class Cost:
         encodes: Number of pictures that the VAE encodes.
         gradients: Number of views that are differentiated: one backward pass through decoder and network each; their
             forwards are counted in ``rows`` and ``decodes``.
+        upscalings: Number of pictures that an upscaler enlarges.
     """
 
     rows: Mapping[int, int] = field(factory=dict, converter=_counter)
     decodes: int = 0
     encodes: int = 0
     gradients: int = 0
+    upscalings: int = 0
 
     @property
     def model_calls(self) -> int:
@@ -51,9 +53,22 @@ class Cost:
     def total(cls, costs: Iterable[Cost]) -> Cost:
         """Return the sum of several costs."""
         rows: Counter[int] = Counter()
-        decodes = encodes = gradients = 0
+        decodes = encodes = gradients = upscalings = 0
         for cost in costs:
             rows.update(cost.rows)
             decodes, encodes = decodes + cost.decodes, encodes + cost.encodes
-            gradients += cost.gradients
-        return cls(rows=rows, decodes=decodes, encodes=encodes, gradients=gradients)
+            gradients, upscalings = gradients + cost.gradients, upscalings + cost.upscalings
+        return cls(rows=rows, decodes=decodes, encodes=encodes, gradients=gradients, upscalings=upscalings)
+
+
+@frozen(kw_only=True)
+class UpscalingCost:
+    """Work of an upscaler on one picture.
+
+    Attributes:
+        passes: Number of times that its network sees the picture; 0 without a network.
+        peak_bytes: Memory at the most, weights included; None if unknown.
+    """
+
+    passes: int = 0
+    peak_bytes: int | None = None

@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self, TypeGuard, cast
 
-from vitrail.core.method.cost import Cost
+from vitrail.core.method.cost import Cost, UpscalingCost
 from vitrail.core.method.protocols import MessageGuidance
 
 if TYPE_CHECKING:
@@ -156,6 +156,21 @@ class OptionalFusion(ReadsFiles):
     is_local: bool = False  # if the views are a partition, a cell of the canvas depends only on the views that hold it
 
 
+class OptionalUpscaler(ReadsFiles):
+    """Optional members of an upscaler."""
+
+    reach: int = 32  # pixels of the picture, on one side, that a pixel of the result depends on
+
+    def cost(self, before: tuple[int, int], after: tuple[int, int]) -> UpscalingCost:
+        """Return the work on one picture, for the plan of a run.
+
+        Args:
+            before: Height and width of the picture, pixels.
+            after: Height and width of the result, pixels.
+        """
+        return UpscalingCost()
+
+
 class OptionalRectification(Members):
     """Optional members of a rectification; its ``check`` is about the network and is not optional."""
 
@@ -191,6 +206,7 @@ OPTIONAL: dict[str, type[ReadsFiles] | type[OptionalRectification]] = {
     "fusion": OptionalFusion,
     "prompting": OptionalPrompting,
     "rectification": OptionalRectification,
+    "upscaler": OptionalUpscaler,
 }
 
 

@@ -215,6 +215,27 @@ class MessageGuidance(Guidance, Protocol):
         """
 
 
+class Upscaler(Protocol):
+    """Enlarge a picture, in pixels; all optional members are in ``members.OptionalUpscaler``.
+
+    One rank asks, and the others receive its answer. Where a picture's ends meet, it is handed over with ``reach``
+    pixels of what lies across them on either side, so an upscaler need not know.
+    """
+
+    needs: ClassVar[frozenset[str]]
+
+    def upscale(self, picture: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the picture at another size.
+
+        Args:
+            picture: In [0, 1], Float32[Tensor, "batch 3 h w"], not to be written into; its device is the run's.
+            size: Height and width of the result, pixels, which need be no multiple of the picture's.
+
+        Returns:
+            Float32[Tensor, "batch 3 *size"] in [0, 1], on the same device.
+        """
+
+
 class Fusion(Protocol):
     """Combine the views' predictions to the canvas's; all optional members are in ``members.OptionalFusion``."""
 

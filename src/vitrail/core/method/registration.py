@@ -20,6 +20,7 @@ from vitrail.core.method.protocols import (
     Point,
     Prompting,
     Rectification,
+    Upscaler,
 )
 from vitrail.errors import nearest
 
@@ -30,6 +31,7 @@ PROTOCOLS: dict[str, type] = {
     "fusion": Fusion,
     "prompting": Prompting,
     "rectification": Rectification,
+    "upscaler": Upscaler,
     "metrics": Metric,
     "features": Features,
     "references": References,

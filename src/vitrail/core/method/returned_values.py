@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vitrail.core.engine.guidance_context import Branches, subject_tensor
 from vitrail.core.geometry.views import Patches, View
-from vitrail.core.method.cost import Cost
+from vitrail.core.method.cost import Cost, UpscalingCost
 from vitrail.core.schedule.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -161,6 +161,24 @@ def check_texts(asked: StrategyCall, texts: object, count: int) -> tuple[str | N
     return texts
 
 
+def check_upscaled(asked: StrategyCall, result: object, picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the result of an upscaler if it is the picture at the wanted size with values in [0, 1]; reads them.
+
+    Args:
+        asked: The upscaler.
+        result: What it returned.
+        picture: What it received, Float32[Tensor, "batch 3 h w"].
+        size: Wanted height and width, pixels.
+
+    Raises:
+        ShapeError: If it is not.
+    """
+    found = check_like(asked, "the picture", result, picture[..., :1, :1].expand(-1, -1, *size))
+    if wrong := int(outside(found)):
+        asked.refuse(f"must return values in [0, 1], got {wrong} others of {found.numel()}")
+    return found
+
+
 def check_context(asked: StrategyCall, context: object) -> AbstractContextManager[object]:
     """Return the result of a rectification; raise ShapeError if it is not a context manager."""
     if not isinstance(context, AbstractContextManager):
@@ -208,13 +226,21 @@ def check_cost(asked: StrategyCall, member: str, cost: object) -> Cost:
     """
     if not isinstance(cost, Cost):
         asked.refuse(f"must return a Cost from `{member}`, got {kind(cost)}")
-    counts = (*cost.rows.values(), cost.decodes, cost.encodes, cost.gradients)
+    counts = (*cost.rows.values(), cost.decodes, cost.encodes, cost.gradients, cost.upscalings)
     whole = all(type(number) is int for number in (*cost.rows, *counts))
     if not whole or any(number < 0 for number in counts) or any(cells < 1 for cells in cost.rows):
         asked.refuse(
             f"must return a Cost of whole numbers from `{member}`, of views of 1 cell or more and no count below 0, "
             f"got {cost}"
         )
+    return cost
+
+
+def check_upscaling_cost(asked: StrategyCall, cost: object) -> UpscalingCost:
+    """Return the cost of an upscaler; raise ShapeError if its counts are not whole numbers from 0 on."""
+    counts = (cost.passes, 0 if cost.peak_bytes is None else cost.peak_bytes) if isinstance(cost, UpscalingCost) else ()
+    if not isinstance(cost, UpscalingCost) or any(type(each) is not int or each < 0 for each in counts):
+        asked.refuse(f"must return an UpscalingCost of whole numbers from 0 on from `cost`, got {cost!r}")
     return cost
 
 

@@ -12,7 +12,7 @@ from attrs import validators as v
 from vitrail.core.config.fields import RAMPS, as_items, as_tuple, later, share
 from vitrail.core.method.cascade import Enter
 from vitrail.core.method.micro_batch import SizeConditioning
-from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification
+from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification, Upscaler
 from vitrail.core.schedule.step import Ramp
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.step import Step
 
 
-Strategy = Patching | Fusion | Masking | Prompting | Guidance | Rectification
+Strategy = Patching | Fusion | Masking | Prompting | Guidance | Rectification | Upscaler
 
 
 @frozen
@@ -116,6 +116,8 @@ class Stage:
             yield "rectification", rectification
         for group in self.extra_views:
             yield from (("patching", group.patching), ("fusion", group.fusion))
+        if self.enter is not None and self.enter.upscaler is not None:
+            yield "upscaler", self.enter.upscaler
 
 
 @frozen
@@ -149,3 +151,5 @@ def places(index: int, stage: Stage) -> Iterator[Place]:
     for number, group in enumerate(stage.extra_views):
         yield Place(f"{path}.extra_views.{number}.patching", "patching", group.patching)
         yield Place(f"{path}.extra_views.{number}.fusion", "fusion", group.fusion)
+    if isinstance(stage.enter, Enter) and stage.enter.upscaler is not None:
+        yield Place(f"{path}.enter.upscaler", "upscaler", stage.enter.upscaler)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from vitrail.core.method.attention_maps import NEEDS_OF_KINDS, AttentionRequest
-from vitrail.core.method.cascade import Cascade, Enter
+from vitrail.core.method.cascade import Cascade, Enter, Finish
 from vitrail.core.method.members import OptionalGuidance, OptionalMasking, OptionalPatching, has_own, recalls
 from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.registration import misfits, odd_values
@@ -21,27 +21,33 @@ if TYPE_CHECKING:
     from vitrail.core.method.protocols import Guidance, Masking, Prompting
 
 
-def refuse_unsound(stages: Sequence[object], cascade: object) -> None:
-    """Refuse stages or a cascade of the wrong types.
+def refuse_unsound(stages: Sequence[object], cascade: object, finish: object = None) -> None:
+    """Refuse stages, a cascade or a finish of the wrong types.
 
     Args:
         stages: Value of the method's ``stages``, not yet validated.
         cascade: Value of the method's ``cascade``, not yet validated.
+        finish: Value of its ``finish``, not yet validated.
 
     Raises:
         CompositionError: Listing every problem with its path.
     """
-    problems = list(_problems(stages, cascade))
+    problems = list(_problems(stages, cascade, finish))
     if problems:
         raise CompositionError("this method cannot work:\n  " + "\n  ".join(problems))
 
 
-def _problems(stages: Sequence[object], cascade: object) -> Iterator[str]:
+def _problems(stages: Sequence[object], cascade: object, finish: object) -> Iterator[str]:
     if not isinstance(stages, tuple):
         yield f"stages: expected a list of stages, got {described(stages)}"
         return
     if cascade is not None and not isinstance(cascade, Cascade):
         yield f"cascade: expected a Cascade, got {described(cascade)}"
+    if isinstance(finish, Finish):
+        place = Place("finish.upscaler", "upscaler", finish.upscaler)
+        yield from (f"{place.path}: {text}" for text in _of_place(place))
+    elif finish is not None:
+        yield f"finish: expected a Finish, got {described(finish)}"
     for index, stage in enumerate(stages):
         if isinstance(stage, Stage):
             yield from _of_stage(index, stage)

@@ -220,7 +220,7 @@ def edges(sampler: Sampler, config: RunConfig) -> tuple[tuple[int, ...], tuple[i
     The picture's own edges are left out; strided views have none.
     """
     plan = sampler.run_plan(config, config.seed)
-    cell, sides = sampler.backbone.vae_scale_factor, (config.height, config.width)
+    cell, sides, wanted = sampler.backbone.vae_scale_factor, plan.canvas.picture, (config.height, config.width)
     found: tuple[set[int], set[int]] = (set(), set())
     for patches in plan.patches(plan.steps()[-1]):
         for view in patches.views:
@@ -228,7 +228,8 @@ def edges(sampler: Sampler, config: RunConfig) -> tuple[tuple[int, ...], tuple[i
                 if span.step == 1:
                     last = span.start + span.count
                     ends = (span.start, last if span.length is None else last % span.length)
-                    found[axis].update(cell * end for end in ends if 0 < cell * end < sides[axis])
+                    inner = [cell * end for end in ends if 0 < cell * end < sides[axis]]
+                    found[axis].update(round(end * wanted[axis] / sides[axis]) for end in inner)
     sampler.backbone.release()
     return tuple(sorted(found[0])), tuple(sorted(found[1]))
 

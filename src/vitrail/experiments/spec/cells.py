@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ from vitrail.experiments.spec.experiment_file import prompts_of
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.input_digests import content_digest
 from vitrail.sampling.methods import load_method
+from vitrail.sampling.relative_paths import OF_UPSCALERS, UPSCALER
 from vitrail.sampling.run_plugins import attached, load_plugins, wrapping
 from vitrail.sampling.start_picture import open_picture
 
@@ -135,11 +137,13 @@ class Plain:
     Attributes:
         run: The run options; prompt and seed are set by each cell.
         composition: The method as plain tables.
+        addressed: The same without the paths of upscalers' files, which ``besides`` has the contents of.
         besides: Digests of what else determines the pixels.
     """
 
     run: RunConfig
     composition: dict[str, Any]
+    addressed: dict[str, Any]
     besides: tuple[dict[str, str], ...] = field(converter=as_tuple)
 
 
@@ -289,14 +293,33 @@ def _plain(experiment: Experiment, model: Model, row: Row, size: tuple[int, int]
     table = {**model.defaults, **experiment.run, **row.run, "model": experiment.model, "prompt": ""}
     loader = Loader(registry())
     run = loader.structure({**table, "height": size[0], "width": size[1]}, RunConfig, f"row {row.name!r}")
-    return Plain(run=run, composition=loader.unstructure(row.composition), besides=_besides(experiment, row))
+    tables, besides = loader.unstructure(row.composition), _besides(experiment, row)
+    addressed = _without_paths(tables, row.composition.digests())
+    return Plain(run=run, composition=tables, addressed=addressed, besides=besides)
+
+
+def _without_paths(composition: dict[str, Any], digests: Iterable[str]) -> dict[str, Any]:
+    """Return a method's tables without the names of upscalers' files, for which their digests stand.
+
+    Args:
+        composition: The method as plain tables.
+        digests: Paths in the method of the strategies that have digests.
+    """
+    found = copy.deepcopy(composition)
+    for path in (each.split(".") for each in digests if each.endswith(UPSCALER)):
+        table: Any = found
+        for part in path:
+            table = table[int(part) if part.isdecimal() else part]
+        for name in OF_UPSCALERS:
+            table.pop(name, None)
+    return found
 
 
 def _cell(experiment: Experiment, model: Model, row: Row, plain: Plain, pair: tuple[int, str, int], ranks: int) -> Cell:
     number, prompt, seed = pair
     run, composition = attrs.asdict(evolve(plain.run, prompt=prompt, seed=seed), filter=is_written), plain.composition
     return Cell(
-        address=_address(run, composition, model, ranks, experiment.comm, plain.besides),
+        address=_address(run, plain.addressed, model, ranks, experiment.comm, plain.besides),
         row=row.name if len(experiment.ranks) == 1 else f"{row.name}, {ranks} rank{'s' * (ranks > 1)}",
         method=row.method,
         axes=row.axes,

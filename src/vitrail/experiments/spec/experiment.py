@@ -14,6 +14,7 @@ from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.run_config import LARGEST_SEED, MAX_SIZE, MIN_SIZE, PIXELS, RunConfig
 from vitrail.core.method.metric import Column, Metric, References
 from vitrail.errors import nearest, shortened
+from vitrail.sampling.relative_paths import PLACE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,6 @@ OF_MODEL = frozenset({"dtype", "variant", "revision", "model_config"})  # fixed,
 TIMES = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,9})?)x(?:([0-9]{1,4}(?:\.[0-9]{1,9})?)x)?")
 MOST_PAIRS, MOST_ROWS, MOST_CELLS = 100_000, 1_000, 100_000  # limits of an experiment
 MOST_RESAMPLES = 100_000
-PLACE = "{value}"
 
 
 def _run_fields(instance: object, attribute: Any, table: dict[str, Any]) -> None:

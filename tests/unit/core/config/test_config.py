@@ -16,7 +16,7 @@ from vitrail.core.config.files import read_file
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.overrides import override
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.method.cascade import Cascade, Enter
+from vitrail.core.method.cascade import Cascade, Enter, Finish
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.stage import SharedPrompt, Stage, ViewGroup
 from vitrail.errors import ConfigError, VitrailError, nearest
@@ -179,7 +179,14 @@ stages = st.builds(
 
 
 cascades = st.builds(Cascade, spacing=st.sampled_from(["side", "area", "ratio"]), count=st.none() | st.integers(1, 4))
-enters = st.builds(Enter, resize=st.just("pixels"), strength=st.lists(st.floats(0.1, 1), min_size=1, max_size=3))
+upscalers = strategies_of("upscaler")
+enters = st.builds(
+    Enter,
+    resize=st.just("pixels"),
+    strength=st.lists(st.floats(0.1, 1), min_size=1, max_size=3),
+    upscaler=st.none() | upscalers,
+)
+finishes = st.builds(Finish, upscaler=upscalers, factor=st.floats(1.1, 8))
 
 
 def sound(stage, is_first_size):
@@ -212,7 +219,7 @@ def compositions(draw):
     if draw(st.booleans()):
         begin, *further = draw(groups(False))
         cascade, drawn = draw(cascades), [*drawn, attrs.evolve(begin, enter=draw(enters)), *further]
-    return Composition(stages=drawn, cascade=cascade)
+    return Composition(stages=drawn, cascade=cascade, finish=draw(st.none() | finishes))
 
 
 @given(compositions())

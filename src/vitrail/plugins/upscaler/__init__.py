@@ -1,0 +1,1 @@
+"""Upscalers: what enlarges a picture, in pixels."""
