@@ -18,7 +18,7 @@ import attrs
 from vitrail import errors
 from vitrail.core.config.log import EVENTS
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.method.cascade import Cascade, Enter
+from vitrail.core.method.cascade import Cascade, Enter, Finish
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.hookspecs import EXCLUSIVE, RegistrationSpecs, StageSpecs
 from vitrail.core.method.micro_batch import SizeConditioning
@@ -35,6 +35,7 @@ METHOD = {
     "`[[stages.extra_views]]`": ViewGroup,
     "`[cascade]`": Cascade,
     "`enter`": Enter,
+    "`[finish]`": Finish,
     "`sizes`": SizeConditioning,
 }
 

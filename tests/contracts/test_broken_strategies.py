@@ -10,10 +10,12 @@ from vitrail import testing
 from vitrail.core.engine.guidance_context import Branches
 from vitrail.core.geometry.views import Patches
 from vitrail.core.method.attention_maps import AttentionRequest
-from vitrail.core.method.cost import Cost
+from vitrail.core.method.cost import Cost, UpscalingCost
+from vitrail.errors import ConfigError
 from vitrail.plugins.fusion.averages import Average
 from vitrail.plugins.guidance.structure import AsyncGuidance, SyncGuidance
 from vitrail.plugins.patching.windows import Windows
+from vitrail.plugins.upscaler.lanczos import Lanczos
 
 KEPT_IN_THE_MODULE = []
 
@@ -549,3 +551,74 @@ def test_checks_leave_global_state_alone():
         testing.check_prompting(BrokenPrompting("state on itself"))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.get_default_dtype() == dtype
+
+
+# ---------------------------------------------------------------- upscaler
+
+
+@frozen
+class BrokenUpscaler(Broken):
+    @property
+    def reach(self):
+        return {"sees farther": 4, "half a reach": 4.5}.get(self.how, 8)
+
+    def check(self):
+        if self.how == "no file":
+            raise ConfigError("file: there is none")
+
+    def cost(self, before, after):
+        return UpscalingCost(passes=-1 if self.how == "cost" else 0)
+
+    def upscale(self, picture, size):
+        larger = Lanczos(lobes=7 if self.how == "sees farther" else 3).upscale(picture, size)
+        match self.how:
+            case "multiples of it":
+                return Lanczos().upscale(picture, tuple(2 * side for side in picture.shape[-2:]))
+            case "shoots over":
+                return 1.2 * larger
+            case "float64":
+                return larger.double()
+            case "one of the batch":
+                return larger[:1]
+            case "looks at the others":
+                return larger * larger.mean()
+            case "in place":
+                picture.mul_(0.5)
+            case "global randomness":
+                return larger * torch.rand(())
+            case "state on itself":
+                self.kept.append(1)
+                return larger / len(self.kept)
+            case "ambient dtype":
+                return larger * torch.tensor(0.1).double().float()
+            case "ambient device":
+                return larger * torch.ones(1, dtype=torch.float32)
+        return larger
+
+
+UPSCALER = [
+    ("no file", "there is none"),
+    ("multiples of it", r"must return the picture as float32 \(2, 3, 4, 4\) on cpu, got float32 \(2, 3, 2, 2\)"),
+    ("shoots over", r"must return values in \[0, 1\]"),
+    ("float64", "got float64"),
+    ("one of the batch", r"got float32 \(1, 3, 4, 4\)"),
+    ("looks at the others", "changes with the others of its batch"),
+    ("in place", "must not be written into"),
+    ("cost", "must return an UpscalingCost of whole numbers"),
+    ("sees farther", "depends on what is farther away than reach = 4"),
+    ("half a reach", "reach must be a whole number"),
+    ("global randomness", "changes with the others|global random state|answers otherwise"),
+    ("state on itself", "changes with the others|keeps something on itself"),
+    ("ambient dtype", "default_dtype"),
+    ("ambient device", "default_device"),
+]
+
+
+@pytest.mark.parametrize(("how", "told"), UPSCALER)
+def test_upscaler(how, told):
+    with pytest.raises(AssertionError, match=told):
+        testing.check_upscaler(BrokenUpscaler(how))
+
+
+def test_upscaler_that_is_not_broken():
+    testing.check_upscaler(BrokenUpscaler())

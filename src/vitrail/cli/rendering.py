@@ -236,7 +236,7 @@ def _upscaling_line(upscaling: UpscalingPlan) -> str:
     """Text on one call of an upscaler: sizes, passes of its network, memory as far as it is known."""
     (down, right), (height, width), cost = upscaling.before, upscaling.after, upscaling.cost
     passes = f", {cost.passes} pass{'es' * (cost.passes > 1)} of its network" if cost.passes else ""
-    memory = "" if cost.peak_bytes is None else f", {cost.peak_bytes / 1e9:.2f} GB at the most"
+    memory = "" if cost.peak_bytes is None else f", about {cost.peak_bytes / 1e9:.2f} GB"
     return f"  upscaling {right}x{down} to {width}x{height}: {upscaling.upscaler}{passes}{memory}"
 
 

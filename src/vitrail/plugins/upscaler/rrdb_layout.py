@@ -74,7 +74,8 @@ class Layout:
         cells = math.prod(-(-side // self.shuffle) for side in size)
         work = min(cells, (tile + 2 * BLOCK_REACH) ** 2)
         dense = self.features + (len(CONVS) - 1) * self.growth  # channels that the last convolution of a block sees
-        maps, layers = 3 * self.features * cells, (2 * dense + 3 * self.features) * work
+        maps = 3 * self.features * cells
+        layers = (3 * dense + 3 * self.features) * work  # what is joined, the result, and a kernel's copy of it
         result = 2 * COLOURS * math.prod(size) * self.factor**2
         return FLOAT * (maps + layers + result + sum(map(math.prod, self.shapes().values())))
 

@@ -83,7 +83,7 @@ def test_unreadable_files(tmp_path):
         ("stages.0.fusion=gausian", "$.stages[0].fusion: no fusion named 'gausian' (did you mean 'gaussian'?)"),
         ("stages.1.patching.jitter=True", "$.stages[1].patching.jitter: expected true or false, got the text"),
         ("stages.0.until=0.2\nx = 3", "$.stages[0].until: expected a number, got the text"),
-        ("seed=3", "$: a method has no key 'seed'; known: cascade, stages"),
+        ("seed=3", "$: a method has no key 'seed'; known: cascade, finish, stages"),
     ],
 )
 def test_broken_assignment(assignment, expected):

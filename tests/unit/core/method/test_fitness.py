@@ -27,6 +27,7 @@ METHODS = {
     "request": property(lambda self: None),
     "check": lambda self, network: None,
     "apply": lambda self, forward: None,
+    "upscale": lambda self, picture, size: picture,
     "needs": frozenset(),
     "point": "views",
 }
@@ -57,6 +58,7 @@ def test_what_has_the_required_members_fits(slot):
         ("fusion", {"local": True}, "is_local"),
         ("prompting", {"recal": True}, "recalls"),
         ("rectification", {"branch": ()}, "branches"),
+        ("upscaler", {"reaches": 3}, "reach"),
         ("masking", {"digests": lambda self: ""}, "digest"),
     ],
 )
