@@ -145,7 +145,7 @@ def test_mistake_is_answered_before_torch_is_imported(place, answers, name):
     assert [part for part in BAD[name][1] if part not in answer.err] == [], answer.err
     assert (answer.code, answer.out, list(answer.heavy)) == (2, "", []), answer
     assert answer.err.startswith(("Error: ", "Usage: ")) and "Traceback" not in answer.err
-    assert max(map(len, answer.err.splitlines())) < 300
+    assert max(map(len, answer.err.splitlines())) < 400  # the list of the methods' names is the longest
     assert {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} == set(FILES)
 
 

@@ -60,7 +60,7 @@ def _along(picture: Tensor, axis: int, wanted: int, lobes: int) -> Tensor:
         return picture
     positions, weights = _window(length, wanted, lobes)
     shape = (-1, 1) if axis == -2 else (-1,)
-    total = None
+    total: Tensor | None = None
     for places, shares in zip(positions, weights, strict=True):
         part = picture.index_select(axis, places.to(picture.device)) * shares.to(picture).view(shape)
         total = part if total is None else total.add_(part)

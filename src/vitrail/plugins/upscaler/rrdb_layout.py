@@ -57,7 +57,7 @@ class Layout:
     @property
     def factor(self) -> int:
         """Sides of the result over those of the picture."""
-        return 2**self.doublings // self.shuffle
+        return int(2**self.doublings) // self.shuffle
 
     @property
     def reach(self) -> int:
