@@ -116,10 +116,15 @@ def _from_safetensors(path: Path) -> object:
 
 def _from_pickle(path: Path) -> object:
     import pickle
+    import zipfile
 
     import torch
 
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("its parts are compressed, which torch does not do, so they may be of any size")
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -135,4 +140,5 @@ def _reason(error: Exception) -> str:
     """Return what torch said in one line; its advice to read the file without the check is left out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
-    return shortened(told.partition("WeightsUnpickler error: ")[2] or told or type(error).__name__)
+    told = told.rpartition("WeightsUnpickler error: ")[2].partition(" Please use")[0]
+    return shortened(told or type(error).__name__)
