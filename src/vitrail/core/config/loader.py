@@ -108,7 +108,7 @@ class Loader:
         Raises:
             ConfigError: If a strategy is not registered.
         """
-        if type(value) in {Composition, Stage, ViewGroup, Cascade, Enter, Finish, SizeConditioning, *self._strategies()}:
+        if type(value) in {*TITLES, *self._strategies()} - {RunConfig}:
             each = ((f, getattr(value, f.name)) for f in attrs.fields(type(value)))
             table = {f.name: self.unstructure(item) for f, item in each if is_written(f, item)}
             name = self._strategies().get(type(value))
