@@ -7,7 +7,7 @@ import locale
 import pytest
 import torch
 
-from methods import EACH
+from methods import METHODS
 from metric_files import write_clip, write_inception
 from often import every
 from schedulers import READ, new_scheduler
@@ -98,7 +98,7 @@ def assert_same(result, plain):
     assert result.images[0].dtype == torch.float32 and torch.equal(result.images[0], plain.images[0])
 
 
-@pytest.mark.parametrize("method", every(3, EACH))
+@pytest.mark.parametrize("method", every(3, METHODS))
 def test_the_picture_of_every_method_is_the_same(model, method):
     plain = run(model, method)
     for state in DEFAULTS:

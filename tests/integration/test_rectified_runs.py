@@ -94,6 +94,15 @@ def test_neutral_values_and_windows_of_the_training_size_are_its_absence(unets):
     assert not torch.equal(sample(unets, stages(FREEU, patching=windows)), plain)
 
 
+def test_attn_sf_is_direct_at_the_training_size_and_another_picture_above(pipe):
+    def latents(method, side):
+        call = CALL | {"height": side * NATIVE, "width": side * NATIVE, "output_type": "latent"}
+        return Sampler.from_pipeline(pipe, method)("a fox", **call).latents
+
+    assert torch.equal(latents("attn-sf", 8), latents("direct", 8))
+    assert not torch.equal(latents("attn-sf", 16), latents("direct", 16))
+
+
 @pytest.mark.parametrize("strategy", [AttentionScale, FreeU])
 def test_a_range_of_steps_is_a_stage(pipe, strategy):
     ranged = sample(pipe, stages(strategy(until=0.4)))
