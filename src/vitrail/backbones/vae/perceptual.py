@@ -12,7 +12,8 @@ LPIPS in its VGG16 form, in float32 or less, with
     features.N.weight, features.N.bias   the convolutions of VGG16 under torchvision's numbers, N in ``lpips.CONVS``
     linL.model.1.weight                  w_L of relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, (1, channels, 1, 1)
 
-which are the names in the two published weight files together.
+which are the names in the two published weight files together, or with the names of the package ``lpips``, see
+``lpips.check_weights``.
 """
 
 from __future__ import annotations
@@ -132,6 +133,5 @@ def load_distance(weights: str | None, device: Any = None) -> JudgeDistance | Vg
     with torch.inference_mode(False), torch.no_grad():  # normal tensors, to be used in autograd
         if weights is None:
             return JudgeDistance(Judge.load().network.to(device))
-        check_weights(weights)
-        loaded = load_file(expanded(weights))
-        return VggDistance({name: loaded[name].float().to(device) for name in names()})
+        own, loaded = check_weights(weights), load_file(expanded(weights))
+        return VggDistance({name: loaded[own[name]].float().to(device) for name in names()})

@@ -10,17 +10,24 @@ CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # numbers of the convo
 BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # convolutions between two poolings
 
 
-def check_weights(weights: str) -> None:
+def check_weights(weights: str) -> dict[str, str]:
     """Refuse a file that does not hold LPIPS weights, by its header alone; further tensors are allowed.
+
+    Returns:
+        The file's name of every tensor in ``names``, by that name: the published ones, or those of the module LPIPS of
+        the package ``lpips`` (0.1.4), which has its heads under two.
 
     Raises:
         ModelError: If the file is missing, broken, or lacks a tensor or has one of another shape.
     """
-    shapes = read_header(expanded(weights)).shapes
-    missing = [name for name in names() if name not in shapes]
+    there = read_header(expanded(weights)).shapes
+    found = {name: next((own for own in (name, *others) if own in there), None) for name, others in _aliases().items()}
+    missing = [name for name, own in found.items() if own is None]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise _refusal(weights, f"it has no {', '.join(missing[:3])}{more}")
+    known = {name: own for name, own in found.items() if own is not None}
+    shapes = {name: there[own] for name, own in known.items()}
     channels = 3
     for number, block in enumerate(BLOCKS):
         for conv in block:
@@ -30,6 +37,19 @@ def check_weights(weights: str) -> None:
             _fit(weights, bias, shapes[bias], (width,))
             channels = width
         _fit(weights, head_name(number), shapes[head_name(number)], (1, channels, 1, 1))
+    return known
+
+
+def _aliases() -> dict[str, tuple[str, ...]]:
+    """Return other names of every tensor in ``names``."""
+    convs = {
+        f"features.{conv}.{kind}": (f"net.slice{number + 1}.{conv}.{kind}",)
+        for number, block in enumerate(BLOCKS)
+        for conv in block
+        for kind in ("weight", "bias")
+    }
+    heads = {head_name(number): (f"lins.{number}.model.1.weight",) for number in range(len(BLOCKS))}
+    return {name: (convs | heads)[name] for name in names()}
 
 
 def _fit(weights: str, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:

@@ -1,7 +1,11 @@
 """Perceptual distances: what every distance does, LPIPS as its authors define it, and files of other weights."""
 
+import re
+from collections import OrderedDict
+
 import pytest
 import torch
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from perceptual_files import WIDTHS, random_weights, write
@@ -74,6 +78,41 @@ def test_lpips_is_what_its_authors_define(tmp_path):
             expected += weighted.mean((1, 2, 3))
     found = between(load_distance(write(tmp_path / "lpips.safetensors")), first, second)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def lpips_module():
+    """LPIPS as the package ``lpips`` (0.1.4) builds it: VGG16 in slices, every head under two names."""
+    module, layers = nn.Module(), list(vgg16().features)
+    module.net, module.lins = nn.Module(), nn.ModuleList()
+    for number, (first, end) in enumerate(zip((0, *POOLS), (*POOLS, 30), strict=True)):
+        parts = {str(at): layers[at] for at in range(first, end)}
+        module.net.add_module(f"slice{number + 1}", nn.Sequential(OrderedDict(parts)))
+        head = nn.Module()
+        head.model = nn.Sequential(nn.Dropout(), nn.Conv2d(WIDTHS[number], 1, 1, bias=False))
+        module.add_module(f"lin{number}", head)
+        module.lins.append(head)
+    return module
+
+
+def test_the_module_of_lpips_saved_as_it_is_gives_the_same_distance(tmp_path):
+    """Its heads are shared tensors, of which ``save_model`` keeps one name; either will do."""
+    module, weights = lpips_module(), random_weights()
+    with torch.no_grad():
+        for number, block in enumerate(BLOCKS):
+            head = f"lin{number}.model.1.weight"
+            module.get_parameter(head).copy_(weights[head])
+            for name in (f"{conv}.{kind}" for conv in block for kind in ("weight", "bias")):
+                module.get_parameter(f"net.slice{number + 1}.{name}").copy_(weights[f"features.{name}"])
+    with pytest.raises(RuntimeError, match="share memory"):
+        save_file(module.state_dict(), tmp_path / "shared.safetensors")
+    save_model(module, str(tmp_path / "module.safetensors"))
+    named = {name: each for name, each in module.state_dict().items() if not re.match(r"lin\d", name)}
+    save_file(named, tmp_path / "lins.safetensors")
+    first, second = pictures(), pictures(name="other")
+    expected = between(load_distance(write(tmp_path / "published.safetensors")), first, second)
+    for name in ("module", "lins"):
+        found = between(load_distance(str(tmp_path / f"{name}.safetensors")), first, second)
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(
