@@ -10,7 +10,11 @@ import torch
 from often import THOROUGH
 from schedulers import READ, STOCHASTIC, new_scheduler
 from toy import ASG, DETAIL, NATIVE, STRUCTURE, VARIANCE, sample, smooth_templates, toy_sampler
+from vitrail.backbones.loading.source import check_scheduler
+from vitrail.comm import InProcess
 from vitrail.core.schedule.noise_schedule import Stepper
+from vitrail.errors import ConfigError
+from vitrail.sampling.sampler import Spread
 
 WHOLE = {"patching": "whole", "fusion": "average"}
 TEMPLATES = smooth_templates(4, NATIVE)
@@ -50,6 +54,54 @@ def test_step_noise_does_not_depend_on_micro_batches(name):
         wide = run(name, *stages, row_batch=64)
         for row_batch in (1, 3):
             torch.testing.assert_close(run(name, *stages, row_batch=row_batch), wide, rtol=1e-5, atol=1e-5)
+
+
+TAKEN = [  # numbers that a step takes, one that is its default and one that is not
+    ("DDIMScheduler", {"eta": 0.0}, {"eta": 1.0}),
+    ("TCDScheduler", {"eta": 0.3}, {"eta": 1.0}),
+    ("EulerDiscreteScheduler", {"step_kwargs": {"s_churn": 0.0}}, {"step_kwargs": {"s_churn": 2.0}}),
+    ("FlowMatchEulerDiscreteScheduler", {"step_kwargs": {}}, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "default", "other"), TAKEN)
+def test_a_default_of_the_step_changes_no_bit_and_another_is_the_same_on_three_ranks(name, default, other):
+    plain = run(name, *ASG)
+    assert torch.equal(run(name, *ASG, **default), plain)
+    alone = run(name, *ASG, **other)
+    assert torch.equal(alone, plain) != bool(other)
+
+    def program(communicator):
+        return run(name, *ASG, **other, spread=Spread(communicator=communicator))
+
+    assert all(torch.equal(each, alone) for each in InProcess(timeout=60).run(3, program))
+
+
+def test_eta_of_a_run_is_that_of_the_step():
+    """A scheduler whose step has another default gives the same bits; half of it another picture."""
+
+    class Eager(diffusers.DDIMScheduler):
+        def step(self, model_output, timestep, sample, eta=1.0, generator=None, return_dict=True):
+            return super().step(model_output, timestep, sample, eta, False, generator, None, return_dict)
+
+    plain = new_scheduler("DDIMScheduler")
+    eager = sample(toy_sampler(DETAIL, scheduler=Eager.from_config(plain.config)), steps=8)
+    assert torch.equal(run("DDIMScheduler", DETAIL, eta=1.0), eager)
+    assert not torch.equal(run("DDIMScheduler", DETAIL, eta=0.5), eager)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_a_step_does_not_take_is_refused_by_name_before_any_step(name):
+    takes = inspect.signature(getattr(diffusers, name).step).parameters
+    for options in ({"eta": 0.5}, {"step_kwargs": {"s_churn": 0.5}}):
+        option = next(iter(options.get("step_kwargs", options)))
+        if option not in takes:
+            with pytest.raises(ConfigError, match=f"{option}: the step of {name} takes no such option"):
+                run(name, DETAIL, **options)
+            with pytest.raises(ConfigError, match=f"{option}: the step of {name} takes no such option"):
+                check_scheduler(name, {option: 0.5})
+        else:
+            check_scheduler(name, {option: 0.5})
 
 
 @pytest.mark.parametrize("fusion", ["average", "gaussian"])

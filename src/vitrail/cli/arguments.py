@@ -82,7 +82,7 @@ def prepare(
         if run is not None and run.image is not None:
             open_picture(run.image, quiet=True)
     with problems.collect():
-        check_scheduler(scheduler if isinstance(scheduler, str) else None)
+        check_scheduler(scheduler if isinstance(scheduler, str) else None, None if run is None else run.scheduler_step)
     problems.tell()
     assert run is not None
     assert composition is not None
@@ -111,6 +111,27 @@ def _with_sides(table: dict[str, Any], size: object, where: str) -> dict[str, An
     if table.keys() & {"width", "height"}:
         raise ConfigError(f"{where}: give either the size or width and height, not both")
     return table | {"width": int(found[1]), "height": int(found[2] or found[1])}
+
+
+def numbers(option: str, assignments: Sequence[str]) -> dict[str, float]:
+    """Parse assignments such as ``s_churn=0.5``.
+
+    Args:
+        option: Name of the command-line option in error messages.
+        assignments: Texts with a name, an equals sign and a number.
+
+    Raises:
+        ConfigError: If one is none.
+    """
+    found = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        try:
+            found[name.strip()] = float(text)
+        except ValueError as error:
+            shown = shortened(assignment, 60)
+            raise ConfigError(f"{option} {shown!r}: write NAME=NUMBER, e.g. s_churn=0.5") from error
+    return found
 
 
 def rank_options(

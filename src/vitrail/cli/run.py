@@ -217,7 +217,7 @@ def check(experiment: Experiment, beside: Path) -> RunConfig:
 def _run_of(experiment: Experiment, own: Mapping[str, Any], where: str) -> RunConfig:
     table = {"prompt": "", **experiment.run, **own, "model": experiment.model}
     run = Loader(registry()).structure(table, RunConfig, where)
-    check_scheduler(run.scheduler)
+    check_scheduler(run.scheduler, run.scheduler_step)
     return run
 
 

@@ -45,6 +45,12 @@ def sample(
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the picture should not show.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="A diffusers scheduler class.")] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="Share of DDPM's noise in the steps of DDIM; refused where it is not taken.")
+    ] = None,
+    step_kwarg: Annotated[
+        list[str] | None, typer.Option(help="What else the scheduler's step takes, NAME=NUMBER. Repeatable.")
+    ] = None,
     num_images: Annotated[int | None, typer.Option(help="Pictures; picture i has seed + i.")] = None,
     row_batch: Annotated[
         int | None, typer.Option(help="Views x guidance branches a forward; chosen by the memory if not given.")
@@ -91,6 +97,8 @@ def sample(
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
         "scheduler": scheduler,
+        "eta": eta,
+        "step_kwargs": arguments.numbers("--step-kwarg", step_kwarg) if step_kwarg else None,
         "num_images": num_images,
         "row_batch": row_batch,
         "memory": memory,

@@ -139,7 +139,7 @@ class Builder:
         height, width = sampled_size(self.composition.finish, config, self.backbone)
         sizes: Sequence[tuple[int, int]] = [(height, width)]
         if self.composition.cascade is not None:
-            sizes = self.composition.cascade.sizes(height, width, native * factor, factor, config.wrap)
+            sizes = self.composition.cascade.pictures(height, width, native * factor, factor, config.wrap)
         phases = []
         for number, (height, width) in enumerate(sizes):
             group = min(number, len(groups) - 1)
@@ -171,7 +171,7 @@ class Builder:
 
         scheduler = self.backbone.new_scheduler(self.config.scheduler)
         options = self.backbone.timestep_options(scheduler, canvas.height, canvas.width)
-        return Stepper(scheduler, self.config.num_inference_steps, options)
+        return Stepper(scheduler, self.config.num_inference_steps, options, self.config.scheduler_step)
 
     def _workers(self, exchange: Exchange, plan: RunPlan) -> int:
         """Return the number of concurrent micro-batches; 1 if a plugin sees forwards or the network is not plain."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import re
@@ -20,6 +21,7 @@ from vitrail.core.config.run_config import Dtype, RunConfig
 from vitrail.core.config.safetensors_header import read_header
 from vitrail.core.config.text_files import read_json
 from vitrail.core.method.backbone import Backbone, BackboneSpec
+from vitrail.core.schedule.step_options import numbers_of, refuse_unknown_options
 from vitrail.errors import ConfigError, ModelError, nearest, shortened
 
 SERVES = "EulerDiscreteScheduler"
@@ -37,6 +39,7 @@ UNFIT = {  # unsupported schedulers of diffusers, by reason; others are detected
 SUITS = "vitrail.json"  # file in a model's folder
 SUITABLE = {"height", "width", "guidance_scale", "num_inference_steps", "scheduler"}
 Kind = Literal["folder", "file", "hub"]
+CLASS = re.compile(r"^class (\w+Scheduler)\b", re.MULTILINE)
 VARIANT = re.compile(r"\w(\w|[.-](?=\w)){0,63}")  # part of a file's name
 
 
@@ -243,8 +246,12 @@ def _adapters(registry: Registry) -> list[AdapterClass]:
     return [cast("AdapterClass", entry.value) for entry in registry.entries("backbones")]
 
 
-def check_scheduler(name: str | None) -> None:
+def check_scheduler(name: str | None, options: Mapping[str, float] | None = None) -> None:
     """Refuse a scheduler that diffusers does not have or that cannot sample here; None is the model's own.
+
+    Args:
+        name: Name of its class.
+        options: Numbers that its step is to take, by name; those of the model's own are checked when it is loaded.
 
     Raises:
         ConfigError: With the nearest name, or the reason.
@@ -260,14 +267,31 @@ def check_scheduler(name: str | None) -> None:
     )
     if why:
         raise ConfigError(f"scheduler {name!r} {why}, so no picture can be sampled with it; e.g. {SERVES!r} serves")
+    if name is not None and options:
+        refuse_unknown_options(name, _step_numbers(name), options)
 
 
 @functools.cache
 def _scheduler_names() -> frozenset[str]:
     """Read the names of schedulers from diffusers' sources, since importing it takes seconds."""
+    return frozenset(name for text in _scheduler_texts() for name in CLASS.findall(text))
+
+
+@functools.cache
+def _scheduler_texts() -> tuple[str, ...]:
     spec = importlib.util.find_spec("diffusers")
     assert spec is not None
     assert spec.origin is not None
     files = (Path(spec.origin).parent / "schedulers").glob("scheduling_*.py")
-    found = (re.findall(r"^class (\w+Scheduler)\b", file.read_text(encoding="utf-8"), re.MULTILINE) for file in files)
-    return frozenset(name for names in found for name in names)
+    return tuple(file.read_text(encoding="utf-8") for file in files)
+
+
+def _step_numbers(name: str) -> list[str]:
+    """Read which numbers a scheduler's step takes from diffusers' sources, see ``numbers_of``."""
+    text = next(text for text in _scheduler_texts() if name in CLASS.findall(text))
+    classes = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name)
+    steps = (node for node in next(classes).body if isinstance(node, ast.FunctionDef) and node.name == "step")
+    arguments = next(steps).args
+    names = [argument.arg for argument in arguments.args][-len(arguments.defaults) :] if arguments.defaults else []
+    values = [default.value if isinstance(default, ast.Constant) else 0.0 for default in arguments.defaults]
+    return numbers_of(zip(names, values, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal
 
@@ -30,6 +31,15 @@ def _guided(instance: object, attribute: Any, value: float) -> None:
     """Refuse a guidance scale below 1, since diffusers' pipelines take 0 for no guidance."""
     if not value >= 1:
         raise ValueError(f"'{attribute.name}' must be >= 1, where 1 switches guidance off: {value:g}")
+
+
+def _numbers(instance: object, attribute: Any, options: dict[str, float]) -> None:
+    """Refuse options of a scheduler's step that are no numbers, or that have a field of their own."""
+    odd = {name: value for name, value in options.items() if not math.isfinite(value)}
+    if odd:
+        raise ValueError(f"'{attribute.name}' wants finite numbers by name, got {odd}")
+    if "eta" in options:
+        raise ValueError(f"'{attribute.name}': 'eta' has a field of its own; write eta = {options['eta']:g}")
 
 
 side = v.and_(v.ge(MIN_SIZE), v.le(MAX_SIZE))
@@ -61,6 +71,10 @@ class RunConfig:
     strength: float = field(default=0.8, validator=share)  # with an image: share of the steps that are done
     wrap: Wrap = "none"  # axes on which opposite edges of the picture meet
     scheduler: str | None = field(default=None, validator=_said)  # a diffusers class; the model's own if unset
+    eta: float | None = field(default=None, validator=v.optional(share))  # share of DDPM's noise in DDIM's steps, as
+    # far as the scheduler takes it; its own default if unset, which is 0 for DDIM
+    step_kwargs: dict[str, float] = field(factory=dict, validator=_numbers)  # other numbers that the scheduler's
+    # step takes by name, e.g. s_churn
     num_images: int = field(default=1, validator=v.and_(v.ge(1), v.le(MAX_IMAGES)))  # picture i has seed + i
     row_batch: int | None = field(
         default=None, validator=v.optional(v.and_(v.ge(1), v.le(MAX_ROWS)))
@@ -70,3 +84,8 @@ class RunConfig:
     def __attrs_post_init__(self) -> None:
         if self.seed + self.num_images - 1 > LARGEST_SEED:
             raise ValueError(f"'seed' and 'num_images': the last picture's seed must be <= {LARGEST_SEED}")
+
+    @property
+    def scheduler_step(self) -> dict[str, float]:
+        """The given options of the scheduler's step, by name."""
+        return {**({} if self.eta is None else {"eta": self.eta}), **self.step_kwargs}

@@ -20,7 +20,6 @@ CALL_WORDS: Mapping[str, str] = {
     "crops_coords_top_left": _SIZES,
     "denoising_end": _PARTS,
     "denoising_start": _PARTS,
-    "eta": "it belongs to the scheduler; choose a stochastic one with scheduler, e.g. EulerAncestralDiscreteScheduler",
     "generator": "all randomness comes from seed, which gives the same picture on every device",
     "guess_mode": "it is not served; a small controlnet_conditioning_scale leaves more to the network",
     "image_embeds": "give ip_adapter_image_embeds",

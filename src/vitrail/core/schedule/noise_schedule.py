@@ -20,6 +20,7 @@ from vitrail.core.config.ambient import plain_defaults
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.schedule.scheduler_noise import check_own_noise
 from vitrail.core.schedule.step import PredictionType, Step
+from vitrail.core.schedule.step_options import numbers_of, refuse_unknown_options
 from vitrail.errors import CapabilityError, ConfigError
 
 if TYPE_CHECKING:
@@ -290,7 +291,11 @@ class Stepper:
 
     @plain_defaults()
     def __init__(
-        self, scheduler: Scheduler, num_inference_steps: int, set_timesteps: Mapping[str, object] | None = None
+        self,
+        scheduler: Scheduler,
+        num_inference_steps: int,
+        set_timesteps: Mapping[str, object] | None = None,
+        step_kwargs: Mapping[str, float] | None = None,
     ):
         """Set the scheduler's timesteps and read its schedule.
 
@@ -298,19 +303,24 @@ class Stepper:
             scheduler: Changed in place.
             num_inference_steps: As ``set_timesteps`` counts them.
             set_timesteps: Further keywords of ``set_timesteps``.
+            step_kwargs: Numbers that ``step`` takes by name, such as DDIM's ``eta``.
 
         Raises:
-            ConfigError: If the scheduler does not support the number of steps.
+            ConfigError: If the scheduler does not support the number of steps, or takes no such option.
             CapabilityError: If the engine cannot sample with the scheduler.
         """
         _refuse_other_step(scheduler)
+        self._options = dict(step_kwargs or {})
+        parameters = inspect.signature(scheduler.step).parameters.values()
+        takes = numbers_of((parameter.name, parameter.default) for parameter in parameters)
+        refuse_unknown_options(type(scheduler).__name__, takes, self._options)
         _set_timesteps(scheduler, num_inference_steps, set_timesteps or {})
         _refuse_rising(scheduler, set_timesteps or {})
         self._scheduler: Any = scheduler
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self.timesteps: Tensor = scheduler.timesteps
         self.schedule = NoiseSchedule.of(scheduler)
-        check_own_noise(scheduler, self._takes_generator)
+        check_own_noise(scheduler, self._takes_generator, self._options)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -346,8 +356,11 @@ class Stepper:
         """Return the ratio of the model input scaled for the next step to that scaled for step ``index``."""
         if index + 1 >= len(self.schedule.sigmas) or not self._scales_input:
             return 1.0
-        own, following = self.schedule.sigmas[index], self.schedule.sigmas[index + 1]
-        return math.hypot(1, own) / math.hypot(1, following)
+        return self.input_norm(index) / self.input_norm(index + 1)
+
+    def input_norm(self, index: int) -> float:
+        """Return the divisor by which ``scale`` scales the latents for the network; 1 if it does not."""
+        return math.hypot(1, self.schedule.sigmas[index]) if self._scales_input else 1.0
 
     @property
     def _scales_input(self) -> bool:
@@ -386,7 +399,7 @@ class Stepper:
         Returns:
             The new latents, Float32[Tensor, "batch channels height width"].
         """
-        extra = {"generator": generator} if self._takes_generator else {}
+        extra: dict[str, object] = {**self._options, **({"generator": generator} if self._takes_generator else {})}
         stepped = self._scheduler.step(model_output, self.timesteps[index], latents, return_dict=False, **extra)
         return cast("Tensor", stepped[0])
 

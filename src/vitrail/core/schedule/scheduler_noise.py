@@ -17,22 +17,25 @@ SHAPE = (1, 4, 2, 2)
 _checked: set[str] = set()  # classes and settings known to draw from the generator alone
 
 
-def check_own_noise(scheduler: Any, takes_generator: bool) -> None:
+def check_own_noise(scheduler: Any, takes_generator: bool, options: Mapping[str, float]) -> None:
     """Refuse a scheduler whose step draws noise from another source than the generator it is given.
 
     Args:
         scheduler: A scheduler whose timesteps are set; not changed.
         takes_generator: Whether its ``step`` has a ``generator`` argument.
+        options: Numbers that its ``step`` is given by name.
 
     Raises:
         CapabilityError: If it does, since the same seed would give different pictures, also between ranks.
     """
-    place = f"{type(scheduler).__module__}.{type(scheduler).__qualname__} {sorted(dict(scheduler.config).items())}"
+    settings = [*sorted(dict(scheduler.config).items()), *sorted(options.items())]
+    place = f"{type(scheduler).__module__}.{type(scheduler).__qualname__} {settings}"
     if place in _checked:
         return
     probe, streams = copy.deepcopy(scheduler), Streams(0)
     latents, output = streams.normal(SHAPE, "latents"), streams.normal(SHAPE, "output")
-    extra: dict[str, Generator] = {"generator": streams.generator("noise")} if takes_generator else {}
+    source: dict[str, Generator] = {"generator": streams.generator("noise")} if takes_generator else {}
+    extra: dict[str, object] = {**options, **source}
     with _watch()() as watch:
         if hasattr(probe, "scale_model_input"):  # some schedulers warn if this call is missing
             probe.scale_model_input(latents, probe.timesteps[0])

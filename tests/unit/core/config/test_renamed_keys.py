@@ -92,10 +92,12 @@ def test_a_picture_of_before_is_replayed_without_a_word(tmp_path, said):
 
 
 def test_digests_and_addresses_of_before_stay():
-    assert Recipe.of(RUN, load_method(METHOD)).digest == "eab1c3a44deb"
+    former = ("cascade.rounding=views", "stages.1.patching.tail=spread")  # what the method said then
+    assert Recipe.of(RUN, load_method(METHOD, former)).digest == "eab1c3a44deb"
+    assert Recipe.of(evolve(RUN, eta=0.5), load_method(METHOD, former)).digest != "eab1c3a44deb"
     model = Model(native_size=64, defaults={}, fingerprint="f")
     for key in ("also", "extra_views"):
-        bare = {"method": METHOD, "label": "bare", "set": [f"stages.1.{key}=[]"]}
+        bare = {"method": METHOD, "label": "bare", "set": [f"stages.1.{key}=[]", *former]}
         experiment = structure({"methods": ["multidiffusion", bare], "prompts": ["a fox"], "sizes": ["64"]}, "test")
         assert [cell.address for cell in cells_of(experiment, model, Path())] == ["8632fd9b4c41", "1a7969824310"]
 
