@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attrs import evolve
 
 from often import every
 from tiny_families import FAMILIES
@@ -129,10 +130,13 @@ def test_every_scheduler_begins_a_size_on_the_grown_picture_with_its_noise(pipe,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_size_begins_with(family):
+@pytest.mark.parametrize("clip", ["decoded", "resized"])
+def test_what_a_size_begins_with(family, clip):
     """The picture of the size before, decoded without its padding, grown, encoded with padding of its own."""
-    probe = Probe()
-    method = load_method("diffusehigh", ["cascade.count=1"])
+    probe, sharpen = Probe(), 1.0 if clip == "decoded" else 0.0
+    method = load_method("diffusehigh", ["cascade.count=1", f"stages.1.enter.sharpen={sharpen}"])
+    enter = evolve(method.stages[1].enter, clip=clip)
+    method = evolve(method, stages=[method.stages[0], evolve(method.stages[1], enter=enter)])
     sampler = Sampler.from_pipeline(FAMILIES[family](), method, plugins=[("probe", probe)])
     config = RunConfig(prompt="a fox", height=150, width=100, num_inference_steps=4)
     engine = sampler.engine(config, 0)
@@ -142,7 +146,8 @@ def test_what_a_size_begins_with(family):
     vae = engine.guidance.vae
     with torch.inference_mode():
         before, after = engine.plan.phases
-        picture = grown_picture(vae.decode(latents, before.canvas), (150, 100), 1.0, after.canvas)
+        decoded = vae.decode(latents, before.canvas, clip == "decoded")
+        picture = grown_picture(decoded, (150, 100), sharpen, after.canvas)
         assert torch.equal(start.picture, picture)
         assert torch.equal(start.clean, vae.encode(picture, after.canvas))
     assert start.clean.shape[-2:] == (after.canvas.height, after.canvas.width)
@@ -160,6 +165,8 @@ def test_pictures_of_a_batch_are_their_own(pipe):
         both = pixels.decode(latents, canvas)
         assert both.shape == (2, 3, 60, 90) and both.min() >= 0 and both.max() <= 1
         assert torch.equal(both[1:], pixels.decode(latents[1:], canvas))
+        loud = [pixels.decode(20 * latents, canvas, clip) for clip in (True, False)]
+        assert torch.equal(loud[0], loud[1].clamp(0, 1)) and loud[1].max() > 1.1
         again = pixels.encode(2 * both - 1, canvas)
         assert again.shape == latents.shape
         assert torch.equal(again[:1], pixels.encode(2 * both[:1] - 1, canvas))

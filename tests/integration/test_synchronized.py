@@ -102,6 +102,16 @@ def test_the_gradient_is_that_of_finite_differences(family):
             assert (ahead - behind) / (2 * short) == pytest.approx(float((gradient * way).sum()), rel=1e-3)
 
 
+def test_colours_out_of_range_are_clipped_and_pull_at_nothing(pipe):
+    bench = Bench(pipe)
+    with torch.enable_grad():
+        clean = (20 * bench.views()[0]).requires_grad_()
+        plain, shown = bench.run.new_decoder()(clean), bench.run.picture(clean)
+        assert torch.equal(shown, plain.clamp(-1, 1)) and plain.abs().max() > 1.2
+        (pull,) = torch.autograd.grad(shown, clean, (plain.abs() > 1).to(shown))
+    assert pull.abs().max() == 0
+
+
 @pytest.mark.parametrize("family", ["sd", "sd2", "sd3"])
 def test_views_like_the_anchor_stay_and_the_anchor_always_does(family):
     """Without sizes that tell views apart (Stable Diffusion XL), the same latents show the same picture."""

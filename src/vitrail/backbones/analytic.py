@@ -164,11 +164,12 @@ class AnalyticBackbone:
         wrap: Wrap = "none",
         backs_off: bool = True,
         streams: Streams | None = None,
+        clip: bool = True,
     ) -> Tensor:
-        """Return the first three channels, enlarged and clipped to [0, 1]; see ``Backbone.decode``."""
+        """Return the first three channels, enlarged, and clipped to [0, 1] if asked; see ``Backbone.decode``."""
         factor = self.vae_scale_factor
         picture = latents[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-        return (picture / 2 + 0.5).clamp(0, 1)
+        return (picture / 2 + 0.5).clamp(0, 1) if clip else picture / 2 + 0.5
 
     def to_pil(self, pictures: Tensor) -> list[Image]:
         """Convert pictures in [0, 1] to Pillow images."""

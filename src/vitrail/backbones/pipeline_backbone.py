@@ -199,6 +199,7 @@ class PipelineBackbone:
         wrap: Wrap = "none",
         backs_off: bool = True,
         streams: Streams | None = None,
+        clip: bool = True,
     ) -> Tensor:
         """Return a picture in [0, 1], Float32[Tensor, "1 3 Height Width"]; ranks share a large one by strips.
 
@@ -208,6 +209,7 @@ class PipelineBackbone:
             wrap: Axes whose ends meet.
             backs_off: Whether to retry in smaller strips when memory ran out.
             streams: Source of the decoder's random numbers; a fixed seed if None.
+            clip: Whether colours are clipped to [0, 1].
         """
         from vitrail.backbones.vae.decoding import decode
         from vitrail.backbones.vae.strip_ops import Alone
@@ -215,9 +217,8 @@ class PipelineBackbone:
 
         vae, upcasts = self._pipe.vae, self._family.upcasts
         with lasting(vae):
-            return decode(
-                vae, latents, self.native_size, exchange or Alone(), wrap, backs_off, upcasts, streams or UNSEEDED
-            )
+            team, source = exchange or Alone(), streams or UNSEEDED
+            return decode(vae, latents, self.native_size, team, wrap, backs_off, upcasts, source, clip)
 
     @plain_defaults()
     def check_gradients(self) -> None:

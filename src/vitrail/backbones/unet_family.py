@@ -282,7 +282,8 @@ def time_ids(
 
     Args:
         sizes: Size conditioning of the method.
-        view: The view; a window has its own crop offset, a strided view shows the whole picture and has (0, 0).
+        view: The view; a window has its own crop offset, 0 at least also where it leaves the canvas, a strided view
+            shows the whole picture and has (0, 0).
         known: Height and width of each kind of size, pixels.
         factor: Side of a latent cell, pixels.
     """
@@ -291,7 +292,8 @@ def time_ids(
     if sizes.crop == "none" or not is_window:
         return (*original, 0, 0, *target)
     border = min(view.shape) // 8 if sizes.crop == "padded" else 0
-    top, left = (0 if span.is_round else (span.start + border) * factor for span in (view.vertical, view.horizontal))
+    starts = (0 if span.is_round else max(0, span.start + border) for span in (view.vertical, view.horizontal))
+    top, left = (start * factor for start in starts)
     return (*original, top, left, *target)
 
 

@@ -39,12 +39,12 @@ class Pixels:
     backs_off: bool
     streams: Streams
 
-    def decode(self, latents: Tensor, canvas: Canvas) -> Tensor:
-        """Return a picture in [0, 1] without padding, Float32[Tensor, "batch 3 Height Width"]."""
+    def decode(self, latents: Tensor, canvas: Canvas, clip: bool = True) -> Tensor:
+        """Return a picture without padding, Float32[Tensor, "batch 3 Height Width"]; see ``Vae.decode``."""
         import torch
 
         decode, given = self.backbone.decode, (self.exchange, self.wrap, self.backs_off, self.streams)
-        decoded = [decode(one[None], *given) for one in latents]
+        decoded = [decode(one[None], *given) if clip else decode(one[None], *given, clip=False) for one in latents]
         height, width = canvas.picture
         return torch.cat(decoded)[..., :height, :width]
 

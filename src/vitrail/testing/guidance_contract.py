@@ -201,11 +201,11 @@ class _Cells:
 class _Blocks:
     """VAE stub: the picture is the first three channels, one block of ``CELL`` pixels per latent cell."""
 
-    def decode(self, latents: Tensor, canvas: Canvas) -> Tensor:
-        """Decode to a picture in [0, 1] without the canvas's padding, Float32[Tensor, "batch 3 Height Width"]."""
+    def decode(self, latents: Tensor, canvas: Canvas, clip: bool = True) -> Tensor:
+        """Decode to a picture without the canvas's padding, Float32[Tensor, "batch 3 Height Width"]."""
         height, width = canvas.inner
         picture = latents[:, :3, :height, :width].repeat_interleave(canvas.cell, -2).repeat_interleave(canvas.cell, -1)
-        return (picture / 2 + 0.5).clamp(0, 1)
+        return (picture / 2 + 0.5).clamp(0, 1) if clip else picture / 2 + 0.5
 
     def encode(self, picture: Tensor, canvas: Canvas) -> Tensor:
         """Encode to the blocks' means, and their mean over the colours as a fourth channel."""

@@ -163,8 +163,8 @@ def crop(canvas: Tensor, view: View, scale: int) -> Tensor:
 
 
 def _cells(span: Span, scale: int, length: int) -> Sequence[int]:
-    """Return the indices of a span's cells on the tensor's axis; beyond its end the edge is repeated, or it wraps."""
+    """Return the indices of a span's cells on the tensor's axis; beyond its ends the edge is repeated, or it wraps."""
     first, count = span.start * scale, span.count * span.step * scale
     cells = range(first, first + count)
     rolled = cells if span.length is None else [i % (span.length * scale) for i in cells]
-    return [min(i, length - 1) for i in rolled]
+    return [min(max(i, 0), length - 1) for i in rolled]

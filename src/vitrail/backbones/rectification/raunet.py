@@ -43,7 +43,8 @@ class RAUNet:
 
     Published sites and shares of the steps: SDXL, both forms at ``down_blocks.1``, below 4096 pixels ``stride`` until
     0.16 and ``pool`` from there until 0.4, at 4096 until 0.3 and until 0.7; SD 1.5 and 2.1, below 2048 pixels
-    ``stride`` at ``down_blocks.0`` until 0.4, at 2048 that until 0.7 and ``pool`` at ``down_blocks.1`` until 0.3.
+    ``stride`` at ``down_blocks.0`` until 0.4, at 2048 that until 0.7 and ``pool`` at ``down_blocks.1`` until 0.3. As in
+    the authors' code a part of a step counts as none.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"convolutions", "unet-skips"})
@@ -65,7 +66,7 @@ class RAUNet:
 
     def apply(self, forward: Forward) -> AbstractContextManager[None]:
         """Halve features at the sites, in the steps of the range."""
-        if not (within(forward.step, self.start, self.until) and is_larger(forward)):
+        if not (within(forward.step, self.start, self.until, truncated=True) and is_larger(forward)):
             return nullcontext()
         return attached(forward.network, self._hooks(forward.network), NAME)
 

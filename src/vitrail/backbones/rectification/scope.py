@@ -116,27 +116,31 @@ def _named(network: Any) -> Iterator[tuple[str, Any]]:
 known_branches = v.deep_iterable(v.in_(get_args(Branch)))  # validator of ``branches``
 
 
-def steps_between(step: Step, start: float, until: float) -> range:
-    """Return the steps in a range of shares of a phase's schedule, rounded half up, as a stage's ``until``.
+def steps_between(step: Step, start: float, until: float, truncated: bool = False) -> range:
+    """Return the steps in a range of shares of a phase's schedule.
 
     Args:
         step: A step of the phase.
         start: Share of the steps before the range.
         until: Share of the steps at its end.
+        truncated: Whether a part of a step counts as none, as in HiDiffusion's code; else shares are rounded half up,
+            as a stage's ``until``.
     """
-    begin, end = (math.floor(share * step.phase_num_steps + 0.5) for share in (start, until))
+    half = 0.0 if truncated else 0.5
+    begin, end = (math.floor(share * step.phase_num_steps + half) for share in (start, until))
     return range(begin, end)
 
 
-def within(step: Step, start: float, until: float) -> bool:
-    """Whether a step lies in a range of shares of its schedule's steps.
+def within(step: Step, start: float, until: float, truncated: bool = False) -> bool:
+    """Whether a step lies in a range of shares of its schedule's steps; see ``steps_between``.
 
     Args:
         step: The step.
         start: Share of the steps before the range.
         until: Share of the steps at its end.
+        truncated: Whether a part of a step counts as none.
     """
-    return step.phase_step in steps_between(step, start, until)
+    return step.phase_step in steps_between(step, start, until, truncated)
 
 
 def after_start(instance: Any, attribute: Any, value: float) -> None:

@@ -43,6 +43,7 @@ def decode(
     backs_off: bool = True,
     upcasts: bool = True,
     streams: Streams = UNSEEDED,
+    clip: bool = True,
 ) -> Tensor:
     """Decode latents to a picture, on every rank; collective, since ranks share a large one by strips.
 
@@ -57,9 +58,10 @@ def decode(
         backs_off: Whether strips that do not fit in memory are halved.
         upcasts: Whether ``force_upcast`` applies; most VAEs set it by default, but only XL's pipelines use it.
         streams: Random streams of the picture, for a decoder that draws noise.
+        clip: Whether colours are clipped to [0, 1]; a decoder may overshoot.
 
     Returns:
-        In [0, 1], Float32[Tensor, "1 3 Height Width"].
+        In [0, 1], without ``clip`` about so, Float32[Tensor, "1 3 Height Width"].
 
     Raises:
         CapabilityError: If edges are to meet and the VAE does not support it; ``check_wrap`` checks that before a run.
@@ -71,8 +73,8 @@ def decode(
 
     def once(used: Any, copyable: bool) -> Tensor:
         if wrap == "none" and not (copyable and _can_cut(used)):
-            return _whole(used, latents, streams)
-        return _in_strips(used, latents, native_size, exchange, wrap, backs_off)
+            return _whole(used, latents, streams, clip)
+        return _in_strips(used, latents, native_size, exchange, wrap, backs_off, clip)
 
     return _finite(vae, ENCODER, latents.device, once, "the decoded picture", upcasts)
 
@@ -205,18 +207,18 @@ def _can_cut(vae: Any) -> bool:
     return True
 
 
-def _whole(vae: Any, latents: Tensor, streams: Streams) -> Tensor:
+def _whole(vae: Any, latents: Tensor, streams: Streams, clip: bool) -> Tensor:
     """Decode without strips; it cannot be split further when memory runs out."""
     shortage, pictures = Shortage(), dict[int, Tensor]()
     with shortage.noted():
-        pictures[0] = decode_whole(vae, latents, streams)
+        pictures[0] = decode_whole(vae, latents, streams, clip)
     if shortage.reason:
         raise OutOfMemory(f"out of memory while decoding the whole picture: {shortage.reason}; try {REMEDIES}")
     return pictures[0]
 
 
 def _in_strips(
-    vae: Any, latents: Tensor, native_size: int, exchange: StripExchange, wrap: Wrap, backs_off: bool
+    vae: Any, latents: Tensor, native_size: int, exchange: StripExchange, wrap: Wrap, backs_off: bool, clip: bool
 ) -> Tensor:
     """Decode in strips, halved on all ranks as long as memory runs out on any of them."""
     halvings, rows = 0, cut_rows(latents.shape[2], native_size)
@@ -232,6 +234,7 @@ def _in_strips(
                 exchange.world_size,
                 wrap=wrap,
                 halvings=halvings,
+                clip=clip,
             )
         except OutOfMemory as error:
             reason = str(error)

@@ -55,6 +55,7 @@ def decode_strips(
     *,
     wrap: Wrap = "none",
     halvings: int = 0,
+    clip: bool = True,
 ) -> dict[int, Tensor]:
     """Decode the strips that this rank owns; collective.
 
@@ -67,6 +68,7 @@ def decode_strips(
         world_size: Number of ranks; those beyond the number of strips get none.
         wrap: Axes on which the edges of the picture meet.
         halvings: How often the usual strips are halved.
+        clip: Whether colours are clipped to [0, 1].
 
     Returns:
         Pictures in [0, 1] by strip, Float32[Tensor, "1 3 Rows Width"]; all NaN if the decoder's output is not
@@ -90,29 +92,30 @@ def decode_strips(
     with torch.no_grad():
         if one_whole:
             with shortage.noted(pictures):
-                pictures |= {0: decode_whole(vae, latents)} if team.own() else {}
+                pictures |= {0: decode_whole(vae, latents, clip=clip)} if team.own() else {}
         else:
             strips = Strips(team, latents.shape[3], {}, wrap, shortage)
             with shortage.noted(strips.tensors):
                 strips.tensors.update(_begin(vae, latents, team, wrap))
             strips = _decode(vae.decoder, strips)
             with shortage.noted(strips.tensors, pictures):
-                pictures |= {index: _to_picture(strips.tensors.pop(index)) for index in tuple(strips.tensors)}
+                pictures |= {index: _to_picture(strips.tensors.pop(index), clip) for index in tuple(strips.tensors)}
     if shortage.reason:
         raise OutOfMemory(shortage.reason)
     return pictures
 
 
-def decode_whole(vae: Any, latents: Tensor, streams: Streams = UNSEEDED) -> Tensor:
+def decode_whole(vae: Any, latents: Tensor, streams: Streams = UNSEEDED, clip: bool = True) -> Tensor:
     """Decode without strips: pictures in [0, 1], Float32[Tensor, "batch 3 Height Width"]; all NaN if not finite.
 
     Args:
         vae: VAE of a diffusers pipeline.
         latents: As sampled, Float32[Tensor, "batch channels height width"].
         streams: For a decoder that draws noise; the same at every decode of a run.
+        clip: Whether colours are clipped to [0, 1].
     """
     options = {"generator": streams.generator("decoder-noise")} if draws_noise(vae) else {}
-    return _to_picture(vae.decode(scaled(vae, latents), return_dict=False, **options)[0])
+    return _to_picture(vae.decode(scaled(vae, latents), return_dict=False, **options)[0], clip)
 
 
 def draws_noise(vae: Any) -> bool:
@@ -207,7 +210,8 @@ def _decode(decoder: Any, strips: Strips) -> Strips:
     return strips.norm_act_conv(decoder.conv_norm_out, decoder.conv_out)
 
 
-def _to_picture(decoded: Tensor) -> Tensor:
-    """Convert to [0, 1]; NaN marks non-finite output, which the clamp would hide."""
-    picture = (decoded.float() / 2 + 0.5).clamp(0, 1)
+def _to_picture(decoded: Tensor, clip: bool) -> Tensor:
+    """Convert to [0, 1], clipped or about; NaN marks non-finite output, which the clamp would hide."""
+    picture = decoded.float() / 2 + 0.5
+    picture = picture.clamp(0, 1) if clip else picture
     return picture if bool(decoded.isfinite().all()) else picture.fill_(torch.nan)

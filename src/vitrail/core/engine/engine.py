@@ -198,7 +198,7 @@ class Engine:
                 capture = len(patches.views) if patches.clean_key else patches.key
         batches = split_rows(
             patches,
-            permute_views(self._scaled_early(step, shown, group), patches),
+            permute_views(self._scaled_early(step, shown, patches, group), patches),
             self.plan.branches_at(step, group),
             self.forwards.row_batch,
             capture,
@@ -209,13 +209,20 @@ class Engine:
         views = gather_views(latents, patches.views) if inputs is None else inputs
         return Reading(group, patches, views, batches)
 
-    def _scaled_early(self, step: Step, shown: Tensor, group: int) -> Tensor:
-        """Scale some views for the next step, as in the authors' code, if the stage asks for it."""
-        count = self.plan.stage(step).scale_batch
-        if count is None:
+    def _scaled_early(self, step: Step, shown: Tensor, patches: Patches, group: int) -> Tensor:
+        """Scale some views for the next step, or not at all, as in the authors' code, if the stage asks for it.
+
+        That code takes views in batches as they are laid out, so they are counted in that order.
+        """
+        stage, phase = self.plan.stage(step), self.plan.phase(step)
+        if stage.scale_batch is None:
             return shown
+        begins = stage.unscaled_start and step.phase_step == phase.first
+        early = phase.stepper.input_norm(step.phase_step) if begins else 1.0
+        late = phase.stepper.scale_ratio(step.phase_step)
         shown = shown.clone()
-        shown[count if group == 0 else 0 :] *= self.plan.phase(step).stepper.scale_ratio(step.phase_step)
+        for row, number in enumerate(patches.numbers or range(len(shown))):
+            shown[row] *= early if group == 0 and number < stage.scale_batch else late
         return shown
 
     def _predict(self, step: Step, latents: Tensor, reading: Reading, done: Sampled) -> Prediction:

@@ -58,10 +58,13 @@ class ViewGradients:
     _distances: dict[str | None, Distance] = field(factory=dict)
 
     def picture(self, clean: Tensor) -> Tensor:
-        """Decode clean latents to a picture in [-1, 1], Float32[Tensor, "batch 3 Height Width"]."""
+        """Decode clean latents to a picture clipped to [-1, 1], Float32[Tensor, "batch 3 Height Width"].
+
+        Colours beyond have no gradient, as in SyncDiffusion's code; distances are made for pictures in that range.
+        """
         if self._decode is None:
             self._decode = self.new_decoder()
-        return self._decode(clean)
+        return self._decode(clean).clamp(-1, 1)
 
     def distance(self, weights: str | None) -> Distance:
         """Return the perceptual distance of a file of weights, None for the built-in one; cached."""
@@ -103,7 +106,7 @@ class CountedGradients:
             view: The part of the canvas that they show.
 
         Returns:
-            Float32[Tensor, "batch 3 Height Width"], about in [-1, 1].
+            Float32[Tensor, "batch 3 Height Width"], in [-1, 1].
         """
         import torch
 

@@ -59,8 +59,11 @@ class Ask(Protocol):
 class Vae(Protocol):
     """Encode and decode pictures; results are equal on all ranks."""
 
-    def decode(self, latents: Tensor, canvas: Canvas) -> Tensor:
-        """Return a picture in [0, 1] without padding, Float32[Tensor, "batch 3 Height Width"]."""
+    def decode(self, latents: Tensor, canvas: Canvas, clip: bool = True) -> Tensor:
+        """Return a picture without padding, Float32[Tensor, "batch 3 Height Width"].
+
+        It lies in [0, 1], without ``clip`` about so, since decoders overshoot.
+        """
 
     def encode(self, picture: Tensor, canvas: Canvas) -> Tensor:
         """Return mean latents of a picture in [-1, 1], padded, Float32[Tensor, "batch channels height width"]."""
@@ -70,7 +73,7 @@ class Gradients(Protocol):
     """Pictures of views and gradients through them; collective, with results on all ranks."""
 
     def picture(self, step: Step, latents: Tensor, view: View) -> Tensor:
-        """Return the picture of a view's clean prediction, about in [-1, 1], Float32[Tensor, "batch 3 Height Width"].
+        """Return the picture of a view's clean prediction, in [-1, 1], Float32[Tensor, "batch 3 Height Width"].
 
         Args:
             step: Position of the run.

@@ -32,10 +32,10 @@ class CountedVae:
     vae: Vae
     timings: Timings
 
-    def decode(self, latents: Tensor, canvas: Canvas) -> Tensor:
+    def decode(self, latents: Tensor, canvas: Canvas, clip: bool = True) -> Tensor:
         """Decode to a picture in [0, 1]; see ``Vae``."""
         self.timings.add(Cost(decodes=1))
-        return self.vae.decode(latents, canvas)
+        return self.vae.decode(latents, canvas, clip)
 
     def encode(self, picture: Tensor, canvas: Canvas) -> Tensor:
         """Encode a picture in [-1, 1]; see ``Vae``."""

@@ -98,7 +98,7 @@ def grown_picture(picture: Tensor, size: tuple[int, int], sharpen: float, canvas
     """Resize a picture bicubically and sharpen it; see ``sharpened``.
 
     Args:
-        picture: In [0, 1], Float32[Tensor, "batch 3 h w"].
+        picture: In [0, 1] or about, Float32[Tensor, "batch 3 h w"].
         size: Wanted height and width, pixels.
         sharpen: Weight of the difference to the blurred picture.
         canvas: Gives the axes whose ends meet.
@@ -123,11 +123,11 @@ def sharpened(grown: Tensor, sharpen: float, canvas: Canvas) -> Tensor:
 
 
 def blurred(picture: Tensor, canvas: Canvas) -> Tensor:
-    """Blur a picture with a 3x3 binomial kernel; edges are repeated where none meet."""
+    """Blur a picture with a 3x3 binomial kernel; it is mirrored at edges that do not meet, as in DiffuseHigh's code."""
     import torch.nn.functional as F
 
     def mode(axis: Literal["x", "y"]) -> str:
-        return "circular" if canvas.wraps(axis) else "replicate"
+        return "circular" if canvas.wraps(axis) else "reflect"
 
     outer, inner, _ = BLUR
     edged = F.pad(F.pad(picture, (0, 0, 1, 1), mode=mode("y")), (1, 1, 0, 0), mode=mode("x"))
@@ -157,7 +157,8 @@ def grow(
     picture = None
     if phase.enter.resize == "pixels":
         assert vae is not None
-        decoded = vae.decode(latents, before.canvas)
+        clips = phase.enter.clip == "decoded" or upscale is not None  # an upscaler is made for [0, 1]
+        decoded = vae.decode(latents, before.canvas, clips)
         enlarged = bicubic(decoded, phase.picture, phase.canvas) if upscale is None else upscale(decoded)
         picture = sharpened(enlarged, phase.enter.sharpen, phase.canvas)
         clean = vae.encode(picture, phase.canvas)

@@ -31,17 +31,22 @@ class Span:
         count: Number of cells.
         step: Distance between neighbouring cells.
         length: Length of the axis if its ends meet, so that the span may continue across them; else None.
+        limit: Length of an axis that the span leaves at an end, where cells read as 0 and are not written; else None.
 
     Raises:
-        ShapeError: If the axis wraps and the span starts outside it or contains a cell twice.
+        ShapeError: If the axis wraps and the span starts outside it or contains a cell twice, or if the span lies
+            wholly outside.
     """
 
     start: int
     count: int
     step: int = 1
     length: int | None = field(default=None, order=False)
+    limit: int | None = field(default=None, order=False)
 
     def __attrs_post_init__(self) -> None:
+        if self.limit is not None and (self.length is not None or not self._inside):
+            raise ShapeError(f"{self} may leave its axis and has no cell on it, or goes across ends that meet")
         if self.length is None:
             return
         if not 0 <= self.start < self.length or (self.count - 1) * self.step >= self.length:
@@ -52,19 +57,34 @@ class Span:
         """The span as an index into its axis.
 
         Raises:
-            ShapeError: If the span crosses the ends of the axis.
+            ShapeError: If the span crosses the ends of the axis, or leaves it.
         """
         pieces = self.pieces
-        if len(pieces) > 1:
+        if len(pieces) > 1 or self.leaves:
             raise ShapeError(f"{self} goes across the ends of its axis and is no slice; use `View.read` and its like")
         return pieces[0][0]
 
     @property
+    def leaves(self) -> bool:
+        """Whether some cells of the span lie beyond the ends of its axis."""
+        return len(self._inside) < self.count
+
+    @property
+    def _inside(self) -> range:
+        """Indices into the span of its cells on the axis."""
+        if self.limit is None:
+            return range(self.count)
+        first, end = -(min(self.start, 0) // self.step), -((self.start - self.limit) // self.step)
+        return range(first, max(first, min(self.count, end)))
+
+    @property
     def pieces(self) -> tuple[Part, ...]:
         """The span's contiguous parts: two if it crosses the ends of the axis, else one."""
-        last = self.start + (self.count - 1) * self.step
+        inside = self._inside
+        last = self.start + (inside.stop - 1) * self.step
         if self.length is None or last < self.length:
-            return ((slice(self.start, last + 1, self.step), slice(0, self.count)),)
+            begin = self.start + inside.start * self.step
+            return ((slice(begin, last + 1, self.step), slice(inside.start, inside.stop)),)
         before = math.ceil((self.length - self.start) / self.step)
         first = slice(self.start, self.length, self.step), slice(0, before)
         begin = self.start + before * self.step - self.length
@@ -149,12 +169,14 @@ class View:
         """Read the view's cells from a canvas, Float[Tensor, "*lead height width"].
 
         Returns:
-            Float[Tensor, "*lead h w"]: a slice of the canvas, or a copy if the view crosses an end of the canvas.
+            Float[Tensor, "*lead h w"]: a slice of the canvas, or a copy if the view crosses an end of the canvas, with
+            zeros for cells beyond an end that it leaves.
         """
-        pieces = self.pieces
-        if len(pieces) == 1:
+        pieces, leaves = self.pieces, self.vertical.leaves or self.horizontal.leaves
+        if len(pieces) == 1 and not leaves:
             return canvas[..., pieces[0].rows, pieces[0].cols]
-        cells = canvas.new_empty((*canvas.shape[:-2], *self.shape))
+        shape = (*canvas.shape[:-2], *self.shape)
+        cells = canvas.new_zeros(shape) if leaves else canvas.new_empty(shape)
         for piece in pieces:
             cells[..., piece.view_rows, piece.view_cols] = canvas[..., piece.rows, piece.cols]
         return cells
@@ -186,6 +208,7 @@ class Patches:
         key: Index of the key view, whose prediction structure guidance follows.
         clean_key: Whether the key view also gets a forward of its own outside the permutation, whose prediction then
             replaces the key view's.
+        numbers: Number of each view in the order in which the patching laid them out; () if that is their order.
 
     Raises:
         ShapeError: If the views differ in shape or roll, or ``key`` is out of range.
@@ -195,6 +218,7 @@ class Patches:
     permutation: Tensor | None = None
     key: int = 0
     clean_key: bool = False
+    numbers: tuple[int, ...] = field(converter=as_tuple, default=())
 
     def __attrs_post_init__(self) -> None:
         shapes, rolls = {view.shape for view in self.views}, {view.roll for view in self.views}
@@ -220,7 +244,8 @@ class Patches:
         if permutation is not None:
             ranks = permutation.new_tensor([rank[old] for old in range(len(order))])
             permutation = ranks[permutation[order]]
-        return Patches([self.views[i] for i in order], permutation, rank[self.key], self.clean_key)
+        numbers = [self.numbers[i] for i in order] if self.numbers else order
+        return Patches([self.views[i] for i in order], permutation, rank[self.key], self.clean_key, numbers)
 
 
 @frozen

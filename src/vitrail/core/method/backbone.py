@@ -166,7 +166,15 @@ class Backbone(Protocol):
     def encode(self, picture: Tensor, noise: Tensor | None) -> Tensor:
         """Return the latents of a picture in [-1, 1]; ``noise`` samples the posterior, None takes its mean."""
 
-    def decode(self, latents: Tensor, exchange: Exchange, wrap: Wrap, backs_off: bool, streams: Streams) -> Tensor:
+    def decode(
+        self,
+        latents: Tensor,
+        exchange: Exchange,
+        wrap: Wrap,
+        backs_off: bool,
+        streams: Streams,
+        clip: bool = True,
+    ) -> Tensor:
         """Decode latents to a picture, on every rank; ranks may share the work.
 
         Args:
@@ -175,9 +183,10 @@ class Backbone(Protocol):
             wrap: Axes whose ends meet.
             backs_off: Whether to retry in smaller pieces when memory ran out.
             streams: Source of the decoder's random numbers, so that equal latents of a run give equal pictures.
+            clip: Whether colours are clipped to [0, 1]; a decoder may overshoot. Given only where it is False.
 
         Returns:
-            Float32[Tensor, "1 3 Height Width"] in [0, 1].
+            Float32[Tensor, "1 3 Height Width"] in [0, 1], without ``clip`` about so.
         """
 
     def check_gradients(self) -> None:

@@ -6,13 +6,17 @@ Numbers are pixels unless stated to be cells.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import as_tuple, later
+from vitrail.core.config.run_config import PIXELS
 from vitrail.core.method.protocols import Upscaler
+from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitrail.core.config.run_config import Wrap
@@ -20,8 +24,33 @@ if TYPE_CHECKING:
 Base = Literal["area", "side"]
 Spacing = Literal["side", "area", "ratio"]
 Resize = Literal["latents", "pixels"]
+Clip = Literal["decoded", "resized"]
+Rounding = Literal["views", "down"]
 MOST_SIZES = 256
+STRETCH = 0.05  # most by which a given size may stretch the picture, if that is two cells or more
 TINY = 1e-6  # relative tolerance: a growth this close to a whole step counts as that step
+
+
+def _texts(sizes: str | Iterable[str]) -> tuple[str, ...]:
+    return (sizes,) if isinstance(sizes, str) else tuple(sizes)
+
+
+def _rising(instance: Cascade, attribute: object, sizes: tuple[str, ...]) -> None:
+    odd = [size for size in sizes if not isinstance(size, str) or not PIXELS.fullmatch(size)]
+    if odd or len(sizes) > MOST_SIZES:
+        raise ValueError(f"'sizes' wants texts as 1024 or 1536x1024, width first, at most {MOST_SIZES}; got {odd[:3]}")
+    areas = [height * width for height, width in map(_sides, sizes)]
+    if any(before >= after for before, after in pairwise(areas)) or 0 in areas:
+        raise ValueError(f"'sizes' must grow from one to the next, got {', '.join(sizes)}")
+    if sizes and instance.count is not None:
+        raise ValueError("'count' and 'sizes' both say how many sizes there are; leave one out")
+
+
+def _sides(size: str) -> tuple[int, int]:
+    """Return (height, width) of a size as text, width first."""
+    found = PIXELS.fullmatch(size)
+    assert found is not None
+    return int(found[2] or found[1]), int(found[1])
 
 
 @frozen(kw_only=True)
@@ -39,8 +68,13 @@ class Cascade:
     count: int | None = field(
         default=None, validator=v.optional(v.and_(v.ge(1), v.le(MOST_SIZES)))
     )  # sizes after the first; if unset one per training size (side) or per doubling (area, ratio)
+    rounding: Rounding = field(default="views", validator=v.in_(("views", "down")))  # views: to the nearest size that
+    # strided views part evenly; down: to whole latent cells, truncated, as in the code of DemoFusion and AP-LDM
+    sizes: tuple[str, ...] = field(
+        default=(), converter=_texts, validator=_rising
+    )  # in place of all this: every size before the wanted one, pixels as text, "1024" or "1536x1024" (width first)
 
-    def sizes(
+    def pictures(
         self, height: int, width: int, native: int, unit: int, wrap: Wrap = "none"
     ) -> tuple[tuple[int, int], ...]:
         """Return every (height, width) from the first to the wanted one; the wanted one alone if it is no larger.
@@ -49,24 +83,49 @@ class Cascade:
             height: Wanted height, pixels.
             width: Wanted width, pixels.
             native: Side of a training picture, pixels.
-            unit: Pixels; sizes before the last are multiples of it and of the number of strided views that fit there.
+            unit: Pixels; computed sizes before the last are multiples of it, see ``rounding``.
             wrap: Axes whose ends meet. These cannot be padded, so one stride for both axes must fit there, too.
+
+        Raises:
+            ConfigError: If a given size is no smaller than the wanted one, or would stretch the picture.
         """
+        if self.sizes:
+            return self._given(height, width, unit)
         large = max(height, width) if self.base == "side" else math.sqrt(height * width)
         growth = large / native
         if growth <= 1 + TINY:
             return ((height, width),)
-        between = [growth / self._factor(growth, i) for i in range(self._count(growth))]  # wanted size over this one
-        sides = [_fitted(height / g, width / g, native, unit, wrap) for g in between]
+        count, counted = self._count(growth), growth
+        if self.rounding == "down" and self.spacing == "area":  # areas are counted from a first one of whole pixels
+            counted = math.sqrt(height * width / math.prod(_whole(side / growth, 1) for side in (height, width)))
+        later = [counted / self._factor(counted, i, count) for i in range(1, count)]
+        fit = _truncated if self.rounding == "down" else _fitted
+        sides = [fit(height / g, width / g, native, unit, wrap) for g in (growth, *later)]  # g: wanted size over it
         return (*dict.fromkeys(size for size in sides if size != (height, width)), (height, width))
+
+    def _given(self, height: int, width: int, unit: int) -> tuple[tuple[int, int], ...]:
+        """Return the given sizes and the wanted one."""
+        sides = [_sides(size) for size in self.sizes]
+        for text, (own, beside) in zip(self.sizes, sides, strict=True):
+            if own > height or beside > width or (own, beside) == (height, width):
+                raise ConfigError(
+                    f"cascade.sizes: {text} must be smaller than the wanted {width}x{height}, to which the picture "
+                    "grows; leave it out, or ask for a larger picture"
+                )
+            if abs(own - beside * height / width) > max(STRETCH * own, 2 * unit):
+                raise ConfigError(
+                    f"cascade.sizes: {text} has other proportions than the wanted {width}x{height}, so the picture "
+                    "would be stretched; write WIDTHxHEIGHT in its proportions"
+                )
+        return (*sides, (height, width))
 
     def _count(self, growth: float) -> int:
         doublings = math.ceil(math.log2(growth) - TINY)
         return self.count or max(1, math.ceil(growth - TINY) - 1 if self.spacing == "side" else doublings)
 
-    def _factor(self, growth: float, number: int) -> float:
+    def _factor(self, growth: float, number: int, count: int) -> float:
         """Return the ratio of a size's sides to the first size's."""
-        done = number / self._count(growth)
+        done = number / count
         match self.spacing:
             case "side":
                 return 1 + (growth - 1) * done
@@ -81,6 +140,18 @@ def _fitted(height: float, width: float, native: int, unit: int, wrap: Wrap) -> 
     longer = _fit(max(height, width), native, unit)
     down, right = (longer if axis in wrap else 0 for axis in ("y", "x"))
     return _fit(height, native, unit, down), _fit(width, native, unit, right)
+
+
+def _truncated(height: float, width: float, native: int, unit: int, wrap: Wrap) -> tuple[int, int]:
+    """Return the size in whole cells; a wrapped axis, which has no padding, must also fit the strides of both axes."""
+    strides = math.lcm(*(max(1, math.floor(side / native + 0.5)) for side in (height, width)))
+    rows, cols = (unit * strides if axis in wrap else unit for axis in ("y", "x"))
+    return _whole(height, rows), _whole(width, cols)
+
+
+def _whole(length: float, unit: int) -> int:
+    """Return the largest positive multiple of ``unit`` that is no more than a length."""
+    return max(1, math.floor(length / unit + TINY)) * unit
 
 
 def _fit(length: float, native: int, unit: int, longer: int = 0) -> int:
@@ -109,12 +180,20 @@ class Enter:
     sharpen: float = field(default=0.0, validator=v.ge(0))  # with pixels: weight of unsharp masking
     upscaler: Upscaler | None = later(default=None)  # with pixels: enlarges the picture; bicubic
     # interpolation if unset
+    clip: Clip = field(default="decoded", validator=v.in_(("decoded", "resized")))  # with pixels: whether colours
+    # that the decoder overshoots are clipped before the resize already (DiffuseHigh; with an upscaler always), or after
+    # it alone (AP-LDM)
 
     def __attrs_post_init__(self) -> None:
         if self.sharpen and self.resize != "pixels":
             raise ValueError("'sharpen' works on pixels; set resize = \"pixels\", or leave it out")
         if self.upscaler is not None and self.resize != "pixels":
             raise ValueError("'upscaler' works on pixels; set resize = \"pixels\", or leave it out")
+        if self.clip == "resized" and (self.resize != "pixels" or self.sharpen):
+            raise ValueError(
+                "'clip = \"resized\"' works on pixels that are not sharpened, as sharpened ones may leave their range; "
+                'set resize = "pixels" and no sharpen, or leave it out'
+            )
 
     def share(self, number: int, count: int) -> float:
         """Return the strength for size ``number`` of the ``count`` further sizes."""
@@ -149,6 +228,6 @@ class Finish:
             wrap: Axes whose ends meet.
         """
         if self.factor is None:
-            return Cascade(base=self.base).sizes(height, width, native, unit, wrap)[0]
+            return Cascade(base=self.base).pictures(height, width, native, unit, wrap)[0]
         down, right = _fitted(height / self.factor, width / self.factor, native, unit, wrap)
         return min(down, height), min(right, width)

@@ -311,12 +311,14 @@ def check_permutation(asked: StrategyCall, patches: Patches, channels: int) -> N
 
 
 def lies_on(view: View, canvas: Canvas) -> bool:
-    """Whether a view lies within the canvas, or crosses its ends only where they meet."""
+    """Whether a view lies within the canvas, or goes beyond its ends only where they meet or as it says."""
     axes = ((view.vertical, canvas.height, canvas.wraps("y")), (view.horizontal, canvas.width, canvas.wraps("x")))
     return all(_keeps_to(*axis) for axis in axes)
 
 
 def _keeps_to(span: Span, length: int, wraps: bool) -> bool:
+    if span.limit is not None:  # it says that it leaves this axis
+        return span.limit == length and not wraps
     last = span.start + (span.count - 1) * span.step
     return span.start >= 0 and span.count > 0 and (last < length or (wraps and span.length == length))
 

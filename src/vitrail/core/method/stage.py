@@ -92,12 +92,18 @@ class Stage:
     scale_batch: int | None = field(
         default=None, validator=v.optional(v.ge(1))
     )  # reproduces the authors' bug: views after this many, and all further groups, are scaled for the next step
+    unscaled_start: bool = False  # reproduces another one: at the first step of a larger size those many are not scaled
     until: float = field(default=1.0, validator=share)  # end of the stage, as a fraction of the steps at its size
 
     def __attrs_post_init__(self) -> None:
         groups = self.extra_views if isinstance(self.extra_views, tuple) else ()
         if sum(group.weight for group in groups if isinstance(group, ViewGroup)) > 1:
             raise ValueError("the weights in 'extra_views' add up to more than 1; the main group takes what is left")
+        if self.unscaled_start and (self.scale_batch is None or self.enter is None):
+            raise ValueError(
+                "'unscaled_start' is about the first 'scale_batch' views of a stage with 'enter'; set both, or leave "
+                "it out"
+            )
 
     def is_guided(self, step: Step) -> bool:
         """Whether classifier-free guidance, if it is on, acts at a step of this stage."""

@@ -14,12 +14,12 @@ nothing that could resemble anything, so they stay.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import share_below_one
+from vitrail.core.config.fields import share, share_below_one
 from vitrail.core.method.protocols import Point
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitrail.core.engine.guidance_context import GuidanceContext
     from vitrail.core.schedule.step import Step
 
+Decay = Literal["above-zero", "to-zero"]
 ALIGNED = 8  # fused attention wants tokens of a multiple of so many channels
 
 
@@ -39,7 +40,16 @@ class Attentive:
     point: ClassVar[Point] = "after"
     scale: float = field(default=0.004, validator=v.ge(0))  # gamma, at the first guided step; 0 is off
     delay: float = field(default=0.06, validator=share_below_one)  # eta_1, share of the stage's steps before it
-    power: float = field(default=3.0, validator=v.ge(0))  # beta, of the cosine by which it falls to 0
+    power: float = field(default=3.0, validator=v.ge(0))  # beta, of the cosine by which it falls to 0; 0: it does not
+    until: float = field(default=1.0, validator=share)  # share of the stage's steps after which it is inactive
+    decay: Decay = field(default="above-zero", validator=v.in_(("above-zero", "to-zero")))  # whether the cosine is 0
+    # after the last guided step (the paper's) or at it (that of the authors' code)
+
+    def __attrs_post_init__(self) -> None:
+        if self.until <= self.delay:
+            raise ValueError(
+                f"'until' must be more than 'delay' ({self.delay:g}), got {self.until:g}; scale = 0 is off"
+            )
 
     def init(self) -> None:
         """None: there is no state."""
@@ -57,12 +67,13 @@ class Attentive:
 
 
 def gamma_at(options: Attentive, step: Step) -> float:
-    """gamma_k of sec. 3.2 at a step; 0 in the first share ``delay`` of the stage's steps."""
-    first = math.floor(options.delay * step.stage_num_steps + 0.5)
-    done, guided = step.stage_step - first, step.stage_num_steps - first
+    """gamma_k of sec. 3.2 at a step; 0 outside the shares ``delay`` to ``until`` of the stage's steps."""
+    first, end = (math.floor(share * step.stage_num_steps + 0.5) for share in (options.delay, options.until))
+    done, guided = step.stage_step - first, end - first
     if not 0 <= done < guided:
         return 0.0
-    return float(options.scale * (0.5 * (1 + math.cos(math.pi * done / guided))) ** options.power)
+    left = guided if options.decay == "above-zero" else max(1, guided - 1)
+    return float(options.scale * (0.5 * (1 + math.cos(math.pi * done / left))) ** options.power)
 
 
 def attended(latents: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ the perceptual distance L between what they show and that picture,
     x - w decay^k dL/dx
 
 at step k. The views so moved are predicted, and the canvas goes on from their mean. The gradient goes through decoder,
-network and classifier-free guidance. The authors' x has unit variance; where a scheduler's latents are larger by a
-factor, x and the gradient by x are scaled accordingly, so that w means the same with every scheduler.
+network and classifier-free guidance, but not through colours that the decoder takes out of range: they are clipped.
+The authors' x has unit variance; where a scheduler's latents are larger by a factor, x and the gradient by x are scaled
+accordingly, so that w means the same with every scheduler.
 
 The anchor itself stays as it is. All windows come to look alike, which suits wide scenes and no single objects.
 """

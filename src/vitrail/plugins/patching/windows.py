@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Tail = Literal["spread", "shift"]
 Grid = Literal["fixed", "moving"]
 Redraw = Literal["step", "size"]
+Border = Literal["stay", "leave"]
 
 
 @frozen(kw_only=True)
@@ -31,7 +32,8 @@ class Windows:
 
     MultiDiffusion (Bar-Tal et al., 2023, https://arxiv.org/abs/2302.08113), sec. 4; jitter as in the code
     of DemoFusion (Du et al., 2023, https://arxiv.org/abs/2311.16973). A jittered window never leaves the
-    canvas: those on the border stay, so that no window looks at padding. On an axis whose ends meet no window
+    canvas: those on the border stay, so that no window looks at padding, unless ``border`` is ``leave``, as in that
+    code: they move outwards, over zeros whose predictions are dropped. On an axis whose ends meet no window
     is on the border, and all move. AccDiffusion (Lin et al., 2024, https://arxiv.org/abs/2407.10738) draws the
     jitter once a size, so that its windows keep their texts.
 
@@ -49,8 +51,12 @@ class Windows:
     size: int | None = field(default=None, validator=v.optional(v.ge(1)))  # latent cells; the training size if unset
     tail: Tail = field(default="spread", validator=v.in_(("spread", "shift")))  # shift: keeps the stride
     # and moves the last window back; spread: all gaps share what is left over
+    border: Border = later(default="stay", validator=v.in_(("stay", "leave")))  # with jitter: whether windows on the
+    # border stay or leave the canvas, over zeros
 
     def __attrs_post_init__(self) -> None:
+        if self.border == "leave" and not self.jitter:
+            raise ValueError("'border = \"leave\"' is about windows that jitter; set jitter = true, or leave it out")
         if self.jitter and self.grid == "moving":
             raise ValueError('jitter moves each window and grid = "moving" all of them; choose one')
 
@@ -85,7 +91,7 @@ class Windows:
         starts = (
             moving_starts(length, window, stride) if moves else window_starts(length, window, stride, self.tail, wraps)
         )
-        return _Axis(length, window, starts, wraps)
+        return _Axis(length, window, starts, wraps, stride if self.tail == "shift" else None, self.border == "leave")
 
     def _moved(self, step: Step, streams: Streams, rows: _Axis, cols: _Axis) -> tuple[_Axis, _Axis]:
         once = ("grid of a size", step.phase) if self.redraw == "size" else ("grid", step.index)
@@ -103,18 +109,33 @@ class Windows:
 
 @frozen
 class _Axis:
-    """One axis of a canvas under windows, and whether its ends meet."""
+    """One axis of a canvas under windows.
+
+    Attributes:
+        length: Cells of the axis.
+        window: Cells of a window.
+        starts: First cells of the windows, before they move.
+        wraps: Whether the ends of the axis meet.
+        stride: Distance that the windows keep; None if they spread.
+        leaves: Whether windows on the border may leave the axis.
+    """
 
     length: int
     window: int
     starts: tuple[int, ...]
     wraps: bool
+    stride: int | None = None
+    leaves: bool = False
 
     def span(self, start: int, shift: int) -> Span:
-        """A window moved by ``shift`` cells, held within the canvas unless the axis wraps."""
+        """A window moved by ``shift`` cells, held within the canvas unless the axis wraps or may be left."""
         if self.wraps:
             return Span((start + shift) % self.length, self.window, 1, self.length)
-        return Span(min(max(start + shift, 0), self.starts[-1]), self.window)
+        moved = start + shift
+        held = min(max(moved, 0), self.starts[-1])
+        if self.leaves and moved != held:
+            return Span(moved, self.window, limit=self.length)
+        return Span(held, self.window)
 
     def moved(self, draw: float) -> _Axis:
         """All windows moved back together, by a share in [0, 1) of the way that leaves no cell uncovered."""
@@ -129,17 +150,25 @@ class _Axis:
 
     @property
     def reach(self) -> int:
-        """Cells by which a window may move: a quarter of the smallest overlap, so that every cell stays covered."""
+        """Cells by which a window may move: a quarter of the smallest overlap, so that every cell stays covered.
+
+        Where windows keep their stride it is a quarter of that overlap, also if the last one is nearer.
+        """
         if len(self.starts) == 1:
             return 0
         ends = (*self.starts, self.length) if self.wraps else self.starts
-        return (self.window - max(b - a for a, b in pairwise(ends))) // 4
+        return (self.window - (self.stride or max(b - a for a, b in pairwise(ends)))) // 4
 
     def shifts(self, draws: Tensor, axis: int) -> list[list[int]]:
-        """Whole numbers in [-reach, reach] from uniform draws; 0 for the first and last window, if there are such."""
+        """Whole numbers in [-reach, reach] from uniform draws.
+
+        0 for the first and last window, if there are such; or outwards alone, if they may leave the axis.
+        """
         moved = (draws * (2 * self.reach + 1)).long() - self.reach
-        for border in () if self.wraps else (0, -1):
-            moved.select(axis, border).zero_()
+        outwards = (draws * (self.reach + 1)).long() if self.leaves else None
+        for border, sign in () if self.wraps else ((0, -1), (-1, 1)):
+            own = moved.select(axis, border)
+            own.zero_() if outwards is None else own.copy_(sign * outwards.select(axis, border))
         result: list[list[int]] = moved.tolist()
         return result
 

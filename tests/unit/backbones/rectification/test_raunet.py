@@ -6,12 +6,15 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from attrs import evolve
 from diffusers import UNet2DConditionModel
 
 from rectified import BUILD, ask, changed, exact, forward
 from tiny import NATIVE, tiny_unet
 from vitrail.backbones.rectification.raunet import RAUNet
 from vitrail.errors import CapabilityError
+from vitrail.sampling.methods import load_method
+from vitrail.testing import make_step
 
 FORMS = ("stride", "pool")
 close = torch.testing.assert_close  # in double precision
@@ -73,6 +76,18 @@ def question(unet, height, width):
     generator = torch.Generator().manual_seed(0)
     text = torch.randn(1, 3, unet.config.cross_attention_dim, generator=generator)
     return torch.randn(1, 4, height, width, generator=generator).to(unet.dtype), text.to(unet.dtype)
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 10, 25, 30, 50, 90])
+def test_a_part_of_a_step_counts_as_none(num_steps):
+    """HiDiffusion's code: whole numbers of 8 / 50 and 0.4 of the steps, cut off."""
+    stride, pool, _ = load_method("hidiffusion").stages[0].rectification
+    first, second = int(8 / 50 * num_steps), int(0.4 * num_steps)
+    call = forward(BUILD["deep"]())
+    for index in range(num_steps):
+        call = evolve(call, step=make_step(index, num_steps))
+        assert isinstance(stride.apply(call), contextlib.nullcontext) == (index >= first)
+        assert isinstance(pool.apply(call), contextlib.nullcontext) == (not first <= index < second)
 
 
 @torch.inference_mode()

@@ -47,6 +47,15 @@ def test_the_blur_is_a_mean_of_neighbours():
     torch.testing.assert_close(blurred(torch.ones(1, 3, 4, 6), FLAT), torch.ones(1, 3, 4, 6))
 
 
+@pytest.mark.parametrize("size", [(5, 8), (9, 3)])
+def test_at_an_edge_the_blur_goes_on_in_a_mirror(size):
+    """A picture and its mirror without the edge are a ring: torchvision's blur, which the authors call, has that."""
+    own = picture(*size)
+    tall = torch.cat([own, own.flip(-2)[..., 1:-1, :]], -2)
+    ring = torch.cat([tall, tall.flip(-1)[..., 1:-1]], -1)
+    assert torch.equal(blurred(own, FLAT), blurred(ring, RING)[..., : size[0], : size[1]])
+
+
 @pytest.mark.parametrize("canvas", [FLAT, RING], ids=["edged", "ring"])
 @pytest.mark.parametrize("sharpen", [0.0, 1.0])
 def test_a_constant_picture_stays(sharpen, canvas):

@@ -83,6 +83,26 @@ def test_the_schedule_is_a_share_of_any_number_of_steps(num_steps):
     assert gammas[:first] == [0.0] * first and gammas[first] == 0.004
 
 
+@pytest.mark.parametrize(("delay", "until", "guided"), [(0.06, 1.0, range(3, 50)), (0.06, 0.38, range(3, 19))])
+def test_the_schedule_of_the_authors_code(delay, until, guided):
+    """Half a cosine from 0 to pi over as many points as steps are guided; in their notebook those are 16 of 50."""
+    steps = [make_step(0, 50, stage_step=k, stage_num_steps=50) for k in range(50)]
+    points = torch.linspace(0, math.pi, len(guided), dtype=torch.float64)
+    theirs = dict(zip(guided, (0.004 * ((points.cos() + 1) / 2) ** 3).tolist(), strict=True))
+    gammas = [gamma_at(Attentive(delay=delay, until=until, decay="to-zero"), step) for step in steps]
+    assert gammas == pytest.approx([theirs.get(k, 0.0) for k in range(50)], abs=1e-12)
+    assert gammas[guided[-1]] == 0.0
+    flat = [gamma_at(Attentive(delay=delay, until=until, power=0.0), step) for step in steps]
+    assert flat == [0.004 if k in guided else 0.0 for k in range(50)]
+
+
+def test_a_range_of_no_step_is_refused_and_one_step_has_the_whole_scale():
+    with pytest.raises(ValueError, match="more than 'delay'"):
+        Attentive(delay=0.5, until=0.5)
+    step = make_step(0, 10, stage_step=1, stage_num_steps=10)
+    assert gamma_at(Attentive(delay=0.1, until=0.2, decay="to-zero"), step) == 0.004
+
+
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_a_step_knows_the_scales_that_its_latents_have_after_it(name, kind):
     """With a network that knows the picture they are ``alpha x0 + sigma noise`` after every call of a scheduler."""
