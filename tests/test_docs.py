@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import build_authors
 from build_reference import PAGE, reference
+from vitrail.core.config.loader import Loader
+from vitrail.core.config.run_config import RunConfig
+from vitrail.sampling.authors_code import authors_codes
+from vitrail.sampling.methods import load_method, summary
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -15,6 +20,18 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 def test_reference_is_what_the_code_says():
     assert PAGE.read_text() == reference(), "run: python tools/build_reference.py"
+
+
+def test_the_page_of_authors_is_what_the_entries_say(names):
+    """Every method of a paper has one, and what it says can be given."""
+    assert build_authors.PAGE.read_text() == build_authors.page(), "run: python tools/build_authors.py"
+    entries, methods = authors_codes(), names.entries("methods")
+    of_papers = {entry.name for entry in methods if "arxiv.org" in summary(names.path("methods", entry.name))}
+    assert of_papers == set(entries)
+    for name, entry in entries.items():
+        assert not entry.set or load_method(name, entry.set) != load_method(name)
+        Loader(names).structure({"prompt": "", **entry.run}, RunConfig, name)
+        assert entry.equal and entry.largest and entry.differs
 
 
 def test_every_option_is_explained():

@@ -13,7 +13,10 @@ import typer
 
 from vitrail.cli.console import console, say
 from vitrail.core.config.registry import Registry
+from vitrail.core.config.text_files import read_text
 from vitrail.core.method.registration import SLOTS
+from vitrail.errors import ConfigError
+from vitrail.sampling.authors_code import AuthorsCode, authors_code
 from vitrail.sampling.discovery import installed, registry
 from vitrail.sampling.methods import load_method, summary
 
@@ -34,13 +37,25 @@ EXPERIMENT_LABELS = {
 
 
 def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, whose file is shown.")] = None,
+    authors: Annotated[
+        bool, typer.Option("--authors", help="Show how near a method is to its authors' own code.")
+    ] = False,
     models: Annotated[
         bool, typer.Option("--models", help="Instead a table: which families of models each method serves.")
     ] = False,
 ) -> None:
-    """List methods and strategies, with options."""
+    """List methods and strategies, with options; or show one method."""
     out = console()
-    say(out, model_lines(registry()) if models else method_lines(registry(), out.width))
+    if name is None and authors:
+        raise ConfigError("--authors: name a method, e.g. vitrail methods demofusion --authors")
+    if models and name is not None:
+        raise ConfigError("--models is about all methods; leave the name out")
+    if name is None:
+        say(out, model_lines(registry()) if models else method_lines(registry(), out.width))
+    else:
+        path = registry().path("methods", name)
+        say(out, author_lines(name, authors_code(name), out.width) if authors else read_text(path).splitlines())
 
 
 def plugins() -> None:
@@ -80,6 +95,26 @@ def model_lines(names: Registry) -> Iterator[str]:
         needs = load_method(method).needs
         cells = [", ".join(sorted(needs - offers)) for offers in families.values()]
         yield f"| `{method}` | {' | '.join(f'needs {lacking}' if lacking else 'yes' for lacking in cells)} |"
+
+
+def author_lines(name: str, entry: AuthorsCode, width: int) -> Iterator[str]:
+    """Yield the lines that hold a method beside its authors' code.
+
+    Args:
+        name: The method's.
+        entry: What was measured.
+        width: Maximum length of a line in characters, except of a command.
+    """
+    facts = {"code": entry.code or "none is public", "equal": entry.equal, "largest difference": entry.largest}
+    yield name
+    column = max(map(len, facts))
+    for label, text in facts.items():
+        yield from _hanging(label, column, text, width)
+    if command := entry.command(name):
+        yield from ("", "Nearest to it", *(f"  {line}" for line in command))
+    yield from ("", "By design")
+    for line in entry.differs:
+        yield from _hanging("-", 1, line, width)
 
 
 def _slots(names: Registry, labels: Mapping[str, str], width: int) -> Iterator[str]:
