@@ -74,7 +74,11 @@ class SD3Family:
         return frozenset((*TEXT, *POOLED, "joint_attention_kwargs"))
 
     def check_attention(self, pipe: Any, request: AttentionRequest) -> None:
-        """Refuse blocks that the transformer does not have."""
+        """Refuse blocks that the transformer does not have, and layers named by halvings, of which it has none."""
+        if request.halvings is not None:
+            raise CapabilityError(
+                "halvings: the blocks of a transformer all have the same cells; leave it out, or choose 'blocks'"
+            )
         check_blocks(pipe.transformer, request.blocks)
 
     def max_view(self, pipe: Any) -> int:

@@ -112,7 +112,7 @@ class UNetFamily:
 
     def check_attention(self, pipe: Any, request: AttentionRequest) -> None:
         """Refuse up blocks that the U-Net does not have."""
-        cross_attentions(pipe.unet, request.layers)
+        cross_attentions(pipe.unet, request.layers, request.halvings)
 
     def max_view(self, pipe: Any) -> None:
         """Return None: views may have any size."""
@@ -195,7 +195,8 @@ class UNetFamily:
         wanted = [row * batch + i for row in rows.capture for i in range(batch)]
         plain = eager(unet)
         words = conditioning.words if rows.words else ()
-        with capture_maps(plain, request.layers, wanted, conditioning.content, request.over, words) as maps:
+        chosen = (request.layers, wanted, conditioning.content, request.over, words, request.halvings)
+        with capture_maps(plain, *chosen) as maps:
             output = plain(latents, timestep, return_dict=False, **arguments)[0]
         size = latents.shape[-2:]
         by_word = maps.by_word(size) if rows.words else None

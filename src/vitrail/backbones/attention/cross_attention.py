@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from attrs import define, field, frozen
 from torch import Tensor
 
+from vitrail.backbones.rectification.scope import blocks
 from vitrail.core.method.attention_maps import Over
 from vitrail.errors import CapabilityError, PredictionError
 
@@ -51,6 +52,7 @@ class Maps:
         tokens: Positions of the text tokens over which a map is taken.
         over: Whether a cell's value is the mean over the tokens or their maximum.
         words: Positions of the tokens of every word whose own map is needed.
+        nearest: Whether maps of words are enlarged to the nearest cell, else bilinearly.
         layers: Number of the block and map of each attention layer, Float32[Tensor, "batch cells"].
         each_word: The maps of the words in each layer, Float32[Tensor, "batch words cells"].
         thread: Thread of the forward; ranks that are threads may share a network.
@@ -60,6 +62,7 @@ class Maps:
     tokens: list[int]
     over: Over = "mean"
     words: Sequence[Sequence[int]] = ()
+    nearest: bool = False
     layers: list[tuple[int, Tensor]] = field(factory=list)
     each_word: list[Tensor] = field(factory=list)
     thread: int = field(factory=threading.get_ident)
@@ -107,15 +110,10 @@ class Maps:
     def by_word(self, size: Sequence[int]) -> Tensor:
         """Return the mean of all layers for every word at the size of a view, Float32[Tensor, "batch words h w"]."""
         height, width = size
-        grown = [
-            F.interpolate(
-                one.view(*one.shape[:-1], *layer_shape(height, width, one.shape[-1])),
-                (height, width),
-                mode="bilinear",
-                align_corners=False,
-            )
-            for one in self.each_word
-        ]
+        flat = [one.view(*one.shape[:-1], *layer_shape(height, width, one.shape[-1])) for one in self.each_word]
+        if self.nearest:
+            return F.interpolate(torch.stack(flat).mean(0), (height, width), mode="nearest-exact")
+        grown = [F.interpolate(one, (height, width), mode="bilinear", align_corners=False) for one in flat]
         return torch.stack(grown).mean(0)
 
     def each(self, size: Sequence[int]) -> dict[int, Tensor]:
@@ -215,21 +213,41 @@ def layer_shape(height: int, width: int, cells: int) -> tuple[int, int]:
     return height, width
 
 
-def cross_attentions(unet: Any, layers: Sequence[int]) -> list[tuple[int, Any]]:
+def cross_attentions(unet: Any, layers: Sequence[int], halvings: int | None = None) -> list[tuple[int, Any]]:
     """Return the cross-attention modules of the chosen up blocks with the block's number, the deepest block first.
+
+    Args:
+        unet: A diffusers U-Net.
+        layers: Numbers of up blocks with cross-attention; () for all.
+        halvings: In place of them the blocks of encoder and decoder with so many halvings; None for ``layers``.
 
     Raises:
         CapabilityError: If a chosen block does not exist.
     """
-    blocks = [found for block in unet.up_blocks if (found := _layers_of(block))]
-    missing = [i for i in layers if not -len(blocks) <= i < len(blocks)]
-    if missing or not blocks:
+    if halvings is not None:
+        return _at_halvings(unet, halvings)
+    decoder = [found for block in unet.up_blocks if (found := _layers_of(block))]
+    missing = [i for i in layers if not -len(decoder) <= i < len(decoder)]
+    if missing or not decoder:
         raise CapabilityError(
-            f"up-block-attention: layers {missing or list(layers)} do not exist; this network has {len(blocks)} up "
+            f"up-block-attention: layers {missing or list(layers)} do not exist; this network has {len(decoder)} up "
             "blocks with cross-attention, numbered from 0 (the deepest)"
         )
-    chosen = sorted({i % len(blocks) for i in layers}) if layers else range(len(blocks))
-    return [(number, module) for number in chosen for module in blocks[number]]
+    chosen = sorted({i % len(decoder) for i in layers}) if layers else range(len(decoder))
+    return [(number, module) for number in chosen for module in decoder[number]]
+
+
+def _at_halvings(unet: Any, halvings: int) -> list[tuple[int, Any]]:
+    """Return the cross-attention modules of encoder and decoder whose cells are the latents halved so often."""
+    sides = [block for block in blocks(unet) if block.name != "mid_block" and _layers_of(block.module)]
+    chosen = [block.module for block in sides if block.halvings == halvings]
+    if not chosen:
+        known = ", ".join(map(str, sorted({block.halvings for block in sides}))) or "none"
+        raise CapabilityError(
+            f"halvings = {halvings}: no block of the encoder or decoder has cross-attention at the latents halved so "
+            f"often; this network has some at {known}"
+        )
+    return [(number, layer) for number, block in enumerate(chosen) for layer in _layers_of(block)]
 
 
 def _layers_of(block: Any) -> list[Any]:
@@ -247,6 +265,7 @@ def capture_maps(
     tokens: Sequence[int],
     over: Over = "mean",
     words: Sequence[Sequence[int]] = (),
+    halvings: int | None = None,
 ) -> Iterator[Maps]:
     """Collect attention maps during a forward, which runs uncompiled.
 
@@ -257,12 +276,13 @@ def capture_maps(
         tokens: Positions of the text tokens over which a map is taken.
         over: Mean or maximum over them.
         words: Positions of the tokens of every word whose own map is also needed.
+        halvings: See ``cross_attentions``; maps of words are then enlarged to the nearest cell.
 
     Yields:
         The maps, filled by each forward in the block.
     """
-    maps = Maps(list(rows), list(tokens), over, words)
-    with watched(unet, cross_attentions(unet, layers), read_cross, maps):
+    maps = Maps(list(rows), list(tokens), over, words, halvings is not None)
+    with watched(unet, cross_attentions(unet, layers, halvings), read_cross, maps):
         yield maps
 
 

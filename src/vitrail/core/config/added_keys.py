@@ -11,6 +11,7 @@ STAGE: Mapping[str, Any] = {"unscaled_start": False}
 ENTER: Mapping[str, Any] = {"clip": "decoded"}
 STRATEGIES: Mapping[str, Mapping[str, Any]] = {  # by name
     "attentive": {"until": 1.0, "decay": "above-zero"},
+    "patch-content-aware": {"halvings": None},
     "windows": {"border": "stay"},
 }
 

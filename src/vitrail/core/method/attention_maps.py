@@ -37,6 +37,9 @@ class AttentionRequest:
         each: Whether one map per word of the prompt is also needed.
         blocks: Of a transformer: blocks, negative ones counted from the last; () for the later half. A U-Net has no
             use for them.
+        halvings: Of a U-Net: in place of ``layers`` all layers of its encoder and decoder whose cells are the latents
+            halved so often, as AccDiffusion's code has it; maps of words are enlarged to the nearest cell, so that they
+            can be read at those cells again. None for ``layers``.
     """
 
     layers: tuple[int, ...] = ()
@@ -47,6 +50,7 @@ class AttentionRequest:
     t5: bool = False
     each: bool = False
     blocks: tuple[int, ...] = ()
+    halvings: int | None = None
 
 
 def kind_of(offers: Iterable[str]) -> Kind:

@@ -41,12 +41,19 @@ class PatchContentAware:
     blocks: tuple[int, ...] = later(
         default=(), converter=as_tuple, validator=v.deep_iterable(v.instance_of(int))
     )  # the same of a transformer, where () is the late half
+    halvings: int | None = field(default=None, validator=v.optional(v.ge(0)))  # as the authors' code: maps of encoder
+    # and decoder where latents are halved so often, compared and opened at those cells; 2 for SDXL
+
+    def __attrs_post_init__(self) -> None:
+        if self.halvings is not None and (self.layers or self.blocks):
+            raise ValueError("'halvings' chooses the layers whose maps are remembered; leave 'layers' and 'blocks' out")
 
     @property
     def request(self) -> AttentionRequest | None:
         """One map a word, of the chosen layers; None leaves the choice to the stages that keep the maps."""
-        chosen = self.layers or self.blocks
-        return AttentionRequest(layers=self.layers, blocks=self.blocks, each=True) if chosen else None
+        if not (self.layers or self.blocks or self.halvings is not None):
+            return None
+        return AttentionRequest(layers=self.layers, blocks=self.blocks, halvings=self.halvings, each=True)
 
     def texts(
         self,
@@ -63,12 +70,21 @@ class PatchContentAware:
         import torch
 
         maps = memory.maps.mean(0)
+        if self.halvings is not None:  # they were enlarged cell by cell
+            maps = torch.nn.functional.interpolate(maps[None], self._halved(maps.shape), mode="nearest-exact")[0]
         reach = int(self.opening * max(maps.shape[-2:]))
         seen = on_canvas(opened((maps > maps.mean((-2, -1), keepdim=True)).to(maps.dtype), reach), canvas)
         counts = torch.stack([view.read(seen).count_nonzero((-2, -1)) for view in views]).tolist()
         height, width = views[0].shape
         kept = [[count >= self.threshold * height * width for count in each] for each in counts]
         return tuple(None if all(each) else _joined(memory.words, each) for each in kept)
+
+    def _halved(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Return height and width of the layers' cells from those of the latents."""
+        height, width = shape[-2:]
+        for _ in range(self.halvings or 0):
+            height, width = (height + 1) // 2, (width + 1) // 2
+        return height, width
 
 
 def _joined(words: Sequence[str], kept: Sequence[bool]) -> str:

@@ -21,6 +21,7 @@ from vitrail.backbones.attention.cross_attention import (
     read_cross,
 )
 from vitrail.backbones.attention.joint_attention_maps import capture_joint_maps
+from vitrail.backbones.rectification.scope import blocks
 from vitrail.errors import CapabilityError, PredictionError
 
 
@@ -273,6 +274,25 @@ def test_the_mean_is_that_of_all_layers_and_each_is_that_of_a_block():
     torch.testing.assert_close(maps.mean(SIZE), total)
     for number, one in each.items():
         torch.testing.assert_close(captured(unet, (number,)), one)
+
+
+def test_layers_by_halvings_are_those_of_encoder_and_decoder_and_can_be_read_at_their_cells():
+    unet = fresh_unet("sdxl")
+    known = {block.halvings for block in blocks(unet) if hasattr(block.module, "attentions")}
+    for halvings in sorted(known):
+        with capture_maps(unet, (), ROWS, TOKENS, words=[[1], [2, 3]], halvings=halvings) as maps:
+            forward(unet)
+        cells = [layer_shape(*SIZE, one.shape[-1]) for one in maps.each_word]
+        small = tuple(-(-side // 2**halvings) for side in SIZE)
+        assert set(cells) == {small} and len(cells) >= 2
+        coarse = torch.stack(maps.each_word).mean(0).unflatten(-1, small)
+        grown = maps.by_word(SIZE)
+        assert grown.shape[-2:] == SIZE
+        assert torch.equal(torch.nn.functional.interpolate(grown, small, mode="nearest-exact"), coarse)
+    sides = [n for n, _ in cross_attentions(unet, (), max(known))]
+    assert len(sides) > len([n for n, _ in cross_attentions(unet, (0,))])  # the encoder's, too
+    with pytest.raises(CapabilityError, match="this network has some at"):
+        cross_attentions(unet, (), 9)
 
 
 @pytest.mark.parametrize("layers", [(1,), (-2,), (0, 7)])

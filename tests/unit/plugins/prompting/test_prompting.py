@@ -9,17 +9,18 @@ from hypothesis import strategies as st
 
 from tiny_families import FAMILIES
 from vitrail import hookimpl
+from vitrail.comm import InProcess
 from vitrail.core.config.loader import Loader
 from vitrail.core.geometry.views import Canvas, Span, View
 from vitrail.core.method.attention_maps import KeptMaps
 from vitrail.core.method.composition import Composition
 from vitrail.core.schedule.streams import Streams
-from vitrail.errors import ConfigError
+from vitrail.errors import CapabilityError, ConfigError
 from vitrail.plugins.patching.windows import Windows
 from vitrail.plugins.prompting.patch_content_aware import PatchContentAware, on_canvas, opened
 from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
-from vitrail.sampling.sampler import Sampler
+from vitrail.sampling.sampler import Sampler, Spread
 from vitrail.testing import make_step
 
 WORDS = ("a", "red", "fox")
@@ -50,6 +51,39 @@ def test_a_window_keeps_the_words_that_are_seen_there(side, height, width):
     canvas = Canvas(height, width, 16)
     texts = texts_of(PatchContentAware(), "a red fox", quarters(canvas), canvas, halves(side, side))
     assert texts == ("a fox", "red fox", "a", "red")
+
+
+@pytest.mark.parametrize("size", [(32, 32), (43, 20)])
+@pytest.mark.parametrize("halvings", [0, 1, 2])
+def test_maps_are_read_at_the_cells_of_their_layers(size, halvings):
+    """Enlarged to the nearest cell and read at so many halvings they are the maps of the layers themselves."""
+    small = tuple(-(-side // 2**halvings) for side in size)
+    coarse = Streams(0).uniform((1, 3, *small), "maps")
+    coarse = F.avg_pool2d(coarse, 5, 1, 2, count_include_pad=False)
+    grown = F.interpolate(coarse, size, mode="nearest-exact")
+    canvas = Canvas(2 * size[0], 2 * size[1], 16)
+    views = Windows(size=16).patch(make_step(0), canvas, 4, Streams(0)).views
+    given, own = KeptMaps(WORDS, grown), KeptMaps(WORDS, coarse)
+    texts = texts_of(PatchContentAware(halvings=halvings), "a red fox", views, canvas, given)
+    assert texts == texts_of(PatchContentAware(), "a red fox", views, canvas, own)
+    assert len(set(texts)) > 2
+
+
+def test_texts_of_halved_maps_are_the_same_on_three_ranks_and_transformers_refuse_them():
+    sets = ["stages.1.prompting.layers=[]", "stages.1.prompting.halvings=1"]
+    sampler = Sampler.from_pipeline(FAMILIES["sdxl"](), load_method("accdiffusion", sets))
+    alone = sampler("a red fox", **CALL).latents
+
+    def program(communicator):
+        return sampler.again()("a red fox", spread=Spread(communicator=communicator), **CALL).latents
+
+    assert all(torch.equal(each, alone) for each in InProcess(timeout=60).run(3, program))
+    usual = Sampler.from_pipeline(FAMILIES["sdxl"](), load_method("accdiffusion"))
+    assert sampler.composition.attention_request() != usual.composition.attention_request()
+    with pytest.raises(ConfigError, match="leave 'layers' and 'blocks' out"):
+        load_method("accdiffusion", ["stages.1.prompting.halvings=1"])
+    with pytest.raises(CapabilityError, match="all have the same cells"):
+        Sampler.from_pipeline(FAMILIES["sd3"](), load_method("accdiffusion", sets))
 
 
 def test_padding_repeats_the_edge_and_is_no_part_of_the_map():
