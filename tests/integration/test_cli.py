@@ -78,8 +78,11 @@ BAD = {
         ],
     ),
     "eta is large": ([*FOX, "--eta", "2"], ["--eta: must be <= 1.0, got 2.0"]),
-    "step kwarg without a number": ([*FOX, "--step-kwarg", "s_churn"], ["--step-kwarg 's_churn': write NAME=NUMBER"]),
-    "eta as a step option": ([*FOX, "--step-kwarg", "eta=1"], ["'eta' has a field of its own; write eta = 1"]),
+    "solver argument without a number": (
+        [*FOX, "--solver-arg", "s_churn"],
+        ["--solver-arg 's_churn': write NAME=NUMBER"],
+    ),
+    "eta as a step option": ([*FOX, "--solver-arg", "eta=1"], ["'eta' has a field of its own; write eta = 1"]),
     "--set a misspelt key": (
         [*FOX, "--method", "asg", "--set", "stages.0.guidance.0.scal=2"],
         ["$.stages[0].guidance[0]: guidance 'async' has no key 'scal' (did you mean 'scale'?)"],

@@ -59,8 +59,8 @@ def test_step_noise_does_not_depend_on_micro_batches(name):
 TAKEN = [  # numbers that a step takes, one that is its default and one that is not
     ("DDIMScheduler", {"eta": 0.0}, {"eta": 1.0}),
     ("TCDScheduler", {"eta": 0.3}, {"eta": 1.0}),
-    ("EulerDiscreteScheduler", {"step_kwargs": {"s_churn": 0.0}}, {"step_kwargs": {"s_churn": 2.0}}),
-    ("FlowMatchEulerDiscreteScheduler", {"step_kwargs": {}}, {}),
+    ("EulerDiscreteScheduler", {"solver_args": {"s_churn": 0.0}}, {"solver_args": {"s_churn": 2.0}}),
+    ("FlowMatchEulerDiscreteScheduler", {"solver_args": {}}, {}),
 ]
 
 
@@ -93,8 +93,8 @@ def test_eta_of_a_run_is_that_of_the_step():
 @pytest.mark.parametrize("name", READ)
 def test_what_a_step_does_not_take_is_refused_by_name_before_any_step(name):
     takes = inspect.signature(getattr(diffusers, name).step).parameters
-    for options in ({"eta": 0.5}, {"step_kwargs": {"s_churn": 0.5}}):
-        option = next(iter(options.get("step_kwargs", options)))
+    for options in ({"eta": 0.5}, {"solver_args": {"s_churn": 0.5}}):
+        option = next(iter(options.get("solver_args", options)))
         if option not in takes:
             with pytest.raises(ConfigError, match=f"{option}: the step of {name} takes no such option"):
                 run(name, DETAIL, **options)

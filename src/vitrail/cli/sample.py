@@ -48,7 +48,7 @@ def sample(
     eta: Annotated[
         float | None, typer.Option(help="Share of DDPM's noise in the steps of DDIM; refused where it is not taken.")
     ] = None,
-    step_kwarg: Annotated[
+    solver_arg: Annotated[
         list[str] | None, typer.Option(help="What else the scheduler's step takes, NAME=NUMBER. Repeatable.")
     ] = None,
     num_images: Annotated[int | None, typer.Option(help="Pictures; picture i has seed + i.")] = None,
@@ -98,7 +98,7 @@ def sample(
         "negative_prompt": negative_prompt,
         "scheduler": scheduler,
         "eta": eta,
-        "step_kwargs": arguments.numbers("--step-kwarg", step_kwarg) if step_kwarg else None,
+        "solver_args": arguments.numbers("--solver-arg", solver_arg) if solver_arg else None,
         "num_images": num_images,
         "row_batch": row_batch,
         "memory": memory,

@@ -14,7 +14,6 @@ import attrs
 from attrs import evolve, field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.added_keys import without_added
 from vitrail.core.config.atomic import replacing
 from vitrail.core.config.fields import is_written
 from vitrail.core.config.loader import Loader
@@ -118,8 +117,7 @@ class Recipe:
     def digest(self) -> str:
         """Digest of everything that determines the pixels, except versions."""
         more = [part for part in (self.files, self.plugins) if part]  # so that older digests stay valid
-        own = [without_added(self.run), former_keys(self.method), self.given, *more]
-        return digest_of(json.dumps(own, sort_keys=True))
+        return digest_of(json.dumps([self.run, former_keys(self.method), self.given, *more], sort_keys=True))
 
     def changes(self, plugins: Mapping[str, str] | None = None) -> list[str]:
         """Return what has another version here than when the picture was made, one line each.

@@ -25,7 +25,9 @@ def later(**options: Any) -> Any:
 
 def is_written(attribute: attrs.Attribute[Any], value: object) -> bool:
     """Whether a field's value is written to recipes and counts in digests: all but ``later`` ones at their default."""
-    return not attribute.metadata.get(LATER) or value != attribute.default
+    default: Any = attribute.default
+    usual = default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
+    return not attribute.metadata.get(LATER) or value != usual
 
 
 def as_items(items: Any) -> tuple[Any, ...]:

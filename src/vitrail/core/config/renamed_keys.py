@@ -6,7 +6,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from vitrail.core.config.added_keys import method_without_added
 from vitrail.core.config.log import logger
 
 RENAMED: Mapping[str, str] = {"also": "extra_views"}  # keys of [[stages]]: the former name to today's
@@ -26,11 +25,9 @@ def current_keys(method: Any, quiet: bool = False) -> Any:
 
 
 def former_keys(method: Any) -> Any:
-    """A method's tables with the keys of before, and without later ones at their defaults, for digests that stay."""
+    """A method's tables with the keys of before, for digests that stay what they were."""
     former = {now: then for then, now in RENAMED.items()}
-    return _with_stages(
-        method_without_added(method), lambda stage: {former.get(key, key): value for key, value in stage.items()}
-    )
+    return _with_stages(method, lambda stage: {former.get(key, key): value for key, value in stage.items()})
 
 
 def current_path(assignment: str, quiet: bool = False) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import share
+from vitrail.core.config.fields import later, share
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Wrap = Literal["none", "x", "y", "xy"]
@@ -71,9 +71,9 @@ class RunConfig:
     strength: float = field(default=0.8, validator=share)  # with an image: share of the steps that are done
     wrap: Wrap = "none"  # axes on which opposite edges of the picture meet
     scheduler: str | None = field(default=None, validator=_said)  # a diffusers class; the model's own if unset
-    eta: float | None = field(default=None, validator=v.optional(share))  # share of DDPM's noise in DDIM's steps, as
+    eta: float | None = later(default=None, validator=v.optional(share))  # share of DDPM's noise in DDIM's steps, as
     # far as the scheduler takes it; its own default if unset, which is 0 for DDIM
-    step_kwargs: dict[str, float] = field(factory=dict, validator=_numbers)  # other numbers that the scheduler's
+    solver_args: dict[str, float] = later(factory=dict, validator=_numbers)  # other numbers that the scheduler's
     # step takes by name, e.g. s_churn
     num_images: int = field(default=1, validator=v.and_(v.ge(1), v.le(MAX_IMAGES)))  # picture i has seed + i
     row_batch: int | None = field(
@@ -88,4 +88,4 @@ class RunConfig:
     @property
     def scheduler_step(self) -> dict[str, float]:
         """The given options of the scheduler's step, by name."""
-        return {**({} if self.eta is None else {"eta": self.eta}), **self.step_kwargs}
+        return {**({} if self.eta is None else {"eta": self.eta}), **self.solver_args}

@@ -68,9 +68,9 @@ class Cascade:
     count: int | None = field(
         default=None, validator=v.optional(v.and_(v.ge(1), v.le(MOST_SIZES)))
     )  # sizes after the first; if unset one per training size (side) or per doubling (area, ratio)
-    rounding: Rounding = field(default="views", validator=v.in_(("views", "down")))  # views: to the nearest size that
+    rounding: Rounding = later(default="views", validator=v.in_(("views", "down")))  # views: to the nearest size that
     # strided views part evenly; down: to whole latent cells, truncated, as in the code of DemoFusion and AP-LDM
-    sizes: tuple[str, ...] = field(
+    sizes: tuple[str, ...] = later(
         default=(), converter=_texts, validator=_rising
     )  # in place of all this: every size before the wanted one, pixels as text, "1024" or "1536x1024" (width first)
 
@@ -178,11 +178,16 @@ class Enter:
     # schedule's steps that is done; of several, the last is for the last size
     renormalise: bool = False  # give the result the mean and deviation of the first size (DemoFusion)
     sharpen: float = field(default=0.0, validator=v.ge(0))  # with pixels: weight of unsharp masking
+<<<<<<< HEAD
     upscaler: Upscaler | None = later(default=None)  # with pixels: enlarges the picture; bicubic
     # interpolation if unset
     clip: Clip = field(default="decoded", validator=v.in_(("decoded", "resized")))  # with pixels: whether colours
     # that the decoder overshoots are clipped before the resize already (DiffuseHigh; with an upscaler always), or after
     # it alone (AP-LDM)
+=======
+    clip: Clip = later(default="decoded", validator=v.in_(("decoded", "resized")))  # with pixels: whether colours
+    # that the decoder overshoots are clipped before the resize already (DiffuseHigh) or after it alone (AP-LDM)
+>>>>>>> 81cb306 (Mark later keys as later, with the fields that came with fewer rows; name the numbers of a scheduler's step solver_args, since step_kwargs stood nearer to a misspelt number of steps)
 
     def __attrs_post_init__(self) -> None:
         if self.sharpen and self.resize != "pixels":

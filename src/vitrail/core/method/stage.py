@@ -92,7 +92,9 @@ class Stage:
     scale_batch: int | None = field(
         default=None, validator=v.optional(v.ge(1))
     )  # reproduces the authors' bug: views after this many, and all further groups, are scaled for the next step
-    unscaled_start: bool = False  # reproduces another one: at the first step of a larger size those many are not scaled
+    unscaled_start: bool = later(
+        default=False
+    )  # reproduces another one: at the first step of a larger size those many are not scaled
     until: float = field(default=1.0, validator=share)  # end of the stage, as a fraction of the steps at its size
 
     def __attrs_post_init__(self) -> None:

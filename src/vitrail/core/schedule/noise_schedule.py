@@ -295,7 +295,7 @@ class Stepper:
         scheduler: Scheduler,
         num_inference_steps: int,
         set_timesteps: Mapping[str, object] | None = None,
-        step_kwargs: Mapping[str, float] | None = None,
+        solver_args: Mapping[str, float] | None = None,
     ):
         """Set the scheduler's timesteps and read its schedule.
 
@@ -303,14 +303,14 @@ class Stepper:
             scheduler: Changed in place.
             num_inference_steps: As ``set_timesteps`` counts them.
             set_timesteps: Further keywords of ``set_timesteps``.
-            step_kwargs: Numbers that ``step`` takes by name, such as DDIM's ``eta``.
+            solver_args: Numbers that ``step`` takes by name, such as DDIM's ``eta``.
 
         Raises:
             ConfigError: If the scheduler does not support the number of steps, or takes no such option.
             CapabilityError: If the engine cannot sample with the scheduler.
         """
         _refuse_other_step(scheduler)
-        self._options = dict(step_kwargs or {})
+        self._options = dict(solver_args or {})
         parameters = inspect.signature(scheduler.step).parameters.values()
         takes = numbers_of((parameter.name, parameter.default) for parameter in parameters)
         refuse_unknown_options(type(scheduler).__name__, takes, self._options)

@@ -17,7 +17,6 @@ import attrs
 from attrs import evolve, field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.added_keys import without_added
 from vitrail.core.config.fields import as_tuple, is_written
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.renamed_keys import former_keys
@@ -370,7 +369,7 @@ def _address(
 
     The model is included by its fingerprint, not by its name or path.
     """
-    fields = {name: value for name, value in without_added(run).items() if name not in NAMES}
+    fields = {name: value for name, value in run.items() if name not in NAMES}
     given = run["negative_prompt"]
     fields["negative_prompt"] = {None: "", "": None}.get(given, given)  # swapped, to keep addresses of older versions
     if run["image"] is not None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import share, share_below_one
+from vitrail.core.config.fields import later, share, share_below_one
 from vitrail.core.method.protocols import Point
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Attentive:
     scale: float = field(default=0.004, validator=v.ge(0))  # gamma, at the first guided step; 0 is off
     delay: float = field(default=0.06, validator=share_below_one)  # eta_1, share of the stage's steps before it
     power: float = field(default=3.0, validator=v.ge(0))  # beta, of the cosine by which it falls to 0; 0: it does not
-    until: float = field(default=1.0, validator=share)  # share of the stage's steps after which it is inactive
-    decay: Decay = field(default="above-zero", validator=v.in_(("above-zero", "to-zero")))  # whether the cosine is 0
+    until: float = later(default=1.0, validator=share)  # share of the stage's steps after which it is inactive
+    decay: Decay = later(default="above-zero", validator=v.in_(("above-zero", "to-zero")))  # whether the cosine is 0
     # after the last guided step (the paper's) or at it (that of the authors' code)
 
     def __attrs_post_init__(self) -> None:

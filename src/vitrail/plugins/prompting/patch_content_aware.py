@@ -41,7 +41,7 @@ class PatchContentAware:
     blocks: tuple[int, ...] = later(
         default=(), converter=as_tuple, validator=v.deep_iterable(v.instance_of(int))
     )  # the same of a transformer, where () is the late half
-    halvings: int | None = field(default=None, validator=v.optional(v.ge(0)))  # as the authors' code: maps of encoder
+    halvings: int | None = later(default=None, validator=v.optional(v.ge(0)))  # as the authors' code: maps of encoder
     # and decoder where latents are halved so often, compared and opened at those cells; 2 for SDXL
 
     def __attrs_post_init__(self) -> None:

@@ -150,11 +150,15 @@ def values(kind):
     }.get(text)
 
 
+RELATED = {("attentive", "until"), ("patch-content-aware", "halvings")}  # bounded by another option, so not drawn
+
+
 def strategies_of(slot):
     """Instances of everything registered in a slot, with drawn options."""
     kinds = []
     for entry in REGISTRY.entries(slot):
-        drawn = {f.name: values(f.type) for f in attrs.fields(entry.value)}
+        free = [f for f in attrs.fields(entry.value) if (entry.name, f.name) not in RELATED]
+        drawn = {f.name: values(f.type) for f in free}
         kinds.append(st.builds(entry.value, **{name: value for name, value in drawn.items() if value is not None}))
     return st.one_of(kinds)
 
