@@ -178,16 +178,11 @@ class Enter:
     # schedule's steps that is done; of several, the last is for the last size
     renormalise: bool = False  # give the result the mean and deviation of the first size (DemoFusion)
     sharpen: float = field(default=0.0, validator=v.ge(0))  # with pixels: weight of unsharp masking
-<<<<<<< HEAD
     upscaler: Upscaler | None = later(default=None)  # with pixels: enlarges the picture; bicubic
     # interpolation if unset
-    clip: Clip = field(default="decoded", validator=v.in_(("decoded", "resized")))  # with pixels: whether colours
+    clip: Clip = later(default="decoded", validator=v.in_(("decoded", "resized")))  # with pixels: whether colours
     # that the decoder overshoots are clipped before the resize already (DiffuseHigh; with an upscaler always), or after
     # it alone (AP-LDM)
-=======
-    clip: Clip = later(default="decoded", validator=v.in_(("decoded", "resized")))  # with pixels: whether colours
-    # that the decoder overshoots are clipped before the resize already (DiffuseHigh) or after it alone (AP-LDM)
->>>>>>> 81cb306 (Mark later keys as later, with the fields that came with fewer rows; name the numbers of a scheduler's step solver_args, since step_kwargs stood nearer to a misspelt number of steps)
 
     def __attrs_post_init__(self) -> None:
         if self.sharpen and self.resize != "pixels":
