@@ -40,6 +40,7 @@ def check_caller_inputs(pipe: Any, inputs: Inputs, served: frozenset[str], lacki
         extras.refuse(served, name)
     odd = list(_types(extras))
     found = odd or [*_embeddings(extras, inputs, served), *_texts(pipe, inputs, lacking), *_numbers(extras)]
+    found = found or list(_skipped_layers(pipe, extras, served))
     if "ip_adapter_image" in served:
         found += _pictures(pipe, extras, inputs.guided, name)
     if "control_image" in served:
@@ -127,6 +128,22 @@ def _numbers(extras: Extras) -> Iterator[str]:
                     f"{name}[{key!r}] may lie on the picture, and would have to be cut with every view, which is not "
                     "done; only numbers are served"
                 )
+
+
+def _skipped_layers(pipe: Any, extras: Extras, served: frozenset[str]) -> Iterator[str]:
+    """Yield a ``clip_skip`` that leaves no layer, or that the pipeline cannot follow with this transformers."""
+    encoder = getattr(pipe, "text_encoder", None)
+    if extras.clip_skip is None or extras.prompt_embeds is not None or encoder is None:
+        return
+    layers: int = encoder.config.num_hidden_layers
+    if extras.clip_skip >= layers:
+        yield f"clip_skip={extras.clip_skip}: one layer at least of the text encoder's {layers} must be left"
+    if "pooled_prompt_embeds" not in served and not hasattr(encoder, "text_model"):
+        yield (
+            "clip_skip: diffusers' pipelines of Stable Diffusion 1 and 2 look for the text encoder's last "
+            "normalisation where transformers from 5 on does not have it; leave it out, give prompt_embeds instead, or "
+            "install transformers below 5"
+        )
 
 
 def _pictures(pipe: Any, extras: Extras, guided: bool, name: str) -> Iterator[str]:
