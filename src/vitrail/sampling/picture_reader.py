@@ -155,6 +155,10 @@ def _of_numbers(values: Any, name: str, marks: bool, alternative: str) -> Image 
     is_tensor = isinstance(values, torch.Tensor)
     if not is_tensor and not isinstance(values, np.ndarray):
         raise ConfigError(f"{name}: a Pillow image, a numpy array or a tensor is wanted, got {type(values).__name__}")
+    if isinstance(values, np.ma.MaskedArray) and values.mask.any():
+        raise ConfigError(
+            f"{name}: the array masks values, which a picture cannot; fill them, as with values.filled(0)"
+        )
     if not is_tensor:
         values = _native(values, name)
     elif values.is_meta or values.layout != torch.strided:

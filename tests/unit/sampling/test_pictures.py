@@ -237,6 +237,7 @@ F32 = (GREY / 255).astype(np.float32)
         ("x.png", "a Pillow image, a numpy array or a tensor is wanted, got str"),
         (np.array(["a"]), "numbers of type <U1 have no range"),
         (torch.from_numpy(F32).to(torch.float8_e4m3fn), "numbers of type float8_e4m3fn have no range"),
+        (np.ma.masked_greater(F32, 0.5), "the array masks values, which a picture cannot; fill them"),
         (torch.from_numpy(F32).to_sparse(), "a dense tensor with values is wanted, got a torch.sparse_coo"),
         (torch.zeros((3, 4, 4), device="meta"), "a dense tensor with values is wanted, got a torch.strided on meta"),
     ],
