@@ -6,8 +6,8 @@ Each injection samples a small picture with the demo model, on two or three rank
 in one phase. A run may fail without a picture, or succeed with the bytes of an undisturbed run's picture. Seconds count
 from the signal to the end of the last process; a stopped rank is noticed after --timeout, which is subtracted. A first
 Ctrl-C is no fault: it stops after a whole step, which before the first one comes after the loading, so it may take
-longer than a fault. torchrun gives a stopped rank 30 seconds to end by itself; here it is told to give one. Needs Linux
-and an installed Vitrail.
+longer than a fault. torchrun gives a stopped rank 30 seconds to end by itself, which are subtracted, too. Needs Linux and
+an installed Vitrail.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from processes import MARK, kill_all, listeners, processes, ranks, shared_memory
 PHASES = ("startup", "joining", "step", "decode", "write", "launcher", "torchrun")
 SIGNALS = ("KILL", "STOP", "TERM", "INT")
 TIMEOUT_S, TORCHRUN_S = 4.0, 20.0  # --timeout of the runs; under torchrun it includes the ranks' loading of libraries
+TORCHRUNS_S = 30.0  # that torchrun gives a rank to end by itself
 LIMIT_S = 2.0  # maximum time from a fault until all processes have ended
 STOPPED_EARLY = 130  # exit code of a run that Ctrl-C stopped after a whole step
 PATIENCE_S = 300.0  # maximum wait for a phase to begin or a run to end
@@ -111,7 +112,6 @@ class Run:
             words += ["--ranks", self.world]
         (self.folder / "temporary").mkdir()
         more = {MARK: self.mark, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder / "temporary")}
-        more["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "1"
         self.process = subprocess.Popen(
             [sys.executable, *map(str, words)],
             cwd=self.folder,
@@ -230,7 +230,7 @@ def judged(injection, run, seconds, has_ended, whole):
     left += [] if has_ended else ["processes"]
     return Found(
         code if has_ended else None,
-        max(0.0, seconds - run.timeout) if waits else seconds,
+        max(0.0, seconds - run.timeout - TORCHRUNS_S * run.under_torchrun) if waits else seconds,
         told,
         is_sound,
         is_named,

@@ -1,5 +1,6 @@
 """What launchers say of a process, and clocks of several hosts."""
 
+import socket
 import threading
 import time
 
@@ -7,6 +8,7 @@ import pytest
 from attrs import evolve
 
 from vitrail.comm.backends.key_store import StoreServer, listener_at
+from vitrail.comm.backends.meeting import meet
 from vitrail.comm.backends.process_group_clock import clock_offset
 from vitrail.comm.environment import HOSTED, SECRET, RankEnvironment, from_environment
 from vitrail.errors import CommError
@@ -34,6 +36,16 @@ def test_rank_0_keeps_the_store_unless_the_launcher_does(rank, hosted, hosts):
 
 def test_torchruns_store_is_read_by_anybody_so_rank_0_keeps_one_besides():
     assert from_environment(TORCHRUN | {"RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}).hosts_store
+
+
+def test_a_store_of_torchrun_at_which_nobody_listens_is_not_waited_for():
+    with socket.socket() as taken:  # a port that nobody gets meanwhile
+        taken.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        agents = {"TORCHELASTIC_RUN_ID": "one", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        environment = from_environment(TORCHRUN | place | agents | {"RANK": "1"})
+        with pytest.raises(CommError, match="nobody listens at .*, torchrun's store: the process that started"):
+            meet(environment, timeout=3600.0)
 
 
 def test_slurm():

@@ -71,6 +71,18 @@ def test_under_torchrun_a_rank_looks_at_its_parent(tmp_path):
     assert (tmp_path / "cleaned-1").exists()
 
 
+@pytest.mark.skipif(b"python" in Path("/proc/1/cmdline").read_bytes(), reason="the first process is Python")
+def test_under_torchrun_a_rank_ends_whose_parent_died_before_it_could_look(tmp_path):
+    """A process that the first one adopts has lost its parent."""
+    agent = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
+    late = "import os, time\nwhile os.getppid() != 1:\n    time.sleep(0.01)\n"
+    variables = {"RANK": "0", "TORCHELASTIC_RUN_ID": "x"}
+    command = [sys.executable, "-c", agent, late + RANK]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True)
+    assert "the process that started the ranks is gone" in done.stderr  # its end closes the pipe
+    wait_until((tmp_path / "cleaned-0").exists)
+
+
 def test_a_process_that_nobody_launched_is_held_by_nobody(tmp_path):
     body = RANK.replace("time.sleep(3600)", "").replace("os.environ['RANK']", "0")
     code = f"import threading\n{body}\nassert threading.active_count() == 1"

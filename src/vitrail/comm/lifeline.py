@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing import connection
+from pathlib import Path
 
 VARIABLE = "VITRAIL_LIFELINE"  # number of the file descriptor
 TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -88,7 +89,7 @@ def hold(clean: Clean = lambda: None) -> None:
         tell(HERE)
     elif {TORCHRUN, "RANK"} <= os.environ.keys():
         parent = os.getppid()
-        _watch(lambda: _wait_for_another_parent(parent), clean)
+        _watch(lambda: _is_adopted(parent) or _wait_for_another_parent(parent), clean)
 
 
 def hold_to_parent() -> None:
@@ -122,6 +123,17 @@ def _watch(is_gone: Callable[[], bool], clean: Clean) -> None:
             os._exit(1)  # without the interpreter's shutdown, which waits for other threads
 
     threading.Thread(target=until_its_end, name="lifeline", daemon=True).start()
+
+
+def _is_adopted(parent: int) -> bool:
+    """Whether torchrun ended before this process could look: its parent is the first process, which is no Python."""
+    if parent != 1:
+        return False
+    try:
+        command = Path("/proc/1/cmdline").read_bytes()
+    except OSError:  # not supported here
+        return False
+    return b"python" not in command and b"torchrun" not in command
 
 
 def _wait_for_another_parent(number: int) -> bool:

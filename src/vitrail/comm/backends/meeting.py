@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import atexit
 import datetime
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from vitrail.comm.backends.key_store import LOOPBACK, StoreClient, StoreServer, listener_at, process_name
+from vitrail.comm.lifeline import GONE
 from vitrail.errors import CommError
 
 if TYPE_CHECKING:
     from vitrail.comm.environment import RankEnvironment
 
 PAUSE_S = 0.05
+REFUSED_S = 1.0  # of refused connections, after which nobody keeps torchrun's store any more
 _kept: dict[tuple[str | int, ...], StoreServer] = {}  # stores hosted by this process, by run
 
 
@@ -104,11 +107,31 @@ def _word(environment: RankEnvironment) -> str:
     return f"vitrail/{environment.attempt}/port"
 
 
+def _refuse_gone(address: str, port: int) -> None:
+    """Refuse a store of torchrun at whose port nobody listens; torchrun opens it before it starts a rank.
+
+    Raises:
+        CommError: If connections are refused for ``REFUSED_S``; torch's client would go on for the whole timeout.
+    """
+    end = time.monotonic() + REFUSED_S
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=REFUSED_S):
+                return
+        except ConnectionRefusedError as error:
+            if time.monotonic() > end:
+                raise CommError(f"nobody listens at {address}:{port}, torchrun's store: {GONE}") from error
+        except OSError:
+            return  # unreachable for now, or no such name: torch's client goes on, and says why
+        time.sleep(PAUSE_S)
+
+
 def _torchs_store(environment: RankEnvironment, timeout: datetime.timedelta) -> Any:
     """Return a temporary connection to torchrun's store."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     address, port = environment.master_addr, environment.master_port
+    _refuse_gone(address, port)
     try:
         return TCPStore(address, port, None, False, timeout, wait_for_workers=False)
     except RuntimeError as error:

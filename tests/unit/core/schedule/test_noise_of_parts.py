@@ -77,7 +77,7 @@ def test_kept_latents_are_decoded_to_the_picture_of_the_run(pipe):
     sampler = Sampler.from_pipeline(pipe, "multidiffusion")
     whole = sampler("a fox", seed=3, **(CALL | {"output_type": "pil"}))
     run = RunConfig(prompt="a fox", height=128, width=64, seed=3)
-    assert _picture(sampler.backbone, run, whole.latents).tobytes() == whole.images[0].tobytes()
+    assert _picture(sampler.backbone, run, whole.latents, None).tobytes() == whole.images[0].tobytes()
 
 
 def test_a_picture_that_grows_by_way_of_pixels_is_made_again(pipe):
