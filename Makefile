@@ -15,10 +15,9 @@ OLD_TESTS := $(addprefix tests/integration/test_,family_parity.py loading.py use
 demo: $(READY)
 	$(BIN)/vitrail sample "a fox on a snow field" --size 512 --method asg-cascade --seed 7 -o fox.png --force
 
-# Ranks first and alone, since their laws are about time; then the rest on two cores.
+# Three workers, also on two cores: tests of ranks wait for most of their time.
 test: $(READY) $(VENV)/.example
-	$(BIN)/python -m pytest tests/comm
-	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/comm
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 long: $(READY) $(VENV)/.example
 	VITRAIL_PROFILE=long $(BIN)/python -m pytest

@@ -6,8 +6,8 @@ Each injection samples a small picture with the demo model, on two or three rank
 in one phase. A run may fail without a picture, or succeed with the bytes of an undisturbed run's picture. Seconds count
 from the signal to the end of the last process; a stopped rank is noticed after --timeout, which is subtracted. A first
 Ctrl-C is no fault: it stops after a whole step, which before the first one comes after the loading, so it may take
-longer than a fault. torchrun gives a stopped rank 30 seconds to end by itself, which are subtracted, too. Needs Linux and
-an installed Vitrail.
+longer than a fault. torchrun gives a stopped rank 30 seconds to end by itself, which are subtracted, too. Needs Linux
+and an installed Vitrail.
 """
 
 import argparse

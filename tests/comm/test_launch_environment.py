@@ -44,7 +44,7 @@ def test_a_store_of_torchrun_at_which_nobody_listens_is_not_waited_for():
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
         agents = {"TORCHELASTIC_RUN_ID": "one", "TORCHELASTIC_USE_AGENT_STORE": "True"}
         environment = from_environment(TORCHRUN | place | agents | {"RANK": "1"})
-        with pytest.raises(CommError, match="nobody listens at .*, torchrun's store: the process that started"):
+        with pytest.raises(CommError, match=r"nobody listens at .*, torchrun's store: the process that started"):
             meet(environment, timeout=3600.0)
 
 
