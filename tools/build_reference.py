@@ -17,6 +17,7 @@ import attrs
 
 from vitrail import errors
 from vitrail.core.config.log import EVENTS
+from vitrail.core.config.region import Region
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.cascade import Cascade, Enter, Finish
 from vitrail.core.method.composition import Composition
@@ -98,6 +99,8 @@ def reference() -> str:
         lines.append("")
     lines += ["## A run", "", "The fields of a run file, of `vitrail sample` and of a sampler's call.", ""]
     lines += [line.removeprefix("    ") for line in options(RunConfig)]
+    lines += ["", "### A region", "", first_line(Region), ""]
+    lines += [line.removeprefix("    ") for line in options(Region)]
     lines += ["", "## A method", "", "The fields of a method's file; a strategy is its name, or a table with a `type`."]
     for key, cls in METHOD.items():
         lines += ["", f"### {key}", "", first_line(cls), "", *(line.removeprefix("    ") for line in options(cls))]

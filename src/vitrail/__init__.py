@@ -8,6 +8,7 @@ from vitrail.core.method.hookspecs import hookimpl as hookimpl
 from vitrail.errors import VitrailError as VitrailError
 
 if TYPE_CHECKING:
+    from vitrail.core.config.region import Region as Region
     from vitrail.core.config.run_config import RunConfig as RunConfig
     from vitrail.core.method.composition import Composition as Composition
     from vitrail.core.method.stage import Stage as Stage
@@ -20,6 +21,7 @@ _HOMES = {
     "Composition": "vitrail.core.method.composition",
     "ViewGroup": "vitrail.core.method.stage",
     "Stage": "vitrail.core.method.stage",
+    "Region": "vitrail.core.config.region",
     "RunConfig": "vitrail.core.config.run_config",
     "load_method": "vitrail.sampling.methods",
     "Result": "vitrail.sampling.result",

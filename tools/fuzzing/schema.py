@@ -37,10 +37,12 @@ KNOWN = {  # meaningful values by the field's name
     "extends": ("base.toml", "e.toml"),
     "prompts_file": ("prompts.txt", "no.txt", "/dev/zero"),
     "image": ("picture.png", "no.png", "~/picture.png"),
+    "mask": ("picture.png", "no.png"),
     "option": ("guidance_scale", "num_inference_steps", "image", "seed", "dtype"),
     "set": SETS,
     "at": ("0.5,1.0", "0", "nan", ""),
 }
+BOXES = ([], [0.0, 0.25, 0.5, 1.0], [0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.25, 1.0], [0.0, 0.0, 0.001, 0.001], [0.0, 0.0])
 SMALL = {  # numbers that keep most plans small
     "height": st.integers(64, 160),
     "width": st.integers(64, 160),
@@ -73,6 +75,8 @@ def _due(cls: type) -> set[str]:
 
 
 def _of_field(field: attrs.Attribute) -> st.SearchStrategy[Any]:
+    if field.name == "box":
+        return st.sampled_from(BOXES)
     if field.name in SMALL:
         return _as(field.type, SMALL[field.name])
     if field.name in KNOWN and "str" in str(field.type):

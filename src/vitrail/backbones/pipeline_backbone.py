@@ -170,8 +170,9 @@ class PipelineBackbone:
 
     def also(self, conditioning: OpaqueConditioning, inputs: Inputs) -> Conditioning:
         """Return the conditioning with one more text that rows may have."""
-        text = self.condition(evolve(inputs, extras=_text_only(inputs.extras)), None)
-        return _own(conditioning).also(inputs.prompt, text)
+        own = _own(conditioning)
+        request = None if own.request is None else evolve(own.request, skip_missing=True)
+        return own.also(self.condition(evolve(inputs, extras=_text_only(inputs.extras)), request))
 
     @plain_defaults()
     def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: OpaqueConditioning) -> ModelOutput:

@@ -21,6 +21,7 @@ from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError, Problems, shortened
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.methods import load_method
+from vitrail.sampling.region_masks import open_masks
 from vitrail.sampling.relative_paths import of_run
 from vitrail.sampling.start_picture import open_picture
 
@@ -82,6 +83,8 @@ def prepare(
         if run is not None and run.image is not None:
             open_picture(run.image, quiet=True)
     with problems.collect():
+        open_masks(() if run is None else run.regions)
+    with problems.collect():
         check_scheduler(scheduler if isinstance(scheduler, str) else None, None if run is None else run.scheduler_step)
     problems.tell()
     assert run is not None
@@ -131,6 +134,46 @@ def numbers(option: str, assignments: Sequence[str]) -> dict[str, float]:
         except ValueError as error:
             shown = shortened(assignment, 60)
             raise ConfigError(f"{option} {shown!r}: write NAME=NUMBER, e.g. s_churn=0.5") from error
+    return found
+
+
+def parse_region(text: str) -> dict[str, Any]:
+    """Parse a region of the command line, "left,top,right,bottom: prompt" with sides as shares of the picture.
+
+    Raises:
+        ConfigError: If it is of another form.
+    """
+    box, sign, prompt = text.partition(":")
+    try:
+        sides = [float(part) for part in box.split(",")]
+    except ValueError:
+        sides = []
+    if not sign or len(sides) != 4:
+        raise ConfigError(
+            f'--region {shortened(text)!r}: write "left,top,right,bottom: prompt" with shares of the picture, e.g. '
+            '"0,0,0.5,1: a red fox"; masks, weights and feathers go into a file for --config'
+        )
+    return {"box": sides, "prompt": prompt.strip()}
+
+
+def parse_region_masks(texts: Sequence[str], regions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a recipe's regions with the paths of their masks here.
+
+    Args:
+        texts: "NUMBER=PATH" each, as on the command line.
+        regions: Regions of the recipe.
+
+    Raises:
+        ConfigError: If one is of another form, or there is no such region with a mask.
+    """
+    found = [dict(region) for region in regions]
+    known = [str(number) for number, region in enumerate(found) if region.get("mask") is not None]
+    for text in texts:
+        number, sign, path = text.partition("=")
+        if not sign or number.strip() not in known:
+            listed = ", ".join(known) or "none"
+            raise ConfigError(f"--region-mask {shortened(text)!r}: write NUMBER=PATH; regions with a mask are {listed}")
+        found[int(number)]["mask"] = path
     return found
 
 

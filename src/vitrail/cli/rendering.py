@@ -156,7 +156,7 @@ def rank_lines(placement: RankPlacement, plan: Plan, row_batch: int) -> Iterator
         return
     yield f"  {placement.world_size} ranks, {placement.options.comm or 'as processes'}"
     for stage in plan.stages:
-        batches = math.ceil(stage.num_views * stage.num_branches / row_batch)
+        batches = math.ceil(stage.num_asked * stage.num_branches / row_batch)
         if batches < placement.world_size:
             yield (
                 f"  stage {stage.stage + 1} has {batches} micro-batch{'es' * (batches > 1)} a step, which is work for "
@@ -226,6 +226,8 @@ def plan_lines(run: RunConfig, plan: Plan) -> Iterator[str]:
         steps = f"steps {stage.first_step + 1} to {stage.first_step + stage.num_steps}"
         size = f" at {stage.size[1]}x{stage.size[0]}" if len(sizes) > 1 else ""
         views = f"{stage.num_views} view{'s' * (stage.num_views > 1)} a step"
+        if run.regions:
+            views += f", asked {stage.num_asked} times for {len(run.regions)} region{'s' * (len(run.regions) > 1)}"
         yield f"  stage {stage.stage + 1}{size}: {steps}, {views}, {stage.strategies}"
     yield from map(_upscaling_line, plan.upscalings)
     pictures = f" for {run.num_images} pictures" if run.num_images > 1 else ""

@@ -44,6 +44,9 @@ def replay(
     variant: Variant = None,
     revision: Revision = None,
     image: Image = None,
+    region_mask: Annotated[
+        list[str] | None, typer.Option(help="NUMBER=PATH: where the mask of a region is. Repeatable.")
+    ] = None,
     sets: Sets = None,
     output: Output = None,
     force: Force = False,
@@ -61,7 +64,7 @@ def replay(
     changes = {"model": model, "model_config": model_config, "image": image, "dtype": dtype}
     changes |= {"variant": variant, "revision": revision}
     given = {name: value for name, value in changes.items() if value is not None}
-    run, composition, recipe = replayed(picture, sets or (), given)
+    run, composition, recipe = replayed(picture, sets or (), given, region_mask or ())
     configure_logging(verbose)
     rank_options = arguments.rank_options(ranks, comm)
     plugins = load_plugins(plugin or ())
@@ -69,13 +72,16 @@ def replay(
     rendering.sample(run, composition, options, recipe.changes(wrapping(attached(plugins))))
 
 
-def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tuple[RunConfig, Composition, Recipe]:
+def replayed(
+    picture: Path, sets: Sequence[str], changes: dict[str, Any], region_masks: Sequence[str] = ()
+) -> tuple[RunConfig, Composition, Recipe]:
     """Read the run and method from a picture's recipe.
 
     Args:
         picture: PNG file with a recipe.
         sets: Overrides of the method.
         changes: Fields of the run to replace, such as the path of the model.
+        region_masks: Paths of the regions' masks, "NUMBER=PATH" each.
 
     Returns:
         Run, method and the recipe.
@@ -83,14 +89,19 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
     Raises:
         VitrailError: If the picture has no recipe or one that cannot be replayed here, naming every problem.
     """
+    from vitrail.cli.arguments import parse_region_masks
     from vitrail.sampling.recipe import read_recipe
-    from vitrail.sampling.replaying import check_files, check_image, check_origin, relocated
+    from vitrail.sampling.replaying import check_files, check_image, check_masks, check_origin, relocated
 
     picture = expanded(picture)
     recipe = read_recipe(picture)
     if recipe.method is None:
         raise ConfigError(f"{picture}: its method used a strategy that no plugin registers, so it cannot be replayed")
-    lost = [name for name in recipe.given if name != "image" or recipe.run.get("image") is None]
+    regions = parse_region_masks(region_masks, recipe.run.get("regions", []))
+    carried = {"image": recipe.run.get("image") is not None} | {
+        f"regions.{number}.mask": region.get("mask") is not None for number, region in enumerate(regions)
+    }
+    lost = [name for name in recipe.given if not carried.get(name)]
     if lost:
         raise ConfigError(f"{picture}: made with {', '.join(lost)}, which a recipe cannot carry; make it in Python")
     loader, problems = Loader(registry()), Problems()
@@ -100,10 +111,16 @@ def replayed(picture: Path, sets: Sequence[str], changes: dict[str, Any]) -> tup
         composition = loader.structure(tables, Composition, f"method in {picture}")
         check_files(recipe, composition, str(picture))
     with problems.collect():
-        run = loader.structure(relocated(recipe, changes), RunConfig, f"run in {picture}")
+        table = relocated(recipe, changes) | ({"regions": regions} if regions else {})
+        run = loader.structure(table, RunConfig, f"run in {picture}")
         sources = {"model": run.model, "model-config": run.model_config, "image": run.image}
         check_origin(str(picture), sources, changes)
         check_image(recipe, run, str(picture))
+        own = {text.partition("=")[0].strip() for text in region_masks}
+        for number, region in enumerate(run.regions):
+            trusted = {"region_mask": region.mask} if str(number) in own else {}
+            check_origin(str(picture), {"region-mask": region.mask}, trusted)
+        check_masks(recipe, run, str(picture))
         spec = find_model(run.model, registry(), ModelOptions.of(run))
         if composition is not None:
             composition.check(spec.offers, f"model {run.model!r}", registry())

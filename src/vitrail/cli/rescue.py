@@ -89,6 +89,6 @@ def keep(out: Console, latents: Tensor, recipe: Recipe, path: Path, run: RunConf
         except OutputError as error:
             say(out, str(error), style="yellow")
             continue
-        again = command_line("vitrail", "decode", str(kept), "-o", str(target), *located(run))
+        again = command_line("vitrail", "decode", str(kept), "-o", str(target), *located(run, pictures=False))
         say(out, f"{kept}: the latents are kept; go on with `{again}`", style="yellow")
         return

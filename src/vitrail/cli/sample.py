@@ -44,6 +44,10 @@ def sample(
     steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Sampling steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the picture should not show.")] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(help='A box with a prompt of its own, in shares: "0,0,0.5,1: a red fox". Repeatable.'),
+    ] = None,
     scheduler: Annotated[str | None, typer.Option(help="A diffusers scheduler class.")] = None,
     eta: Annotated[
         float | None, typer.Option(help="Share of DDPM's noise in the steps of DDIM; refused where it is not taken.")
@@ -96,6 +100,7 @@ def sample(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
+        "regions": [arguments.parse_region(text) for text in region] if region else None,
         "scheduler": scheduler,
         "eta": eta,
         "solver_args": arguments.numbers("--solver-arg", solver_arg) if solver_arg else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from vitrail.backbones.loading.turns import is_plain
 from vitrail.core.config.fields import as_tuple
@@ -21,12 +21,16 @@ from vitrail.sampling.differentiation import check_gradients, gradients_of
 from vitrail.sampling.discovery import registered_name
 from vitrail.sampling.finishing import sampled_size
 from vitrail.sampling.pixels import Pixels
+from vitrail.sampling.region_masks import mask_digests, mask_names, read_masks
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vitrail.core.engine.engine import Engine
     from vitrail.core.engine.exchange import Exchange
     from vitrail.core.engine.memory_backoff import MemoryBackoff
     from vitrail.core.engine.plan import RunPlan
+    from vitrail.core.engine.regions import Regions
     from vitrail.core.method.backbone import Backbone
     from vitrail.core.schedule.noise_schedule import Stepper
     from vitrail.core.schedule.phase import Phase
@@ -41,12 +45,14 @@ class Builder:
         composition: The method.
         plugins: (name, plugin) pairs that wrap or observe the hooks.
         config: Settings of the run.
+        masks: Mask pictures of its regions, read once, see ``read_masks``.
     """
 
     backbone: Backbone
     composition: Composition
     plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple)
     config: RunConfig
+    masks: tuple[Tensor | None, ...] = Factory(lambda self: read_masks(self.config.regions), takes_self=True)
 
     def plan(self, seed: int, extras: Extras) -> RunPlan:
         """Return the plan of one picture; see ``Sampler.run_plan``."""
@@ -68,9 +74,39 @@ class Builder:
             phases=phases,
             cfg=ClassifierFree.of(config.guidance_scale, config.guidance_rescale),
             enlarged=None if phases[-1].picture == (config.height, config.width) else (config.height, config.width),
+            regions=self._regions(extras),
         )
+        check_regions(plan)
         self._refuse_large_views(plan)
         return plan
+
+    def _regions(self, extras: Extras) -> Regions:
+        """Return the run's regions, with a digest of each mask for their canonical order.
+
+        Raises:
+            ConfigError: For embeddings beside regions, whose texts would be encoded without them.
+            CapabilityError: For bootstrapping on a model without a VAE.
+        """
+        from vitrail.core.engine.regions import PlacedRegion, Regions
+
+        config, digests = self.config, mask_digests(self.config.regions, self.masks)
+        if not config.regions:
+            return Regions((), config.prompt, config.negative_prompt)
+        embeds = [name for name in extras.given() if name.endswith("prompt_embeds")]
+        if embeds:
+            raise ConfigError(f"regions have texts of their own, which needs a prompt and not {embeds[0]}")
+        wanting = [number for number, region in enumerate(config.regions) if region.bootstrap > 0]
+        if wanting and "vae" not in self.backbone.offers:
+            raise CapabilityError(
+                f"regions.{wanting[0]}.bootstrap needs 'vae', to encode the colour that stands for what lies outside "
+                f"the region, and model {config.model!r} has none; set bootstrap = 0"
+            )
+        names = mask_names(config.regions)
+        placed = [
+            PlacedRegion(number, region, mask, digests.get(names.get(number, ""), ""))
+            for number, (region, mask) in enumerate(zip(config.regions, self.masks, strict=True))
+        ]
+        return Regions(placed, config.prompt, config.negative_prompt)
 
     def engine(
         self, plan: RunPlan, exchange: Exchange, watched: bool = False, backoff: MemoryBackoff | None = None
@@ -86,6 +122,7 @@ class Builder:
         Raises:
             CapabilityError: If the network has a cache that does not fit the run.
         """
+        from vitrail.core.engine.backdrops import Backdrops
         from vitrail.core.engine.engine import Engine
         from vitrail.core.engine.forwards import Forwards
         from vitrail.core.engine.guidance_points import GuidancePoints
@@ -111,7 +148,10 @@ class Builder:
                 plan=plan, forwards=forwards, streams=network.streams, vae=vae, gradients=gradients
             ),
             streams=network.streams,
-            words=backbone.words(conditions.inputs[0]) if named else (),
+            backdrops=Backdrops(plan, network.streams),
+            words=[backbone.words(evolve(conditions.inputs[0], prompt=each)) for each in plan.regions.prompts()]
+            if named
+            else [()],
             prompt=config.prompt,
             negative_prompt=config.negative_prompt,
             watched=watched,
@@ -239,4 +279,21 @@ class Builder:
                 raise CapabilityError(
                     f"stage {step.stage + 1} has views of {max(sides)} latent cells a side, model "
                     f"{self.config.model!r} takes {limit} at most; use a method with windows, or a smaller picture"
+                )
+
+
+def check_regions(plan: RunPlan) -> None:
+    """Refuse regions that no view of a stage shows, before anything is computed.
+
+    Raises:
+        ConfigError: Naming such a region and the stage, or one that has no cell of the canvas at some size.
+    """
+    for step, _ in plan.stage_starts() if plan.regions else ():
+        pairs = plan.regions.asked(plan.phase(step).canvas, plan.patches(step)[0])
+        asked = {text for _, text in pairs.pairs}
+        for text, placed in enumerate(plan.regions.placed, 1):
+            if text not in asked:
+                raise ConfigError(
+                    f"regions.{placed.number}: lies outside of every view of stage {step.stage + 1}, so its prompt "
+                    "would not be asked there; make it larger, or use a method whose views cover the canvas"
                 )

@@ -15,7 +15,6 @@ from attrs import evolve, field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.atomic import replacing
-from vitrail.core.config.fields import is_written
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.paths import expanded, refuse_irregular
 from vitrail.core.config.plain_data import check_plain
@@ -86,13 +85,15 @@ class Recipe:
             files: ``composition.digests()`` when the run began.
             plugins: Versions of the plugins that wrapped a hook, by name.
         """
-        run = attrs.asdict(config, filter=is_written)
+        run = config.as_table()
         run["method"] = Path(run["method"]).stem
         if run["model"] not in registry().names("models") and expanded(run["model"]).exists():
             run["model"] = expanded(run["model"]).resolve().name
         for name in ("image", "model_config"):
             if run[name] is not None:
                 run[name] = Path(run[name]).name
+        for region in run.get("regions", ()):
+            region["mask"] = None if region["mask"] is None else Path(region["mask"]).name
         try:
             method = Loader(registry()).unstructure(composition)
         except ConfigError:

@@ -30,7 +30,18 @@ def of_run(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         table: Options as in the file.
         folder: Folder of the file.
     """
-    return dict(table) | {name: _of_option(name, value, folder) for name, value in table.items() if _says(value)}
+    found = dict(table) | {name: _of_option(name, value, folder) for name, value in table.items() if _says(value)}
+    return found | ({"regions": _of_regions(found["regions"], folder)} if "regions" in found else {})
+
+
+def _of_regions(regions: Any, folder: Path) -> Any:
+    """Resolve the paths of regions' masks; what is no list of tables is left for the loader to refuse."""
+    if not isinstance(regions, list):
+        return regions
+    return [
+        each | {"mask": beside(folder, each["mask"])} if isinstance(each, dict) and _says(each.get("mask")) else each
+        for each in regions
+    ]
 
 
 def of_experiment(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -95,12 +106,17 @@ def _of_entry(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(found.get("run"), Mapping):
         found["run"] = of_run(found["run"], folder)
     if isinstance(option, str) and isinstance(found.get("values"), list):
-        found["values"] = [_of_option(option, value, folder) if _says(value) else value for value in found["values"]]
+        found["values"] = [_of_value(option, value, folder) for value in found["values"]]
     if isinstance(found.get("settings"), list):
         found["settings"] = [
             _of_entry(each, folder) if isinstance(each, Mapping) else each for each in found["settings"]
         ]
     return found
+
+
+def _of_value(option: str, value: Any, folder: Path) -> Any:
+    """Resolve the paths of a run option's value on an axis."""
+    return of_run({option: value}, folder)[option]
 
 
 def _of_strategy(value: Any, folder: Path, names: Collection[str] = OF_STRATEGIES) -> Any:

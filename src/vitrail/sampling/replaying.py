@@ -18,6 +18,7 @@ from vitrail.sampling.discovery import registry
 from vitrail.sampling.input_digests import content_digest
 from vitrail.sampling.methods import composition_of
 from vitrail.sampling.recipe import Recipe
+from vitrail.sampling.region_masks import mask_digests, read_masks
 from vitrail.sampling.start_picture import open_picture
 
 if TYPE_CHECKING:
@@ -84,6 +85,26 @@ def check_image(recipe: Recipe, run: RunConfig, where: str) -> None:
         raise ConfigError(f"{where}: {run.image!r} is not the picture it started from; give that one's --image")
 
 
+def check_masks(recipe: Recipe, run: RunConfig, where: str) -> None:
+    """Refuse other mask pictures than those that a recipe's regions were made with.
+
+    Args:
+        recipe: As a picture carries it.
+        run: The run, with the paths of the masks here.
+        where: The recipe's picture, for the message.
+
+    Raises:
+        ConfigError: If a mask does not exist, is not a picture, or is another one.
+    """
+    for name, digest in mask_digests(run.regions, read_masks(run.regions)).items():
+        if recipe.given.get(name) not in (None, digest):
+            number = int(name.split(".")[1])
+            raise ConfigError(
+                f"{where}: {run.regions[number].mask!r} is not the mask that region {number} was made with; give that "
+                f"one's path by --region-mask {number}=PATH"
+            )
+
+
 def check_files(recipe: Recipe, composition: Composition, where: str) -> None:
     """Refuse changed contents of the files that strategies read, where the strategy itself is the recipe's.
 
@@ -139,20 +160,24 @@ def finish_of(recipe: Recipe, where: str) -> Finish | None:
     return finish
 
 
-def located(run: RunConfig, folder: Path | None = None) -> list[str]:
-    """Return command line options that name the model and the picture of a run, where needed.
+def located(run: RunConfig, folder: Path | None = None, pictures: bool = True) -> list[str]:
+    """Return command line options that name the model, the picture and the masks of a run, where needed.
 
     Args:
         run: A run whose paths are relative to the working folder.
         folder: Folder in which the command will be called; the working folder if None.
+        pictures: Whether the command samples again, and so needs picture and masks besides the model.
     """
     words: list[str] = []
     if run.model not in registry().names("models"):
         words += ["--model", _seen_from(folder, run.model)]
         if run.model_config is not None and Path(run.model_config).is_dir():
             words += ["--model-config", _seen_from(folder, run.model_config)]
-    if run.image is not None:
+    if pictures and run.image is not None:
         words += ["--image", _seen_from(folder, run.image)]
+    for number, region in enumerate(run.regions if pictures else ()):
+        if region.mask is not None:
+            words += ["--region-mask", f"{number}={_seen_from(folder, region.mask)}"]
     return words
 
 

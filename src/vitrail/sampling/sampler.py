@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import attrs
 from attrs import evolve
 
 from vitrail.backbones.loading.source import ModelOptions, adapter_of, find_model
 from vitrail.comm.backends.in_process import solo
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.log import logger
+from vitrail.core.config.region import Region
 from vitrail.core.config.run_config import Dtype, RunConfig
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.engine.network import check_rectifications
@@ -219,8 +221,9 @@ class Sampler:
             output_type: ``pil``, ``pt`` or ``latent``.
             spread: The ranks of the run and its checkpoint; every rank makes the same call.
             options: The other fields of ``RunConfig``, e.g. ``negative_prompt``, ``num_inference_steps``,
-                ``guidance_scale``, ``scheduler``, ``num_images``, ``strength``, ``wrap``; and those of ``Extras``:
-                ``image``, ``latents``, ``prompt_embeds``, ``ip_adapter_image``, ``control_image`` and more.
+                ``guidance_scale``, ``scheduler``, ``num_images``, ``strength``, ``wrap``, ``regions`` (tables or
+                ``Region``); and those of ``Extras``: ``image``, ``latents``, ``prompt_embeds``, ``ip_adapter_image``,
+                ``control_image`` and more.
 
         Raises:
             ConfigError: For an unknown option, a value out of range, or an input that the model cannot use.
@@ -230,6 +233,9 @@ class Sampler:
         if unknown:
             raise ConfigError(f"{', '.join(sorted(unknown))} belong to from_pretrained, not to the call")
         named = {"image": str(options.pop("image"))} if isinstance(options.get("image"), (str, Path)) else {}
+        regions = options.get("regions")
+        if isinstance(regions, (list, tuple)):
+            options["regions"] = [attrs.asdict(each) if isinstance(each, Region) else each for each in regions]
         extras = Extras.take(options)
         sides = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
         given = {"prompt": prompt, "seed": seed, **sides, **named, **self._named, **options}

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, cast
 
-import attrs
 from attrs import evolve
 
 from vitrail.comm.backends.in_process import solo
@@ -31,6 +30,7 @@ from vitrail.sampling.input_digests import content_digest, given_digests
 from vitrail.sampling.kept_latents import latents_kept
 from vitrail.sampling.picture_reader import read as read_picture
 from vitrail.sampling.recipe import Recipe, digest_of
+from vitrail.sampling.region_masks import mask_digests
 from vitrail.sampling.result import Report, Result
 from vitrail.sampling.run_plugins import wrapping
 from vitrail.sampling.start_picture import open_picture
@@ -101,7 +101,8 @@ class Session:
         config, begin = self._config, time.perf_counter()
         self._image = None if config.image is None else open_picture(config.image)
         self._caller_image = self._read_image()
-        self._given = given_digests(self._call.extras, self._image)
+        masks = mask_digests(config.regions, self._builder.masks)
+        self._given = given_digests(self._call.extras, self._image) | masks
         self._files = self._builder.composition.digests()
         offered = self._builder.backbone.callback_inputs
         self._wanted = wanted_inputs(self._call.callback, self._call.tensor_inputs, offered)
@@ -207,7 +208,7 @@ class Session:
             self._call.callback is None and ranks_are_independent(plan, step) for step, _ in plan.stage_starts()
         ]
         facts = {
-            "run": json.dumps(attrs.asdict(self._config), sort_keys=True),
+            "run": json.dumps(self._config.as_table(), sort_keys=True),
             "composition": repr(self._builder.composition),
             "versions": json.dumps(recipe.versions, sort_keys=True),
             "given": json.dumps(recipe.given, sort_keys=True),

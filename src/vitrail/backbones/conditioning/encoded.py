@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vitrail.core.geometry.views import Span, View
     from vitrail.core.method.attention_maps import AttentionRequest
     from vitrail.core.method.inputs import Inputs
-    from vitrail.core.method.micro_batch import Branch, MicroBatch
+    from vitrail.core.method.micro_batch import Branch, MicroBatch, TextKey
 
 Layout = Literal["global", "spatial"]
 
@@ -35,26 +35,38 @@ class Given:
         values: Values by branch; global Float32[Tensor, "1 *shape"], spatial Float32[Tensor, "1 channels Height
             Width"].
         scale: Cells of a spatial tensor per latent cell, along one axis, e.g. 8 for a picture.
-        texts: Values for rows with a text of their own, by text and branch; otherwise ``values``.
+        texts: Values for rows with texts of their own, by (prompt, negative prompt) and branch; otherwise ``values``.
     """
 
     name: str
     layout: Layout = "global"
     values: Mapping[Branch, Tensor]
     scale: int = 1
-    texts: Mapping[str, Mapping[Branch, Tensor]] = field(factory=dict)
+    texts: Mapping[TextKey, Mapping[Branch, Tensor]] = field(factory=dict)
 
     def rows(self, rows: MicroBatch) -> Tensor:
         """Return one entry per row and picture, in the order of the micro-batch."""
         batch = len(rows.model_input) // len(rows.branches)
         parts = []
-        texts = rows.texts or [None] * len(rows.views)
-        for branch, view, text in zip(rows.branches, rows.views, texts, strict=True):
-            values = self.values if text is None else self.texts.get(text, self.values)
+        for branch, view, text in zip(rows.branches, rows.views, rows.asked_with, strict=True):
+            values = self.texts.get(text, self.values)
             value = values["uncond" if branch == "damped" else branch]
             one = crop(value, view, self.scale) if self.layout == "spatial" else value
             parts.append(one.expand(batch, *one.shape[1:]))
         return torch.cat(parts)
+
+
+@frozen(kw_only=True)
+class LookedAt:
+    """Positions of the tokens of one text whose attention maps are needed.
+
+    Attributes:
+        content: Positions of its content tokens.
+        words: Positions of every word's tokens, if maps of each are needed.
+    """
+
+    content: tuple[int, ...] = field(converter=as_tuple)
+    words: tuple[tuple[int, ...], ...] = field(converter=as_tuple, default=())
 
 
 @frozen(kw_only=True, eq=False)
@@ -63,23 +75,23 @@ class Conditioning(OpaqueConditioning):
 
     Attributes:
         given: The tensors.
-        content: Positions of the prompt's content tokens.
-        words: Positions of every word's tokens, if maps of each are needed.
+        looked_at: Tokens of the prompt whose maps are needed.
         request: Attention maps to capture, if any.
         inputs: What it was made from.
         pack: Further data of the family, e.g. a control network's weights over the steps.
         in_turn: Whether a forward changes the networks, so that threads must take turns.
         kept: The picture's caches, if the network caches earlier forwards.
+        texts: Tokens of further texts that rows may have, by (prompt, negative prompt).
     """
 
     given: tuple[Given, ...] = field(converter=as_tuple)
-    content: tuple[int, ...] = field(converter=as_tuple)
+    looked_at: LookedAt
     request: AttentionRequest | None
     inputs: Inputs
     pack: object = None
     in_turn: bool = False
     kept: FeatureCaches | None = None
-    words: tuple[tuple[int, ...], ...] = field(converter=as_tuple, default=())
+    texts: Mapping[TextKey, LookedAt] = field(factory=dict)
 
     @classmethod
     def of(cls, conditioning: OpaqueConditioning) -> Self:
@@ -94,19 +106,26 @@ class Conditioning(OpaqueConditioning):
             )
         return conditioning
 
-    def also(self, text: str, other: Conditioning) -> Conditioning:
-        """Return the conditioning with another one's text, for rows that have it.
+    def also(self, other: Conditioning) -> Conditioning:
+        """Return the conditioning with another one's texts, for rows that have them.
 
         Raises:
             ConfigError: If its tensors have other shapes.
         """
+        prompt, negative = other.inputs.prompt, other.inputs.negative_prompt
+        key = (prompt, None if negative == self.inputs.negative_prompt else negative)
         given, theirs = [], {each.name: each.values for each in other.given if each.layout == "global"}
         for own in self.given:
             values = theirs.get(own.name)
             if values is not None and any(own.values[b].shape != values[b].shape for b in own.values):
-                raise ConfigError(f"{own.name} of the text {text!r} have another shape than those of the prompt")
-            given.append(own if values is None else evolve(own, texts={**own.texts, text: values}))
-        return evolve(self, given=given)
+                raise ConfigError(f"{own.name} of the text {prompt!r} have another shape than those of the prompt")
+            given.append(own if values is None else evolve(own, texts={**own.texts, key: values}))
+        return evolve(self, given=given, texts={**self.texts, key: other.looked_at})
+
+    def captured(self, rows: MicroBatch) -> LookedAt:
+        """Return the tokens of the text of the rows whose maps are captured; of the prompt if there are none."""
+        key = rows.asked_with[rows.capture[0]] if rows.capture else (None, None)
+        return self.texts.get(key, self.looked_at)
 
     def both(self, name: str, guided: bool) -> Tensor:
         """Return a tensor as in diffusers' loop: both branches, ``uncond`` first, or without guidance ``cond``."""

@@ -83,7 +83,7 @@ def _content(pipe: Any, tokenizer: Any, prompt: str, request: AttentionRequest, 
         found += places
         if not places:
             missing.append((phrase, bool(find_phrase(words_of(prompt), words_of(phrase)))))
-    if missing:
+    if missing and not request.skip_missing:
         raise ConfigError(_missing_words(missing, read, most))
     return sorted({first + position for position in found})
 

@@ -6,10 +6,12 @@ import math
 import re
 from typing import Any, Literal
 
+import attrs
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import later, share
+from vitrail.core.config.fields import is_written, later, share
+from vitrail.core.config.region import Region, as_regions
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Wrap = Literal["none", "x", "y", "xy"]
@@ -67,6 +69,9 @@ class RunConfig:
     guidance_scale: float = field(default=3.0, validator=_guided)  # 1.0 switches classifier-free guidance off
     guidance_rescale: float = field(default=0.0, validator=share)  # share of guidance's contrast that is undone
     negative_prompt: str | None = None  # what to avoid; "" is the empty text, unset the model's own
+    regions: tuple[Region, ...] = later(
+        default=(), converter=as_regions
+    )  # parts of the picture with prompts of their own; `prompt` is that of the rest
     image: str | None = field(default=None, validator=_said)  # a picture to start from, resized to the size
     strength: float = field(default=0.8, validator=share)  # with an image: share of the steps that are done
     wrap: Wrap = "none"  # axes on which opposite edges of the picture meet
@@ -89,3 +94,11 @@ class RunConfig:
     def scheduler_step(self) -> dict[str, float]:
         """The given options of the scheduler's step, by name."""
         return {**({} if self.eta is None else {"eta": self.eta}), **self.solver_args}
+
+    def as_table(self) -> dict[str, Any]:
+        """Return what is written of the settings, as plain data; ``RunConfig(**table)`` reads it."""
+        return attrs.asdict(self, filter=is_written, value_serializer=lambda _, __, value: _listed(value))
+
+
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

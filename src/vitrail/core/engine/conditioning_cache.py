@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vitrail.core.method.attention_maps import AttentionRequest
     from vitrail.core.method.backbone import Backbone, OpaqueConditioning
     from vitrail.core.method.inputs import Inputs
-    from vitrail.core.method.micro_batch import MicroBatch
+    from vitrail.core.method.micro_batch import MicroBatch, TextKey
     from vitrail.core.schedule.step import Step
 
 
@@ -29,15 +29,19 @@ class Conditions:
     inputs: Sequence[Inputs]
     request: AttentionRequest | None
     _made: dict[int, OpaqueConditioning] = field(factory=dict)
-    _texts: dict[int, set[str]] = field(factory=dict)
+    _texts: dict[int, set[TextKey]] = field(factory=dict)
 
     def of(self, step: Step, rows: MicroBatch) -> OpaqueConditioning:
         """Return the conditioning of a step, with all texts of the rows."""
         phase = self._phase(step)
         self.at(step)
-        for text in {text for text in rows.texts if text is not None} - self._texts[phase]:
-            self._made[phase] = self.backbone.also(self._made[phase], evolve(self.inputs[phase], prompt=text))
-            self._texts[phase].add(text)
+        for key in dict.fromkeys(rows.asked_with):
+            prompt, negative = key
+            if prompt is not None and key not in self._texts[phase]:
+                inputs = evolve(self.inputs[phase], prompt=prompt)
+                inputs = inputs if negative is None else evolve(inputs, negative_prompt=negative)
+                self._made[phase] = self.backbone.also(self._made[phase], inputs)
+                self._texts[phase].add(key)
         return self._made[phase]
 
     def at(self, step: Step) -> OpaqueConditioning:

@@ -14,51 +14,30 @@ from typing import TYPE_CHECKING
 from attrs import evolve, field, frozen
 
 from vitrail.core.config.fields import as_tuple
+from vitrail.core.engine.captured import joined, kept_maps
 from vitrail.core.engine.guidance_context import Branches
-from vitrail.core.engine.micro_batches import (
-    combine_branches,
-    gather_views,
-    mix_groups,
-    permute_views,
-    restore_order,
-    split_rows,
-)
+from vitrail.core.engine.micro_batches import combine_branches, gather_views, mix_groups, restore_order
 from vitrail.core.engine.nonfinite import SCHEDULER, NonFiniteSearch
 from vitrail.core.engine.plan import ClassifierFree, RunPlan
+from vitrail.core.engine.reading import ViewReader
 from vitrail.core.engine.resize import inside
 from vitrail.core.geometry.views import Span, View
-from vitrail.core.method.attention_maps import KeptMaps
 from vitrail.core.method.members import OptionalMasking, recalls
 from vitrail.core.schedule.prediction import Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.core.engine.backdrops import Backdrops
     from vitrail.core.engine.forwards import Forwards
     from vitrail.core.engine.guidance_points import GuidancePoints
+    from vitrail.core.engine.reading import Reading
     from vitrail.core.engine.run_state import RunState, Sampled
     from vitrail.core.geometry.views import Patches
     from vitrail.core.method.micro_batch import MicroBatch, ModelOutput
     from vitrail.core.method.protocols import MessageGuidance
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
-
-
-@frozen(eq=False)
-class Reading:
-    """The input of one view group at a step.
-
-    Attributes:
-        group: Number of the view group; 0 is the main one.
-        patches: Its views, in canonical order.
-        views: Their latents, Float32[Tensor, "views batch channels h w"].
-        batches: The rows for the network, in micro-batches.
-    """
-
-    group: int
-    patches: Patches
-    views: Tensor
-    batches: list[MicroBatch]
 
 
 @frozen(kw_only=True, eq=False)
@@ -70,7 +49,8 @@ class Engine:
         forwards: Calls of the network.
         guidance: Guidance of all stages.
         streams: The run's random streams.
-        words: Words of the prompt, if their attention maps are kept.
+        backdrops: What regions are asked with outside of themselves.
+        words: Words of the prompt and of every region's, if their attention maps are kept.
         prompt: The run's prompt.
         negative_prompt: The run's negative prompt, or None.
         watched: Whether an observer reads the canvas after every step, so that it must be complete.
@@ -81,7 +61,8 @@ class Engine:
     forwards: Forwards
     guidance: GuidancePoints
     streams: Streams
-    words: tuple[str, ...] = field(default=(), converter=as_tuple)
+    backdrops: Backdrops
+    words: tuple[tuple[str, ...], ...] = field(default=((),), converter=as_tuple)
     prompt: str = ""
     negative_prompt: str | None = None
     watched: bool = False
@@ -113,9 +94,18 @@ class Engine:
         scaled = stepper.scale(latents, step.phase_step)
 
         predict = self._predict if state.independent is None else self._predict_own
+        reader = ViewReader(
+            plan=plan,
+            guidance=self.guidance,
+            backdrops=self.backdrops,
+            row_batch=self.forwards.row_batch,
+            words=self.words,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+        )
         outputs = []
         for group, patches in enumerate(every):
-            reading = self._read(step, latents, scaled, inputs if group == 0 else None, patches, group, done)
+            reading = reader.read(step, latents, scaled, inputs if group == 0 else None, patches, group, done)
             views = predict(step, latents, reading, done)
             outputs.append(plan.hooks.fuse(step, patches.views, views, latents, group))
             state.nonfinite.add(f"fusion of view group {group}", outputs[-1], "look at its weights")
@@ -172,75 +162,22 @@ class Engine:
         canvas = self.plan.hooks.fuse(step, patches.views, Prediction(views, views, step), latents, 0)
         return canvas, views
 
-    def _read(
-        self,
-        step: Step,
-        latents: Tensor,
-        scaled: Tensor,
-        inputs: Tensor | None,
-        patches: Patches,
-        group: int,
-        done: Sampled,
-    ) -> Reading:
-        """Return the input of a view group, split into micro-batches."""
-        stage, hooks, canvas = self.plan.stage(step), self.plan.hooks, self.plan.phase(step).canvas
-        if inputs is None:
-            shown = gather_views(hooks.prepare(step, scaled, canvas, group), patches.views)
-        else:
-            shown = self.plan.phase(step).stepper.scale(inputs, step.phase_step)
-        texts: Sequence[str | None] = ()
-        capture = None
-        if group == 0:
-            memory = done.state.memory if recalls(stage.prompting) else None
-            texts = hooks.texts(step, self.prompt, self.negative_prompt, patches.views, canvas, memory)
-            done.state.note(step, hooks.who("prompting", step, stage.prompting), texts)
-            if stage.masking.request is not None or stage.remember:
-                capture = len(patches.views) if patches.clean_key else patches.key
-        batches = split_rows(
-            patches,
-            permute_views(self._scaled_early(step, shown, patches, group), patches),
-            self.plan.branches_at(step, group),
-            self.forwards.row_batch,
-            capture,
-            texts=texts,
-            words=len(self.words) if stage.remember else 0,
-        )
-        done.timings.count(batches)
-        views = gather_views(latents, patches.views) if inputs is None else inputs
-        return Reading(group, patches, views, batches)
-
-    def _scaled_early(self, step: Step, shown: Tensor, patches: Patches, group: int) -> Tensor:
-        """Scale some views for the next step, or not at all, as in the authors' code, if the stage asks for it.
-
-        That code takes views in batches as they are laid out, so they are counted in that order.
-        """
-        stage, phase = self.plan.stage(step), self.plan.phase(step)
-        if stage.scale_batch is None:
-            return shown
-        begins = stage.unscaled_start and step.phase_step == phase.first
-        early = phase.stepper.input_norm(step.phase_step) if begins else 1.0
-        late = phase.stepper.scale_ratio(step.phase_step)
-        shown = shown.clone()
-        for row, number in enumerate(patches.numbers or range(len(shown))):
-            shown[row] *= early if group == 0 and number < stage.scale_batch else late
-        return shown
-
     def _predict(self, step: Step, latents: Tensor, reading: Reading, done: Sampled) -> Prediction:
         """Predict all views of a group on all ranks together; guide those of the main group."""
         state, patches, group = done.state, reading.patches, reading.group
         answers = self.forwards.share(step, reading.batches, done.timings)
-        state.nonfinite.add_rows(patches, group, reading.batches, answers)
+        state.nonfinite.add_rows(patches, group, reading.batches, answers, reading.entries)
         if group == 0 and self.guidance.acts_at("branches", step):
             branched = self._branched(step, answers, reading)
             output = self.guidance.at("branches", step, branched, done, patches).combined
         else:
-            output = restore_order(self._combined(step, answers, len(latents), group), patches)
+            output = restore_order(self._combined(step, answers, reading), patches)
         state.nonfinite.add_views("classifier-free guidance", patches, group, output)
         views = Prediction(reading.views, output, step)
         if group == 0:
             key = evolve(views, latents=views.latents[patches.key], model_output=output[patches.key])
-            seen = next((a for a in answers if a.attention is not None), answers[0])
-            self._remember(step, seen, state, patches)
+            seen = self._seen(answers, reading)
+            self._remember(step, answers, reading, state)
             mask = self._mask_of_views(step, key, seen, state, patches)
             views = self.guidance.at("views", step, views, done, patches, mask)
         return views
@@ -251,8 +188,8 @@ class Engine:
         assert independent is not None
 
         def combine(answers: Sequence[ModelOutput]) -> Tensor:
-            nonfinite.add_rows(reading.patches, reading.group, reading.batches, answers)
-            return self._combined(step, answers, len(latents), 0)
+            nonfinite.add_rows(reading.patches, reading.group, reading.batches, answers, reading.entries)
+            return self._combined(step, answers, reading)
 
         def tell(guidance: MessageGuidance, key: Prediction, seen: ModelOutput) -> Tensor:
             mask = self._mask_of_views(step, key, seen, done.state, reading.patches)
@@ -268,31 +205,45 @@ class Engine:
             nonfinite.add_guided(independent.guidance, views, reading.patches)
         return views
 
-    def _rows(self, step: Step, answers: Sequence[ModelOutput], batch: int, group: int) -> Tensor:
-        """Return the outputs of all rows, Float32[Tensor, "views branches batch channels h w"]."""
+    def _rows(self, step: Step, answers: Sequence[ModelOutput], reading: Reading) -> Tensor:
+        """Return the outputs of all branches, Float32[Tensor, "views branches batch channels h w"], texts mixed."""
         import torch
 
-        flat = torch.cat([answer.model_output for answer in answers])
-        return flat.view(-1, len(self.plan.branches_at(step, group)), batch, *flat.shape[1:])
+        flat, batch = torch.cat([answer.model_output for answer in answers]), reading.views.shape[1]
+        rows = flat.view(-1, len(self.plan.branches_at(step, reading.group)), batch, *flat.shape[1:])
+        return reading.asked.mixed(rows)
 
-    def _combined(self, step: Step, answers: Sequence[ModelOutput], batch: int, group: int) -> Tensor:
+    def _combined(self, step: Step, answers: Sequence[ModelOutput], reading: Reading) -> Tensor:
         """Apply classifier-free guidance to the outputs of all views, Float32[Tensor, "views batch channels h w"]."""
-        rows = self._rows(step, answers, batch, group)[:, : len(self.plan.own_branches(step))]
+        rows = self._rows(step, answers, reading)[:, : len(self.plan.own_branches(step))]
         return combine_branches(rows, self.plan.scale_at(step), self.plan.cfg.rescale)
 
     def _branched(self, step: Step, answers: Sequence[ModelOutput], reading: Reading) -> Branches:
         """Return the main group's separate branches, in the order of the views, for a guidance that combines them."""
-        rows = self._rows(step, answers, reading.views.shape[1], 0)
+        rows = self._rows(step, answers, reading)
         named = {b: restore_order(rows[:, i], reading.patches) for i, b in enumerate(self.plan.branches_at(step))}
-        usual = restore_order(self._combined(step, answers, reading.views.shape[1], 0), reading.patches)
+        usual = restore_order(self._combined(step, answers, reading), reading.patches)
         return Branches(named, self.plan.scale_at(step), usual, reading.views, self.plan.cfg.rescale)
 
-    def _remember(self, step: Step, seen: ModelOutput, state: RunState, patches: Patches) -> None:
+    def _seen(self, answers: Sequence[ModelOutput], reading: Reading) -> ModelOutput:
+        """Return the answer with the key view's attention: each cell's is that of the words of its own texts."""
+        captured = [answer for rows, answer in zip(reading.batches, answers, strict=True) if rows.capture]
+        if reading.asked.is_plain or not captured:
+            return next((a for a in answers if a.attention is not None), answers[0])
+        return joined(captured, reading.asked.weights(reading.captured))
+
+    def _remember(self, step: Step, answers: Sequence[ModelOutput], reading: Reading, state: RunState) -> None:
         """Keep the attention maps of every word, without padding, if the stage asks for it."""
-        if self.plan.stage(step).remember and seen.words is not None:
-            inner = inside(patches.views[patches.key], self.plan.phase(step).canvas)
-            maps = seen.words[..., : inner[0], : inner[1]].contiguous()
-            state.memory = KeptMaps(self.words, maps) if state.memory is None else state.memory.seen(maps)
+        if not self.plan.stage(step).remember:
+            return
+        captured = [answer for rows, answer in zip(reading.batches, answers, strict=True) if rows.capture]
+        inner = inside(reading.patches.views[reading.patches.key], self.plan.phase(step).canvas)
+        texts = [text for _, text in reading.asked.texts_of(reading.captured)]
+        own = next((i for i, text in enumerate(texts) if self.plan.regions.texts(text) == (None, None)), None)
+        weights = None if reading.asked.is_plain else reading.asked.weights(reading.captured)
+        maps = kept_maps(captured, [self.words[text] for text in texts], own, weights, inner)
+        if maps is not None:
+            state.memory = maps if state.memory is None else state.memory.seen(maps)
 
     def _mask_of_canvas(self, step: Step, state: RunState) -> Tensor | None:
         """Return the mask for guidance of the canvas, if the stage's mask covers the whole canvas."""
@@ -322,7 +273,7 @@ class Engine:
         wanted = evolve(
             seen,
             model_output=key.model_output,
-            memory=state.memory if recalls(masking) else None,
+            memory=state.memory.of_all_texts if recalls(masking) and state.memory is not None else None,
             view=view,
             canvas=canvas,
             inner=inside(view, canvas),

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from vitrail.comm.partition import assign, rounds
+from vitrail.core.engine.asked import AskedEntry
 from vitrail.core.engine.hooks import at, check_output
 from vitrail.core.engine.micro_batches import combine_branches, split_rows
 from vitrail.core.engine.parallel import begun
-from vitrail.core.geometry.views import Patches
 from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.errors import VitrailError
 
@@ -160,33 +160,43 @@ class Forwards:
         """
         batches = question(plan, step, model_input, view, self.row_batch, sizes)
         timings.count(batches)
-        return answer(plan, step, self.share(step, batches, timings), len(model_input))
+        return answer(plan, step, self.share(step, batches, timings), len(model_input), view)
 
 
 def question(
-    plan: RunPlan, step: Step, model_input: Tensor, view: View, row_batch: int, sizes: SizeConditioning | None = None
+    plan: RunPlan,
+    step: Step,
+    model_input: Tensor,
+    view: View,
+    row_batch: int | None,
+    sizes: SizeConditioning | None = None,
 ) -> list[MicroBatch]:
-    """Return one view's rows in micro-batches of at most ``row_batch``, with the step's own branches.
+    """Return one view's rows in micro-batches, with the step's own branches and, with regions, all texts.
 
     Args:
         plan: What the run does.
-        step: Position of the run.
+        step: Position of the run, which gives the canvas.
         model_input: Scaled latents, Float32[Tensor, "batch channels h w"].
         view: The part of the canvas that they show.
-        row_batch: Largest number of rows per micro-batch.
+        row_batch: Largest number of rows per micro-batch; None for all in one.
         sizes: Size conditioning; the stage's if None.
     """
-    return split_rows(Patches([view]), model_input[None], plan.own_branches(step), row_batch, None, sizes=sizes)
+    pairs = plan.regions.asked_of(plan.phase(step).canvas, view)
+    asked = [AskedEntry(view, *plan.regions.texts(text)) for _, text in pairs.pairs]
+    branches = plan.own_branches(step)
+    most = len(asked) * len(branches) if row_batch is None else row_batch
+    return split_rows(asked, pairs.inputs(model_input[None]), branches, most, sizes)
 
 
-def answer(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int) -> Tensor:
-    """Apply classifier-free guidance to the outputs of a question's micro-batches.
+def answer(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int, view: View) -> Tensor:
+    """Apply classifier-free guidance to the outputs of a question's micro-batches, its texts mixed by their shares.
 
     Args:
         plan: What the run does.
         step: Position of the run, which gives the guidance scale.
         answers: Outputs of the micro-batches, in their order.
         batch: Number of pictures.
+        view: The view that was asked about.
 
     Returns:
         Float32[Tensor, "batch channels h w"].
@@ -194,8 +204,9 @@ def answer(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int
     import torch
 
     flat = torch.cat([each.model_output for each in answers])
-    rows = flat.view(1, len(plan.own_branches(step)), batch, *flat.shape[1:])
-    return combine_branches(rows, plan.scale_at(step), plan.cfg.rescale)[0]
+    rows = flat.view(-1, len(plan.own_branches(step)), batch, *flat.shape[1:])
+    mixed = plan.regions.asked_of(plan.phase(step).canvas, view).mixed(rows)
+    return combine_branches(mixed, plan.scale_at(step), plan.cfg.rescale)[0]
 
 
 def _captured(batches: Sequence[MicroBatch]) -> int | None:

@@ -85,9 +85,9 @@ class ViewGradients:
             Float32[Tensor, "batch channels h w"].
         """
         shown = self.plan.phase(step).stepper.scale(latents, step.phase_step)
-        batches = question(self.plan, step, shown, view, len(self.plan.own_branches(step)))
+        batches = question(self.plan, step, shown, view, None)
         answers = [self.forwards.forward(step, rows, timings) for rows in batches]
-        return Prediction(latents, answer(self.plan, step, answers, len(latents)), step).clean
+        return Prediction(latents, answer(self.plan, step, answers, len(latents), view), step).clean
 
 
 @frozen(eq=False)
@@ -147,8 +147,9 @@ class CountedGradients:
         return torch.stack([every[number].to(latents.device) for number in owner])
 
     def _count(self, step: Step, views: Sequence[View]) -> None:
-        """Record a forward of all branches and a decoded picture per view, whichever rank computes it."""
-        branches = len(self.gradients.plan.own_branches(step))
+        """Record a forward of all branches and texts, and a decoded picture, per view, whichever rank computes it."""
+        plan = self.gradients.plan
+        branches = len(plan.own_branches(step)) * plan.regions.count_present(plan.phase(step).canvas)
         rows = [Cost(rows={view.shape[0] * view.shape[1]: branches}, decodes=1) for view in views]
         self.timings.add(Cost.total(rows))
 

@@ -48,8 +48,8 @@ def message_guidance(stage: Stage) -> tuple[MessageGuidance, ...] | None:
 def ranks_are_independent(plan: RunPlan, step: Step) -> bool:
     """Whether a step's stage needs no collectives, so that each rank can advance its own views, unobserved."""
     phase = plan.phase(step)
-    if plan.hooks.watches_canvas or not phase.stepper.works_by_cell:
-        return False
+    if plan.regions or plan.hooks.watches_canvas or not phase.stepper.works_by_cell:
+        return False  # with regions a view has more rows than another
     steps = [each for each in plan.steps() if (each.phase, each.stage) == (step.phase, step.stage)]
     if len({plan.own_branches(each) for each in steps}) > 1:
         return False  # rows, and with them the owners of views, would change on the way

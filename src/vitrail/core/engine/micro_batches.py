@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vitrail.core.method.micro_batch import MicroBatch
@@ -10,6 +11,7 @@ from vitrail.core.method.micro_batch import MicroBatch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.core.engine.asked import AskedEntry
     from vitrail.core.geometry.views import Patches, View
     from vitrail.core.method.micro_batch import Branch, SizeConditioning
     from vitrail.core.method.stage import ViewGroup
@@ -32,46 +34,59 @@ def gather_views(latents: Tensor, views: Sequence[View]) -> Tensor:
 
 
 def split_rows(
-    patches: Patches,
+    asked: Sequence[AskedEntry],
     model_input: Tensor,
     branches: tuple[Branch, ...],
     row_batch: int,
-    capture: int | None,
-    texts: Sequence[str | None] = (),
-    words: int = 0,
     sizes: SizeConditioning | None = None,
 ) -> list[MicroBatch]:
-    """Split rows into micro-batches of at most ``row_batch`` rows: view by view, branches side by side.
+    """Split rows into micro-batches of at most ``row_batch`` rows: entry by entry, branches side by side.
+
+    A micro-batch has at most one row whose attention maps are captured, since texts differ in their words.
 
     Args:
-        patches: The views, in canonical order.
-        model_input: One entry per view, and one for a clean key view, Float32[Tensor, "views|views+1 batch channels h
-            w"].
-        branches: CFG branches of each view.
+        asked: View and text of every entry of the input, in canonical order.
+        model_input: Float32[Tensor, "asked batch channels h w"].
+        branches: CFG branches of each entry.
         row_batch: Largest number of rows per micro-batch.
-        capture: Entry of ``model_input`` whose conditional row's attention maps are needed, or None.
-        texts: Texts of the views; () for the run's prompt.
-        words: Number of words whose maps the captured row returns.
         sizes: Size conditioning; the stage's if None.
     """
-    num_branches = len(branches)
+    num_branches, cond = len(branches), branches.index("cond")
     rows = model_input.repeat_interleave(num_branches, dim=0)
-    numbers = [i if i < len(patches.views) else patches.key for i in range(len(model_input))]
-    captured = None if capture is None else capture * num_branches + branches.index("cond")
-    return [
-        MicroBatch(
-            model_input=chunk.flatten(0, 1),
-            branches=[branches[(begin + i) % num_branches] for i in range(len(chunk))],
-            views=[patches.views[number] for number in chosen],
-            capture=[captured - begin] if captured is not None and begin <= captured < begin + len(chunk) else [],
-            texts=[texts[number] for number in chosen] if texts else [],
-            words=words,
-            sizes=sizes,
+    captured = [number * num_branches + cond for number, each in enumerate(asked) if each.is_captured]
+    own_texts = any(each.text is not None for each in asked)
+    own_negatives = any(each.negative is not None for each in asked)
+    batches = []
+    for begin, end in pairwise(_cuts(len(rows), row_batch, captured)):
+        chosen = [asked[row // num_branches] for row in range(begin, end)]
+        batches.append(
+            MicroBatch(
+                model_input=rows[begin:end].flatten(0, 1),
+                branches=[branches[row % num_branches] for row in range(begin, end)],
+                views=[each.view for each in chosen],
+                capture=[row - begin for row in captured if begin <= row < end],
+                texts=[each.text for each in chosen] if own_texts else [],
+                negatives=[each.negative for each in chosen] if own_negatives else [],
+                words=max((each.words for each in chosen if each.is_captured), default=0),
+                sizes=sizes,
+            )
         )
-        for begin in range(0, len(rows), row_batch)
-        for chunk in (rows[begin : begin + row_batch],)
-        for chosen in ([numbers[(begin + i) // num_branches] for i in range(len(chunk))],)
-    ]
+    return batches
+
+
+def _cuts(count: int, row_batch: int, captured: Sequence[int]) -> list[int]:
+    """Return where micro-batches begin, and the end of the last.
+
+    Args:
+        count: Number of rows.
+        row_batch: Largest number of rows per micro-batch.
+        captured: Rows of which no two may be in one micro-batch, rising.
+    """
+    cuts = [0]
+    while cuts[-1] < count:
+        inside = [row for row in captured if cuts[-1] <= row < cuts[-1] + row_batch]
+        cuts.append(min(count, cuts[-1] + row_batch, *inside[1:2]))
+    return cuts
 
 
 def permute_views(views: Tensor, patches: Patches) -> Tensor:

@@ -82,7 +82,12 @@ class NonFiniteSearch:
         self._note(what, advice, [_sums(tensor, 1)])
 
     def add_rows(
-        self, patches: Patches, group: int, batches: Sequence[MicroBatch], answers: Sequence[ModelOutput]
+        self,
+        patches: Patches,
+        group: int,
+        batches: Sequence[MicroBatch],
+        answers: Sequence[ModelOutput],
+        entries: Sequence[int],
     ) -> None:
         """Record the network's outputs; on a rank with only its own, zeros replace the others'.
 
@@ -91,12 +96,17 @@ class NonFiniteSearch:
             group: Number of the view group; 0 is the stage's own.
             batches: The micro-batches.
             answers: Their outputs.
+            entries: Number of the view of every question, the number of views for a clean key view; each question has
+                one row a branch.
         """
         branches = [branch for rows in batches for branch in rows.branches]
-        of_a_view = len(branches) // (len(patches.views) + patches.clean_key)
+        texts = [text for rows in batches for text, _ in rows.asked_with]
+        num_branches = len(branches) // len(entries)
 
         def name(number: int) -> str:
-            return f"{view_name(patches, number // of_a_view, group, self.cell)}, branch {branches[number]}"
+            view = view_name(patches, entries[number // num_branches], group, self.cell)
+            text = "" if texts[number] is None else f", text {texts[number]!r}"
+            return f"{view}{text}, branch {branches[number]}"
 
         pairs = zip(batches, answers, strict=True)
         sums = [_sums(answer.model_output, len(rows.views)) for rows, answer in pairs]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from vitrail.core.config.fields import as_tuple
+from vitrail.core.engine.regions import Regions
 from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.cost import Cost
 from vitrail.core.method.members import OptionalGuidance, has_own
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from vitrail.core.method.stage import Stage
     from vitrail.core.schedule.phase import Phase
     from vitrail.core.schedule.step import Step
+
+COLOURS = 8  # plain colours that stand for what lies outside a region, encoded once a run
 
 
 @frozen
@@ -55,12 +58,14 @@ class RunPlan:
         cfg: Classifier-free guidance.
         enlarged: Height and width, pixels, to which the method's ``finish`` brings the decoded picture; None if that
             has the wanted size.
+        regions: Parts of the picture with prompts of their own.
     """
 
     hooks: Hooks
     phases: tuple[Phase, ...] = field(converter=as_tuple)
     cfg: ClassifierFree
     enlarged: tuple[int, int] | None = None
+    regions: Regions = field(factory=Regions)
 
     @property
     def composition(self) -> Composition:
@@ -124,20 +129,36 @@ class RunPlan:
         canvas = self.phase(step).canvas
         return [self.hooks.outline(step, canvas, group) for group in range(groups)]
 
+    def asked(self, step: Step) -> list[tuple[int, int]]:
+        """Return (latent cells, forwards of one branch) of every view group at a step.
+
+        Without regions these are the views and a clean key view. With regions a view is asked once for every text that
+        lies on it, so its place counts, and views are laid out.
+        """
+        if not self.regions:
+            return [(each.cells, each.forwards) for each in self.outlines(step)]
+        canvas = self.phase(step).canvas
+        return [(each.cells, len(self.regions.asked(canvas, each).pairs)) for each in self.patches(step)]
+
     def cost(self) -> Cost:
         """Return the network and VAE calls of the run for one picture, the final decoding included.
 
-        The number of views is the same at every step of a stage, so their cost is computed once for each number of
-        branches.
+        The number of views is the same at every step of a stage, so without regions their cost is computed once for
+        each number of branches.
         """
         costs = [Cost(decodes=1), Cost(upscalings=len(self.upscalings()))]
         costs += [Cost(decodes=1, encodes=1) for p in self.phases if p.enter is not None and p.enter.resize == "pixels"]
-        views: dict[tuple[int, int, int], Cost] = {}
+        views: dict[tuple[int, ...], Cost] = {}
         for step in self.steps()[self.first :]:
-            place = (step.phase, step.stage, len(self.own_branches(step)))
+            place = (step.phase, step.stage, len(self.own_branches(step)), step.index if self.regions else 0)
             views[place] = views.get(place) or self.cost_of_views(step)
             costs += [views[place], *self._cost_of_guidance(step)]
-        return Cost.total(costs)
+        return Cost.total([*costs, Cost(encodes=self.count_colours())])
+
+    def count_colours(self) -> int:
+        """Return the number of plain colours that are encoded for regions at the first step."""
+        step = self.steps()[self.first]
+        return COLOURS if self.regions.bootstrapped(step, self.phase(step).canvas) else 0
 
     def upscalings(self) -> list[tuple[Upscaler, tuple[int, int], tuple[int, int]]]:
         """Return every call of an upscaler in order, with the size before and after it, (height, width) in pixels."""
@@ -158,22 +179,23 @@ class RunPlan:
     def cost_of_views(self, step: Step) -> Cost:
         """Return the rows of all view groups at a step, with the run's own branches."""
         branches = len(self.own_branches(step))
-        return Cost.total([Cost(rows={each.cells: each.forwards * branches}) for each in self.outlines(step)])
+        return Cost.total([Cost(rows={cells: forwards * branches}) for cells, forwards in self.asked(step)])
 
     def _cost_of_guidance(self, step: Step) -> list[Cost]:
         """Return the further branches of the main group and the guidance's own calls."""
         costs, branches = [], len(self.own_branches(step))
         more = len(self.branches_at(step)) - branches
         if more:
-            main = self.outlines(step)[0]
-            costs.append(Cost(rows={main.cells: more * main.forwards}))
+            cells, forwards = self.asked(step)[0]
+            costs.append(Cost(rows={cells: more * forwards}))
         return [*costs, *self.cost_of_asking(step)]
 
     def cost_of_asking(self, step: Step) -> list[Cost]:
-        """Return the guidance's own calls at a step, besides the rows of views."""
-        costs, branches = [], len(self.own_branches(step))
+        """Return the guidance's own calls at a step, besides the rows of views; each asks with all texts."""
+        canvas, costs = self.phase(step).canvas, []
+        branches = len(self.own_branches(step)) * self.regions.count_present(canvas)
         for guidance in self.stage(step).guidance:
-            costs.append(self.hooks.cost(step, guidance, self.phase(step).canvas, branches))
+            costs.append(self.hooks.cost(step, guidance, canvas, branches))
             if has_own(guidance, OptionalGuidance.cost_of_views):  # else it does not depend on them
                 costs.append(self.hooks.cost_of_views(step, guidance, self.outlines(step)[0], branches))
         return costs
@@ -185,5 +207,9 @@ class RunPlan:
         return [(step, step.stage_num_steps - step.stage_step) for step in firsts]
 
     def count_views(self, step: Step) -> int:
-        """Return the forwards of one branch at a step: the views of all groups and clean key views."""
+        """Return the views of all groups and the clean key views of a step."""
         return sum(outline.forwards for outline in self.outlines(step))
+
+    def count_asked(self, step: Step) -> int:
+        """Return the forwards of one branch at a step, of all groups: more than views where regions lie on one."""
+        return sum(forwards for _, forwards in self.asked(step))

@@ -40,6 +40,7 @@ class AttentionRequest:
         halvings: Of a U-Net: in place of ``layers`` all layers of its encoder and decoder whose cells are the latents
             halved so often, as AccDiffusion's code has it; maps of words are enlarged to the nearest cell, so that they
             can be read at those cells again. None for ``layers``.
+        skip_missing: Whether ``words`` that a text lacks are passed over: texts besides the prompt have some of them.
     """
 
     layers: tuple[int, ...] = ()
@@ -51,6 +52,7 @@ class AttentionRequest:
     each: bool = False
     blocks: tuple[int, ...] = ()
     halvings: int | None = None
+    skip_missing: bool = False
 
 
 def kind_of(offers: Iterable[str]) -> Kind:
@@ -67,13 +69,23 @@ class KeptMaps:
         words: Words of the prompt, in their order.
         maps: Mean over the steps so far, Float32[Tensor, "batch words h w"].
         steps: Number of steps in the mean.
+        of_regions: With regions, the words of all texts, each map times its text's share of every cell; None without.
     """
 
     words: tuple[str, ...] = field(converter=as_tuple)
     maps: Tensor
     steps: int = 1
+    of_regions: KeptMaps | None = None
 
-    def seen(self, maps: Tensor) -> KeptMaps:
-        """Return the kept maps with those of one more step, Float32[Tensor, "batch words h w"], in the mean."""
-        mean = self.maps + (maps - self.maps) / (self.steps + 1)
-        return KeptMaps(self.words, mean, self.steps + 1)
+    @property
+    def of_all_texts(self) -> KeptMaps:
+        """The words of the prompt and of all regions, where there are any."""
+        return self if self.of_regions is None else self.of_regions
+
+    def seen(self, newer: KeptMaps) -> KeptMaps:
+        """Return the kept maps with those of one more step in the mean."""
+        mean = self.maps + (newer.maps - self.maps) / (self.steps + 1)
+        of_regions = self.of_regions
+        if of_regions is not None and newer.of_regions is not None:
+            of_regions = of_regions.seen(newer.of_regions)
+        return KeptMaps(self.words, mean, self.steps + 1, of_regions)

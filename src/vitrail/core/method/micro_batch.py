@@ -41,6 +41,7 @@ class SizeConditioning:
     crop: Crop = field(default="view", validator=v.in_(CROPS))  # crop offset of a view; padded: as in DemoFusion's code
 
 
+TextKey = tuple[str | None, str | None]  # prompt and negative prompt, None where they are the run's
 Branch = Literal["uncond", "cond", "damped"]  # damped: as uncond, with the network less rectified
 
 
@@ -54,6 +55,7 @@ class MicroBatch:
         views: The view of each row.
         capture: Indices of the rows whose attention maps are needed.
         texts: Prompt of each row, None for the run's; () if all rows have the run's.
+        negatives: Negative prompt of each row, None for the run's; () if all rows have the run's.
         words: Number of words whose maps a captured row returns, besides the mean over the content.
         sizes: Size conditioning; None for the stage's.
     """
@@ -63,8 +65,15 @@ class MicroBatch:
     views: tuple[View, ...] = field(converter=as_tuple)
     capture: tuple[int, ...] = field(converter=as_tuple, default=())
     texts: tuple[str | None, ...] = field(converter=as_tuple, default=())
+    negatives: tuple[str | None, ...] = field(converter=as_tuple, default=())
     words: int = 0
     sizes: SizeConditioning | None = None
+
+    @property
+    def asked_with(self) -> tuple[TextKey, ...]:
+        """Prompt and negative prompt of each row, (None, None) for the run's."""
+        none: tuple[str | None, ...] = (None,) * len(self.views)
+        return tuple(zip(self.texts or none, self.negatives or none, strict=True))
 
     def pick(self, rows: Sequence[int]) -> MicroBatch:
         """Return some of the rows, in the order given."""
@@ -77,6 +86,7 @@ class MicroBatch:
             views=[self.views[row] for row in rows],
             capture=[number for number, row in enumerate(rows) if row in self.capture],
             texts=[self.texts[row] for row in rows] if self.texts else (),
+            negatives=[self.negatives[row] for row in rows] if self.negatives else (),
         )
 
     def cut(self, size: int) -> list[MicroBatch]:
@@ -90,6 +100,7 @@ class MicroBatch:
                 views=self.views[begin : begin + size],
                 capture=[row - begin for row in self.capture if begin <= row < begin + size],
                 texts=self.texts[begin : begin + size],
+                negatives=self.negatives[begin : begin + size],
             )
             for begin in range(0, len(self.views), size)
         ]

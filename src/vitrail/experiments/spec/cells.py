@@ -13,11 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import attrs
 from attrs import evolve, field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import as_tuple, is_written
+from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.renamed_keys import former_keys
 from vitrail.core.config.run_config import PIXELS, RunConfig
@@ -317,7 +316,7 @@ def _without_paths(composition: dict[str, Any], digests: Iterable[str]) -> dict[
 
 def _cell(experiment: Experiment, model: Model, row: Row, plain: Plain, pair: tuple[int, str, int], ranks: int) -> Cell:
     number, prompt, seed = pair
-    run, composition = attrs.asdict(evolve(plain.run, prompt=prompt, seed=seed), filter=is_written), plain.composition
+    run, composition = evolve(plain.run, prompt=prompt, seed=seed).as_table(), plain.composition
     return Cell(
         address=_address(run, plain.addressed, model, ranks, experiment.comm, plain.besides),
         row=row.name if len(experiment.ranks) == 1 else f"{row.name}, {ranks} rank{'s' * (ranks > 1)}",
@@ -374,6 +373,10 @@ def _address(
     fields["negative_prompt"] = {None: "", "": None}.get(given, given)  # swapped, to keep addresses of older versions
     if run["image"] is not None:
         fields["image"] = _image_digest(run["image"])
+    if "regions" in run:
+        fields["regions"] = [
+            each if each["mask"] is None else each | {"mask": _image_digest(each["mask"])} for each in run["regions"]
+        ]
     data = [fields, former_keys(composition), model.fingerprint, SCHEME, ranks, comm if ranks > 1 else None, *besides]
     return _digest(data)
 
