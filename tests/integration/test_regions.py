@@ -28,6 +28,7 @@ TWO = [
 METHODS = [
     "direct",
     "multidiffusion",
+    "spotdiffusion",
     "mixture-of-diffusers",
     "asg-plus",
     "asg-limit",
