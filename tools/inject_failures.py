@@ -214,7 +214,8 @@ def judged(injection, run, seconds, has_ended, whole):
     """
     code, told, picture = run.process.returncode, run.text(), run.folder / "fox.png"
     made = picture.read_bytes() if picture.exists() else None
-    is_sound = made == whole if code == 0 else made is None or (injection.victim == -1 and made == whole)
+    may_be_whole = injection.victim == -1 or code == STOPPED_EARLY  # as a write that had begun is finished
+    is_sound = made == whole if code == 0 else made is None or (may_be_whole and made == whole)
     waits = injection.signal == "STOP" and injection.victim >= 0 and code != 0
     is_named = None
     if injection.victim >= 0 and code != 0 and (injection.signal, injection.victim) != ("INT", 0):
