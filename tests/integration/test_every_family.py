@@ -76,6 +76,17 @@ def test_attention_is_the_attention_that_the_network_has(family, own):
     assert not torch.equal(latents["attention"], latents["none"])
 
 
+@pytest.mark.parametrize(("family", "wrong", "right"), [("sd", "blocks", "layers"), ("sd3", "layers", "blocks")])
+def test_blocks_that_the_network_does_not_have_are_not_ignored(family, wrong, right):
+    def adopt(*names):
+        changes = [f"stages.0.masking.{name}=[0]" for name in names]
+        return Sampler.from_pipeline(pipeline(family), load_method("asg", changes))
+
+    with pytest.raises(CapabilityError, match=rf"stages\.0\.masking: '{wrong}' are .*; name its '{right}'"):
+        adopt(wrong)
+    assert adopt(right) and adopt(wrong, right), "a method for both families may name both"
+
+
 @pytest.mark.parametrize(("family", "kind"), [("sd", "cross"), ("sdxl", "cross"), ("sd3", "joint"), ("sd3.5", "joint")])
 def test_the_plan_says_which_attention_a_mask_is_of(family, kind):
     plan = Sampler.from_pipeline(pipeline(family), "asg").plan(RunConfig(prompt="a fox", height=128, width=128))

@@ -9,7 +9,7 @@ from tiny_families import FAMILIES
 from vitrail import hookimpl
 from vitrail.comm import InProcess
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.engine.resize import grown_picture
+from vitrail.core.engine.resize import bicubic, sharpened
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.schedule.streams import Streams
 from vitrail.sampling.methods import load_method
@@ -133,8 +133,11 @@ def test_every_scheduler_begins_a_size_on_the_grown_picture_with_its_noise(pipe,
 @pytest.mark.parametrize("clip", ["decoded", "resized"])
 def test_what_a_size_begins_with(family, clip):
     """The picture of the size before, decoded without its padding, grown, encoded with padding of its own."""
-    probe, sharpen = Probe(), 1.0 if clip == "decoded" else 0.0
-    method = load_method("diffusehigh", ["cascade.count=1", f"stages.1.enter.sharpen={sharpen}"])
+    probe = Probe()
+    sharpen, edges = (1.0, "mirrored") if clip == "decoded" else (0.0, "repeated")
+    method = load_method(
+        "diffusehigh", ["cascade.count=1", f"stages.1.enter.sharpen={sharpen}", f"stages.1.enter.edges={edges}"]
+    )
     enter = evolve(method.stages[1].enter, clip=clip)
     method = evolve(method, stages=[method.stages[0], evolve(method.stages[1], enter=enter)])
     sampler = Sampler.from_pipeline(FAMILIES[family](), method, plugins=[("probe", probe)])
@@ -147,7 +150,7 @@ def test_what_a_size_begins_with(family, clip):
     with torch.inference_mode():
         before, after = engine.plan.phases
         decoded = vae.decode(latents, before.canvas, clip == "decoded")
-        picture = grown_picture(decoded, (150, 100), sharpen, after.canvas)
+        picture = sharpened(bicubic(decoded, (150, 100), after.canvas), sharpen, after.canvas, edges)
         assert torch.equal(start.picture, picture)
         assert torch.equal(start.clean, vae.encode(picture, after.canvas))
     assert start.clean.shape[-2:] == (after.canvas.height, after.canvas.width)

@@ -166,6 +166,10 @@ def parse_region_masks(texts: Sequence[str], regions: Sequence[dict[str, Any]]) 
     Raises:
         ConfigError: If one is of another form, or there is no such region with a mask.
     """
+    if not texts:
+        return list(regions)  # of whatever form: it is checked with the rest of the run
+    if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
+        raise ConfigError("--region-mask: the regions of the recipe are no list of tables")
     found = [dict(region) for region in regions]
     known = [str(number) for number, region in enumerate(found) if region.get("mask") is not None]
     for text in texts:

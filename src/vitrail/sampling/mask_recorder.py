@@ -14,6 +14,7 @@ from attrs import define, field, frozen
 from vitrail.comm.backends.in_process import solo
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.exchange import Exchange
+from vitrail.core.method.attention_maps import kind_of
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.hookspecs import hookimpl
 from vitrail.core.schedule.streams import Streams
@@ -102,7 +103,9 @@ def record_figure(
     request = composition.attention_request()
     recorder = MaskRecorder(at, request is not None)
     result = sampler.again([("heatmap", recorder), *plugins]).run(run)
-    block = "block" if request is None or request.kind == "joint" else "up block"
+    kind = None if request is None else request.kind
+    kind = kind_of(sampler.backbone.offers) if kind == "text" else kind
+    block = "up block" if kind == "cross" else "block"
     panels = [_panel(sampler, moment, run, block) for moment in recorder.moments]
     draw(result.images[0], panels, _title(run), _subtitle(run, composition), output)
     return recorder.moments

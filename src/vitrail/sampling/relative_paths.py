@@ -96,7 +96,7 @@ def _of_entry(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(found.get("set"), list):
         resolved = [_of_assignment(each, folder) for each in found["set"]]
         if isinstance(found.get("values"), list):  # put into the overrides, so they are the paths
-            here = json.dumps(beside(folder, PLACE))
+            here = json.dumps(beside(folder, PLACE), ensure_ascii=False)
             if any(here in text for text in resolved if isinstance(text, str)):
                 found["values"] = [beside(folder, value) if _says(value) else value for value in found["values"]]
         else:

@@ -33,7 +33,7 @@ class StagePlan:
     first_step: int
     num_steps: int
     num_views: int  # at its first step, of all groups, clean key views included
-    num_branches: int  # of each of these views, at that step
+    num_branches: int  # of each of these views, at the step that has the most
     num_asked: int  # questions about them: one for each prompt that lies on a view
     work: float  # cost of that step, in units of a view of the training size with its branches
     strategies: str
@@ -75,7 +75,7 @@ class Plan:
                 first_step=step.index,
                 num_steps=num_steps,
                 num_views=plan.count_views(step),
-                num_branches=len(plan.own_branches(step)),
+                num_branches=plan.most_branches(step),
                 num_asked=plan.count_asked(step),
                 work=plan.cost_of_step(step).evaluations(native_size**2, len(plan.branches)),
                 strategies=" · ".join(_named(strategy, kind) for _, strategy in plan.stage(step).strategies()),

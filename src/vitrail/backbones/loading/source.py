@@ -291,7 +291,4 @@ def _step_numbers(name: str) -> list[str]:
     text = next(text for text in _scheduler_texts() if name in CLASS.findall(text))
     classes = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name)
     steps = (node for node in next(classes).body if isinstance(node, ast.FunctionDef) and node.name == "step")
-    arguments = next(steps).args
-    names = [argument.arg for argument in arguments.args][-len(arguments.defaults) :] if arguments.defaults else []
-    values = [default.value if isinstance(default, ast.Constant) else 0.0 for default in arguments.defaults]
-    return numbers_of(zip(names, values, strict=True))
+    return numbers_of(next(steps))

@@ -99,7 +99,7 @@ def _work(plan: RunPlan) -> tuple[list[tuple[int, int]], int]:
     """Return the shapes of all views, and the rows of the stage that has the fewest."""
     starts = [step for step, _ in plan.stage_starts()]
     shapes = [outline.shape for step in starts for outline in plan.outlines(step)]
-    return shapes, min(plan.count_asked(step) * len(plan.own_branches(step)) for step in starts)
+    return shapes, min(plan.count_asked(step) * plan.most_branches(step) for step in starts)
 
 
 def absent_bytes(network: Any, device: torch.device) -> int:

@@ -18,7 +18,7 @@ from vitrail.backbones.rectification.halving import (
 )
 from vitrail.backbones.rectification.module_hooks import Hook, attached, refuse_compiled
 from vitrail.backbones.rectification.scope import after_start, choose, is_larger, known_branches, sites_in, within
-from vitrail.core.config.fields import as_tuple, share_below_one
+from vitrail.core.config.fields import as_tuple, later, share_below_one
 from vitrail.core.method.micro_batch import Branch
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NAME = "raunet"
 Form = Literal["stride", "pool"]
+Parts = Literal["rounded", "dropped"]
 FORMS = ("stride", "pool")
 
 
@@ -43,8 +44,7 @@ class RAUNet:
 
     Published sites and shares of the steps: SDXL, both forms at ``down_blocks.1``, below 4096 pixels ``stride`` until
     0.16 and ``pool`` from there until 0.4, at 4096 until 0.3 and until 0.7; SD 1.5 and 2.1, below 2048 pixels
-    ``stride`` at ``down_blocks.0`` until 0.4, at 2048 that until 0.7 and ``pool`` at ``down_blocks.1`` until 0.3. As in
-    the authors' code a part of a step counts as none.
+    ``stride`` at ``down_blocks.0`` until 0.4, at 2048 that until 0.7 and ``pool`` at ``down_blocks.1`` until 0.3.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"convolutions", "unet-skips"})
@@ -58,6 +58,8 @@ class RAUNet:
     branches: tuple[Branch, ...] = field(
         default=(), converter=as_tuple, validator=known_branches
     )  # CFG branches that it acts on; () for all
+    parts: Parts = later(default="rounded", validator=v.in_(("rounded", "dropped")))  # of a step at the ends of the
+    # range: rounded half up, or dropped as in the authors' code
 
     def check(self, network: nn.Module | None) -> None:
         """Refuse levels that cannot be halved, and upsamplers that cannot resize to a given size."""
@@ -66,7 +68,7 @@ class RAUNet:
 
     def apply(self, forward: Forward) -> AbstractContextManager[None]:
         """Halve features at the sites, in the steps of the range."""
-        if not (within(forward.step, self.start, self.until, truncated=True) and is_larger(forward)):
+        if not (within(forward.step, self.start, self.until, truncated=self.parts == "dropped") and is_larger(forward)):
             return nullcontext()
         return attached(forward.network, self._hooks(forward.network), NAME)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def joined(captured: Sequence[ModelOutput], weights: Sequence[Tensor]) -> ModelOutput:
     """Return the first output with the sum of all maps, each times the share of its text.
 
-    A text without content words looks at nothing.
+    A text without content words adds nothing.
 
     Args:
         captured: One output for every text of the view.
@@ -63,4 +63,5 @@ def kept_maps(
         return main
     scaled = [weights[number].to(maps.device)[..., : inner[0], : inner[1]] * maps for number, maps in known]
     named = [word for number, _ in known for word in words[number]]
-    return evolve(main, of_regions=KeptMaps(named, torch.cat(scaled, 1)))
+    texts = [number for number, _ in known for _ in words[number]]
+    return evolve(main, of_regions=KeptMaps(named, torch.cat(scaled, 1), texts=texts))

@@ -140,6 +140,7 @@ class Forwards:
         self,
         plan: RunPlan,
         step: Step,
+        asked: Step,
         model_input: Tensor,
         view: View,
         sizes: SizeConditioning | None,
@@ -149,7 +150,8 @@ class Forwards:
 
         Args:
             plan: What the run does.
-            step: Step whose timestep and scales the input has.
+            step: Position of the run, which gives branches and guidance scale.
+            asked: Step whose timestep and scales the input has.
             model_input: Scaled latents, Float32[Tensor, "batch channels h w"].
             view: The part of the canvas that they show.
             sizes: Size conditioning; the stage's if None.
@@ -160,7 +162,7 @@ class Forwards:
         """
         batches = question(plan, step, model_input, view, self.row_batch, sizes)
         timings.count(batches)
-        return answer(plan, step, self.share(step, batches, timings), len(model_input), view)
+        return answer(plan, step, self.share(asked, batches, timings), len(model_input), view)
 
 
 def question(

@@ -103,7 +103,7 @@ class GuidancePoints:
         self, step: Step, done: Sampled, guidance: Guidance, patches: Patches | None, mask: Tensor | None
     ) -> GuidanceContext:
         def ask(asked: Step, model_input: Tensor, view: View, sizes: SizeConditioning | None = None) -> Tensor:
-            return self.forwards.ask(self.plan, asked, model_input, view, sizes, done.timings)
+            return self.forwards.ask(self.plan, step, asked, model_input, view, sizes, done.timings)
 
         schedule = self.plan.phase(step).stepper.schedule
         return GuidanceContext(

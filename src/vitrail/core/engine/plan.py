@@ -93,6 +93,14 @@ class RunPlan:
         """Return the guidance scale of a step, with the factor of its stage."""
         return self.cfg.scale * self.stage(step).guidance_factor
 
+    def most_branches(self, step: Step) -> int:
+        """Return the most own branches of any step of a step's stage; an interval of guidance may leave out some."""
+        return max(
+            len(self.own_branches(each))
+            for each in self.steps()
+            if (each.phase, each.stage) == (step.phase, step.stage)
+        )
+
     def branches_at(self, step: Step, group: int = 0) -> tuple[Branch, ...]:
         """Return the CFG branches of a step; a guidance may add further ones for the main group."""
         own = self.own_branches(step)

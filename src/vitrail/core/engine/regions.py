@@ -184,6 +184,6 @@ class Regions:
 
 
 def _cells(span: Span, length: int) -> list[int]:
-    """Return the cells of a span; beyond the end of an axis its last one, or across it where its ends meet."""
+    """Return the cells of a span; beyond an end of the axis the last one there, or across it where its ends meet."""
     cells = range(span.start, span.start + span.count * span.step, span.step)
-    return [i % span.length if span.length is not None else min(i, length - 1) for i in cells]
+    return [i % span.length if span.length is not None else min(max(i, 0), length - 1) for i in cells]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from vitrail.core.engine.guidance_context import Start
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
 
     from vitrail.core.engine.guidance_context import Vae
     from vitrail.core.geometry.views import Canvas, View
+    from vitrail.core.method.cascade import Edges
     from vitrail.core.schedule.phase import Phase
     from vitrail.core.schedule.streams import Streams
 
+PADDING: Mapping[Edges, str] = {"repeated": "replicate", "mirrored": "reflect"}
 BLUR = (0.25, 0.5, 0.25)  # binomial kernel; not a convolution, which a device may compute at lower precision
 REACH = 3  # cells on one side that bicubic interpolation reads, plus one; bilinear reads fewer
 
@@ -94,19 +97,7 @@ def _overlap(length: int, wanted: int, meets: bool) -> tuple[int, int]:
     return before, before * wanted // length
 
 
-def grown_picture(picture: Tensor, size: tuple[int, int], sharpen: float, canvas: Canvas) -> Tensor:
-    """Resize a picture bicubically and sharpen it; see ``sharpened``.
-
-    Args:
-        picture: In [0, 1] or about, Float32[Tensor, "batch 3 h w"].
-        size: Wanted height and width, pixels.
-        sharpen: Weight of the difference to the blurred picture.
-        canvas: Gives the axes whose ends meet.
-    """
-    return sharpened(bicubic(picture, size, canvas), sharpen, canvas)
-
-
-def sharpened(grown: Tensor, sharpen: float, canvas: Canvas) -> Tensor:
+def sharpened(grown: Tensor, sharpen: float, canvas: Canvas, edges: Edges = "repeated") -> Tensor:
     """Sharpen an enlarged picture, Float32[Tensor, "batch 3 Height Width"] in [-1, 1].
 
     This is unsharp masking, as in DiffuseHigh (Kim et al., 2024, https://arxiv.org/abs/2406.18459), sec. 3.3; the
@@ -117,17 +108,18 @@ def sharpened(grown: Tensor, sharpen: float, canvas: Canvas) -> Tensor:
         grown: About in [0, 1], Float32[Tensor, "batch 3 Height Width"].
         sharpen: Weight of the difference to the blurred picture.
         canvas: Gives the axes whose ends meet.
+        edges: See ``blurred``.
     """
-    grown = grown + sharpen * (grown - blurred(grown, canvas)) if sharpen else grown.clamp(0, 1)
+    grown = grown + sharpen * (grown - blurred(grown, canvas, edges)) if sharpen else grown.clamp(0, 1)
     return 2 * grown - 1
 
 
-def blurred(picture: Tensor, canvas: Canvas) -> Tensor:
-    """Blur a picture with a 3x3 binomial kernel; it is mirrored at edges that do not meet, as in DiffuseHigh's code."""
+def blurred(picture: Tensor, canvas: Canvas, edges: Edges = "repeated") -> Tensor:
+    """Blur a picture with a 3x3 binomial kernel; at edges that do not meet it is repeated or mirrored."""
     import torch.nn.functional as F
 
     def mode(axis: Literal["x", "y"]) -> str:
-        return "circular" if canvas.wraps(axis) else "reflect"
+        return "circular" if canvas.wraps(axis) else PADDING[edges]
 
     outer, inner, _ = BLUR
     edged = F.pad(F.pad(picture, (0, 0, 1, 1), mode=mode("y")), (1, 1, 0, 0), mode=mode("x"))
@@ -157,10 +149,9 @@ def grow(
     picture = None
     if phase.enter.resize == "pixels":
         assert vae is not None
-        clips = phase.enter.clip == "decoded" or upscale is not None  # an upscaler is made for [0, 1]
-        decoded = vae.decode(latents, before.canvas, clips)
+        decoded = vae.decode(latents, before.canvas, phase.enter.clip == "decoded")
         enlarged = bicubic(decoded, phase.picture, phase.canvas) if upscale is None else upscale(decoded)
-        picture = sharpened(enlarged, phase.enter.sharpen, phase.canvas)
+        picture = sharpened(enlarged, phase.enter.sharpen, phase.canvas, phase.enter.edges)
         clean = vae.encode(picture, phase.canvas)
     else:
         clean = grown_latents(latents, before.canvas, phase.canvas)

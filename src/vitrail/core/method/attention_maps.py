@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
 
 from vitrail.core.config.fields import as_tuple
+from vitrail.errors import PredictionError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +70,7 @@ class KeptMaps:
         words: Words of the prompt, in their order.
         maps: Mean over the steps so far, Float32[Tensor, "batch words h w"].
         steps: Number of steps in the mean.
+        texts: With regions, the number of the text that each word is of; () for words of one text.
         of_regions: With regions, the words of all texts, each map times its text's share of every cell; None without.
     """
 
@@ -76,6 +78,26 @@ class KeptMaps:
     maps: Tensor
     steps: int = 1
     of_regions: KeptMaps | None = None
+    texts: tuple[int, ...] = field(converter=as_tuple, default=())
+
+    def heat(self, chosen: Sequence[int], over: Over) -> Tensor:
+        """Return the mean or maximum of some words' maps within each text, summed over texts.
+
+        Args:
+            chosen: Numbers of the words.
+            over: Mean or maximum over the words of a text.
+
+        Returns:
+            Float32[Tensor, "batch 1 h w"].
+        """
+        texts = self.texts or (0,) * len(self.words)
+        total: Tensor | None = None
+        for text in dict.fromkeys(texts[number] for number in chosen):
+            maps = self.maps[:, [number for number in chosen if texts[number] == text]]
+            part = maps.mean(1, keepdim=True) if over == "mean" else maps.amax(1, keepdim=True)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
 
     @property
     def of_all_texts(self) -> KeptMaps:
@@ -84,8 +106,14 @@ class KeptMaps:
 
     def seen(self, newer: KeptMaps) -> KeptMaps:
         """Return the kept maps with those of one more step in the mean."""
+        if (newer.words, newer.texts) != (self.words, self.texts):
+            raise PredictionError(
+                f"the words whose maps are kept were {', '.join(self.words)}, and at a later step are "
+                f"{', '.join(newer.words)}: the key view must meet the same regions at every step of a stage with "
+                "'remember = true', as it does with patching = \"whole\""
+            )
         mean = self.maps + (newer.maps - self.maps) / (self.steps + 1)
         of_regions = self.of_regions
         if of_regions is not None and newer.of_regions is not None:
             of_regions = of_regions.seen(newer.of_regions)
-        return KeptMaps(self.words, mean, self.steps + 1, of_regions)
+        return KeptMaps(self.words, mean, self.steps + 1, of_regions, self.texts)

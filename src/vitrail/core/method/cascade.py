@@ -14,7 +14,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import as_tuple, later
-from vitrail.core.config.run_config import PIXELS
+from vitrail.core.config.run_config import MIN_SIZE, PIXELS
 from vitrail.core.method.protocols import Upscaler
 from vitrail.errors import ConfigError
 
@@ -25,6 +25,7 @@ Base = Literal["area", "side"]
 Spacing = Literal["side", "area", "ratio"]
 Resize = Literal["latents", "pixels"]
 Clip = Literal["decoded", "resized"]
+Edges = Literal["repeated", "mirrored"]
 Rounding = Literal["views", "down"]
 MOST_SIZES = 256
 STRETCH = 0.05  # most by which a given size may stretch the picture, if that is two cells or more
@@ -72,7 +73,8 @@ class Cascade:
     # strided views part evenly; down: to whole latent cells, truncated, as in the code of DemoFusion and AP-LDM
     sizes: tuple[str, ...] = later(
         default=(), converter=_texts, validator=_rising
-    )  # in place of all this: every size before the wanted one, pixels as text, "1024" or "1536x1024" (width first)
+    )  # in place of base, spacing and rounding: every size before the wanted one, pixels as text, "1024" or "1536x1024"
+    # (width first)
 
     def pictures(
         self, height: int, width: int, native: int, unit: int, wrap: Wrap = "none"
@@ -181,14 +183,22 @@ class Enter:
     upscaler: Upscaler | None = later(default=None)  # with pixels: enlarges the picture; bicubic
     # interpolation if unset
     clip: Clip = later(default="decoded", validator=v.in_(("decoded", "resized")))  # with pixels: whether colours
-    # that the decoder overshoots are clipped before the resize already (DiffuseHigh; with an upscaler always), or after
-    # it alone (AP-LDM)
+    # that the decoder overshoots are clipped before the resize already (DiffuseHigh), or after it alone (AP-LDM)
+    edges: Edges = later(default="repeated", validator=v.in_(("repeated", "mirrored")))  # with sharpen: what its blur
+    # sees beyond an edge that meets no other (DiffuseHigh's code mirrors)
 
     def __attrs_post_init__(self) -> None:
         if self.sharpen and self.resize != "pixels":
             raise ValueError("'sharpen' works on pixels; set resize = \"pixels\", or leave it out")
+        if self.edges != "repeated" and not self.sharpen:
+            raise ValueError("'edges' are those of the blur that sharpens; set 'sharpen', or leave it out")
         if self.upscaler is not None and self.resize != "pixels":
             raise ValueError("'upscaler' works on pixels; set resize = \"pixels\", or leave it out")
+        if self.clip == "resized" and self.upscaler is not None:
+            raise ValueError(
+                "'clip = \"resized\"' leaves colours out of range while the picture is enlarged, which upscalers are "
+                'not made for; set clip = "decoded", or leave the upscaler out'
+            )
         if self.clip == "resized" and (self.resize != "pixels" or self.sharpen):
             raise ValueError(
                 "'clip = \"resized\"' works on pixels that are not sharpened, as sharpened ones may leave their range; "
@@ -218,16 +228,25 @@ class Finish:
             raise ValueError("'base' is about the training size, which 'factor' does without; leave one out")
 
     def sampled(self, height: int, width: int, native: int, unit: int, wrap: Wrap = "none") -> tuple[int, int]:
-        """Return the (height, width) to sample; the wanted one if that is no larger than a training picture.
+        """Return the (height, width) to sample; without a factor the wanted one if a training picture is no smaller.
 
         Args:
             height: Wanted height, pixels.
             width: Wanted width, pixels.
             native: Side of a training picture, pixels.
-            unit: Pixels; the sides are multiples of it, as those of ``Cascade.sizes``.
+            unit: Pixels; the sides are multiples of it, as those of ``Cascade.pictures``, or the wanted ones.
             wrap: Axes whose ends meet.
+
+        Raises:
+            ConfigError: If the factor leaves nothing to enlarge, or almost nothing to sample.
         """
         if self.factor is None:
             return Cascade(base=self.base).pictures(height, width, native, unit, wrap)[0]
         down, right = _fitted(height / self.factor, width / self.factor, native, unit, wrap)
-        return min(down, height), min(right, width)
+        sampled = min(down, height), min(right, width)
+        if sampled == (height, width) or min(sampled) < MIN_SIZE:
+            raise ConfigError(
+                f"finish.factor = {self.factor:g}: of {width}x{height} it would sample {sampled[1]}x{sampled[0]}; "
+                f"choose one with which that is smaller, and {MIN_SIZE} pixels or more"
+            )
+        return sampled

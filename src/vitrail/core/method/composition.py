@@ -11,7 +11,7 @@ from attrs import evolve, field, frozen
 
 from vitrail.core.config.fields import as_items, later
 from vitrail.core.geometry.views import Canvas
-from vitrail.core.method.attention_maps import AttentionRequest, Kind
+from vitrail.core.method.attention_maps import AttentionRequest, Kind, kind_of
 from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.cascade import Cascade, Finish
 from vitrail.core.method.members import OPTIONAL, ReadsFiles, recalls
@@ -159,6 +159,7 @@ class Composition:
                 reason = unknown_need(need, _offered(known)) or f"needs {need!r}{_served(place.slot, offers, known)}"
                 problems.append(f"{place.path}: {type(place.strategy).__name__} {reason}")
         for index, stage in enumerate(self.stages):
+            problems += _unheard_blocks(index, stage, kind_of(offers))
             if stage.enter is not None and stage.enter.resize == "pixels" and "vae" not in offers:
                 problems.append(f"stages.{index}.enter: resize = 'pixels' needs 'vae'; 'latents' would do")
             if stage.remember and "attention-maps" not in offers:
@@ -169,6 +170,20 @@ class Composition:
                 + "\n  ".join(problems)
                 + "\nChoose another strategy for the slot (`vitrail methods` lists them) or another model."
             )
+
+
+def _unheard_blocks(index: int, stage: Stage, kind: Kind) -> list[str]:
+    """Return what is wrong with a mask source whose choice of blocks this kind of attention has no use for."""
+    request = stage.masking.request
+    if request is None or request.kind != "text":
+        return []
+    if kind == "joint" and request.layers and not request.blocks:
+        return [
+            f"stages.{index}.masking: 'layers' are up blocks of a U-Net, and this is a transformer; name its 'blocks'"
+        ]
+    if kind == "cross" and request.blocks and not request.layers:
+        return [f"stages.{index}.masking: 'blocks' are those of a transformer, and this is a U-Net; name its 'layers'"]
+    return []
 
 
 def _offered(known: Registry | None) -> frozenset[str]:

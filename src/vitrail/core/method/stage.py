@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -61,9 +62,11 @@ class ViewGroup:
 
 def _interval(stage: object, attribute: attrs.Attribute[tuple[float, ...]], value: tuple[float, ...]) -> None:
     """Refuse what is no interval of noise levels."""
-    if value and not (len(value) == 2 and 0 <= value[0] <= value[1]):
+    rises = list(value) == sorted(value) and all(level >= 0 and math.isfinite(level) for level in value)
+    if len(value) > 2 or not rises:
         raise ValueError(
-            f"{attribute.name}: expected two noise levels with 0 <= low <= high, as in [0.28, 5.42], got {list(value)}"
+            f"{attribute.name}: expected two noise levels with 0 <= low <= high, as in [0.28, 5.42], or the low one "
+            f"alone, got {list(value)}"
         )
 
 
@@ -87,7 +90,7 @@ class Stage:
     guidance_factor: float = field(default=1.0, validator=v.gt(0))  # multiplies the run's guidance scale
     guidance_interval: tuple[float, ...] = later(
         default=(), converter=as_tuple, validator=_interval
-    )  # of noise levels sigma / alpha, (low, high]; above and below no "uncond" is asked. Empty for all levels
+    )  # of noise levels sigma / alpha, (low, high], or [low] with all above; elsewhere no "uncond" is asked. () for all
     remember: bool = False  # keep the mean of its attention maps, word by word, for later stages
     scale_batch: int | None = field(
         default=None, validator=v.optional(v.ge(1))
@@ -111,7 +114,7 @@ class Stage:
         """Whether classifier-free guidance, if it is on, acts at a step of this stage."""
         if not self.guidance_interval:
             return True
-        low, high = self.guidance_interval
+        low, high = (*self.guidance_interval, math.inf)[:2]
         return low < step.noise_level <= high
 
     def strategies(self) -> Iterator[tuple[str, Strategy]]:

@@ -20,7 +20,7 @@ from vitrail.core.config.ambient import plain_defaults
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.schedule.scheduler_noise import check_own_noise
 from vitrail.core.schedule.step import PredictionType, Step
-from vitrail.core.schedule.step_options import numbers_of, refuse_unknown_options
+from vitrail.core.schedule.step_options import numbers_of_method, refuse_unknown_options
 from vitrail.errors import CapabilityError, ConfigError
 
 if TYPE_CHECKING:
@@ -311,9 +311,8 @@ class Stepper:
         """
         _refuse_other_step(scheduler)
         self._options = dict(solver_args or {})
-        parameters = inspect.signature(scheduler.step).parameters.values()
-        takes = numbers_of((parameter.name, parameter.default) for parameter in parameters)
-        refuse_unknown_options(type(scheduler).__name__, takes, self._options)
+        if self._options:
+            refuse_unknown_options(type(scheduler).__name__, numbers_of_method(type(scheduler).step), self._options)
         _set_timesteps(scheduler, num_inference_steps, set_timesteps or {})
         _refuse_rising(scheduler, set_timesteps or {})
         self._scheduler: Any = scheduler

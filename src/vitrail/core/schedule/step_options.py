@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vitrail.errors import ConfigError
@@ -10,13 +13,26 @@ from vitrail.errors import ConfigError
 OWN = ("model_output", "timestep", "sample", "generator", "return_dict")  # arguments that the engine gives
 
 
-def numbers_of(parameters: Iterable[tuple[str, object]]) -> list[str]:
-    """Return the names of those parameters of a ``step`` that are options of a run.
+def numbers_of(step: ast.FunctionDef) -> list[str]:
+    """Return the names of those parameters of a ``step`` that are options of a run: numbers that its body reads.
 
-    Args:
-        parameters: Name and default of each parameter.
+    Some schedulers have parameters that they ignore, such as the churn of the flow-matching Euler method.
     """
-    return [name for name, default in parameters if name not in OWN and isinstance(default, (bool, int, float))]
+    arguments = step.args
+    names = [argument.arg for argument in arguments.args]
+    defaults = [default.value if isinstance(default, ast.Constant) else 0.0 for default in arguments.defaults]
+    given = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
+    read = {node.id for part in step.body for node in ast.walk(part) if isinstance(node, ast.Name)}
+    numbers = (name for name, default in given.items() if isinstance(default, (bool, int, float)))
+    return [name for name in numbers if name in read and name not in OWN]
+
+
+def numbers_of_method(step: Callable[..., object]) -> list[str]:
+    """Return the same of a scheduler's method, from its source."""
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(step)))
+    function = ast.parse(source).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    return numbers_of(function)
 
 
 def refuse_unknown_options(scheduler: str, takes: Sequence[str], options: Mapping[str, Any]) -> None:

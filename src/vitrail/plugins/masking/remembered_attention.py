@@ -72,8 +72,7 @@ class RememberedAttention:
         if memory is None or not chosen:
             warn(step, "no content word is remembered")
             return None, None
-        maps = memory.maps[:, chosen]
-        heat = maps.mean(1, keepdim=True) if self.tokens == "mean" else maps.amax(1, keepdim=True)
+        heat = memory.heat(chosen, self.tokens)
         mask: Tensor | None = normalised(step, heat, self.clip)
         if mask is not None and self.edge == "binary":
             above = (heat > heat.mean((-2, -1), keepdim=True)).to(heat.dtype)

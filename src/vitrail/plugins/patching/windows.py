@@ -59,6 +59,10 @@ class Windows:
             raise ValueError("'border = \"leave\"' is about windows that jitter; set jitter = true, or leave it out")
         if self.jitter and self.grid == "moving":
             raise ValueError('jitter moves each window and grid = "moving" all of them; choose one')
+        if self.grid == "moving" and self.tail != "spread":
+            raise ValueError(
+                "'tail' is about windows that stay; with grid = \"moving\" they keep their stride, so leave it out"
+            )
 
     def granularity(self, canvas: Canvas) -> tuple[int, int]:
         """(1, 1): a canvas of any size is taken without padding."""
@@ -145,7 +149,9 @@ class _Axis:
         if self.wraps:
             offset = int(draw * (farthest + 1))
             return evolve(self, starts=tuple((start - offset) % self.length for start in self.starts))
-        offset = int(draw * (min(farthest, self.starts[-1] - last) + 1))
+        most = min(farthest, self.starts[-1] - last)
+        least = min(most, 1) if self.starts[-2] >= last else 0  # else the last two would stop at one place
+        offset = least + int(draw * (most - least + 1))
         return evolve(self, starts=tuple(min(max(start - offset, 0), last) for start in self.starts))
 
     @property

@@ -139,6 +139,17 @@ def test_nothing_happens_in_views_of_the_training_size(unet, form):
         assert torch.equal(changed(unet, RAUNet(form=form), height=height, width=width), ask(unet, height, width))
 
 
+@pytest.mark.parametrize(("parts", "steps"), [("rounded", 5), ("dropped", 4)])
+def test_a_part_of_a_step_is_rounded_or_dropped(unet, parts, steps):
+    """0.16 of 30 steps are 4.8."""
+    side, acts = 4 * NATIVE, []
+    for index in range(8):
+        step = make_step(index=index, num_steps=30)
+        acting = RAUNet(until=0.16, parts=parts).apply(evolve(forward(unet, height=side, width=side), step=step))
+        acts.append(not isinstance(acting, contextlib.nullcontext))
+    assert acts == [index < steps for index in range(8)]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_each_forward_goes_back_to_its_own_sizes(form):
     unet = exact("deep")

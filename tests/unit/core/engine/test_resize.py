@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitrail.core.engine.resize import bicubic, blurred, grown_latents, grown_picture
+from vitrail.core.engine.resize import bicubic, blurred, grown_latents, sharpened
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.schedule.streams import Streams
 
@@ -25,7 +25,7 @@ def interpolated(values, size):
 def test_without_sharpening_it_is_bicubic_and_clipped(size, wanted):
     own = picture(*size, batch=2)
     plain = interpolated(own, wanted)
-    assert torch.equal(grown_picture(own, wanted, 0.0, FLAT), 2 * plain.clamp(0, 1) - 1)
+    assert torch.equal(sharpened(bicubic(own, wanted, FLAT), 0.0, FLAT), 2 * plain.clamp(0, 1) - 1)
     assert plain.max() > 1  # it overshoots
 
 
@@ -35,7 +35,7 @@ def test_sharpening_adds_what_the_blur_takes_and_does_not_clip(size, wanted, alp
     own = picture(*size, batch=2)
     plain = interpolated(own, wanted)
     sharp = (1 + alpha) * plain - alpha * blurred(plain, FLAT)
-    torch.testing.assert_close(grown_picture(own, wanted, alpha, FLAT), 2 * sharp - 1, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sharpened(bicubic(own, wanted, FLAT), alpha, FLAT), 2 * sharp - 1, rtol=1e-5, atol=1e-5)
     assert sharp.max() > 1
 
 
@@ -53,14 +53,20 @@ def test_at_an_edge_the_blur_goes_on_in_a_mirror(size):
     own = picture(*size)
     tall = torch.cat([own, own.flip(-2)[..., 1:-1, :]], -2)
     ring = torch.cat([tall, tall.flip(-1)[..., 1:-1]], -1)
-    assert torch.equal(blurred(own, FLAT), blurred(ring, RING)[..., : size[0], : size[1]])
+    assert torch.equal(blurred(own, FLAT, "mirrored"), blurred(ring, RING)[..., : size[0], : size[1]])
+
+
+def test_at_an_edge_the_blur_may_repeat_it_instead():
+    own = picture(5, 8)
+    padded = torch.nn.functional.pad(own, (1, 1, 1, 1), mode="replicate")
+    assert torch.equal(blurred(own, FLAT), blurred(padded, FLAT, "mirrored")[..., 1:-1, 1:-1])
 
 
 @pytest.mark.parametrize("canvas", [FLAT, RING], ids=["edged", "ring"])
 @pytest.mark.parametrize("sharpen", [0.0, 1.0])
 def test_a_constant_picture_stays(sharpen, canvas):
     constant = torch.tensor([0.1, 0.5, 0.9]).view(1, 3, 1, 1)
-    grown = grown_picture(constant.expand(1, 3, 8, 10), (17, 25), sharpen, canvas)
+    grown = sharpened(bicubic(constant.expand(1, 3, 8, 10), (17, 25), canvas), sharpen, canvas)
     torch.testing.assert_close(grown, (2 * constant - 1).expand(1, 3, 17, 25), rtol=0, atol=1e-5)
 
 
@@ -68,7 +74,7 @@ def test_a_constant_picture_stays(sharpen, canvas):
 def test_where_edges_meet_a_rolled_picture_grows_to_a_rolled_one(size, wanted, rolls):
     own = picture(*size)
     by = tuple(roll * long // short for roll, long, short in zip(rolls, wanted, size, strict=True))
-    for grow in (lambda p: bicubic(p, wanted, RING), lambda p: grown_picture(p, wanted, 1.0, RING)):
+    for grow in (lambda p: bicubic(p, wanted, RING), lambda p: sharpened(bicubic(p, wanted, RING), 1.0, RING)):
         rolled = grow(own.roll(rolls, (-2, -1)))
         assert rolled.shape[-2:] == wanted
         torch.testing.assert_close(rolled, grow(own).roll(by, (-2, -1)), rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ from vitrail.core.method.attention_maps import KeptMaps
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.core.schedule.streams import Streams
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, PredictionError
 from vitrail.plugins.masking.remembered_attention import RememberedAttention
 from vitrail.plugins.patching.lattice import lattice_views
 from vitrail.sampling.discovery import build_registry
@@ -75,6 +75,20 @@ def test_the_mean_over_steps_of_every_words_map(family):
     assert memory.words == ("a", "b", "c") and memory.steps == 3
     captured = torch.stack(seen.attention[:3]).mean(0)
     torch.testing.assert_close(memory.maps.mean(1, keepdim=True), captured, rtol=1e-4, atol=1e-6)
+
+
+@given(seed=st.integers(0, 2**32), split=st.integers(1, 4))
+def test_words_count_within_their_text(seed, split):
+    """Where regions have texts of their own, a text of many words weighs no more than one of few."""
+    maps = Streams(seed).normal((1, 5, 4, 6), "maps").abs()
+    words, texts = tuple("abcde"), (0,) * split + (1,) * (5 - split)
+    one, two = KeptMaps(words, maps), KeptMaps(words, maps, texts=texts)
+    torch.testing.assert_close(one.heat(range(5), "mean"), maps.mean(1, keepdim=True))
+    parts = maps[:, :split].mean(1, keepdim=True) + maps[:, split:].mean(1, keepdim=True)
+    torch.testing.assert_close(two.heat(range(5), "mean"), parts)
+    assert torch.equal(two.heat(range(split), "max"), maps[:, :split].amax(1, keepdim=True))
+    with pytest.raises(PredictionError, match="the words whose maps are kept were a, b"):
+        one.seen(KeptMaps(words[:4], maps[:, :4]))
 
 
 def test_what_is_remembered_does_not_reach_the_picture(pipe):

@@ -68,6 +68,18 @@ def test_as_many_windows_as_cover_the_canvas_and_the_way_that_they_move():
     assert (still, moving, half) == (9, 16, 25) and math.isqrt(moving) == math.isqrt(still) + 1
 
 
-def test_windows_that_move_together_have_no_jitter():
-    with pytest.raises(ValueError, match="jitter moves each window"):
-        Windows(jitter=True, grid="moving")
+@given(native=st.integers(2, 24), count=st.integers(1, 5), seed=st.integers(0, 2**32))
+def test_no_two_windows_stop_at_one_place(native, count, seed):
+    canvas, windows = Canvas(native, count * native, native), Windows(overlap=0.0, grid="moving")
+    for step in range(STEPS):
+        views = moved(windows, canvas, step, seed)
+        assert len(set(views)) == len(views)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"jitter": True}, "jitter moves each window"), ({"tail": "shift"}, "'tail' is about windows")],
+)
+def test_windows_that_move_together_have_neither_jitter_nor_tail(options, told):
+    with pytest.raises(ValueError, match=told):
+        Windows(grid="moving", **options)
