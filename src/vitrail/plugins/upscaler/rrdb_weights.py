@@ -1,7 +1,8 @@
 """Weights of an RRDBNet from a file: read as tensors alone, checked whole before a run, and loaded for a pass.
 
 A ``.safetensors`` file holds nothing else. A ``.pth`` is a pickle, which could run code; it is read by torch's
-weights-only loader, which builds tensors and plain tables and refuses all else.
+weights-only loader, which builds tensors and plain tables and refuses all else, after ``state_dict_pickle`` has looked
+through it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from vitrail.core.config.paths import expanded, refuse_irregular
 from vitrail.core.config.safetensors_header import read_header
 from vitrail.errors import ModelError, shortened
 from vitrail.plugins.upscaler.rrdb_layout import KINDS, Layout, layout_of
+from vitrail.plugins.upscaler.state_dict_pickle import check_pickle
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +85,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     for name, tensor in found.items():
         if not (isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()):
             raise ModelError(f"file: {path}: {shortened(name, 60)!r} is no tensor of floats, so this is no RRDBNet")
+        if tensor.device.type != "cpu":
+            raise ModelError(f"file: {path} is broken: {shortened(name, 60)!r} has no values; get it again")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a copy would be larger
             raise ModelError(f"file: {path} is broken: {shortened(name, 60)!r} claims more values than the file has")
+    storages = [tensor.untyped_storage() for tensor in found.values()]
+    if sum({each.data_ptr(): each.nbytes() for each in storages}.values()) > path.stat().st_size:
+        raise ModelError(f"file: {path} is broken: its tensors claim more values than the file has")
     return found
 
 
@@ -116,15 +123,11 @@ def _from_safetensors(path: Path) -> object:
 
 def _from_pickle(path: Path) -> object:
     import pickle
-    import zipfile
 
     import torch
 
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError("its parts are compressed, which torch does not do, so they may be of any size")
+        check_pickle(path)
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

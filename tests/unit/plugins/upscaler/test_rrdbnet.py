@@ -1,5 +1,6 @@
 """RRDBNet from files: each published naming is one function, tiles are the whole, and no file is trusted."""
 
+import io
 import pickle
 import re
 import zipfile
@@ -228,6 +229,65 @@ def test_no_other_file_is_taken(tmp_path):
         assert len(str(refused.value)) < 800 and "safe_globals" not in str(refused.value), name
         seen.append(name)
     assert len(seen) > 20 and not (tmp_path / "written").exists()
+
+
+class Call:
+    """Calls a function when a pickle of it is loaded."""
+
+    def __init__(self, called, *arguments):
+        self.parts = called, arguments
+
+    def __reduce__(self):
+        return self.parts
+
+
+def greedy(tmp_path):
+    """A file of a few bytes for each way of asking for a gigabyte, and what is said of it; torch loads the most."""
+    for name, asked, told in (
+        ("bytes", Call(bytearray, 2**30), "more than tensors, which could run code and is not read: GLOBAL"),
+        ("tensor", Call(torch.Tensor, 2**14, 2**14), "more than tensors, which could run code and is not read: GLOBAL"),
+        ("meta", torch.zeros(2**14, 2**14, device="meta"), "more than tensors"),
+    ):
+        for is_archive in (True, False):
+            path = tmp_path / f"{name}-{is_archive}.pth"
+            torch.save({"a": asked}, path, _use_new_zipfile_serialization=is_archive, pickle_protocol=2)
+            yield path, told
+    honest = io.BytesIO()
+    torch.save({"a": torch.zeros(1000)}, honest, _use_new_zipfile_serialization=False)
+    head = honest.getvalue().rpartition(b"\x80\x02]")[0]  # without the keys of storages and the values
+    thousand, more = (pickle.dumps(count, 2)[2:-1] for count in (1000, 2**28))
+    path = tmp_path / "storage.pth"
+    path.write_bytes(head.replace(thousand, more) + pickle.dumps([], 2))
+    yield path, "its tensors claim more values than the file has"
+
+
+def test_no_file_takes_more_memory_than_it_has(tmp_path, monkeypatch):
+    loaded = []
+    real = torch.load
+    monkeypatch.setattr(torch, "load", lambda *words, **more: loaded.append(words) or real(*words, **more))
+    for path, told in greedy(tmp_path):
+        assert path.stat().st_size < 5000
+        with pytest.raises(ModelError, match=r"^file: ") as refused:
+            RRDBNet(file=str(path)).check()
+        assert told in str(refused.value), (path.name, str(refused.value))
+    assert len(loaded) == 1, "only what is found by its values is loaded"
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_parameters_and_either_format_are_read(tmp_path, is_archive):
+    weights = {name: torch.nn.Parameter(each) for name, each in random_weights().items()}
+    torch.save(weights, tmp_path / "net.pth", _use_new_zipfile_serialization=is_archive)
+    read = load(str(tmp_path / "net.pth"), torch.device("cpu"))
+    assert torch.equal(read["hr.weight"], weights["conv_hr.weight"])
+
+
+def test_an_archive_with_a_record_under_two_names_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "net.pth")
+    with zipfile.ZipFile(tmp_path / "net.pth") as whole, zipfile.ZipFile(tmp_path / "letters.pth", "w") as other:
+        for entry in whole.namelist():
+            other.writestr(entry.replace("data/0", "data/a"), whole.read(entry))
+    with pytest.raises(ModelError, match="its storages are not numbered"):
+        RRDBNet(file=str(tmp_path / "letters.pth")).check()
 
 
 def test_a_file_that_changes_is_read_again(tmp_path):
