@@ -2,12 +2,13 @@
 
 import functools
 import json
+import os
 import re
 from typing import ClassVar
 
 import pytest
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from PIL import Image
 
 from command_line import vitrail
@@ -28,6 +29,7 @@ from vitrail.plugins.upscaler.rrdbnet import RRDBNet
 from vitrail.sampling.discovery import installed
 from vitrail.sampling.kept_latents import save_latents
 from vitrail.sampling.methods import composition_of
+from vitrail.sampling.recipe import save_picture
 from vitrail.sampling.sampler import Spread
 
 WHOLE = {"patching": "whole", "fusion": "average"}
@@ -259,6 +261,30 @@ def test_kept_latents_are_decoded_and_enlarged(run, tmp_path):
     write(tmp_path / "e/methods/net.pth", random_weights(seed=1))
     changed = run(*decode, "-o", "c.png")
     assert changed.code == 2 and "finish.upscaler: RRDBNet reads a file that has changed" in changed.err
+
+
+@pytest.mark.parametrize("change", [[], ["--set", "finish.upscaler.tile=32"]])
+def test_a_file_that_a_recipe_chooses_is_not_parsed_if_it_is_not_that_of_the_picture(
+    run, tmp_path, monkeypatch, change
+):
+    sampler = Sampler.from_pretrained("e/m", "e/methods/up.toml")
+    result = sampler("a fox", height=128, width=128, num_inference_steps=1, output_type="latent")
+    recipe = result.recipes[0]
+    save_latents(result.latents, recipe, tmp_path / "a.latents.safetensors")
+    picture = Image.new("RGB", (128, 128))
+    save_picture(picture, recipe, tmp_path / "a.png")
+    save_picture(picture, evolve(recipe, files={}), tmp_path / "silent.png")
+    (tmp_path / "e/methods/net.pth").write_bytes(b"private")
+    os.utime("e/methods/net.pth", (0, 0))  # also if it claims to be as old as time
+    parsed = []
+    monkeypatch.setattr(RRDBNet, "check", lambda self: parsed.append(self))
+    asked = [["replay", "a.png", *change]]
+    if not change:
+        asked += [["replay", "silent.png"], ["decode", "a.latents.safetensors"]]
+    for words in asked:
+        answer = run(*words, "--model", "e/m")
+        assert answer.code == 2 and "finish.upscaler: RRDBNet reads a file" in answer.err, (words, answer)
+    assert not parsed
 
 
 # ---------------------------------------------------------------- what is refused

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.backbones.loading.source import kind_of
+from vitrail.core.config.file_digests import shows_nothing
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.cascade import Finish
 from vitrail.core.method.members import ReadsFiles
-from vitrail.errors import ConfigError, VitrailError
+from vitrail.errors import ConfigError, Problems, VitrailError
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.input_digests import content_digest
 from vitrail.sampling.methods import composition_of
@@ -23,6 +24,7 @@ from vitrail.sampling.start_picture import open_picture
 
 if TYPE_CHECKING:
     from vitrail.core.method.composition import Composition
+    from vitrail.core.method.stage import Place
 
 USEFUL = {"folder": ("variant",), "file": ("model_config",), "hub": ("variant", "revision")}
 
@@ -106,7 +108,10 @@ def check_masks(recipe: Recipe, run: RunConfig, where: str) -> None:
 
 
 def check_files(recipe: Recipe, composition: Composition, where: str) -> None:
-    """Refuse changed contents of the files that strategies read, where the strategy itself is the recipe's.
+    """Refuse other contents of the files that strategies read than the recipe's, before any of them is parsed.
+
+    A recipe may come from an untrusted source, and chooses these files; its digests tell that they are the ones that
+    the picture was made with. Another file, given as an intentional change, is trusted.
 
     Args:
         recipe: As a picture carries it.
@@ -114,27 +119,50 @@ def check_files(recipe: Recipe, composition: Composition, where: str) -> None:
         where: The recipe's picture, for the message.
 
     Raises:
-        ConfigError: Listing every file that is missing or has changed.
+        ConfigError: Listing every file that has changed, or if none has, all that are missing or broken.
     """
+    if recipe.method is not None:
+        then = {place.path: place.strategy for place in composition_of(recipe.method).places()}
+        problems = Problems()
+        for place in composition.places():
+            with problems.collect():
+                _check_content(recipe, place, then.get(place.path), where)
+        problems.tell()
     composition.check_files()
-    if recipe.method is None:
+
+
+def _check_content(recipe: Recipe, place: Place, then: object, where: str) -> None:
+    """Refuse a file that the recipe chose, not the user, if its content is not the recipe's.
+
+    A changed strategy may still read the recipe's file: that is so if it reads what the recipe's strategy would.
+    """
+    now, name = _digest(place.path, place.strategy), type(place.strategy).__name__
+    if not now or shows_nothing(now) or now == recipe.files.get(place.path):  # of what is missing its reader tells
         return
-    then = {place.path: place.strategy for place in composition_of(recipe.method).places()}
-    now = composition.digests()
-    changed = [
-        f"{where}: {place.path}: {type(place.strategy).__name__} reads a file that has changed since the picture was "
-        f"made; give it back, or choose another by --set {place.path}..."
-        for place in composition.places()
-        if place.path in recipe.files
-        and then.get(place.path) == place.strategy
-        and now.get(place.path) != recipe.files[place.path]
-    ]
-    if changed:
-        raise ConfigError("\n".join(changed))
+    if place.path not in recipe.files:
+        if then == place.strategy:
+            raise ConfigError(
+                f"{where}: {place.path}: {name} reads a file, and the recipe does not tell what was in it; choose one "
+                f"by --set {place.path}... if you trust it"
+            )
+    elif then is not None and now == _digest(place.path, then):
+        raise ConfigError(
+            f"{where}: {place.path}: {name} reads a file that has changed since the picture was made; give it back, or "
+            f"choose another by --set {place.path}..."
+        )
+
+
+def _digest(path: str, strategy: object) -> str:
+    try:
+        return ReadsFiles.of(strategy).digest()
+    except (VitrailError, OSError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def finish_of(recipe: Recipe, where: str) -> Finish | None:
     """Return the finish of a recipe's method, its upscaler's file being what it was; None if it has none.
+
+    A file of other content is not parsed, since the recipe, which chooses it, may come from an untrusted source.
 
     Args:
         recipe: As kept latents carry it.
@@ -147,16 +175,21 @@ def finish_of(recipe: Recipe, where: str) -> Finish | None:
     if table is None:
         return None
     finish = Loader(registry()).structure(table, Finish, f"finish of the method in {where}")
-    reading, path = ReadsFiles.of(finish.upscaler), "finish.upscaler"
+    path = "finish.upscaler"
+    changed = ConfigError(
+        f"{where}: {path}: {type(finish.upscaler).__name__} reads a file that has changed since the latents were "
+        "sampled; give it back"
+    )
+    digest = _digest(f"{where}: {path}", finish.upscaler)
+    is_same = digest == recipe.files.get(path, "")
+    if not is_same and not shows_nothing(digest):
+        raise changed
     try:
-        reading.check()
+        ReadsFiles.of(finish.upscaler).check()
     except (VitrailError, OSError) as error:
         raise ConfigError(f"{where}: {path}: {error}") from error
-    if reading.digest() != recipe.files.get(path, ""):
-        raise ConfigError(
-            f"{where}: {path}: {type(finish.upscaler).__name__} reads a file that has changed since the latents were "
-            "sampled; give it back"
-        )
+    if not is_same:
+        raise changed
     return finish
 
 

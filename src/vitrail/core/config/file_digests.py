@@ -9,7 +9,7 @@ from pathlib import Path
 
 CHUNK = 2**20  # bytes read at once
 
-Stamp = tuple[Path, int, int]
+Stamp = tuple[Path, int, int | None]  # size and time of the last change; no time for a file that is not there
 
 
 def digest_of_files(files: Iterable[Path]) -> str:
@@ -21,9 +21,14 @@ def digest_of_files(files: Iterable[Path]) -> str:
     return _of_stamps(tuple(_stamp(file) for file in files))
 
 
+def shows_nothing(digest: str) -> bool:
+    """Whether a digest is that of one file that is missing or empty."""
+    return digest == _of_stamps(((Path(), 0, None),))
+
+
 def _stamp(file: Path) -> Stamp:
     if not file.is_file():
-        return file, 0, 0
+        return file, 0, None
     found = file.stat()
     return file, found.st_size, found.st_mtime_ns
 
@@ -33,9 +38,9 @@ def _of_stamps(stamps: tuple[Stamp, ...]) -> str:
     return hashlib.sha256("\n".join(_of_file(file, changed) for file, _, changed in stamps).encode()).hexdigest()
 
 
-def _of_file(file: Path, changed: int) -> str:
+def _of_file(file: Path, changed: int | None) -> str:
     digest = hashlib.sha256()
-    if changed:
+    if changed is not None:
         with file.open("rb") as content:
             while chunk := content.read(CHUNK):
                 digest.update(chunk)
