@@ -258,9 +258,22 @@ def test_kept_latents_are_decoded_and_enlarged(run, tmp_path):
     decode = ["decode", "a.latents.safetensors", "--model", "e/m"]
     assert run(*decode, "-o", "b.png").code == 0
     assert Image.open("a.png").tobytes() == Image.open("b.png").tobytes()
+    (tmp_path / "e/methods/net.pth").rename("kept.pth")
     write(tmp_path / "e/methods/net.pth", random_weights(seed=1))
     changed = run(*decode, "-o", "c.png")
     assert changed.code == 2 and "finish.upscaler: RRDBNet reads a file that has changed" in changed.err
+    elsewhere = ["--set", "finish.upscaler.file=moved.pth"]
+    for words, told in (
+        (elsewhere, "'moved.pth' cannot be read: No such file or directory; say where it is now by --set finish"),
+        (["--set", "finish.upscaler=lanczos"], "has changed since the latents were sampled"),
+        (["--set", "stages.0.fusion=average"], "only finish.upscaler... can be set"),
+    ):
+        refused = run(*decode, *words, "-o", "c.png")
+        assert refused.code == 2 and told in refused.err, refused
+    (tmp_path / "kept.pth").rename("moved.pth")
+    assert run(*decode, *elsewhere, "-o", "c.png").code == 0
+    assert Image.open("a.png").tobytes() == Image.open("c.png").tobytes()
+    assert run("replay", "c.png", "--model", "e/m", "-o", "d.png").code == 0, "the recipe does not tell where it is"
 
 
 @pytest.mark.parametrize("change", [[], ["--set", "finish.upscaler.tile=32"]])

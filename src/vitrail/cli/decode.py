@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +30,7 @@ from vitrail.errors import ConfigError, ModelError
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.kept_latents import SUFFIX, load_latents
 from vitrail.sampling.recipe import save_picture
-from vitrail.sampling.replaying import check_origin, finish_of, relocated
+from vitrail.sampling.replaying import check_origin, finish_of, relocated, with_upscaler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,10 @@ def decode(
     model_config: ModelConfig = None,
     variant: Variant = None,
     revision: Revision = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Where an upscaler's file is now: finish.upscaler.file=PATH. Repeatable."),
+    ] = None,
     output: Output = None,
     force: Force = False,
     device: Device = None,
@@ -54,10 +59,17 @@ def decode(
     changes = {"model": model, "model_config": model_config, "dtype": dtype}
     changes |= {"variant": variant, "revision": revision}
     configure_logging(verbose)
-    decode_file(file, output, force, device, {k: v for k, v in changes.items() if v is not None})
+    decode_file(file, output, force, device, {k: v for k, v in changes.items() if v is not None}, sets or ())
 
 
-def decode_file(file: Path, output: Path | None, force: bool, device: str | None, changes: dict[str, Any]) -> None:
+def decode_file(
+    file: Path,
+    output: Path | None,
+    force: bool,
+    device: str | None,
+    changes: dict[str, Any],
+    sets: Sequence[str] = (),
+) -> None:
     """Decode saved latents and write the picture with their recipe.
 
     Args:
@@ -66,6 +78,7 @@ def decode_file(file: Path, output: Path | None, force: bool, device: str | None
         force: Overwrite an existing output file.
         device: A torch device; None for the default.
         changes: Fields of the run to replace: path of the model, or dtype of its networks.
+        sets: Overrides of the finish's upscaler; a file that it reads must be the one it was.
 
     Raises:
         VitrailError: If the file is not saved latents, its model cannot be loaded, or the picture cannot be written.
@@ -74,6 +87,7 @@ def decode_file(file: Path, output: Path | None, force: bool, device: str | None
 
     file, output = expanded(file), expanded_or_none(output)
     latents, recipe = load_latents(file)
+    recipe = with_upscaler(recipe, sets, str(file))
     run = Loader(registry()).structure(relocated(recipe, changes), RunConfig, f"run in {file}")
     check_origin(str(file), {"model": run.model, "model-config": run.model_config}, changes)
     try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
 
 from vitrail.backbones.loading.source import kind_of
 from vitrail.core.config.file_digests import shows_nothing
 from vitrail.core.config.loader import Loader
+from vitrail.core.config.overrides import override_method
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.cascade import Finish
@@ -159,6 +162,28 @@ def _digest(path: str, strategy: object) -> str:
         raise ConfigError(f"{path}: {error}") from error
 
 
+def with_upscaler(recipe: Recipe, assignments: Sequence[str], where: str) -> Recipe:
+    """Return the recipe of kept latents with another upscaler, such as one whose file is elsewhere now.
+
+    Args:
+        recipe: As kept latents carry it.
+        assignments: "finish.upscaler...=VALUE" each.
+        where: Their file, for the message.
+
+    Raises:
+        ConfigError: If one is about what has been sampled already, or there is no such upscaler.
+    """
+    if not assignments:
+        return recipe
+    paths = [assignment.partition("=")[0] for assignment in assignments]
+    wrong = [path for path in paths if [part.strip() for part in path.split(".")][:2] != ["finish", "upscaler"]]
+    if wrong:
+        raise ConfigError(f"--set {wrong[0]}: the latents are sampled, so that only finish.upscaler... can be set")
+    if recipe.method is None or recipe.method.get("finish") is None:
+        raise ConfigError(f"--set {paths[0]}: the method in {where} has no finish")
+    return evolve(recipe, method=override_method(recipe.method, assignments))
+
+
 def finish_of(recipe: Recipe, where: str) -> Finish | None:
     """Return the finish of a recipe's method, its upscaler's file being what it was; None if it has none.
 
@@ -178,7 +203,7 @@ def finish_of(recipe: Recipe, where: str) -> Finish | None:
     path = "finish.upscaler"
     changed = ConfigError(
         f"{where}: {path}: {type(finish.upscaler).__name__} reads a file that has changed since the latents were "
-        "sampled; give it back"
+        f"sampled; give it back, or say where it is now by --set {path}..."
     )
     digest = _digest(f"{where}: {path}", finish.upscaler)
     is_same = digest == recipe.files.get(path, "")
@@ -187,7 +212,7 @@ def finish_of(recipe: Recipe, where: str) -> Finish | None:
     try:
         ReadsFiles.of(finish.upscaler).check()
     except (VitrailError, OSError) as error:
-        raise ConfigError(f"{where}: {path}: {error}") from error
+        raise ConfigError(f"{where}: {path}: {error}; say where it is now by --set {path}...") from error
     if not is_same:
         raise changed
     return finish
