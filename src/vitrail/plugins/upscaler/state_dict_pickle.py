@@ -12,7 +12,7 @@ import mmap
 import pickle
 import pickletools
 import zipfile
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def check_pickle(path: Path) -> None:
             _check_archive(path, len(content))
         else:
             for _ in range(PICKLES_IN_A_ROW):
-                _check_names(content)
+                _check_names(cast("IO[bytes]", content))  # which has the methods that are asked for
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -63,7 +63,7 @@ def _check_archive(path: Path, size: int) -> None:
     _check_names(io.BytesIO(reader.get_record("data.pkl")))
 
 
-def _check_names(content: mmap.mmap | io.BytesIO) -> None:
+def _check_names(content: IO[bytes]) -> None:
     """Read one pickle to its end and refuse names that are not in ``GLOBALS``."""
     for code, argument, _ in pickletools.genops(content):
         if code.name == "GLOBAL" and argument not in GLOBALS:
