@@ -112,6 +112,7 @@ def test_ranks_that_the_launcher_did_not_start_are_not_made_up(tmp_path, folder)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("rank", "how", "code"),
     [

@@ -17,6 +17,7 @@ def corpus(tmp_path_factory):
     return Corpus.make(tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.mark.thorough
 def test_no_damage_is_silent_or_ends_in_a_trace(corpus):
     cases = [corpus.case(number) for number in range(CASES)]
     assert [case for case in cases if case.is_fault] == []

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
+from often import every
 from vitrail.backbones import DEMO
 from vitrail.core.method.hookspecs import hookimpl
 from vitrail.core.schedule.streams import Streams
@@ -82,7 +83,7 @@ class LastMask:
         return mask, state
 
 
-@pytest.mark.parametrize("source", ["up-block-attention", "pfsa"])
+@pytest.mark.parametrize("source", every(2, ["attention", "pfsa"]))
 def test_masks_find_the_object_of_a_sampled_picture(source):
     from vitrail.sampling.methods import load_method
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import measure_parity
+from methods import KINDS, METHODS
 from tiny_families import CONTRACTED
 from vitrail.cli.listing import model_lines
 from vitrail.comm import InProcess
@@ -17,7 +18,6 @@ from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler, Spread
 
-METHODS = build_registry().names("methods")
 CALL = {"height": 72, "width": 136, "num_inference_steps": 2, "output_type": "latent", "row_batch": 2, "seed": 3}
 OFTEN = ("sd3",)  # methods meet the U-Net of ``sd`` and ranks in ``test_ranks``; the others share a network's kind
 
@@ -33,7 +33,7 @@ def offers_of(family):
 
 
 SERVED = [
-    pytest.param(method, family, marks=[] if family in OFTEN else pytest.mark.thorough)
+    pytest.param(method, family, marks=[] if family in OFTEN and method in KINDS else pytest.mark.thorough)
     for method in METHODS
     for family in CONTRACTED
     if load_method(method).needs <= offers_of(family)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from often import every
 from vitrail.cli import app as cli
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.recipe import read_recipe
@@ -45,7 +46,7 @@ def run(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", [path.stem for path in SCRIPTS])
+@pytest.mark.parametrize("name", every(2, [path.stem for path in SCRIPTS]))
 def test_an_example_makes_its_picture(run, name):
     _, folder = run(name)
     picture = pixels(folder / f"{name}.png")

@@ -137,6 +137,7 @@ def test_a_full_disk_ends_the_work_with_one_error_and_what_was_done_is_kept(expe
     assert vitrail(monkeypatch, capsys, "run", experiment).code == 0
 
 
+@pytest.mark.thorough
 def test_ctrl_c_and_a_kill_in_the_middle_lose_nothing_that_was_done(experiment, monkeypatch, capsys):
     from vitrail.experiments.run.cell_run import Worker
 

@@ -41,6 +41,7 @@ def test_every_file_is_answered(case):
     assert not outcome.finding, (outcome.finding, outcome.trace, outcome.err)
 
 
+@pytest.mark.thorough
 @settings(max_examples=EXAMPLES)
 @given(command_lines.cases())
 def test_every_command_line_is_answered(case):

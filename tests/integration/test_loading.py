@@ -197,6 +197,7 @@ def digest(pipe):
     return hashlib.sha256(b"".join(values)).hexdigest()
 
 
+@pytest.mark.thorough
 def test_neither_a_network_nor_accelerate_is_needed(with_t5, tmp_path):
     t5, t5_folder, _ = with_t5
     xl, xl_folder = tiny_sdxl(), tmp_path / "folder"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ranks import APART, STAGES
 
+from often import every
 from toy import DETAIL, composition, sample, toy_sampler
 from vitrail.comm import Gloo, InProcess
 from vitrail.core.engine.rank_comparison import digest_of
@@ -257,7 +258,7 @@ def test_a_stage_where_ranks_go_apart_is_compared_before_and_after(count):
 
 
 @pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", every(2, [3, 1, 4, 2]))
 def test_sound_strategies_are_never_accused(tmp_path, stages, count):
     path = tmp_path / "run.ckpt"
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from methods import EACH
 from often import PROFILE, THOROUGH
 from rank_programs import everything
 from schedulers import new_scheduler
@@ -79,7 +80,7 @@ def test_e2_nor_does_it_with_micro_batches_that_divide_or_join_views(stages, row
         assert torch.equal(latents, alone)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in build_registry().entries("methods")])
+@pytest.mark.parametrize("name", EACH)
 def test_e2_every_method_gives_the_same_picture_on_any_number_of_ranks(name, pipe):
     sampler = Sampler.from_pipeline(pipe, load_method(name))
     call = {"height": 72, "width": 136, "num_inference_steps": 2, "output_type": "pt", "row_batch": 2, "seed": 3}

@@ -8,6 +8,7 @@ from attrs import evolve
 from PIL import Image
 
 from command_line import vitrail
+from often import every
 from tiny_families import FAMILIES
 from toy import DETAIL, FACTOR, STRUCTURE, coloured_sampler, sample
 from vitrail import Region, RunConfig, Sampler, hookimpl, load_method
@@ -72,7 +73,7 @@ def test_it_is_so_with_every_family_and_an_empty_text_is_a_text(family):
         assert torch.equal(latents(pipe, "multidiffusion", [region], "cat", negative_prompt="dog", **call), plain)
 
 
-@pytest.mark.parametrize("method", METHODS + GROWING)
+@pytest.mark.parametrize("method", every(3, METHODS + GROWING))
 def test_rows_are_foreseen_and_the_order_of_regions_says_nothing(pipe, method):
     sampler = Sampler.from_pipeline(pipe, method)
     made, turned = (sampler("ab", regions=regions, **CALL) for regions in (TWO, TWO[::-1]))

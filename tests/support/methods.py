@@ -1,9 +1,18 @@
-"""Every registered method, for tests that go over all of them."""
+"""Registered methods, for tests that go over all of them."""
 
-import pytest
-
+from often import often
 from vitrail.sampling.discovery import build_registry
 
 METHODS = build_registry().names("methods")
-COSTLY = ("accdiffusion", "syncdiffusion")  # which take longer than the others together
-EACH = [pytest.param(name, marks=pytest.mark.thorough) if name in COSTLY else name for name in METHODS]
+KINDS = (  # one of every kind: whole, windows, lattice, moving, grown by latents and by pixels, rectified, asking
+    "direct",
+    "mixture-of-diffusers",
+    "asg",
+    "asg-plus",
+    "spotdiffusion",
+    "demofusion",
+    "asg-cascade",
+    "hidiffusion",
+    "upsample-guidance",
+)
+EACH = often(METHODS, lambda method: method in KINDS)
