@@ -99,13 +99,7 @@ class Session:
         import torch
 
         config, begin = self._config, time.perf_counter()
-        self._image = None if config.image is None else open_picture(config.image)
-        self._caller_image = self._read_image()
-        masks = mask_digests(config.regions, self._builder.masks)
-        self._given = given_digests(self._call.extras, self._image) | masks
-        self._files = self._builder.composition.digests()
-        offered = self._builder.backbone.callback_inputs
-        self._wanted = wanted_inputs(self._call.callback, self._call.tensor_inputs, offered)
+        self._read_inputs()
         seeds = range(config.seed, config.seed + config.num_images)
         try:
             with without_graph(self._builder.composition):
@@ -133,19 +127,7 @@ class Session:
             if self._started:  # earlier errors are reported by the exception alone
                 self._log.info("run.failed", error=str(error))  # info only, since it is raised as well
             raise
-        report = Report(
-            steps=sum(one.steps - self._first for one in done),
-            model_calls=sum(one.timings.rows for one in done),
-            vae_decodes=sum(one.timings.cost.decodes for one in done) + len(images),
-            vae_encodes=sum(one.timings.cost.encodes for one in done),
-            gradients=sum(one.timings.cost.gradients for one in done),
-            upscalings=sum(one.timings.cost.upscalings for one in done) + len(images) * self._enlarges,
-            predict_s=sum(one.timings.predict_s for one in done),
-            engine_s=sum(one.timings.total_s for one in done),
-            decode_s=now - decoding,
-            interrupted=self._stopped,
-            notes=notes,
-        )
+        report = self._report(done, len(images), now - decoding, notes)
         self._log.info(
             "run.finished",
             duration_s=round(now - begin, 3),
@@ -155,6 +137,41 @@ class Session:
             model_calls=report.model_calls,
         )
         return Result(images=images, latents=final, report=report, recipes=recipes, traces=traces)
+
+    def _read_inputs(self) -> None:
+        """Read start pictures, and record the digests of what a recipe does not store."""
+        config = self._config
+        self._image = None if config.image is None else open_picture(config.image)
+        self._caller_image = self._read_image()
+        masks = mask_digests(config.regions, self._builder.masks)
+        self._given = given_digests(self._call.extras, self._image) | masks
+        self._files = self._builder.composition.digests()
+        offered = self._builder.backbone.callback_inputs
+        self._wanted = wanted_inputs(self._call.callback, self._call.tensor_inputs, offered)
+
+    def _report(self, done: Sequence[Sampled], pictures: int, decode_s: float, notes: Sequence[str]) -> Report:
+        """Return what the run did, for all pictures together.
+
+        Args:
+            done: What was sampled.
+            pictures: Number of decoded pictures.
+            decode_s: Duration of their decoding, seconds.
+            notes: See ``_notes``.
+        """
+        costs = [one.timings.cost for one in done]
+        return Report(
+            steps=sum(one.steps - self._first for one in done),
+            model_calls=sum(one.timings.rows for one in done),
+            vae_decodes=sum(cost.decodes for cost in costs) + pictures,
+            vae_encodes=sum(cost.encodes for cost in costs),
+            gradients=sum(cost.gradients for cost in costs),
+            upscalings=sum(cost.upscalings for cost in costs) + pictures * self._enlarges,
+            predict_s=sum(one.timings.predict_s for one in done),
+            engine_s=sum(one.timings.total_s for one in done),
+            decode_s=decode_s,
+            interrupted=self._stopped,
+            notes=notes,
+        )
 
     @contextmanager
     def _finished_kept(self, done: Sequence[Sampled]) -> Iterator[None]:
@@ -435,12 +452,10 @@ class Session:
     def _decode(self, latents: Tensor) -> list[Image] | list[Tensor]:
         backbone, config = self._builder.backbone, self._config
         exchange = Exchange.among(self._communicator, self._spread.speeds, self._workers)
-        finish, runs = (
-            self._builder.composition.finish,
-            [evolve(config, seed=config.seed + i) for i in range(len(latents))],
-        )
+        finish = self._builder.composition.finish
         pictures = [
-            finished_picture(one[None], finish, run, backbone, exchange) for one, run in zip(latents, runs, strict=True)
+            finished_picture(one[None], finish, evolve(config, seed=config.seed + number), backbone, exchange)
+            for number, one in enumerate(latents)
         ]
         if self._call.output_type == "pt":
             return [picture[0] for picture in pictures]
