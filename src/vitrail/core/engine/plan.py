@@ -95,11 +95,10 @@ class RunPlan:
 
     def most_branches(self, step: Step) -> int:
         """Return the most own branches of any step of a step's stage; an interval of guidance may leave out some."""
-        return max(
-            len(self.own_branches(each))
-            for each in self.steps()
-            if (each.phase, each.stage) == (step.phase, step.stage)
-        )
+        if not self.stage(step).guidance_interval:
+            return len(self.branches)
+        steps = steps_of([self.phase(step)])
+        return max(len(self.own_branches(each)) for each in steps if each.stage == step.stage)
 
     def branches_at(self, step: Step, group: int = 0) -> tuple[Branch, ...]:
         """Return the CFG branches of a step; a guidance may add further ones for the main group."""

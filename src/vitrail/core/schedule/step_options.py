@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dis
 import inspect
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,11 +28,22 @@ def numbers_of(step: ast.FunctionDef) -> list[str]:
 
 
 def numbers_of_method(step: Callable[..., object]) -> list[str]:
-    """Return the same of a scheduler's method, from its source."""
-    source = textwrap.dedent(inspect.getsource(inspect.unwrap(step)))
-    function = ast.parse(source).body[0]
-    assert isinstance(function, ast.FunctionDef)
-    return numbers_of(function)
+    """Return the same of a scheduler's method, from its code; reading its source is not safe in threads.
+
+    Raises:
+        TypeError: If it is no function of Python.
+    """
+    function = inspect.unwrap(step)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        raise TypeError(f"{step} is no function of Python")
+    loaded = {each.argval for each in dis.get_instructions(code) if each.opname.startswith("LOAD_")}
+    numbers = inspect.signature(function).parameters.values()
+    return [
+        each.name
+        for each in numbers
+        if isinstance(each.default, (bool, int, float)) and each.name in loaded and each.name not in OWN
+    ]
 
 
 def refuse_unknown_options(scheduler: str, takes: Sequence[str], options: Mapping[str, Any]) -> None:
