@@ -48,7 +48,7 @@ def test_a_hint_of_no_weight_is_no_hint():
     ("call", "told"),
     [
         ({"clip_skip": -1}, "clip_skip must be a whole number, 0 or more"),
-        ({"clip_skip": 40}, "one layer at least of the text encoder's 1 must be left"),
+        ({"clip_skip": 40}, "clip_skip=40: the text encoder has 1 to skip"),
         ({"prompt_embeds": torch.zeros(1, 0, 32)}, "prompt_embeds must be of one prompt"),
         ({"image": ""}, "must be left out or say something, got ''"),
         ({"scheduler": ""}, "must be left out or say something, got ''"),

@@ -135,10 +135,11 @@ def _skipped_layers(pipe: Any, extras: Extras, served: frozenset[str]) -> Iterat
     encoder = getattr(pipe, "text_encoder", None)
     if extras.clip_skip is None or extras.prompt_embeds is not None or encoder is None:
         return
-    layers: int = encoder.config.num_hidden_layers
-    if extras.clip_skip >= layers:
-        yield f"clip_skip={extras.clip_skip}: one layer at least of the text encoder's {layers} must be left"
-    if "pooled_prompt_embeds" not in served and not hasattr(encoder, "text_model"):
+    pooled = "pooled_prompt_embeds" in served  # these read the layer before the last if nothing is skipped
+    most: int = encoder.config.num_hidden_layers - pooled
+    if extras.clip_skip > most:
+        yield f"clip_skip={extras.clip_skip}: the text encoder has {most} to skip"
+    if not pooled and not hasattr(encoder, "text_model"):
         yield (
             "clip_skip: diffusers' pipelines of Stable Diffusion 1 and 2 look for the text encoder's last "
             "normalisation where transformers from 5 on does not have it; leave it out, give prompt_embeds instead, or "
