@@ -96,6 +96,11 @@ class Ended:
         return {rank: r.error for rank, r in sorted(self.reports.items()) if r.error is not None}
 
     @property
+    def absent(self) -> set[int]:
+        """Ranks that left no word; on a busy machine one may not have begun when another has failed already."""
+        return set(range(self.world_size)) - self.reports.keys()
+
+    @property
     def causes(self) -> set[tuple[int, str]]:
         """Different (culprit, reason) pairs of the ranks' CommAborted errors."""
         return {(error.culprit, error.reason) for error in self.errors.values() if isinstance(error, CommAborted)}
