@@ -94,6 +94,16 @@ class Probe:
         return (yield)
 
 
+def test_the_plan_counts_what_continues_a_picture_whose_edges_meet(pipe, rrdbnet):
+    sampler = Sampler.from_pipeline(pipe, entered(rrdbnet))
+    costs = {}
+    for wrap in ("none", "x", "xy"):
+        (upscaling,) = sampler.plan(evolve(RUN, height=128, width=128, wrap=wrap)).upscalings
+        assert (upscaling.before, upscaling.after) == ((64, 64), (128, 128))
+        costs[wrap] = upscaling.cost.peak_bytes
+    assert costs["none"] < costs["x"] < costs["xy"]
+
+
 def test_a_size_is_entered_by_the_decoded_picture_enlarged_then_sharpened(pipe, rrdbnet):
     probe = Probe()
     sampler = Sampler.from_pipeline(pipe, entered(rrdbnet, sharpen=0.5), plugins=[("probe", probe)])

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from vitrail.backbones.attention.cross_attention import eager
 from vitrail.backbones.attention.joint_attention_maps import capture_joint_maps, check_blocks
-from vitrail.backbones.conditioning.encoded import Conditioning, Given, LookedAt, branches_of
+from vitrail.backbones.conditioning.encoded import CapturedTokens, Conditioning, Given, branches_of
 from vitrail.backbones.conditioning.words import content_tokens, words_of
 from vitrail.backbones.loading.adoption import SCHEDULER, VAES
 from vitrail.backbones.model_family import ENCODER, POOLED, TEXT, TOKENIZER, PipelinePart
@@ -119,8 +119,8 @@ class SD3Family:
         content = content_tokens(pipe, inputs.prompt, request)
         words = [w.positions for w in words_of(pipe, inputs.prompt)] if request is not None and request.each else ()
         given = self._text(pipe, inputs, device)
-        looked_at = LookedAt(content=content, words=words)
-        return Conditioning(given=given, looked_at=looked_at, request=request, inputs=inputs)
+        tokens = CapturedTokens(content=content, words=words)
+        return Conditioning(given=given, tokens=tokens, request=request, inputs=inputs)
 
     def _text(self, pipe: Any, inputs: Inputs, device: torch.device) -> list[Given]:
         extras = inputs.extras
@@ -160,15 +160,15 @@ class SD3Family:
         if extra is not None:
             arguments["joint_attention_kwargs"] = extra
         height, width = rows.model_input.shape[-2:]
-        request, looked_at = conditioning.request, conditioning.captured(rows)
-        if not rows.capture or request is None or not looked_at.content:
+        request, tokens = conditioning.request, conditioning.tokens_of(rows)
+        if not rows.capture or request is None or not tokens.content:
             output = transformer(latents, return_dict=False, **arguments)[0]
-            return ModelOutput(output[..., :height, :width].to(dtype), None, bool(looked_at.content))
+            return ModelOutput(output[..., :height, :width].to(dtype), None, bool(tokens.content))
         batch = len(latents) // len(rows.branches)
         wanted = [row * batch + i for row in rows.capture for i in range(batch)]
         plain = eager(transformer)
-        words = looked_at.words if rows.words else ()
-        with capture_joint_maps(plain, request.blocks, wanted, looked_at.content, request.over, words) as maps:
+        words = tokens.words if rows.words else ()
+        with capture_joint_maps(plain, request.blocks, wanted, tokens.content, request.over, words) as maps:
             output = plain(latents, return_dict=False, **arguments)[0]
         size = latents.shape[-2:]
         layers = {number: one[..., :height, :width] for number, one in maps.each(size).items()}

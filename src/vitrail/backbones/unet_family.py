@@ -10,7 +10,7 @@ from attrs import frozen
 
 from vitrail.backbones.attention.cross_attention import capture_maps, cross_attentions, eager
 from vitrail.backbones.conditioning.control import Control, control_of, hint_names
-from vitrail.backbones.conditioning.encoded import Conditioning, Given, LookedAt, branches_of
+from vitrail.backbones.conditioning.encoded import CapturedTokens, Conditioning, Given, branches_of
 from vitrail.backbones.conditioning.input_checks import adapters_of, nets_of
 from vitrail.backbones.conditioning.words import content_tokens, words_of
 from vitrail.backbones.loading.adoption import SCHEDULER, VAES
@@ -137,8 +137,8 @@ class UNetFamily:
         given = [*self._text(pipe, inputs, device), *_images(pipe, inputs, device), *hints]
         content = content_tokens(pipe, inputs.prompt, request)
         words = [w.positions for w in words_of(pipe, inputs.prompt)] if request is not None and request.each else ()
-        looked_at = LookedAt(content=content, words=words)
-        return Conditioning(given=given, looked_at=looked_at, request=request, inputs=inputs, pack=control)
+        tokens = CapturedTokens(content=content, words=words)
+        return Conditioning(given=given, tokens=tokens, request=request, inputs=inputs, pack=control)
 
     def _text(self, pipe: Any, inputs: Inputs, device: torch.device) -> list[Given]:
         extras = inputs.extras
@@ -188,15 +188,15 @@ class UNetFamily:
         extra = conditioning.inputs.extras.cross_attention_kwargs
         if extra is not None:
             arguments["cross_attention_kwargs"] = extra
-        request, looked_at = conditioning.request, conditioning.captured(rows)
-        if not rows.capture or request is None or not looked_at.content:
+        request, tokens = conditioning.request, conditioning.tokens_of(rows)
+        if not rows.capture or request is None or not tokens.content:
             output = unet(latents, timestep, return_dict=False, **arguments)[0]
-            return ModelOutput(output.to(dtype), None, bool(looked_at.content))
+            return ModelOutput(output.to(dtype), None, bool(tokens.content))
         batch = len(latents) // len(rows.branches)
         wanted = [row * batch + i for row in rows.capture for i in range(batch)]
         plain = eager(unet)
-        words = looked_at.words if rows.words else ()
-        chosen = (request.layers, wanted, looked_at.content, request.over, words, request.halvings)
+        words = tokens.words if rows.words else ()
+        chosen = (request.layers, wanted, tokens.content, request.over, words, request.halvings)
         with capture_maps(plain, *chosen) as maps:
             output = plain(latents, timestep, return_dict=False, **arguments)[0]
         size = latents.shape[-2:]

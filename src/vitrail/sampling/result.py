@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from vitrail.core.config.fields import as_tuple
+from vitrail.core.geometry.continuation import Continuation
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.method.attention_maps import NEEDS_OF_KINDS, Kind, kind_of
 from vitrail.core.method.calls import StrategyCall
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.comm.trace.recording import Recorder
+    from vitrail.core.config.run_config import Wrap
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.method.backbone import Backbone
+    from vitrail.core.method.protocols import Upscaler
     from vitrail.core.method.stage import Strategy
 
 
@@ -83,18 +86,19 @@ class Plan:
             for step, num_steps in plan.stage_starts()
         ]
         upscalings = [
-            UpscalingPlan(
-                before=before,
-                after=after,
-                upscaler=type(upscaler).__name__,
-                cost=check_upscaling_cost(
-                    StrategyCall("upscaler", upscaler), OptionalUpscaler.of(upscaler).cost(before, after)
-                ),
-            )
-            for upscaler, before, after in plan.upscalings()
+            _of_upscaling(upscaler, before, after, plan.canvas.wrap) for upscaler, before, after in plan.upscalings()
         ]
         cost, first = plan.cost(), plan.first
         return cls(stages=tuple(stages), canvas=plan.canvas, cost=cost, first_step=first, upscalings=upscalings)
+
+
+def _of_upscaling(upscaler: Upscaler, before: tuple[int, int], after: tuple[int, int], wrap: Wrap) -> UpscalingPlan:
+    """Return the plan of a call; where edges meet the upscaler works on a continued picture, which costs more."""
+    optional = OptionalUpscaler.of(upscaler)
+    across = Continuation.of(before, after, wrap, optional.reach)
+    (down, right), (height, width) = across.before, across.after
+    cost = check_upscaling_cost(StrategyCall("upscaler", upscaler), optional.cost((down, right), (height, width)))
+    return UpscalingPlan(before=before, after=after, upscaler=type(upscaler).__name__, cost=cost)
 
 
 def _named(strategy: Strategy, kind: Kind) -> str:

@@ -57,7 +57,7 @@ class Given:
 
 
 @frozen(kw_only=True)
-class LookedAt:
+class CapturedTokens:
     """Positions of the tokens of one text whose attention maps are needed.
 
     Attributes:
@@ -75,7 +75,7 @@ class Conditioning(OpaqueConditioning):
 
     Attributes:
         given: The tensors.
-        looked_at: Tokens of the prompt whose maps are needed.
+        tokens: Tokens of the prompt whose maps are needed.
         request: Attention maps to capture, if any.
         inputs: What it was made from.
         pack: Further data of the family, e.g. a control network's weights over the steps.
@@ -85,13 +85,13 @@ class Conditioning(OpaqueConditioning):
     """
 
     given: tuple[Given, ...] = field(converter=as_tuple)
-    looked_at: LookedAt
+    tokens: CapturedTokens
     request: AttentionRequest | None
     inputs: Inputs
     pack: object = None
     in_turn: bool = False
     kept: FeatureCaches | None = None
-    texts: Mapping[TextKey, LookedAt] = field(factory=dict)
+    texts: Mapping[TextKey, CapturedTokens] = field(factory=dict)
 
     @classmethod
     def of(cls, conditioning: OpaqueConditioning) -> Self:
@@ -120,12 +120,12 @@ class Conditioning(OpaqueConditioning):
             if values is not None and any(own.values[b].shape != values[b].shape for b in own.values):
                 raise ConfigError(f"{own.name} of the text {prompt!r} have another shape than those of the prompt")
             given.append(own if values is None else evolve(own, texts={**own.texts, key: values}))
-        return evolve(self, given=given, texts={**self.texts, key: other.looked_at})
+        return evolve(self, given=given, texts={**self.texts, key: other.tokens})
 
-    def captured(self, rows: MicroBatch) -> LookedAt:
+    def tokens_of(self, rows: MicroBatch) -> CapturedTokens:
         """Return the tokens of the text of the rows whose maps are captured; of the prompt if there are none."""
         key = rows.asked_with[rows.capture[0]] if rows.capture else (None, None)
-        return self.texts.get(key, self.looked_at)
+        return self.texts.get(key, self.tokens)
 
     def both(self, name: str, guided: bool) -> Tensor:
         """Return a tensor as in diffusers' loop: both branches, ``uncond`` first, or without guidance ``cond``."""

@@ -30,6 +30,12 @@ def is_written(attribute: attrs.Attribute[Any], value: object) -> bool:
     return not attribute.metadata.get(LATER) or value != usual
 
 
+def not_blank(instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
+    """Refuse a blank text; an unset option is None."""
+    if value is not None and not value.strip():
+        raise ValueError(f"'{attribute.name}' must be left out or say something: ''")
+
+
 def as_items(items: Any) -> tuple[Any, ...]:
     """Convert as ``as_tuple``; a value that is no list, e.g. a text, is kept for a clear error later."""
     is_list = isinstance(items, Iterable) and not isinstance(items, (str, Mapping))

@@ -92,11 +92,8 @@ def assigned_value(text: str) -> Any:
 def inline_toml(value: object) -> str:
     """Return plain data as one line of TOML, which ``assigned_value`` reads back."""
     if isinstance(value, dict):
-        return (
-            "{"
-            + ", ".join(f"{json.dumps(key, ensure_ascii=False)} = {inline_toml(each)}" for key, each in value.items())
-            + "}"
-        )
+        entries = (f"{json.dumps(key, ensure_ascii=False)} = {inline_toml(each)}" for key, each in value.items())
+        return "{" + ", ".join(entries) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(inline_toml, value)) + "]"
     return str(value) if isinstance(value, float) else json.dumps(value, default=str, ensure_ascii=False)

@@ -8,13 +8,7 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import as_items, share, share_below_one
-
-
-def _said(instance: object, attribute: Any, value: str | None) -> None:
-    """Refuse a blank text; an unset option is None."""
-    if value is not None and not value.strip():
-        raise ValueError(f"'{attribute.name}' must be left out or say something: ''")
+from vitrail.core.config.fields import as_items, not_blank, share, share_below_one
 
 
 def _box(instance: object, attribute: Any, box: tuple[float, ...]) -> None:
@@ -42,7 +36,7 @@ class Region:
         default=(), converter=as_items, validator=_box
     )  # [left, top, right, bottom] as shares of width and height
     mask: str | None = field(
-        default=None, validator=_said
+        default=None, validator=not_blank
     )  # instead of a box, a picture that is stretched over this one: white is inside, black outside
     negative_prompt: str | None = None  # what to avoid there; "" is the empty text, unset the run's
     weight: float = field(default=1.0, validator=v.gt(0))  # share against other regions where they overlap

@@ -10,7 +10,7 @@ import attrs
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import is_written, later, share
+from vitrail.core.config.fields import is_written, later, not_blank, share
 from vitrail.core.config.region import Region, as_regions
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -21,12 +21,6 @@ MAX_STEPS, MAX_IMAGES, MAX_ROWS = 10_000, 10_000, 2**16
 LARGEST_SEED = 2**63 - 1
 PIXELS = re.compile(r"([0-9]{1,18})(?:x([0-9]{1,18}))?")  # a size as text: 512, or 768x512
 ROW_BATCH = 4  # rows per forward on a CPU, where more are not faster
-
-
-def _said(instance: object, attribute: Any, value: str | None) -> None:
-    """Refuse a blank text; an unset option is None."""
-    if value is not None and not value.strip():
-        raise ValueError(f"'{attribute.name}' must be left out or say something: ''")
 
 
 def _guided(instance: object, attribute: Any, value: float) -> None:
@@ -54,15 +48,15 @@ class RunConfig:
     prompt: str  # text of the picture
     height: int = field(default=512, validator=side)  # pixels
     width: int = field(default=512, validator=side)  # pixels
-    method: str = field(default="asg-plus", validator=_said)  # a registered method or a TOML or YAML file
+    method: str = field(default="asg-plus", validator=not_blank)  # a registered method or a TOML or YAML file
     model: str = field(
-        default="demo", validator=_said
+        default="demo", validator=not_blank
     )  # a registered model, a diffusers folder, a .safetensors file or a hub id
     model_config: str | None = field(
-        default=None, validator=_said
+        default=None, validator=not_blank
     )  # how to read a single file: as a shipped family or with a diffusers folder's configs
-    variant: str | None = field(default=None, validator=_said)  # of the weight files, e.g. fp16
-    revision: str | None = field(default=None, validator=_said)  # of a hub id
+    variant: str | None = field(default=None, validator=not_blank)  # of the weight files, e.g. fp16
+    revision: str | None = field(default=None, validator=not_blank)  # of a hub id
     dtype: Dtype = "float32"  # of the networks
     seed: int = field(default=0, validator=v.and_(v.ge(0), v.le(LARGEST_SEED)))  # of all randomness
     num_inference_steps: int = field(default=30, validator=v.and_(v.ge(1), v.le(MAX_STEPS)))  # sampling steps
@@ -72,10 +66,10 @@ class RunConfig:
     regions: tuple[Region, ...] = later(
         default=(), converter=as_regions
     )  # parts of the picture with prompts of their own; `prompt` is that of the rest
-    image: str | None = field(default=None, validator=_said)  # a picture to start from, resized to the size
+    image: str | None = field(default=None, validator=not_blank)  # a picture to start from, resized to the size
     strength: float = field(default=0.8, validator=share)  # with an image: share of the steps that are done
     wrap: Wrap = "none"  # axes on which opposite edges of the picture meet
-    scheduler: str | None = field(default=None, validator=_said)  # a diffusers class; the model's own if unset
+    scheduler: str | None = field(default=None, validator=not_blank)  # a diffusers class; the model's own if unset
     eta: float | None = later(default=None, validator=v.optional(share))  # share of DDPM's noise in DDIM's steps, as
     # far as the scheduler takes it; its own default if unset, which is 0 for DDIM
     solver_args: dict[str, float] = later(factory=dict, validator=_numbers)  # other numbers that the scheduler's

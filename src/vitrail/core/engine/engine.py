@@ -227,20 +227,20 @@ class Engine:
 
     def _seen(self, answers: Sequence[ModelOutput], reading: Reading) -> ModelOutput:
         """Return the answer with the key view's attention: each cell's is that of the words of its own texts."""
-        captured = [answer for rows, answer in zip(reading.batches, answers, strict=True) if rows.capture]
+        captured = _captured(answers, reading)
         if reading.asked.is_plain or not captured:
             return next((a for a in answers if a.attention is not None), answers[0])
-        return joined(captured, reading.asked.weights(reading.captured))
+        return joined(captured, reading.asked.weights(reading.patches.key_entry))
 
     def _remember(self, step: Step, answers: Sequence[ModelOutput], reading: Reading, state: RunState) -> None:
         """Keep the attention maps of every word, without padding, if the stage asks for it."""
         if not self.plan.stage(step).remember:
             return
-        captured = [answer for rows, answer in zip(reading.batches, answers, strict=True) if rows.capture]
+        captured = _captured(answers, reading)
         inner = inside(reading.patches.views[reading.patches.key], self.plan.phase(step).canvas)
-        texts = [text for _, text in reading.asked.texts_of(reading.captured)]
+        texts = [text for _, text in reading.asked.texts_of(reading.patches.key_entry)]
         own = next((i for i, text in enumerate(texts) if self.plan.regions.texts(text) == (None, None)), None)
-        weights = None if reading.asked.is_plain else reading.asked.weights(reading.captured)
+        weights = None if reading.asked.is_plain else reading.asked.weights(reading.patches.key_entry)
         maps = kept_maps(captured, [self.words[text] for text in texts], own, weights, inner)
         if maps is not None:
             state.memory = maps if state.memory is None else state.memory.seen(maps)
@@ -282,3 +282,8 @@ class Engine:
         if mask is not None:
             state.note(step, self.plan.hooks.who("masking", step, masking), mask)
         return mask
+
+
+def _captured(answers: Sequence[ModelOutput], reading: Reading) -> list[ModelOutput]:
+    """Return the answers with attention maps: one for every text of the key view."""
+    return [answer for rows, answer in zip(reading.batches, answers, strict=True) if rows.capture]

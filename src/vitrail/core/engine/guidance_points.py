@@ -33,7 +33,7 @@ class CountedVae:
     timings: Timings
 
     def decode(self, latents: Tensor, canvas: Canvas, clip: bool = True) -> Tensor:
-        """Decode to a picture in [0, 1]; see ``Vae``."""
+        """Decode to a picture; see ``Vae``."""
         self.timings.add(Cost(decodes=1))
         return self.vae.decode(latents, canvas, clip)
 

@@ -136,7 +136,7 @@ class RunPlan:
         canvas = self.phase(step).canvas
         return [self.hooks.outline(step, canvas, group) for group in range(groups)]
 
-    def asked(self, step: Step) -> list[tuple[int, int]]:
+    def forwards_of_groups(self, step: Step) -> list[tuple[int, int]]:
         """Return (latent cells, forwards of one branch) of every view group at a step.
 
         Without regions these are the views and a clean key view. With regions a view is asked once for every text that
@@ -186,14 +186,16 @@ class RunPlan:
     def cost_of_views(self, step: Step) -> Cost:
         """Return the rows of all view groups at a step, with the run's own branches."""
         branches = len(self.own_branches(step))
-        return Cost.total([Cost(rows={cells: forwards * branches}) for cells, forwards in self.asked(step)])
+        return Cost.total(
+            [Cost(rows={cells: forwards * branches}) for cells, forwards in self.forwards_of_groups(step)]
+        )
 
     def _cost_of_guidance(self, step: Step) -> list[Cost]:
         """Return the further branches of the main group and the guidance's own calls."""
         costs, branches = [], len(self.own_branches(step))
         more = len(self.branches_at(step)) - branches
         if more:
-            cells, forwards = self.asked(step)[0]
+            cells, forwards = self.forwards_of_groups(step)[0]
             costs.append(Cost(rows={cells: more * forwards}))
         return [*costs, *self.cost_of_asking(step)]
 
@@ -219,4 +221,4 @@ class RunPlan:
 
     def count_asked(self, step: Step) -> int:
         """Return the forwards of one branch at a step, of all groups: more than views where regions lie on one."""
-        return sum(forwards for _, forwards in self.asked(step))
+        return sum(forwards for _, forwards in self.forwards_of_groups(step))

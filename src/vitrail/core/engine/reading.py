@@ -49,11 +49,6 @@ class Reading:
         """Number of the view of every question, the number of views for a clean key view."""
         return [entry for entry, _ in self.asked.pairs]
 
-    @property
-    def captured(self) -> int:
-        """Entry whose attention maps may be captured: the clean key view, or the key view."""
-        return len(self.patches.views) if self.patches.clean_key else self.patches.key
-
 
 @frozen(kw_only=True, eq=False)
 class ViewReader:
@@ -113,7 +108,7 @@ class ViewReader:
             texts = hooks.texts(step, self.prompt, self.negative_prompt, patches.views, canvas, memory)
             state.note(step, hooks.who("prompting", step, stage.prompting), texts)
             if stage.masking.request is not None or stage.remember:
-                captured = len(patches.views) if patches.clean_key else patches.key
+                captured = patches.key_entry
         batches = split_rows(
             [self._asked(step, patches, texts, captured, *pair) for pair in pairs.pairs],
             self._inputs_of_pairs(step, latents, shown, patches, group, pairs, done),

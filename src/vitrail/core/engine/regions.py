@@ -117,7 +117,12 @@ class Regions:
 
     def count_present(self, canvas: Canvas) -> int:
         """Return the number of texts that have a share of the canvas: what a question about all of it asks with."""
-        return int(self.shares(canvas).flatten(1).any(-1).sum()) if self else 1
+        return len(self._present(canvas)) if self else 1
+
+    def _present(self, canvas: Canvas) -> list[int]:
+        """Return the texts that have a share of the canvas."""
+        present: list[int] = self.shares(canvas).flatten(1).any(-1).nonzero().flatten().tolist()
+        return present
 
     def asked(self, canvas: Canvas, patches: Patches) -> AskedPairs:
         """Return which entries of a group's input, its views and a clean key view, are asked with which texts.
@@ -162,12 +167,11 @@ class Regions:
         """
         if not self:
             return AskedPairs.once(1)
-        shares = self.shares(canvas)
-        present = shares.flatten(1).any(-1).nonzero().flatten().tolist()
-        rows, cols = _cells(view.vertical, canvas.height), _cells(view.horizontal, canvas.width)
-        seen = shares[:, rows][:, :, cols]
+        present = self._present(canvas)
         if present == [0]:
             return AskedPairs.once(1)
+        rows, cols = _cells(view.vertical, canvas.height), _cells(view.horizontal, canvas.width)
+        seen = self.shares(canvas)[:, rows][:, :, cols]
         return AskedPairs([(0, text) for text in present], seen[present][:, None, None])
 
     def bootstrapped(self, step: Step, canvas: Canvas) -> list[int]:

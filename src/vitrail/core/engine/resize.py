@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from vitrail.core.engine.guidance_context import Start
+from vitrail.core.geometry.continuation import Continuation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,23 +78,9 @@ def resized(values: Tensor, size: tuple[int, int], canvas: Canvas, mode: Literal
     """
     import torch.nn.functional as F
 
-    (above, top), (before, left) = (
-        _overlap(values.shape[-2], size[0], canvas.wraps("y")),
-        _overlap(values.shape[-1], size[1], canvas.wraps("x")),
-    )
-    round_about = F.pad(values, (before, before, above, above), mode="circular") if above or before else values
-    enlarged = (size[0] + 2 * top, size[1] + 2 * left)
-    grown = F.interpolate(round_about, enlarged, mode=mode, align_corners=False)
-    return grown[..., top : top + size[0], left : left + size[1]]
-
-
-def _overlap(length: int, wanted: int, meets: bool) -> tuple[int, int]:
-    """Return the cells added at either end of a wrapped axis, before and after resizing by the same factor."""
-    if not meets:
-        return 0, 0
-    unit = length // math.gcd(length, wanted)
-    before = min(length, -(-REACH // unit) * unit)
-    return before, before * wanted // length
+    across = Continuation.of(values.shape[-2:], size, canvas.wrap, REACH)
+    grown = F.interpolate(across.extend(values), across.after, mode=mode, align_corners=False)
+    return across.crop(grown)
 
 
 def sharpened(grown: Tensor, sharpen: float, canvas: Canvas, edges: Edges = "repeated") -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, cast
 
+from vitrail.core.geometry.continuation import Continuation
 from vitrail.core.method.members import OptionalUpscaler
 from vitrail.core.method.returned_values import check_upscaled
 
@@ -52,41 +52,8 @@ def upscaled(asked: StrategyCall, picture: Tensor, size: tuple[int, int], wrap: 
 def _upscaled(asked: StrategyCall, picture: Tensor, size: tuple[int, int], wrap: Wrap) -> Tensor:
     """Return the checked result of an upscaler; wrapped axes are enlarged with what lies across their ends."""
     upscaler = cast("Upscaler", asked.strategy)
-    overlaps = [
-        overlap(length, wanted, OptionalUpscaler.of(upscaler).reach) if axis in wrap else (0, 0)
-        for axis, length, wanted in zip("yx", picture.shape[-2:], size, strict=True)
-    ]
-    (above, top), (before, left) = overlaps
-    shown = _continued(_continued(picture, -2, above), -1, before)
-    wanted = (size[0] + 2 * top, size[1] + 2 * left)
+    across = Continuation.of(picture.shape[-2:], size, wrap, OptionalUpscaler.of(upscaler).reach)
+    shown, (height, width) = across.extend(picture), across.after
     with asked.noted():
-        result = upscaler.upscale(shown, wanted)
-    found = check_upscaled(asked, result, shown, wanted)
-    return found[..., top : top + size[0], left : left + size[1]].contiguous()
-
-
-def overlap(length: int, wanted: int, reach: int) -> tuple[int, int]:
-    """Return the fewest pixels, ``reach`` or more, by which an axis is continued so that both ends stay whole pixels.
-
-    Args:
-        length: Pixels of the axis.
-        wanted: Pixels of the resized axis.
-        reach: Pixels of the axis that a pixel of the result depends on, on one side.
-
-    Returns:
-        Pixels at either end, before and after resizing.
-    """
-    unit = length // math.gcd(length, wanted)
-    before = -(-reach // unit) * unit
-    return before, before * wanted // length
-
-
-def _continued(picture: Tensor, axis: int, pixels: int) -> Tensor:
-    """Continue a picture by what lies across the ends of an axis, which may be more than the picture."""
-    import torch
-
-    if not pixels:
-        return picture
-    length = picture.shape[axis]
-    order = torch.arange(-pixels, length + pixels, dtype=torch.int64, device=picture.device) % length
-    return picture.index_select(axis, order)
+        result = upscaler.upscale(shown, (height, width))
+    return across.crop(check_upscaled(asked, result, shown, (height, width))).contiguous()

@@ -234,6 +234,11 @@ class Patches:
         """Number of latent cells of a view."""
         return math.prod(self.views[0].shape)
 
+    @property
+    def key_entry(self) -> int:
+        """Number of the key view's entry in the network's input: that of the clean key view, if there is one."""
+        return len(self.views) if self.clean_key else self.key
+
     def canonical(self) -> Patches:
         """Return the patches with their views sorted by position, so that no result depends on their order."""
         order = sorted(range(len(self.views)), key=lambda i: self.views[i])

@@ -100,9 +100,9 @@ class Cascade:
         count, counted = self._count(growth), growth
         if self.rounding == "down" and self.spacing == "area":  # areas are counted from a first one of whole pixels
             counted = math.sqrt(height * width / math.prod(_whole(side / growth, 1) for side in (height, width)))
-        later = [counted / self._factor(counted, i, count) for i in range(1, count)]
+        further = [counted / self._factor(counted, i, count) for i in range(1, count)]
         fit = _truncated if self.rounding == "down" else _fitted
-        sides = [fit(height / g, width / g, native, unit, wrap) for g in (growth, *later)]  # g: wanted size over it
+        sides = [fit(height / g, width / g, native, unit, wrap) for g in (growth, *further)]  # g: wanted size over it
         return (*dict.fromkeys(size for size in sides if size != (height, width)), (height, width))
 
     def _given(self, height: int, width: int, unit: int) -> tuple[tuple[int, int], ...]:

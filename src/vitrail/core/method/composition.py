@@ -159,7 +159,7 @@ class Composition:
                 reason = unknown_need(need, _offered(known)) or f"needs {need!r}{_served(place.slot, offers, known)}"
                 problems.append(f"{place.path}: {type(place.strategy).__name__} {reason}")
         for index, stage in enumerate(self.stages):
-            problems += _unheard_blocks(index, stage, kind_of(offers))
+            problems += _blocks_of_another_network(index, stage, kind_of(offers))
             if stage.enter is not None and stage.enter.resize == "pixels" and "vae" not in offers:
                 problems.append(f"stages.{index}.enter: resize = 'pixels' needs 'vae'; 'latents' would do")
             if stage.remember and "attention-maps" not in offers:
@@ -172,7 +172,7 @@ class Composition:
             )
 
 
-def _unheard_blocks(index: int, stage: Stage, kind: Kind) -> list[str]:
+def _blocks_of_another_network(index: int, stage: Stage, kind: Kind) -> list[str]:
     """Return what is wrong with a mask source whose choice of blocks this kind of attention has no use for."""
     request = stage.masking.request
     if request is None or request.kind != "text":
