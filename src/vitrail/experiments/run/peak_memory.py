@@ -32,8 +32,8 @@ class Peak:
     def watch(cls, device: torch.device) -> Iterator[Peak]:
         """Measure a block: by the allocator's statistics on an accelerator, by polling the resident memory on a CPU.
 
-        On a CPU, freed memory that the C library holds for reuse is first returned to the system: otherwise a picture
-        after a larger one would seem to need no memory.
+        On a CPU, garbage is first collected and freed memory that the C library holds for reuse returned to the system:
+        otherwise a picture after a larger one would seem to need less memory, or none.
         """
         import torch
 
@@ -79,9 +79,11 @@ def _resident(peak: Peak) -> Iterator[None]:
 
 
 def _give_back() -> None:
-    """Return freed memory to the system, where the C library can (glibc's ``malloc_trim``)."""
+    """Return the memory of garbage to the system, where the C library can (glibc's ``malloc_trim``)."""
     import ctypes
+    import gc
 
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
