@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,8 +10,8 @@ from typing import get_args
 
 import attrs
 
-from vitrail.core.method.members import ABSENT, OPTIONAL
-from vitrail.core.method.metric import Features, Metric, References
+from vitrail.core.method.members import ABSENT, OPTIONAL, OptionalBackend, OptionalFeatureExtractor
+from vitrail.core.method.metric import FeatureExtractor, Features, Metric, References
 from vitrail.core.method.protocols import (
     Fusion,
     Guidance,
@@ -37,8 +38,13 @@ PROTOCOLS: dict[str, type] = {
     "references": References,
 }
 OTHERS: dict[str, tuple[str, ...]] = {  # slots without strategies: the required members of a class
-    "backbones": ("pipelines", "offers", "defaults", "load", "adopt"),
+    "backbones": ("pipelines", "offers", "defaults", "source", "suits", "load", "adopt"),
     "comm": ("run",),
+}
+READ_IF_THERE: dict[str, tuple[type, ...]] = {  # slots without strategies: classes that list their optional members
+    "comm": (OptionalBackend,),
+    "features": (OptionalFeatureExtractor,),
+    "metrics": (OptionalFeatureExtractor, FeatureExtractor),  # a metric may be its own extractor
 }
 NEEDS = frozenset(  # known needs of strategies; a registered backbone may offer more
     {
@@ -54,6 +60,7 @@ NEEDS = frozenset(  # known needs of strategies; a registered backbone may offer
     }
 )
 SLOTS = (*OPTIONAL, *OTHERS, "metrics", "features", "references")
+MISSPELT = 0.8  # similarity (difflib) of two names from which on one is taken for the other
 OF_CLASSES = ("needs", "point")  # read from the class, before there is an instance
 MESSAGES = tuple(name for name in vars(MessageGuidance) if not name.startswith("_"))
 
@@ -73,7 +80,7 @@ def required(slot: str) -> tuple[str, ...]:
 def optional(slot: str) -> dict[str, object]:
     """Return the members that a class of a slot may have, with their defaults; a method is its own default."""
     found: dict[str, object] = {name: vars(MessageGuidance)[name] for name in MESSAGES} if slot == "guidance" else {}
-    for cls in OPTIONAL[slot].__mro__ if slot in OPTIONAL else ():
+    for cls in (*READ_IF_THERE.get(slot, ()), *(OPTIONAL[slot].__mro__ if slot in OPTIONAL else ())):
         found = {name: value for name, value in vars(cls).items() if not name.startswith("_") and name != "of"} | found
     return found
 
@@ -105,7 +112,7 @@ def misfits(slot: str, cls: type, named: bool = True) -> list[str]:
         found += [text for member, like in wanted.items() for text in _unlike(cls, member, like)]
     if slot in OPTIONAL:
         found += [*(_of_class(slot, cls) if named else ()), *_odd_options(slot, cls), *_strangers(slot, cls)]
-    return found
+    return [*found, *_misspelt(slot, cls)]
 
 
 def unknown_need(need: str, offers: Iterable[str] = ()) -> str:
@@ -199,6 +206,16 @@ def _strangers(slot: str, cls: type) -> Iterator[str]:
                 f"{cls.__name__}.{name} means nothing in {slot}{nearest(name, known)}; a name of your own begins with "
                 "an underscore"
             )
+
+
+def _misspelt(slot: str, cls: type) -> Iterator[str]:
+    """Yield the options, and in slots without strategies any public names, that look like a member which is absent."""
+    absent = [member for member in optional(slot) if not _has(cls, member)]
+    for name in (*sorted(_fields(cls)), *(() if slot in OPTIONAL else _own(cls))):
+        if name in required(slot) or name in optional(slot):
+            continue
+        for meant in difflib.get_close_matches(name, absent, 1, MISSPELT):
+            yield f"{cls.__name__}.{name} looks like {meant!r}, which is read if it is there; choose another name"
 
 
 def _unlike(cls: type, member: str, like: object) -> Iterator[str]:

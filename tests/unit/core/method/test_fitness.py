@@ -11,8 +11,9 @@ import vitrail
 from vitrail.core.config.registry import Registry
 from vitrail.core.method.cost import Cost
 from vitrail.core.method.members import OPTIONAL, OptionalGuidance, OptionalPatching, has_own, speaks
-from vitrail.core.method.registration import misfits, optional, required
+from vitrail.core.method.registration import SLOTS, misfits, optional, required
 from vitrail.errors import RegistrationError
+from vitrail.sampling.discovery import build_registry
 from vitrail.testing import make_step
 
 ROOT = Path(vitrail.__file__).parent
@@ -67,7 +68,42 @@ def test_a_misspelt_optional_member_is_refused_with_the_one_that_is_meant(slot, 
     with pytest.raises(RegistrationError, match=rf"Mine\.{name} means nothing in {slot} \(did you mean '{meant}'\?\)"):
         Registry().add(slot, "mine", made(slot, **misspelt))
     assert misfits(slot, made(slot, **{f"_{name}": 1})) == []
-    assert misfits(slot, made(slot, **{name: attrs.field(default=True)})) == []  # a field is an option of a file
+
+
+@pytest.mark.parametrize(
+    ("slot", "name", "meant"),
+    [
+        ("guidance", "follow_start", "follows_start"),
+        ("patching", "show_whole", "shows_whole"),
+        ("fusion", "digests", "digest"),
+    ],
+)
+def test_an_option_that_looks_like_a_member_is_refused_and_any_other_is_not(slot, name, meant):
+    unfit = misfits(slot, made(slot, **{name: attrs.field(default=True)}))
+    assert unfit == [f"Mine.{name} looks like {meant!r}, which is read if it is there; choose another name"]
+    assert misfits(slot, made(slot, strength=attrs.field(default=True))) == []
+
+
+@pytest.mark.parametrize(
+    ("slot", "name", "meant"),
+    [
+        ("comm", "joins", "join"),
+        ("metrics", "digests", "digest"),
+        ("metrics", "looks", "look"),
+        ("features", "diggest", "digest"),
+    ],
+)
+def test_classes_of_other_slots_may_have_own_names_that_do_not_look_like_a_member(slot, name, meant):
+    own = dict.fromkeys(required(slot), property(lambda self: 0)) | {name: lambda self: "", "helper": lambda self: ""}
+    told = f"Mine.{name} looks like {meant!r}, which is read if it is there; choose another name"
+    unfit = misfits(slot, attrs.frozen(type("Mine", (), own)))
+    assert told in unfit
+    assert not any("helper" in text for text in unfit)
+
+
+def test_what_is_registered_fits():
+    for entry in (entry for slot in SLOTS for entry in build_registry().entries(slot)):
+        assert misfits(entry.slot, entry.value) == [], entry
 
 
 @pytest.mark.parametrize(
