@@ -30,6 +30,18 @@ def is_written(attribute: attrs.Attribute[Any], value: object) -> bool:
     return not attribute.metadata.get(LATER) or value != usual
 
 
+def as_declared(attribute: attrs.Attribute[Any], value: object) -> object:
+    """Return a field's value as it is written: whole numbers in a field of floats as floats, as files are read.
+
+    Otherwise ``scale=2`` and ``scale=2.0`` of Python would be two digests of one picture.
+    """
+    if "float" not in str(attribute.type):  # an annotation, as a text or resolved
+        return value
+    if isinstance(value, tuple):
+        return tuple(as_declared(attribute, item) for item in value)
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def not_blank(instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
     """Refuse a blank text; an unset option is None."""
     if value is not None and not value.strip():

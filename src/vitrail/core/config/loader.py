@@ -17,7 +17,7 @@ from cattrs import override as cattrs_override
 from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
-from vitrail.core.config.fields import is_written
+from vitrail.core.config.fields import as_declared, is_written
 from vitrail.core.config.plain_data import LARGEST_WHOLE
 from vitrail.core.config.registry import Registry
 from vitrail.core.config.renamed_keys import RENAMED, current_keys
@@ -110,7 +110,7 @@ class Loader:
         """
         if type(value) in {*TITLES, *self._strategies()} - {RunConfig}:
             each = ((f, getattr(value, f.name)) for f in attrs.fields(type(value)))
-            table = {f.name: self.unstructure(item) for f, item in each if is_written(f, item)}
+            table = {f.name: self.unstructure(as_declared(f, item)) for f, item in each if is_written(f, item)}
             name = self._strategies().get(type(value))
             return {"type": name[1], **table} if name else table
         if isinstance(value, (tuple, list)):

@@ -10,7 +10,7 @@ import attrs
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import is_written, later, not_blank, share
+from vitrail.core.config.fields import as_declared, is_written, later, not_blank, share
 from vitrail.core.config.region import Region, as_regions
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -91,8 +91,9 @@ class RunConfig:
 
     def as_table(self) -> dict[str, Any]:
         """Return what is written of the settings, as plain data; ``RunConfig(**table)`` reads it."""
-        return attrs.asdict(self, filter=is_written, value_serializer=lambda _, __, value: _listed(value))
+        return attrs.asdict(self, filter=is_written, value_serializer=_listed)
 
 
-def _listed(value: object) -> object:
+def _listed(_: object, attribute: attrs.Attribute[Any] | None, value: object) -> object:
+    value = value if attribute is None else as_declared(attribute, value)  # None: an entry of a list
     return list(value) if isinstance(value, tuple) else value
