@@ -178,7 +178,7 @@ def test_a_name_as_long_as_the_system_takes_can_be_written(run):
     assert Path(name).exists() and not leftovers()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_during_the_writing_waits_until_all_is_written(run, before, number):
     before("to_pil", lambda: None)
     from vitrail.cli import rendering
@@ -201,7 +201,7 @@ def test_a_signal_during_the_writing_waits_until_all_is_written(run, before, num
     assert "nothing was written" not in told.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopping_at_once_keeps_the_pictures_that_were_whole(run, before, number):
     def twice():
         for _ in range(2):

@@ -89,7 +89,8 @@ def decode_file(
     latents, recipe = load_latents(file)
     recipe = with_upscaler(recipe, sets, str(file))
     run = Loader(registry()).structure(relocated(recipe, changes), RunConfig, f"run in {file}")
-    check_origin(str(file), {"model": run.model, "model-config": run.model_config}, changes)
+    sources = {"model": run.model, "model-config": run.model_config, "revision": run.revision}
+    check_origin(str(file), sources, changes)
     try:
         spec = find_model(run.model, registry(), ModelOptions.of(run))
     except ModelError as error:

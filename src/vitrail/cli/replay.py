@@ -113,7 +113,7 @@ def replayed(
     with problems.collect():
         table = relocated(recipe, changes) | ({"regions": regions} if regions else {})
         run = loader.structure(table, RunConfig, f"run in {picture}")
-        sources = {"model": run.model, "model-config": run.model_config, "image": run.image}
+        sources = {"model": run.model, "model-config": run.model_config, "image": run.image, "revision": run.revision}
         check_origin(str(picture), sources, changes)
         check_image(recipe, run, str(picture))
         own = {text.partition("=")[0].strip() for text in region_masks}

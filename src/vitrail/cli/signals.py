@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C and SIGTERM for every command.
+"""Handling of Ctrl-C, SIGTERM and a terminal that is closed (SIGHUP) for every command.
 
 One of four rules is in force at any time: end the process immediately (``ended_at_once``), ask the work to stop and end
 it at the second signal (``stopping``), raise KeyboardInterrupt (``raising``), or defer signals to the end of a short
@@ -69,8 +69,14 @@ def held() -> Iterator[None]:
 
 
 def handled() -> tuple[signal.Signals, ...]:
-    """Return the signals that rules handle: not SIGTERM in a rank of a launcher, which uses it to kill the rank."""
-    return (signal.SIGINT,) if {"RANK", "SLURM_PROCID"} & os.environ.keys() else (signal.SIGINT, signal.SIGTERM)
+    """Return the signals that rules handle.
+
+    Not SIGTERM in a rank of a launcher, which uses it to kill the rank; SIGHUP unless ``nohup`` or a parent ignores it.
+    """
+    if {"RANK", "SLURM_PROCID"} & os.environ.keys():
+        return (signal.SIGINT,)
+    ignored = not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def check_origin(where: str, sources: Mapping[str, str | None], changes: Mapping
         if value is None or option.replace("-", "_") in changes or value in registry().names("models"):
             continue
         origin = f"{where}: made with the {option} {value!r}"
-        if Path(value).name != value:
+        if Path(value).name != value or option == "revision":  # a hub serves commits of strangers' pull requests, too
             raise ConfigError(
                 f"{origin}; a picture does not choose what is read or fetched: give --{option} if you trust it"
             )

@@ -105,7 +105,8 @@ class _Signals:
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # by nohup
+            for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
                 self._before[number] = signal.signal(number, self._heard)
 
     def __exit__(self, *error: object) -> None:
