@@ -47,7 +47,7 @@ def test_neither_the_row_batch_nor_the_ranks_reach_the_picture(family, adapter, 
         return [own(row_batch=row_batch, **given).latents for row_batch in (1, 2, 5)]
 
     with torch.inference_mode():
-        ranks = InProcess(timeout=60).run(3, program)
+        ranks = InProcess(timeout=600).run(3, program)
     one = alone(family, adapter, guidance_scale, 1)
     for number, row_batch in enumerate((1, 2, 5)):
         latents = alone(family, adapter, guidance_scale, row_batch)
@@ -117,7 +117,7 @@ def test_networks_go_back_to_where_they_wait_once_the_last_rank_is_done():
         own(spread=Spread(communicator=communicator), **CALL, **call)
 
     with torch.inference_mode():
-        InProcess(timeout=60).run(3, program)
+        InProcess(timeout=600).run(3, program)
     assert freed == ["now"] * 2
 
 

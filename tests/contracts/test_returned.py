@@ -324,7 +324,7 @@ def test_messages_between_ranks(which):
         sampler = sampler_with(APART, guidance=[OddMessages(change, which)], masking=NoMask())
         sample(sampler, spread=Spread(communicator=communicator), row_batch=1)
 
-    found = complaint(InProcess(timeout=60).run, 2, program)
+    found = complaint(InProcess(timeout=600).run, 2, program)
     assert found.startswith("guidance OddMessages at step 3 of 4 must return"), found
     assert "got float64" in found
 
@@ -338,7 +338,7 @@ def test_the_age_of_a_message_is_that_of_a_step_or_of_the_one_before(age):
         sampler = sampler_with(APART, guidance=[guidance], masking=NoMask())
         sample(sampler, spread=Spread(communicator=communicator), row_batch=1)
 
-    found = complaint(InProcess(timeout=60).run, 2, program)
+    found = complaint(InProcess(timeout=600).run, 2, program)
     assert found.startswith("guidance OddMessages at step 3 of 4 must return 0, 1 or None from `lag`"), found
     assert found.endswith(f"got {age!r}")
 

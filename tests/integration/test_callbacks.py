@@ -233,7 +233,7 @@ def on_ranks(callback_of):
         return sampler("a fox", spread=spread, **call).latents
 
     with torch.inference_mode():
-        return InProcess(timeout=60).run(2, program)
+        return InProcess(timeout=600).run(2, program)
 
 
 def test_callbacks_that_act_alike_give_the_picture_of_one_rank():

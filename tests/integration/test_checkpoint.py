@@ -32,7 +32,7 @@ def cut(path, stages, at, world_size, **options):
         return sample(sampler, steps=STEPS, row_batch=2, spread=spread)
 
     with pytest.raises(PowerCutError):
-        InProcess(timeout=30).run(world_size, program)
+        InProcess(timeout=600).run(world_size, program)
 
 
 class Ender:
@@ -59,7 +59,7 @@ def test_f7_a_run_goes_on_where_it_ended(tmp_path, stages, before, after):
         cut(path, STAGES[stages], at, before)
         spread = {"checkpoint": path, "checkpoint_every": 1}
         for latents in on_ranks(
-            InProcess(timeout=30), after, lambda: toy_sampler(*STAGES[stages]), spread, steps=STEPS, row_batch=2
+            InProcess(timeout=600), after, lambda: toy_sampler(*STAGES[stages]), spread, steps=STEPS, row_batch=2
         ):
             assert torch.equal(latents, whole), at
 

@@ -25,7 +25,7 @@ SHORT = ["sample", "a fox", "--steps", 3, "--size", 136, "--row-batch", 2, "--me
 LONG = ["sample", "a fox", "--steps", 900, "--size", 256, "--row-batch", 1, "--method", "multidiffusion"]
 
 
-def finish(process, timeout=120):
+def finish(process, timeout=600):
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 

@@ -184,7 +184,7 @@ def test_a_run_goes_on_with_what_it_remembers(pipe, tmp_path, method, cut_at, wo
         return own("a fox", spread=Spread(communicator=communicator, **spread), **CALL).latents
 
     assert path.exists()
-    assert all(torch.equal(ours, whole) for ours in InProcess(timeout=60).run(world_size, program))
+    assert all(torch.equal(ours, whole) for ours in InProcess(timeout=600).run(world_size, program))
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_served_method_gives_the_same_picture_on_any_number_of_ranks(method, f
     with torch.inference_mode():
         alone = sampler("a fox", **CALL).latents
         assert bool(alone.isfinite().all())
-        assert all(torch.equal(found, alone) for found in InProcess(timeout=120).run(3, program))
+        assert all(torch.equal(found, alone) for found in InProcess(timeout=600).run(3, program))
 
 
 @pytest.mark.parametrize(("method", "family"), REFUSED)

@@ -57,7 +57,7 @@ def test_rows_are_counted_and_ranks_make_the_same_picture(stages, interval):
     sampler = toy_sampler(*within(interval, *stages))
     result, plan = sampler.run(RUN), sampler.plan(RUN)
     assert result.report.model_calls == plan.model_calls
-    ended = InProcess(timeout=60).run(3, program)
+    ended = InProcess(timeout=600).run(3, program)
     assert all(torch.equal(latents, result.latents) for latents, _ in ended)
     assert sum(calls for _, calls in ended) >= plan.model_calls
 

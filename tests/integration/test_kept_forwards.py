@@ -153,7 +153,7 @@ def test_the_picture_depends_on_neither_row_batch_nor_ranks_nor_earlier_runs(cac
         return own("a fox", row_batch=2, spread=Spread(communicator=communicator), **CALL).latents
 
     for world_size in (2, 3):
-        ranks = InProcess(timeout=60).run(world_size, program)
+        ranks = InProcess(timeout=600).run(world_size, program)
         assert all(torch.equal(rank, first) for rank in ranks)
 
 
@@ -272,7 +272,7 @@ def test_direct_wants_its_branches_in_one_forward_and_on_one_rank():
         return own("a fox", spread=Spread(communicator=communicator), **CALL)
 
     with pytest.raises(CapabilityError, match="a single view and rank"):
-        InProcess(timeout=60).run(2, program)
+        InProcess(timeout=600).run(2, program)
 
 
 # ---------------------------------------------------------------- what remembers, and what does not

@@ -18,7 +18,7 @@ from vitrail.errors import PredictionError
 from vitrail.sampling.sampler import Sampler, Spread
 
 CALL = {"height": 128, "width": 96, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
-RANKS = InProcess(timeout=60)
+RANKS = InProcess(timeout=600)
 WINDOWS = {"patching": {"type": "windows", "overlap": 0.5}, "fusion": "average"}
 
 

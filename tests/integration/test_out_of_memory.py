@@ -19,7 +19,7 @@ from vitrail.sampling.sampler import Sampler, Spread
 
 CALL = {"height": 128, "width": 96, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
 FOX = ("sample", "a fox", "--size", "96x80", "--steps", "2", "-m", "multidiffusion")
-RANKS = InProcess(timeout=60)
+RANKS = InProcess(timeout=600)
 
 
 class Tight:
@@ -112,7 +112,7 @@ def test_fixed_memory_refuses_instead(pipe):
     assert sampler("a fox", row_batch=2, memory="fixed", **CALL).report.notes == ()
 
 
-@pytest.mark.parametrize("backend", [RANKS, Simulated(timeout=60)], ids=["in-process", "simulated"])
+@pytest.mark.parametrize("backend", [RANKS, Simulated(timeout=600)], ids=["in-process", "simulated"])
 @pytest.mark.parametrize("stages", [ASG, (APART, DETAIL)], ids=["exchange", "apart"])
 def test_a_rank_short_of_memory_disturbs_no_other(stages, backend):
     alone = sample(toy_sampler(*stages), row_batch=4, guidance_scale=2.0)

@@ -166,7 +166,7 @@ def test_a_run_whose_windows_leave_the_canvas_is_the_same_on_three_ranks():
         made = Loader(build_registry()).structure({"cascade": {}, "stages": table}, Composition, "test")
         sampler = Sampler(toy_sampler().backbone, made, model="analytic")
         pictures.append(sample(sampler))
-    ranks = InProcess(timeout=60).run(3, lambda c: sample(sampler.again(), spread=Spread(communicator=c)))
+    ranks = InProcess(timeout=600).run(3, lambda c: sample(sampler.again(), spread=Spread(communicator=c)))
     assert all(torch.equal(each, pictures[1]) for each in ranks)
     assert not torch.equal(*pictures)
 

@@ -60,7 +60,7 @@ def test_the_picture_has_the_wanted_size_and_three_ranks_make_the_same(pipe, met
         return sampler.again()("a fox", spread=Spread(communicator=communicator), **CALL).images[0]
 
     with torch.inference_mode():
-        assert all(torch.equal(image, alone) for image in InProcess(timeout=60).run(3, program))
+        assert all(torch.equal(image, alone) for image in InProcess(timeout=600).run(3, program))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,8 +84,8 @@ def test_a_run_goes_on_in_the_middle_of_a_later_size(pipe, tmp_path, method, bef
 
     with torch.inference_mode():
         with pytest.raises(PowerCutError):
-            InProcess(timeout=60).run(before, cut)
-        for indices, result in InProcess(timeout=60).run(after, go_on):
+            InProcess(timeout=600).run(before, cut)
+        for indices, result in InProcess(timeout=600).run(after, go_on):
             assert indices == [last[2].index, last[3].index]
             assert torch.equal(result.images[0], whole.images[0])
             assert (result.report.vae_decodes, result.report.vae_encodes) == (

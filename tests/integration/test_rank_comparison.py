@@ -22,7 +22,7 @@ from vitrail.plugins.masking.none import NoMask
 from vitrail.plugins.patching.windows import Windows
 from vitrail.sampling.sampler import Sampler, Spread
 
-RANKS = InProcess(timeout=60)
+RANKS = InProcess(timeout=600)
 STEPS, FIRST = 5, 2  # steps of a run, and the first that goes wrong
 
 
@@ -286,7 +286,7 @@ def unseeded(communicator):
 @pytest.mark.thorough
 def test_processes_are_held_to_it_too():
     with pytest.raises(DriftError, match="in what came from guidance Unseeded"):
-        Gloo(timeout=60).run(2, unseeded)
+        Gloo(timeout=600).run(2, unseeded)
 
 
 def test_messages_of_a_rank_to_others_are_no_drift():

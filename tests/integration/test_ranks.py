@@ -25,7 +25,7 @@ from vitrail.sampling.sampler import Sampler, Spread
 RUN = RunConfig(prompt="", height=128, width=128, num_inference_steps=6)
 RANKS = (2, 3, 4, 5, 8) if THOROUGH else (3, 8)
 FEW = {"fast": (3,), "ci": (2, 3), "long": RANKS}[PROFILE]  # of real networks
-BACKENDS = {"in-process": InProcess(timeout=60), "simulated": Simulated(timeout=60)}
+BACKENDS = {"in-process": InProcess(timeout=600), "simulated": Simulated(timeout=600)}
 APART = {**STRUCTURE, "patching": {"type": "lattice", "interaction": "none"}}  # needs no collective
 SYNC = {**APART, "guidance": [{"type": "sync", "scale": 0.7, "form": "literal"}]}
 STAGES = {
@@ -126,7 +126,7 @@ def test_e1_processes_give_the_same_pictures(world_size):
     program = functools.partial(everything, [entry.name for entry in build_registry().entries("methods")], STAGES)
     expected = program()
     torch.set_num_threads(threads)
-    found = Gloo(timeout=60).run(world_size, program)
+    found = Gloo(timeout=600).run(world_size, program)
     assert len(found) == world_size
     for pictures in found:
         assert pictures.keys() == expected.keys()

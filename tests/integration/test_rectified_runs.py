@@ -134,7 +134,7 @@ def test_ranks_that_are_threads_share_the_network(pipe):
         return sampler.again()("a fox", spread=Spread(communicator=communicator), **call).latents
 
     for world_size in (2, 3):
-        assert all(torch.equal(each, alone) for each in InProcess(timeout=60).run(world_size, program))
+        assert all(torch.equal(each, alone) for each in InProcess(timeout=600).run(world_size, program))
 
 
 # in files

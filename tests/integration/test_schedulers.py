@@ -74,7 +74,7 @@ def test_a_default_of_the_step_changes_no_bit_and_another_is_the_same_on_three_r
     def program(communicator):
         return run(name, *ASG, **other, spread=Spread(communicator=communicator))
 
-    assert all(torch.equal(each, alone) for each in InProcess(timeout=60).run(3, program))
+    assert all(torch.equal(each, alone) for each in InProcess(timeout=600).run(3, program))
 
 
 def test_eta_of_a_run_is_that_of_the_step():

@@ -21,6 +21,14 @@ FOX = ("sample", "a fox", "--size", "96x80", "--steps", "3", "-m", "multidiffusi
 ROOM = 10_000  # bytes: more than the latents take, less than the picture
 
 
+@pytest.fixture(autouse=True)
+def _terminal():
+    """Heed a closed terminal, also where the tests themselves were started so that they do not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def run(folder, tmp_path, monkeypatch, capsys):
     """``vitrail`` in a folder of its own, whose temporary files go to another."""

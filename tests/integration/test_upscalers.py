@@ -129,7 +129,7 @@ def test_one_of_three_ranks_asks_and_all_have_its_answer(pipe, monkeypatch, make
         return sampler.again()("a fox", spread=Spread(communicator=communicator), **CALL).images[0]
 
     with torch.inference_mode():
-        first, *others = InProcess(timeout=60).run(3, program)
+        first, *others = InProcess(timeout=600).run(3, program)
     assert all(torch.equal(first, other) for other in others) and len(ASKED) == 1
 
 
@@ -156,7 +156,7 @@ def test_ranks_have_the_picture_of_one(pipe, rrdbnet, make):
         return sampler.again()("a fox", spread=Spread(communicator=communicator), **CALL).images[0]
 
     with torch.inference_mode():
-        assert all(torch.equal(image, alone) for image in InProcess(timeout=60).run(3, program))
+        assert all(torch.equal(image, alone) for image in InProcess(timeout=600).run(3, program))
 
 
 def test_a_stopped_run_shows_what_is_there_at_the_wanted_size(pipe):

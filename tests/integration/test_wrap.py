@@ -83,7 +83,7 @@ def test_every_method_runs_around_the_edges_and_is_the_same_on_any_number_of_ran
 
     alone = Sampler(backbone, load_method(method), model="pipeline")("a fox", **call).latents
     assert alone.isfinite().all()
-    assert all(torch.equal(latents, alone) for latents in InProcess(timeout=60).run(3, program))
+    assert all(torch.equal(latents, alone) for latents in InProcess(timeout=600).run(3, program))
 
 
 def test_a_network_that_pads_with_zeros_sees_another_edge_at_every_step(pipe):
@@ -125,7 +125,7 @@ def test_lattices_on_a_ring_need_no_collective_since_their_cells_stay(guidance):
         return sample_toy(own, spread=Spread(communicator=communicator), **call)
 
     for count in (2, 3, 5):
-        assert all(torch.equal(latents, alone) for latents in InProcess(timeout=60).run(count, program))
+        assert all(torch.equal(latents, alone) for latents in InProcess(timeout=600).run(count, program))
 
 
 def test_views_that_move_from_step_to_step_cannot_do_without():
@@ -164,4 +164,4 @@ def test_a_replaced_encoder_is_no_matter_for_the_decoder_of_several_ranks(pipe, 
     def program(communicator):
         return sampler.again()("a fox", spread=Spread(communicator=communicator), **call).images[0]
 
-    assert all(torch.equal(image, alone) for image in InProcess(timeout=20).run(2, program))
+    assert all(torch.equal(image, alone) for image in InProcess(timeout=600).run(2, program))

@@ -58,7 +58,7 @@ def vitrail(monkeypatch, capsys, *words):
 def fresh_answers(folder, lines):
     """Many command lines in one process that starts without torch; one answer each."""
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, folder], input=json.dumps(lines), capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", FRESH, folder], input=json.dumps(lines), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return [Answer(*answer) for answer in json.loads(done.stdout)]

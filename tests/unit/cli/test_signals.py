@@ -27,6 +27,7 @@ def in_a_terminal_that_closes(words):
     """Start a command as the leader of a terminal of its own, close this when the command works, and wait for it."""
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.execv(words[0], words)
     said = b""
     while b"step 1" not in said:

@@ -98,7 +98,7 @@ def test_nothing_stays_of_hooks_that_cannot_be_set(own):
 def test_a_thread_changes_its_own_forwards_alone(own, strategy):
     """Both threads are in the network at once, one with the change and one without."""
     plain, acting = ask(own), changed(own, strategy)
-    meet, seen = threading.Barrier(2, timeout=60), {"plain": [], "acting": []}
+    meet, seen = threading.Barrier(2, timeout=600), {"plain": [], "acting": []}
 
     def run(name, call):
         for _ in range(8):

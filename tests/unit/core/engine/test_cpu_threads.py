@@ -85,7 +85,7 @@ def test_a_large_network_and_one_elsewhere_keep_their_threads(monkeypatch):
 
 
 def test_answers_side_by_side_come_in_order_in_the_caller_s_mode():
-    context, meet = contextvars.ContextVar("context"), threading.Barrier(2, timeout=60)
+    context, meet = contextvars.ContextVar("context"), threading.Barrier(2, timeout=600)
     context.set("mine")
 
     def compute(item):

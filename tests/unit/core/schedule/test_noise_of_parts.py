@@ -63,7 +63,7 @@ def test_every_rank_decodes_the_same_picture(pipe):
         return own("a fox", seed=0, spread=Spread(communicator=communicator), **CALL).images[0]
 
     with torch.inference_mode():
-        ranks = InProcess(timeout=60).run(2, program)
+        ranks = InProcess(timeout=600).run(2, program)
     assert all(torch.equal(rank, picture(pipe)) for rank in ranks)
 
 

@@ -77,7 +77,7 @@ def test_texts_of_halved_maps_are_the_same_on_three_ranks_and_transformers_refus
     def program(communicator):
         return sampler.again()("a red fox", spread=Spread(communicator=communicator), **CALL).latents
 
-    assert all(torch.equal(each, alone) for each in InProcess(timeout=60).run(3, program))
+    assert all(torch.equal(each, alone) for each in InProcess(timeout=600).run(3, program))
     usual = Sampler.from_pipeline(FAMILIES["sdxl"](), load_method("accdiffusion"))
     assert sampler.composition.attention_request() != usual.composition.attention_request()
     with pytest.raises(ConfigError, match="leave 'layers' and 'blocks' out"):
