@@ -18,7 +18,8 @@ releases of diffusers differ by, 5e-5 on latents of a deviation of 4.6. The netw
 everywhere. Differences were measured before the switches below existed, with what they do emulated.
 
 Made from `src/vitrail/plugins/authors.toml` by `python tools/build_authors.py`; `vitrail methods NAME --authors` prints
-a method's part. [How to set the switches, and what they do](../how-to/parity-switches.md).
+a method's part. [How to set the switches, and what they do](../how-to/parity-switches.md);
+[how to measure it again with a checkout of your own](../how-to/authors-code.md).
 
 | method | equal | largest difference known |
 |---|---|---|

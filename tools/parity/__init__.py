@@ -1,0 +1,1 @@
+"""Compare a checkout of an authors' repository with Vitrail's method: ``python -m tools.parity --help``."""
