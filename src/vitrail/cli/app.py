@@ -10,6 +10,7 @@ from vitrail.cli.check import check
 from vitrail.cli.compare import compare
 from vitrail.cli.console import prepare_streams, tell
 from vitrail.cli.decode import decode
+from vitrail.cli.doctor import doctor
 from vitrail.cli.heatmap import heatmap
 from vitrail.cli.listing import methods, plugins
 from vitrail.cli.replay import replay
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 
 
-for command in (sample, replay, decode, heatmap, timeline, methods, plugins, check, run, report, compare):
+for command in (sample, replay, decode, heatmap, timeline, methods, plugins, check, run, report, compare, doctor):
     app.command()(command)
 
 
