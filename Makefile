@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OLD := .venv-oldest
 OLD_TESTS := $(addprefix tests/integration/test_,family_parity.py loading.py user_pipelines.py control.py sampler.py)
 
-.PHONY: demo test lint types long oldest gallery clean
+.PHONY: demo test lint types long oldest gallery wheel clean
 
 demo: $(READY)
 	$(BIN)/vitrail sample "a fox on a snow field" --size 512 --method asg-cascade --seed 7 -o fox.png --force
@@ -36,6 +36,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# The source archive, and the wheel from it alone, in dist/.
+wheel: $(READY)
+	$(BIN)/python tools/build_wheel.py --out dist
+
 gallery: $(READY)
 	$(BIN)/vitrail run experiments/gallery.toml
 	$(BIN)/python tools/build_gallery.py
@@ -58,4 +62,4 @@ $(VENV)/.example: $(READY) examples/vitrail-example/pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLD) build src/*.egg-info
+	rm -rf $(VENV) $(OLD) build dist src/*.egg-info

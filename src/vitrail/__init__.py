@@ -8,6 +8,7 @@ from vitrail.core.method.hookspecs import hookimpl as hookimpl
 from vitrail.errors import VitrailError as VitrailError
 
 if TYPE_CHECKING:
+    __version__: str
     from vitrail.core.config.region import Region as Region
     from vitrail.core.config.run_config import RunConfig as RunConfig
     from vitrail.core.method.composition import Composition as Composition
@@ -31,7 +32,11 @@ __all__ = ["VitrailError", "hookimpl", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first asked for."""
+    """Load a public name when it is first asked for; the version is that of the installed distribution."""
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("vitrail")
     if name not in _HOMES:
         raise AttributeError(f"module 'vitrail' has no attribute {name!r}")
     import importlib

@@ -38,7 +38,7 @@ SETTINGS = re.compile(
 )  # environment variables that change what a run does; none of them is a secret
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(>=(?P<least>[\d.]+))?(; *extra *== *['\"](?P<extra>[\w-]+)['\"])?")
 HOMES = re.compile(r"(/home|/Users|[A-Za-z]:\\Users)[/\\][^/\\\s'\":;,]+")
-PROBE_LIMIT_S = 120  # a cold import from a network drive takes long
+PROBE_LIMIT_S = 300  # a cold import from a network drive takes long
 PROBE = "from vitrail.cli.doctor import probe; probe()"
 MARK = "vitrail-doctor "  # begins the lines that the process means
 GIB = 2**30
