@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OLD := .venv-oldest
 OLD_TESTS := $(addprefix tests/integration/test_,family_parity.py loading.py user_pipelines.py control.py sampler.py)
 
-.PHONY: demo test lint types long oldest gallery wheel clean
+.PHONY: demo test lint types long oldest gallery docs wheel clean
 
 demo: $(READY)
 	$(BIN)/vitrail sample "a fox on a snow field" --size 512 --method asg-cascade --seed 7 -o fox.png --force
@@ -36,6 +36,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# The site, in build/site; a link or reference that leads nowhere ends it.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/site-trees docs build/site
+
 # The source archive, and the wheel from it alone, in dist/.
 wheel: $(READY)
 	$(BIN)/python tools/build_wheel.py --out dist
@@ -59,6 +63,10 @@ $(OLD)/.ready: pyproject.toml constraints-oldest.txt
 
 $(VENV)/.example: $(READY) examples/vitrail-example/pyproject.toml
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps -e examples/vitrail-example
+	touch $@
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
 	touch $@
 
 clean:

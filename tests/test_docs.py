@@ -2,12 +2,14 @@
 
 import ast
 import importlib.util
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
 import build_authors
+import vitrail
 from build_reference import PAGE, reference
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.run_config import RunConfig
@@ -50,6 +52,20 @@ def test_links_lead_somewhere(page):
 def test_python_blocks_compile(page):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
         compile(block, str(page), "exec")
+
+
+def test_the_api_page_has_every_public_name_and_no_other_than_there_are():
+    listed = re.findall(r"^- `([\w.]+)`", (ROOT / "docs/reference/api.md").read_text(), re.M)
+    homes = {f"{vitrail._HOMES[name]}.{name}" for name in vitrail._HOMES}
+    assert homes | {"vitrail.errors.VitrailError"} <= set(listed)
+    assert len(set(listed)) == len(listed)
+    assert all(pkgutil.resolve_name(name).__doc__ for name in listed)
+
+
+def test_every_page_is_in_the_contents_of_the_site():
+    text, docs = (ROOT / "docs/conf.py").read_text(), ROOT / "docs"
+    pages = {path.relative_to(docs).with_suffix("").as_posix() for path in docs.rglob("*.md")} - {"index"}
+    assert [page for page in pages if f'"{page}"' not in text and not page.startswith("results/")] == []
 
 
 def test_methods_in_the_readme_exist(names):

@@ -29,7 +29,7 @@ from vitrail.errors import first_line
 if TYPE_CHECKING:
     from vitrail.core.config.registry import Registry
 
-DEVELOPERS = ("data", "lint", "test")  # extras that nobody needs to make a picture
+DEVELOPERS = ("data", "docs", "lint", "test")  # extras that nobody needs to make a picture
 BESIDE = ("huggingface_hub", "numpy", "tokenizers", "torchvision", "xformers")  # not asked for, and often the cause
 PROBES = ("torch", "transformers:CLIPTextModel", "diffusers:StableDiffusionXLPipeline")  # in the order of need
 SETTINGS = re.compile(
