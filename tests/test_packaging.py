@@ -1,6 +1,7 @@
 """A wheel is what the repository says: built from the source archive alone, whole, and it runs where no source is."""
 
 import os
+import re
 import site
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import zipfile
 from email.parser import Parser
 
 import pytest
+import yaml
 
 import build_wheel
 import vitrail
@@ -99,3 +101,17 @@ def test_the_wheel_runs_where_no_source_is(program):
     assert "asg-cascade" in program("vitrail", "methods") and "[[stages]]" in program("vitrail", "methods", "asg")
     words = ["a fox on a snow field", "--size", "256", "--method", "asg-cascade", "--dry-run"]
     assert "256x256" in program("vitrail", "sample", *words)
+
+
+def test_the_workflow_calls_targets_that_there_are():
+    """And nothing else, so that what fails there can be run here."""
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    targets = set(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[0].split())
+    called = set()
+    for job in jobs.values():
+        for command in filter(None, (step.get("run") for step in job["steps"])):
+            name = command.removeprefix("make ")
+            called |= set(job["strategy"]["matrix"]["target"]) if "matrix.target" in name else {name}
+    assert called == {"lint", "types", "test", "oldest", "docs", "wheel"}
+    assert called <= targets
+    assert f">={jobs['test']['strategy']['matrix']['python'][0]}" == PROJECT["requires-python"]
