@@ -229,7 +229,8 @@ class UNetFamily:
             return found
         pooled, sizes = conditioning.both("text_embeds", guided), conditioning.inputs.sizes[step.stage]
         known = self._known(pipe, conditioning, step)
-        size_ids = (*known[sizes.original], 0, 0, *known[sizes.target])
+        original, target = told(sizes, known)
+        size_ids = (*original, 0, 0, *target)
         ids = torch.tensor([size_ids] * (1 + guided), dtype=pooled.dtype, device=pooled.device)
         found |= {"add_text_embeds": pooled, "negative_pooled_prompt_embeds": pooled[:1] if guided else None}
         return found | {"add_time_ids": ids, "negative_add_time_ids": ids[:1], "add_neg_time_ids": ids[:1]}
@@ -277,6 +278,12 @@ def _refuse_refiner(pipe: Any) -> None:
         )
 
 
+def told(sizes: SizeConditioning, known: Mapping[Size, tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the original and the target size that the network is told, pixels; see ``time_ids``."""
+    (height, width), (tall, wide) = known[sizes.original], known[sizes.target]
+    return (sizes.factor * height, sizes.factor * width), (sizes.factor * tall, sizes.factor * wide)
+
+
 def time_ids(
     sizes: SizeConditioning, view: View, known: Mapping[Size, tuple[int, int]], factor: int
 ) -> tuple[int, int, int, int, int, int]:
@@ -289,7 +296,7 @@ def time_ids(
         known: Height and width of each kind of size, pixels.
         factor: Side of a latent cell, pixels.
     """
-    original, target = known[sizes.original], known[sizes.target]
+    original, target = told(sizes, known)
     is_window = view.vertical.step == view.horizontal.step == 1
     if sizes.crop == "none" or not is_window:
         return (*original, 0, 0, *target)

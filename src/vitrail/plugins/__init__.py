@@ -9,6 +9,7 @@ from vitrail.core.method.hookspecs import hookimpl
 from vitrail.core.method.stage import SharedPrompt
 from vitrail.plugins.fusion.averages import Average, Gaussian
 from vitrail.plugins.fusion.broadcast import Broadcast
+from vitrail.plugins.fusion.paste import Paste
 from vitrail.plugins.fusion.scatter import Scatter
 from vitrail.plugins.guidance.anchored import Anchored
 from vitrail.plugins.guidance.attentive import Attentive
@@ -63,6 +64,7 @@ def vitrail_register(registry: Registry) -> None:
     registry.add("fusion", "gaussian", Gaussian)
     registry.add("fusion", "scatter", Scatter)
     registry.add("fusion", "broadcast", Broadcast)
+    registry.add("fusion", "paste", Paste)
     registry.add("prompting", "shared", SharedPrompt)
     registry.add("prompting", "patch-content-aware", PatchContentAware)
     registry.add("upscaler", "lanczos", Lanczos)

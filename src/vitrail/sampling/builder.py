@@ -15,7 +15,7 @@ from vitrail.core.engine.remembering import check_remembering
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.inputs import Extras, Inputs
-from vitrail.core.method.members import recalls
+from vitrail.core.method.members import combines_branches, recalls
 from vitrail.errors import CapabilityError, ConfigError
 from vitrail.sampling.differentiation import check_gradients, gradients_of
 from vitrail.sampling.discovery import registered_name
@@ -77,6 +77,7 @@ class Builder:
             regions=self._regions(extras),
         )
         check_regions(plan)
+        check_background(plan, "vae" in backbone.offers, config.model)
         self._refuse_large_views(plan)
         return plan
 
@@ -138,17 +139,22 @@ class Builder:
             workers=self._workers(exchange, plan),
         )
         vae = Pixels(backbone, exchange, config.wrap, config.memory == "auto", network.streams)
-        gradients = gradients_of(plan, forwards, backbone)
+        gradients, backdrops = gradients_of(plan, forwards, backbone), Backdrops(plan, network.streams)
         conditions = network.conditions
         named = conditions.request is not None and conditions.request.each
         engine = Engine(
             plan=plan,
             forwards=forwards,
             guidance=GuidancePoints(
-                plan=plan, forwards=forwards, streams=network.streams, vae=vae, gradients=gradients
+                plan=plan,
+                forwards=forwards,
+                streams=network.streams,
+                backdrops=backdrops,
+                vae=vae,
+                gradients=gradients,
             ),
             streams=network.streams,
-            backdrops=Backdrops(plan, network.streams),
+            backdrops=backdrops,
             words=[backbone.words(evolve(conditions.inputs[0], prompt=each)) for each in plan.regions.prompts()]
             if named
             else [()],
@@ -200,8 +206,11 @@ class Builder:
                 stages=groups[group],
                 ends=[skipped + end for end in self.composition.boundaries(calls - skipped, group)],
                 first=first,
+                repeats=[self.composition.stages[stage].repeats for stage in groups[group]],
                 enter=enter,
             )
+            if any(phase.repeats):
+                stepper.check_repeatable()
             phases.append(phase)
         return phases
 
@@ -247,7 +256,7 @@ class Builder:
             name = type(own_texts[0].prompting).__name__
             raise ConfigError(f"{name} gives views texts of their own, which needs a prompt and not prompt_embeds")
         for index, stage in enumerate(self.composition.stages):
-            names = [type(g).__name__ for g in stage.guidance if g.point == "branches"]
+            names = [type(g).__name__ for g in stage.guidance if combines_branches(g)]
             if names and not inputs.guided:
                 raise ConfigError(
                     f"stages.{index}.guidance: {names[0]} combines both branches of classifier-free guidance, which a "
@@ -280,6 +289,21 @@ class Builder:
                     f"stage {step.stage + 1} has views of {max(sides)} latent cells a side, model "
                     f"{self.config.model!r} takes {limit} at most; use a method with windows, or a smaller picture"
                 )
+
+
+def check_background(plan: RunPlan, has_vae: bool, model: str) -> None:
+    """Refuse a model without a VAE if the network sees a plain colour beyond the canvas, which must be encoded.
+
+    Raises:
+        CapabilityError: Naming the stage.
+    """
+    first = plan.background_from()
+    if first is not None and not has_vae:
+        stage = plan.steps()[first].stage + 1
+        raise CapabilityError(
+            f"stage {stage} fills up what is smaller than a training picture with a plain colour, which needs 'vae', "
+            f'and model {model!r} has none; set pad = "none" there, or make the picture larger'
+        )
 
 
 def check_regions(plan: RunPlan) -> None:

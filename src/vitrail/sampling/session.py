@@ -21,6 +21,7 @@ from vitrail.core.engine.independent_ranks import ranks_are_independent
 from vitrail.core.engine.loop import Loop
 from vitrail.core.engine.rank_comparison import agree
 from vitrail.core.engine.run_state import Sampled
+from vitrail.core.method.members import combines_branches
 from vitrail.errors import CommError, ConfigError, Interrupted, VitrailError
 from vitrail.sampling.call_options import Call
 from vitrail.sampling.callbacks import SETTABLE, CallbackRun, copied, taken, wanted_inputs
@@ -400,9 +401,7 @@ class Session:
                 f"a callback set _guidance_scale to {scale:g}, but the run began without guidance, so nothing is "
                 "encoded to guide away from; begin with a guidance_scale above 1"
             )
-        names = [
-            type(g).__name__ for s in self._builder.composition.stages for g in s.guidance if g.point == "branches"
-        ]
+        names = [type(g).__name__ for s in self._builder.composition.stages for g in s.guidance if combines_branches(g)]
         if scale <= 1 and names:
             raise ConfigError(
                 f"a callback set _guidance_scale to {scale:g}, which switches classifier-free guidance off, and "

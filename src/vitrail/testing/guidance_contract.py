@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from attrs import evolve
 from torch import Tensor
 
 from vitrail.comm.backends.in_process import solo
+from vitrail.core.engine.asked import Shown
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.engine.guidance_context import Branches, GuidanceContext, Start, subject_tensor
 from vitrail.core.geometry.views import Canvas, Outline, Patches, Span, View
 from vitrail.core.method.calls import StrategyCall
-from vitrail.core.method.members import OptionalGuidance, speaks
+from vitrail.core.method.members import OptionalGuidance, points_of, speaks
+from vitrail.core.method.micro_batch import Branch, SizeConditioning
+from vitrail.core.method.protocols import Point
 from vitrail.core.method.returned_values import check_branches, check_cost, check_guided, check_lag
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.step import PredictionType, Step
@@ -79,16 +82,17 @@ def _played(strategy: Any, exchange: Exchange, kinds: Sequence[PredictionType]) 
         for number, step in enumerate(make_steps(kind, phase=phase)):
             if step.stage_step == 0:
                 state, messages = strategy.init(), []
-            scene = _scene(step, strategy, exchange, masked)
-            subject = _subject(strategy, step, seed=number)
-            before_it = state
-            guided, state = _checked(strategy, step, subject, scene, state)
-            if _speaks(strategy, step) and step.stage_step == len(messages):
-                messages.append(strategy.tell(step, subject, scene.key, scene.mask))
-                _check_follows(strategy, step, subject, scene.key, messages, guided)
-                _check_kept(strategy, step, messages, before_it)
-            after, before = subject_tensor(guided), subject_tensor(subject)
-            answers.append((after, not torch.equal(after, before)))
+            for point in (each for each in get_args(Point) if each in points_of(strategy)):
+                scene = _scene(point, step, strategy, exchange, masked)
+                subject = _subject(strategy, point, step, seed=number)
+                before_it = state
+                guided, state = _checked(strategy, step, subject, scene, state)
+                if point == "views" and _speaks(strategy, step) and step.stage_step == len(messages):
+                    messages.append(strategy.tell(step, subject, scene.key, scene.mask))
+                    _check_follows(strategy, step, subject, scene.key, messages, guided)
+                    _check_kept(strategy, step, messages, before_it)
+                after, before = subject_tensor(guided), subject_tensor(subject)
+                answers.append((after, not torch.equal(after, before)))
     return answers
 
 
@@ -99,7 +103,7 @@ def _checked(strategy: Any, step: Step, subject: Any, scene: GuidanceContext, st
     assert isinstance(pair, tuple) and len(pair) == 2, f"expected (subject, state), got {type(pair).__name__}"
     guided, new = pair
     with contract():
-        check_guided(StrategyCall("guidance", strategy, step), subject, guided, strategy.point)
+        check_guided(StrategyCall("guidance", strategy, step), subject, guided, scene.point)
     assert bool(subject_tensor(guided).isfinite().all()), f"not finite at {described(step)}"
     assert all(map(torch.equal, _within(subject), before)), "guidance must not write into its input"
     assert all(map(torch.equal, _around(scene), around)), "guidance must not write into the scene"
@@ -146,29 +150,30 @@ def _around(scene: GuidanceContext) -> list[Tensor]:
     return [tensor for tensor in (scene.mask, *start) if tensor is not None]
 
 
-def _subject(guidance: Any, step: Step, seed: int) -> Any:
-    """Make the subject of the guidance's point, of four views where it concerns views."""
-    lead = (4, 1) if guidance.point in OF_VIEWS else (1,)
+def _subject(guidance: Any, point: Point, step: Step, seed: int) -> Any:
+    """Make the subject of a point, of four views where it concerns views."""
+    lead = (4, 1) if point in OF_VIEWS else (1,)
     made = make_prediction((*lead, CHANNELS, 8, 8), step, seed)
-    if guidance.point == "branches":
+    if point == "branches":
         wanted = OptionalGuidance.of(guidance).branches(step)
         with contract():
             check_branches(StrategyCall("guidance", guidance, step), wanted, ("uncond", "cond"))
         shape, streams = made.latents.shape, Streams(seed)
         rows = {branch: streams.normal(tuple(shape), branch) for branch in ("uncond", "cond", *wanted)}
         return Branches(rows, 2.0, made.model_output, made.latents)
-    return made.latents if guidance.point in ("before", "inputs", "after") else made
+    return made.latents if point in ("before", "inputs", "after") else made
 
 
-def _scene(step: Step, strategy: Any, exchange: Exchange, masked: bool) -> GuidanceContext:
-    """Make the context of a canvas of twice the training size; the network returns its input."""
-    point = strategy.point
+def _scene(point: Point, step: Step, strategy: Any, exchange: Exchange, masked: bool) -> GuidanceContext:
+    """Make the context of a canvas of twice the training size; the network returns its input, or half of it."""
     of_views = point in OF_VIEWS
     side, native = (16, 8) if of_views else (8, 4)
     canvas, streams = Canvas(side, side, native, cell=CELL), Streams(5)
     clean, noise = (streams.normal((1, CHANNELS, side, side), name) for name in ("clean", "noise"))
     picture = 2 * streams.uniform((1, 3, side * CELL, side * CELL), "picture") - 1
     return GuidanceContext(
+        point=point,
+        guidance_scale=2.0,
         mask=Streams(3).uniform((1, 1, 8, 8), "mask") if masked and point in ("views", "canvas") else None,
         patches=Patches(VIEWS) if of_views else None,
         canvas=canvas,
@@ -176,12 +181,22 @@ def _scene(step: Step, strategy: Any, exchange: Exchange, masked: bool) -> Guida
         start=Start(clean, noise, picture) if step.phase else None,
         vae=_Blocks(),
         ask=lambda asked, model_input, view, sizes=None: model_input,
+        ask_branches=_half_without_text,
+        scale=lambda latents: latents / step.norm,
+        background=lambda shape: Streams(6).normal((1, CHANNELS, *shape), "background"),
         step_at=lambda alpha, sigma: evolve(step, alpha=alpha, sigma=sigma),
         gradients=_Cells(),
         exchange=exchange,
         needs=frozenset(strategy.needs),
         guidance=type(strategy).__name__,
     )
+
+
+def _half_without_text(
+    step: Step, model_input: Tensor, shown: Sequence[Shown], /, sizes: SizeConditioning | None = None
+) -> dict[Branch, Tensor]:
+    """Return the inputs as the answers with text, and half of them as those without."""
+    return {"uncond": model_input / 2, "cond": model_input}
 
 
 class _Cells:

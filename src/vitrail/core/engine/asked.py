@@ -39,6 +39,19 @@ class AskedEntry:
     words: int = 0
 
 
+@frozen
+class Shown:
+    """The part of the canvas that a question is about.
+
+    Attributes:
+        view: The view, which may go beyond the canvas.
+        cells: Rows and columns of the canvas that it shows, where they are not those of the view; else None.
+    """
+
+    view: View
+    cells: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+
+
 @frozen(eq=False)
 class AskedPairs:
     """Pairs of an entry and a text, entry by entry, the run's own text (0) first.

@@ -84,7 +84,8 @@ class Engine:
             "what it began with", done.latents, "look at the callback, or at the latents that were given"
         )
         state.note(step, "the picture so far", done.latents)
-        latents = self.guidance.at("before", step, done.latents, done)
+        latents = self._again(step, done.latents) if step.repeat else done.latents
+        latents = self.guidance.at("before", step, latents, done)
 
         every = self._patches(step, state)
         latents, inputs = self._inputs(step, latents, every[0], done)
@@ -138,6 +139,11 @@ class Engine:
         gradients = self.guidance.gradients
         gradients = None if gradients is None else evolve(gradients, plan=plan)
         return evolve(self, plan=plan, guidance=evolve(self.guidance, plan=plan, gradients=gradients))
+
+    def _again(self, step: Step, latents: Tensor) -> Tensor:
+        """Return the latents with the noise of a step that is done again."""
+        noise = self.streams.normal(tuple(latents.shape), "noise of a repeat", step.index)
+        return self.plan.phase(step).stepper.again(latents, noise.to(latents.device), step.phase_step)
 
     def _patches(self, step: Step, state: RunState) -> list[Patches]:
         """Return the views of every group, recorded for comparison between ranks."""
@@ -215,7 +221,7 @@ class Engine:
 
     def _combined(self, step: Step, answers: Sequence[ModelOutput], reading: Reading) -> Tensor:
         """Apply classifier-free guidance to the outputs of all views, Float32[Tensor, "views batch channels h w"]."""
-        rows = self._rows(step, answers, reading)[:, : len(self.plan.own_branches(step))]
+        rows = self._rows(step, answers, reading)[:, : len(self.plan.views_branches(step))]
         return combine_branches(rows, self.plan.scale_at(step), self.plan.cfg.rescale)
 
     def _branched(self, step: Step, answers: Sequence[ModelOutput], reading: Reading) -> Branches:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from vitrail.comm.partition import assign, rounds
-from vitrail.core.engine.asked import AskedEntry
+from vitrail.core.engine.asked import AskedEntry, Shown
 from vitrail.core.engine.hooks import at, check_output
 from vitrail.core.engine.micro_batches import combine_branches, split_rows
 from vitrail.core.engine.parallel import begun
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.engine.run_state import Timings
     from vitrail.core.geometry.views import View
-    from vitrail.core.method.micro_batch import MicroBatch, SizeConditioning
+    from vitrail.core.method.micro_batch import Branch, MicroBatch, SizeConditioning
     from vitrail.core.schedule.step import Step
 
 
@@ -160,55 +160,103 @@ class Forwards:
         Returns:
             The output after classifier-free guidance, Float32[Tensor, "batch channels h w"].
         """
-        batches = question(plan, step, model_input, view, self.row_batch, sizes)
+        shown = [Shown(view)]
+        batches = question(plan, step, model_input[None], shown, self.row_batch, sizes)
         timings.count(batches)
-        return answer(plan, step, self.share(asked, batches, timings), len(model_input), view)
+        return answer(plan, step, self.share(asked, batches, timings), len(model_input), shown)
+
+    def ask_branches(
+        self,
+        plan: RunPlan,
+        step: Step,
+        asked: Step,
+        model_input: Tensor,
+        shown: Sequence[Shown],
+        sizes: SizeConditioning | None,
+        timings: Timings,
+    ) -> dict[Branch, Tensor]:
+        """Ask the network about several inputs, branch by branch; collective, see ``AskBranches``.
+
+        Args:
+            plan: What the run does.
+            step: Position of the run, which gives the branches.
+            asked: Step whose timestep and scales the inputs have.
+            model_input: Scaled latents, Float32[Tensor, "asked batch channels h w"].
+            shown: The part of the canvas that each shows.
+            sizes: Size conditioning; the stage's if None.
+            timings: Record of this rank's work, updated.
+
+        Returns:
+            The output of each branch, Float32[Tensor, "asked batch channels h w"].
+        """
+        batches = question(plan, step, model_input, shown, self.row_batch, sizes)
+        timings.count(batches)
+        rows = branched(plan, step, self.share(asked, batches, timings), model_input.shape[1], shown)
+        return {branch: rows[:, number] for number, branch in enumerate(plan.own_branches(step))}
 
 
 def question(
     plan: RunPlan,
     step: Step,
     model_input: Tensor,
-    view: View,
+    shown: Sequence[Shown],
     row_batch: int | None,
     sizes: SizeConditioning | None = None,
 ) -> list[MicroBatch]:
-    """Return one view's rows in micro-batches, with the step's own branches and, with regions, all texts.
+    """Return the rows of some questions in micro-batches, with the step's own branches and, with regions, all texts.
 
     Args:
         plan: What the run does.
         step: Position of the run, which gives the canvas.
-        model_input: Scaled latents, Float32[Tensor, "batch channels h w"].
-        view: The part of the canvas that they show.
+        model_input: Scaled latents, Float32[Tensor, "asked batch channels h w"].
+        shown: The part of the canvas that each shows.
         row_batch: Largest number of rows per micro-batch; None for all in one.
         sizes: Size conditioning; the stage's if None.
     """
-    pairs = plan.regions.asked_of(plan.phase(step).canvas, view)
-    asked = [AskedEntry(view, *plan.regions.texts(text)) for _, text in pairs.pairs]
+    import torch
+
+    every = [plan.regions.asked_of(plan.phase(step).canvas, each) for each in shown]
+    inputs = [pairs.inputs(own[None]) for pairs, own in zip(every, model_input, strict=True)]
+    asked = [
+        AskedEntry(each.view, *plan.regions.texts(text))
+        for each, pairs in zip(shown, every, strict=True)
+        for _, text in pairs.pairs
+    ]
     branches = plan.own_branches(step)
     most = len(asked) * len(branches) if row_batch is None else row_batch
-    return split_rows(asked, pairs.inputs(model_input[None]), branches, most, sizes)
+    return split_rows(asked, inputs[0] if len(inputs) == 1 else torch.cat(inputs), branches, most, sizes)
 
 
-def answer(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int, view: View) -> Tensor:
-    """Apply classifier-free guidance to the outputs of a question's micro-batches, its texts mixed by their shares.
+def branched(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int, shown: Sequence[Shown]) -> Tensor:
+    """Return the answers to a question's micro-batches by branch, the texts of each mixed by their shares.
 
     Args:
         plan: What the run does.
-        step: Position of the run, which gives the guidance scale.
+        step: Position of the run, which gives the branches.
         answers: Outputs of the micro-batches, in their order.
         batch: Number of pictures.
-        view: The view that was asked about.
+        shown: What was asked about.
 
     Returns:
-        Float32[Tensor, "batch channels h w"].
+        Float32[Tensor, "asked branches batch channels h w"].
     """
     import torch
 
     flat = torch.cat([each.model_output for each in answers])
-    rows = flat.view(-1, len(plan.own_branches(step)), batch, *flat.shape[1:])
-    mixed = plan.regions.asked_of(plan.phase(step).canvas, view).mixed(rows)
-    return combine_branches(mixed, plan.scale_at(step), plan.cfg.rescale)[0]
+    rows = flat.view(len(shown), -1, len(plan.own_branches(step)), batch, *flat.shape[1:])
+    canvas = plan.phase(step).canvas
+    mixed = [plan.regions.asked_of(canvas, each).mixed(own) for each, own in zip(shown, rows, strict=True)]
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def answer(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int, shown: Sequence[Shown]) -> Tensor:
+    """Apply classifier-free guidance to the outputs of one question's micro-batches; see ``branched``.
+
+    Returns:
+        Float32[Tensor, "batch channels h w"].
+    """
+    rows = branched(plan, step, answers, batch, shown)
+    return combine_branches(rows, plan.scale_at(step), plan.cfg.rescale)[0]
 
 
 def _captured(batches: Sequence[MicroBatch]) -> int | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import define, field, frozen
 
+from vitrail.core.engine.asked import Shown
 from vitrail.core.engine.forwards import answer, question
 from vitrail.core.engine.memory_backoff import is_out_of_memory, let_go
 from vitrail.core.method.cost import Cost
@@ -85,9 +86,10 @@ class ViewGradients:
             Float32[Tensor, "batch channels h w"].
         """
         shown = self.plan.phase(step).stepper.scale(latents, step.phase_step)
-        batches = question(self.plan, step, shown, view, None)
+        asked = [Shown(view)]
+        batches = question(self.plan, step, shown[None], asked, None)
         answers = [self.forwards.forward(step, rows, timings) for rows in batches]
-        return Prediction(latents, answer(self.plan, step, answers, len(latents), view), step).clean
+        return Prediction(latents, answer(self.plan, step, answers, len(latents), asked), step).clean
 
 
 @frozen(eq=False)

@@ -12,11 +12,12 @@ from vitrail.errors import CapabilityError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.core.engine.asked import Shown
     from vitrail.core.engine.exchange import Exchange
     from vitrail.core.geometry.views import Canvas, Patches, View
     from vitrail.core.method.micro_batch import Branch, SizeConditioning
     from vitrail.core.schedule.prediction import Prediction
-    from vitrail.core.schedule.step import Step
+    from vitrail.core.schedule.step import Point, Step
     from vitrail.core.schedule.streams import Streams
 
 Subject = TypeVar("Subject", bound="Tensor | Prediction | Branches")  # of a guidance, by its point
@@ -52,6 +53,22 @@ class Ask(Protocol):
             step: Step with the timestep and scales of the input.
             model_input: As the network expects it, Float32[Tensor, "batch channels h w"].
             view: The part of the canvas that it shows.
+            sizes: Size conditioning; the stage's if None.
+        """
+
+
+class AskBranches(Protocol):
+    """Questions to the network as ``Ask``, answered by branch; several are shared between the ranks."""
+
+    def __call__(
+        self, step: Step, model_input: Tensor, shown: Sequence[Shown], /, sizes: SizeConditioning | None = None
+    ) -> Mapping[Branch, Tensor]:
+        """Return the network's output for every CFG branch, Float32[Tensor, "asked batch channels h w"] each.
+
+        Args:
+            step: Step with the timestep and scales of the inputs.
+            model_input: As the network expects it, Float32[Tensor, "asked batch channels h w"].
+            shown: The part of the canvas that each input shows; views of one shape and roll.
             sizes: Size conditioning; the stage's if None.
         """
 
@@ -103,6 +120,9 @@ class GuidanceContext:
     """Read-only context passed to every guidance: mask, key view, canvas, streams, callbacks to the network.
 
     Attributes:
+        point: Where in the step the guidance is called.
+        guidance_scale: Scale of classifier-free guidance at the step: of the run, times the factors of the stage.
+        guidance_rescale: Rescale of the run.
         key: Index of the key view, at "views".
         mask: Where guidance with ``reads_mask = True`` acts; None for everywhere. At "views" the key view's mask,
             Float32[Tensor, "batch 1 h w"], for all views; or, if the mask covers the whole canvas, every view's crop,
@@ -112,6 +132,10 @@ class GuidanceContext:
         streams: The run's random streams.
         start: Beginning of the phase; None in the first one.
         ask: Calls the network with other latents.
+        ask_branches: The same, with the answers of the branches apart.
+        scale: Latents of the step as the network expects them; not at "after", when the scheduler has stepped.
+        background: A noised plain colour of a height and width in cells, Float32[Tensor, "1 channels h w"] in the
+            scheduler's own form, for a guidance whose ``needs_background`` says so.
         step_at: The step with given scales (alpha, sigma), normalised as the network expects it, at the nearest
             training timestep; for questions about latents with another noise level.
         exchange: Moves tensors between ranks, to share the guidance's own work.
@@ -119,6 +143,9 @@ class GuidanceContext:
         guidance: Name of the guidance in messages.
     """
 
+    point: Point = "canvas"
+    guidance_scale: float = 1.0
+    guidance_rescale: float = 0.0
     key: int = 0
     mask: Tensor | None = None
     patches: Patches | None = None
@@ -126,6 +153,9 @@ class GuidanceContext:
     streams: Streams | None = None
     start: Start | None = None
     ask: Ask | None = None
+    ask_branches: AskBranches | None = None
+    scale: Callable[[Tensor], Tensor] | None = None
+    background: Callable[[tuple[int, int]], Tensor] | None = None
     step_at: Callable[[float, float], Step] | None = None
     exchange: Exchange | None = None
     needs: frozenset[str] | None = None

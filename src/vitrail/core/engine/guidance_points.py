@@ -9,17 +9,22 @@ from attrs import frozen
 from vitrail.core.engine.gradients import CountedGradients
 from vitrail.core.engine.guidance_context import GuidanceContext, subject_tensor
 from vitrail.core.method.cost import Cost
+from vitrail.core.method.members import points_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import Tensor
 
+    from vitrail.core.engine.asked import Shown
+    from vitrail.core.engine.backdrops import Backdrops
     from vitrail.core.engine.forwards import Forwards
     from vitrail.core.engine.gradients import ViewGradients
     from vitrail.core.engine.guidance_context import Subject, Vae
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.engine.run_state import Sampled, Timings
     from vitrail.core.geometry.views import Canvas, Patches, View
-    from vitrail.core.method.micro_batch import SizeConditioning
+    from vitrail.core.method.micro_batch import Branch, SizeConditioning
     from vitrail.core.method.protocols import Guidance, Point
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
@@ -51,6 +56,7 @@ class GuidancePoints:
         plan: What the run does.
         forwards: Calls of the network.
         streams: The run's random streams.
+        backdrops: Noised plain colours.
         vae: None if the backbone has no VAE.
         gradients: For guidance that differentiates.
     """
@@ -58,12 +64,13 @@ class GuidancePoints:
     plan: RunPlan
     forwards: Forwards
     streams: Streams
+    backdrops: Backdrops
     vae: Vae | None = None
     gradients: ViewGradients | None = None
 
     def acts_at(self, point: Point, step: Step) -> bool:
         """Whether a guidance of the step's stage acts at a point."""
-        return any(guidance.point == point for guidance in self.plan.stage(step).guidance)
+        return any(point in points_of(guidance) for guidance in self.plan.stage(step).guidance)
 
     def at(
         self,
@@ -86,8 +93,8 @@ class GuidancePoints:
         """
         state = done.state
         for number, guidance in enumerate(self.plan.stage(step).guidance):
-            if guidance.point == point:
-                scene = self._scene(step, done, guidance, patches, mask)
+            if point in points_of(guidance):
+                scene = self._scene(point, step, done, guidance, patches, mask)
                 subject, state.guidance[number] = self.plan.hooks.guide(
                     step, guidance, subject, scene, state.guidance[number]
                 )
@@ -99,14 +106,29 @@ class GuidancePoints:
         """Return the VAE with its calls recorded in ``timings``; None if there is none."""
         return None if self.vae is None else CountedVae(self.vae, timings)
 
+    def vae_of_background(self, step: Step, timings: Timings) -> Vae | None:
+        """Return the VAE, with its calls recorded where the plan counts them: a resumed run encodes a colour again."""
+        return self.counted_vae(timings) if step.index == self.plan.background_from() else self.vae
+
     def _scene(
-        self, step: Step, done: Sampled, guidance: Guidance, patches: Patches | None, mask: Tensor | None
+        self, point: Point, step: Step, done: Sampled, guidance: Guidance, patches: Patches | None, mask: Tensor | None
     ) -> GuidanceContext:
         def ask(asked: Step, model_input: Tensor, view: View, sizes: SizeConditioning | None = None) -> Tensor:
             return self.forwards.ask(self.plan, step, asked, model_input, view, sizes, done.timings)
 
-        schedule = self.plan.phase(step).stepper.schedule
+        def ask_branches(
+            asked: Step, model_input: Tensor, shown: Sequence[Shown], sizes: SizeConditioning | None = None
+        ) -> Mapping[Branch, Tensor]:
+            return self.forwards.ask_branches(self.plan, step, asked, model_input, shown, sizes, done.timings)
+
+        def background(shape: tuple[int, int]) -> Tensor:
+            return self.backdrops.beyond(step, shape, done.latents, self.vae_of_background(step, done.timings))
+
+        stepper = self.plan.phase(step).stepper
         return GuidanceContext(
+            point=point,
+            guidance_scale=self.plan.scale_at(step),
+            guidance_rescale=self.plan.cfg.rescale,
             key=0 if patches is None else patches.key,
             mask=mask,
             patches=patches,
@@ -114,7 +136,10 @@ class GuidancePoints:
             streams=self.streams,
             start=done.state.start,
             ask=ask,
-            step_at=lambda alpha, sigma: schedule.step_at(step, alpha, sigma),
+            ask_branches=ask_branches,
+            scale=lambda latents: stepper.scale(latents, step.phase_step),
+            background=background,
+            step_at=lambda alpha, sigma: stepper.schedule.step_at(step, alpha, sigma),
             vae=self.counted_vae(done.timings),
             exchange=self.forwards.exchange,
             needs=frozenset(guidance.needs),

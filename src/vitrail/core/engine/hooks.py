@@ -321,7 +321,7 @@ class Hooks:
         asked = self._answers.asked("guidance", step, guidance)
         pair = self._answer("vitrail_guide", step, asked, tuple, **arguments)
         guided, state = returned.check_pair(asked, "(subject, state)", pair)
-        return returned.check_guided(asked, subject, guided, guidance.point), state
+        return returned.check_guided(asked, subject, guided, scene.point), state
 
     def cost(self, step: Step, guidance: Guidance, canvas: Canvas, branches: int) -> Cost:
         """Return the calls of networks of a guidance besides the views'; see ``OptionalGuidance.cost``."""

@@ -16,7 +16,7 @@ from attrs import define, evolve
 from vitrail.core.engine.exchange import Exchange, whole_views
 from vitrail.core.engine.micro_batches import gather_views
 from vitrail.core.method.calls import StrategyCall
-from vitrail.core.method.members import OptionalFusion, OptionalMasking, OptionalPatching, has_own, speaks
+from vitrail.core.method.members import OptionalFusion, OptionalMasking, OptionalPatching, has_own, points_of, speaks
 from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.core.method.returned_values import check_lag
 from vitrail.core.schedule.prediction import Prediction
@@ -41,7 +41,7 @@ Follow = Callable[["Step", "MessageGuidance", Prediction, int, "Tensor | None"],
 
 def message_guidance(stage: Stage) -> tuple[MessageGuidance, ...] | None:
     """Return the stage's guidance, none or one, if it works by messages; None if it does not."""
-    speaking = tuple(guidance for guidance in stage.guidance if speaks(guidance) and guidance.point == "views")
+    speaking = tuple(g for g in stage.guidance if speaks(g) and points_of(g) == ("views",))
     return speaking if len(speaking) == len(stage.guidance) < 2 else None
 
 
@@ -51,7 +51,7 @@ def ranks_are_independent(plan: RunPlan, step: Step) -> bool:
     if plan.regions or plan.hooks.watches_canvas or not phase.stepper.works_by_cell:
         return False  # with regions a view has more rows than another
     steps = [each for each in plan.steps() if (each.phase, each.stage) == (step.phase, step.stage)]
-    if len({plan.own_branches(each) for each in steps}) > 1:
+    if len({plan.views_branches(each) for each in steps}) > 1:
         return False  # rows, and with them the owners of views, would change on the way
     return are_independent(plan.stage(step), phase.canvas, (plan.patches(each)[0] for each in steps))
 

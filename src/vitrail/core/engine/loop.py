@@ -131,7 +131,7 @@ class Loop:
             state.note(step, "the picture so far", done.latents)
             state.compare()  # the last comparison until the canvas is complete again
             state.independent = IndependentRanks(
-                self.exchange, first, speaking, plan.own_branches(step), step.index, resumed_message
+                self.exchange, first, speaking, plan.views_branches(step), step.index, resumed_message
             )
 
     def _grow(self, step: Step, done: Sampled) -> None:

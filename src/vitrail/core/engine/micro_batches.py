@@ -51,7 +51,7 @@ def split_rows(
         row_batch: Largest number of rows per micro-batch.
         sizes: Size conditioning; the stage's if None.
     """
-    num_branches, cond = len(branches), branches.index("cond")
+    num_branches, cond = len(branches), branches.index("cond") if "cond" in branches else 0
     rows = model_input.repeat_interleave(num_branches, dim=0)
     captured = [number * num_branches + cond for number, each in enumerate(asked) if each.is_captured]
     own_texts = any(each.text is not None for each in asked)

@@ -11,7 +11,7 @@ from vitrail.core.config.fields import as_tuple
 from vitrail.core.engine.regions import Regions
 from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.cost import Cost
-from vitrail.core.method.members import OptionalGuidance, has_own
+from vitrail.core.method.members import OptionalGuidance, OptionalPatching, has_own, points_of
 from vitrail.core.method.returned_values import check_branches
 from vitrail.core.schedule.phase import steps_of
 
@@ -81,6 +81,11 @@ class RunPlan:
         """Return the CFG branches of a step, without those that a guidance adds."""
         return self.cfg.branches if self.stage(step).is_guided(step) else ("cond",)
 
+    def views_branches(self, step: Step) -> tuple[Branch, ...]:
+        """Return the CFG branches that every view is asked with: those of the step, unless a guidance limits them."""
+        limits = (OptionalGuidance.of(guidance).views_branches for guidance in self.stage(step).guidance)
+        return next(filter(None, limits), self.own_branches(step))
+
     def stage(self, step: Step) -> Stage:
         """Return the stage of a step."""
         return self.composition.stages[step.stage]
@@ -90,22 +95,22 @@ class RunPlan:
         return self.phases[step.phase]
 
     def scale_at(self, step: Step) -> float:
-        """Return the guidance scale of a step, with the factor of its stage."""
-        return self.cfg.scale * self.stage(step).guidance_factor
+        """Return the guidance scale of a step, with the factors of its stage."""
+        return self.cfg.scale * self.stage(step).factor_at(step)
 
     def most_branches(self, step: Step) -> int:
-        """Return the most own branches of any step of a step's stage; an interval of guidance may leave out some."""
+        """Return the most branches of a view at any step of a step's stage; an interval may leave out some."""
         if not self.stage(step).guidance_interval:
-            return len(self.branches)
+            return len(self.views_branches(step))
         steps = steps_of([self.phase(step)])
-        return max(len(self.own_branches(each)) for each in steps if each.stage == step.stage)
+        return max(len(self.views_branches(each)) for each in steps if each.stage == step.stage)
 
     def branches_at(self, step: Step, group: int = 0) -> tuple[Branch, ...]:
-        """Return the CFG branches of a step; a guidance may add further ones for the main group."""
-        own = self.own_branches(step)
+        """Return the CFG branches that views are asked with; a guidance may add further ones for the main group."""
+        own = self.views_branches(step)
         found = list(own)
         stage = self.stage(step)
-        for guidance in () if group else (guidance for guidance in stage.guidance if guidance.point == "branches"):
+        for guidance in () if group else (each for each in stage.guidance if "branches" in points_of(each)):
             wanted = OptionalGuidance.of(guidance).branches(step)
             found += check_branches(StrategyCall("guidance", guidance, step), wanted, own)
         return tuple(found)
@@ -157,10 +162,25 @@ class RunPlan:
         costs += [Cost(decodes=1, encodes=1) for p in self.phases if p.enter is not None and p.enter.resize == "pixels"]
         views: dict[tuple[int, ...], Cost] = {}
         for step in self.steps()[self.first :]:
-            place = (step.phase, step.stage, len(self.own_branches(step)), step.index if self.regions else 0)
+            place = (step.phase, step.stage, len(self.views_branches(step)), step.index if self.regions else 0)
             views[place] = views.get(place) or self.cost_of_views(step)
             costs += [views[place], *self._cost_of_guidance(step)]
-        return Cost.total([*costs, Cost(encodes=self.count_colours())])
+        return Cost.total([*costs, Cost(encodes=self.count_colours() + (self.background_from() is not None))])
+
+    def fills_up(self, step: Step, group: int = 0) -> bool:
+        """Whether the views of a group show a noised plain colour beyond the ends of the canvas."""
+        stage = self.stage(step)
+        patching = stage.patching if group == 0 else stage.extra_views[group - 1].patching
+        return OptionalPatching.of(patching).needs_background(self.phase(step).canvas)
+
+    def background_from(self) -> int | None:
+        """Return the first step at which the network sees a noised plain colour beyond the canvas; None if none."""
+        for step, _ in self.stage_starts():
+            stage, canvas = self.stage(step), self.phase(step).canvas
+            asks = any(OptionalGuidance.of(each).needs_background(canvas) for each in stage.guidance)
+            if asks or any(self.fills_up(step, group) for group in range(1 + len(stage.extra_views))):
+                return step.index
+        return None
 
     def count_colours(self) -> int:
         """Return the number of plain colours that are encoded for regions at the first step."""
@@ -184,15 +204,15 @@ class RunPlan:
         return Cost.total([self.cost_of_views(step), *self._cost_of_guidance(step)])
 
     def cost_of_views(self, step: Step) -> Cost:
-        """Return the rows of all view groups at a step, with the run's own branches."""
-        branches = len(self.own_branches(step))
+        """Return the rows of all view groups at a step, without the branches that a guidance adds."""
+        branches = len(self.views_branches(step))
         return Cost.total(
             [Cost(rows={cells: forwards * branches}) for cells, forwards in self.forwards_of_groups(step)]
         )
 
     def _cost_of_guidance(self, step: Step) -> list[Cost]:
         """Return the further branches of the main group and the guidance's own calls."""
-        costs, branches = [], len(self.own_branches(step))
+        costs, branches = [], len(self.views_branches(step))
         more = len(self.branches_at(step)) - branches
         if more:
             cells, forwards = self.forwards_of_groups(step)[0]

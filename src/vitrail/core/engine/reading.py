@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitrail.core.engine.guidance_points import GuidancePoints
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.engine.run_state import Sampled
-    from vitrail.core.geometry.views import Patches
+    from vitrail.core.geometry.views import Patches, View
     from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.step import Step
 
@@ -99,6 +99,8 @@ class ViewReader:
             shown = gather_views(hooks.prepare(step, scaled, canvas, group), patches.views)
         else:
             shown = plan.phase(step).stepper.scale(inputs, step.phase_step)
+        if plan.fills_up(step, group):
+            shown = self._filled_up(step, latents, shown, patches.views, done)
         pairs = plan.regions.asked(canvas, patches)
         texts: Sequence[str | None] = ()
         captured: int | None = None
@@ -118,6 +120,26 @@ class ViewReader:
         done.timings.count(batches)
         views = gather_views(latents, patches.views) if inputs is None else inputs
         return Reading(group, patches, views, batches, pairs)
+
+    def _filled_up(self, step: Step, latents: Tensor, shown: Tensor, views: Sequence[View], done: Sampled) -> Tensor:
+        """Return the views with a noised plain colour in the cells that they have beyond the canvas.
+
+        Args:
+            step: Position of the run.
+            latents: The canvas, for channels and device.
+            shown: Scaled latents of the views, Float32[Tensor, "views batch channels h w"].
+            views: The views.
+            done: State of the picture.
+        """
+        import torch
+
+        if not any(view.leaves for view in views):
+            return shown
+        vae = self.guidance.vae_of_background(step, done.timings)
+        around = self.backdrops.beyond(step, views[0].shape, latents, vae)
+        around = self.plan.phase(step).stepper.scale(around, step.phase_step)
+        inside = gather_views(torch.ones_like(latents[:1, :1]), views) > 0
+        return torch.where(inside, shown, around.expand_as(shown))
 
     def _asked(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from vitrail.core.engine.asked import AskedPairs
+from vitrail.core.engine.asked import AskedPairs, Shown
 from vitrail.core.engine.micro_batches import permute_views
 from vitrail.core.engine.region_areas import area_of_box, area_of_mask, feathered, shares_of
 from vitrail.core.geometry.views import Patches
@@ -156,22 +156,25 @@ class Regions:
         depth = 1 if patches.permutation is None else patches.permutation.shape[2]
         return seen.expand(-1, -1, depth, -1, -1)
 
-    def asked_of(self, canvas: Canvas, view: View) -> AskedPairs:
+    def asked_of(self, canvas: Canvas, shown: Shown) -> AskedPairs:
         """Return the texts that a question about a view is asked with: all that have a share of the canvas.
 
         So many are known before the view is. Where the view goes beyond the canvas the edge is repeated.
 
         Args:
             canvas: The canvas.
-            view: Any view of it.
+            shown: Any part of it.
         """
         if not self:
             return AskedPairs.once(1)
         present = self._present(canvas)
         if present == [0]:
             return AskedPairs.once(1)
-        rows, cols = _cells(view.vertical, canvas.height), _cells(view.horizontal, canvas.width)
-        seen = self.shares(canvas)[:, rows][:, :, cols]
+        rows, cols = shown.cells or (
+            _cells(shown.view.vertical, canvas.height),
+            _cells(shown.view.horizontal, canvas.width),
+        )
+        seen = self.shares(canvas)[:, list(rows)][:, :, list(cols)]
         return AskedPairs([(0, text) for text in present], seen[present][:, None, None])
 
     def bootstrapped(self, step: Step, canvas: Canvas) -> list[int]:

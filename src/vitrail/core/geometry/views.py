@@ -32,10 +32,11 @@ class Span:
         step: Distance between neighbouring cells.
         length: Length of the axis if its ends meet, so that the span may continue across them; else None.
         limit: Length of an axis that the span leaves at an end, where cells read as 0 and are not written; else None.
+        context: Cells at either end that are read and not written: what is said of them is dropped.
 
     Raises:
-        ShapeError: If the axis wraps and the span starts outside it or contains a cell twice, or if the span lies
-            wholly outside.
+        ShapeError: If the axis wraps and the span starts outside it or contains a cell twice, if the span lies wholly
+            outside, or if it is all context.
     """
 
     start: int
@@ -43,8 +44,11 @@ class Span:
     step: int = 1
     length: int | None = field(default=None, order=False)
     limit: int | None = field(default=None, order=False)
+    context: tuple[int, int] = (0, 0)
 
     def __attrs_post_init__(self) -> None:
+        if min(self.context) < 0 or sum(self.context) >= max(1, self.count):
+            raise ShapeError(f"{self} has no cell besides its context")
         if self.limit is not None and (self.length is not None or not self._inside):
             raise ShapeError(f"{self} may leave its axis and has no cell on it, or goes across ends that meet")
         if self.length is None:
@@ -89,6 +93,21 @@ class Span:
         first = slice(self.start, self.length, self.step), slice(0, before)
         begin = self.start + before * self.step - self.length
         return first, (slice(begin, last - self.length + 1, self.step), slice(before, self.count))
+
+    @property
+    def written(self) -> tuple[Part, ...]:
+        """The contiguous parts of the span without its context: the cells that its answer counts for."""
+        before, after = self.context
+        if before == after == 0:
+            return self.pieces
+        start = self.start + before * self.step
+        inner = evolve(
+            self,
+            start=start if self.length is None else start % self.length,
+            count=self.count - before - after,
+            context=(0, 0),
+        )
+        return tuple((axis, slice(own.start + before, own.stop + before)) for axis, own in inner.pieces)
 
     @property
     def is_round(self) -> bool:
@@ -154,11 +173,17 @@ class View:
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """The view's contiguous parts: one, or up to four if it crosses the ends of the canvas."""
-        return tuple(
-            Piece(rows, cols, view_rows, view_cols)
-            for rows, view_rows in self.vertical.pieces
-            for cols, view_cols in self.horizontal.pieces
-        )
+        return _pieces(self.vertical.pieces, self.horizontal.pieces)
+
+    @property
+    def written(self) -> tuple[Piece, ...]:
+        """The contiguous parts of the view without its context, to which ``write`` and ``add_to`` keep."""
+        return _pieces(self.vertical.written, self.horizontal.written)
+
+    @property
+    def leaves(self) -> bool:
+        """Whether some cells of the view lie beyond the ends of the canvas."""
+        return self.vertical.leaves or self.horizontal.leaves
 
     @property
     def rolled(self) -> View:
@@ -172,7 +197,7 @@ class View:
             Float[Tensor, "*lead h w"]: a slice of the canvas, or a copy if the view crosses an end of the canvas, with
             zeros for cells beyond an end that it leaves.
         """
-        pieces, leaves = self.pieces, self.vertical.leaves or self.horizontal.leaves
+        pieces, leaves = self.pieces, self.leaves
         if len(pieces) == 1 and not leaves:
             return canvas[..., pieces[0].rows, pieces[0].cols]
         shape = (*canvas.shape[:-2], *self.shape)
@@ -182,19 +207,26 @@ class View:
         return cells
 
     def write(self, canvas: Tensor, values: Tensor) -> None:
-        """Write values, Float[Tensor, "*lead h w"], into the view's cells of a canvas, in place."""
-        for piece in self.pieces:
+        """Write values, Float[Tensor, "*lead h w"], into the view's cells of a canvas, in place; not its context."""
+        for piece in self.written:
             canvas[..., piece.rows, piece.cols] = values[..., piece.view_rows, piece.view_cols]
 
     def add_to(self, canvas: Tensor, values: Tensor) -> None:
-        """Add values, Float[Tensor, "*lead h w"], to the view's cells of a canvas, in place."""
-        for piece in self.pieces:
+        """Add values, Float[Tensor, "*lead h w"], to the view's cells of a canvas, in place; not its context."""
+        for piece in self.written:
             canvas[..., piece.rows, piece.cols] += values[..., piece.view_rows, piece.view_cols]
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of what the network sees, in latent cells."""
         return self.vertical.count, self.horizontal.count
+
+
+def _pieces(vertical: tuple[Part, ...], horizontal: tuple[Part, ...]) -> tuple[Piece, ...]:
+    """Return every pair of a part of the rows and one of the columns."""
+    return tuple(
+        Piece(rows, cols, view_rows, view_cols) for rows, view_rows in vertical for cols, view_cols in horizontal
+    )
 
 
 @frozen(eq=False)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Self, TypeGuard, cast
 
 from vitrail.core.method.cost import Cost, UpscalingCost
-from vitrail.core.method.protocols import MessageGuidance
+from vitrail.core.method.protocols import MessageGuidance, Point
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +77,13 @@ class OptionalPatching(ReadsFiles):
 
     shows_whole: bool = False  # every view shows the whole picture, so its maps are the picture's
 
+    def needs_background(self, canvas: Canvas) -> bool:
+        """Whether cells that views have beyond the ends of a canvas show a noised plain colour instead of zeros.
+
+        A model needs a VAE to encode the colour; the call of it is counted.
+        """
+        return False
+
     def outline(self, step: Step, canvas: Canvas) -> Outline:
         """Return number and shape of the views that ``patch`` will return; without it views are laid out and counted.
 
@@ -110,6 +117,12 @@ class OptionalGuidance(ReadsFiles):
     follows_start: bool = False  # needs the picture of the size before, so it is refused at the first size
     compares_pictures: bool = False  # needs the resized picture in pixels, so enter.resize = "latents" is refused
     is_idle: bool = False  # does nothing, as the null strategy
+    also_at: tuple[Point, ...] = ()  # further points of a step at which it acts, with the same state; see scene.point
+    views_branches: tuple[Branch, ...] = ()  # the only CFG branches that views are asked with; () for the run's
+
+    def needs_background(self, canvas: Canvas) -> bool:
+        """Whether it fills up what it asks about with ``scene.background``; see ``OptionalPatching``."""
+        return False
 
     def branches(self, step: Step) -> tuple[Branch, ...]:
         """Return the CFG branches that a guidance at "branches" needs besides the run's."""
@@ -213,6 +226,16 @@ OPTIONAL: dict[str, type[ReadsFiles] | type[OptionalRectification]] = {
 def recalls(strategy: object) -> bool:
     """Whether a mask source or a prompting needs kept attention maps."""
     return OptionalMasking.of(strategy).recalls
+
+
+def points_of(guidance: Guidance) -> tuple[Point, ...]:
+    """Return the points of a step at which a guidance acts."""
+    return (guidance.point, *OptionalGuidance.of(guidance).also_at)
+
+
+def combines_branches(guidance: Guidance) -> bool:
+    """Whether a guidance says itself how the CFG branches are combined, so that it needs both and must be alone."""
+    return "branches" in points_of(guidance) or bool(OptionalGuidance.of(guidance).views_branches)
 
 
 def speaks(guidance: Guidance) -> TypeGuard[MessageGuidance]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from attrs import evolve, field, frozen
 from attrs import validators as v
 
-from vitrail.core.config.fields import as_tuple
+from vitrail.core.config.fields import as_tuple, later
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,7 @@ class SizeConditioning:
     original: Size = field(default="canvas", validator=v.in_(SIZES))  # size before scaling
     target: Size = field(default="canvas", validator=v.in_(SIZES))  # size as shown
     crop: Crop = field(default="view", validator=v.in_(CROPS))  # crop offset of a view; padded: as in DemoFusion's code
+    factor: int = later(default=1, validator=v.ge(1))  # multiplies the original and the target size
 
 
 TextKey = tuple[str | None, str | None]  # prompt and negative prompt, None where they are the run's

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from attrs import frozen
+
+from vitrail.core.schedule.step import Point as Point  # where authors of plugins look for it
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
     from vitrail.core.schedule.streams import Streams
-
-Point = Literal["before", "inputs", "branches", "views", "canvas", "after"]
 
 
 @frozen(eq=False, kw_only=True)
@@ -163,7 +163,10 @@ class Guidance(Protocol):
     - ``canvas``: the ``Prediction`` of the canvas;
     - ``after``: the latents after the scheduler's step.
 
-    All optional members are in ``members.OptionalGuidance``, and those of guidance by messages in ``MessageGuidance``.
+    A guidance may act at further points of a step, with one state: ``also_at``, and ``scene.point`` says which it is.
+    One that adds the branches of classifier-free guidance itself may limit those that views are asked with,
+    ``views_branches``, and ask for others by ``scene.ask_branches``. All optional members are in
+    ``members.OptionalGuidance``, and those of guidance by messages in ``MessageGuidance``.
     """
 
     needs: ClassVar[frozenset[str]]

@@ -191,10 +191,20 @@ def _odd_options(slot: str, cls: type) -> Iterator[str]:
         value = inspect.getattr_static(cls, member, default)
         if member not in _fields(cls) and not isinstance(value, (property, type(default))):
             yield f"{cls.__name__}.{member} must be a {type(default).__name__}, got {value!r}"
+    if slot == "guidance":
+        yield from _odd_points(cls)
     given = [member for member in MESSAGES if _has(cls, member)] if slot == "guidance" else []
     if given and len(given) < len(MESSAGES):
         rest = ", ".join(member for member in MESSAGES if member not in given)
         yield f"{cls.__name__} has {', '.join(given)} and lacks {rest}; guidance by messages needs all of them"
+
+
+def _odd_points(cls: type) -> Iterator[str]:
+    """Yield what is wrong with the further points of a guidance."""
+    more, point = (inspect.getattr_static(cls, name, None) for name in ("also_at", "point"))
+    if isinstance(more, tuple) and (len({point, *more}) <= len(more) or not set(more) <= set(get_args(Point))):
+        known = ", ".join(each for each in get_args(Point) if each != point)
+        yield f"{cls.__name__}.also_at must be points among {known}, each once, got {more!r}"
 
 
 def _strangers(slot: str, cls: type) -> Iterator[str]:

@@ -325,7 +325,7 @@ def _keeps_to(span: Span, length: int, wraps: bool) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def uncovered(views: tuple[View, ...], height: int, width: int) -> tuple[int, int] | None:
-    """Return the first cell (row, column) of a canvas that lies in no view; None if all are covered.
+    """Return the first cell (row, column) of a canvas that lies in no view, its context apart; None if all do.
 
     Args:
         views: Views that lie on it.
@@ -333,7 +333,7 @@ def uncovered(views: tuple[View, ...], height: int, width: int) -> tuple[int, in
         width: Width of the canvas, cells.
     """
     covered = [bytearray(width) for _ in range(height)]
-    for piece in (piece for view in views for piece in view.pieces):
+    for piece in (piece for view in views for piece in view.written):
         mark = bytes([1]) * len(range(width)[piece.cols])
         for y in range(height)[piece.rows]:
             covered[y][piece.cols] = mark

@@ -14,6 +14,7 @@ from vitrail.core.config.fields import RAMPS, as_items, as_tuple, later, share
 from vitrail.core.method.cascade import Enter
 from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification, Upscaler
+from vitrail.core.method.repeat import Repeat
 from vitrail.core.schedule.step import Ramp
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Stage:
     guidance_interval: tuple[float, ...] = later(
         default=(), converter=as_tuple, validator=_interval
     )  # of noise levels sigma / alpha, (low, high], or [low] with all above; elsewhere no "uncond" is asked. () for all
+    repeat: Repeat | None = later(default=None)  # do every timestep more than once, its noise added again in between
     remember: bool = False  # keep the mean of its attention maps, word by word, for later stages
     scale_batch: int | None = field(
         default=None, validator=v.optional(v.ge(1))
@@ -116,6 +118,16 @@ class Stage:
             return True
         low, high = (*self.guidance_interval, math.inf)[:2]
         return low < step.noise_level <= high
+
+    def factor_at(self, step: Step) -> float:
+        """Return what multiplies the run's guidance scale at a step of this stage."""
+        again = self.repeat.guidance_factor if self.repeat is not None and step.repeat else 1.0
+        return self.guidance_factor * again
+
+    @property
+    def repeats(self) -> int:
+        """How often every timestep is done again."""
+        return 0 if self.repeat is None else self.repeat.times
 
     def strategies(self) -> Iterator[tuple[str, Strategy]]:
         """Yield every strategy with the slot that it fills."""

@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, cast
 
 from vitrail.core.method.attention_maps import NEEDS_OF_KINDS, AttentionRequest
 from vitrail.core.method.cascade import Cascade, Enter, Finish
-from vitrail.core.method.members import OptionalGuidance, OptionalMasking, OptionalPatching, has_own, recalls
+from vitrail.core.method.members import (
+    OptionalGuidance,
+    OptionalMasking,
+    OptionalPatching,
+    combines_branches,
+    has_own,
+    points_of,
+    recalls,
+)
 from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.registration import misfits, odd_values
+from vitrail.core.method.repeat import Repeat
 from vitrail.core.method.stage import Place, Stage, ViewGroup, places
 from vitrail.errors import CompositionError, shortened
 
@@ -61,9 +70,9 @@ def _of_stage(index: int, stage: Stage) -> Iterator[str]:
         if not isinstance(getattr(stage, name), tuple):
             yield f"{path}.{name}: expected a list, got {described(getattr(stage, name))}; put [ ] around it"
             lists = False
-    for name, kind in (("enter", Enter), ("sizes", SizeConditioning), ("remember", bool)):
+    for name, kind in (("enter", Enter), ("repeat", Repeat), ("sizes", SizeConditioning), ("remember", bool)):
         value = getattr(stage, name)
-        if not isinstance(value, kind) and not (name == "enter" and value is None):
+        if not isinstance(value, kind) and not (name in ("enter", "repeat") and value is None):
             yield f"{path}.{name}: expected {_a(kind.__name__)}, got {described(value)}"
     if not lists:
         return
@@ -141,6 +150,7 @@ def refuse(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:
     _refuse_forgotten(stages)
     for index, stage in enumerate(stages):
         _refuse_exclusive(index, stage)
+        _refuse_unasked(index, stage)
         _refuse_parts_remembered(index, stage)
         _refuse_unread(index, stage)
         _refuse_unprepared(index, stage)
@@ -160,13 +170,30 @@ def _shows_whole(stage: Stage) -> bool:
 
 def _refuse_exclusive(index: int, stage: Stage) -> None:
     """Refuse two guidances of one stage that both combine the CFG branches."""
-    names = [_name(guidance) for guidance in stage.guidance if guidance.point == "branches"]
+    names = [_name(guidance) for guidance in stage.guidance if combines_branches(guidance)]
     if len(names) > 1:
         raise ValueError(f"stages.{index}: {' and '.join(names)} both say how branches are combined; keep one")
     if names and stage.guidance_interval:
         raise ValueError(
             f"stages.{index}.guidance_interval: {names[0]} combines both branches at every step, and outside of the "
             "interval there is one; leave one of them out"
+        )
+
+
+def _refuse_unasked(index: int, stage: Stage) -> None:
+    """Refuse what is about the text of views that a guidance leaves without their conditional branch."""
+    names = [_name(g) for g in stage.guidance if "cond" not in (OptionalGuidance.of(g).views_branches or ("cond",))]
+    if not names:
+        return
+    reading = {
+        "masking": stage.masking.request is not None,
+        "remember": stage.remember,
+        "prompting": stage.prompting.request is not None or recalls(stage.prompting),
+    }
+    for name in (each for each, reads in reading.items() if reads):
+        raise ValueError(
+            f"stages.{index}.{name}: it is about how views see the prompt, and {names[0]} has them asked without it; "
+            "leave one of them out"
         )
 
 
@@ -225,7 +252,7 @@ def _refuse_unread(index: int, stage: Stage) -> None:
         names = " and ".join(map(_name, acting))
         reads = "reads" if len(acting) == 1 else "read"
         raise ValueError(f'{what} would be ignored, since {names} {reads} no mask; set masking = "none"')
-    blind = [_name(g) for g in readers if g.point == "canvas" and not OptionalMasking.of(masking).knows_whole]
+    blind = [_name(g) for g in readers if "canvas" in points_of(g) and not OptionalMasking.of(masking).knows_whole]
     if blind:
         raise ValueError(
             f"{what} would be ignored by {blind[0]}: it is of the key view, and {blind[0]} guides the canvas; set "
@@ -235,7 +262,7 @@ def _refuse_unread(index: int, stage: Stage) -> None:
 
 def _refuse_unprepared(index: int, stage: Stage) -> None:
     """Refuse a patching that changes the canvas beside guidance that gives views latents of their own."""
-    movers = [_name(guidance) for guidance in stage.guidance if guidance.point == "inputs"]
+    movers = [_name(guidance) for guidance in stage.guidance if "inputs" in points_of(guidance)]
     if movers and has_own(stage.patching, OptionalPatching.prepare):
         raise ValueError(
             f"stages.{index}.patching: {_name(stage.patching)} changes the canvas before its views are read, but "

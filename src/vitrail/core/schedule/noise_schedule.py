@@ -18,6 +18,7 @@ from attrs import evolve, field, frozen
 
 from vitrail.core.config.ambient import plain_defaults
 from vitrail.core.config.fields import as_tuple
+from vitrail.core.schedule.repeating import check_repeatable
 from vitrail.core.schedule.scheduler_noise import check_own_noise
 from vitrail.core.schedule.step import PredictionType, Step
 from vitrail.core.schedule.step_options import numbers_of_method, refuse_unknown_options
@@ -313,6 +314,7 @@ class Stepper:
         self._options = dict(solver_args or {})
         if self._options:
             refuse_unknown_options(type(scheduler).__name__, numbers_of_method(type(scheduler).step), self._options)
+        self._num_steps, self._timestep_options = num_inference_steps, dict(set_timesteps or {})
         _set_timesteps(scheduler, num_inference_steps, set_timesteps or {})
         _refuse_rising(scheduler, set_timesteps or {})
         self._scheduler: Any = scheduler
@@ -333,9 +335,36 @@ class Stepper:
 
     @plain_defaults()
     def begin_at(self, first: int) -> None:
-        """Start at a later step, as img2img does; must be the first call."""
+        """Start at a later step, as img2img does; must be the first call after the timesteps were set."""
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(first)
+
+    @plain_defaults()
+    def check_repeatable(self) -> None:
+        """Refuse a scheduler that cannot do a timestep again; see ``repeating.check_repeatable``."""
+        check_repeatable(self._scheduler, self._takes_generator, self._options)
+
+    @plain_defaults()
+    def again(self, latents: Tensor, noise: Tensor, index: int) -> Tensor:
+        """Go back to a step that was just done: add its noise again, and set the scheduler to do it once more.
+
+        With latents ``a' x0 + s' n'`` after the step, the result ``k x + sqrt(s^2 - k^2 s'^2) n`` with ``k = a / a'``
+        is distributed as the latents before it; for a variance preserving schedule that is the training betas walked up
+        again, each with fresh noise (Lugmayr et al., 2022, https://arxiv.org/abs/2201.09865, eq. 8).
+
+        Args:
+            latents: After the step, Float32[Tensor, "batch channels height width"].
+            noise: Standard normal noise of the same shape.
+            index: The step in the schedule, not its last.
+
+        Returns:
+            Float32[Tensor, "batch channels height width"].
+        """
+        _set_timesteps(self._scheduler, self._num_steps, self._timestep_options)
+        self.begin_at(index)
+        alphas, sigmas = self.schedule.alphas, self.schedule.sigmas
+        kept = alphas[index] / alphas[index + 1]
+        return kept * latents + math.sqrt(max(0.0, sigmas[index] ** 2 - (kept * sigmas[index + 1]) ** 2)) * noise
 
     @plain_defaults()
     def noised(self, latents: Tensor, noise: Tensor, index: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ class Phase:
         stages: Numbers of the composition's stages.
         ends: First step after each of them, in this phase's schedule.
         first: First step of the schedule that is done.
+        repeats: How often each timestep of each of the stages is done again, except the last of the schedule; () for
+            never.
         enter: How the picture so far enters this phase; None for the first phase.
     """
 
@@ -37,6 +40,7 @@ class Phase:
     stages: tuple[int, ...] = field(converter=as_tuple)
     ends: tuple[int, ...] = field(converter=as_tuple)
     first: int = 0
+    repeats: tuple[int, ...] = field(converter=as_tuple, default=())
     enter: Enter | None = None
 
     @property
@@ -66,6 +70,22 @@ def steps_of(phases: Sequence[Phase]) -> list[Step]:
     for phase in phases:
         begin = phase.first if phase.number else 0
         ends = [max(end, begin) for end in phase.ends]
-        steps = phase.stepper.schedule.steps(ends, phase.stages, begin)
+        steps = _repeated(phase, phase.stepper.schedule.steps(ends, phase.stages, begin))
         found += [evolve(s, index=len(found) + i, phase=phase.number) for i, s in enumerate(steps)]
     return [evolve(step, num_steps=len(found)) for step in found]
+
+
+def _repeated(phase: Phase, steps: list[Step]) -> list[Step]:
+    """Return the steps of a phase with those that are done again; steps that are skipped are not."""
+    if not any(phase.repeats):
+        return steps
+    times = dict(zip(phase.stages, phase.repeats, strict=True))
+    found: list[Step] = []
+    for step in steps:
+        more = times[step.stage] if phase.first <= step.phase_step < step.phase_num_steps - 1 else 0
+        found += [evolve(step, repeat=number, num_repeats=more) for number in range(more + 1)]
+    counts, seen = Counter(step.stage for step in found), Counter[int]()
+    for number, step in enumerate(found):
+        found[number] = evolve(step, stage_step=seen[step.stage], stage_num_steps=counts[step.stage])
+        seen[step.stage] += 1
+    return found

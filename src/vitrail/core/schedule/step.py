@@ -9,6 +9,7 @@ from attrs import Factory, field, frozen
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 Ramp = Literal["constant", "cosine", "linear", "timestep"]
+Point = Literal["before", "inputs", "branches", "views", "canvas", "after"]  # of a step, where guidance acts
 
 
 @frozen(kw_only=True)
@@ -31,6 +32,8 @@ class Step:
         train_timesteps: Number of timesteps that the network was trained at.
         next_alpha: Signal scale of the latents after the scheduler's step; 1 after the last one.
         next_sigma: Noise scale of the latents after the scheduler's step; 0 after the last one.
+        repeat: How often this timestep was done before.
+        num_repeats: How often this timestep is done again in all.
     """
 
     index: int
@@ -48,6 +51,8 @@ class Step:
     train_timesteps: int = 1000
     next_alpha: float = 1.0
     next_sigma: float = 0.0
+    repeat: int = 0
+    num_repeats: int = 0
 
     @property
     def norm(self) -> float:

@@ -24,6 +24,7 @@ Tail = Literal["spread", "shift"]
 Grid = Literal["fixed", "moving"]
 Redraw = Literal["step", "size"]
 Border = Literal["stay", "leave"]
+Pad = Literal["none", "background"]
 
 
 @frozen(kw_only=True)
@@ -41,6 +42,10 @@ class Windows:
     are moved together at each step, so that the seams of a step lie within windows of the next and no overlap is
     needed. On an axis whose ends do not meet, windows that would leave the canvas stop at its border, and there are as
     many as leave the seams at least half a window to move in.
+
+    Context is that of ElasticDiffusion (Haji-Ali et al., 2023, https://arxiv.org/abs/2311.18822): the network sees more
+    than a window, and its answer counts in the window. At a border that side's half is taken on the other side; where
+    window and context reach the length of an axis, one window takes it whole.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -53,10 +58,19 @@ class Windows:
     # and moves the last window back; spread: all gaps share what is left over
     border: Border = later(default="stay", validator=v.in_(("stay", "leave")))  # with jitter: whether windows on the
     # border stay or leave the canvas, over zeros
+    context: float = later(default=0.0, validator=v.ge(0))  # share of a window that the network sees besides, half of
+    # it on either side; what it says of that is dropped
+    pad: Pad = later(default="none", validator=v.in_(("none", "background")))  # on an axis shorter than a window:
+    # background: keep its size, over a noised plain colour; none: become as short
 
     def __attrs_post_init__(self) -> None:
         if self.border == "leave" and not self.jitter:
             raise ValueError("'border = \"leave\"' is about windows that jitter; set jitter = true, or leave it out")
+        if self.border == "leave" and (self.context or self.pad != "none"):
+            raise ValueError(
+                "windows that leave the canvas look at zeros, and those with 'context' or 'pad' at other cells; set "
+                'border = "stay", or leave the others out'
+            )
         if self.jitter and self.grid == "moving":
             raise ValueError('jitter moves each window and grid = "moving" all of them; choose one')
         if self.grid == "moving" and self.tail != "spread":
@@ -81,7 +95,11 @@ class Windows:
     def outline(self, step: Step, canvas: Canvas) -> Outline:
         """The number of windows, and the height and width of one in latent cells."""
         rows, cols = self._axes(canvas)
-        return Outline(len(rows.starts) * len(cols.starts), (rows.window, cols.window))
+        return Outline(len(rows.starts) * len(cols.starts), (rows.seen, cols.seen))
+
+    def needs_background(self, canvas: Canvas) -> bool:
+        """Whether an axis is shorter than a window that keeps its size there."""
+        return any(axis.seen > axis.length for axis in self._axes(canvas))
 
     def _axes(self, canvas: Canvas) -> tuple[_Axis, _Axis]:
         size = self.size or canvas.native
@@ -89,13 +107,18 @@ class Windows:
         return rows, self._axis(canvas.width, size, canvas.wraps("x"))
 
     def _axis(self, length: int, size: int, wraps: bool) -> _Axis:
-        window = min(size, length)
+        if length < size and self.pad == "background" and not wraps:
+            return _Axis(length, size, (0,), wraps)
+        window, context = min(size, length), round(min(size, length) * self.context)
+        if window + context >= length:
+            window, context = length, 0
         stride = max(1, round(window * (1 - self.overlap)))
         moves = self.grid == "moving" and length > window and not wraps
         starts = (
             moving_starts(length, window, stride) if moves else window_starts(length, window, stride, self.tail, wraps)
         )
-        return _Axis(length, window, starts, wraps, stride if self.tail == "shift" else None, self.border == "leave")
+        step = stride if self.tail == "shift" else None
+        return _Axis(length, window, starts, wraps, step, self.border == "leave", context)
 
     def _moved(self, step: Step, streams: Streams, rows: _Axis, cols: _Axis) -> tuple[_Axis, _Axis]:
         once = ("grid of a size", step.phase) if self.redraw == "size" else ("grid", step.index)
@@ -122,6 +145,7 @@ class _Axis:
         wraps: Whether the ends of the axis meet.
         stride: Distance that the windows keep; None if they spread.
         leaves: Whether windows on the border may leave the axis.
+        context: Cells that the network sees besides.
     """
 
     length: int
@@ -130,16 +154,28 @@ class _Axis:
     wraps: bool
     stride: int | None = None
     leaves: bool = False
+    context: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Cells of a window with its context."""
+        return self.window + self.context
 
     def span(self, start: int, shift: int) -> Span:
         """A window moved by ``shift`` cells, held within the canvas unless the axis wraps or may be left."""
+        if self.window > self.length:
+            return Span((self.length - self.window) // 2, self.window, limit=self.length)
+        before = self.context // 2
         if self.wraps:
-            return Span((start + shift) % self.length, self.window, 1, self.length)
+            around = (before, self.context - before)
+            return Span((start + shift - before) % self.length, self.seen, 1, self.length, context=around)
         moved = start + shift
         held = min(max(moved, 0), self.starts[-1])
         if self.leaves and moved != held:
             return Span(moved, self.window, limit=self.length)
-        return Span(held, self.window)
+        first = min(max(held - before, 0), self.length - self.seen)
+        before = held - first
+        return Span(first, self.seen, context=(before, self.context - before))
 
     def moved(self, draw: float) -> _Axis:
         """All windows moved back together, by a share in [0, 1) of the way that leaves no cell uncovered."""

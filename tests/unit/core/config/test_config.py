@@ -18,6 +18,8 @@ from vitrail.core.config.overrides import override
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.cascade import Cascade, Enter, Finish
 from vitrail.core.method.composition import Composition
+from vitrail.core.method.members import combines_branches
+from vitrail.core.method.repeat import Repeat
 from vitrail.core.method.stage import SharedPrompt, Stage, ViewGroup
 from vitrail.errors import ConfigError, VitrailError, nearest
 from vitrail.plugins.masking.none import NoMask
@@ -173,10 +175,11 @@ stages = st.builds(
     fusion=strategies_of("fusion"),
     masking=strategies_of("masking"),
     guidance=st.lists(strategies_of("guidance"), max_size=3).filter(
-        lambda drawn: sum(guidance.point == "branches" for guidance in drawn) < 2
+        lambda drawn: sum(map(combines_branches, drawn)) < 2
     ),
     prompting=strategies_of("prompting"),
     remember=st.booleans(),
+    repeat=st.none() | st.builds(Repeat, times=st.integers(0, 3), guidance_factor=st.floats(0.1, 2)),
     extra_views=st.lists(families, max_size=2),
     until=st.floats(0, 1),
 )
@@ -199,12 +202,14 @@ def sound(stage, is_first_size):
     guidance = [g for g in stage.guidance if g.point not in unfit]
     guidance = [g for g in guidance if not (is_first_size and getattr(g, "follows_start", False))]
     readers = {g.point for g in guidance if getattr(g, "reads_mask", False)}
+    blind = any(getattr(g, "views_branches", ()) for g in guidance)  # views do not see the prompt
     kept = readers == ({"canvas"} if getattr(stage.masking, "recalls", False) else {"views"}) or not guidance
     return attrs.evolve(
         stage,
         guidance=guidance,
-        masking=stage.masking if kept else NoMask(),
-        remember=stage.remember and getattr(stage.patching, "shows_whole", False),
+        masking=stage.masking if kept and not blind else NoMask(),
+        prompting=SharedPrompt() if blind else stage.prompting,
+        remember=stage.remember and not blind and getattr(stage.patching, "shows_whole", False),
     )
 
 
@@ -218,7 +223,10 @@ def groups(draw, is_first_size):
 @st.composite
 def compositions(draw):
     first, *others = draw(groups(True))
-    first = attrs.evolve(first, remember=True, patching=Whole(), masking=NoMask(), prompting=SharedPrompt())
+    seeing = [guidance for guidance in first.guidance if not getattr(guidance, "views_branches", ())]
+    first = attrs.evolve(
+        first, remember=True, guidance=seeing, patching=Whole(), masking=NoMask(), prompting=SharedPrompt()
+    )
     drawn, cascade = [first, *others], None
     if draw(st.booleans()):
         begin, *further = draw(groups(False))
