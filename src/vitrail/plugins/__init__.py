@@ -13,6 +13,7 @@ from vitrail.plugins.fusion.paste import Paste
 from vitrail.plugins.fusion.scatter import Scatter
 from vitrail.plugins.guidance.anchored import Anchored
 from vitrail.plugins.guidance.attentive import Attentive
+from vitrail.plugins.guidance.direction import Direction
 from vitrail.plugins.guidance.noise_damped import NoiseDamped
 from vitrail.plugins.guidance.none import NoGuidance
 from vitrail.plugins.guidance.skip_residual import SkipResidual
@@ -54,6 +55,7 @@ def vitrail_register(registry: Registry) -> None:
     registry.add("guidance", "noise-damped", NoiseDamped)
     registry.add("guidance", "upsample", UpsampleGuidance)
     registry.add("guidance", "synchronized", Synchronized)
+    registry.add("guidance", "direction", Direction)
     registry.add("masking", "none", NoMask)
     registry.add("masking", "attention", PromptAttention)
     registry.add("masking", "up-block-attention", UpBlockAttention)
