@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.engine.regions import Regions
     from vitrail.core.method.backbone import Backbone
+    from vitrail.core.method.cascade import Enter
     from vitrail.core.schedule.noise_schedule import Stepper
     from vitrail.core.schedule.phase import Phase
 
@@ -178,7 +180,7 @@ class Builder:
 
     def _phases(self, extras: Extras) -> list[Phase]:
         """Return the phases of the run, each with a scheduler of its own."""
-        from vitrail.core.schedule.phase import Phase, first_of
+        from vitrail.core.schedule.phase import Phase
 
         config, groups = self.config, self.composition.groups()
         factor, native = self.backbone.vae_scale_factor, self.backbone.native_size
@@ -186,39 +188,57 @@ class Builder:
         sizes: Sequence[tuple[int, int]] = [(height, width)]
         if self.composition.cascade is not None:
             sizes = self.composition.cascade.pictures(height, width, native * factor, factor, config.wrap)
-        phases = []
-        for number, (height, width) in enumerate(sizes):
+        phases: list[Phase] = []
+        for number, (height, width) in reversed(list(enumerate(sizes))):  # a size may end where the next one takes over
             group = min(number, len(groups) - 1)
             canvas = Canvas.of_picture(height, width, factor, native, config.wrap)
-            stepper = self._stepper(canvas)
             enter = self.composition.stages[groups[group][0]].enter
-            if enter is None:
-                first = self._first_step(extras, stepper)
-            else:
-                share = enter.share(number - 1, len(sizes) - 1)
-                first = first_of(share, config.num_inference_steps, stepper.order)
-                stepper.begin_at(first)
-            calls, skipped = len(stepper.schedule.timesteps), 0 if enter is None else first
+            stepper = self._stepper(canvas, enter)
+            first = self._first_of_size(extras, stepper, enter, number, len(sizes) - 1)
+            after = phases[-1] if phases else None
+            is_cut = after is not None and after.enter is not None and after.enter.relay
+            skipped, end = 0 if enter is None else first, len(stepper.schedule.timesteps)
+            if after is not None and is_cut:
+                end = after.first
+                _refuse_no_steps(first, end, canvas)
             phase = Phase(
                 number=number,
-                canvas=self.composition.pad(canvas, calls - skipped, group),
+                canvas=self.composition.pad(canvas, end - skipped, group),
                 stepper=stepper,
                 stages=groups[group],
-                ends=[skipped + end for end in self.composition.boundaries(calls - skipped, group)],
+                ends=[skipped + each for each in self.composition.boundaries(end - skipped, group)],
                 first=first,
                 repeats=[self.composition.stages[stage].repeats for stage in groups[group]],
                 enter=enter,
+                is_cut=is_cut,
             )
             if any(phase.repeats):
                 stepper.check_repeatable()
             phases.append(phase)
-        return phases
+        return phases[::-1]
 
-    def _stepper(self, canvas: Canvas) -> Stepper:
-        """Return a fresh scheduler, set for a canvas."""
+    def _first_of_size(self, extras: Extras, stepper: Stepper, enter: Enter | None, number: int, count: int) -> int:
+        """Return the first step that is done at size ``number`` of the ``count`` further ones; 0 is the first size."""
+        from vitrail.core.schedule.phase import first_of, relayed_first
+
+        if enter is None:
+            return self._first_step(extras, stepper)
+        num_steps = self.config.num_inference_steps
+        if enter.relay:
+            first = relayed_first(enter.strength[0], number, count, num_steps, stepper.order)
+        else:
+            first = first_of(enter.share(number - 1, count), num_steps, stepper.order)
+        stepper.begin_at(first)
+        return first
+
+    def _stepper(self, canvas: Canvas, enter: Enter | None) -> Stepper:
+        """Return a fresh scheduler, set for a canvas, with as much noise as the method wants there."""
         from vitrail.core.schedule.noise_schedule import Stepper
+        from vitrail.core.schedule.rescheduling import rescheduled
 
         scheduler = self.backbone.new_scheduler(self.config.scheduler)
+        if enter is not None and enter.reschedule:
+            scheduler = rescheduled(scheduler, math.prod(canvas.inner) / canvas.native**2)
         options = self.backbone.timestep_options(scheduler, canvas.height, canvas.width)
         return Stepper(scheduler, self.config.num_inference_steps, options, self.config.scheduler_step)
 
@@ -303,6 +323,16 @@ def check_background(plan: RunPlan, has_vae: bool, model: str) -> None:
         raise CapabilityError(
             f"stage {stage} fills up what is smaller than a training picture with a plain colour, which needs 'vae', "
             f'and model {model!r} has none; set pad = "none" there, or make the picture larger'
+        )
+
+
+def _refuse_no_steps(first: int, end: int, canvas: Canvas) -> None:
+    """Refuse a size whose steps are all done by others: by a picture that is given, or by the size that takes over."""
+    if first >= end:
+        height, width = canvas.picture
+        raise ConfigError(
+            f"the size {width}x{height} would begin at step {first + 1} of its schedule and hand over to the next size "
+            "before it, so it has no step to do; raise the run's strength, or lower enter.strength"
         )
 
 

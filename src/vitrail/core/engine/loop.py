@@ -79,6 +79,8 @@ class Loop:
             self._enter(step, done)
             with _logged(step, done.timings):
                 done.latents, done.prediction = engine.step(step, done)
+            if self._hands_over(step, steps):
+                done.latents = done.prediction.clean
             if engine.watched:  # so that a difference between ranks is not attributed to the observer
                 done.state.compare()
             done.latents, done.steps = on_step(step, done.latents), step.index + 1
@@ -133,6 +135,10 @@ class Loop:
             state.independent = IndependentRanks(
                 self.exchange, first, speaking, plan.views_branches(step), step.index, resumed_message
             )
+
+    def _hands_over(self, step: Step, steps: list[Step]) -> bool:
+        """Whether the next size takes over here, from the clean prediction instead of what the scheduler made of it."""
+        return self.plan.phase(step).is_cut and steps[step.index + 1].phase != step.phase
 
     def _grow(self, step: Step, done: Sampled) -> None:
         """Resize the picture so far to the size of the phase that begins."""

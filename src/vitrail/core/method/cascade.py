@@ -186,6 +186,10 @@ class Enter:
     # that the decoder overshoots are clipped before the resize already (DiffuseHigh), or after it alone (AP-LDM)
     edges: Edges = later(default="repeated", validator=v.in_(("repeated", "mirrored")))  # with sharpen: what its blur
     # sees beyond an edge that meets no other (DiffuseHigh's code mirrors)
+    relay: bool = later(default=False)  # all sizes share one schedule: the size before stops where this one begins,
+    # and its clean prediction is what grows; the further sizes part `strength` equally (MegaFusion)
+    reschedule: bool = later(default=False)  # at each timestep as much more noise as the picture has more cells than a
+    # training picture, so that its means of the training size have the noise of that timestep (MegaFusion)
 
     def __attrs_post_init__(self) -> None:
         if self.sharpen and self.resize != "pixels":
@@ -203,6 +207,11 @@ class Enter:
             raise ValueError(
                 "'clip = \"resized\"' works on pixels that are not sharpened, as sharpened ones may leave their range; "
                 'set resize = "pixels" and no sharpen, or leave it out'
+            )
+        if self.relay and len(self.strength) > 1:
+            raise ValueError(
+                "'relay' parts one share of the schedule equally between the further sizes, and 'strength' has "
+                f"{len(self.strength)}; give one, or leave relay out"
             )
 
     def share(self, number: int, count: int) -> float:

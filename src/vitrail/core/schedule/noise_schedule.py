@@ -159,7 +159,7 @@ class NoiseSchedule:
 
 def _trained(scheduler: Any) -> list[float]:
     """Return noise over signal at every training timestep; an empty list for a flow."""
-    if _is_flow(scheduler):
+    if is_flow(scheduler):
         return []
     cumulative = _floats(scheduler.alphas_cumprod)
     return [math.sqrt((1 - c) / c) if c > 0 else math.inf for c in cumulative]
@@ -171,7 +171,7 @@ def prediction_type_of(scheduler: Scheduler) -> PredictionType:
     Raises:
         CapabilityError: If the scheduler's configuration names an unknown type.
     """
-    if _is_flow(scheduler):
+    if is_flow(scheduler):
         return "flow_prediction"
     name = getattr(scheduler.config, "prediction_type", "epsilon")
     if name not in PREDICTION_TYPES:
@@ -200,14 +200,15 @@ def _floats(values: Any) -> list[float]:
     return [float(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
 
 
-def _is_flow(scheduler: Scheduler) -> bool:
+def is_flow(scheduler: Scheduler) -> bool:
+    """Whether the noise scale is the timestep, so that there is no table of cumulative alphas."""
     config = scheduler.config
     named = getattr(config, "prediction_type", None) == "flow_prediction" or getattr(config, "use_flow_sigmas", False)
     return bool(named) or not hasattr(scheduler, "alphas_cumprod")
 
 
 def _flow(scheduler: Scheduler) -> list[tuple[float, float]] | None:
-    if not _is_flow(scheduler) or not hasattr(scheduler, "sigmas"):
+    if not is_flow(scheduler) or not hasattr(scheduler, "sigmas"):
         return None
     return [(1.0 - s, s) for s in _floats(scheduler.sigmas)]
 

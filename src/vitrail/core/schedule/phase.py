@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, field, frozen
 
 from vitrail.core.config.fields import as_tuple
+from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitrail.core.geometry.views import Canvas
@@ -32,6 +33,7 @@ class Phase:
         repeats: How often each timestep of each of the stages is done again, except the last of the schedule; () for
             never.
         enter: How the picture so far enters this phase; None for the first phase.
+        is_cut: Whether it ends before its schedule does, since the next phase takes over its clean prediction.
     """
 
     number: int
@@ -42,6 +44,7 @@ class Phase:
     first: int = 0
     repeats: tuple[int, ...] = field(converter=as_tuple, default=())
     enter: Enter | None = None
+    is_cut: bool = False
 
     @property
     def picture(self) -> tuple[int, int]:
@@ -58,6 +61,31 @@ def first_of(strength: float, num_steps: int, order: int) -> int:
         order: Scheduler calls per inference step.
     """
     return (num_steps - max(1, math.floor(strength * num_steps + 0.5))) * order
+
+
+def relayed_first(strength: float, number: int, count: int, num_steps: int, order: int) -> int:
+    """Return the step of the schedule at which a further size takes over, so that sizes part a share of its steps.
+
+    MegaFusion (Wu et al., 2024, https://arxiv.org/abs/2408.11001), sec. 4.1 and 5.1: with 0.2 of 50 steps one further
+    size has the last 10, two have 5 each. Shares are rounded half up; each size has a step at least.
+
+    Args:
+        strength: Share of the inference steps that all further sizes do together.
+        number: Number of the further size, from 1.
+        count: Number of further sizes.
+        num_steps: Inference steps of the whole schedule.
+        order: Scheduler calls per inference step.
+
+    Raises:
+        ConfigError: If that leaves no step for the first size.
+    """
+    left = [max(own, math.floor(strength * own / count * num_steps + 0.5)) for own in (count - number + 1, count)]
+    if left[1] >= num_steps:
+        raise ConfigError(
+            f"{count + 1} sizes share {num_steps} steps, and strength {strength:g} leaves none of them for the first; "
+            "lower enter.strength, or raise the number of steps"
+        )
+    return (num_steps - left[0]) * order
 
 
 def steps_of(phases: Sequence[Phase]) -> list[Step]:
