@@ -62,6 +62,10 @@ class Broken:
     def check(self, network):
         """Any will do."""
 
+    def further_rows(self, step, branch, cells, native_cells):
+        """None in truth."""
+        return -1 if self.how == "fewer rows" else 0
+
     @contextlib.contextmanager
     def _scaled(self, module, factor):
         owner = threading.get_ident()
@@ -115,6 +119,7 @@ class Broken:
         ("after an exception", "it acts on after an exception"),
         ("attributes", "attributes are left on the network's modules"),
         ("weights", "another thread|after its context has ended|weights are changed"),
+        ("fewer rows", "further_rows must be a whole number"),
         ("global randomness", "global random state"),
         ("state on itself", "keeps something on itself"),
     ],

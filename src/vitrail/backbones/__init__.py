@@ -7,6 +7,7 @@ from pathlib import Path
 from vitrail.backbones.adapters import ADAPTERS
 from vitrail.backbones.rectification.attention_scale import AttentionScale
 from vitrail.backbones.rectification.dilated_convolution import DilatedConvolution
+from vitrail.backbones.rectification.filtered_convolution import FilteredConvolution
 from vitrail.backbones.rectification.freeu import FreeU
 from vitrail.backbones.rectification.raunet import RAUNet
 from vitrail.backbones.rectification.window_attention import WindowAttention
@@ -24,6 +25,7 @@ def vitrail_register(registry: Registry) -> None:
     registry.add("rectification", "attention-scale", AttentionScale)
     registry.add("rectification", "freeu", FreeU)
     registry.add("rectification", "dilated-convolution", DilatedConvolution)
+    registry.add("rectification", "filtered-convolution", FilteredConvolution)
     registry.add("rectification", "raunet", RAUNet)
     registry.add("rectification", "window-attention", WindowAttention)
     registry.add_file("models", "demo", DEMO)

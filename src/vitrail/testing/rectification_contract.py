@@ -12,6 +12,7 @@ from torch import Tensor
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.geometry.views import Span, View
 from vitrail.core.method.calls import StrategyCall
+from vitrail.core.method.members import OptionalRectification
 from vitrail.core.method.micro_batch import MicroBatch
 from vitrail.core.method.protocols import Forward
 from vitrail.core.method.returned_values import check_context
@@ -58,6 +59,8 @@ def check_rectification(rectification: Any, network: torch.nn.Module, ask: Ask, 
         assert bool(acting.isfinite().all()), f"not finite at step {step.index} of {step.num_steps}"
         assert torch.equal(_asked(network, ask), plain), "it acts after its context has ended"
         before.check(network)
+        more = OptionalRectification.of(strategy).further_rows(step, "cond", (2 * native_size) ** 2, native_size**2)
+        assert type(more) is int and more >= 0, f"further_rows must be a whole number of rows, got {more!r}"
     assert acts, "it changes nothing at the first steps of a run"
     try:
         with _applied(strategy, network, make_step(), native_size):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 
-from vitrail.backbones.rectification.module_hooks import Hook, attached, refuse_compiled
+from vitrail.backbones.rectification.module_hooks import Hook, attached, refuse_compiled, refuse_fused
 from vitrail.backbones.rectification.scope import BLOCKS, after_start, blocks, choose, sites_in, within
 from vitrail.core.config.fields import as_tuple, share_below_one
 from vitrail.errors import CapabilityError
@@ -59,12 +59,7 @@ class AttentionScale:
         layers = {layer.name: layer for layer in self_attentions(network)}
         groups = choose(layers, self.sites or ("*",), "self-attention")
         chosen = [layers[name] for name in dict.fromkeys(name for group in groups.values() for name in group)]
-        fused = [layer.name for layer in chosen if type(layer.attention.processor).__name__.startswith("Fused")]
-        if fused:
-            raise CapabilityError(
-                f"{NAME} scales queries, but the projections of {fused[0]} are fused; undo it with "
-                f"`pipe.unfuse_qkv_projections()`, or leave {NAME} out"
-            )
+        refuse_fused(((layer.name, layer.attention) for layer in chosen), NAME, "scales queries")
         return chosen
 
 

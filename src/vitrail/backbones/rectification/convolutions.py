@@ -8,13 +8,14 @@ quantised or offloaded weights) still applies, and nothing is computed that is n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from vitrail.backbones.rectification.module_hooks import Hook
-from vitrail.backbones.rectification.scope import blocks
+from vitrail.backbones.rectification.scope import blocks, present
+from vitrail.core.config.log import logger
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +54,14 @@ def convolutions(network: Any, also: Sequence[str] = ()) -> dict[str, Convolutio
                 layers = ((each, getattr(module, each, None)) for each in ("conv1", "conv2", "conv"))
                 found += [(f"{block.name}.{part}.{i}.{each}", layer, block.halvings) for each, layer in layers]
     return {name: Convolution(name, layer, _stride(layer), level) for name, layer, level in found if _fits(layer)}
+
+
+def tell_missing(network: Any, places: Iterable[str], sites: Sequence[str]) -> None:
+    """Warn of sites that select none of a network's places, and so are left out."""
+    there = present(places, sites)
+    missing = [site for site in sites if site not in there]
+    if missing:
+        logger().warning("rectification.left_out", sites=missing, network=type(network).__name__)
 
 
 def dilated(conv: Convolution, dilation: float) -> Hook:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import field, frozen
 from attrs import validators as v
 
-from vitrail.backbones.rectification.convolutions import OUTER, Convolution, convolutions, dilated
+from vitrail.backbones.rectification.convolutions import OUTER, Convolution, convolutions, dilated, tell_missing
 from vitrail.backbones.rectification.module_hooks import attached, refuse_compiled
 from vitrail.backbones.rectification.scope import (
     BLOCKS,
@@ -26,7 +26,6 @@ from vitrail.backbones.rectification.scope import (
     within,
 )
 from vitrail.core.config.fields import as_tuple, share_below_one
-from vitrail.core.config.log import logger
 from vitrail.core.method.micro_batch import Branch
 
 if TYPE_CHECKING:
@@ -79,10 +78,8 @@ class DilatedConvolution:
         refuse_compiled(network, (), NAME)
         refuse_compiled(network, (conv.name for conv, _ in self._chosen(network)), NAME)
         if self.skip_missing:
-            there = present(convolutions(network, also=[name for name in OUTER if name in self.sites]), self.sites)
-            missing = [site for site in self.sites if site not in there]
-            if missing:
-                logger().warning("rectification.left_out", sites=missing, network=type(network).__name__)
+            places = convolutions(network, also=[name for name in OUTER if name in self.sites])
+            tell_missing(network, places, self.sites)
 
     def apply(self, forward: Forward) -> AbstractContextManager[None]:
         """Dilate the sites' convolutions, in the steps of the range."""

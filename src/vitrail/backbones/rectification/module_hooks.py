@@ -94,6 +94,25 @@ def refuse_compiled(network: Any, names: Iterable[str], strategy: str) -> None:
             )
 
 
+def refuse_fused(layers: Iterable[tuple[str, Any]], strategy: str, does: str) -> None:
+    """Refuse attention whose projections are fused, so that no module gives the queries alone.
+
+    Args:
+        layers: Dotted names and attention modules.
+        strategy: Name of the strategy, for messages.
+        does: What it does with queries, as in "scales queries".
+
+    Raises:
+        CapabilityError: Naming the first such layer.
+    """
+    fused = [name for name, attention in layers if type(attention.processor).__name__.startswith("Fused")]
+    if fused:
+        raise CapabilityError(
+            f"{strategy} {does}, but the projections of {fused[0]} are fused; undo it with "
+            f"`pipe.unfuse_qkv_projections()`, or leave {strategy} out"
+        )
+
+
 def _on_the_way(network: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
     """Yield the network and every module on the paths to the named ones, each once, with their names."""
     found = {"": network}

@@ -162,7 +162,7 @@ class Forwards:
         """
         shown = [Shown(view)]
         batches = question(plan, step, model_input[None], shown, self.row_batch, sizes)
-        timings.count(batches)
+        timings.count(batches, plan, step)
         return answer(plan, step, self.share(asked, batches, timings), len(model_input), shown)
 
     def ask_branches(
@@ -190,7 +190,7 @@ class Forwards:
             The output of each branch, Float32[Tensor, "asked batch channels h w"].
         """
         batches = question(plan, step, model_input, shown, self.row_batch, sizes)
-        timings.count(batches)
+        timings.count(batches, plan, step)
         rows = branched(plan, step, self.share(asked, batches, timings), model_input.shape[1], shown)
         return {branch: rows[:, number] for number, branch in enumerate(plan.own_branches(step))}
 

@@ -151,9 +151,11 @@ class CountedGradients:
     def _count(self, step: Step, views: Sequence[View]) -> None:
         """Record a forward of all branches and texts, and a decoded picture, per view, whichever rank computes it."""
         plan = self.gradients.plan
-        branches = len(plan.own_branches(step)) * plan.regions.count_present(plan.phase(step).canvas)
-        rows = [Cost(rows={view.shape[0] * view.shape[1]: branches}, decodes=1) for view in views]
-        self.timings.add(Cost.total(rows))
+        own, texts = plan.own_branches(step), plan.regions.count_present(plan.phase(step).canvas)
+        cells = [view.shape[0] * view.shape[1] for view in views]
+        rows = [Cost(rows={each: len(own) * texts}, decodes=1) for each in cells]
+        beside = plan.cost_beside(step, [(branch, each, texts) for each in cells for branch in own])
+        self.timings.add(Cost.total([*rows, beside]))
 
     def _gradient(
         self, step: Step, latents: Tensor, view: View, distance: Distance, wanted: Sequence[Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,19 @@ from vitrail.core.config.fields import as_tuple
 from vitrail.core.engine.regions import Regions
 from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.cost import Cost
-from vitrail.core.method.members import OptionalGuidance, OptionalPatching, has_own, points_of
+from vitrail.core.method.members import (
+    OptionalGuidance,
+    OptionalPatching,
+    OptionalRectification,
+    has_own,
+    points_of,
+)
 from vitrail.core.method.returned_values import check_branches
 from vitrail.core.schedule.phase import steps_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vitrail.core.engine.hooks import Hooks
     from vitrail.core.geometry.views import Canvas, Outline, Patches
     from vitrail.core.method.composition import Composition
@@ -164,7 +173,7 @@ class RunPlan:
         for step in self.steps()[self.first :]:
             place = (step.phase, step.stage, len(self.views_branches(step)), step.index if self.regions else 0)
             views[place] = views.get(place) or self.cost_of_views(step)
-            costs += [views[place], *self._cost_of_guidance(step)]
+            costs += [views[place], self._cost_beside_views(step), *self._cost_of_guidance(step)]
         return Cost.total([*costs, Cost(encodes=self.count_colours() + (self.background_from() is not None))])
 
     def fills_up(self, step: Step, group: int = 0) -> bool:
@@ -201,7 +210,7 @@ class RunPlan:
 
     def cost_of_step(self, step: Step) -> Cost:
         """Return the network and VAE calls of one step."""
-        return Cost.total([self.cost_of_views(step), *self._cost_of_guidance(step)])
+        return Cost.total([self.cost_of_views(step), self._cost_beside_views(step), *self._cost_of_guidance(step)])
 
     def cost_of_views(self, step: Step) -> Cost:
         """Return the rows of all view groups at a step, without the branches that a guidance adds."""
@@ -217,17 +226,43 @@ class RunPlan:
         if more:
             cells, forwards = self.forwards_of_groups(step)[0]
             costs.append(Cost(rows={cells: more * forwards}))
+            added = self.branches_at(step)[branches:]
+            costs.append(self.cost_beside(step, [(branch, cells, forwards) for branch in added]))
         return [*costs, *self.cost_of_asking(step)]
 
     def cost_of_asking(self, step: Step) -> list[Cost]:
         """Return the guidance's own calls at a step, besides the rows of views; each asks with all texts."""
-        canvas, costs = self.phase(step).canvas, []
-        branches = len(self.own_branches(step)) * self.regions.count_present(canvas)
+        canvas, costs, own = self.phase(step).canvas, [], self.own_branches(step)
+        branches = len(own) * self.regions.count_present(canvas)
         for guidance in self.stage(step).guidance:
             costs.append(self.hooks.cost(step, guidance, canvas, branches))
             if has_own(guidance, OptionalGuidance.cost_of_views):  # else it does not depend on them
                 costs.append(self.hooks.cost_of_views(step, guidance, self.outlines(step)[0], branches))
-        return costs
+        asked = [(b, cells, number // len(own)) for each in costs for cells, number in each.rows.items() for b in own]
+        return [*costs, self.cost_beside(step, asked)]
+
+    def cost_beside(self, step: Step, rows: Sequence[tuple[Branch, int, int]]) -> Cost:
+        """Return the rows that the stage's rectifications have computed beside others, in the same forwards.
+
+        Args:
+            step: Position of the run.
+            rows: (CFG branch, latent cells of a view, number of rows).
+        """
+        native, found = self.phase(step).canvas.native ** 2, Counter[int]()
+        for each in self.stage(step).rectification:
+            own = OptionalRectification.of(each)
+            for branch, cells, number in rows if has_own(each, OptionalRectification.further_rows) else ():
+                if not own.branches or branch in own.branches:
+                    found[cells] += number * own.further_rows(step, branch, cells, native)
+        return Cost(rows=found)
+
+    def _cost_beside_views(self, step: Step) -> Cost:
+        """Return the rows beside those of all view groups at a step, without the branches that a guidance adds."""
+        changed = self.stage(step).rectification
+        if not any(has_own(each, OptionalRectification.further_rows) for each in changed):
+            return Cost()  # without laying out views
+        groups, branches = self.forwards_of_groups(step), self.views_branches(step)
+        return self.cost_beside(step, [(branch, *each) for each in groups for branch in branches])
 
     def stage_starts(self) -> list[tuple[Step, int]]:
         """Return the first step of every stage at every size, and how many steps of it are done."""

@@ -117,7 +117,7 @@ class ViewReader:
             plan.branches_at(step, group),
             self.row_batch,
         )
-        done.timings.count(batches)
+        done.timings.count(batches, plan, step)
         views = gather_views(latents, patches.views) if inputs is None else inputs
         return Reading(group, patches, views, batches, pairs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vitrail.core.engine.guidance_context import Start
     from vitrail.core.engine.independent_ranks import IndependentRanks
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.engine.rank_comparison import RankComparison
     from vitrail.core.method.attention_maps import KeptMaps
     from vitrail.core.method.micro_batch import MicroBatch
@@ -69,11 +70,18 @@ class Timings:
         """Number of rows that the networks computed."""
         return self.cost.model_calls
 
-    def count(self, batches: Iterable[MicroBatch]) -> None:
-        """Add the rows of micro-batches."""
+    def count(self, batches: Sequence[MicroBatch], plan: RunPlan, step: Step) -> None:
+        """Add the rows of micro-batches, and those that rectifications have computed beside them.
+
+        Args:
+            batches: The micro-batches.
+            plan: What the run does.
+            step: Step at which they are computed.
+        """
         for rows in batches:
             cells = math.prod(rows.model_input.shape[-2:])
-            self.add(Cost(rows={cells: len(rows.views)}))
+            beside = plan.cost_beside(step, [(branch, cells, 1) for branch in rows.branches])
+            self.add(Cost.total([Cost(rows={cells: len(rows.views)}), beside]))
 
     def add(self, cost: Cost) -> None:
         """Add a cost."""

@@ -189,6 +189,17 @@ class OptionalRectification(Members):
 
     branches: tuple[Branch, ...] = ()  # CFG branches on whose rows it acts; () for all
 
+    def further_rows(self, step: Step, branch: Branch, cells: int, native_cells: int) -> int:
+        """Return how many rows it has the network compute in the forward of one row, besides that; plans count them.
+
+        Args:
+            step: Position of the run.
+            branch: CFG branch of the row.
+            cells: Latent cells of the row's view.
+            native_cells: Latent cells of a training picture.
+        """
+        return 0
+
     def digest(self) -> str:
         """Return what ``ReadsFiles.digest`` returns."""
         return ""

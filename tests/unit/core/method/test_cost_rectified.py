@@ -30,12 +30,17 @@ def cost(pipe, method, side, *sets):
         ("scalecrafter", 2048, 275),
         ("scalecrafter", 3072, 900),
         ("scalecrafter-damped", 4096, 50 * 46 + 35 * 23),
+        ("fouriscale", 2048, 50 * 5.5 + 35 * 2.75),
+        ("fouriscale", 4096, 50 * 46 + 35 * 23),
         ("hidiffusion", 2048, 275),
         ("hidiffusion", 4096, 2300),
     ],
 )
 def test_published_costs(pipe, method, side, published):
-    """A damped row is half of a forward with both branches; smaller features inside a network are not counted."""
+    """A damped row, or a copy of one, is half of a forward with both branches; smaller features are not counted.
+
+    FouriScale's authors have the copy at all 50 steps; after the 35th it is the row itself.
+    """
     assert cost(pipe, method, side).evaluations(NATIVE * NATIVE) == published
 
 
@@ -46,7 +51,7 @@ def test_a_damped_row_counts_while_it_is_wanted(pipe):
     assert all(each.rows.keys() == {256 * 256} for each in costs)
 
 
-@pytest.mark.parametrize("method", ["scalecrafter", "scalecrafter-damped", "hidiffusion"])
+@pytest.mark.parametrize("method", ["scalecrafter", "scalecrafter-damped", "fouriscale", "hidiffusion"])
 def test_a_transformer_is_refused(method):
     with pytest.raises(CapabilityError, match=r"stages\.0\.rectification\.0: \w+ needs 'convolutions'"):
         cost(FAMILIES["sd3"](), method, 1024)
