@@ -5,6 +5,7 @@ from vitrail.sampling.discovery import build_registry
 
 METHODS = build_registry().names("methods")
 KINDS = (  # one of every kind: whole, windows, lattice, moving, grown by latents and by pixels, rectified, asking
+    # (with a copy of rows in their forward; sizes that hand over)
     "direct",
     "mixture-of-diffusers",
     "asg",
@@ -13,6 +14,8 @@ KINDS = (  # one of every kind: whole, windows, lattice, moving, grown by latent
     "demofusion",
     "asg-cascade",
     "hidiffusion",
+    "fouriscale",
+    "megafusion",
     "upsample-guidance",
 )
 EACH = often(METHODS, lambda method: method in KINDS)
