@@ -193,7 +193,8 @@ class Builder:
             group = min(number, len(groups) - 1)
             canvas = Canvas.of_picture(height, width, factor, native, config.wrap)
             enter = self.composition.stages[groups[group][0]].enter
-            stepper = self._stepper(canvas, enter)
+            gamma = math.prod(canvas.inner) / native**2 if enter is not None and enter.reschedule else 1.0
+            stepper = self._stepper(canvas, gamma)
             first = self._first_of_size(extras, stepper, enter, number, len(sizes) - 1)
             after = phases[-1] if phases else None
             is_cut = after is not None and after.enter is not None and after.enter.relay
@@ -211,6 +212,7 @@ class Builder:
                 repeats=[self.composition.stages[stage].repeats for stage in groups[group]],
                 enter=enter,
                 is_cut=is_cut,
+                gamma=gamma,
             )
             if any(phase.repeats):
                 stepper.check_repeatable()
@@ -231,14 +233,12 @@ class Builder:
         stepper.begin_at(first)
         return first
 
-    def _stepper(self, canvas: Canvas, enter: Enter | None) -> Stepper:
-        """Return a fresh scheduler, set for a canvas, with as much noise as the method wants there."""
+    def _stepper(self, canvas: Canvas, gamma: float) -> Stepper:
+        """Return a fresh scheduler, set for a canvas, with the noise of a picture of so many times the area."""
         from vitrail.core.schedule.noise_schedule import Stepper
         from vitrail.core.schedule.rescheduling import rescheduled
 
-        scheduler = self.backbone.new_scheduler(self.config.scheduler)
-        if enter is not None and enter.reschedule:
-            scheduler = rescheduled(scheduler, math.prod(canvas.inner) / canvas.native**2)
+        scheduler = rescheduled(self.backbone.new_scheduler(self.config.scheduler), gamma)
         options = self.backbone.timestep_options(scheduler, canvas.height, canvas.width)
         return Stepper(scheduler, self.config.num_inference_steps, options, self.config.scheduler_step)
 

@@ -33,7 +33,7 @@ TINY = 1e-6  # a view this little larger than a whole number of training picture
 class FilteredConvolution:
     """Dilate 3x3 convolutions, and damp frequencies before them that dilated taps would alias.
 
-    FouriScale (Huang et al., 2024, https://arxiv.org/abs/2403.12963), sec. 3.2 to 3.4. The dilation d is the side of a
+    FouriScale (Huang et al., 2024, https://arxiv.org/abs/2403.12963), sec. 3. The dilation d is the side of a
     view over that of a training picture, the roots of their areas, rounded up; features are filled up with zeros to d
     times the training size for the filter, and cut again. After the share ``full`` of the steps d falls by a line, to 1
     at ``until``; the taps have ceil(d). Upsamplers are dilated and not filtered. Views of the training size are not

@@ -1,6 +1,6 @@
 """Low-pass filters of features in the frequency domain, FouriScale's.
 
-FouriScale (Huang et al., 2024, https://arxiv.org/abs/2403.12963), sec. 3.2 and 3.3: before a convolution with dilation
+FouriScale (Huang et al., 2024, https://arxiv.org/abs/2403.12963), sec. 3: before a convolution with dilation
 d, what lies beyond 1 / d of the spectrum is damped, as otherwise it would alias. The filter is not cut off at once but
 falls over some frequencies to a floor, as in the authors' code.
 """

@@ -14,6 +14,7 @@ from vitrail.core.method.members import OptionalRectification
 from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.core.method.protocols import Forward
 from vitrail.core.method.returned_values import check_context
+from vitrail.core.schedule.rescheduling import reread
 from vitrail.errors import CapabilityError, Problems
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Network:
             rows: Rows of views with the same ``roll``.
         """
         conditioning = self.conditions.of(step, rows)
-        timestep = self.phases[step.phase].stepper.timestep(step)
+        phase = self.phases[step.phase]
+        timestep = phase.stepper.timestep(step)
         rectifications = self.composition.stages[step.stage].rectification
         groups = _groups(rectifications, rows)
         answers = []
@@ -66,7 +68,9 @@ class Network:
             with ExitStack() as stack:
                 for number in numbers:
                     self._rectify(stack, step, rectifications[number], part)
-                answers.append(unrolled(self.backbone.predict(rolled(part), step, timestep, conditioning), part))
+                answer = unrolled(self.backbone.predict(rolled(part), step, timestep, conditioning), part)
+            said = reread(answer.model_output, part.model_input, step, phase.gamma)
+            answers.append(answer if said is answer.model_output else evolve(answer, model_output=said))
         return answers[0] if len(groups) == 1 else _rejoined(answers, groups)
 
     def _rectify(self, stack: ExitStack, step: Step, rectification: Rectification, part: MicroBatch) -> None:

@@ -34,6 +34,8 @@ class Phase:
             never.
         enter: How the picture so far enters this phase; None for the first phase.
         is_cut: Whether it ends before its schedule does, since the next phase takes over its clean prediction.
+        gamma: Factor by which the signal-to-noise ratio, in variances, is less than the network is told; see
+            ``rescheduling``.
     """
 
     number: int
@@ -45,6 +47,7 @@ class Phase:
     repeats: tuple[int, ...] = field(converter=as_tuple, default=())
     enter: Enter | None = None
     is_cut: bool = False
+    gamma: float = 1.0
 
     @property
     def picture(self) -> tuple[int, int]:

@@ -7,8 +7,9 @@ the ratio of areas, 4 for twice the side,
 
     a / (1 - a) = g a' / (1 - a')        a' = a / (g - (g - 1) a)
 
-The timesteps that the network is told stay what they are. The paper's models predict noise. A velocity is a mixture by
-the network's own scales and is read by the new ones, as any scheduler with this table would, so it leaves some noise.
+The timesteps that the network is told stay what they are. The paper's models predict noise, which means the same with
+any scales. A velocity is a mixture of noise and picture by the scales of the timestep, so it is first read as noise by
+those; read by the new scales, as a scheduler with this table would, it costs contrast and leaves noise.
 """
 
 from __future__ import annotations
@@ -18,13 +19,19 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
+from attrs import evolve
+
 from vitrail.core.schedule.noise_schedule import is_flow
+from vitrail.core.schedule.prediction import Prediction
 from vitrail.errors import CapabilityError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from vitrail.core.schedule.noise_schedule import Scheduler
+    from vitrail.core.schedule.step import Step
 
 
 def with_noise(cumulative: Sequence[float], gamma: float) -> list[float]:
@@ -60,3 +67,21 @@ def rescheduled(scheduler: Scheduler, gamma: float) -> Scheduler:
     table = with_noise([float(each) for each in own.alphas_cumprod.tolist()], gamma)
     betas = [1 - now / before for before, now in pairwise([1.0, *table])]
     return cast("Scheduler", type(own).from_config(own.config, trained_betas=betas))
+
+
+def reread(output: Tensor, model_input: Tensor, step: Step, gamma: float) -> Tensor:
+    """Return an output that says the same noise by a step's scales as the network's does by those of its timestep.
+
+    Args:
+        output: Of the network, Float32[Tensor, "rows*batch channels h w"]; of type ``epsilon`` it is returned itself.
+        model_input: What the network saw, Float32[Tensor, "rows*batch channels h w"].
+        step: Gives the scales of the latents, with the noise of a picture of ``gamma`` times the area.
+        gamma: As in ``rescheduled``.
+    """
+    if step.prediction_type == "epsilon" or gamma == 1.0 or step.alpha == 0:
+        return output
+    alpha, sigma = step.alpha, step.sigma / math.sqrt(gamma)
+    norm = math.hypot(alpha, sigma)
+    told = evolve(step, alpha=alpha / norm, sigma=sigma / norm)
+    own = Prediction(model_input, output, evolve(step, alpha=step.alpha / step.norm, sigma=step.sigma / step.norm))
+    return own.move_noise(Prediction(model_input, output, told).noise - own.noise).model_output

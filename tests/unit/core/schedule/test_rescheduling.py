@@ -3,11 +3,15 @@
 import math
 
 import pytest
+import torch
+from attrs import evolve
 
 from schedulers import new_scheduler
 from vitrail.core.schedule.noise_schedule import NoiseSchedule
-from vitrail.core.schedule.rescheduling import rescheduled, with_noise
+from vitrail.core.schedule.prediction import Prediction
+from vitrail.core.schedule.rescheduling import reread, rescheduled, with_noise
 from vitrail.errors import CapabilityError
+from vitrail.testing import make_step
 
 NAMES = ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
 
@@ -42,6 +46,22 @@ def test_the_scheduler_that_is_given_is_not_changed():
     before = scheduler.alphas_cumprod.clone()
     rescheduled(scheduler, 4.0)
     assert scheduler.alphas_cumprod.equal(before) and scheduler.config.trained_betas is None
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+@pytest.mark.parametrize("form", [1.0, 3.0], ids=["preserving", "exploding"])
+def test_an_output_of_any_type_says_the_noise_that_it_says_at_its_timestep(kind, form):
+    """The latents are 4 times the area, so the network is told of half of their noise for the signal."""
+    shown, noise = (torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(n)).double() for n in (0, 1))
+    alpha, sigma = 0.8, 0.6
+    told = Prediction(shown, torch.zeros_like(shown), make_step(prediction_type=kind, alpha=alpha, sigma=sigma))
+    output = told.move_noise(noise - told.noise).model_output
+    step = make_step(prediction_type=kind, alpha=form * alpha, sigma=form * 2 * sigma)
+    own = evolve(step, alpha=step.alpha / step.norm, sigma=step.sigma / step.norm)
+    torch.testing.assert_close(Prediction(shown, reread(output, shown, step, 4.0), own).noise, noise)
+    assert (Prediction(shown, output, own).noise - noise).abs().max() > 0.1
+    assert reread(output, shown, step, 1.0) is output
+    assert reread(output, shown, evolve(step, prediction_type="epsilon"), 4.0) is output
 
 
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
