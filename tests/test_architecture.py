@@ -292,3 +292,31 @@ def test_reading_commands_load_nothing_heavy(command, files):
     done = subprocess.run(arguments, cwd=files, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].split() == ["loaded:"]
+
+
+OWN = """
+import gc, sys
+from vitrail.__main__ import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+assert gc.isenabled() and gc.get_freeze_count() > 100_000, "what was imported is looked through again and again"
+print("loaded:", *sorted(sys.modules))
+"""
+UNUSED = {  # command -> modules that it must not import, as they take long and serve nothing
+    ("sample", "a fox", "--dry-run"): (
+        *("accelerate", "diffusers.pipelines", "peft", "scipy.stats", "torch._dynamo"),
+        *("torch.distributed.fsdp", "torch.distributed.tensor", "transformers"),
+    ),
+    ("sample", "a fox", "--method", "direct", "--size", "64", "--steps", "1"): ("scipy.optimize", "scipy.stats"),
+}
+
+
+@pytest.mark.parametrize("command", UNUSED, ids=lambda command: command[-1])
+def test_a_command_loads_only_what_it_uses(command, tmp_path):
+    done = subprocess.run([sys.executable, "-c", OWN, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert {"loaded:", "torch", "diffusers"} <= loaded
+    assert not loaded & set(UNUSED[command])

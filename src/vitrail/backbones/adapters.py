@@ -45,6 +45,24 @@ class Adapter:
         backbone.defaults = self.suits
         return backbone
 
+    def without_weights(self, device: str | None = None) -> tuple[PipelineBackbone, int]:
+        """Return a backbone that plans and nothing else, and the bytes that its weights besides the network's have.
+
+        Args:
+            device: As in ``load``.
+
+        Raises:
+            ConfigError: If the device cannot be used.
+            CapabilityError: If the pipeline cannot be sampled with.
+            WeightsNeededError: If the model has to be loaded to know what it would do.
+        """
+        from vitrail.backbones.loading.unloaded import unloaded_pipeline
+
+        pipe = unloaded_pipeline(self.source, device)
+        backbone = self.adopt(pipe)
+        backbone.defaults = self.suits
+        return backbone, pipe.unloaded_bytes
+
     @property
     def suits(self) -> dict[str, object]:
         """Fields of a run that suit the model; its folder takes precedence over its family."""

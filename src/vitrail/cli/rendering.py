@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from vitrail.backbones.loading.model_errors import model_blamed
+from vitrail.cli import process
 from vitrail.cli.arguments import check_target, output_paths
 from vitrail.cli.console import command_line, console, say
 from vitrail.cli.progress import Progress
@@ -21,11 +22,12 @@ from vitrail.cli.rescue import latents_instead, latents_written
 from vitrail.cli.signals import INTERRUPTED, held, stopping
 from vitrail.core.config.atomic import write_text
 from vitrail.core.config.fields import as_tuple
+from vitrail.core.config.log import logger
 from vitrail.core.config.paths import expanded_or_none
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.cpu_threads import threads_in_bits
 from vitrail.core.method.composition import Composition
-from vitrail.errors import ConfigError, OutputError, Problems
+from vitrail.errors import ConfigError, OutputError, Problems, VitrailError
 from vitrail.sampling.recipe import digest_of, save_picture
 from vitrail.sampling.replaying import located
 
@@ -86,23 +88,14 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
         written = [*paths, *filter(None, [options.checkpoint, options.trace])]
         raise SystemExit(start_ranks(placement, [path.parent for path in written]))
     out = console(quiet=not placement.speaks)
-    say(out, f"loading model {run.model}")
-    from vitrail.backbones.memory.forecast import forecast
-    from vitrail.backbones.pipeline_backbone import quiet_libraries
-    from vitrail.sampling.result import Plan
-    from vitrail.sampling.sampler import Sampler, Spread
-
-    quiet_libraries()
-    device = _rank_device(placement) if options.device is None else options.device
-    first = Sampler.of(run, composition, device, options.plugins)
-    with model_blamed(run.model, FAILED):
-        run_plan = first.run_plan(run, run.seed)
-        plan = Plan.of(run_plan, first.backbone)
-        outlook = forecast(run_plan, first.backbone, placement.world_size, run.row_batch)
-    machine = [*memory_lines(outlook), *thread_lines(first.backbone)]
-    say(out, [*notes, *plan_lines(run, plan), *machine, *rank_lines(placement, plan, outlook.rows)])
+    if not process.plans_by_loading():  # else it has been said
+        say(out, f"loading model {run.model}")
     if options.dry_run:
+        say(out, [*notes, *_foreseen(run, composition, options, placement)])
         return
+    first, plan, lines = _loaded(run, composition, options, placement)
+    say(out, [*notes, *lines])
+    from vitrail.sampling.call_options import Spread
 
     def program(communicator: RankCommunicator) -> Result:
         spread = Spread(
@@ -125,6 +118,56 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
     if placement.speaks:
         _write(out, run, plan, result, paths, options)
     report_done()
+
+
+def _loaded(
+    run: RunConfig, composition: Composition, options: RenderOptions, placement: RankPlacement
+) -> tuple[Sampler, Plan, list[str]]:
+    """Load the model; return it with the plan and the lines about it."""
+    with process.starting(), process.loading_imports():
+        from vitrail.backbones.pipeline_backbone import quiet_libraries
+        from vitrail.sampling.sampler import Sampler
+
+        quiet_libraries()
+        sampler = Sampler.of(run, composition, _device(options, placement), options.plugins)
+        with model_blamed(run.model, FAILED):
+            return sampler, *_planned(sampler, run, placement)
+
+
+def _foreseen(run: RunConfig, composition: Composition, options: RenderOptions, placement: RankPlacement) -> list[str]:
+    """Return the lines of the plan without loading the model; where that cannot tell them, with it."""
+    if not process.plans_by_loading():
+        try:
+            with process.starting(), process.planning_imports():
+                from vitrail.sampling.sampler import Sampler
+
+                sampler, unloaded = Sampler.planner(run, composition, _device(options, placement), options.plugins)
+                return _planned(sampler, run, placement, unloaded)[1]
+        except VitrailError:
+            raise
+        except Exception as error:  # a model that is loaded tells what is wrong
+            logger().info("plan.needs_weights", model=run.model, reason=repr(error))
+            process.start_again()
+    return _loaded(run, composition, options, placement)[2]
+
+
+def _planned(sampler: Sampler, run: RunConfig, placement: RankPlacement, unloaded: int = 0) -> tuple[Plan, list[str]]:
+    """Return the plan, and the lines about it and this machine.
+
+    Args:
+        sampler: With its model, loaded or not.
+        run: The run.
+        placement: How the ranks are created.
+        unloaded: See ``forecast``.
+    """
+    from vitrail.backbones.memory.forecast import forecast
+    from vitrail.sampling.result import Plan
+
+    run_plan = sampler.run_plan(run, run.seed)
+    plan = Plan.of(run_plan, sampler.backbone)
+    outlook = forecast(run_plan, sampler.backbone, placement.world_size, run.row_batch, unloaded)
+    machine = [*memory_lines(outlook), *thread_lines(sampler.backbone)]
+    return plan, [*plan_lines(run, plan), *machine, *rank_lines(placement, plan, outlook.rows)]
 
 
 def memory_lines(outlook: MemoryForecast) -> Iterator[str]:
@@ -164,10 +207,12 @@ def rank_lines(placement: RankPlacement, plan: Plan, row_batch: int) -> Iterator
             )
 
 
-def _rank_device(placement: RankPlacement) -> str | None:
-    """Return the CUDA device of a launcher's rank by its local rank; None for the default device."""
+def _device(options: RenderOptions, placement: RankPlacement) -> str | None:
+    """Return the device asked for, or the CUDA device of a launcher's rank; None for the default device."""
     from vitrail.backbones.loading.model_loader import default_device
 
+    if options.device is not None:
+        return options.device
     if placement.environment is None or default_device() != "cuda":
         return None
     return f"cuda:{placement.environment.local_rank}"

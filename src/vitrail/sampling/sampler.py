@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, cast
 import attrs
 from attrs import evolve
 
+from vitrail.backbones.adapters import Adapter
 from vitrail.backbones.loading.source import ModelOptions, adapter_of, find_model
+from vitrail.backbones.loading.unloaded import WeightsNeededError
 from vitrail.comm.backends.in_process import solo
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.log import logger
@@ -156,6 +158,35 @@ class Sampler:
         """
         options = ModelOptions.of(run).as_fields()
         return cls.from_pretrained(run.model, composition, device=device, plugins=plugins, **options)
+
+    @classmethod
+    def planner(
+        cls,
+        run: RunConfig,
+        composition: Composition,
+        device: str | None = None,
+        plugins: Iterable[tuple[str, object]] = (),
+    ) -> tuple[Sampler, int]:
+        """Return a sampler that can plan only, made of headers and configurations, and the bytes left in files.
+
+        Args:
+            run: Gives the model and its options.
+            composition: The method.
+            device: As in ``from_pretrained``.
+            plugins: As in ``from_pretrained``.
+
+        Raises:
+            VitrailError: As ``of`` does, for what can be seen without weights.
+            WeightsNeededError: If the model has to be loaded to know what it would do.
+        """
+        options = ModelOptions.of(run)
+        spec = find_model(run.model, registry(), options)
+        composition.check(spec.offers, f"model {run.model!r}", registry())
+        composition.check_files()
+        if not isinstance(spec, Adapter):
+            raise WeightsNeededError(run.model)
+        backbone, unloaded = spec.without_weights(device)
+        return cls(backbone, composition, model=run.model, options=options, plugins=plugins), unloaded
 
     def again(self, plugins: Iterable[tuple[str, object]] = ()) -> Sampler:
         """Return a sampler with the same model, method and plugins, and further plugins."""

@@ -90,7 +90,7 @@ def check_folder(folder: Path, index: Index, variant: str | None, model: str, re
     models = [
         (folder / name, STEMS[library or ""]) for name, (library, kind) in wanted.items() if _is_model(library, kind)
     ]
-    if variant is not None and models and not any(_weights(part, stem, variant) for part, stem in models):
+    if variant is not None and models and not any(weight_files(part, stem, variant) for part, stem in models):
         there = sorted({found for part, stem in models for found in _variants(part, stem)})
         problems.append(f"no part has files of the variant {variant!r}; variants there: {', '.join(there) or 'none'}")
     if problems:
@@ -122,7 +122,7 @@ def _part_problems(part: Path, library: str | None, kind: str, variant: str | No
 
 
 def _weight_problems(part: Path, stem: str, variant: str | None) -> Iterator[str]:
-    files, tensors = _weights(part, stem, variant) or _weights(part, stem, None), []
+    files, tensors = weight_files(part, stem, variant) or weight_files(part, stem, None), []
     for file in files:
         try:
             tensors.append(len(read_header(file).shapes))
@@ -146,7 +146,7 @@ def _instead(part: Path, stem: str) -> str:
     return ""
 
 
-def _weights(part: Path, stem: str, variant: str | None) -> list[Path]:
+def weight_files(part: Path, stem: str, variant: str | None) -> list[Path]:
     """Return the files of a part's weights, whole or in shards; listed shards may be missing."""
     tag = f".{variant}" if variant else ""
     whole = part / f"{stem}{tag}.safetensors"

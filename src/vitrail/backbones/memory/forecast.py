@@ -55,7 +55,9 @@ def resolve(config: RunConfig, plan: RunPlan, communicator: Communicator, backbo
     return evolve(config, row_batch=rows)
 
 
-def forecast(plan: RunPlan, backbone: Backbone, ranks: int, row_batch: int | None = None) -> MemoryForecast:
+def forecast(
+    plan: RunPlan, backbone: Backbone, ranks: int, row_batch: int | None = None, unloaded: int = 0
+) -> MemoryForecast:
     """Choose the rows per forward that fit on this rank now, or report what a given number needs.
 
     On the CPU at most ``ROW_BATCH``, since more are not faster there. On an accelerator the largest of ``CHOICES`` that
@@ -66,13 +68,15 @@ def forecast(plan: RunPlan, backbone: Backbone, ranks: int, row_batch: int | Non
         backbone: The model, on the device where it will run.
         ranks: Number of ranks; on the CPU they share memory.
         row_batch: A given number of rows, or None to choose.
+        unloaded: Bytes of weights besides the network's that are to be loaded yet.
     """
     network = backbone.network
     free = None if network is None else free_bytes(backbone.device)
     if free is None:
         return MemoryForecast(rows=row_batch or ROW_BATCH)
     on_cpu = backbone.device.type == "cpu"
-    free = free // ranks if on_cpu else free - absent_bytes(network, backbone.device)
+    free -= unloaded + absent_bytes(network, backbone.device)
+    free = free // ranks if on_cpu else free
     shapes, rows = _work(plan)
     try:
         each = row_bytes(network, max(shapes, key=math.prod))
@@ -103,6 +107,6 @@ def _work(plan: RunPlan) -> tuple[list[tuple[int, int]], int]:
 
 
 def absent_bytes(network: Any, device: torch.device) -> int:
-    """Return the bytes of weights that are moved to the device for a forward, as with CPU offload."""
+    """Return the bytes of weights that are not on the device yet: with CPU offload, or without values."""
     parameters = (p for p in network.parameters() if p.device.type != device.type)
     return sum(p.numel() * p.element_size() for p in parameters)
