@@ -89,7 +89,7 @@ def scipy_later() -> Iterator[None]:
 
 def _later(name: str, *given: Any, **named: Any) -> LaterModule | None:
     """Return a module to be imported later; None where it is to be imported now. Arguments are ``__import__``'s."""
-    scope, _, fromlist, level = (*given, *(None,) * (4 - len(given)))
+    scope, _, fromlist, level = [*given, None, None, None, None][:4]
     importer = (scope or named.get("globals") or {}).get("__name__", "")
     if level or named.get("level") or not any(importer.startswith(who) and name in what for who, what in LATER):
         return None
