@@ -1,17 +1,23 @@
 """A plan from headers and configurations is the plan of the loaded model, or there is none and the model is loaded."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from attrs import evolve
 from safetensors.torch import load_file, save_file
 
 from command_line import vitrail
 from original_format import save_single_file
 from tiny_families import FAMILIES
+from vitrail.backbones.loading.source import find_model
 from vitrail.backbones.loading.unloaded import WeightsNeededError
 from vitrail.backbones.memory.forecast import forecast
 from vitrail.core.config.run_config import RunConfig
+from vitrail.sampling.discovery import registry
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.result import Plan
 from vitrail.sampling.sampler import Sampler
@@ -94,8 +100,6 @@ DAMAGES = {
 
 @pytest.fixture
 def damaged(models, tmp_path):
-    import shutil
-
     return shutil.copytree(models("sd")[0], tmp_path / "model")
 
 
@@ -117,12 +121,16 @@ def test_a_dry_run_refuses_with_the_words_of_loading(damaged, damage, monkeypatc
     assert dry.err == wet.err != ""
 
 
+def test_a_process_of_its_own_starts_again_to_load(damaged, monkeypatch, capsys):
+    narrowed(damaged / "unet/diffusion_pytorch_model.safetensors")
+    command = ["sample", "a fox", "--model", str(damaged), "--size", "128", "--dry-run"]
+    here = vitrail(monkeypatch, capsys, *command)
+    done = subprocess.run([sys.executable, "-m", "vitrail", *command], cwd=damaged, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (here.code, here.err)
+    assert done.stdout == here.out == f"loading model {damaged}\n"
+
+
 def test_a_hub_model_needs_the_weights(models, monkeypatch):
-    from attrs import evolve
-
-    from vitrail.backbones.loading.source import find_model
-    from vitrail.sampling.discovery import registry
-
     spec = find_model(str(models("sd")[0]), registry())
     with pytest.raises(WeightsNeededError):
         type(spec)(source=evolve(spec.source, kind="hub")).without_weights()

@@ -47,9 +47,13 @@ def starting() -> Iterator[None]:
 @contextmanager
 def loading_imports() -> Iterator[None]:
     """Import what loads a model without what a run does not use."""
-    from vitrail.backbones.loading.library_imports import scipy_later
+    from vitrail.backbones.loading.library_imports import list_models_once, scipy_later
 
-    with scipy_later() if _Process.is_own else nullcontext():
+    if not _Process.is_own:
+        yield
+        return
+    with scipy_later():
+        list_models_once()
         yield
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ UNPLANNED = (  # what diffusers imports if it is there, and a plan does not need
     "transformers",
     "transformers.utils.quantization_config",
 )
-COMPILER = "torch._dynamo"
+COMPILER, MODELS = "torch._dynamo", "transformers.models"
 
 
 @frozen
@@ -94,6 +95,30 @@ def _later(name: str, *given: Any, **named: Any) -> LaterModule | None:
     if level or named.get("level") or not any(importer.startswith(who) and name in what for who, what in LATER):
         return None
     return LaterModule(name if fromlist or named.get("fromlist") else name.partition(".")[0])
+
+
+class Subpackages(ModuleType):
+    """A package that does not list what its subpackages hold, and imports one when it is asked for."""
+
+    def __getattr__(self, name: str) -> ModuleType:
+        """Return a subpackage."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return importlib.import_module(f"{self.__name__}.{name}")
+        except ModuleNotFoundError as error:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}") from error
+
+
+def list_models_once() -> None:
+    """Keep ``transformers.models`` from reading a thousand files for their classes, which ``transformers`` has read."""
+    if MODELS in sys.modules:
+        return
+    spec = importlib.util.find_spec(MODELS)  # imports its parent
+    if spec is not None and MODELS not in sys.modules:
+        module = importlib.util.module_from_spec(spec)
+        module.__class__ = Subpackages
+        sys.modules[MODELS] = module
 
 
 @contextmanager

@@ -10,8 +10,13 @@ from vitrail.backbones.loading.library_imports import LaterAttribute, LaterModul
 
 SCRIPT = """
 import sys
-from vitrail.backbones.loading.library_imports import scipy_later
+from vitrail.backbones.loading.library_imports import Subpackages, list_models_once, scipy_later
 with scipy_later():
+    list_models_once()
+    import transformers
+    assert type(transformers.models) is Subpackages
+    assert transformers.models.clip.CLIPTextConfig is transformers.CLIPTextConfig
+    assert not hasattr(transformers.models, "no_such_model")
     from diffusers import EulerDiscreteScheduler, LMSDiscreteScheduler
 later = EulerDiscreteScheduler(use_beta_sigmas=True)
 linear = LMSDiscreteScheduler()
