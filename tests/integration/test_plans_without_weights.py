@@ -52,7 +52,7 @@ def told(sampler, run, unloaded=0):
     return Plan.of(plan, sampler.backbone), outlook.rows, outlook.need_bytes
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("kind", ["folder", "file"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plan_needs_no_weights(models, family, kind, dtype):

@@ -75,7 +75,7 @@ def forecast(
     if free is None:
         return MemoryForecast(rows=row_batch or ROW_BATCH)
     on_cpu = backbone.device.type == "cpu"
-    free -= unloaded + absent_bytes(network, backbone.device)
+    free = max(0, free - unloaded - absent_bytes(network, backbone.device))
     free = free // ranks if on_cpu else free
     shapes, rows = _work(plan)
     try:
