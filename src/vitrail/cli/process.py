@@ -45,21 +45,8 @@ def starting() -> Iterator[None]:
 
 
 @contextmanager
-def loading_imports() -> Iterator[None]:
-    """Import what loads a model without what a run does not use."""
-    from vitrail.backbones.loading.library_imports import list_models_once, scipy_later
-
-    if not _Process.is_own:
-        yield
-        return
-    with scipy_later():
-        list_models_once()
-        yield
-
-
-@contextmanager
 def planning_imports() -> Iterator[None]:
-    """Import of diffusers what a plan needs; if that has been tried in vain, what loads a model."""
+    """Import of diffusers what a plan needs."""
     from vitrail.backbones.loading.library_imports import for_plans
 
     with for_plans() if _Process.is_own else nullcontext():

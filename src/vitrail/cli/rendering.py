@@ -124,7 +124,7 @@ def _loaded(
     run: RunConfig, composition: Composition, options: RenderOptions, placement: RankPlacement
 ) -> tuple[Sampler, Plan, list[str]]:
     """Load the model; return it with the plan and the lines about it."""
-    with process.starting(), process.loading_imports():
+    with process.starting():
         from vitrail.backbones.pipeline_backbone import quiet_libraries
         from vitrail.sampling.sampler import Sampler
 
