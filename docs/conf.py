@@ -67,7 +67,12 @@ CONTENTS = {  # caption -> pages, in order; ``*`` stands for those that no other
         "how-to/write-a-metric",
         "how-to/write-a-transport",
     ),
-    "Explanation": ("explanation/engine", "explanation/communication", "explanation/asg-cascade"),
+    "Explanation": (
+        "explanation/engine",
+        "explanation/communication",
+        "explanation/asg-cascade",
+        "explanation/published-methods",
+    ),
     "Reference": ("reference", "reference/api", "reference/judge"),
     "Results": ("results/methods", "results/costs", "results/*"),
 }

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from command_line import end_all
 from tiny import tiny_pipeline
+from vitrail.core.engine.cpu_threads import one_thread
 from vitrail.sampling.discovery import build_registry
 
 PROFILE = os.environ.get("VITRAIL_PROFILE", "fast")
@@ -36,6 +37,13 @@ def pytest_collection_modifyitems(items):
 def _nothing_outlives_its_test():
     yield
     end_all()
+
+
+@pytest.fixture
+def one_thread_per_operator():
+    """Have a plain pipeline, which is compared bit for bit, compute its operators as Vitrail does a small network's."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

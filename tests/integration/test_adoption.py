@@ -11,6 +11,8 @@ from tiny_families import FAMILIES, WIDTH_2
 from vitrail.errors import CapabilityError, ConfigError, ModelError, VitrailError
 from vitrail.sampling.sampler import Sampler
 
+pytestmark = pytest.mark.usefixtures("one_thread_per_operator")  # as Vitrail computes small networks
+
 NETWORKS = {"sd": "unet", "sdxl": "unet", "sd3": "transformer"}
 
 

@@ -95,8 +95,10 @@ def test_a_tiny_model_has_the_layers_of_the_real_one(family, config):
     assert [name for name, _ in tiny.named_modules()] == [name for name, _ in real.named_modules()]
 
 
-def test_every_method_whose_authors_published_code_has_an_entry():
-    assert set(entries()) == {name for name, known in authors_codes().items() if known.code}
+def test_every_method_that_was_held_against_its_authors_code_has_an_entry():
+    published = {name: known for name, known in authors_codes().items() if known.code}
+    compared = {name for name, known in published.items() if not known.equal.startswith("not compared")}
+    assert compared <= set(entries()) <= set(published)
 
 
 def test_a_stream_gets_the_same_numbers_again_and_draws_once():

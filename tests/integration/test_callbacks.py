@@ -19,6 +19,8 @@ from vitrail.comm import InProcess
 from vitrail.errors import CommAborted, ConfigError, ProtocolError
 from vitrail.sampling.sampler import Sampler, Spread
 
+pytestmark = pytest.mark.usefixtures("one_thread_per_operator")  # as Vitrail computes small networks
+
 CUTOFFS = {"sd": SDCFGCutoffCallback, "sdxl": SDXLCFGCutoffCallback, "sd3": SD3CFGCutoffCallback}
 STEPS = {"num_inference_steps": 4}
 

@@ -21,6 +21,8 @@ from vitrail.core.schedule.step import Step
 from vitrail.errors import CapabilityError, ConfigError, ModelError
 from vitrail.sampling.sampler import Sampler
 
+pytestmark = pytest.mark.usefixtures("one_thread_per_operator")  # as Vitrail computes small networks
+
 SIDE = 8 * NATIVE
 CALL = {"num_inference_steps": 4, "guidance_scale": 5.0, "height": SIDE, "width": SIDE, "output_type": "latent"}
 UNETS = ("sd", "sdxl")

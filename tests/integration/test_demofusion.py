@@ -15,6 +15,8 @@ from vitrail.errors import ConfigError
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler, Spread
 
+pytestmark = pytest.mark.usefixtures("one_thread_per_operator")  # as Vitrail computes small networks
+
 CALL = {"height": 128, "width": 128, "num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
 METHODS = ["demofusion", "accdiffusion"]
 LATE = 1  # stage of the further sizes

@@ -15,6 +15,8 @@ from vitrail.core.method.composition import Composition
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.sampler import Sampler
 
+pytestmark = pytest.mark.usefixtures("one_thread_per_operator")  # as Vitrail computes small networks
+
 CASES = [
     (family, name, path)
     for family in FAMILIES

@@ -8,6 +8,8 @@ from often import every
 from tiny import NATIVE
 from vitrail.sampling.sampler import Sampler
 
+pytestmark = pytest.mark.usefixtures("one_thread_per_operator")  # as Vitrail computes small networks
+
 DETERMINISTIC = [
     "DDIMScheduler",
     "PNDMScheduler",

@@ -30,6 +30,8 @@ from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler, Spread
 
+pytestmark = pytest.mark.usefixtures("one_thread_per_operator")  # as Vitrail computes small networks
+
 METHOD = """
 [[stages]]
 patching = "whole"

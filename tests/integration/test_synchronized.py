@@ -58,7 +58,7 @@ class Bench:
     def guide(self, views, **options):
         done = Sampled(views, timings=self.timings)
         guidance = Synchronized(**options)
-        scene = self.engine.guidance._scene(self.step, done, guidance, self.patches, None)
+        scene = self.engine.guidance._scene(guidance.point, self.step, done, guidance, self.patches, None)
         return guidance.guide(self.step, views, scene, None)[0]
 
 

@@ -15,6 +15,8 @@ from tiny import NATIVE, in_double
 from tiny_families import FAMILIES
 from vitrail.backbones import DEMO
 
+pytestmark = pytest.mark.usefixtures("one_thread_per_operator")  # as Vitrail computes small networks
+
 PAGE = Path(__file__).parents[2] / "docs/how-to/your-pipeline.md"
 OFFLOADS = ("model offload", "sequential offload", "group offload")
 

@@ -25,6 +25,8 @@ from tiny_families import FAMILIES
 from vitrail.backbones.conditioning.words import content_tokens
 from vitrail.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("one_thread_per_operator")  # as Vitrail computes small networks
+
 
 @functools.cache
 def text_of(family, prompt="a fox", negative="the"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_a_broken_torch_is_told_and_the_rest_is_there(tmp_path, monkeypatch, sou
     (tmp_path / "torch.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     process = start(tmp_path, "doctor")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (1, "")
     assert f"Broken: {BROKEN[source]}" in out
     for part in ("  torch 2", "  unknown, without torch", "  gloo: unknown", "builtin, from vitrail", "  demo, from"):
@@ -39,7 +40,7 @@ def test_what_works_is_no_complaint(capsys):
     messages = [json.loads(line.removeprefix(doctor.MARK)) for line in capsys.readouterr().out.splitlines() if line]
     found = {name: value for each in messages for name, value in each.items()}
     assert "broken" not in found
-    assert found["devices"][0].startswith("cpu: 1 threads on ") and set(found["comm"]) == {"gloo", "nccl"}
+    assert re.match(r"cpu: \d+ threads on ", found["devices"][0]) and set(found["comm"]) == {"gloo", "nccl"}
     assert found["comm"]["gloo"] == ""
 
 

@@ -17,6 +17,8 @@ from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CapabilityError, VitrailError
 from vitrail.sampling.sampler import Sampler, Spread
 
+pytestmark = pytest.mark.usefixtures("one_thread_per_operator")  # as Vitrail computes small networks
+
 CALL = {"height": 128, "width": 64, "num_inference_steps": 2, "output_type": "pt"}
 
 
