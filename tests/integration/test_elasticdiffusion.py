@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_checkpoint import Ender, PowerCutError
 
+from adapters import with_control
 from methods import METHODS
 from schedulers import new_scheduler
 from tiny_families import FAMILIES
@@ -196,3 +197,21 @@ def test_a_background_is_the_same_for_every_view_and_its_noise_falls_with_the_st
 
 def test_the_method_is_registered():
     assert METHOD in METHODS
+
+
+def test_a_control_picture_is_refused_where_copies_are_asked_about():
+    pipe, hints = with_control(FAMILIES["sd"]())
+    with pytest.raises(CapabilityError, match=r"stage 1: Direction asks about copies .* leave control_image out"):
+        latents(pipe, METHOD, **hints)
+
+
+def test_what_is_filled_up_is_no_picture_for_masks_and_regions(pipe):
+    narrow, told = {"height": 128, "width": 64}, "would count what is filled up as picture; set pad"
+    windows = "stages.0.patching={type='windows', size=12, pad='background'}"
+    masked = ("stages.0.masking='attention'", "stages.0.guidance=['sync']")
+    with pytest.raises(CapabilityError, match=f"a mask {told}"):
+        latents(pipe, "multidiffusion", windows, *masked, **narrow)
+    region = {"prompt": "blue", "box": (0.0, 0.0, 0.5, 1.0), "bootstrap": 1.0}
+    with pytest.raises(CapabilityError, match=f"bootstrapped regions {told}"):
+        latents(pipe, "multidiffusion", windows, regions=[region], **narrow)
+    assert latents(pipe, "multidiffusion", windows, regions=[region | {"bootstrap": 0.0}], **narrow).shape[-1] == 8

@@ -130,6 +130,14 @@ def test_a_process_of_its_own_starts_again_to_load(damaged, monkeypatch, capsys)
     assert done.stdout == here.out == f"loading model {damaged}\n"
 
 
+@pytest.mark.thorough
+def test_a_scheduler_that_needs_a_hidden_package_needs_the_weights(damaged):
+    """The process that hid it starts again, and tells the plan."""
+    command = ["sample", "a fox", "--model", str(damaged), "--scheduler", "LMSDiscreteScheduler", "--dry-run"]
+    done = subprocess.run([sys.executable, "-m", "vitrail", *command], cwd=damaged, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and " evaluations of the network" in done.stdout
+
+
 def test_a_hub_model_needs_the_weights(models, monkeypatch):
     spec = find_model(str(models("sd")[0]), registry())
     with pytest.raises(WeightsNeededError):

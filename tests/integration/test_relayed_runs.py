@@ -185,3 +185,13 @@ def test_what_a_transformer_cannot_do_is_refused_by_slot_and_the_rest_is_not():
     rescheduled = load_method("megafusion", ["stages.1.enter.reschedule=true"])
     with pytest.raises(CapabilityError, match=r"enter\.reschedule .* set enter\.reschedule = false"):
         Sampler.from_pipeline(pipe, rescheduled)("a fox", **CALL)
+
+
+@pytest.mark.parametrize(
+    "stage", [{"patching": "windows"}, WHOLE | {"guidance": [{"type": "upsample", "scale": 1.0}]}], ids=str
+)
+def test_more_noise_is_refused_where_the_network_sees_parts_or_copies(pipe, stage):
+    """Those of the training size have the noise that it knows there."""
+    enter = {"enter": {"relay": True, "strength": [0.5], "reschedule": True}}
+    with pytest.raises(ConfigError, match=r"stage 2: enter\.reschedule gives the noise .* set enter\.reschedule = fal"):
+        Sampler.from_pipeline(pipe, cascade({"fusion": "average"} | stage | enter))("a fox", **CALL)

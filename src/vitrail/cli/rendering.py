@@ -143,12 +143,19 @@ def _foreseen(run: RunConfig, composition: Composition, options: RenderOptions, 
 
                 sampler, unloaded = Sampler.planner(run, composition, _device(options, placement), options.plugins)
                 return _planned(sampler, run, placement, unloaded)[1]
-        except VitrailError:
-            raise
         except Exception as error:  # a model that is loaded tells what is wrong
+            if isinstance(error, VitrailError) and not _lacks_a_package(error):
+                raise
             logger().info("plan.needs_weights", model=run.model, reason=repr(error))
             process.start_again()
     return _loaded(run, composition, options, placement)[2]
+
+
+def _lacks_a_package(error: BaseException | None) -> bool:
+    """Whether an error comes from a package that could not be imported: it may have been hidden from the plan."""
+    while error is not None and not isinstance(error, ImportError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _planned(sampler: Sampler, run: RunConfig, placement: RankPlacement, unloaded: int = 0) -> tuple[Plan, list[str]]:

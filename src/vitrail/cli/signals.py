@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -42,9 +42,10 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
         stop: Called from the signal handler.
     """
 
-    def first(*_: object) -> None:
-        for number in handled():
-            signal.signal(number, signal.default_int_handler)
+    def first(number: int, _: object) -> None:
+        for each in handled():
+            again = number == each == getattr(signal, "SIGHUP", None)  # a shell passes on what the terminal has said
+            signal.signal(each, signal.SIG_IGN if again else signal.default_int_handler)
         stop()
 
     with _handling(first):
@@ -103,5 +104,6 @@ def _end(number: int, _: FrameType | None) -> NoReturn:
     if atomic.in_work():
         raise KeyboardInterrupt
     message = b"Stopped.\n" if atomic.count_written() else b"Stopped; nothing was written.\n"
-    os.write(2, message)
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, message)
     os._exit(128 + number)

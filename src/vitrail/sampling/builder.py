@@ -16,7 +16,7 @@ from vitrail.core.engine.remembering import check_remembering
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.inputs import Extras, Inputs
-from vitrail.core.method.members import combines_branches, recalls
+from vitrail.core.method.members import OptionalGuidance, OptionalMasking, combines_branches, has_own, recalls
 from vitrail.errors import CapabilityError, ConfigError
 from vitrail.sampling.differentiation import check_gradients, gradients_of
 from vitrail.sampling.discovery import registered_name
@@ -80,6 +80,9 @@ class Builder:
         )
         check_regions(plan)
         check_background(plan, "vae" in backbone.offers, config.model)
+        _refuse_rescheduled(plan)
+        if inputs[0].extras.control_image is not None:
+            _refuse_hints_of_copies(plan)
         self._refuse_large_views(plan)
         return plan
 
@@ -324,6 +327,49 @@ def check_background(plan: RunPlan, has_vae: bool, model: str) -> None:
             f"stage {stage} fills up what is smaller than a training picture with a plain colour, which needs 'vae', "
             f'and model {model!r} has none; set pad = "none" there, or make the picture larger'
         )
+
+    for step, _ in plan.stage_starts():
+        if not any(plan.fills_up(step, group) for group in range(1 + len(plan.stage(step).extra_views))):
+            continue
+        canvas = plan.phase(step).canvas
+        beside = "a mask" if not OptionalMasking.of(plan.stage(step).masking).is_everywhere else None
+        beside = "bootstrapped regions" if plan.regions.bootstrapped(step, canvas) else beside
+        if beside is not None:
+            raise CapabilityError(
+                f"stage {step.stage + 1} fills up what is smaller than a training picture, and {beside} would count "
+                'what is filled up as picture; set pad = "none" there, make the picture larger, or leave them out'
+            )
+
+
+def _refuse_hints_of_copies(plan: RunPlan) -> None:
+    """Refuse a control picture where a guidance asks about copies of the canvas that no view of it shows."""
+    for step, _ in plan.stage_starts():
+        for guidance in plan.stage(step).guidance:
+            if OptionalGuidance.of(guidance).views_branches:
+                raise CapabilityError(
+                    f"stage {step.stage + 1}: {type(guidance).__name__} asks about copies of the whole whose cells lie "
+                    "unevenly, and a control picture is cropped to even ones; leave control_image out, or use another "
+                    "method"
+                )
+
+
+def _refuse_rescheduled(plan: RunPlan) -> None:
+    """Refuse more noise where the network sees something else than the whole picture at its own size.
+
+    Raises:
+        ConfigError: Naming the stage.
+    """
+    for step, _ in plan.stage_starts():
+        enter, canvas, stage = plan.phase(step).enter, plan.phase(step).canvas, plan.stage(step)
+        if enter is None or not enter.reschedule:
+            continue
+        is_whole = all(outline.shape == (canvas.height, canvas.width) for outline in plan.outlines(step))
+        if not is_whole or any(has_own(each, OptionalGuidance.cost) for each in stage.guidance):
+            raise ConfigError(
+                f"stage {step.stage + 1}: enter.reschedule gives the noise of the whole picture at its size, and the "
+                "network is asked about others there; set enter.reschedule = false, or use patching 'whole' and no "
+                "guidance that asks"
+            )
 
 
 def _refuse_no_steps(first: int, end: int, canvas: Canvas) -> None:

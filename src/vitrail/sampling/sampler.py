@@ -183,7 +183,7 @@ class Sampler:
         spec = find_model(run.model, registry(), options)
         composition.check(spec.offers, f"model {run.model!r}", registry())
         composition.check_files()
-        if not isinstance(spec, Adapter):
+        if not isinstance(spec, Adapter) or type(spec).load is not Adapter.load:
             raise WeightsNeededError(run.model)
         backbone, unloaded = spec.without_weights(device)
         return cls(backbone, composition, model=run.model, options=options, plugins=plugins), unloaded

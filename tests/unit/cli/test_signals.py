@@ -33,6 +33,7 @@ def in_a_terminal_that_closes(words):
     while b"step 1" not in said:
         said += os.read(terminal, 1024)
     os.close(terminal)
+    os.kill(child, signal.SIGHUP)  # as a shell passes on what it has heard itself
     for _ in range(6000):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:

@@ -79,7 +79,7 @@ def forecast(
     free = free // ranks if on_cpu else free
     shapes, rows = _work(plan)
     try:
-        each = row_bytes(network, max(shapes, key=math.prod))
+        each = math.ceil(row_bytes(network, max(shapes, key=math.prod)) * _beside(plan))
     except CapabilityError:
         return MemoryForecast(rows=row_batch or ROW_BATCH, free_bytes=free)
     most = ROW_BATCH if on_cpu else max(1, rows // ranks)
@@ -104,6 +104,17 @@ def _work(plan: RunPlan) -> tuple[list[tuple[int, int]], int]:
     starts = [step for step, _ in plan.stage_starts()]
     shapes = [outline.shape for step in starts for outline in plan.outlines(step)]
     return shapes, min(plan.count_asked(step) * plan.most_branches(step) for step in starts)
+
+
+def _beside(plan: RunPlan) -> float:
+    """Return the most rows that are computed in a forward, rectifications' own included, per row that is asked."""
+    most = 1.0
+    for step, _ in plan.stage_starts():
+        for cells, _ in plan.forwards_of_groups(step):
+            branches = plan.branches_at(step)
+            beside = [sum(plan.cost_beside(step, [(each, cells, 1)]).rows.values()) for each in branches]
+            most = max(most, 1 + max(beside))  # a micro-batch may have rows of one branch alone
+    return most
 
 
 def absent_bytes(network: Any, device: torch.device) -> int:

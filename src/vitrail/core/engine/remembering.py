@@ -43,6 +43,8 @@ def _misfits(found: ForwardCaching, plan: RunPlan, row_batch: int, world_size: i
         yield "the method differentiates, which asks for forwards besides those of the steps"
     if any(stage.rectification for stage in composition.stages):
         yield "the method changes the network for a range of steps, and what was kept would outlive the change"
+    if any(step.repeat for step in plan.steps()):
+        yield "the method does timesteps again, whose forwards would be taken for those of the first time"
     if plan.regions:
         yield "regions ask for a view more than once, which would share a place"
     if found.by_name:

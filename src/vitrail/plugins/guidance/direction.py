@@ -127,7 +127,7 @@ class Direction:
             (height, width), copy_shape(canvas), self._count(step, canvas), self.redraw, streams, step.index
         )
         small = copies.read(latents)
-        uncond, cond = self._asked(step, small, copies, scene)
+        uncond, cond = self._asked(step, small, copies, turn, scene)
         found = copies.spread(cond - uncond).roll((-turn[0], -turn[1]), (-2, -1))
         guided = subject.model_output + scene.guidance_scale * found
         guided = rescaled(guided[None], (subject.model_output + found)[None], scene.guidance_rescale)[0]
@@ -138,13 +138,16 @@ class Direction:
         low = copies.enlarged(last.clean).roll((-turn[0], -turn[1]), (-2, -1))
         return prediction, low - prediction.clean
 
-    def _asked(self, step: Step, small: Tensor, copies: Copies, scene: GuidanceContext) -> tuple[Tensor, Tensor]:
+    def _asked(
+        self, step: Step, small: Tensor, copies: Copies, turn: tuple[int, int], scene: GuidanceContext
+    ) -> tuple[Tensor, Tensor]:
         """The network's output for all copies, without and with text, Float32[Tensor, "copies batch channels h w"].
 
         Args:
             step: Position of the run.
             small: Latents of the copies, of that shape.
-            copies: Which cells they have.
+            copies: Which cells of the rolled canvas they have.
+            turn: Cells by which it is rolled down and to the right.
             scene: Asks the network.
         """
         ask, scale, canvas = scene.ask_branches, scene.scale, scene.canvas
@@ -159,7 +162,8 @@ class Direction:
             filled = scene.background(shape).expand(*small.shape[:-2], *shape).clone()
             filled[inner] = small
             small = filled
-        rows, cols = copies.cells_around(shape, (top, left))
+        around = zip(copies.cells_around(shape, (top, left)), turn, copies.size, strict=True)
+        rows, cols = (tuple((cell - rolled) % length for cell in cells) for cells, rolled, length in around)
         shown = Shown(View(Span(0, shape[0], copies.steps[0]), Span(0, shape[1], copies.steps[1])), (rows, cols))
         answers = ask(step, scale(small), [shown] * len(small))
         return answers["uncond"][inner], answers["cond"][inner]

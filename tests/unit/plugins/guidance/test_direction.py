@@ -150,3 +150,16 @@ def test_a_narrow_copy_is_filled_up_with_the_background_where_ends_do_not_meet()
             assert bool((inputs[..., :2] == 7).all() and (inputs[..., 6:] == 7).all())
             assert shown[0].cells == ((0, 2, 4, 6, 8, 10, 12, 14), (0, 0, 0, 2, 4, 6, 6, 6))
     assert not Direction(pad="none").needs_background(Canvas(16, 8, 8))
+
+
+@pytest.mark.parametrize("wrap", ["none", "xy"])
+def test_regions_are_told_the_cells_that_a_copy_shows(wrap):
+    """Where edges meet the canvas is rolled before it is copied, and cells are named as they were before."""
+    canvas, step, asked = Canvas(16, 24, 8, wrap=wrap), make_step(), []
+    made = make_prediction((1, 4, 16, 24), step)
+    number = torch.arange(16 * 24, dtype=torch.float32).view(1, 1, 16, 24).expand(1, 4, 16, 24)
+    made = evolve(made, latents=number.clone(), model_output=torch.zeros_like(number))
+    Direction(resampling=0, pull=0.0, pad="none").guide(step, made, scene_of(step, canvas, asked), None)
+    ((model_input, (shown,)),) = asked
+    rows, cols = (torch.tensor(cells) for cells in shown.cells)
+    assert torch.equal(model_input[0, 0, 0], number[0, 0][rows][:, cols])
