@@ -24,8 +24,7 @@ from vitrail.core.method.composition import Composition
 from vitrail.core.method.hookspecs import EXCLUSIVE, RegistrationSpecs, StageSpecs
 from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.registration import SLOTS
-from vitrail.core.method.repeat import Repeat
-from vitrail.core.method.stage import Stage, ViewGroup
+from vitrail.core.method.stage import Repeat, Stage, ViewGroup
 from vitrail.experiments.spec.experiment import Axis, Experiment, HeatMap, MethodEntry, Setting, SizeEntry
 from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import summary

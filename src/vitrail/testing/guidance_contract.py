@@ -11,7 +11,7 @@ from attrs import evolve
 from torch import Tensor
 
 from vitrail.comm.backends.in_process import solo
-from vitrail.core.engine.asked import Shown
+from vitrail.core.engine.asked import CanvasPart
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.engine.guidance_context import Branches, GuidanceContext, Start, subject_tensor
 from vitrail.core.geometry.views import Canvas, Outline, Patches, Span, View
@@ -193,7 +193,7 @@ def _scene(point: Point, step: Step, strategy: Any, exchange: Exchange, masked: 
 
 
 def _half_without_text(
-    step: Step, model_input: Tensor, shown: Sequence[Shown], /, sizes: SizeConditioning | None = None
+    step: Step, model_input: Tensor, shown: Sequence[CanvasPart], /, sizes: SizeConditioning | None = None
 ) -> dict[Branch, Tensor]:
     """Return the inputs as the answers with text, and half of them as those without."""
     return {"uncond": model_input / 2, "cond": model_input}

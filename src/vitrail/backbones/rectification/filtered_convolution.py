@@ -14,7 +14,7 @@ from vitrail.backbones.rectification.convolutions import Convolution, convolutio
 from vitrail.backbones.rectification.copied_rows import CopiedRows
 from vitrail.backbones.rectification.low_pass import LowPass
 from vitrail.backbones.rectification.module_hooks import attached, refuse_compiled, refuse_fused
-from vitrail.backbones.rectification.parted_convolution import Part, parted
+from vitrail.backbones.rectification.parted_convolution import RowsPart, parted
 from vitrail.backbones.rectification.scope import BLOCKS, choose, present, sites_in, steps_between, within
 from vitrail.core.config.fields import as_tuple, share, share_below_one
 
@@ -94,13 +94,15 @@ class FilteredConvolution:
         """One for a conditional row, where the rectification acts and is ``guided``."""
         return int(self.guided and branch == "cond" and self._dilation(step, cells, native_cells) > 1)
 
-    def _parts(self, conv: Convolution, rows: CopiedRows, dilation: float, padded: float) -> list[Part]:
+    def _parts(self, conv: Convolution, rows: CopiedRows, dilation: float, padded: float) -> list[RowsPart]:
         """Return the entries that are filtered and dilated in full, and those that are so softly."""
         scale, filters = max(1.0, dilation / conv.stride), ".upsamplers." not in conv.name
-        found = [Part(rows.others, math.ceil(dilation), LowPass(scale, self.floor, False, padded) if filters else None)]
+        found = [
+            RowsPart(rows.others, math.ceil(dilation), LowPass(scale, self.floor, False, padded) if filters else None)
+        ]
         if rows.copied:
             soft = LowPass(scale, self.floor, True, padded) if filters else None
-            found.append(Part(rows.copied, math.ceil(max(1.0, dilation / self.ease)), soft))
+            found.append(RowsPart(rows.copied, math.ceil(max(1.0, dilation / self.ease)), soft))
         return [part for part in found if part.entries]
 
     def _chosen(self, network: Any) -> list[Convolution]:

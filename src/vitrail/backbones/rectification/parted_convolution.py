@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Part:
+class RowsPart:
     """Some entries of the features.
 
     Attributes:
@@ -37,7 +37,7 @@ class Part:
         return own if self.low_pass is None else self.low_pass(own)
 
 
-def parted(conv: Convolution, parts: Sequence[Part]) -> Hook:
+def parted(conv: Convolution, parts: Sequence[RowsPart]) -> Hook:
     """Return a hook that filters and dilates a convolution, each part of its entries in a way of its own.
 
     Entries of one dilation go through the layer together. The first group does so in its own call, the others in

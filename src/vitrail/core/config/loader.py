@@ -29,8 +29,7 @@ from vitrail.core.method.metric import Features, Metric, References
 from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification, Upscaler
 from vitrail.core.method.registration import slots_of
-from vitrail.core.method.repeat import Repeat
-from vitrail.core.method.stage import Stage, ViewGroup
+from vitrail.core.method.stage import Repeat, Stage, ViewGroup
 from vitrail.errors import ConfigError, nearest, shortened
 
 T = TypeVar("T")

@@ -40,7 +40,7 @@ class AskedEntry:
 
 
 @frozen
-class Shown:
+class CanvasPart:
     """The part of the canvas that a question is about.
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from vitrail.comm.partition import assign, rounds
-from vitrail.core.engine.asked import AskedEntry, Shown
+from vitrail.core.engine.asked import AskedEntry, CanvasPart
 from vitrail.core.engine.hooks import at, check_output
 from vitrail.core.engine.micro_batches import combine_branches, split_rows
 from vitrail.core.engine.parallel import begun
@@ -160,7 +160,7 @@ class Forwards:
         Returns:
             The output after classifier-free guidance, Float32[Tensor, "batch channels h w"].
         """
-        shown = [Shown(view)]
+        shown = [CanvasPart(view)]
         batches = question(plan, step, model_input[None], shown, self.row_batch, sizes)
         timings.count(batches, plan, step)
         return answer(plan, step, self.share(asked, batches, timings), len(model_input), shown)
@@ -171,7 +171,7 @@ class Forwards:
         step: Step,
         asked: Step,
         model_input: Tensor,
-        shown: Sequence[Shown],
+        shown: Sequence[CanvasPart],
         sizes: SizeConditioning | None,
         timings: Timings,
     ) -> dict[Branch, Tensor]:
@@ -199,7 +199,7 @@ def question(
     plan: RunPlan,
     step: Step,
     model_input: Tensor,
-    shown: Sequence[Shown],
+    shown: Sequence[CanvasPart],
     row_batch: int | None,
     sizes: SizeConditioning | None = None,
 ) -> list[MicroBatch]:
@@ -227,7 +227,9 @@ def question(
     return split_rows(asked, inputs[0] if len(inputs) == 1 else torch.cat(inputs), branches, most, sizes)
 
 
-def branched(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int, shown: Sequence[Shown]) -> Tensor:
+def branched(
+    plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int, shown: Sequence[CanvasPart]
+) -> Tensor:
     """Return the answers to a question's micro-batches by branch, the texts of each mixed by their shares.
 
     Args:
@@ -249,7 +251,9 @@ def branched(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: i
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
-def answer(plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int, shown: Sequence[Shown]) -> Tensor:
+def answer(
+    plan: RunPlan, step: Step, answers: Sequence[ModelOutput], batch: int, shown: Sequence[CanvasPart]
+) -> Tensor:
     """Apply classifier-free guidance to the outputs of one question's micro-batches; see ``branched``.
 
     Returns:

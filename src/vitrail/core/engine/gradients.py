@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import define, field, frozen
 
-from vitrail.core.engine.asked import Shown
+from vitrail.core.engine.asked import CanvasPart
 from vitrail.core.engine.forwards import answer, question
 from vitrail.core.engine.memory_backoff import is_out_of_memory, let_go
 from vitrail.core.method.cost import Cost
@@ -86,7 +86,7 @@ class ViewGradients:
             Float32[Tensor, "batch channels h w"].
         """
         shown = self.plan.phase(step).stepper.scale(latents, step.phase_step)
-        asked = [Shown(view)]
+        asked = [CanvasPart(view)]
         batches = question(self.plan, step, shown[None], asked, None)
         answers = [self.forwards.forward(step, rows, timings) for rows in batches]
         return Prediction(latents, answer(self.plan, step, answers, len(latents), asked), step).clean

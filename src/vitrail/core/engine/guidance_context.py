@@ -12,7 +12,7 @@ from vitrail.errors import CapabilityError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.engine.asked import Shown
+    from vitrail.core.engine.asked import CanvasPart
     from vitrail.core.engine.exchange import Exchange
     from vitrail.core.geometry.views import Canvas, Patches, View
     from vitrail.core.method.micro_batch import Branch, SizeConditioning
@@ -61,7 +61,7 @@ class AskBranches(Protocol):
     """Questions to the network as ``Ask``, answered by branch; several are shared between the ranks."""
 
     def __call__(
-        self, step: Step, model_input: Tensor, shown: Sequence[Shown], /, sizes: SizeConditioning | None = None
+        self, step: Step, model_input: Tensor, shown: Sequence[CanvasPart], /, sizes: SizeConditioning | None = None
     ) -> Mapping[Branch, Tensor]:
         """Return the network's output for every CFG branch, Float32[Tensor, "asked batch channels h w"] each.
 

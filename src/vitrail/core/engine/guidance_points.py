@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vitrail.core.engine.asked import Shown
+    from vitrail.core.engine.asked import CanvasPart
     from vitrail.core.engine.backdrops import Backdrops
     from vitrail.core.engine.forwards import Forwards
     from vitrail.core.engine.gradients import ViewGradients
@@ -117,7 +117,7 @@ class GuidancePoints:
             return self.forwards.ask(self.plan, step, asked, model_input, view, sizes, done.timings)
 
         def ask_branches(
-            asked: Step, model_input: Tensor, shown: Sequence[Shown], sizes: SizeConditioning | None = None
+            asked: Step, model_input: Tensor, shown: Sequence[CanvasPart], sizes: SizeConditioning | None = None
         ) -> Mapping[Branch, Tensor]:
             return self.forwards.ask_branches(self.plan, step, asked, model_input, shown, sizes, done.timings)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from vitrail.core.engine.asked import AskedPairs, Shown
+from vitrail.core.engine.asked import AskedPairs, CanvasPart
 from vitrail.core.engine.micro_batches import permute_views
 from vitrail.core.engine.region_areas import area_of_box, area_of_mask, feathered, shares_of
 from vitrail.core.geometry.views import Patches
@@ -156,7 +156,7 @@ class Regions:
         depth = 1 if patches.permutation is None else patches.permutation.shape[2]
         return seen.expand(-1, -1, depth, -1, -1)
 
-    def asked_of(self, canvas: Canvas, shown: Shown) -> AskedPairs:
+    def asked_of(self, canvas: Canvas, shown: CanvasPart) -> AskedPairs:
         """Return the texts that a question about a view is asked with: all that have a share of the canvas.
 
         So many are known before the view is. Where the view goes beyond the canvas the edge is repeated.

@@ -22,8 +22,7 @@ from vitrail.core.method.members import (
 )
 from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.registration import misfits, odd_values
-from vitrail.core.method.repeat import Repeat
-from vitrail.core.method.stage import Place, Stage, ViewGroup, places
+from vitrail.core.method.stage import Place, Repeat, Stage, ViewGroup, places
 from vitrail.errors import CompositionError, shortened
 
 if TYPE_CHECKING:

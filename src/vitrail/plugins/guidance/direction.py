@@ -21,7 +21,7 @@ from attrs import evolve, field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import share
-from vitrail.core.engine.asked import Shown
+from vitrail.core.engine.asked import CanvasPart
 from vitrail.core.engine.micro_batches import rescaled
 from vitrail.core.geometry.views import Span, View
 from vitrail.core.method.cost import Cost
@@ -164,7 +164,7 @@ class Direction:
             small = filled
         around = zip(copies.cells_around(shape, (top, left)), turn, copies.size, strict=True)
         rows, cols = (tuple((cell - rolled) % length for cell in cells) for cells, rolled, length in around)
-        shown = Shown(View(Span(0, shape[0], copies.steps[0]), Span(0, shape[1], copies.steps[1])), (rows, cols))
+        shown = CanvasPart(View(Span(0, shape[0], copies.steps[0]), Span(0, shape[1], copies.steps[1])), (rows, cols))
         answers = ask(step, scale(small), [shown] * len(small))
         return answers["uncond"][inner], answers["cond"][inner]
 

@@ -19,8 +19,7 @@ from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.cascade import Cascade, Enter, Finish
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.members import combines_branches
-from vitrail.core.method.repeat import Repeat
-from vitrail.core.method.stage import SharedPrompt, Stage, ViewGroup
+from vitrail.core.method.stage import Repeat, SharedPrompt, Stage, ViewGroup
 from vitrail.errors import ConfigError, VitrailError, nearest
 from vitrail.plugins.masking.none import NoMask
 from vitrail.plugins.patching.whole import Whole
