@@ -68,7 +68,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     assert {about + "licenses/LICENSE", about + "licenses/NOTICE"} <= names
     assert metadata["License-Expression"] == "Apache-2.0" and metadata["Version"] == PROJECT["version"]
     assert {each.partition(",")[0] for each in metadata.get_all("Project-URL")} == set(PROJECT["urls"])
-    assert "vitrail = vitrail.cli.app:main" in scripts
+    assert "vitrail = vitrail.__main__:main" in scripts
     assert built[1].stat().st_size < MOST_MB * 1e6
 
 

@@ -210,7 +210,7 @@ def test_a_signal_during_the_writing_waits_until_all_is_written(run, before, num
     assert "nothing was written" not in told.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_at_once_keeps_the_pictures_that_were_whole(run, before, number):
     def twice():
         os.kill(os.getpid(), number)

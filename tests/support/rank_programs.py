@@ -9,7 +9,7 @@ from toy import sample, toy_sampler
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler, Spread
 
-CALL = {"height": 136, "width": 200, "num_inference_steps": 2, "output_type": "pt", "row_batch": 2, "seed": 3}
+CALL = {"height": 136, "width": 200, "num_inference_steps": 3, "output_type": "pt", "row_batch": 2, "seed": 3}
 
 
 def everything(names, stages, communicator=None):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
 
+from vitrail.core.config.ambient import plain_defaults
 from vitrail.core.schedule.noise_schedule import is_flow
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.errors import CapabilityError
@@ -66,7 +67,8 @@ def rescheduled(scheduler: Scheduler, gamma: float) -> Scheduler:
         )
     table = with_noise([float(each) for each in own.alphas_cumprod.tolist()], gamma)
     betas = [1 - now / before for before, now in pairwise([1.0, *table])]
-    return cast("Scheduler", type(own).from_config(own.config, trained_betas=betas))
+    with plain_defaults():
+        return cast("Scheduler", type(own).from_config(own.config, trained_betas=betas))
 
 
 def reread(output: Tensor, model_input: Tensor, step: Step, gamma: float) -> Tensor:
