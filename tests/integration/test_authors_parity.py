@@ -10,10 +10,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 
-from tiny import in_double, tiny_pipeline
+from tiny import in_double, small_unet, tiny_pipeline
 from tiny_families import SCALED
 from tools.parity.__main__ import main
 from tools.parity.checkout import Checkout
@@ -24,7 +23,6 @@ from tools.parity.recordings import Recording
 from tools.parity.theirs import Wish, record
 
 INITIAL = [{"stream": "initial-latents"}]
-NATIVE = 64  # latent cells of a window of the panorama pipeline
 TOLERANCE = 2e-5
 PANORAMA = """
 from diffusers import StableDiffusionPanoramaPipeline
@@ -125,21 +123,6 @@ CALL = {
     "guidance_scale": "$guidance",
     "generator": "$generator",
 }
-
-
-def small_unet():
-    """Attention where windows are halved alone, since theirs are large."""
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=NATIVE,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=1,
-        norm_num_groups=4,
-    ).eval()
 
 
 class Small:

@@ -4,11 +4,11 @@ import functools
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPanoramaPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPanoramaPipeline
 
 import measure_parity
 from often import often
-from tiny import in_double, tiny_pipeline
+from tiny import PANORAMA_NATIVE, in_double, small_unet, tiny_pipeline
 from tiny_families import FAMILIES, SCALED
 from vitrail.core.config.loader import Loader
 from vitrail.core.method.composition import Composition
@@ -25,7 +25,6 @@ CASES = [
 ]
 USUAL = ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 OFTEN = often(CASES, lambda case: case[2] == "txt2img" or case[1] in USUAL)
-NATIVE = 64  # latent cells of a window of the panorama pipeline
 STRIDE = 8
 
 
@@ -37,21 +36,6 @@ def pipeline(family):
 @pytest.mark.parametrize(("family", "name", "path"), OFTEN)
 def test_direct_is_the_plain_pipeline_bit_for_bit(family, name, path):
     assert measure_parity.difference(pipeline(family), name, path) == 0
-
-
-def small_unet():
-    """Attention where windows are halved alone, since theirs are large."""
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=NATIVE,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=1,
-        norm_num_groups=4,
-    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +54,12 @@ def panorama():
 def test_multidiffusion_is_the_panorama_pipeline(panorama, wrap, row_batch, guidance_scale):
     """They step every window and average the results, which for DDIM is the same up to rounding."""
     pipe, theirs = panorama
-    shape = (1, 4, NATIVE, NATIVE + STRIDE)
+    shape = (1, 4, PANORAMA_NATIVE, PANORAMA_NATIVE + STRIDE)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     call = {"height": 8 * shape[2], "width": 8 * shape[3], "num_inference_steps": 2}
     call["guidance_scale"] = guidance_scale
     there = theirs("a fox", latents=noise.double(), circular_padding=wrap == "x", output_type="latent", **call).images
-    patching = {"type": "windows", "overlap": 1 - STRIDE / NATIVE}
+    patching = {"type": "windows", "overlap": 1 - STRIDE / PANORAMA_NATIVE}
     tables = {"stages": [{"patching": patching, "fusion": "average"}]}
     method = Loader(registry()).structure(tables, Composition, "test")
     options = {"wrap": wrap, "row_batch": row_batch, "output_type": "latent"}

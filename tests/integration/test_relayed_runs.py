@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_cascades import WHOLE, Starts, cascade, grown_by_hand
+from test_checkpoint import Ender, PowerCutError
 
 from tiny import in_double
 from tiny_families import FAMILIES
@@ -17,22 +18,6 @@ from vitrail.sampling.sampler import Sampler, Spread
 
 METHODS = ("megafusion", "megafusion-plus")
 CALL = {"height": 128, "width": 128, "num_inference_steps": 10, "output_type": "latent", "seed": 3}
-
-
-class PowerCutError(Exception):
-    """Ends a run from outside."""
-
-
-class Ender:
-    """Ends a run after a step."""
-
-    def __init__(self, at):
-        self.at = at
-
-    @hookimpl
-    def vitrail_step_end(self, step):
-        if step.index == self.at:
-            raise PowerCutError
 
 
 class Predictions:

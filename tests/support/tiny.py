@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 NATIVE = 8  # latent cells
+PANORAMA_NATIVE = 64  # latent cells of a window of the panorama pipeline
 
 
 def tiny_unet():
@@ -23,6 +24,21 @@ def tiny_unet():
         cross_attention_dim=32,
         attention_head_dim=4,
     )
+
+
+def small_unet():
+    """Attention where windows are halved alone, since theirs are large."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=PANORAMA_NATIVE,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=1,
+        norm_num_groups=4,
+    ).eval()
 
 
 def tiny_tokenizer():
