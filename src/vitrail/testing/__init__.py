@@ -10,6 +10,7 @@ options.
 """
 
 from vitrail.testing.backbone_contract import check_backbone
+from vitrail.testing.contract import check_repeats
 from vitrail.testing.fusion_contract import check_fusion
 from vitrail.testing.guidance_contract import check_guidance
 from vitrail.testing.masking_contract import check_masking
@@ -17,7 +18,6 @@ from vitrail.testing.metric_contract import check_features, check_metric, check_
 from vitrail.testing.patching_contract import WRAPS, check_cover, check_patching
 from vitrail.testing.prompting_contract import check_prompting
 from vitrail.testing.rectification_contract import check_rectification
-from vitrail.testing.repeats import check_repeats
 from vitrail.testing.steps_to_visit import CHANNELS, ENDS, PREDICTION_TYPES, make_prediction, make_step, make_steps
 from vitrail.testing.traces import Traces
 from vitrail.testing.upscaler_contract import check_upscaler

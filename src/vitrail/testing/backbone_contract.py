@@ -15,7 +15,7 @@ from vitrail.core.method.inputs import Inputs
 from vitrail.core.method.micro_batch import Branch, MicroBatch, ModelOutput, SizeConditioning
 from vitrail.core.schedule.noise_schedule import Stepper
 from vitrail.core.schedule.streams import Streams
-from vitrail.testing.repeats import DTYPES, dtype_message, same, surroundings
+from vitrail.testing.contract import DTYPES, dtype_message, same, surroundings
 from vitrail.testing.traces import Traces
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.returned_values import check_fused
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.step import Step
-from vitrail.testing.instances import contract, instance_of
-from vitrail.testing.repeats import check_repeats
+from vitrail.testing.contract import check_repeats, contract, instance_of
 from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, described, make_prediction, make_steps
 
 PLAIN = tuple(View(Span(y, 8, 2), Span(x, 8, 2)) for y in range(2) for x in range(2))

@@ -23,8 +23,7 @@ from vitrail.core.method.returned_values import check_branches, check_cost, chec
 from vitrail.core.schedule.prediction import Prediction
 from vitrail.core.schedule.step import PredictionType, Step
 from vitrail.core.schedule.streams import Streams
-from vitrail.testing.instances import contract, instance_of
-from vitrail.testing.repeats import check_repeats
+from vitrail.testing.contract import check_repeats, contract, instance_of
 from vitrail.testing.steps_to_visit import CHANNELS, PREDICTION_TYPES, described, make_prediction, make_steps
 
 CELL = 4  # side of a latent cell in pixels

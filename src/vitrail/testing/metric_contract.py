@@ -15,8 +15,7 @@ from vitrail.core.method.members import OptionalFeatureExtractor
 from vitrail.core.method.metric import Column, Shown
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
-from vitrail.testing.instances import instance_of
-from vitrail.testing.repeats import DTYPES, dtype_message, same, surroundings
+from vitrail.testing.contract import DTYPES, dtype_message, instance_of, same, surroundings
 
 SIZES = ((128, 128), (131, 150), (160, 143))
 NATIVE = 64  # training size in pixels, so that there are several tiles and borders

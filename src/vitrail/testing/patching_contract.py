@@ -18,8 +18,7 @@ from vitrail.core.method.returned_values import check_granularity, check_patches
 from vitrail.core.schedule.step import Step
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CoverageError
-from vitrail.testing.instances import contract, instance_of
-from vitrail.testing.repeats import check_repeats
+from vitrail.testing.contract import check_repeats, contract, instance_of
 from vitrail.testing.steps_to_visit import CHANNELS, make_step, make_steps
 
 WRAPS: tuple[Wrap, ...] = ("none", "x", "y", "xy")

@@ -11,8 +11,7 @@ from vitrail.core.method.attention_maps import KeptMaps
 from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.returned_values import check_texts
 from vitrail.core.schedule.streams import Streams
-from vitrail.testing.instances import contract, instance_of
-from vitrail.testing.repeats import check_repeats
+from vitrail.testing.contract import check_repeats, contract, instance_of
 from vitrail.testing.steps_to_visit import make_steps
 
 PROMPT, NEGATIVE = "a fox in the snow", "grey"

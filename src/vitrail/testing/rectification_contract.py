@@ -18,8 +18,7 @@ from vitrail.core.method.protocols import Forward
 from vitrail.core.method.returned_values import check_context
 from vitrail.core.schedule.step import Step
 from vitrail.core.schedule.streams import Streams
-from vitrail.testing.instances import contract, instance_of
-from vitrail.testing.repeats import check_repeats, surroundings
+from vitrail.testing.contract import check_repeats, contract, instance_of, surroundings
 from vitrail.testing.steps_to_visit import make_step, make_steps
 from vitrail.testing.traces import Traces
 

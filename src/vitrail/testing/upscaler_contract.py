@@ -12,8 +12,7 @@ from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.members import OptionalUpscaler
 from vitrail.core.method.returned_values import check_upscaled, check_upscaling_cost
 from vitrail.core.schedule.streams import Streams
-from vitrail.testing.instances import contract, instance_of
-from vitrail.testing.repeats import check_repeats, same
+from vitrail.testing.contract import check_repeats, contract, instance_of, same
 
 SIZES = (  # (height, width) before and after: one pixel, odd ones, no whole factor, an axis that shrinks, nothing to do
     ((1, 1), (4, 4)),

@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     from vitrail.sampling.result import Result
     from vitrail.sampling.sampler import Sampler
 
-PRELOADED = "vitrail.experiments.run.preloaded"
+PRELOADED = (  # what the fork server imports once for the rank processes of all cells
+    "torch.distributed",
+    "vitrail.backbones.pipeline_backbone",
+    "vitrail.experiments.run.cell_run",
+    "vitrail.sampling.sampler",
+)
 
 
 @define(eq=False)
@@ -246,7 +251,7 @@ def _started_once(backend: Any) -> Any:
     if not has(type(backend)) or "start" not in fields_dict(type(backend)):
         return backend
     pipelines = [name for name in sys.modules if name.rpartition(".")[2].startswith("pipeline_")]
-    multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOADED, *pipelines])
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*PRELOADED, *pipelines])
     return evolve(backend, start="forkserver")
 
 

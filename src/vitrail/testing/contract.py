@@ -1,9 +1,9 @@
-"""Check that a strategy is a pure function of its arguments, independent of instance, process state and rank.
+"""What all contract checks share: an instance, errors as assertions, and repeats in other surroundings.
 
-The same calls are made on copies of a strategy several times: twice on one instance, with another state of the
-global random generators, with another default dtype, and on two ranks concurrently, which are threads with exchanges
-of their own. State kept on the instance or in its module, global randomness and dependence on the rank show as
-different results.
+A strategy is a pure function of its arguments, independent of instance, process state and rank. The same calls are
+made on copies of it several times: twice on one instance, with another state of the global random generators, with
+another default dtype, and on two ranks concurrently, which are threads with exchanges of their own. State kept on the
+instance or in its module, global randomness and dependence on the rank show as different results.
 """
 
 from __future__ import annotations
@@ -17,12 +17,38 @@ from typing import Any
 import torch
 
 from vitrail.comm.backends.in_process import InProcess, solo
+from vitrail.core.config.registry import Registry
 from vitrail.core.engine.exchange import Exchange
+from vitrail.errors import VitrailError
 
 RANKS = 2  # number of concurrent ranks
 SECONDS = 120.0  # timeout of a wait between ranks
 DTYPES = (torch.float64, torch.bfloat16)  # default dtypes to check besides float32
 Play = Callable[[Any, Exchange], Any]
+
+
+def instance_of(slot: str, strategy: Any) -> Any:
+    """Return an instance, after the checks of registration in the slot; a class is built with its defaults.
+
+    Raises:
+        RegistrationError: If the class cannot be registered.
+    """
+    cls = strategy if isinstance(strategy, type) else type(strategy)
+    Registry().add(slot, "under-test", cls)
+    return strategy() if isinstance(strategy, type) else strategy
+
+
+@contextmanager
+def contract() -> Iterator[None]:
+    """Turn a ``VitrailError`` of the block, as the engine's checks raise it, into an AssertionError.
+
+    Raises:
+        AssertionError: With the message of the error.
+    """
+    try:
+        yield
+    except VitrailError as error:
+        raise AssertionError(str(error)) from error
 
 
 def check_repeats(strategy: Any, play: Play, dtypes: Sequence[torch.dtype] = DTYPES) -> None:
