@@ -1,38 +1,44 @@
-"""Plots of results: lines along an axis, grids of two axes, dots without axes, costs over ranks."""
+"""Plots of results: lines along an axis, grids of two axes, dots and the frontier without axes, costs over ranks."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.core.config.atomic import replacing
 from vitrail.core.method.metric import Column
 from vitrail.errors import ConfigError
 from vitrail.experiments.analysis.measurement import Size
 from vitrail.experiments.analysis.results import Group, Results
 from vitrail.experiments.analysis.statistics import Estimate
+from vitrail.experiments.report.figures import (
+    ARROWS,
+    COLOURS,
+    INK,
+    MARKERS,
+    add_legend,
+    colour_of,
+    label_panel,
+    make_panels,
+    plain_axes,
+    save_figure,
+    slug,
+    titled,
+)
+from vitrail.experiments.report.frontier import draw_frontier
 from vitrail.experiments.report.tables import curves, size_text
 from vitrail.experiments.spec.experiment import CALLS, CRITICAL, SECONDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#26292e")  # palette of Okabe and Ito
 STYLES = ("-", "--", ":", "-.")  # the next style is used once the colours are used up
-MARKERS = "osD^vPX"
-INK, FAINT, GRID = "#26292e", "#6b7078", "#e7e5e1"
 SHADES = "cividis"  # a colour map that is readable with colour blindness
-DPI = 130
-WIDTH, HEIGHT, BESIDE = 3.9, 2.9, 3  # size of a panel in inches, and panels per row
 DOT_ROW = 0.3  # height of a row of dots in inches
 MOST_BANDS = 3  # lines, up to which intervals are drawn as bands
 ASIDE, MOST_ASIDE = 0.03, 7  # inches between the error bars of two lines, and number of such offsets
 BRIGHT = 0.5  # share of the colour range above which numbers are dark
-LOGARITHMIC = 30  # ratio of an axis' ends from which the axis is logarithmic
-ARROWS = {"up": " (higher is better)", "down": " (lower is better)", "none": ""}
 
 
 def check_matplotlib() -> None:
@@ -77,16 +83,12 @@ def draw_plots(results: Results, folder: Path) -> list[Path]:
                 drawn += _grids(results, groups, columns, (one, two), folder)
         if not axes and columns:
             drawn.append(_dots(results, groups, columns, folder / f"{slug('rows', size_text(size))}.png"))
+            drawn += draw_frontier(results, groups, columns, folder / f"{slug('frontier', size_text(size))}.png")
     if results.costs and len({group.ranks for group in results.groups}) > 1:
         drawn += [
             _over_ranks(results, size, folder / f"{slug('ranks', size_text(size))}.png") for size in results.sizes
         ]
     return drawn
-
-
-def slug(*words: str) -> str:
-    """Join words to a file name of lower-case letters, digits, dots and hyphens."""
-    return "-".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words)
 
 
 def _is_known(results: Results, groups: Sequence[Group], column: Column) -> bool:
@@ -97,17 +99,17 @@ def _lines(results: Results, groups: Sequence[Group], columns: Sequence[Column],
     """Plot every column over an axis with intervals, one line per method and settings of the other axes."""
     lines = curves(groups, axis)
     without = [group for group in groups if axis not in group.axes]
-    figure, panels = _panels(len(columns), f"{_titled(results)}over {axis}, {size_text(groups[0].size)}")
+    figure, panels = make_panels(len(columns), f"{titled(results.title)}over {axis}, {size_text(groups[0].size)}")
     for panel, column in zip(panels, columns, strict=True):
         for number, (name, along) in enumerate(lines.items()):
             points = [(float(group.axes[axis]), results.estimate(group, column)) for group in along]
             _line(figure, panel, number, name, points, bands=len(lines) <= MOST_BANDS)
         for number, group in enumerate(without, len(lines)):
             value = results.estimate(group, column).value
-            panel.axhline(value, color=_colour(number), linestyle=STYLES[1], linewidth=1.2, label=group.row)
-        _dress(panel, axis, column, [float(group.axes[axis]) for along in lines.values() for group in along])
-    _legend(figure, panels[0], len(lines) + len(without))
-    return _save(figure, out)
+            panel.axhline(value, color=colour_of(number), linestyle=STYLES[1], linewidth=1.2, label=group.row)
+        label_panel(panel, axis, column, [float(group.axes[axis]) for along in lines.values() for group in along])
+    add_legend(figure, panels[0], len(lines) + len(without))
+    return save_figure(figure, out)
 
 
 def _line(
@@ -118,13 +120,13 @@ def _line(
 
     places, estimates = [place for place, _ in points], [estimate for _, estimate in points]
     style = STYLES[number // len(COLOURS) % len(STYLES)]
-    looks: dict[str, Any] = {"color": _colour(number), "linestyle": style, "marker": MARKERS[number % len(MARKERS)]}
+    looks: dict[str, Any] = {"color": colour_of(number), "linestyle": style, "marker": MARKERS[number % len(MARKERS)]}
     (line,) = panel.plot(places, [each.value for each in estimates], label=name, linewidth=1.6, markersize=4.5, **looks)
     ends = [each.low for each in estimates], [each.high for each in estimates]
     if bands:
-        panel.fill_between(places, *ends, color=_colour(number), alpha=0.15, linewidth=0)
+        panel.fill_between(places, *ends, color=colour_of(number), alpha=0.15, linewidth=0)
         return
-    bars = panel.vlines(places, *ends, color=_colour(number), alpha=0.6, linewidth=1.0)
+    bars = panel.vlines(places, *ends, color=colour_of(number), alpha=0.6, linewidth=1.0)
     aside = (number % MOST_ASIDE - MOST_ASIDE // 2) * ASIDE
     for artist in (line, bars):  # offset after plotting, so that the data limits are unchanged
         artist.set_transform(offset_copy(panel.transData, figure, x=aside, units="inches"))
@@ -138,10 +140,10 @@ def _grids(
     for name, here in curves(groups, *axes).items() if columns else ():
         if all(len({group.axes[axis] for group in here}) > 1 for axis in axes):
             size = size_text(here[0].size)
-            figure, panels = _panels(len(columns), f"{_titled(results)}{name}, {size}")
+            figure, panels = make_panels(len(columns), f"{titled(results.title)}{name}, {size}")
             for panel, column in zip(panels, columns, strict=True):
                 _grid(panel, results, here, column, axes)
-            drawn.append(_save(figure, folder / f"{slug('grid', *axes, name, size)}.png"))
+            drawn.append(save_figure(figure, folder / f"{slug('grid', *axes, name, size)}.png"))
     return drawn
 
 
@@ -172,10 +174,12 @@ def _grid(panel: Axes, results: Results, groups: Sequence[Group], column: Column
 def _dots(results: Results, groups: Sequence[Group], columns: Sequence[Column], out: Path) -> Path:
     """Plot each row as a dot with its interval, one panel per column."""
     height = DOT_ROW * len(groups) + 0.8
-    figure, panels = _panels(len(columns), f"{_titled(results)}{size_text(groups[0].size)}", height, share_rows=True)
+    figure, panels = make_panels(
+        len(columns), f"{titled(results.title)}{size_text(groups[0].size)}", height, share_rows=True
+    )
     for panel, column in zip(panels, columns, strict=True):
         for y, group in enumerate(groups):
-            each, colour = results.estimate(group, column), _colour(y)
+            each, colour = results.estimate(group, column), colour_of(y)
             if not math.isnan(each.low):
                 panel.plot([each.low, each.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", alpha=0.6)
             panel.plot([each.value], [y], color=colour, marker="o", markersize=6)
@@ -183,8 +187,8 @@ def _dots(results: Results, groups: Sequence[Group], columns: Sequence[Column], 
         panel.set_ylim(len(groups) - 0.5, -0.5)
         panel.tick_params(axis="y", length=0)
         panel.set_title(column.name + ARROWS[column.better], fontsize=10, color=INK, parse_math=False)
-        _plain(panel, "x")
-    return _save(figure, out)
+        plain_axes(panel, "x")
+    return save_figure(figure, out)
 
 
 def _over_ranks(results: Results, size: Size, out: Path) -> Path:
@@ -192,72 +196,15 @@ def _over_ranks(results: Results, size: Size, out: Path) -> Path:
     groups = [group for group in results.at(size) if group.cells]
     known = {cost.name: cost for cost in results.costs}
     columns = [known[SECONDS], known.get(CRITICAL, known[CALLS])]
-    figure, panels = _panels(len(columns), f"{_titled(results)}cost over ranks, {size_text(size)}")
+    figure, panels = make_panels(len(columns), f"{titled(results.title)}cost over ranks, {size_text(size)}")
     names = list(dict.fromkeys(group.curve for group in groups))
     for panel, column in zip(panels, columns, strict=True):
         for number, name in enumerate(names):
             along = sorted((group for group in groups if group.curve == name), key=lambda group: group.ranks)
             points = [(float(group.ranks), results.estimate(group, column)) for group in along]
             _line(figure, panel, number, name, points, bands=len(names) <= MOST_BANDS)
-        _dress(panel, "ranks", column, [])
+        label_panel(panel, "ranks", column, [])
         panel.set_xticks(sorted({group.ranks for group in groups}))
         panel.set_ylim(bottom=0)
-    _legend(figure, panels[0], len(names))
-    return _save(figure, out)
-
-
-def _titled(results: Results) -> str:
-    return f"{results.title}: " if results.title else ""
-
-
-def _panels(count: int, title: str, height: float = HEIGHT, share_rows: bool = False) -> tuple[Any, list[Axes]]:
-    """Create a figure without a window, with ``count`` panels in rows of ``BESIDE``; ``height`` is in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    beside = min(count, BESIDE)
-    below = -(-count // beside)
-    figure = Figure(figsize=(WIDTH * beside + 0.6, height * below + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11, color=INK, parse_math=False)
-    grid = figure.subplots(below, beside, squeeze=False, sharey="row" if share_rows else False)
-    panels = [panel for line in grid for panel in line]
-    for panel in panels[count:]:
-        panel.set_visible(False)
-    return figure, panels[:count]
-
-
-def _dress(panel: Axes, axis: str, column: Column, places: Sequence[float]) -> None:
-    """Set labels and grid, and a logarithmic axis if its ends differ by a factor of ``LOGARITHMIC``."""
-    panel.set_xlabel(axis, parse_math=False)
-    panel.set_title(column.name + ARROWS[column.better], fontsize=10, color=INK, parse_math=False)
-    if places and min(places) > 0 and max(places) / min(places) >= LOGARITHMIC:
-        panel.set_xscale("log")
-    _plain(panel, "both")
-
-
-def _plain(panel: Axes, lines: Any) -> None:
-    for side in ("top", "right"):
-        panel.spines[side].set_visible(False)
-    panel.grid(axis=lines, color=GRID, linewidth=0.6)
-    panel.set_axisbelow(True)
-    panel.tick_params(labelsize=8, colors=FAINT, labelcolor=INK)
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def _legend(figure: Any, panel: Axes, count: int) -> None:
-    """Add a legend below the panels if there is more than one line."""
-    if count > 1:
-        handles, labels = panel.get_legend_handles_labels()
-        beside = min(count, BESIDE)
-        figure.legend(handles, labels, loc="outside lower center", ncols=beside, frameon=False, fontsize=8)
-
-
-def _save(figure: Any, out: Path) -> Path:
-    """Write the figure atomically."""
-    with replacing(out) as part:
-        figure.savefig(part, dpi=DPI, metadata={"Software": None})
-    return out
+    add_legend(figure, panels[0], len(names))
+    return save_figure(figure, out)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.core.config.atomic import replacing
 from vitrail.experiments.analysis.measurement import Size
 from vitrail.experiments.analysis.results import Group, Results
-from vitrail.experiments.report.plots import slug
+from vitrail.experiments.report.figures import slug
 from vitrail.experiments.report.tables import curves, size_text
 from vitrail.sampling.start_picture import open_own
 

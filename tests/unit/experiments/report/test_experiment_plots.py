@@ -12,8 +12,9 @@ from test_experiment_tables import grid_rows, hilly, results_of
 import tiny_experiment as tiny
 from vitrail.cli.listener import ConsoleListener
 from vitrail.errors import ConfigError
+from vitrail.experiments.report.figures import slug
 from vitrail.experiments.report.page_content import page_of
-from vitrail.experiments.report.plots import draw_plots, slug
+from vitrail.experiments.report.plots import draw_plots
 from vitrail.experiments.report.sheets import GAP, draw_sheets, folded
 from vitrail.experiments.report.tables_and_plots import write_report
 from vitrail.experiments.run.store import Folder
