@@ -1,5 +1,6 @@
 """Strictest modes on, third-party plugins off, Hypothesis profiles by VITRAIL_PROFILE (fast, ci, long)."""
 
+import gc
 import os
 
 os.environ.setdefault("VITRAIL_DISABLE_PLUGINS", "all")
@@ -24,6 +25,12 @@ for name, examples in (("fast", 25), ("ci", 50), ("long", 1000)):
         suppress_health_check=[HealthCheck.too_slow],
     )
 settings.load_profile(PROFILE)
+
+
+def pytest_collection_finish():
+    """Take the libraries' objects out of every later garbage collection, which would visit millions of them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

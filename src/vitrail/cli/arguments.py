@@ -14,7 +14,7 @@ from vitrail.backbones.loading.source import ModelOptions, check_scheduler, find
 from vitrail.cli.ranks import RankOptions
 from vitrail.comm.communicator import TIMEOUT_S
 from vitrail.core.config.files import read_file
-from vitrail.core.config.loader import Loader
+from vitrail.core.config.loader import loader_of
 from vitrail.core.config.paths import expanded_or_none
 from vitrail.core.config.run_config import PIXELS, RunConfig
 from vitrail.core.method.composition import Composition
@@ -95,7 +95,7 @@ def prepare(
 def _structure(table: dict[str, Any], given: dict[str, Any], where: str) -> RunConfig:
     """Build the run of a table; error messages name flags as on the command line."""
     try:
-        return Loader(registry()).structure({"prompt": ""} | table, RunConfig, where)
+        return loader_of(registry()).structure({"prompt": ""} | table, RunConfig, where)
     except ConfigError as error:
         text = str(error)
         for name in given:

@@ -23,7 +23,7 @@ from vitrail.cli.options import (
     Verbose,
     configure_logging,
 )
-from vitrail.core.config.loader import Loader
+from vitrail.core.config.loader import loader_of
 from vitrail.core.config.paths import expanded, expanded_or_none
 from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import ConfigError, ModelError
@@ -88,7 +88,7 @@ def decode_file(
     file, output = expanded(file), expanded_or_none(output)
     latents, recipe = load_latents(file)
     recipe = with_upscaler(recipe, sets, str(file))
-    run = Loader(registry()).structure(relocated(recipe, changes), RunConfig, f"run in {file}")
+    run = loader_of(registry()).structure(relocated(recipe, changes), RunConfig, f"run in {file}")
     sources = {"model": run.model, "model-config": run.model_config, "revision": run.revision}
     check_origin(str(file), sources, changes)
     try:

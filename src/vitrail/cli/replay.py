@@ -25,7 +25,7 @@ from vitrail.cli.options import (
     Verbose,
     configure_logging,
 )
-from vitrail.core.config.loader import Loader
+from vitrail.core.config.loader import loader_of
 from vitrail.core.config.overrides import override_method
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
@@ -104,7 +104,7 @@ def replayed(
     lost = [name for name in recipe.given if not carried.get(name)]
     if lost:
         raise ConfigError(f"{picture}: made with {', '.join(lost)}, which a recipe cannot carry; make it in Python")
-    loader, problems = Loader(registry()), Problems()
+    loader, problems = loader_of(registry()), Problems()
     run = composition = None
     with problems.collect():
         tables = override_method(recipe.method, sets)

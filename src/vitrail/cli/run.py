@@ -18,7 +18,7 @@ from vitrail.cli.meter import Meter
 from vitrail.cli.options import Device, Plugin, Verbose, configure_logging
 from vitrail.cli.signals import INTERRUPTED, stopping
 from vitrail.core.config.fields import as_tuple
-from vitrail.core.config.loader import Loader
+from vitrail.core.config.loader import loader_of
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import ConfigError, Problems, nearest
@@ -216,7 +216,7 @@ def check(experiment: Experiment, beside: Path) -> RunConfig:
 
 def _run_of(experiment: Experiment, own: Mapping[str, Any], where: str) -> RunConfig:
     table = {"prompt": "", **experiment.run, **own, "model": experiment.model}
-    run = Loader(registry()).structure(table, RunConfig, where)
+    run = loader_of(registry()).structure(table, RunConfig, where)
     check_scheduler(run.scheduler, run.scheduler_step)
     return run
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitrail.core.config.files import read_file
-from vitrail.core.config.loader import Loader
+from vitrail.core.config.loader import loader_of
 from vitrail.core.config.overrides import override_method
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.text_files import read_text
@@ -33,7 +33,7 @@ def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composit
     path = expanded(method) if is_file else names.path("methods", str(method))
     where = str(path) if is_file else f"method {method!r}"
     tables = of_method(read_file(path), path.parent)
-    return Loader(names).structure(override_method(tables, list(assignments)), Composition, where)
+    return loader_of(names).structure(override_method(tables, list(assignments)), Composition, where)
 
 
 def composition_of(method: object) -> Composition:
@@ -48,7 +48,7 @@ def composition_of(method: object) -> Composition:
     if isinstance(method, Composition):
         return method
     if isinstance(method, Mapping):
-        return Loader(registry()).structure(dict(method), Composition, "method={...}")
+        return loader_of(registry()).structure(dict(method), Composition, "method={...}")
     if isinstance(method, (str, Path)):
         return load_method(method)
     hint = "; put its stages into one: Composition(stages=[...])" if isinstance(method, (Stage, list, tuple)) else ""

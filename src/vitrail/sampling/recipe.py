@@ -15,7 +15,7 @@ from attrs import evolve, field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.atomic import replacing
-from vitrail.core.config.loader import Loader
+from vitrail.core.config.loader import loader_of
 from vitrail.core.config.paths import expanded, refuse_irregular
 from vitrail.core.config.plain_data import check_plain
 from vitrail.core.config.renamed_keys import current_keys, current_path, former_keys
@@ -95,7 +95,7 @@ class Recipe:
         for region in run.get("regions", ()):
             region["mask"] = None if region["mask"] is None else Path(region["mask"]).name
         try:
-            method = Loader(registry()).unstructure(composition)
+            method = loader_of(registry()).unstructure(composition)
         except ConfigError:
             method = None
         return cls(run, method, current_versions(), dict(given or {}), dict(files or {}), dict(plugins or {}))

@@ -11,7 +11,7 @@ from attrs import evolve
 
 from vitrail.backbones.loading.source import kind_of
 from vitrail.core.config.file_digests import shows_nothing
-from vitrail.core.config.loader import Loader
+from vitrail.core.config.loader import loader_of
 from vitrail.core.config.overrides import override_method
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
@@ -199,7 +199,7 @@ def finish_of(recipe: Recipe, where: str) -> Finish | None:
     table = None if recipe.method is None else recipe.method.get("finish")
     if table is None:
         return None
-    finish = Loader(registry()).structure(table, Finish, f"finish of the method in {where}")
+    finish = loader_of(registry()).structure(table, Finish, f"finish of the method in {where}")
     path = "finish.upscaler"
     changed = ConfigError(
         f"{where}: {path}: {type(finish.upscaler).__name__} reads a file that has changed since the latents were "

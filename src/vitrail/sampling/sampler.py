@@ -15,7 +15,7 @@ from vitrail.backbones.adapters import Adapter
 from vitrail.backbones.loading.source import ModelOptions, adapter_of, find_model
 from vitrail.backbones.loading.unloaded import WeightsNeededError
 from vitrail.comm.backends.in_process import solo
-from vitrail.core.config.loader import Loader
+from vitrail.core.config.loader import loader_of
 from vitrail.core.config.log import logger
 from vitrail.core.config.region import Region
 from vitrail.core.config.run_config import Dtype, RunConfig
@@ -271,7 +271,7 @@ class Sampler:
         sides = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
         given = {"prompt": prompt, "seed": seed, **sides, **named, **self._named, **options}
         table = {**self.backbone.defaults, **given}
-        config = Loader(registry()).structure(table, RunConfig, "sampler(...)")
+        config = loader_of(registry()).structure(table, RunConfig, "sampler(...)")
         return self.run(
             config, callback_on_step_end, output_type, extras, spread, tensor_inputs=callback_on_step_end_tensor_inputs
         )

@@ -65,6 +65,12 @@ TITLES = {
 FORMER_KEYS = {then: f"it is {now!r} now, which is given as well; keep that one" for then, now in RENAMED.items()}
 
 
+@functools.lru_cache(maxsize=8)  # the code that reads a class's tables is made once for a registry
+def loader_of(registry: Registry) -> Loader:
+    """Return the loader with the names of a registry."""
+    return Loader(registry)
+
+
 class Loader:
     """Structure data into frozen classes and back, with the names of one registry."""
 
@@ -109,10 +115,10 @@ class Loader:
         Raises:
             ConfigError: If a strategy is not registered.
         """
-        if type(value) in {*TITLES, *self._strategies()} - {RunConfig}:
+        name = self._name_of(type(value))
+        if name or (type(value) in TITLES and type(value) is not RunConfig):
             each = ((f, getattr(value, f.name)) for f in attrs.fields(type(value)))
             table = {f.name: self.unstructure(as_declared(f, item)) for f, item in each if is_written(f, item)}
-            name = self._strategies().get(type(value))
             return {"type": name[1], **table} if name else table
         if isinstance(value, (tuple, list)):
             return [self.unstructure(item) for item in value]
@@ -121,10 +127,10 @@ class Loader:
             raise ConfigError(f"{type(value).__name__} is not registered as {slot}, so it cannot be written to a file")
         return _plain(value)
 
-    def _strategies(self) -> dict[type, tuple[str, str]]:
-        """Return slot and name of every registered strategy."""
-        entries = (entry for slot in SLOTS.values() for entry in self._registry.entries(slot))
-        return {entry.value: (entry.slot, entry.name) for entry in entries if isinstance(entry.value, type)}
+    def _name_of(self, cls: type) -> tuple[str, str] | None:
+        """Return slot and name of a registered strategy's class."""
+        found = [(entry.slot, entry.name) for entry in self._registry.entries_of(cls) if entry.slot in SLOTS.values()]
+        return found[-1] if found else None
 
     def _table_hook(self, cls: type) -> Callable[[object, type], Any]:
         """Return a hook from a table to an attrs class; fields are checked one by one, to list all errors."""
@@ -167,7 +173,7 @@ class Loader:
     def _explain(self, error: BaseException, _: type | None) -> str:
         """Describe one problem in one line, in the terms of a file rather than of Python."""
         if isinstance(error, ForbiddenExtraKeysError):
-            slot_name = self._strategies().get(error.cl)
+            slot_name = self._name_of(error.cl)
             noun = TITLES.get(error.cl) or getattr(error.cl, "noun", error.cl.__name__)
             title = noun if slot_name is None else "{} {!r}".format(*slot_name)
             known = [f.name for f in attrs.fields(error.cl)]

@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import get_args
+from weakref import WeakKeyDictionary
 
 import attrs
 
@@ -62,6 +63,7 @@ NEEDS = frozenset(  # known needs of strategies; a registered backbone may offer
 SLOTS = (*OPTIONAL, *OTHERS, "metrics", "features", "references")
 MISSPELT = 0.8  # similarity (difflib) of two names from which on one is taken for the other
 OF_CLASSES = ("needs", "point")  # read from the class, before there is an instance
+_SOUND: WeakKeyDictionary[type, set[tuple[str, bool]]] = WeakKeyDictionary()  # classes that were found to fit
 MESSAGES = tuple(name for name in vars(MessageGuidance) if not name.startswith("_"))
 
 
@@ -71,6 +73,7 @@ def _public(cls: type) -> list[str]:
     return [name for name in listed if not name.startswith("_")]
 
 
+@functools.cache
 def required(slot: str) -> tuple[str, ...]:
     """Return the members that a class of a slot must have."""
     return OTHERS[slot] if slot in OTHERS else tuple(_public(PROTOCOLS[slot]))
@@ -100,6 +103,15 @@ def misfits(slot: str, cls: type, named: bool = True) -> list[str]:
         named: Whether the class is to be registered under a name; ``needs`` and ``point`` of other classes may differ
             between instances, see ``odd_values``.
     """
+    if (slot, named) in _SOUND.get(cls, ()):
+        return []
+    found = _misfits(slot, cls, named)
+    if not found:
+        _SOUND.setdefault(cls, set()).add((slot, named))
+    return found
+
+
+def _misfits(slot: str, cls: type, named: bool) -> list[str]:
     name, missing = cls.__name__, [member for member in required(slot) if not _has(cls, member)]
     if missing:
         others = [other for other in slots_of(cls) if other != slot]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field, fields_dict, has
 
-from vitrail.core.config.loader import Loader
+from vitrail.core.config.loader import loader_of
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.members import OptionalBackend, has_own
 from vitrail.errors import OutputError, VitrailError
@@ -216,7 +216,7 @@ def composition_of(cell: Cell) -> Composition:
     Raises:
         ConfigError: If the tables do not fit the registered strategies.
     """
-    return Loader(registry()).structure(cell.composition, Composition, f"row {cell.row!r}")
+    return loader_of(registry()).structure(cell.composition, Composition, f"row {cell.row!r}")
 
 
 def edges(sampler: Sampler, config: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:

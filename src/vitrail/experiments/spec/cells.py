@@ -17,7 +17,7 @@ from attrs import evolve, field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import as_tuple
-from vitrail.core.config.loader import Loader
+from vitrail.core.config.loader import loader_of
 from vitrail.core.config.renamed_keys import former_keys
 from vitrail.core.config.run_config import PIXELS, RunConfig
 from vitrail.core.method.composition import Composition
@@ -290,7 +290,7 @@ def _row(entry: MethodEntry, label: str, chosen: tuple[tuple[Axis, Setting], ...
 def _plain(experiment: Experiment, model: Model, row: Row, size: tuple[int, int]) -> Plain:
     """A row at a size as plain data."""
     table = {**model.defaults, **experiment.run, **row.run, "model": experiment.model, "prompt": ""}
-    loader = Loader(registry())
+    loader = loader_of(registry())
     run = loader.structure({**table, "height": size[0], "width": size[1]}, RunConfig, f"row {row.name!r}")
     tables, besides = loader.unstructure(row.composition), _besides(experiment, row)
     addressed = _without_paths(tables, row.composition.digests())

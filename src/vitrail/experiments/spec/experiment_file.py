@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.core.config.files import read_file
-from vitrail.core.config.loader import Loader
+from vitrail.core.config.loader import loader_of
 from vitrail.core.config.overrides import override
 from vitrail.core.config.paths import beside, expanded
 from vitrail.core.config.text_files import LARGEST_LIST, read_text
@@ -47,7 +47,7 @@ def structure(table: Mapping[str, Any], where: str) -> Experiment:
     Raises:
         ConfigError: Listing every problem with path and nearest name.
     """
-    return Loader(registry()).structure(spelt_out(table), Experiment, where)
+    return loader_of(registry()).structure(spelt_out(table), Experiment, where)
 
 
 def read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
