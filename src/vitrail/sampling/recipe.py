@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import warnings
@@ -38,8 +39,12 @@ SEAL = "seal"  # key of a digest of the rest of the text; older recipes have non
 
 def current_versions() -> dict[str, str]:
     """Return versions of Vitrail, its random streams, its recipes and the libraries that affect the picture."""
-    libraries = {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")}
-    return libraries | {"streams": str(SCHEME), "recipe": str(FORMAT)}
+    return _libraries() | {"streams": str(SCHEME), "recipe": str(FORMAT)}
+
+
+@functools.cache
+def _libraries() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("vitrail", "torch", "diffusers")}
 
 
 def digest_of(text: str) -> str:
