@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attrs import evolve, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ranks import APART, STAGES, on_ranks
@@ -14,6 +15,7 @@ from vitrail.comm import InProcess
 from vitrail.core.engine.state_file import NotStateError, load_state, pack, save_state, unpack
 from vitrail.errors import ConfigError
 from vitrail.plugins.guidance.structure import AsyncGuidance
+from vitrail.sampling.methods import composition_of
 from vitrail.sampling.sampler import Spread
 
 STEPS = 7
@@ -178,3 +180,39 @@ def test_state_may_hold_attrs_classes_and_nothing_that_is_code():
         pack(same, [])
     with pytest.raises(ConfigError, match="no loaded plugin has"):
         unpack({"kind": "attrs", "value": "antigravity:fly", "fields": {"kind": "dict", "value": {}}}, [])
+
+
+MADE = []
+
+
+@frozen
+class Memory:
+    """State of a strategy of this module."""
+
+    seen: int = 0
+
+    def __attrs_post_init__(self):
+        MADE.append(self.seen)
+
+
+def test_a_file_makes_objects_of_the_runs_strategies_and_of_no_other_package(tmp_path):
+    path = tmp_path / "state"
+    save_state(path, {"mine": Memory(3), "ours": AsyncGuidance(scale=2.0)})
+    MADE.clear()
+    assert load_state(path, {__name__}) == {"mine": Memory(3), "ours": AsyncGuidance(scale=2.0)}
+    MADE.clear()
+    for others in ((), {"elsewhere"}, {__name__[:-1]}):
+        with pytest.raises(ConfigError, match=f"holds a {__name__}:Memory, which is not of this run's strategies"):
+            load_state(path, others)
+    assert not MADE
+
+
+def test_the_packages_of_a_run_are_those_of_its_strategies():
+    @frozen
+    class Own(AsyncGuidance):
+        pass
+
+    windows = {"patching": {"type": "windows"}, "fusion": {"type": "average"}}
+    plain = composition_of({"stages": [windows]})
+    assert plain.packages == frozenset()
+    assert evolve(plain, stages=[evolve(plain.stages[0], guidance=[Own()])]).packages == {__name__.partition(".")[0]}

@@ -214,7 +214,8 @@ class Session:
 
         config = self._config
         if config.row_batch is None:
-            config = evolve(config, row_batch=kept_row_batch(self._spread.checkpoint, self._communicator))
+            packages = self._builder.composition.packages
+            config = evolve(config, row_batch=kept_row_batch(self._spread.checkpoint, packages, self._communicator))
         return resolve(config, self._planned(config.seed), self._communicator, self._builder.backbone)
 
     def _check_alike(self) -> None:
@@ -258,7 +259,8 @@ class Session:
         kept |= {name: part for name, part in (("files", recipe.files), ("plugins", recipe.plugins)) if part}
         threads = threads_in_bits(self._builder.backbone)
         kept |= {} if threads is None else {"OMP_NUM_THREADS": threads}
-        checkpoints = Checkpoints(spread.checkpoint, spread.checkpoint_every, kept, self._communicator)
+        packages = self._builder.composition.packages
+        checkpoints = Checkpoints(spread.checkpoint, spread.checkpoint_every, kept, self._communicator, packages)
         checkpoints.open(self._device())
         return checkpoints
 

@@ -43,6 +43,7 @@ class Checkpoints:
         every: Steps between two writes.
         recipe: Everything that determines the pixels; a file of another recipe is refused.
         communicator: This rank's communicator; rank 0 reads and writes.
+        packages: Packages of the run's strategies, whose classes may be in the file.
         finished: Final latents of the finished pictures.
         current: State of the unfinished picture as it was read, or None.
         failed: Whether the last write failed; logged once.
@@ -52,6 +53,7 @@ class Checkpoints:
     every: int
     recipe: dict[str, Any]
     communicator: Communicator
+    packages: frozenset[str] = frozenset()
     finished: list[Tensor] = field(factory=list)
     current: dict[str, Any] | None = None
     failed: bool = False
@@ -65,7 +67,7 @@ class Checkpoints:
         content = None
         if self.communicator.rank == 0:
             if self.path.exists():
-                content = _read(self.path)
+                content = _read(self.path, self.packages)
                 self._check(content)
             elif not self.path.parent.is_dir():
                 raise ConfigError(f"--checkpoint {self.path}: the folder {self.path.parent} does not exist")
@@ -177,7 +179,7 @@ class Checkpoints:
                 self.failed = True
 
 
-def kept_row_batch(path: Path | None, communicator: Communicator) -> int | None:
+def kept_row_batch(path: Path | None, packages: frozenset[str], communicator: Communicator) -> int | None:
     """Return the rows per forward of the run that a checkpoint belongs to; None if there is no file. Collective.
 
     A resumed run must not choose anew: free memory may have changed, and with it the last bits of the picture.
@@ -189,7 +191,7 @@ def kept_row_batch(path: Path | None, communicator: Communicator) -> int | None:
         return None
     own = None
     if communicator.rank == 0 and path.exists():
-        own = json.loads(_read(path)["recipe"])["run"].get("row_batch")
+        own = json.loads(_read(path, packages)["recipe"])["run"].get("row_batch")
     rows: int | None = communicator.broadcast_object(own, 0)
     return rows
 
@@ -221,13 +223,13 @@ def broadcast_state(communicator: Communicator, value: Any, src: int, device: An
     return unpack(skeleton, tensors, device)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, packages: frozenset[str]) -> dict[str, Any]:
     """Read a checkpoint and check that it has the parts of one.
 
     Raises:
-        ConfigError: If the file is not a checkpoint or is damaged.
+        ConfigError: If the file is not a checkpoint, is damaged, or holds classes of other packages.
     """
-    content = load_state(path)
+    content = load_state(path, packages)
     if not _is_sound(content):
         raise ConfigError(f"--checkpoint {path}: is not a checkpoint of a run of this version")
     found: dict[str, Any] = content

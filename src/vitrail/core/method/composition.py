@@ -114,6 +114,12 @@ class Composition:
         if self.finish is not None:
             yield Place("finish.upscaler", "upscaler", self.finish.upscaler)
 
+    @property
+    def packages(self) -> frozenset[str]:
+        """Top-level packages of the strategies, without Vitrail's own."""
+        modules = {type(place.strategy).__module__ for place in self.places()}
+        return frozenset(module.partition(".")[0] for module in modules) - {"vitrail"}
+
     def check_files(self) -> None:
         """Refuse strategies whose files are missing or broken.
 
