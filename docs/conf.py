@@ -42,6 +42,7 @@ CONTENTS = {  # caption -> pages, in order; ``*`` stands for those that no other
         "how-to/your-pipeline",
         "how-to/ranks",
         "how-to/memory",
+        "how-to/previews",
         "how-to/fewer-rows",
         "how-to/regions",
         "how-to/wrap",

@@ -27,6 +27,7 @@ EVENTS = {
     "memory.short": "memory ran out, this forward and all later ones are split: step, rows, limit",
     "mask.degenerate": "a mask is degenerate and replaced by 1 everywhere: step, reason",
     "checkpoint.not_written": "a checkpoint cannot be written, the run continues: path, reason",
+    "preview.not_written": "a preview cannot be made or written, the run continues: path, reason",
     "decode.replicated": "every rank decodes the whole picture: reason",
     "decode.short": "memory ran out, decoding is repeated in strips of fewer latent rows: rows, reason",
     "vae.overflowed": "a VAE's output is not finite and is computed again in float32: what, dtype",
