@@ -31,6 +31,7 @@ EVENTS = {
     "decode.replicated": "every rank decodes the whole picture: reason",
     "decode.short": "memory ran out, decoding is repeated in strips of fewer latent rows: rows, reason",
     "vae.overflowed": "a VAE's output is not finite and is computed again in float32: what, dtype",
+    "serve.failed": "a picture of the page ended with an unexpected error: error, trace",
     "run.interrupted": "a run was asked to stop: step",
     "run.finished": "summary of a run: duration_s, predict_s, decode_s, steps, model_calls",
     "run.failed": "a run raised: error",
