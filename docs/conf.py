@@ -42,6 +42,8 @@ CONTENTS = {  # caption -> pages, in order; ``*`` stands for those that no other
         "how-to/your-pipeline",
         "how-to/ranks",
         "how-to/memory",
+        "how-to/previews",
+        "how-to/serve",
         "how-to/fewer-rows",
         "how-to/regions",
         "how-to/wrap",

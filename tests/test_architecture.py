@@ -35,7 +35,8 @@ MAY_IMPORT = {  # the house from the ground up: a folder may import those named 
         "demo",
         "errors",
     },  # a model for many cells; scenes
-    "cli": {"experiments", "metrics", "sampling", "backbones", "plugins", "demo", "core", "comm", "errors"},
+    "serve": {"experiments", "sampling", "backbones", "core", "errors"},
+    "cli": {"serve", "experiments", "metrics", "sampling", "backbones", "plugins", "demo", "core", "comm", "errors"},
     "__init__": {"sampling", "core", "errors"},
     "__main__": {"cli"},
 }
@@ -283,6 +284,7 @@ def files(tmp_path_factory):
         ["run", "--help"],
         ["report", "--help"],
         ["compare", "--help"],
+        ["serve", "--help"],
     ],
     ids=lambda command: " ".join(command) or "import",
 )

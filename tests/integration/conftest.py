@@ -1,4 +1,4 @@
-"""A browser for the tests of report pages, opened from the disk.
+"""A browser for the tests of pages: those of reports, opened from the disk, and that of ``vitrail serve``.
 
 They are skipped where there is no Chromium, chromedriver or Selenium; VITRAIL_BROWSER=required makes that a failure.
 """

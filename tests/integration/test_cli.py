@@ -124,7 +124,7 @@ BAD = {
     "replay no picture": (["replay", "notes.png"], ["notes.png: cannot be read as a picture: it is none, or cut off"]),
 }
 FINE = {
-    "help": (["--help"], ["sample", "replay", "methods", "plugins", "check", "doctor"]),
+    "help": (["--help"], ["sample", "serve", "replay", "methods", "plugins", "check", "doctor"]),
     "help of a command": (["sample", "--help"], ["--size", "--seed", "--dry-run"]),
     "version": (["--version"], ["vitrail "]),
     "methods": (["methods"], ["asg-plus", "multidiffusion", "up-block-attention", "overlap = 0.5, jitter = false"]),

@@ -88,7 +88,7 @@ def test_without_its_mixes_it_is_multidiffusion_from_the_grown_and_noised_pictur
     clean, noise = started(engine(pipe, "demofusion", *sets), seen.latents[1])
     alone = engine(pipe, "multidiffusion")
     begin = alone.plan.phases[0].stepper.noised(clean, noise, 0)
-    assert torch.equal(ours, Loop(alone).run(begin, lambda: False, lambda step, canvas: canvas).latents)
+    assert torch.equal(ours, Loop(alone).run(begin, lambda: False, lambda step, canvas, prediction: canvas).latents)
 
 
 @pytest.mark.parametrize("method", METHODS)

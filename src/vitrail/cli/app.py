@@ -17,6 +17,7 @@ from vitrail.cli.replay import replay
 from vitrail.cli.report import report
 from vitrail.cli.run import run
 from vitrail.cli.sample import sample
+from vitrail.cli.serve import serve
 from vitrail.cli.signals import INTERRUPTED, UNTOLD, ended_at_once
 from vitrail.cli.timeline import timeline
 from vitrail.comm.lifeline import hold
@@ -34,7 +35,8 @@ app = typer.Typer(
 )
 
 
-for command in (sample, replay, decode, heatmap, timeline, methods, plugins, check, run, report, compare, doctor):
+COMMANDS = (sample, serve, replay, decode, heatmap, timeline, methods, plugins, check, run, report, compare, doctor)
+for command in COMMANDS:
     app.command()(command)
 
 

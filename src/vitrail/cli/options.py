@@ -51,6 +51,12 @@ Plugin = Annotated[
     typer.Option("--plugin", help="MODULE:OBJECT with hooks that watch or wrap the run. Repeatable."),
 ]
 Trace = Annotated[Path | None, typer.Option(callback=_path, help="JSON file for what every rank did when.")]
+Preview = Annotated[
+    Path | None, typer.Option(callback=_path, help="PNG file for small pictures of what is predicted as the run goes.")
+]
+PreviewEvery = Annotated[
+    int, typer.Option("--preview-every", help="Steps between two previews, from the first step on.")
+]
 
 
 class _Stderr(logging.StreamHandler[Any]):

@@ -23,7 +23,7 @@ from vitrail.cli.signals import INTERRUPTED, held, stopping
 from vitrail.core.config.atomic import write_text
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.log import logger
-from vitrail.core.config.paths import expanded_or_none
+from vitrail.core.config.paths import expanded, expanded_or_none
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.cpu_threads import threads_in_bits
 from vitrail.core.method.composition import Composition
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vitrail.backbones.memory.forecast import MemoryForecast
     from vitrail.comm.communicator import RankCommunicator
     from vitrail.core.method.backbone import Backbone
+    from vitrail.sampling.call_options import Callback
     from vitrail.sampling.result import Plan, Report, Result, UpscalingPlan
     from vitrail.sampling.sampler import Sampler
 
@@ -56,6 +57,8 @@ class RenderOptions:
         checkpoint: File to resume from and to write; None for no checkpoint.
         checkpoint_every: Steps between two writes of the checkpoint.
         trace: File for the trace of all ranks; None for no trace.
+        preview: PNG file for small pictures of what is predicted meanwhile; None for none.
+        preview_every: Steps between two previews.
         plugins: (name, plugin) pairs that observe or wrap the run.
     """
 
@@ -67,6 +70,8 @@ class RenderOptions:
     checkpoint: Path | None = field(default=None, converter=expanded_or_none)
     checkpoint_every: int = 5
     trace: Path | None = field(default=None, converter=expanded_or_none)
+    preview: Path | None = field(default=None, converter=expanded_or_none)
+    preview_every: int = 5
     plugins: tuple[tuple[str, object], ...] = field(converter=as_tuple, default=())
 
 
@@ -85,7 +90,7 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
     """
     paths, placement = _check(run, options)
     if placement.kind == "start" and not options.dry_run:
-        written = [*paths, *filter(None, [options.checkpoint, options.trace])]
+        written = [*paths, *filter(None, [options.checkpoint, options.trace, options.preview])]
         raise SystemExit(start_ranks(placement, [path.parent for path in written]))
     out = console(quiet=not placement.speaks)
     if not process.plans_by_loading():  # else it has been said
@@ -105,12 +110,12 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
             checkpoint_every=options.checkpoint_every,
         )
         if communicator.rank > 0:
-            return first.again().run(run, spread=spread)
+            return first.again().run(run, None if options.preview is None else _without_preview, spread=spread)
         progress = Progress(out, bar=out.is_terminal and not _is_verbose())
         progress.expect(plan, run.num_images)
         sampler = first.again([("progress", progress)])
         with _stop_on_interrupt(sampler, out), progress, latents_written(out, paths, run):
-            return sampler.run(run, spread=spread)
+            return sampler.run(run, _previews(options), spread=spread)
 
     on_cuda = first.backbone.device.type == "cuda"
     with model_blamed(run.model, FAILED):
@@ -118,6 +123,17 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
     if placement.speaks:
         _write(out, run, plan, result, paths, options)
     report_done()
+
+
+def _previews(options: RenderOptions) -> Callback | None:
+    """Return the callback that writes previews on rank 0, if they are asked for."""
+    from vitrail.sampling.previews import PreviewFile
+
+    return None if options.preview is None else PreviewFile(path=options.preview, every=options.preview_every)
+
+
+def _without_preview(*step: object) -> None:
+    """Stand for the callback on other ranks: all must have one, since it needs the whole canvas on every rank."""
 
 
 def _loaded(
@@ -233,7 +249,7 @@ def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], RankPlac
         placement = place(options.ranks)
     with problems.collect():
         paths = output_paths(run, options.output, options.force)
-    own = (("--checkpoint", options.checkpoint), ("--trace", options.trace))
+    own = (("--checkpoint", options.checkpoint), ("--trace", options.trace), ("--preview", options.preview))
     for option, path in own:
         with problems.collect():
             if path is not None:
@@ -245,9 +261,32 @@ def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], RankPlac
     with problems.collect():
         if options.checkpoint_every < 1:
             raise ConfigError(f"--checkpoint-every must be 1 or more, got {options.checkpoint_every}")
+    with problems.collect():
+        _check_preview(run, options)
     problems.tell()
     assert placement is not None
     return paths, placement
+
+
+def _check_preview(run: RunConfig, options: RenderOptions) -> None:
+    """Refuse previews that would be no PNG file, or would replace something else than previews.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    from vitrail.sampling.previews import is_preview
+
+    path = options.preview
+    if options.preview_every < 1:
+        raise ConfigError(f"--preview-every must be 1 or more, got {options.preview_every}")
+    if path is None or not path.name:
+        return
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"--preview {path}: only .png files are written; name one")
+    if run.image is not None and path.exists() and path.samefile(expanded(run.image)):
+        raise ConfigError(f"--preview {path}: --image reads this file; name another")
+    if path.is_file() and not options.force and not is_preview(path):
+        raise ConfigError(f"--preview {path}: exists and is no preview; name another, or --force to overwrite it")
 
 
 def _refuse_one_file(written: Sequence[tuple[str, Path]]) -> None:

@@ -19,6 +19,8 @@ from vitrail.cli.options import (
     ModelConfig,
     Output,
     Plugin,
+    Preview,
+    PreviewEvery,
     Ranks,
     Revision,
     Sets,
@@ -83,6 +85,8 @@ def sample(
     checkpoint: Checkpoint = None,
     checkpoint_every: Every = 5,
     trace: Trace = None,
+    preview: Preview = None,
+    preview_every: PreviewEvery = 5,
     plugin: Plugin = None,
     verbose: Verbose = False,
 ) -> None:
@@ -127,6 +131,8 @@ def sample(
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         trace=trace,
+        preview=preview,
+        preview_every=preview_every,
         plugins=load_plugins(plugin or ()),
     )
     rendering.sample(run, composition, options)

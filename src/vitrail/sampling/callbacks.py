@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vitrail.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from vitrail.core.method.backbone import CallbackValue
@@ -59,12 +61,38 @@ class CallbackRun:
         """
         own = vars(self)
         fields = {**fields, "interrupt": False}
-        own.update(sampler=sampler, scheduler=None, _pipeline=pipeline, _fields=fields, _check=check)
+        own.update(sampler=sampler, scheduler=None, _pipeline=pipeline, _fields=fields, _check=check, _show=None)
 
     @property
     def interrupt(self) -> Interrupt:
         """Whether the run was asked to stop; call it to request that."""
         return Interrupt(lambda: self._fields.update(interrupt=True), lambda: bool(self._fields["interrupt"]))
+
+    def preview(self) -> Image:
+        """Return a small picture of what the network predicts at this step; computed here, and only if called.
+
+        It is the predicted clean canvas, reduced by the mean of its latent cells to at most as many as a training
+        picture has, and decoded: about the cost and memory of one decoding at the training size, whatever the size of
+        the canvas. The run and its random numbers are not touched. With several ranks each may ask or not: the caller
+        decodes alone. It is no part of the report's counts.
+
+        Raises:
+            ConfigError: After the callback has returned.
+            PredictionError: If the decoder returns values that are not finite.
+        """
+        show: Callable[[], Image] | None = vars(self)["_show"]
+        if show is None:
+            raise ConfigError("run.preview() was called after its callback; call it inside, and keep the picture")
+        return show()
+
+    @contextmanager
+    def showing(self, show: Callable[[], Image]) -> Iterator[None]:
+        """Let ``preview`` return what ``show`` does, during the block."""
+        vars(self)["_show"] = show
+        try:
+            yield
+        finally:
+            vars(self)["_show"] = None
 
     @property
     def do_classifier_free_guidance(self) -> bool:

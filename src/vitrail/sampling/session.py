@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from attrs import evolve
@@ -22,6 +23,7 @@ from vitrail.core.engine.loop import Loop
 from vitrail.core.engine.rank_comparison import agree
 from vitrail.core.engine.run_state import Sampled
 from vitrail.core.method.members import combines_branches
+from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CommError, ConfigError, Interrupted, VitrailError
 from vitrail.sampling.call_options import Call
 from vitrail.sampling.callbacks import SETTABLE, CallbackRun, copied, taken, wanted_inputs
@@ -30,6 +32,7 @@ from vitrail.sampling.finishing import finished_picture
 from vitrail.sampling.input_digests import content_digest, given_digests
 from vitrail.sampling.kept_latents import latents_kept
 from vitrail.sampling.picture_reader import read as read_picture
+from vitrail.sampling.previews import preview
 from vitrail.sampling.recipe import Recipe, digest_of
 from vitrail.sampling.region_masks import mask_digests
 from vitrail.sampling.result import Report, Result
@@ -47,7 +50,9 @@ if TYPE_CHECKING:
     from vitrail.core.engine.engine import Engine
     from vitrail.core.engine.memory_backoff import MemoryBackoff
     from vitrail.core.engine.plan import RunPlan
+    from vitrail.core.geometry.views import Canvas
     from vitrail.core.method.backbone import CallbackValue
+    from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
     from vitrail.sampling.builder import Builder
 
@@ -308,8 +313,11 @@ class Session:
         def guidance() -> tuple[float, float]:
             return caller.guidance_scale, caller.guidance_rescale
 
-        def call_back(step: Step, new: Tensor) -> Tensor:
-            return self._call_back(plan, caller, conditions, step, new)
+        def call_back(step: Step, new: Tensor, prediction: Prediction) -> Tensor:
+            if self._call.callback is None:
+                return new
+            show = partial(self._preview, prediction, plan.phase(step).canvas, seed)
+            return self._call_back(plan, caller, conditions, step, new, show)
 
         with self._builder.backbone.adapters_kept() if self._call.callback else nullcontext():
             done = loop.run(start, stop, call_back, checkpoints, guidance if self._call.callback else None)
@@ -410,10 +418,27 @@ class Session:
                 f"{names[0]} of the method combines its branches; keep it above 1"
             )
 
-    def _call_back(self, plan: RunPlan, caller: CallbackRun, conditions: Conditions, step: Step, new: Tensor) -> Tensor:
-        call = self._call
-        if call.callback is None:
-            return new
+    def _call_back(
+        self,
+        plan: RunPlan,
+        caller: CallbackRun,
+        conditions: Conditions,
+        step: Step,
+        new: Tensor,
+        show: Callable[[], Image],
+    ) -> Tensor:
+        """Call the callback after a step; return the latents that it leaves.
+
+        Args:
+            plan: What the run does.
+            caller: The callback's first argument.
+            conditions: Source of the callback's tensors.
+            step: The step that is done.
+            new: The latents after it, Float32[Tensor, "batch channels height width"].
+            show: Decodes a preview.
+        """
+        callback = self._call.callback
+        assert callback is not None
         stepper, guided = plan.phase(step).stepper, caller.do_classifier_free_guidance
         vars(caller)["scheduler"] = stepper.scheduler
         given: dict[str, CallbackValue] = {"latents": new} if "latents" in self._wanted else {}
@@ -421,13 +446,20 @@ class Session:
             made = self._builder.backbone.callback_tensors(conditions.at(step), step, guided)
             given = {name: new if name == "latents" else made[name] for name in self._wanted}
         before, kept, scale = copied(given), new.clone(), caller.guidance_scale
-        answer = call.callback(caller, step.index - plan.first, stepper.timestep(step), dict(given))
+        with caller.showing(show):
+            answer = callback(caller, step.index - plan.first, stepper.timestep(step), dict(given))
         latents = taken(answer, given, before, new, guided and not caller.do_classifier_free_guidance)
         changed = caller.guidance_scale != scale or not bool((latents == kept).all())
         if changed:
             self._given["callback_on_step_end"] = "changed the run"
         self._check_callbacks_alike(caller, latents)
         return latents
+
+    def _preview(self, prediction: Prediction, canvas: Canvas, seed: int) -> Image:
+        """Return a small picture of a prediction of the canvas, decoded by this rank alone."""
+        trace, streams = self._communicator.trace, Streams(seed)
+        with trace.span("compute", "preview"):
+            return preview(prediction, canvas, self._builder.backbone, self._config.memory == "auto", streams)
 
     def _check_callbacks_alike(self, caller: CallbackRun, latents: Tensor) -> None:
         """Refuse callbacks that differ between ranks; one exchange per step."""

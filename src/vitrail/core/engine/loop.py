@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vitrail.core.engine.engine import Engine
     from vitrail.core.engine.exchange import Exchange
     from vitrail.core.engine.plan import RunPlan
+    from vitrail.core.schedule.prediction import Prediction
     from vitrail.core.schedule.step import Step
 
 
@@ -48,7 +49,7 @@ class Loop:
         self,
         latents: Tensor,
         should_stop: Callable[[], bool],
-        on_step: Callable[[Step, Tensor], Tensor],
+        on_step: Callable[[Step, Tensor, Prediction], Tensor],
         checkpoints: Checkpoints | None = None,
         guidance: Callable[[], tuple[float, float]] | None = None,
     ) -> Sampled:
@@ -57,7 +58,8 @@ class Loop:
         Args:
             latents: Noise at the first step's scale, Float32[Tensor, "batch channels height width"].
             should_stop: Called before every step; with several ranks, rank 0's answer of the step before counts.
-            on_step: May replace the latents after a step, equally on all ranks.
+            on_step: Called with a step, the latents after it and the canvas's prediction; may replace the latents,
+                equally on all ranks.
             checkpoints: Where to resume from and what to write, if anything.
             guidance: Called after ``on_step`` for the guidance scale and rescale from the next step on, equal on all
                 ranks; None if they do not change.
@@ -83,7 +85,7 @@ class Loop:
                 done.latents = done.prediction.clean
             if engine.watched:  # so that a difference between ranks is not attributed to the observer
                 done.state.compare()
-            done.latents, done.steps = on_step(step, done.latents), step.index + 1
+            done.latents, done.steps = on_step(step, done.latents, done.prediction), step.index + 1
             engine = engine if guidance is None else engine.guided(*guidance())
             due = checkpoints is not None and checkpoints.is_due(step)
             if due or step.stage_step + 1 == step.stage_num_steps:

@@ -76,6 +76,6 @@ def test_what_a_run_counts_is_what_was_predicted(pipe, method, guidance_scale):
     with without_graph(sampler.composition):
         canvas = engine.plan.canvas
         start = engine.streams.normal((1, 4, canvas.height, canvas.width), "initial-latents")
-        done = Loop(engine).run(start, lambda: False, lambda step, new: new)
+        done = Loop(engine).run(start, lambda: False, lambda step, new, prediction: new)
     assert Cost.total([done.timings.cost, Cost(decodes=1)]) == engine.plan.cost()
     assert (engine.plan.cost().gradients > 0) == (method == "syncdiffusion")

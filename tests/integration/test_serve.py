@@ -1,0 +1,299 @@
+"""``vitrail serve`` over real requests: a picture from wish to file, stopping and going on, and who is refused."""
+
+import io
+import json
+import shlex
+import socket
+
+import pytest
+import torch
+from PIL import Image
+
+from command_line import vitrail
+from served import serving
+from vitrail.sampling.recipe import read_recipe
+from vitrail.sampling.sampler import Sampler
+from vitrail.serve import studio as studios
+
+FOX = {"prompt": "a fox", "method": "multidiffusion", "width": 152, "height": 104, "num_inference_steps": 3, "seed": 5}
+LONG = FOX | {"num_inference_steps": 60}
+
+
+@pytest.fixture(scope="module")
+def backbone(folder):
+    return Sampler.from_pretrained(str(folder), "direct").backbone
+
+
+@pytest.fixture(scope="module")
+def served(backbone, folder):
+    with serving(backbone, folder) as server:
+        yield server
+
+
+def picture_of(served, number):
+    with Image.open(io.BytesIO(served.get(f"/pictures/{number}/picture.png"))) as image:
+        return image.convert("RGB")
+
+
+def stopped(served, wish):
+    """A picture that was stopped after a step or more."""
+    number = served.post("/api/pictures", wish)[1]["number"]
+    served.until(number, lambda picture: picture["step"] > 0)
+    assert served.post(f"/api/pictures/{number}/stop")[0] == 202
+    return served.ended(number)
+
+
+def test_a_sentence_becomes_a_picture_that_can_be_made_again(served, tmp_path, monkeypatch, capsys):
+    made = served.make(FOX | {"negative_prompt": "-night 'n' fog"})
+    assert made["status"] == "done" and made["step"] == made["steps"] == 3 and made["size"] == [104, 152]
+    (tmp_path / "page.png").write_bytes(served.get(f"/pictures/{made['number']}/picture.png"))
+    recipe = read_recipe(tmp_path / "page.png")
+    assert recipe.given == {} and recipe.run["prompt"] == "a fox" and recipe.run["seed"] == 5
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(made["again"]["command"])
+    assert words[:2] == ["vitrail", "sample"]
+    assert vitrail(monkeypatch, capsys, "sample", "-o", "cli.png", *words[2:]).code == 0
+    exec(made["again"]["python"], {})
+    mine = picture_of(served, made["number"]).tobytes()
+    for name in ("cli.png", "picture-5.png"):
+        with Image.open(name) as image:
+            assert image.convert("RGB").tobytes() == mine, name
+
+
+def test_the_plan_says_what_it_takes_and_begins_nothing(served):
+    before = len(served.pictures())
+    status, plan = served.post("/api/plan", FOX)
+    assert status == 200 and plan["size"] == [104, 152] and plan["model_calls"] > 0 and plan["rows"] >= 1
+    assert [stage["steps"] for stage in plan["stages"]] == [3]
+    assert len(served.pictures()) == before
+    served.make(FOX)
+    assert served.post("/api/plan", FOX)[1]["seconds"] > 0
+    grown = served.post("/api/plan", FOX | {"method": "asg-cascade", "width": 128, "height": 128})[1]
+    assert len({tuple(stage["size"]) for stage in grown["stages"]}) > 1
+
+
+def test_tiles_make_up_the_picture(served, monkeypatch):
+    from vitrail.experiments.report import page_pictures
+    from vitrail.serve import served_picture
+
+    monkeypatch.setattr(served_picture, "TILE", 64)
+    monkeypatch.setattr(page_pictures, "TILE", 64)
+    made = served.make(FOX)
+    tiles, whole = made["shown"]["tiles"], picture_of(served, made["number"])
+    assert tiles["levels"][0] == [104, 152] and max(tiles["levels"][-1]) <= 64 < max(tiles["levels"][-2])
+    joined = Image.new("RGB", whole.size)
+    for row in range(2):
+        for column in range(3):
+            with Image.open(io.BytesIO(served.get(f"/{tiles['url']}/0/{row}_{column}.webp"))) as tile:
+                joined.paste(tile.convert("RGB"), (64 * column, 64 * row))
+    assert joined.tobytes() == whole.tobytes()
+    assert served.get(f"/{made['shown']['thumb']}")
+    for beyond in ("0/2_0", "0/0_3", "9/0_0", "0/0_99999999999"):
+        assert served.request("GET", f"/{tiles['url']}/{beyond}.webp")[0] == 404
+
+
+def test_a_stopped_picture_goes_on_to_what_it_would_have_been(served):
+    left = stopped(served, LONG)
+    assert left["status"] == "stopped" and 0 < left["step"] < 60 and left["can_go_on"] and "shown" in left
+    assert served.get(f"/{left['shown']['thumb']}") and "again" not in left
+    assert served.request("GET", f"/pictures/{left['number']}/picture.png")[0] == 404
+    between = served.make(FOX)  # another one meanwhile
+    assert between["status"] == "done"
+    assert served.post(f"/api/pictures/{left['number']}/go-on")[0] == 202
+    done = served.ended(left["number"])
+    assert done["status"] == "done" and done["step"] == 60
+    whole = served.make(LONG)
+    assert picture_of(served, done["number"]).tobytes() == picture_of(served, whole["number"]).tobytes()
+    status, told = served.post(f"/api/pictures/{done['number']}/go-on")
+    assert status == 422 and "is done, so there is nothing to go on with" in told["error"]
+
+
+def test_a_picture_that_was_not_kept_says_so_instead_of_beginning_anew(served):
+    left = stopped(served, LONG)
+    served.studio.work(left["number"]).checkpoint.unlink()
+    assert not served.pictures()[left["number"]]["can_go_on"]
+    status, told = served.post(f"/api/pictures/{left['number']}/go-on")
+    assert status == 422 and "was not kept where it stopped" in told["error"]
+
+
+def test_one_at_a_time_and_the_second_hears_why(served):
+    number = served.post("/api/pictures", LONG)[1]["number"]
+    for path in ("/api/pictures", "/api/plan"):
+        status, told = served.post(path, FOX)
+        assert status == 409 and "busy with “a fox”, step" in told["error"] and "or stop it" in told["error"]
+    state = json.loads(served.get("/api/state"))
+    assert state["busy"] == number == max(served.pictures())
+    shown = served.until(number, lambda picture: picture["has_preview"])
+    with Image.open(io.BytesIO(served.get(f"/api/pictures/{number}/preview.png"))) as preview:
+        assert preview.width * preview.height <= 64 * 64
+    assert shown["status"] == "running"
+    served.post(f"/api/pictures/{number}/stop")
+    served.ended(number)
+    assert served.make(FOX)["status"] == "done"
+
+
+WRONG = {
+    "no sentence": ({"prompt": " "}, "write a sentence first"),
+    "no text": ({"prompt": ["a fox"]}, "write a text"),
+    "control": ({"prompt": "a \x1b[2J fox"}, "without control characters"),
+    "long": ({"prompt": "fox" * 1000}, "2000 are the most"),
+    "small": ({"width": 8}, "width"),
+    "large": ({"width": 60000, "height": 60000}, "megapixels"),
+    "fraction": ({"width": 152.5}, "width"),
+    "word": ({"height": "tall"}, "height"),
+    "steps": ({"num_inference_steps": 0}, "num_inference_steps"),
+    "no method": ({"method": "multidifusion"}, "did you mean 'multidiffusion'?"),
+    "a file": ({"method": "/etc/method.toml"}, "there is no method"),
+    "a picture": ({"image": "/etc/passwd"}, "there is no field 'image'"),
+    "a model": ({"model": "/etc"}, "there is no field 'model'"),
+    "a seed": ({"seed": -1}, "seed"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_made_is_refused_in_words_before_anything_is(served, name):
+    wish, told = WRONG[name]
+    before = served.pictures().keys()
+    for path in ("/api/plan", "/api/pictures"):
+        status, answer = served.post(path, FOX | wish)
+        assert status == 422 and told in answer["error"], answer
+    assert served.pictures().keys() == before
+
+
+@pytest.mark.parametrize("body", ["", "nothing", "[]", "[" * 20000, '{"prompt": NaN}', '"a fox"'])
+def test_what_is_no_json_object_is_refused(served, body):
+    assert served.request("POST", "/api/plan", body)[0] == 422
+
+
+def test_memory_that_is_not_there_is_told_before_anything_is_computed(served, monkeypatch):
+    from vitrail.backbones.memory.forecast import MemoryForecast
+
+    monkeypatch.setattr(studios, "forecast", lambda *given: MemoryForecast(rows=1, need_bytes=10, free_bytes=1000))
+    status, told = served.post("/api/pictures", FOX)
+    assert status == 422 and "152x104 by multidiffusion needs about 0.0 GB" in told["error"]
+
+
+def test_a_run_that_fails_says_so_and_the_next_one_is_made(served, backbone, monkeypatch, caplog):
+    with monkeypatch.context() as patched:
+        patched.setattr(type(backbone), "to_pil", lambda *given: 1 / 0)
+        failed = served.make(FOX)
+    assert failed["status"] == "failed" and "the terminal says more" in failed["reason"]
+    assert any("serve.failed" in record.message for record in caplog.records)
+    assert served.make(FOX)["status"] == "done"
+
+
+def test_the_oldest_pictures_go_and_what_they_left_on_the_disk(backbone, folder, monkeypatch):
+    monkeypatch.setattr(studios, "MOST_KEPT", 3)
+    with serving(backbone, folder) as served:
+        for seed in range(5):
+            served.make(FOX | {"seed": seed, "num_inference_steps": 1})
+        assert sorted(served.pictures()) == [3, 4, 5]
+        files = served.studio._folder
+        assert sorted(path.name for path in files.iterdir()) == ["3.png", "4.png", "5.png"]
+        assert files.stat().st_mode & 0o077 == 0
+        assert served.request("GET", "/pictures/1/picture.png")[0] == 404
+    assert not files.exists()
+
+
+def test_methods_that_the_model_cannot_serve_are_named_with_the_reason(served):
+    about = json.loads(served.get("/api/about"))
+    assert {each["name"] for each in about["methods"]} >= {"direct", "asg-cascade", "multidiffusion"}
+    assert about["native"] == 64 and all(each["summary"] for each in about["methods"])
+
+
+# ---------------------------------------------------------------- strangers
+
+
+STRANGE = {
+    "another name of this machine": ("GET", {"host": "rebound.example:80"}, 403),
+    "another port": ("GET", {"host": "127.0.0.1:1"}, 403),
+    "another site's page": ("POST", {"origin": "http://evil.example"}, 403),
+    "a page from a file": ("POST", {"origin": "null"}, 403),
+    "another site's request": ("POST", {"origin": None, "sec_fetch_site": "cross-site"}, 403),
+    "another port's page": ("GET", {"sec_fetch_site": "same-site", "sec_fetch_mode": "no-cors"}, 403),
+    "a form": ("POST", {"content_type": "application/x-www-form-urlencoded"}, 415),
+    "a form's text": ("POST", {"content_type": "text/plain"}, 415),
+    "another method": ("DELETE", {}, 405),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strangers_are_refused_at_every_address(served, name):
+    method, headers, wanted = STRANGE[name]
+    before = served.pictures().keys()
+    for path in ("/api/pictures", "/api/state", "/parts/serve.js", "/nowhere"):
+        assert served.request(method, path, json.dumps(FOX), **headers)[0] == wanted, path
+    assert served.pictures().keys() == before
+
+
+def test_a_link_from_elsewhere_may_open_the_page_and_nothing_else(served):
+    link = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}
+    assert served.request("GET", "/", **link)[0] == 200
+    assert served.request("GET", "/api/state", **link)[0] == 403
+
+
+def test_every_answer_keeps_to_itself(served):
+    for path in ("/", "/parts/serve.js", "/api/state", "/nowhere", "/parts/..%2fweb.py", "/parts/web.py"):
+        headers = served.request("GET", path)[1]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"] and headers["cache-control"] == "no-store"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert served.request("GET", "/parts/..%2fweb.py")[0] == served.request("GET", "/parts/web.py")[0] == 404
+
+
+def test_a_long_body_is_not_read(served):
+    body = json.dumps(FOX | {"prompt": "fox " * 50_000})
+    assert served.request("POST", "/api/plan", body)[0] == 413
+    with socket.create_connection(("127.0.0.1", served.port)) as wire:  # one that does not say how long it is
+        head = f"POST /api/plan HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nContent-Type: application/json\r\n"
+        wire.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        for _ in range(5):
+            wire.sendall(b"4000\r\n" + b" " * 0x4000 + b"\r\n")
+        assert b" 413 " in wire.recv(1000).splitlines()[0]
+
+
+def test_who_does_not_know_the_token_sees_nothing(backbone, folder):
+    token = "0123456789abcdef0123"
+    with serving(backbone, folder, token=token, is_local=False) as served:
+        for path in ("/", "/api/state", "/?token=wrong", "/api/state?token=" + token, "/parts/serve.js"):
+            assert served.request("GET", path)[0] == 401, path
+        status, headers, _ = served.request("GET", f"/?token={token}")
+        assert status == 303 and "HttpOnly" in headers["set-cookie"] and "strict" in headers["set-cookie"].lower()
+        cookie = headers["set-cookie"].partition(";")[0]
+        assert served.request("GET", "/api/state", cookie=cookie)[0] == 200
+        assert served.request("GET", "/api/state", authorization=f"Bearer {token}")[0] == 200
+        assert served.request("GET", "/api/state", cookie=cookie, origin="http://evil.example")[0] == 403
+        assert served.request("GET", "/api/state", cookie="vitrail-token=wrong")[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--host", "0.0.0.0"], "others than this machine could make pictures"),
+        (["--host", "192.0.2.1"], "give a --token"),
+        (["--token", "short"], "give 16 letters and digits or more"),
+        (["--token", "ä" * 20], "give 16 letters and digits or more"),
+        (["--host", "nowhere.invalid", "--token", "0123456789abcdef"], "--host nowhere.invalid"),
+        (["--method", "multidifusion"], "did you mean 'multidiffusion'?"),
+        (["--model", "nowhere/at-all"], "nowhere/at-all"),
+        (["--port", "99999"], "--port 99999"),
+    ],
+)
+def test_the_command_refuses_what_it_should_not_open(monkeypatch, capsys, words, told):
+    answer = vitrail(monkeypatch, capsys, "serve", "--port", "0", *words)
+    assert answer.code == 2 and told in answer.err
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        answer = vitrail(monkeypatch, capsys, "serve", "--port", str(taken.getsockname()[1]))
+    assert answer.code == 2 and "another program listens there" in answer.err and "loading" not in answer.out
+
+
+def test_a_picture_of_the_page_is_that_of_the_sampler(served, backbone, folder):
+    made = served.make(FOX)
+    sampler = Sampler(backbone, {"stages": [{"patching": {"type": "windows", "overlap": 0.5}, "fusion": "average"}]},
+                      model=str(folder))  # fmt: skip
+    call = {name: value for name, value in FOX.items() if name not in ("prompt", "method")}
+    with torch.inference_mode():
+        image = sampler("a fox", **call).images[0]
+    assert image.tobytes() == picture_of(served, made["number"]).tobytes()
