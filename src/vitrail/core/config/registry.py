@@ -54,7 +54,7 @@ class Registry:
     """Everything that plugins offer. Filled once per process by ``discovery``."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, dict[str, Entry]] = {}  # by slot and name
+        self._entries: dict[tuple[str, str], Entry] = {}  # by slot and name
         self._of_class: dict[type, list[Entry]] = {}  # of every class, those that were replaced among them
         self.plugins: dict[str, str] = {}  # name -> distribution and version
         self.failures: list[Failure] = []
@@ -114,15 +114,15 @@ class Registry:
 
     def names(self, slot: str) -> list[str]:
         """Return the registered names of a slot, sorted."""
-        return sorted(self._entries.get(slot, ()))
+        return sorted(name for kind, name in self._entries if kind == slot)
 
     def entries(self, slot: str) -> list[Entry]:
         """Return the entries of a slot, sorted by name."""
-        return [self._entries[slot][name] for name in self.names(slot)]
+        return [self._entries[slot, name] for name in self.names(slot)]
 
     def entries_of(self, cls: type) -> list[Entry]:
         """Return the entries that a class is registered as, sorted by slot and name."""
-        found = (entry for entry in self._of_class.get(cls, ()) if self._entries[entry.slot][entry.name] is entry)
+        found = (entry for entry in self._of_class.get(cls, ()) if self._entries.get((entry.slot, entry.name)) is entry)
         return sorted(found, key=lambda entry: (entry.slot, entry.name))
 
     def get(self, slot: str, name: str) -> type:
@@ -153,8 +153,8 @@ class Registry:
         raise ConfigError(f"{cls.__name__} is not registered as {slot}, so it cannot be written to a file")
 
     def _find(self, slot: str, name: str) -> Entry:
-        if name in self._entries.get(slot, ()):
-            return self._entries[slot][name]
+        if (slot, name) in self._entries:
+            return self._entries[slot, name]
         failed = "".join(f"; plugin {f.plugin!r} failed to load: {f.error}" for f in self.failures)
         raise ConfigError(
             f"no {slot.removesuffix('s')} named {shortened(name, 100)!r}{nearest(name, self.names(slot))}{failed}"
@@ -172,14 +172,14 @@ class Registry:
 
     def _put(self, entry: Entry) -> None:
         """Add an entry; a class redefined in this process, as in a notebook, replaces the previous one."""
-        known = self._entries.get(entry.slot, {}).get(entry.name)
+        known = self._entries.get((entry.slot, entry.name))
         again = known is not None and known.plugin == entry.plugin == HERE and _source(known) == _source(entry)
         if known is not None and not again:
             raise RegistrationError(
                 f"{entry.slot} {entry.name!r} comes from both plugin {known.plugin!r} and plugin {entry.plugin!r}; "
                 "switch one off with VITRAIL_DISABLE_PLUGINS or rename it"
             )
-        self._entries.setdefault(entry.slot, {})[entry.name] = entry
+        self._entries[entry.slot, entry.name] = entry
         if isinstance(entry.value, type):
             self._of_class.setdefault(entry.value, []).append(entry)
 
