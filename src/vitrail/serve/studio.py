@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -311,6 +311,3 @@ def _method(name: str, backbone: Backbone, model: str) -> dict[str, str]:
     except VitrailError as error:
         reason = first_line(str(error))
     return {"name": name, "summary": summary(registry().path("methods", name)), "refused": reason}
-
-
-__all__: Sequence[str] = ["BusyError", "NotThereError", "Studio"]

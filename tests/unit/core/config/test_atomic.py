@@ -20,7 +20,11 @@ from vitrail.core.config.atomic import count_written, in_work, replacing, replac
 from vitrail.errors import OutputError
 
 WRITES = {"write_text", "write_bytes", "savefig", "save", "save_file"}
-ELSEWHERE = {"page_pictures.py": {"_save"}}  # functions that are given the first file's name
+ELSEWHERE = {  # functions that are given the first file's name, or write to memory
+    "page_pictures.py": {"_save"},
+    "served_picture.py": {"_webp"},
+    "studio.py": {"_preview"},
+}
 
 
 def names(folder):
