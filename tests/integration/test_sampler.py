@@ -186,10 +186,11 @@ def test_output_types(sampler):
     (picture,) = made["pt"].images
     assert picture.shape == (3, 96, 64) and picture.dtype == torch.float32
     assert float(picture.min()) >= 0 and float(picture.max()) <= 1
-    assert made["latent"].images == [] and made["latent"].latents.shape == SHAPE
+    assert made["latent"].images is made["latent"].latents and made["latent"].latents.shape == SHAPE
+    assert made["latent"].report.vae_decodes == 0 and made["pt"].report.vae_decodes == 1
     assert torch.equal(made["pil"].latents, made["pt"].latents)
-    with pytest.raises(ConfigError, match="output_type must be pil, pt or latent, got 'np'"):
-        sampler("a fox", **(CALL | {"output_type": "np"}))
+    with pytest.raises(ConfigError, match="output_type must be pil, np, pt or latent, got 'file'"):
+        sampler("a fox", **(CALL | {"output_type": "file"}))
 
 
 def test_pictures_have_the_asked_size_whatever_the_canvas(sampler):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.paths import expanded_or_none
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from vitrail.core.config.run_config import RunConfig
     from vitrail.core.method.backbone import CallbackValue
     from vitrail.core.method.inputs import Extras
+    from vitrail.sampling.call_pictures import PictureCall
     from vitrail.sampling.callbacks import CallbackRun
+    from vitrail.sampling.output_types import OutputType
 
-OutputType = Literal["pil", "pt", "latent"]
 Callback = Callable[["CallbackRun", int, "Tensor", "dict[str, CallbackValue]"], "Mapping[str, object] | None"]
 
 
@@ -45,7 +47,8 @@ class Call:
     """Arguments of one call of a sampler.
 
     Attributes:
-        config: Settings of the run.
+        config: Settings of the run; its texts and seed are those of the first picture.
+        pictures: What differs between the pictures, in order.
         extras: Caller-supplied inputs that are not plain data.
         callback: Called after every step, or None.
         output_type: Type of the pictures.
@@ -55,6 +58,7 @@ class Call:
     """
 
     config: RunConfig
+    pictures: tuple[PictureCall, ...] = field(converter=as_tuple)
     extras: Extras
     callback: Callback | None
     output_type: OutputType

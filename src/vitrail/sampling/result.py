@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vitrail.core.method.backbone import Backbone
     from vitrail.core.method.protocols import Upscaler
     from vitrail.core.method.stage import Strategy
+    from vitrail.sampling.output_types import Images
 
 
 @frozen(kw_only=True)
@@ -126,18 +127,32 @@ class Report:
 
 @frozen(kw_only=True, eq=False)
 class Result:
-    """Pictures and how they were made.
+    """Pictures and how they were made; reads like the output of a diffusers pipeline.
+
+    ``result.images``, ``result[0]`` and ``result["images"]`` are the same, as is ``result.to_tuple()[0]``.
 
     Attributes:
-        images: Pillow images, or tensors in [0, 1], Float32[Tensor, "3 Height Width"]; empty for ``latent``.
+        images: By ``output_type``: a list of Pillow images; Float32[np.ndarray, "images Height Width 3"] or
+            Float32[Tensor, "images 3 Height Width"] in [0, 1]; or the latents.
         latents: Float32[Tensor, "images channels height width"]; with a ``finish`` of the smaller size that is sampled.
         report: Durations and counts, of all pictures together.
         recipes: One per picture; each makes it again.
         traces: Timed events of every rank, by rank.
     """
 
-    images: list[Any]
+    images: Images
     latents: Tensor
     report: Report
     recipes: tuple[Recipe, ...] = field(converter=as_tuple)
     traces: tuple[Recorder, ...] = field(converter=as_tuple, default=())
+    __iter__ = None  # diffusers' output gives its keys, Python would give what ``result[0]`` is
+
+    def to_tuple(self) -> tuple[Images]:
+        """Return what a pipeline returns without ``return_dict``: a tuple with the images."""
+        return (self.images,)
+
+    def __getitem__(self, key: int | str) -> Images:
+        """Return the images, the only entry that a pipeline's output shares with this one."""
+        if isinstance(key, str) and key != "images":
+            raise KeyError(f"a result has the key 'images', not {key!r}; read .{key} where it is a field")
+        return self.images if isinstance(key, str) else self.to_tuple()[key]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 import attrs
 from attrs import evolve
@@ -25,9 +25,11 @@ from vitrail.core.method.composition import Composition
 from vitrail.core.method.inputs import Extras
 from vitrail.errors import ConfigError, Problems
 from vitrail.sampling.builder import Builder
-from vitrail.sampling.call_options import Call, Callback, OutputType, Spread
+from vitrail.sampling.call_options import Call, Callback, Spread
+from vitrail.sampling.call_pictures import PictureCall, given_once, in_sequence, pictures_of, refuse_shared, texts_of
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.methods import composition_of
+from vitrail.sampling.output_types import check_output_type
 from vitrail.sampling.picture_reader import with_pictures
 from vitrail.sampling.recipe import digest_of
 from vitrail.sampling.result import Plan, Report, Result
@@ -35,9 +37,12 @@ from vitrail.sampling.run_plugins import attached
 from vitrail.sampling.session import Session
 
 if TYPE_CHECKING:
+    from torch import Generator
+
     from vitrail.core.engine.engine import Engine
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.method.backbone import Backbone
+    from vitrail.sampling.output_types import Images, OutputType
 
 
 class Sampler:
@@ -225,36 +230,83 @@ class Sampler:
         """Return what a run would do; without any model call."""
         return Plan.of(self.run_plan(config, config.seed, extras), self.backbone)
 
+    @overload
     def __call__(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         *,
+        negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        seed: int = 0,
+        num_images_per_prompt: int | None = None,
+        seed: int | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
         output_type: OutputType = "pil",
+        return_dict: Literal[True] = True,
         spread: Spread | None = None,
         **options: object,
-    ) -> Result:
-        """Sample pictures.
+    ) -> Result: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int | None = None,
+        seed: int | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: Literal[False],
+        spread: Spread | None = None,
+        **options: object,
+    ) -> tuple[Images]: ...
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int | None = None,
+        seed: int | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        spread: Spread | None = None,
+        **options: object,
+    ) -> Result | tuple[Images]:
+        """Sample pictures; the words are those of a diffusers pipeline's call.
 
         Args:
-            prompt: Text of the picture.
+            prompt: Text of the picture, or a list of them, whose pictures come one prompt after the other.
+            negative_prompt: What to avoid: one text for all prompts, or a list with one each.
             height: Pixels, 64 or more, any number; the model's default if not given.
             width: Pixels, as above.
-            seed: Seed of all randomness; picture i of several has ``seed + i``.
+            num_images_per_prompt: Pictures of each prompt, 1 if not given; ``num_images`` is the same.
+            seed: Seed of all randomness, 0 if not given; picture i of the call has ``seed + i``.
+            generator: Instead of ``seed``: a torch.Generator that the seed is drawn from, or a list of one per picture.
+                The call moves it on, so the next one makes another picture; the recipe has the seed. Every rank gives
+                it in the same state.
             callback_on_step_end: In diffusers' form, ``(run, step, timestep, {"latents": ...})``, also one of its
                 ``PipelineCallback``; may return replaced latents and set what ``CallbackRun`` allows. With several
                 ranks it must do the same on each.
             callback_on_step_end_tensor_inputs: Names of the tensors that it receives; the latents if None.
-            output_type: ``pil``, ``pt`` or ``latent``.
+            output_type: ``pil``, ``np``, ``pt`` or ``latent``.
+            return_dict: Whether to return a ``Result``; otherwise a tuple with its images alone.
             spread: The ranks of the run and its checkpoint; every rank makes the same call.
-            options: The other fields of ``RunConfig``, e.g. ``negative_prompt``, ``num_inference_steps``,
-                ``guidance_scale``, ``scheduler``, ``num_images``, ``strength``, ``wrap``, ``regions`` (tables or
-                ``Region``); and those of ``Extras``: ``image``, ``latents``, ``prompt_embeds``, ``ip_adapter_image``,
-                ``control_image`` and more.
+            options: The other fields of ``RunConfig``, e.g. ``num_inference_steps``, ``guidance_scale``,
+                ``scheduler``, ``strength``, ``wrap``, ``regions`` (tables or ``Region``); and those of ``Extras``:
+                ``image``, ``latents``, ``prompt_embeds``, ``ip_adapter_image``, ``control_image`` and more.
 
         Raises:
             ConfigError: For an unknown option, a value out of range, or an input that the model cannot use.
@@ -263,18 +315,23 @@ class Sampler:
         unknown = set(options) & {"method", *ModelOptions().as_fields(), "model"}
         if unknown:
             raise ConfigError(f"{', '.join(sorted(unknown))} belong to from_pretrained, not to the call")
+        check_output_type(output_type)
         named = {"image": str(options.pop("image"))} if isinstance(options.get("image"), (str, Path)) else {}
         regions = options.get("regions")
         if isinstance(regions, (list, tuple)):
             options["regions"] = [attrs.asdict(each) if isinstance(each, Region) else each for each in regions]
         extras = Extras.take(options)
-        sides = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
-        given = {"prompt": prompt, "seed": seed, **sides, **named, **self._named, **options}
-        table = {**self.backbone.defaults, **given}
-        config = loader_of(registry()).structure(table, RunConfig, "sampler(...)")
-        return self.run(
-            config, callback_on_step_end, output_type, extras, spread, tensor_inputs=callback_on_step_end_tensor_inputs
-        )
+        given = {"height": height, "width": width, "seed": seed, "num_images": num_images_per_prompt}
+        table = given_once(options, {name: value for name, value in given.items() if value is not None})
+        table = {**self.backbone.defaults, **named, **self._named, **table}
+        texts = texts_of(prompt, negative_prompt)
+        config, pictures, drawn = pictures_of(loader_of(registry()), table, texts, generator)
+        refuse_shared(pictures, extras)
+        names = callback_on_step_end_tensor_inputs
+        result = self.run(config, callback_on_step_end, output_type, extras, spread, names, pictures)
+        if drawn is not None:
+            drawn.advance()
+        return result if return_dict else result.to_tuple()
 
     def run(
         self,
@@ -284,26 +341,36 @@ class Sampler:
         extras: Extras | None = None,
         spread: Spread | None = None,
         tensor_inputs: Sequence[str] | None = None,
+        pictures: Sequence[PictureCall] = (),
     ) -> Result:
         """Sample the pictures of a config; see ``__call__``.
 
         Args:
             config: Settings of the run.
             callback: Called after every step, in diffusers' form.
-            output_type: ``pil``, ``pt`` or ``latent``.
+            output_type: ``pil``, ``np``, ``pt`` or ``latent``.
             extras: Inputs that are not plain data.
             spread: The ranks of the run and its checkpoint.
             tensor_inputs: Names of the tensors that the callback receives; the latents if None.
+            pictures: What differs between its pictures; () if only the seed does.
 
         Raises:
             ConfigError: For an unknown output type, or an input that the model cannot use.
         """
-        if output_type not in ("pil", "pt", "latent"):
-            raise ConfigError(f"output_type must be pil, pt or latent, got {output_type!r}")
+        check_output_type(output_type)
         config = evolve(config, model=self.model, **self._options.as_fields())
         extras, spread = with_pictures(extras or Extras()), spread or Spread()
         with self._stopping() as stop:
-            call = Call(config, extras, callback, output_type, spread, stop.is_set, tensor_inputs)
+            call = Call(
+                config,
+                pictures or in_sequence(config),
+                extras,
+                callback,
+                output_type,
+                spread,
+                stop.is_set,
+                tensor_inputs,
+            )
             return Session(self._builder(config), call, self).run()
 
     def run_plan(self, config: RunConfig, seed: int, extras: Extras | None = None) -> RunPlan:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from attrs import evolve
+from attrs import asdict, evolve
 
 from vitrail.comm.backends.in_process import solo
 from vitrail.comm.trace.chrome import as_data, from_data
@@ -26,11 +26,13 @@ from vitrail.core.method.members import combines_branches
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CommError, ConfigError, Interrupted, VitrailError
 from vitrail.sampling.call_options import Call
+from vitrail.sampling.call_pictures import in_sequence
 from vitrail.sampling.callbacks import SETTABLE, CallbackRun, copied, taken, wanted_inputs
 from vitrail.sampling.differentiation import without_graph
 from vitrail.sampling.finishing import finished_picture
 from vitrail.sampling.input_digests import content_digest, given_digests
 from vitrail.sampling.kept_latents import latents_kept
+from vitrail.sampling.output_types import as_output
 from vitrail.sampling.picture_reader import read as read_picture
 from vitrail.sampling.previews import preview
 from vitrail.sampling.recipe import Recipe, digest_of
@@ -104,9 +106,8 @@ class Session:
     def _run(self) -> Result:
         import torch
 
-        config, begin = self._config, time.perf_counter()
+        begin = time.perf_counter()
         self._read_inputs()
-        seeds = range(config.seed, config.seed + config.num_images)
         try:
             with without_graph(self._builder.composition):
                 self._check_alike()
@@ -114,17 +115,19 @@ class Session:
                 checkpoints = self._open_checkpoints()
                 done: list[Sampled] = []
                 with self._finished_kept(done):
-                    for seed in seeds:
+                    for number in range(len(self._call.pictures)):
                         if not self._stopped:
-                            done.append(self._sample(seed, checkpoints))
+                            done.append(self._sample(number, checkpoints))
                 begun = [one for one in done if one.steps > self._first]  # one stopped before its first step is empty
                 done = begun or done[:1]
                 final = torch.cat([one.latents for one in done])
                 decoding = time.perf_counter()
-                recipes = [self._recipe(seed) for seed in seeds[: len(done)]]
+                recipes = [self._recipe(number) for number in range(len(done))]
                 with latents_kept(final, recipes):  # another rank may still fail
                     self._close_split()
-                    images = [] if self._call.output_type == "latent" else self._decode(final)
+                    output = self._call.output_type
+                    decoded = [] if output == "latent" else self._decode(final)
+                    images = final if output == "latent" else as_output(decoded, output, self._builder.backbone)
                     now = time.perf_counter()
                     notes, traces = self._notes(), self._traces()
         except CommError:
@@ -133,7 +136,7 @@ class Session:
             if self._started:  # earlier errors are reported by the exception alone
                 self._log.info("run.failed", error=str(error))  # info only, since it is raised as well
             raise
-        report = self._report(done, len(images), now - decoding, notes)
+        report = self._report(done, len(decoded), now - decoding, notes)
         self._log.info(
             "run.finished",
             duration_s=round(now - begin, 3),
@@ -189,7 +192,7 @@ class Session:
         except KeyboardInterrupt as error:
             if not done:
                 raise
-            recipes = [self._recipe(self._config.seed + number) for number in range(len(done))]
+            recipes = [self._recipe(number) for number in range(len(done))]
             message = f"stopped at once; {len(done)} whole picture{'s' * (len(done) > 1)} had yet to be decoded"
             raise Interrupted(message, torch.cat([one.latents for one in done]), recipes) from error
 
@@ -209,8 +212,12 @@ class Session:
         every = [communicator.broadcast_object(own, rank) for rank in range(communicator.world_size)]
         return [f"rank {rank}: {note}" for rank, notes in enumerate(every) for note in notes]
 
-    def _recipe(self, seed: int) -> Recipe:
-        config = evolve(self._config, seed=seed, num_images=1)
+    def _builder_of(self, number: int) -> Builder:
+        """Return the builder of one picture, with its texts and seed."""
+        return evolve(self._builder, config=self._call.pictures[number].of(self._config))
+
+    def _recipe(self, number: int) -> Recipe:
+        config = self._builder_of(number).config
         return Recipe.of(config, self._builder.composition, self._given, self._files, self._plugins)
 
     def _resolved(self) -> RunConfig:
@@ -221,18 +228,19 @@ class Session:
         if config.row_batch is None:
             packages = self._builder.composition.packages
             config = evolve(config, row_batch=kept_row_batch(self._spread.checkpoint, packages, self._communicator))
-        return resolve(config, self._planned(config.seed), self._communicator, self._builder.backbone)
+        return resolve(config, self._planned(0), self._communicator, self._builder.backbone)
 
     def _check_alike(self) -> None:
         """Refuse ranks that do not agree on the run; one exchange."""
         if self._communicator.world_size == 1:
             return
-        plan, recipe = self._planned(self._config.seed), self._recipe(self._config.seed)
+        plan, recipe = self._planned(0), self._recipe(0)
         independent = [
             self._call.callback is None and ranks_are_independent(plan, step) for step, _ in plan.stage_starts()
         ]
         facts = {
             "run": json.dumps(self._config.as_table(), sort_keys=True),
+            "prompts and seeds": repr(self._call.pictures),
             "composition": repr(self._builder.composition),
             "versions": json.dumps(recipe.versions, sort_keys=True),
             "given": json.dumps(recipe.given, sort_keys=True),
@@ -258,10 +266,12 @@ class Session:
                 f"--checkpoint {spread.checkpoint}: the network remembers earlier forwards ({found.where}), which a "
                 f"checkpoint does not hold; leave it out, or {found.remedy}"
             )
-        recipe = self._recipe(self._config.seed)
+        recipe = self._recipe(0)
         kept: dict[str, object] = {"run": {**recipe.run, "num_images": self._config.num_images}}
         kept |= {"method": recipe.method, "versions": recipe.versions, "given": recipe.given}
         kept |= {name: part for name, part in (("files", recipe.files), ("plugins", recipe.plugins)) if part}
+        if self._call.pictures != in_sequence(self._config):
+            kept["pictures"] = {str(number): asdict(picture) for number, picture in enumerate(self._call.pictures)}
         threads = threads_in_bits(self._builder.backbone)
         kept |= {} if threads is None else {"OMP_NUM_THREADS": threads}
         packages = self._builder.composition.packages
@@ -269,12 +279,11 @@ class Session:
         checkpoints.open(self._device())
         return checkpoints
 
-    def _sample(self, seed: int, checkpoints: Checkpoints | None) -> Sampled:
+    def _sample(self, number: int, checkpoints: Checkpoints | None) -> Sampled:
         """Sample one picture; if the run was stopped, its latents are the clean prediction so far."""
         self._close_split()
-        number = seed - self._config.seed
         self._split = self._communicator.split(f"picture {number}")
-        return self._sample_on(self._split, number, seed, checkpoints)
+        return self._sample_on(self._split, number, checkpoints)
 
     def _close_split(self) -> None:
         """Close the last picture's communicator; deferred, since a rank that failed meanwhile raises here."""
@@ -282,22 +291,16 @@ class Session:
             self._split.close()
             self._split = None
 
-    def _sample_on(
-        self,
-        communicator: Communicator,
-        number: int,
-        seed: int,
-        checkpoints: Checkpoints | None,
-    ) -> Sampled:
-        plan = self._planned(seed)
+    def _sample_on(self, communicator: Communicator, number: int, checkpoints: Checkpoints | None) -> Sampled:
+        plan, builder = self._planned(number), self._builder_of(number)
         self._plan, self._first, num_steps = None, plan.first, len(plan.steps())
         if checkpoints is not None and number < len(checkpoints.finished):
             return Sampled(checkpoints.finished[number].to(self._device()), num_steps)
-        loop = Loop(self._engine(plan, communicator))
+        loop = Loop(self._engine(builder, plan, communicator))
         self._started, model_calls = True, plan.cost().model_calls
         self._log.info(
             "run.started",
-            seed=seed,
+            seed=builder.config.seed,
             num_inference_steps=self._config.num_inference_steps,
             height=self._config.height,
             width=self._config.width,
@@ -305,7 +308,7 @@ class Session:
         )
         plan.hooks.run_start(num_steps, plan.canvas, model_calls)
         start = self._start(loop.engine)
-        caller, conditions = self._begin_callback(plan)
+        caller, conditions = self._begin_callback(builder, plan)
 
         def stop() -> bool:
             return self._call.stop() or bool(caller.interrupt)
@@ -316,7 +319,7 @@ class Session:
         def call_back(step: Step, new: Tensor, prediction: Prediction) -> Tensor:
             if self._call.callback is None:
                 return new
-            show = partial(self._preview, prediction, plan.phase(step).canvas, seed)
+            show = partial(self._preview, prediction, plan.phase(step).canvas, builder.config.seed)
             return self._call_back(plan, caller, conditions, step, new, show)
 
         with self._builder.backbone.adapters_kept() if self._call.callback else nullcontext():
@@ -388,7 +391,7 @@ class Session:
         noise = engine.streams.normal(shape, "image-latents").to(read.device)
         return backbone.encode(read, noise)
 
-    def _begin_callback(self, plan: RunPlan) -> tuple[CallbackRun, Conditions]:
+    def _begin_callback(self, builder: Builder, plan: RunPlan) -> tuple[CallbackRun, Conditions]:
         """Create what the callback receives for a picture, and the source of its tensors."""
         config, extras = self._config, self._call.extras
         fields = {
@@ -400,7 +403,7 @@ class Session:
             "joint_attention_kwargs": extras.joint_attention_kwargs,
         }
         caller = CallbackRun(self._sampler, self._builder.backbone.pipeline, fields, self._check_guidance)
-        return caller, self._builder.conditions(extras, plan.phases)
+        return caller, builder.conditions(extras, plan.phases)
 
     def _check_guidance(self, scale: float) -> None:
         """Refuse a guidance scale, set by a callback, that this run cannot change to."""
@@ -469,30 +472,27 @@ class Session:
         changes = {f"what callbacks set as {name}": value for name, value in facts.items()}
         agree(self._split, {"the latents that callbacks left": content_digest(latents)} | changes)
 
-    def _planned(self, seed: int) -> RunPlan:
+    def _planned(self, number: int) -> RunPlan:
         """Return the plan of the next picture, made on first use."""
         if self._plan is None:
-            self._plan = self._builder.plan(seed, self._call.extras)
+            builder = self._builder_of(number)
+            self._plan = builder.plan(builder.config.seed, self._call.extras)
             self._enlarges = self._plan.enlarged is not None
         return self._plan
 
-    def _engine(self, plan: RunPlan, communicator: Communicator) -> Engine:
+    def _engine(self, builder: Builder, plan: RunPlan, communicator: Communicator) -> Engine:
         exchange = Exchange.among(communicator, self._spread.speeds, self._workers)
-        engine = self._builder.engine(plan, exchange, self._call.callback is not None, self._backoff)
+        engine = builder.engine(plan, exchange, self._call.callback is not None, self._backoff)
         self._backoff = engine.forwards.backoff
         return engine
 
-    def _decode(self, latents: Tensor) -> list[Image] | list[Tensor]:
-        backbone, config = self._builder.backbone, self._config
+    def _decode(self, latents: Tensor) -> list[Tensor]:
         exchange = Exchange.among(self._communicator, self._spread.speeds, self._workers)
-        finish = self._builder.composition.finish
-        pictures = [
-            finished_picture(one[None], finish, evolve(config, seed=config.seed + number), backbone, exchange)
-            for number, one in enumerate(latents)
+        finish, builders = self._builder.composition.finish, map(self._builder_of, range(len(latents)))
+        return [
+            finished_picture(one[None], finish, builder.config, builder.backbone, exchange)
+            for one, builder in zip(latents, builders, strict=True)
         ]
-        if self._call.output_type == "pt":
-            return [picture[0] for picture in pictures]
-        return [backbone.to_pil(picture)[0] for picture in pictures]
 
     def _device(self) -> torch.device:
         return self._builder.backbone.device

@@ -22,7 +22,7 @@ from vitrail.core.config.plain_data import LARGEST_WHOLE
 from vitrail.core.config.registry import Registry
 from vitrail.core.config.renamed_keys import RENAMED, current_keys
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.method.call_words import CALL_WORDS
+from vitrail.core.method.call_words import CALL_WORDS, OF_A_CALL
 from vitrail.core.method.cascade import Cascade, Enter, Finish
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.metric import Features, Metric, References
@@ -178,7 +178,7 @@ class Loader:
             title = noun if slot_name is None else "{} {!r}".format(*slot_name)
             known = [f.name for f in attrs.fields(error.cl)]
             extra = sorted(map(str, error.extra_fields))[:MOST_KEYS]
-            words = {RunConfig: CALL_WORDS, Stage: FORMER_KEYS}.get(error.cl, {})
+            words = {RunConfig: {**CALL_WORDS, **OF_A_CALL}, Stage: FORMER_KEYS}.get(error.cl, {})
             known_words = {key: f": {words[key]}" for key in extra if key in words}
             hints = {key: known_words.get(key) or nearest(key, known) for key in extra}
             return "; ".join(f"{title} has no key {shortened(key, 60)!r}{hint}" for key, hint in hints.items())

@@ -20,7 +20,6 @@ CALL_WORDS: Mapping[str, str] = {
     "crops_coords_top_left": _SIZES,
     "denoising_end": _PARTS,
     "denoising_start": _PARTS,
-    "generator": "all randomness comes from seed, which gives the same picture on every device",
     "guess_mode": "it is not served; a small controlnet_conditioning_scale leaves more to the network",
     "image_embeds": "give ip_adapter_image_embeds",
     "mask_image": _MASK,
@@ -33,12 +32,10 @@ CALL_WORDS: Mapping[str, str] = {
     "negative_prompt_2": _SECOND,
     "negative_prompt_3": _SECOND,
     "negative_target_size": _SIZES,
-    "num_images_per_prompt": "give num_images; picture i has seed + i",
     "original_size": _SIZES,
     "padding_mask_crop": _MASK,
     "prompt_2": _SECOND,
     "prompt_3": _SECOND,
-    "return_dict": "a call gives a Result, whose pictures are in images",
     "sigmas": _SCHEDULE,
     "skip_guidance_layers": _SLG,
     "skip_layer_guidance_scale": _SLG,
@@ -46,4 +43,12 @@ CALL_WORDS: Mapping[str, str] = {
     "skip_layer_guidance_stop": _SLG,
     "target_size": _SIZES,
     "timesteps": _SCHEDULE,
+}
+
+OF_A_CALL: Mapping[str, str] = {  # words that a call has and a file of a run does not
+    "callback_on_step_end": "it is code; give it to the call, or write a plugin",
+    "generator": "a file has a seed, which gives the same picture on every device",
+    "num_images_per_prompt": "give num_images; picture i has seed + i",
+    "output_type": "a run writes files; their names say of which kind",
+    "return_dict": "it belongs to the call of a sampler",
 }

@@ -9,7 +9,7 @@ import pytest
 
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.run_config import RunConfig
-from vitrail.core.method.call_words import CALL_WORDS
+from vitrail.core.method.call_words import CALL_WORDS, OF_A_CALL
 from vitrail.core.method.inputs import Extras
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
@@ -42,11 +42,16 @@ def test_no_word_is_both_served_and_answered():
     assert not OURS & set(CALL_WORDS)
 
 
+def test_the_words_of_a_call_that_a_file_has_not_are_answered_in_a_file():
+    assert set(OF_A_CALL) <= set(inspect.signature(Sampler.__call__).parameters)
+    assert not set(OF_A_CALL) & {*attrs.fields_dict(RunConfig), *CALL_WORDS}
+
+
 def test_the_answers_are_told_with_every_other_problem():
     with pytest.raises(ConfigError) as caught:
         structured(generator=None, mask_image=None, guidance_scale=0, widht=64)
     told = str(caught.value)
-    assert "has no key 'generator': all randomness comes from seed" in told
+    assert "has no key 'generator': a file has a seed" in told
     assert "has no key 'mask_image': inpainting is not served" in told
     assert "1 switches guidance off, got 0" in told and "did you mean 'width'?" in told
 
