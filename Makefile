@@ -8,7 +8,8 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 OLD := .venv-oldest
-OLD_TESTS := $(addprefix tests/integration/test_,family_parity.py loading.py user_pipelines.py control.py sampler.py)
+OLD_TESTS := $(addprefix tests/integration/test_,family_parity.py loading.py user_pipelines.py control.py sampler.py \
+	diffusers_calls.py sample_block.py)
 
 .PHONY: demo test lint types long oldest gallery docs wheel clean
 

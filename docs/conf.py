@@ -40,6 +40,7 @@ CONTENTS = {  # caption -> pages, in order; ``*`` stands for those that no other
     "How to": (
         "how-to/models",
         "how-to/your-pipeline",
+        "how-to/diffusers",
         "how-to/ranks",
         "how-to/memory",
         "how-to/previews",

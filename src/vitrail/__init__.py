@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vitrail.core.method.stage import Stage as Stage
     from vitrail.core.method.stage import ViewGroup as ViewGroup
     from vitrail.sampling.methods import load_method as load_method
+    from vitrail.sampling.modular import block_of as block_of
     from vitrail.sampling.result import Result as Result
     from vitrail.sampling.sampler import Sampler as Sampler
 
@@ -24,6 +25,7 @@ _HOMES = {
     "Stage": "vitrail.core.method.stage",
     "Region": "vitrail.core.config.region",
     "RunConfig": "vitrail.core.config.run_config",
+    "block_of": "vitrail.sampling.modular",
     "load_method": "vitrail.sampling.methods",
     "Result": "vitrail.sampling.result",
     "Sampler": "vitrail.sampling.sampler",
