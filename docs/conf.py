@@ -36,7 +36,7 @@ html_show_copyright = html_show_sphinx = False
 html_show_search_summary = False  # it fetches pages, which a browser refuses to one that was opened as a file
 
 CONTENTS = {  # caption -> pages, in order; ``*`` stands for those that no other line has
-    "Start": ("tutorial", "gallery/index"),
+    "Start": ("tutorial", "command-line", "gallery/index"),
     "How to": (
         "how-to/models",
         "how-to/your-pipeline",

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -9,12 +10,16 @@ from pathlib import Path
 import pytest
 
 import build_authors
+import build_notebook
 import vitrail
 from build_reference import PAGE, reference
 from vitrail.core.config.loader import Loader
 from vitrail.core.config.run_config import RunConfig
+from vitrail.core.method.composition import Composition
 from vitrail.sampling.authors_code import authors_codes
+from vitrail.sampling.discovery import build_registry
 from vitrail.sampling.methods import load_method, summary
+from vitrail.testing import check_guidance
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -101,3 +106,46 @@ def test_a_path_of_a_contributor_leads_there_by_three_files(line):
     assert tests or modules
     assert all((ROOT / each).is_file() for each in tests)
     assert all(importlib.util.find_spec(each) for each in modules)
+
+
+def run_page(path, folder, monkeypatch):
+    """Run the Python of a page in one process, in an empty folder."""
+    monkeypatch.chdir(folder)
+    space = {"__name__": "page"}
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
+        exec(compile(block, str(path), "exec"), space)
+    return space
+
+
+def test_the_strategy_of_the_readme_keeps_its_contract_and_registers(names):
+    (block,) = re.findall(r"```python\n([^`]*?def vitrail_register.*?)```", (ROOT / "README.md").read_text(), re.S)
+    space, registry = {"__name__": "readme"}, build_registry()
+    exec(compile(block, "README.md", "exec"), space)
+    space["vitrail_register"](registry)
+    assert set(registry.names("guidance")) - set(names.names("guidance")) == {"clip-clean"}
+    check_guidance(space["ClipClean"])
+    stage = {"patching": "windows", "fusion": "average", "guidance": ["clip-clean"]}
+    Loader(registry).structure({"stages": [stage]}, Composition, "README.md")
+
+
+def test_the_page_on_diffusers_runs(tmp_path, monkeypatch):
+    run_page(ROOT / "docs/how-to/diffusers.md", tmp_path, monkeypatch)
+    assert (tmp_path / "fox.png").exists()
+
+
+def test_the_notebook_is_what_its_page_says():
+    page = build_notebook.PAGE.read_text()
+    assert build_notebook.NOTEBOOK.read_text() == build_notebook.notebook(page), "run: python tools/build_notebook.py"
+    read = json.loads(build_notebook.NOTEBOOK.read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in read if cell["cell_type"] == "code"]
+    assert code == [block.strip() for block in re.findall(r"```python\n(.*?)```", page, re.S)]
+    assert all(cell["outputs"] == [] for cell in read if cell["cell_type"] == "code")
+
+
+@pytest.mark.thorough
+def test_the_notebook_runs_in_a_kernel_and_shows_its_pictures(tmp_path):
+    done = build_notebook.execute(build_notebook.NOTEBOOK.read_text(), tmp_path)
+    outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    assert "the same picture: True" in printed
