@@ -114,4 +114,5 @@ def test_the_workflow_calls_targets_that_there_are():
             called |= set(job["strategy"]["matrix"]["target"]) if "matrix.target" in name else {name}
     assert called == {"lint", "types", "test", "oldest", "docs", "wheel"}
     assert called <= targets
+    assert called == set(re.findall(r"\bmake (\w+)$", (ROOT / ".ci/run").read_text(), re.M))
     assert f">={jobs['test']['strategy']['matrix']['python'][0]}" == PROJECT["requires-python"]
