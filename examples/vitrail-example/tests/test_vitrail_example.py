@@ -58,8 +58,27 @@ def test_a_picture_is_a_mask_and_a_missing_one_is_told():
         Image.new("L", (4, 4), 0).save(path)
         assert PictureMask(path=str(path)).digest() != white
         path.unlink()
-        with pytest.raises(ConfigError, match="there is no picture"):
+        with pytest.raises(ConfigError, match=r"path: image .*no such file"):
             PictureMask(path=str(path)).check()
+
+
+def test_a_mask_of_sixteen_bits_below_home_is_as_grey_as_one_of_eight():
+    def mask_of(path):
+        source, key = PictureMask(path=path), make_prediction((1, 4, 8, 8), make_step(0))
+        view = View(Span(0, 8), Span(0, 8))
+        source.check()
+        wanted = ModelOutput(key.model_output, view=view, canvas=Canvas(8, 8, 8), inner=(8, 8))
+        return source.digest(), source.mask(key.step, key, wanted, source.init())[0]
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", folder)
+        patch.setenv("USERPROFILE", folder)
+        Image.new("L", (4, 4), 77).save(Path(folder) / "eight.png")
+        Image.new("I;16", (4, 4), 77 * 257).save(Path(folder) / "sixteen.png")
+        (eight, shallow), (sixteen, deep) = mask_of("~/eight.png"), mask_of("~/sixteen.png")
+    assert eight != sixteen
+    assert torch.equal(shallow, deep)
+    assert shallow.unique().item() == pytest.approx(77 / 255)
 
 
 def test_probe_counts_steps_and_tells_sharp_from_flat():

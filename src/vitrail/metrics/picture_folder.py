@@ -14,17 +14,21 @@ from vitrail.core.config.file_digests import digest_of_files
 from vitrail.core.config.paths import expanded
 from vitrail.core.method.metric import Shown
 from vitrail.errors import ConfigError
+from vitrail.sampling.start_picture import open_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEME = 2  # version of the preprocessing; raised whenever the same files would give other pixels
+SCHEME = 3  # version of the preprocessing; raised whenever the same files would give other pixels
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @frozen(kw_only=True)
 class PictureFolder:
-    """Pictures of a folder without its subfolders: turned upright, cropped to the centre, resized to a size."""
+    """Pictures of a folder without its subfolders, cropped to the centre and resized to a size.
+
+    They are read as every picture is, upright and in RGB, by the range of their mode; see ``sampling.picture_reader``.
+    """
 
     path: str = field(validator=v.min_len(1))  # folder of PNG, JPEG or WebP files
     grow: bool = False  # accept pictures smaller than the wanted size and enlarge them, which blurs
@@ -50,15 +54,11 @@ class PictureFolder:
 
     def _read(self, file: Path, height: int, width: int) -> Tensor:
         import torch
-        from PIL import Image, ImageOps
 
         try:
-            with Image.open(file) as image:
-                rgb = ImageOps.exif_transpose(image).convert("RGB")
-        except Image.DecompressionBombError as error:
-            raise ConfigError(f"reference folder: {file} is too large to be read; make it smaller: {error}") from error
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ConfigError(f"reference folder: {file} cannot be read as a picture: {error}") from error
+            rgb = open_picture(str(file))
+        except ConfigError as error:
+            raise ConfigError(f"reference folder: {error}") from error
         pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
         picture = pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1).float() / 255
         if not self.grow and (rgb.height < height or rgb.width < width):

@@ -1,4 +1,4 @@
-"""Pictures read from files: one to start from, padded to the canvas, and those made by experiments."""
+"""Pictures read from files, those of users and of experiments, and padded to a canvas."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ def open_picture(path: str | None, quiet: bool = False) -> Image:
         raise ConfigError(f"image {path!r}: no such file") from error
     except ConfigError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ConfigError(f"image {path!r}: is too large to be read; make it smaller: {error}") from error
     except Exception as error:  # Pillow raises many types for a broken file
         raise ConfigError(f"image {path!r}: cannot be read as a picture: {why_unreadable(error)}") from error
     assert isinstance(picture, Image.Image)

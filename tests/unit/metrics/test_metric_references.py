@@ -102,10 +102,24 @@ def test_pictures_are_turned_upright(tmp_path):
     assert torch.equal(next(PictureFolder(path=str(tmp_path)).pictures(40, 60)).picture, sound)
 
 
+def test_a_picture_is_read_as_everywhere_else(tmp_path):
+    """By the range of its mode, on the ground where it is transparent, and by no other program."""
+    levels = torch.arange(200, dtype=torch.uint8)[None].repeat(8, 1).numpy()
+    deep = tmp_path / "deep.png"
+    Image.fromarray(levels.astype("uint16") * 257).save(deep)
+    Image.new("RGBA", (200, 8), (0, 0, 0, 0)).save(tmp_path / "hidden.png")
+    grey, ground = [each.picture for each in PictureFolder(path=str(tmp_path)).pictures(8, 200)]
+    assert torch.equal(grey, torch.from_numpy(levels).float().expand(3, -1, -1) / 255)
+    assert ground.eq(1).all()
+    Image.new("RGB", (20, 20)).save(deep, format="EPS")
+    with pytest.raises(ConfigError, match=r"reference folder: .*deep\.png': is EPS, which a program draws"):
+        next(PictureFolder(path=str(tmp_path)).pictures(8, 8))
+
+
 def test_a_picture_that_is_too_large_to_be_trusted_is_told(tmp_path, monkeypatch):
     save_picture(noise(40, 60), tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 60 // 2 - 1)
-    with pytest.raises(ConfigError, match=r"a\.png is too large to be read"):
+    with pytest.raises(ConfigError, match=r"a\.png': is too large to be read; make it smaller"):
         next(PictureFolder(path=str(tmp_path)).pictures(32, 32))
 
 
@@ -127,7 +141,7 @@ def test_empty_missing_and_broken_folders_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="is no folder"):
         next(PictureFolder(path=str(tmp_path / "none")).pictures(32, 32))
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match=r"a\.png cannot be read as a picture"):
+    with pytest.raises(ConfigError, match=r"a\.png': cannot be read as a picture"):
         next(PictureFolder(path=str(tmp_path)).pictures(32, 32))
 
 

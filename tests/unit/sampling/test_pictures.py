@@ -273,7 +273,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path, monkeyp
         open_picture("/dev/zero")
     Image.new("RGB", (8, 8)).save(file)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)
-    with pytest.raises(ConfigError, match=r"cannot be read as a picture: .*64 pixels\) exceeds limit of 62 pixels"):
+    with pytest.raises(ConfigError, match=r"is too large to be read; .*64 pixels\) exceeds limit of 62 pixels"):
         open_picture(str(file))
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.file_digests import digest_of_files
+from vitrail.core.config.paths import expanded
 from vitrail.errors import ConfigError
+from vitrail.sampling.start_picture import open_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +52,7 @@ class PictureMask:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     knows_whole: ClassVar[bool] = True
-    path: str = field(validator=v.instance_of(str))  # of any size; it is stretched over the picture
+    path: str = field(validator=v.instance_of(str))  # picture of any mode and size; it is stretched over the canvas
 
     @property
     def request(self) -> None:
@@ -60,12 +61,14 @@ class PictureMask:
 
     def check(self) -> None:
         """Asked before anything is loaded, by `vitrail check`, too."""
-        if not Path(self.path).is_file():
-            raise ConfigError(f"path: there is no picture {self.path!r}")
+        try:
+            open_picture(self.path)
+        except ConfigError as error:
+            raise ConfigError(f"path: {error}") from error
 
     def digest(self) -> str:
         """Part of recipes and of the addresses of an experiment's cells: another picture is another mask."""
-        return digest_of_files([Path(self.path)])
+        return digest_of_files([expanded(self.path)])
 
     def init(self) -> None:
         """No state."""
@@ -76,8 +79,7 @@ class PictureMask:
         from PIL import Image
 
         (height, width), (down, right) = predicted.view.shape, predicted.inner
-        with Image.open(self.path) as picture:
-            grey = picture.convert("L").resize((right, down), Image.Resampling.BILINEAR)
+        grey = open_picture(self.path, quiet=True).convert("L").resize((right, down), Image.Resampling.BILINEAR)
         inner = key.latents.new_tensor(list(grey.tobytes())).view(1, 1, down, right) / 255
         mask = F.pad(inner, (0, width - right, 0, height - down), mode="replicate")
         return mask.expand(len(key.latents), -1, -1, -1), None
