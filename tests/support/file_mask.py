@@ -17,6 +17,7 @@ class FileMask:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     knows_whole: ClassVar[bool] = True
+    path_options: ClassVar[tuple[str, ...]] = ("path",)
     path: str = field()  # a grey picture
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -35,6 +35,7 @@ class Clip:
     Pictures are cropped to the centre square, as CLIP's preprocessing does; use crops to cover more of a long picture.
     """
 
+    path_options: ClassVar[tuple[str, ...]] = ("folder",)
     folder: str = field(validator=v.min_len(1))  # folder of a CLIPModel in transformers' format
     classes: tuple[str, ...] = field(
         default=(), converter=as_tuple

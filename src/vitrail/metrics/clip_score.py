@@ -24,6 +24,7 @@ class ClipScore:
 
     needs_reference: ClassVar[bool] = False
     columns: ClassVar[tuple[Column, ...]] = (Column(name="CLIP", better="up", lowest=0.0, highest=100.0),)
+    path_options: ClassVar[tuple[str, ...]] = ("folder",)
     folder: str = field(validator=v.min_len(1))  # of a CLIPModel in transformers' format, with its tokenizer
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -27,6 +27,7 @@ COUNTER = "num_batches_tracked"  # a counter of batch norm for training; weight 
 class Inception:
     """FID's Inception v3: 2048 pooled features; class logits without the last bias, as in the published score."""
 
+    path_options: ClassVar[tuple[str, ...]] = ("weights",)
     weights: str = field(validator=v.min_len(1))  # pt_inception-2015-12-05-6726825d.pth, or the same as .safetensors
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -30,6 +30,7 @@ class PictureFolder:
     They are read as every picture is, upright and in RGB, by the range of their mode; see ``sampling.picture_reader``.
     """
 
+    path_options: ClassVar[tuple[str, ...]] = ("path",)
     path: str = field(validator=v.min_len(1))  # folder of PNG, JPEG or WebP files
     grow: bool = False  # accept pictures smaller than the wanted size and enlarge them, which blurs
 

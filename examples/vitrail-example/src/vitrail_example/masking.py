@@ -52,6 +52,7 @@ class PictureMask:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     knows_whole: ClassVar[bool] = True
+    path_options: ClassVar[tuple[str, ...]] = ("path",)  # a relative one lies beside the method's file
     path: str = field(validator=v.instance_of(str))  # picture of any mode and size; it is stretched over the canvas
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from attrs import frozen
 
@@ -62,6 +62,32 @@ class BackboneSpec(Protocol):
 
     def load(self, device: str | None = None) -> Backbone:
         """Load the weights onto a device."""
+
+
+class BackboneAdapter(Protocol):
+    """What a class registered under ``backbones`` has: ``BackboneSpec``, and what is read and called on the class.
+
+    ``source`` is the field that a spec is made with, ``cls(source=...)``: where its files are.
+    """
+
+    pipelines: ClassVar[tuple[str, ...]]  # names of the diffusers pipeline classes that it serves
+    offers: ClassVar[frozenset[str]]
+    defaults: ClassVar[Mapping[str, object]]  # fields of a run, with the values that suit the family
+
+    @property
+    def source(self) -> object:
+        """Location of the weights."""
+
+    @property
+    def suits(self) -> Mapping[str, object]:
+        """Fields of a run, with the values that suit the model."""
+
+    def load(self, device: str | None) -> Backbone:
+        """Load the weights onto a device; None for the default."""
+
+    @classmethod
+    def adopt(cls, pipe: object) -> Backbone:
+        """Return a backbone of a loaded pipeline."""
 
 
 class Backbone(Protocol):

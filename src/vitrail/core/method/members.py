@@ -58,7 +58,13 @@ def has_own(strategy: object, member: Callable[..., object]) -> bool:
     return own is not ABSENT and own is not member
 
 
-class ReadsFiles(Members):
+class NamesFiles(Members):
+    """Optional members of a class of any slot whose options name files or folders."""
+
+    path_options: tuple[str, ...] = ()  # options that are paths: a relative one in a file lies beside that file
+
+
+class ReadsFiles(NamesFiles):
     """Optional members of a strategy of any slot that reads files."""
 
     def check(self) -> None:
@@ -184,7 +190,7 @@ class OptionalUpscaler(ReadsFiles):
         return UpscalingCost()
 
 
-class OptionalRectification(Members):
+class OptionalRectification(NamesFiles):
     """Optional members of a rectification; its ``check`` is about the network and is not optional."""
 
     branches: tuple[Branch, ...] = ()  # CFG branches on whose rows it acts; () for all
@@ -205,8 +211,8 @@ class OptionalRectification(Members):
         return ""
 
 
-class OptionalFeatureExtractor(Members):
-    """Optional members of feature extractors."""
+class OptionalFeatureExtractor(NamesFiles):
+    """Optional members of metrics and feature extractors."""
 
     digest: str = ""  # of the contents of the files that it reads
 

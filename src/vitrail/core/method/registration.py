@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 
 import attrs
 
-from vitrail.core.method.members import ABSENT, OPTIONAL, OptionalBackend, OptionalFeatureExtractor
+from vitrail.core.method.backbone import BackboneAdapter
+from vitrail.core.method.members import ABSENT, OPTIONAL, NamesFiles, OptionalBackend, OptionalFeatureExtractor
 from vitrail.core.method.metric import FeatureExtractor, Features, Metric, References
 from vitrail.core.method.protocols import (
     Fusion,
@@ -37,15 +38,16 @@ PROTOCOLS: dict[str, type] = {
     "metrics": Metric,
     "features": Features,
     "references": References,
+    "backbones": BackboneAdapter,
 }
 OTHERS: dict[str, tuple[str, ...]] = {  # slots without strategies: the required members of a class
-    "backbones": ("pipelines", "offers", "defaults", "source", "suits", "load", "adopt"),
     "comm": ("run",),
 }
 READ_IF_THERE: dict[str, tuple[type, ...]] = {  # slots without strategies: classes that list their optional members
     "comm": (OptionalBackend,),
-    "features": (OptionalFeatureExtractor,),
-    "metrics": (OptionalFeatureExtractor, FeatureExtractor),  # a metric may be its own extractor
+    "features": (OptionalFeatureExtractor, NamesFiles),
+    "metrics": (OptionalFeatureExtractor, FeatureExtractor, NamesFiles),  # a metric may be its own extractor
+    "references": (NamesFiles,),
 }
 NEEDS = frozenset(  # known needs of strategies; a registered backbone may offer more
     {
@@ -60,7 +62,7 @@ NEEDS = frozenset(  # known needs of strategies; a registered backbone may offer
         "vae",
     }
 )
-SLOTS = (*OPTIONAL, *OTHERS, "metrics", "features", "references")
+SLOTS = (*OPTIONAL, "backbones", *OTHERS, "metrics", "features", "references")
 MISSPELT = 0.8  # similarity (difflib) of two names from which on one is taken for the other
 OF_CLASSES = ("needs", "point")  # read from the class, before there is an instance
 _SOUND: WeakKeyDictionary[type, set[tuple[str, bool]]] = WeakKeyDictionary()  # classes that were found to fit
@@ -122,9 +124,17 @@ def _misfits(slot: str, cls: type, named: bool) -> list[str]:
         protocol = PROTOCOLS[slot]
         wanted = {member: vars(protocol)[member] for member in required(slot) if member in vars(protocol)}
         found += [text for member, like in wanted.items() for text in _unlike(cls, member, like)]
+    if slot == "backbones":
+        found += _odd_adapter(cls)
     if slot in OPTIONAL:
         found += [*(_of_class(slot, cls) if named else ()), *_odd_options(slot, cls), *_strangers(slot, cls)]
-    return [*found, *_misspelt(slot, cls)]
+    return [*found, *_odd_paths(slot, cls), *_misspelt(slot, cls)]
+
+
+def path_options(cls: type) -> tuple[str, ...]:
+    """Return the options of a class that are paths; see ``members.NamesFiles``."""
+    declared: tuple[str, ...] = inspect.getattr_static(cls, "path_options", ())
+    return declared
 
 
 def unknown_need(need: str, offers: Iterable[str] = ()) -> str:
@@ -140,10 +150,11 @@ def unknown_need(need: str, offers: Iterable[str] = ()) -> str:
 
 def _has(cls: type, name: str) -> bool:
     """Whether instances have a member; a field of a class without slots is not an attribute of the class."""
-    return inspect.getattr_static(cls, name, ABSENT) is not ABSENT or name in _fields(cls)
+    return inspect.getattr_static(cls, name, ABSENT) is not ABSENT or name in fields_of(cls)
 
 
-def _fields(cls: type) -> set[str]:
+def fields_of(cls: type) -> set[str]:
+    """Return the names of a class's options; empty if it is no attrs class."""
     return {field.name for field in attrs.fields(cls)} if attrs.has(cls) else set()
 
 
@@ -158,7 +169,7 @@ def _own(cls: type) -> list[str]:
     """Return public names of a class and its bases, without fields and without the classes that declare members."""
     above = [each for each in cls.__mro__ if each is not object and each not in _declaring()]
     names = dict.fromkeys(name for each in above for name in vars(each) if not name.startswith("_"))
-    return [name for name in names if name not in _fields(cls)]
+    return [name for name in names if name not in fields_of(cls)]
 
 
 @functools.cache
@@ -185,11 +196,27 @@ def odd_values(slot: str, name: str, values: Mapping[str, object]) -> Iterator[s
 def _of_class(slot: str, cls: type) -> Iterator[str]:
     """Yield what is wrong with members that must be class attributes, since they are read before instantiation."""
     values = {member: inspect.getattr_static(cls, member, None) for member in OF_CLASSES}
-    fields = [member for member in OF_CLASSES if member in _fields(cls) and member in required(slot)]
+    fields = [member for member in OF_CLASSES if member in fields_of(cls) and member in required(slot)]
     for member in fields:
         yield f"{cls.__name__}.{member} is a field, so a file could change it; annotate it as ClassVar"
     if not fields:
         yield from odd_values(slot, cls.__name__, values)
+
+
+def _odd_adapter(cls: type) -> Iterator[str]:
+    """Yield what is wrong with members of an adapter that are read or called on the class."""
+    values = {name: inspect.getattr_static(cls, name, None) for name in ("pipelines", "offers", "defaults", "adopt")}
+    for name, kinds, wanted in (
+        ("pipelines", tuple, 'a tuple of names of pipeline classes, e.g. ("StableDiffusionPipeline",)'),
+        ("offers", (set, frozenset), 'a frozenset of texts, e.g. frozenset({"vae"})'),
+    ):
+        value = values[name]
+        if not isinstance(value, kinds) or not all(isinstance(each, str) for each in value):
+            yield f"{cls.__name__}.{name} must be {wanted}, got {value!r}"
+    if not isinstance(values["defaults"], Mapping):
+        yield f"{cls.__name__}.defaults must be a mapping of fields of a run, got {values['defaults']!r}"
+    if inspect.isfunction(values["adopt"]):
+        yield f"{cls.__name__}.adopt is called on the class; decorate it with @classmethod"
 
 
 def _odd_options(slot: str, cls: type) -> Iterator[str]:
@@ -201,7 +228,7 @@ def _odd_options(slot: str, cls: type) -> Iterator[str]:
             yield from _unlike(cls, member, default)
             continue
         value = inspect.getattr_static(cls, member, default)
-        if member not in _fields(cls) and not isinstance(value, (property, type(default))):
+        if member not in fields_of(cls) and not isinstance(value, (property, type(default))):
             yield f"{cls.__name__}.{member} must be a {type(default).__name__}, got {value!r}"
     if slot == "guidance":
         yield from _odd_points(cls)
@@ -219,6 +246,19 @@ def _odd_points(cls: type) -> Iterator[str]:
         yield f"{cls.__name__}.also_at must be points among {known}, each once, got {more!r}"
 
 
+def _odd_paths(slot: str, cls: type) -> Iterator[str]:
+    """Yield what is wrong with the options that a class says are paths, which are read before instantiation."""
+    declared, fields = inspect.getattr_static(cls, "path_options", ()), fields_of(cls)
+    if "path_options" not in optional(slot):
+        return
+    if "path_options" in fields or not (isinstance(declared, tuple) and set(declared) <= fields - {"path_options"}):
+        known = ", ".join(sorted(fields)) or "it has none"
+        yield (
+            f"{cls.__name__}.path_options must be a tuple of names of its options, e.g. "
+            f'path_options: ClassVar[tuple[str, ...]] = ("path",), got {declared!r}; its options: {known}'
+        )
+
+
 def _strangers(slot: str, cls: type) -> Iterator[str]:
     """Yield the public names that mean nothing in the slot, since each may be a misspelt member."""
     known = [*required(slot), *optional(slot)]
@@ -233,7 +273,7 @@ def _strangers(slot: str, cls: type) -> Iterator[str]:
 def _misspelt(slot: str, cls: type) -> Iterator[str]:
     """Yield the options, and in slots without strategies any public names, that look like a member which is absent."""
     absent = [member for member in optional(slot) if not _has(cls, member)]
-    for name in (*sorted(_fields(cls)), *(() if slot in OPTIONAL else _own(cls))):
+    for name in (*sorted(fields_of(cls)), *(() if slot in OPTIONAL else _own(cls))):
         if name in required(slot) or name in optional(slot):
             continue
         for meant in difflib.get_close_matches(name, absent, 1, MISSPELT):
@@ -243,7 +283,7 @@ def _misspelt(slot: str, cls: type) -> Iterator[str]:
 def _unlike(cls: type, member: str, like: object) -> Iterator[str]:
     """Yield how a member differs from the protocol's; methods are called with positional arguments."""
     own = inspect.getattr_static(cls, member, ABSENT)
-    if member in _fields(cls):
+    if member in fields_of(cls):
         return
     if isinstance(like, property):
         if inspect.isfunction(own):

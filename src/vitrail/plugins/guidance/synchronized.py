@@ -45,6 +45,7 @@ class Synchronized:
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients", "vae"})
     point: ClassVar[Point] = "inputs"
+    path_options: ClassVar[tuple[str, ...]] = ("weights",)
     scale: float = field(default=20.0, validator=v.ge(0))  # w at the first step; 0 is off
     decay: float = field(default=0.95, validator=v.and_(v.gt(0), v.le(1)))  # of w from step to step
     steps: int = field(default=5, validator=v.ge(0))  # of the stage that are guided, the noisiest

@@ -31,6 +31,7 @@ class RRDBNet:
     """Enlarge by an RRDBNet of a file, such as BSRGAN or Real-ESRGAN, then by Lanczos to the wanted size."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    path_options: ClassVar[tuple[str, ...]] = ("file",)
     file: str | None = field(
         default=None, validator=v.optional(v.instance_of(str))
     )  # its weights, which it does not do without: a .safetensors, or a .pth of tensors alone

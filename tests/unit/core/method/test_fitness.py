@@ -101,6 +101,42 @@ def test_classes_of_other_slots_may_have_own_names_that_do_not_look_like_a_membe
     assert not any("helper" in text for text in unfit)
 
 
+ADAPTER = {
+    "pipelines": ("MyPipeline",),
+    "offers": frozenset({"vae"}),
+    "defaults": {},
+    "source": attrs.field(),
+    "suits": property(lambda self: {}),
+    "load": lambda self, device=None: None,
+    "adopt": classmethod(lambda cls, pipe: None),
+}
+
+
+@pytest.mark.parametrize(
+    ("member", "odd", "told"),
+    [
+        ("load", 3, r"load must be a method, load\(device\), got 3"),
+        ("load", lambda self: None, r"load is called as load\(device\), which it does not take"),
+        ("adopt", None, r"adopt must be a method, adopt\(pipe\), got None"),
+        ("adopt", classmethod(lambda cls: None), r"adopt is called as adopt\(pipe\), which it does not take"),
+        ("adopt", lambda self, pipe: None, "adopt is called on the class; decorate it with @classmethod"),
+        ("offers", "vae", "offers must be a frozenset of texts, .*, got 'vae'"),
+        ("pipelines", "MyPipeline", "pipelines must be a tuple of names of pipeline classes, .*, got 'MyPipeline'"),
+        ("defaults", None, "defaults must be a mapping of fields of a run, got None"),
+        ("suits", lambda self: {}, "suits is a method; it is read and not called"),
+    ],
+)
+def test_an_adapter_of_a_family_is_checked_like_a_strategy(member, odd, told):
+    """Its signatures and the values that are read before there is an instance; a sound one registers."""
+
+    def adapter(**members):
+        return attrs.frozen(kw_only=True)(type("Mine", (), {**ADAPTER, **members, "__annotations__": {"source": str}}))
+
+    Registry().add("backbones", "mine", adapter())
+    with pytest.raises(RegistrationError, match=f"(?s)backbones 'mine': Mine.{told}"):
+        Registry().add("backbones", "mine", adapter(**{member: odd}))
+
+
 def test_what_is_registered_fits():
     for entry in (entry for slot in SLOTS for entry in build_registry().entries(slot)):
         assert misfits(entry.slot, entry.value) == [], entry
@@ -115,6 +151,9 @@ def test_what_is_registered_fits():
         ("guidance", {"init": lambda self, canvas: None}, "missing a required argument: 'canvas'"),
         ("guidance", {"guide": lambda self, step, subject, scene, state, *, weight: 0}, "'weight'"),
         ("masking", {"request": lambda self: None}, "request is a method; .* decorate it with @property"),
+        ("upscaler", {"path_options": "file"}, r"path_options must be a tuple, got 'file'"),
+        ("masking", {"path_options": ("file",)}, r"path_options must be a tuple of names of its options, .*has none"),
+        ("rectification", {"path_options": ["path"]}, r"path_options must be a tuple, got"),
         ("patching", {"shows_whole": "yes"}, "shows_whole must be a bool, got 'yes'"),
         ("patching", {"prepare": lambda self, step, latents: None}, r"prepare is called as prepare\(step, model_input"),
         ("guidance", {"needs": "vae"}, "needs must be a frozenset of texts, e.g. .*, got 'vae'"),
