@@ -12,14 +12,19 @@ from test_strategies import REGISTRY
 from toy import composition, sample, toy_sampler
 from vitrail import hookimpl
 from vitrail.comm import InProcess
+from vitrail.comm.backends.in_process import solo
 from vitrail.core.config.run_config import RunConfig
+from vitrail.core.engine.exchange import Exchange
 from vitrail.core.engine.guidance_context import Branches
 from vitrail.core.engine.network import Network
+from vitrail.core.engine.upscaling import upscaled
 from vitrail.core.geometry.views import Canvas, Patches, Span, View
 from vitrail.core.method.calls import StrategyCall
+from vitrail.core.method.cascade import Finish
 from vitrail.core.method.cost import Cost
 from vitrail.core.method.micro_batch import MicroBatch
 from vitrail.core.method.returned_values import check_patches
+from vitrail.core.method.stage import SharedPrompt
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ShapeError
 from vitrail.plugins.fusion.averages import Average
@@ -27,10 +32,13 @@ from vitrail.plugins.guidance.structure import SyncGuidance
 from vitrail.plugins.masking.none import NoMask
 from vitrail.plugins.patching.lattice import Lattice
 from vitrail.plugins.patching.windows import Windows
+from vitrail.plugins.upscaler.lanczos import Lanczos
+from vitrail.sampling.discovery import installed, registered_name
 from vitrail.sampling.sampler import Sampler, Spread
 from vitrail.testing import make_step
 
 WINDOWS = {"patching": {"type": "windows", "overlap": 0.5}, "fusion": "average"}
+CHECKED = ("patching", "masking", "guidance", "fusion", "prompting", "upscaler")  # slots whose `check` is of files
 AFTER = 2  # steps that are done as they should be
 
 
@@ -419,6 +427,104 @@ def test_an_exception_says_which_strategy_raised_it_and_when(slot, parts):
     (note,) = caught.value.__notes__
     step = 1 if slot.startswith("prompting") else 3
     assert note == f"raised by {slot} at step {step} of 4"
+
+
+RUN = RunConfig(prompt="", height=128, width=128, num_inference_steps=4)
+BEFORE_A_RUN = {  # slot, member -> step in the note, and what calls the member
+    ("masking", "init"): (1, lambda sampler: sampler.run(RUN)),
+    ("guidance", "init"): (1, lambda sampler: sampler.run(RUN)),
+    ("patching", "granularity"): (None, lambda sampler: sampler.plan(RUN)),
+    ("patching", "needs_background"): (1, lambda sampler: sampler.plan(RUN)),
+    ("guidance", "needs_background"): (1, lambda sampler: sampler.plan(RUN)),
+    ("guidance", "branches"): (1, lambda sampler: sampler.plan(RUN)),
+    ("rectification", "further_rows"): (1, lambda sampler: sampler.plan(RUN)),
+    ("rectification", "check"): (None, lambda sampler: Sampler(sampler.backbone, sampler.composition, model="toy")),
+    ("upscaler", "cost"): (None, lambda sampler: sampler.plan(RUN)),
+    ("upscaler", "reach"): (None, lambda sampler: sampler.plan(RUN)),
+    **{(slot, "check"): (None, lambda sampler: sampler.run(RUN)) for slot in CHECKED},
+    **{(slot, "digest"): (None, lambda sampler: sampler.run(RUN)) for slot in (*CHECKED, "rectification")},
+}
+
+
+@pytest.mark.parametrize(("slot", "member"), BEFORE_A_RUN, ids=map("-".join, BEFORE_A_RUN))
+def test_an_exception_of_any_member_says_whose_it_is(slot, member, monkeypatch):
+    """Also where it is called once, before the first step: the slot, the registered name, the class and the step."""
+    step, call = BEFORE_A_RUN[slot, member]
+    strategy = registered(slot, monkeypatch, **{member: failing})
+    with pytest.raises(KeyError, match="mine") as caught:
+        call(sampler_of(slot, strategy))
+    when = "" if step is None else f" at step {step} of 4"
+    assert caught.value.__notes__ == [f"raised by {slot} 'mine' (Mine){when}"]
+
+
+@pytest.mark.parametrize(
+    ("slot", "member", "wrong", "told"),
+    [
+        ("patching", "needs_background", None, "must return True or False from `needs_background`, got nothing"),
+        ("guidance", "needs_background", 1, "must return True or False from `needs_background`, got a int"),
+        ("rectification", "further_rows", -1, "must return a whole number from 0 on from `further_rows`, got -1"),
+        ("rectification", "further_rows", 0.5, "must return a whole number from 0 on from `further_rows`, got 0.5"),
+        ("masking", "digest", None, "must return a text from `digest`, got nothing"),
+        ("rectification", "digest", b"x", "must return a text from `digest`, got a bytes"),
+    ],
+)
+def test_what_is_asked_before_a_run_is_checked(slot, member, wrong, told, monkeypatch):
+    strategy = registered(slot, monkeypatch, **{member: lambda self, *arguments: wrong})
+    found = complaint(sampler_of(slot, strategy).run, RUN)
+    assert found.startswith(f"{slot} 'mine' (Mine)") and found.endswith(told), found
+
+
+def test_an_exception_of_a_rectification_or_an_upscaler_says_whose_it_is(monkeypatch):
+    rows = MicroBatch(torch.zeros(1, 4, 8, 8), ["cond"], [View(Span(0, 8), Span(0, 8))])
+    network = Network(toy_sampler().backbone, None, (), None, Streams(0), registered_name)
+    rectification = registered("rectification", monkeypatch, apply=failing)
+    with pytest.raises(KeyError, match="mine") as caught:
+        network._rectify(ExitStack(), make_step(4), rectification, rows)
+    assert caught.value.__notes__ == ["raised by rectification 'mine' (Mine) at step 5 of 10"]
+    asked = StrategyCall("upscaler", registered("upscaler", monkeypatch, upscale=failing), named=registered_name)
+    with pytest.raises(KeyError, match="mine") as caught:
+        upscaled(asked, torch.zeros(1, 3, 8, 8), (16, 16), "none", Exchange.among(solo()))
+    assert caught.value.__notes__ == ["raised by upscaler 'mine' (Mine)"]
+
+
+def failing(self, *arguments):
+    raise KeyError("mine")
+
+
+SOUND = {  # slot -> a sound strategy
+    "patching": Windows,
+    "masking": NoMask,
+    "guidance": SyncGuidance,
+    "fusion": Average,
+    "prompting": SharedPrompt,
+    "upscaler": Lanczos,
+}
+
+
+def registered(slot, monkeypatch, **members):
+    """A sound strategy but for some members, registered as 'mine'."""
+    if slot == "rectification":
+        base, body = object, {"needs": frozenset(), "check": lambda self, network: None, "apply": lambda self, f: None}
+    else:
+        base, body = SOUND[slot], {}
+    if "branches" in members:
+        body |= {"point": "branches", "guide": lambda self, step, subject, scene, state: (subject, state)}
+    if "reach" in members:
+        members = {"reach": property(members["reach"])}
+    cls = frozen(type("Mine", (base,), {**body, **members, "__annotations__": {}}))
+    monkeypatch.setattr(installed(), "_entries", dict(installed()._entries))
+    installed()._entries.pop((slot, "mine"), None)
+    installed().add(slot, "mine", cls)
+    return cls()
+
+
+def sampler_of(slot, strategy):
+    """A toy sampler with this strategy."""
+    if slot == "upscaler":
+        made = composition(WINDOWS)
+        finished = evolve(made, finish=Finish(upscaler=strategy, factor=2.0))
+        return Sampler(toy_sampler(WINDOWS).backbone, finished, model="analytic")
+    return sampler_with(**{slot: [strategy] if slot in ("guidance", "rectification") else strategy})
 
 
 def test_a_registered_strategy_is_told_by_its_name(monkeypatch):

@@ -19,7 +19,7 @@ from vitrail.core.config.paths import expanded_or_none
 from vitrail.core.config.run_config import PIXELS, RunConfig
 from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError, Problems, shortened
-from vitrail.sampling.discovery import registry
+from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.region_masks import open_masks
 from vitrail.sampling.relative_paths import of_run
@@ -71,7 +71,7 @@ def prepare(
         composition = load_method(method, sets) if isinstance(method, str) else None
     if composition is not None:
         with problems.collect():
-            composition.check_files()
+            composition.check_files(registered_name)
     with problems.collect():
         options = None if run is None else ModelOptions.of(run)
         spec = find_model(model, registry(), options) if isinstance(model, str) else None

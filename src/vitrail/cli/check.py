@@ -15,6 +15,7 @@ from vitrail.core.config.files import read_file
 from vitrail.core.config.paths import expanded
 from vitrail.errors import ConfigError, nearest
 from vitrail.experiments.spec.experiment_file import MARKS, load_experiment
+from vitrail.sampling.discovery import registered_name
 from vitrail.sampling.methods import load_method
 
 
@@ -43,7 +44,7 @@ def check_file(file: Path, sets: Sequence[str]) -> None:
         return
     if "stages" in table:
         composition = load_method(file, sets)
-        composition.check_files()
+        composition.check_files(registered_name)
         count = len(composition.stages)
         what = f"a method of {count} stage{'s' if count > 1 else ''}"
     elif table.keys() & {*FIELDS, "size"}:

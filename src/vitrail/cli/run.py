@@ -30,7 +30,7 @@ from vitrail.experiments.run.store import ExperimentPlan, Folder, refusing_full
 from vitrail.experiments.spec.cells import Cell, Row, cells_of, heat_row, pairs_of, refuse_many, rows_of
 from vitrail.experiments.spec.experiment import Experiment
 from vitrail.experiments.spec.experiment_file import load_experiment, structure
-from vitrail.sampling.discovery import registry
+from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.mask_recorder import read_shares
 from vitrail.sampling.run_plugins import load_plugins
 from vitrail.sampling.start_picture import open_picture
@@ -201,7 +201,7 @@ def check(experiment: Experiment, beside: Path) -> RunConfig:
     for row in rows if first is not None else ():
         with problems.collect():
             images.append(_run_of(experiment, row.run, f"row {row.name!r}").image)
-            row.composition.check_files()
+            row.composition.check_files(registered_name)
             row.composition.attention_request()
             if offers is not None:
                 row.composition.check(offers, f"model {experiment.model!r}", registry())

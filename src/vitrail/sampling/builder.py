@@ -207,7 +207,7 @@ class Builder:
                 _refuse_no_steps(first, end, canvas)
             phase = Phase(
                 number=number,
-                canvas=self.composition.pad(canvas, end - skipped, group),
+                canvas=self.composition.pad(canvas, end - skipped, group, registered_name),
                 stepper=stepper,
                 stages=groups[group],
                 ends=[skipped + each for each in self.composition.boundaries(end - skipped, group)],

@@ -13,7 +13,7 @@ from vitrail.backbones.loading.source import ModelOptions, adapter_of
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.inputs import Extras
-from vitrail.sampling.discovery import registry
+from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.methods import composition_of
 from vitrail.sampling.sampler import Sampler
 
@@ -47,7 +47,7 @@ def block_of(
     name = pipeline if isinstance(pipeline, str) else pipeline.__name__
     composition, adapter = composition_of(method), adapter_of(name, registry())
     composition.check(adapter.offers, f"pipeline {name!r}", registry())
-    composition.check_files()
+    composition.check_files(registered_name)
     kind = pipeline_class_of(pipeline) if isinstance(pipeline, str) else pipeline
     kept = tuple(plugins)
 

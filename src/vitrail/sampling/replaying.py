@@ -15,10 +15,12 @@ from vitrail.core.config.loader import loader_of
 from vitrail.core.config.overrides import override_method
 from vitrail.core.config.paths import expanded
 from vitrail.core.config.run_config import RunConfig
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.cascade import Finish
 from vitrail.core.method.members import ReadsFiles
+from vitrail.core.method.returned_values import check_digest
 from vitrail.errors import ConfigError, Problems, VitrailError
-from vitrail.sampling.discovery import registry
+from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.input_digests import content_digest
 from vitrail.sampling.methods import composition_of
 from vitrail.sampling.recipe import Recipe
@@ -131,7 +133,7 @@ def check_files(recipe: Recipe, composition: Composition, where: str) -> None:
             with problems.collect():
                 _check_content(recipe, place, then.get(place.path), where)
         problems.tell()
-    composition.check_files()
+    composition.check_files(registered_name)
 
 
 def _check_content(recipe: Recipe, place: Place, then: object, where: str) -> None:
@@ -139,7 +141,7 @@ def _check_content(recipe: Recipe, place: Place, then: object, where: str) -> No
 
     A changed strategy may still read the recipe's file: that is so if it reads what the recipe's strategy would.
     """
-    now, name = _digest(place.path, place.strategy), type(place.strategy).__name__
+    now, name = _digest(place.path, place.call(registered_name)), type(place.strategy).__name__
     if not now or shows_nothing(now) or now == recipe.files.get(place.path):  # of what is missing its reader tells
         return
     if place.path not in recipe.files:
@@ -148,16 +150,16 @@ def _check_content(recipe: Recipe, place: Place, then: object, where: str) -> No
                 f"{where}: {place.path}: {name} reads a file, and the recipe does not tell what was in it; choose one "
                 f"by --set {place.path}... if you trust it"
             )
-    elif then is not None and now == _digest(place.path, then):
+    elif then is not None and now == _digest(place.path, StrategyCall(place.slot, then, named=registered_name)):
         raise ConfigError(
             f"{where}: {place.path}: {name} reads a file that has changed since the picture was made; give it back, or "
             f"choose another by --set {place.path}..."
         )
 
 
-def _digest(path: str, strategy: object) -> str:
+def _digest(path: str, asked: StrategyCall) -> str:
     try:
-        return ReadsFiles.of(strategy).digest()
+        return check_digest(asked, asked.ask(ReadsFiles.of(asked.strategy).digest))
     except (VitrailError, OSError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -205,12 +207,13 @@ def finish_of(recipe: Recipe, where: str) -> Finish | None:
         f"{where}: {path}: {type(finish.upscaler).__name__} reads a file that has changed since the latents were "
         f"sampled; give it back, or say where it is now by --set {path}..."
     )
-    digest = _digest(f"{where}: {path}", finish.upscaler)
+    asked = StrategyCall("upscaler", finish.upscaler, named=registered_name)
+    digest = _digest(f"{where}: {path}", asked)
     is_same = digest == recipe.files.get(path, "")
     if not is_same and not shows_nothing(digest):
         raise changed
     try:
-        ReadsFiles.of(finish.upscaler).check()
+        asked.ask(ReadsFiles.of(finish.upscaler).check)
     except (VitrailError, OSError) as error:
         raise ConfigError(f"{where}: {path}: {error}; say where it is now by --set {path}...") from error
     if not is_same:

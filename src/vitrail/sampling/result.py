@@ -14,6 +14,7 @@ from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.cost import Cost, UpscalingCost
 from vitrail.core.method.members import OptionalUpscaler
 from vitrail.core.method.returned_values import check_upscaling_cost
+from vitrail.sampling.discovery import registered_name
 from vitrail.sampling.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -95,10 +96,12 @@ class Plan:
 
 def _of_upscaling(upscaler: Upscaler, before: tuple[int, int], after: tuple[int, int], wrap: Wrap) -> UpscalingPlan:
     """Return the plan of a call; where edges meet the upscaler works on a continued picture, which costs more."""
-    optional = OptionalUpscaler.of(upscaler)
-    across = Continuation.of(before, after, wrap, optional.reach)
+    optional, asked = OptionalUpscaler.of(upscaler), StrategyCall("upscaler", upscaler, named=registered_name)
+    with asked.noted():
+        reach = optional.reach
+    across = Continuation.of(before, after, wrap, reach)
     (down, right), (height, width) = across.before, across.after
-    cost = check_upscaling_cost(StrategyCall("upscaler", upscaler), optional.cost((down, right), (height, width)))
+    cost = check_upscaling_cost(asked, asked.ask(optional.cost, (down, right), (height, width)))
     return UpscalingPlan(before=before, after=after, upscaler=type(upscaler).__name__, cost=cost)
 
 

@@ -27,7 +27,7 @@ from vitrail.errors import ConfigError, Problems
 from vitrail.sampling.builder import Builder
 from vitrail.sampling.call_options import Call, Callback, Spread
 from vitrail.sampling.call_pictures import PictureCall, given_once, in_sequence, pictures_of, refuse_shared, texts_of
-from vitrail.sampling.discovery import registry
+from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.methods import composition_of
 from vitrail.sampling.output_types import check_output_type
 from vitrail.sampling.picture_reader import with_pictures
@@ -60,11 +60,11 @@ class Sampler:
     ):
         composition = composition_of(composition)
         composition.check(backbone.offers, f"model {model!r}", registry())
-        composition.check_files()
+        composition.check_files(registered_name)
         request = composition.attention_request()
         if request is not None:
             backbone.check_attention(request)
-        check_rectifications(composition, backbone)
+        check_rectifications(composition, backbone, registered_name)
         self.backbone, self.composition, self.model = backbone, composition, model
         self._options = options or ModelOptions()
         self._named = {"method": str(method)} if isinstance(method, (str, Path)) else {}  # for recipes
@@ -109,7 +109,7 @@ class Sampler:
         options = ModelOptions(dtype=dtype, variant=variant, revision=revision, config=model_config)
         spec = find_model(model, registry(), options)
         composition.check(spec.offers, f"model {model!r}", registry())
-        composition.check_files()
+        composition.check_files(registered_name)
         return cls(spec.load(device), composition, model=model, options=options, plugins=plugins, method=method)
 
     @classmethod
@@ -187,7 +187,7 @@ class Sampler:
         options = ModelOptions.of(run)
         spec = find_model(run.model, registry(), options)
         composition.check(spec.offers, f"model {run.model!r}", registry())
-        composition.check_files()
+        composition.check_files(registered_name)
         if not isinstance(spec, Adapter) or type(spec).load is not Adapter.load:
             raise WeightsNeededError(run.model)
         backbone, unloaded = spec.without_weights(device)

@@ -29,6 +29,7 @@ from vitrail.sampling.call_options import Call
 from vitrail.sampling.call_pictures import in_sequence
 from vitrail.sampling.callbacks import SETTABLE, CallbackRun, copied, taken, wanted_inputs
 from vitrail.sampling.differentiation import without_graph
+from vitrail.sampling.discovery import registered_name
 from vitrail.sampling.finishing import finished_picture
 from vitrail.sampling.input_digests import content_digest, given_digests
 from vitrail.sampling.kept_latents import latents_kept
@@ -154,7 +155,7 @@ class Session:
         self._caller_image = self._read_image()
         masks = mask_digests(config.regions, self._builder.masks)
         self._given = given_digests(self._call.extras, self._image) | masks
-        self._files = self._builder.composition.digests()
+        self._files = self._builder.composition.digests(registered_name)
         offered = self._builder.backbone.callback_inputs
         self._wanted = wanted_inputs(self._call.callback, self._call.tensor_inputs, offered)
 

@@ -21,7 +21,7 @@ from vitrail.core.config.log import logger
 from vitrail.core.config.run_config import RunConfig
 from vitrail.errors import ConfigError, OutOfMemory, PredictionError, VitrailError, first_line
 from vitrail.sampling.call_options import Spread
-from vitrail.sampling.discovery import registry
+from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.methods import load_method, summary
 from vitrail.sampling.recipe import save_picture
 from vitrail.sampling.result import Plan
@@ -307,7 +307,7 @@ def _method(name: str, backbone: Backbone, model: str) -> dict[str, str]:
     try:
         method = load_method(name)
         method.check(backbone.offers, f"model {model!r}", registry())
-        method.check_files()
+        method.check_files(registered_name)
     except VitrailError as error:
         reason = first_line(str(error))
     return {"name": name, "summary": summary(registry().path("methods", name)), "refused": reason}

@@ -123,8 +123,9 @@ class Loop:
             self._grow(step, done)
         done.entered = True
         if fresh:
-            state.phase, state.stage, state.masking = step.phase, step.stage, stage.masking.init()
-            state.guidance = [guidance.init() for guidance in stage.guidance]
+            masking = plan.hooks.asked("masking", step, stage.masking)
+            state.phase, state.stage, state.masking = step.phase, step.stage, masking.ask(stage.masking.init)
+            state.guidance = [plan.hooks.asked("guidance", step, each).ask(each.init) for each in stage.guidance]
         state.independent = None
         if not (self.exchange.is_alone or self.engine.watched) and ranks_are_independent(plan, step):
             guidance = message_guidance(stage)

@@ -87,8 +87,13 @@ class Network:
             stack.enter_context(check_context(asked, rectification.apply(forward)))
 
 
-def check_rectifications(composition: Composition, backbone: Backbone) -> None:
+def check_rectifications(composition: Composition, backbone: Backbone, named: Naming = unnamed) -> None:
     """Refuse rectifications that do not fit the network, before it is called.
+
+    Args:
+        composition: The method.
+        backbone: The model.
+        named: Look-up of registered names, for messages.
 
     Raises:
         VitrailError: Listing every such rectification and its path in the method.
@@ -98,7 +103,7 @@ def check_rectifications(composition: Composition, backbone: Backbone) -> None:
         for number, rectification in enumerate(stage.rectification):
             with problems.collect():
                 try:
-                    rectification.check(backbone.network)
+                    StrategyCall("rectification", rectification, named=named).ask(rectification.check, backbone.network)
                 except CapabilityError as error:
                     raise CapabilityError(f"stages.{index}.rectification.{number}: {error}") from error
     problems.tell()

@@ -10,7 +10,6 @@ from attrs import field, frozen
 
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.engine.regions import Regions
-from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.cost import Cost
 from vitrail.core.method.members import (
     OptionalGuidance,
@@ -19,7 +18,7 @@ from vitrail.core.method.members import (
     has_own,
     points_of,
 )
-from vitrail.core.method.returned_values import check_branches
+from vitrail.core.method.returned_values import check_branches, check_count, check_flag
 from vitrail.core.schedule.phase import steps_of
 
 if TYPE_CHECKING:
@@ -120,8 +119,8 @@ class RunPlan:
         found = list(own)
         stage = self.stage(step)
         for guidance in () if group else (each for each in stage.guidance if "branches" in points_of(each)):
-            wanted = OptionalGuidance.of(guidance).branches(step)
-            found += check_branches(StrategyCall("guidance", guidance, step), wanted, own)
+            asked = self.hooks.asked("guidance", step, guidance)
+            found += check_branches(asked, asked.ask(OptionalGuidance.of(guidance).branches, step), own)
         return tuple(found)
 
     @property
@@ -180,13 +179,19 @@ class RunPlan:
         """Whether the views of a group show a noised plain colour beyond the ends of the canvas."""
         stage = self.stage(step)
         patching = stage.patching if group == 0 else stage.extra_views[group - 1].patching
-        return OptionalPatching.of(patching).needs_background(self.phase(step).canvas)
+        return self._needs_background(step, "patching", patching)
+
+    def _needs_background(self, step: Step, slot: str, strategy: object) -> bool:
+        """Return the checked answer of a patching or a guidance about the canvas of a step."""
+        asked = self.hooks.asked(slot, step, strategy)
+        own = OptionalPatching.of(strategy) if slot == "patching" else OptionalGuidance.of(strategy)
+        return check_flag(asked, "needs_background", asked.ask(own.needs_background, self.phase(step).canvas))
 
     def background_from(self) -> int | None:
         """Return the first step at which the network sees a noised plain colour beyond the canvas; None if none."""
         for step, _ in self.stage_starts():
-            stage, canvas = self.stage(step), self.phase(step).canvas
-            asks = any(OptionalGuidance.of(each).needs_background(canvas) for each in stage.guidance)
+            stage = self.stage(step)
+            asks = any(self._needs_background(step, "guidance", each) for each in stage.guidance)
             if asks or any(self.fills_up(step, group) for group in range(1 + len(stage.extra_views))):
                 return step.index
         return None
@@ -250,10 +255,11 @@ class RunPlan:
         """
         native, found = self.phase(step).canvas.native ** 2, Counter[int]()
         for each in self.stage(step).rectification:
-            own = OptionalRectification.of(each)
+            own, asked = OptionalRectification.of(each), self.hooks.asked("rectification", step, each)
             for branch, cells, number in rows if has_own(each, OptionalRectification.further_rows) else ():
                 if not own.branches or branch in own.branches:
-                    found[cells] += number * own.further_rows(step, branch, cells, native)
+                    further = asked.ask(own.further_rows, step, branch, cells, native)
+                    found[cells] += number * check_count(asked, "further_rows", further)
         return Cost(rows=found)
 
     def _cost_beside_views(self, step: Step) -> Cost:

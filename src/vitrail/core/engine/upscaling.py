@@ -52,7 +52,9 @@ def upscaled(asked: StrategyCall, picture: Tensor, size: tuple[int, int], wrap: 
 def _upscaled(asked: StrategyCall, picture: Tensor, size: tuple[int, int], wrap: Wrap) -> Tensor:
     """Return the checked result of an upscaler; wrapped axes are enlarged with what lies across their ends."""
     upscaler = cast("Upscaler", asked.strategy)
-    across = Continuation.of(picture.shape[-2:], size, wrap, OptionalUpscaler.of(upscaler).reach)
+    with asked.noted():
+        reach = OptionalUpscaler.of(upscaler).reach
+    across = Continuation.of(picture.shape[-2:], size, wrap, reach)
     shown, (height, width) = across.extend(picture), across.after
     with asked.noted():
         result = upscaler.upscale(shown, (height, width))

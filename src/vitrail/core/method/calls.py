@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 from attrs import frozen
 
@@ -13,6 +13,8 @@ from vitrail.errors import ShapeError
 if TYPE_CHECKING:
     from vitrail.core.schedule.step import Step
 
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
 Naming = Callable[[str, type], "str | None"]  # returns the registered name of a class in a slot, if it has one
 
 
@@ -53,6 +55,11 @@ class StrategyCall:
             raise
 
     def refuse(self, what: str) -> NoReturn:
+    def ask(self, method: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+        """Call a method of the strategy within ``noted``."""
+        with self.noted():
+            return method(*args, **kwargs)
+
         """Raise for a returned value that the slot's contract does not allow.
 
         Args:

@@ -12,11 +12,11 @@ from attrs import evolve, field, frozen
 from vitrail.core.config.fields import as_items, later
 from vitrail.core.geometry.views import Canvas
 from vitrail.core.method.attention_maps import AttentionRequest, Kind, kind_of
-from vitrail.core.method.calls import StrategyCall
+from vitrail.core.method.calls import Naming, StrategyCall, unnamed
 from vitrail.core.method.cascade import Cascade, Finish
 from vitrail.core.method.members import OPTIONAL, ReadsFiles, recalls
 from vitrail.core.method.registration import unknown_need
-from vitrail.core.method.returned_values import check_granularity
+from vitrail.core.method.returned_values import check_digest, check_granularity
 from vitrail.core.method.stage import Place, Stage, places
 from vitrail.core.method.validation import refuse, refuse_unsound
 from vitrail.errors import CapabilityError, CompositionError, ConfigError, Problems, VitrailError
@@ -66,13 +66,14 @@ class Composition:
         """Return the first step after each stage of a group, rounded half up; a stage of no steps is skipped."""
         return tuple(math.floor(self.stages[number].until * num_steps + 0.5) for number in self.groups()[group])
 
-    def pad(self, canvas: Canvas, num_steps: int, group: int = 0) -> Canvas:
+    def pad(self, canvas: Canvas, num_steps: int, group: int = 0, named: Naming = unnamed) -> Canvas:
         """Return the canvas padded to a common multiple of the granularities of a group's patchings.
 
         Args:
             canvas: The canvas of the picture.
             num_steps: Steps at this size; stages without steps do not count.
             group: Index into ``groups``.
+            named: Look-up of registered names, for messages.
 
         Raises:
             ConfigError: If an axis whose ends meet would have to be padded.
@@ -83,7 +84,8 @@ class Composition:
         patchings = [
             each for stage in used for each in (stage.patching, *(group.patching for group in stage.extra_views))
         ]
-        pairs = [check_granularity(StrategyCall("patching", each), each.granularity(canvas)) for each in patchings]
+        asked = [(StrategyCall("patching", each, named=named), each) for each in patchings]
+        pairs = [check_granularity(call, call.ask(each.granularity, canvas)) for call, each in asked]
         return canvas.padded(math.lcm(*(h for h, _ in pairs)), math.lcm(*(w for _, w in pairs)))
 
     def attention_request(self) -> AttentionRequest | None:
@@ -120,8 +122,11 @@ class Composition:
         modules = {type(place.strategy).__module__ for place in self.places()}
         return frozenset(module.partition(".")[0] for module in modules) - {"vitrail"}
 
-    def check_files(self) -> None:
+    def check_files(self, named: Naming = unnamed) -> None:
         """Refuse strategies whose files are missing or broken.
+
+        Args:
+            named: Look-up of registered names, for messages.
 
         Raises:
             ConfigError: Listing every such strategy and its path.
@@ -131,14 +136,24 @@ class Composition:
             if place.slot != "rectification":  # whose check needs a network
                 with problems.collect():
                     try:
-                        ReadsFiles.of(place.strategy).check()
+                        place.call(named).ask(ReadsFiles.of(place.strategy).check)
                     except (VitrailError, OSError) as error:
                         raise ConfigError(f"{place.path}: {error}") from error
         problems.tell()
 
-    def digests(self) -> dict[str, str]:
-        """Return digests of the files that strategies read, by the path of the strategy."""
-        found = {place.path: OPTIONAL[place.slot].of(place.strategy).digest() for place in self.places()}
+    def digests(self, named: Naming = unnamed) -> dict[str, str]:
+        """Return digests of the files that strategies read, by the path of the strategy.
+
+        Args:
+            named: Look-up of registered names, for messages.
+
+        Raises:
+            ShapeError: If a strategy returns anything but a text.
+        """
+        found: dict[str, str] = {}
+        for place in self.places():
+            call = place.call(named)
+            found[place.path] = check_digest(call, call.ask(OPTIONAL[place.slot].of(place.strategy).digest))
         return {path: digest for path, digest in found.items() if digest}
 
     @property

@@ -213,6 +213,27 @@ def check_branches(asked: StrategyCall, wanted: object, own: Sequence[Branch]) -
     return wanted
 
 
+def check_flag(asked: StrategyCall, member: str, value: object) -> bool:
+    """Return the answer of a yes-or-no method; raise ShapeError if it is not a bool."""
+    if not isinstance(value, bool):
+        asked.refuse(f"must return True or False from `{member}`, got {kind(value)}")
+    return value
+
+
+def check_count(asked: StrategyCall, member: str, number: object) -> int:
+    """Return a number of rows; raise ShapeError if it is not a whole number from 0 on."""
+    if type(number) is not int or number < 0:
+        asked.refuse(f"must return a whole number from 0 on from `{member}`, got {number!r}")
+    return number
+
+
+def check_digest(asked: StrategyCall, digest: object) -> str:
+    """Return the digest of a strategy's files; raise ShapeError if it is not a text."""
+    if not isinstance(digest, str):
+        asked.refuse(f"must return a text from `digest`, got {kind(digest)}")
+    return digest
+
+
 def check_cost(asked: StrategyCall, member: str, cost: object) -> Cost:
     """Return the cost of a guidance if all of its counts are non-negative integers.
 

@@ -11,6 +11,7 @@ from attrs import field, frozen
 from attrs import validators as v
 
 from vitrail.core.config.fields import RAMPS, as_items, as_tuple, later, share
+from vitrail.core.method.calls import Naming, StrategyCall, unnamed
 from vitrail.core.method.cascade import Enter
 from vitrail.core.method.micro_batch import SizeConditioning
 from vitrail.core.method.protocols import Fusion, Guidance, Masking, Patching, Prompting, Rectification, Upscaler
@@ -168,6 +169,10 @@ class Place:
     path: str
     slot: str
     strategy: Strategy
+
+    def call(self, named: Naming = unnamed) -> StrategyCall:
+        """Return a call of the strategy before a run, for messages."""
+        return StrategyCall(self.slot, self.strategy, named=named)
 
 
 def places(index: int, stage: Stage) -> Iterator[Place]:

@@ -35,7 +35,7 @@ from vitrail.experiments.spec.experiment import (
     Setting,
 )
 from vitrail.experiments.spec.experiment_file import prompts_of
-from vitrail.sampling.discovery import registry
+from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.input_digests import content_digest
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.relative_paths import OF_UPSCALERS, UPSCALER
@@ -352,7 +352,7 @@ def _heat_cell(experiment: Experiment, model: Model, heat: HeatMap, pair: tuple[
 
 def _besides(experiment: Experiment, row: Row) -> list[dict[str, str]]:
     """Digests of what determines pixels besides plain data: strategies' files, and plugins that wrap hooks."""
-    found = (row.composition.digests(), wrapping(attached(load_plugins(experiment.plugins))))
+    found = (row.composition.digests(registered_name), wrapping(attached(load_plugins(experiment.plugins))))
     return [part for part in found if part]
 
 
