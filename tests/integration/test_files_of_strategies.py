@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -26,13 +27,16 @@ masking = {type = "file-mask", path = "mask.png"}
 guidance = ["shift"]
 """
 EXPERIMENT = """
-model = "m"
+model = "../m"
 prompts = ["a fox"]
 sizes = ["64"]
-methods = ["method.toml", "direct"]
+methods = ["../methods/method.toml", "direct"]
 run = { num_inference_steps = 1 }
 """
-WORDS = ["a fox", "--size", "64", "--steps", "2", "-m", "method.toml", "--model", "m"]
+WORDS = ["a fox", "--size", "64", "--steps", "2", "-m", "methods/method.toml", "--model", "m"]
+
+
+MASK = "methods/mask.png"  # beside the method, which names it "mask.png"; not in the working folder
 
 
 def draw(path, level):
@@ -46,9 +50,11 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(names, "_entries", dict(names._entries))
     names.add("masking", "file-mask", FileMask)
     names.add("guidance", "shift", Shift)
-    draw("mask.png", 255)
-    (tmp_path / "method.toml").write_text(METHOD)
-    (tmp_path / "e.toml").write_text(EXPERIMENT)
+    for folder in ("methods", "experiments"):
+        (tmp_path / folder).mkdir()
+    draw(MASK, 255)
+    (tmp_path / "methods/method.toml").write_text(METHOD)
+    (tmp_path / "experiments/e.toml").write_text(EXPERIMENT)
     tiny_sd().save_pretrained(tmp_path / "m")
     return functools.partial(vitrail, monkeypatch, capsys)
 
@@ -56,33 +62,73 @@ def run(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ["check", "method.toml"],
-        ["check", "e.toml"],
+        ["check", "methods/method.toml"],
+        ["check", "experiments/e.toml"],
         ["sample", *WORDS],
-        ["run", "e.toml"],
-        ["heatmap", "a fox", "--masking", "file-mask", "--set", "stages.0.masking.path=mask.png", "--model", "m"],
+        ["run", "experiments/e.toml"],
+        ["heatmap", "a fox", "--masking", "file-mask", "--set", f"stages.0.masking.path={MASK}", "--model", "m"],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
 def test_a_missing_file_is_told_before_anything_is_loaded(run, tmp_path, words):
-    (tmp_path / "mask.png").unlink()
+    (tmp_path / MASK).unlink()
     answer = run(*words)
-    assert answer.code == 2 and "stages.0.masking: path: 'mask.png' is not there" in answer.err
+    assert answer.code == 2 and "mask.png' is not there" in answer.err and "stages.0.masking: path: '" in answer.err
     assert "loading" not in answer.out
 
 
 def test_what_is_there_is_sound(run):
-    assert run("check", "method.toml").code == 0
-    assert run("check", "e.toml").code == 0
+    assert run("check", "methods/method.toml").code == 0
+    assert run("check", "experiments/e.toml").code == 0
+
+
+def test_a_relative_path_lies_beside_the_file_that_names_it(run, tmp_path, monkeypatch):
+    """Also where a file of that name is in the working folder."""
+    made = run("sample", *WORDS, "-o", "a.png")
+    assert made.code == 0, made
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    draw("mask.png", 0)
+    words = [*WORDS[:-4], "-m", "../methods/method.toml", "--model", "../m"]
+    assert run("sample", *words, "-o", "b.png").code == 0
+    assert run("sample", *words, "--set", "stages.0.masking.path=mask.png", "-o", "c.png").code == 0  # of the command
+    made = [Image.open(tmp_path / each).tobytes() for each in ("a.png", "elsewhere/b.png", "elsewhere/c.png")]
+    assert made[0] == made[1] != made[2]
+
+
+def test_the_home_folder_is_expanded_wherever_a_file_is_named(run, tmp_path, monkeypatch):
+    """Of what is written, of what is gone on from, and of what a strategy reads."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    shutil.copy(MASK, home / "mask.png")
+    (tmp_path / "methods/method.toml").write_text(METHOD.replace("mask.png", "~/mask.png"))
+    written = ["-o", "~/a.png", "--trace", "~/a.json", "--checkpoint", "~/a.ckpt", "--checkpoint-every", "1"]
+    made = run("sample", *WORDS, *written)
+    assert made.code == 0, made
+    assert {"a.png", "a.json"} <= {path.name for path in home.iterdir()}  # the checkpoint is gone when all is done
+    assert run("run", "experiments/e.toml", "--out", "~/cells").code == 0
+    assert len(list((home / "cells").rglob("*.png"))) == 2
+    (home / "lpips.safetensors").write_bytes(b"one")
+    assert guided("~/lpips.safetensors").digests() == guided(home / "lpips.safetensors").digests() != {}
+    assert not (tmp_path / "~").exists()
+
+
+def test_the_folder_of_a_file_is_no_other_picture(run, tmp_path, monkeypatch):
+    """Cells that are done stay so when experiment, method and mask move together."""
+    assert "0 of 2 cells are done" in run("run", "experiments/e.toml", "-o", "out").out
+    for folder in ("methods", "experiments", "m"):
+        (tmp_path / folder).rename(tmp_path / "out" / folder)
+    assert "2 of 2 cells are done" in run("run", "out/experiments/e.toml", "-o", "out").out
 
 
 def test_a_changed_file_makes_the_cells_that_read_it_anew_and_no_others(run):
-    assert "0 of 2 cells are done" in run("run", "e.toml", "-o", "out").out
-    assert "2 of 2 cells are done" in run("run", "e.toml", "-o", "out").out
-    draw("mask.png", 0)
-    assert "1 of 2 cells are done" in run("run", "e.toml", "-o", "out").out
-    draw("mask.png", 255)
-    assert "2 of 2 cells are done" in run("run", "e.toml", "-o", "out").out
+    assert "0 of 2 cells are done" in run("run", "experiments/e.toml", "-o", "out").out
+    assert "2 of 2 cells are done" in run("run", "experiments/e.toml", "-o", "out").out
+    draw(MASK, 0)
+    assert "1 of 2 cells are done" in run("run", "experiments/e.toml", "-o", "out").out
+    draw(MASK, 255)
+    assert "2 of 2 cells are done" in run("run", "experiments/e.toml", "-o", "out").out
 
 
 def test_a_picture_is_made_again_with_the_file_it_was_made_with_or_with_another_on_purpose(run, tmp_path):
@@ -93,7 +139,7 @@ def test_a_picture_is_made_again_with_the_file_it_was_made_with_or_with_another_
     replay = ["replay", "a.png", "--model", "m"]
     assert run(*replay, "-o", "b.png").code == 0
     assert Image.open("a.png").tobytes() == Image.open("b.png").tobytes()
-    draw("mask.png", 0)
+    draw(MASK, 0)
     changed = run(*replay, "-o", "c.png")
     assert changed.code == 2
     assert "stages.0.masking: FileMask reads a file that has changed since the picture was made" in changed.err
@@ -101,9 +147,9 @@ def test_a_picture_is_made_again_with_the_file_it_was_made_with_or_with_another_
     other = run(*replay, "--set", "stages.0.masking.path=other.png", "-o", "d.png")
     assert other.code == 0, other
     assert Image.open("a.png").tobytes() == Image.open("d.png").tobytes()
-    (tmp_path / "mask.png").unlink()
+    (tmp_path / MASK).unlink()
     gone = run(*replay, "-o", "e.png")
-    assert gone.code == 2 and "path: 'mask.png' is not there" in gone.err
+    assert gone.code == 2 and f"path: '{MASK}' is not there" in gone.err
 
 
 def composed(path):

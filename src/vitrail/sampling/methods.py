@@ -22,7 +22,7 @@ def load_method(method: str | Path, assignments: Sequence[str] = ()) -> Composit
     """Load a method by name or from a file.
 
     Args:
-        method: A registered name such as ``asg``, or a TOML or YAML file, beside which relative paths of upscalers lie.
+        method: A registered name such as ``asg``, or a TOML or YAML file, beside which relative paths in it lie.
         assignments: Overrides such as ``stages.0.guidance.0.scale=2``.
 
     Raises:

@@ -14,13 +14,14 @@ from vitrail.backbones.loading.single_file import FAMILIES
 from vitrail.core.config.files import SUFFIXES
 from vitrail.core.config.overrides import assigned_value, inline_toml
 from vitrail.core.config.paths import MODEL_FILE, beside, expanded
+from vitrail.core.method.members import OPTIONAL
+from vitrail.core.method.registration import fields_of, path_options
+from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
 
-MEASURING = ("metrics", "reference")  # tables of an experiment with strategies that read files
-OF_STRATEGIES = ("folder", "path", "weights")  # keys of their tables
-OF_UPSCALERS = ("file", *OF_STRATEGIES)
+MEASURING = {"metrics": "metrics", "reference": "references"}  # tables of an experiment, and what fills them
+SLOT_OF = {**{slot: slot for slot in OPTIONAL}, "features": "features"}  # other keys whose tables are strategies
 PLACE = "{value}"  # in an override of an axis, for each of its values
-UPSCALER = "upscaler"  # key of the one strategy of a method whose relative paths lie beside the method's file
 
 
 def of_run(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -54,11 +55,11 @@ def of_experiment(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for name in ("methods", "axes"):
         if isinstance(found.get(name), list):
             found[name] = [_of_entry(entry, folder) if isinstance(entry, Mapping) else entry for entry in found[name]]
-    return found | {name: _of_strategy(found[name], folder) for name in MEASURING if name in found}
+    return found | {name: _of_slot(slot, found[name], folder) for name, slot in MEASURING.items() if name in found}
 
 
 def of_method(value: Any, folder: Path) -> Any:
-    """Return a method's tables with the paths of its upscalers resolved.
+    """Return a method's tables with the paths of its strategies resolved, which their ``path_options`` name.
 
     Args:
         value: Tables, lists and scalars as in the file.
@@ -69,22 +70,24 @@ def of_method(value: Any, folder: Path) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {
-        name: _of_strategy(each, folder, OF_UPSCALERS) if name == UPSCALER else of_method(each, folder)
+        name: _of_slot(SLOT_OF[name], each, folder) if name in SLOT_OF else of_method(each, folder)
         for name, each in value.items()
     }
 
 
 def _of_assignment(text: Any, folder: Path) -> Any:
-    """Resolve the paths of an upscaler in an override such as ``finish.upscaler.file=x.pth``."""
+    """Resolve the paths of strategies in an override such as ``finish.upscaler.file=x.pth``."""
     if not isinstance(text, str):
         return text
     path, sign, given = text.partition("=")
-    if not sign or UPSCALER not in text:
+    if not sign or not any(slot in text for slot in SLOT_OF):
         return text
     parts, nested = [part.strip() for part in path.split(".")], assigned_value(given)
     for part in reversed(parts):
         nested = {part: nested}
     resolved = of_method(nested, folder)
+    if resolved == nested:
+        return text
     for part in parts:
         resolved = resolved[part]
     return f"{path}={inline_toml(resolved)}"
@@ -119,16 +122,43 @@ def _of_value(option: str, value: Any, folder: Path) -> Any:
     return of_run({option: value}, folder)[option]
 
 
-def _of_strategy(value: Any, folder: Path, names: Collection[str] = OF_STRATEGIES) -> Any:
-    """Resolve the paths of strategies, which some names of keys mark, at any depth."""
+def _of_slot(slot: str, value: Any, folder: Path) -> Any:
+    """Resolve the paths of the strategies of a slot, and of those within them."""
     if isinstance(value, list):
-        return [_of_strategy(each, folder, names) for each in value]
+        return [_of_slot(slot, each, folder) for each in value]
     if not isinstance(value, Mapping):
         return value
+    if value and all(str(name).isdecimal() for name in value):  # places of a list, in an override
+        return {name: _of_slot(slot, each, folder) for name, each in value.items()}
+    paths = _paths_of(slot, value)
     return {
-        name: beside(folder, each) if name in names and _says(each) else _of_strategy(each, folder, names)
-        for name, each in value.items()
+        name: beside(folder, each) if name in paths and _says(each) else each
+        for name, each in of_method(value, folder).items()
     }
+
+
+def _paths_of(slot: str, table: Mapping[str, Any]) -> Collection[str]:
+    """Return the options of a strategy's table that are paths.
+
+    An override need not name the strategy's type: then an option is a path if it is one wherever the slot knows it.
+
+    Raises:
+        ConfigError: If an option without a type is a path of some strategies of the slot and not of others.
+    """
+    names, kind = registry(), table.get("type")
+    if kind is not None:
+        return path_options(names.get(slot, kind)) if kind in names.names(slot) else ()
+    found = []
+    for option in table:
+        having = [name for name in names.names(slot) if option in fields_of(names.get(slot, name))]
+        naming = [name for name in having if option in path_options(names.get(slot, name))]
+        if naming and len(naming) < len(having):
+            raise ConfigError(
+                f"{slot}: {option!r} is a path of {', '.join(naming)} and not of every {slot} that has it; override "
+                f'the whole table, with its type: {slot}={{ type = "{naming[0]}", ... }}'
+            )
+        found += [option] * bool(naming)
+    return found
 
 
 def _of_option(name: str, value: str, folder: Path) -> str:

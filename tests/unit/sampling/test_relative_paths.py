@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from attrs import frozen
 from PIL import Image
 
 from vitrail.cli.arguments import prepare
@@ -10,7 +11,9 @@ from vitrail.cli.run import check
 from vitrail.core.config.paths import expanded
 from vitrail.errors import ConfigError
 from vitrail.experiments.spec.experiment_file import load_experiment
+from vitrail.plugins.guidance.none import NoGuidance
 from vitrail.sampling import relative_paths
+from vitrail.sampling.discovery import installed
 
 METHOD = '[[stages]]\npatching = "whole"\nfusion = "average"\n'
 
@@ -55,6 +58,50 @@ def test_what_an_experiment_names_lies_beside_its_file(folder):
     assert [experiment.run["image"], experiment.methods[1].run["image"], *experiment.axes[0].values] == [picture] * 3
     assert (experiment.metrics[0].folder, experiment.reference.path) == (str(folder / "clip"), str(folder / "true"))
     check(experiment, folder)
+
+
+@pytest.mark.parametrize("name", ["lpips.pth", "~/lpips.pth"])
+def test_a_strategy_of_any_slot_says_which_of_its_options_are_paths(folder, tmp_path, name):
+    """One way for upscalers, guidance and all others, in a method's file and in overrides of an experiment's."""
+    found = str(tmp_path / "home/lpips.pth" if name.startswith("~") else folder / name)
+    guidance = {"type": "synchronized", "weights": name, "scale": 1.0}
+    method = {"stages": [{"patching": "windows", "guidance": [guidance, "none"]}]}
+    resolved = relative_paths.of_method(method, folder)["stages"][0]
+    assert resolved == {"patching": "windows", "guidance": [guidance | {"weights": found}, "none"]}
+    whole = f"stages.0.guidance=[{{type='synchronized', weights='{name}'}}]"
+    for assignment in (f"stages.0.guidance.0.weights={name}", whole):
+        assert found in overridden(assignment, folder)
+    axis = {"name": "of", "set": ["stages.0.guidance.0.weights={value}"], "values": [name]}
+    (entry,) = relative_paths.of_experiment({"axes": [axis]}, folder)["axes"]
+    assert (entry["values"], entry["set"]) == ([found], axis["set"])
+
+
+def test_an_option_that_no_strategy_calls_a_path_stays_as_it_is(folder):
+    guidance = [{"type": "nobody", "weights": "x"}, {"type": "sync", "scale": "x", "path": "y"}]
+    method = {"stages": [{"guidance": guidance}]}
+    assert relative_paths.of_method(method, folder) == method
+    assert overridden("stages.0.guidance.0.scale=2", folder) == "stages.0.guidance.0.scale=2"
+
+
+def overridden(assignment, folder):
+    """An override of a method in an experiment of this folder, as it is read."""
+    (entry,) = relative_paths.of_experiment({"methods": [{"method": "asg", "set": [assignment]}]}, folder)["methods"]
+    (found,) = entry["set"]
+    return found
+
+
+def test_an_option_that_is_a_path_of_some_strategies_alone_wants_the_type(folder, monkeypatch):
+    @frozen(kw_only=True)
+    class Weighted(NoGuidance):
+        weights: str = "1, 2"
+
+    names = installed()
+    monkeypatch.setattr(names, "_entries", dict(names._entries))
+    names.add("guidance", "weighted", Weighted)
+    with pytest.raises(ConfigError, match="'weights' is a path of synchronized and not of every guidance that has it"):
+        overridden("stages.0.guidance.0.weights=3", folder)
+    typed = "stages.0.guidance.0={type='weighted', weights='3'}"
+    assert overridden(typed, folder) == typed
 
 
 def test_the_home_folder_is_expanded_everywhere(folder, tmp_path):

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from vitrail.core.config.loader import loader_of
 from vitrail.core.config.renamed_keys import former_keys
 from vitrail.core.config.run_config import PIXELS, RunConfig
 from vitrail.core.method.composition import Composition
+from vitrail.core.method.registration import path_options
 from vitrail.core.schedule.streams import SCHEME
 from vitrail.errors import ConfigError, Problems, shortened
 from vitrail.experiments.spec.experiment import (
@@ -38,7 +39,6 @@ from vitrail.experiments.spec.experiment_file import prompts_of
 from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.input_digests import content_digest
 from vitrail.sampling.methods import load_method
-from vitrail.sampling.relative_paths import OF_UPSCALERS, UPSCALER
 from vitrail.sampling.run_plugins import attached, load_plugins, wrapping
 from vitrail.sampling.start_picture import open_picture
 
@@ -293,23 +293,25 @@ def _plain(experiment: Experiment, model: Model, row: Row, size: tuple[int, int]
     loader = loader_of(registry())
     run = loader.structure({**table, "height": size[0], "width": size[1]}, RunConfig, f"row {row.name!r}")
     tables, besides = loader.unstructure(row.composition), _besides(experiment, row)
-    addressed = _without_paths(tables, row.composition.digests())
+    addressed = _without_paths(tables, row.composition)
     return Plain(run=run, composition=tables, addressed=addressed, besides=besides)
 
 
-def _without_paths(composition: dict[str, Any], digests: Iterable[str]) -> dict[str, Any]:
-    """Return a method's tables without the names of upscalers' files, for which their digests stand.
+def _without_paths(tables: dict[str, Any], composition: Composition) -> dict[str, Any]:
+    """Return a method's tables without the paths of strategies' files, for whose contents their digests stand.
 
     Args:
-        composition: The method as plain tables.
-        digests: Paths in the method of the strategies that have digests.
+        tables: The method as plain tables.
+        composition: The method.
     """
-    found = copy.deepcopy(composition)
-    for path in (each.split(".") for each in digests if each.endswith(UPSCALER)):
+    found, digests = copy.deepcopy(tables), composition.digests(registered_name)
+    for place in composition.places():
+        if place.path not in digests:
+            continue
         table: Any = found
-        for part in path:
+        for part in place.path.split("."):
             table = table[int(part) if part.isdecimal() else part]
-        for name in OF_UPSCALERS:
+        for name in path_options(type(place.strategy)):
             table.pop(name, None)
     return found
 
