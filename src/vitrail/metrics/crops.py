@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from attrs import field, frozen
 from attrs import validators as v
 
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.members import OptionalFeatureExtractor
 from vitrail.core.method.metric import Features, Shown
+from vitrail.core.method.returned_measures import vectors_of
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
 from vitrail.metrics.judge_features import JUDGE
@@ -58,7 +60,8 @@ class CropFeatures:
             pieces = torch.stack([picture[:, y : y + side, x : x + side] for y, x in spots])
         else:
             pieces = picture[None]
-        return getattr(self.features, self.kind)(pieces).float().cpu()  # type: ignore[no-any-return]
+        method = self.features.extract if self.kind == "extract" else self.features.probabilities
+        return vectors_of(StrategyCall("features", self.features), method, pieces).cpu()
 
     def _side(self, shown: Shown) -> int:
         return self.crop_size or shown.training_size("set crop_size")

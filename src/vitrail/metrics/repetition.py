@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.members import OptionalFeatureExtractor
 from vitrail.core.method.metric import Column, FeatureExtractor, Features, Shown
+from vitrail.core.method.returned_measures import vectors_of
 from vitrail.metrics.judge_features import JUDGE
 
 if TYPE_CHECKING:
@@ -71,7 +73,8 @@ class Repetition:
         apart = (place[:, None] - place).abs().amax(dim=-1) >= side
         tiles = [picture[:, y : y + side, x : x + side] for y, x in spots]
         batches = [torch.stack(tiles[first : first + BATCH]) for first in range(0, len(tiles), BATCH)]
-        known = torch.cat([self.features.probabilities(batch).float().cpu() for batch in batches])[:, :-1]
+        asked, look = StrategyCall("features", self.features), self.features.probabilities
+        known = torch.cat([vectors_of(asked, look, batch).cpu() for batch in batches])[:, :-1]
         agreement = (known @ known.T)[apart]
         return torch.stack([agreement.max(), agreement.mean()])
 

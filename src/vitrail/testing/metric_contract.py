@@ -11,8 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.members import OptionalFeatureExtractor
-from vitrail.core.method.metric import Column, Shown
+from vitrail.core.method.metric import Shown
+from vitrail.core.method.returned_measures import (
+    columns_of,
+    digest_of_set,
+    look_at,
+    numbers_of,
+    pictures_of,
+    vectors_of,
+)
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
 from vitrail.testing.contract import DTYPES, dtype_message, instance_of, same, surroundings
@@ -42,21 +51,17 @@ def check_metric(metric: Any, pictures: Sequence[Shown] | None = None) -> None:
 
     Raises:
         AssertionError: Naming the broken rule.
+        ShapeError: For a returned value that a report refuses.
     """
     chosen = instance_of("metrics", metric)
     shown = list(make_shown() if pictures is None else pictures)
-    columns = chosen.columns
-    assert columns and all(isinstance(column, Column) for column in columns), "columns are a tuple of Column"
-    assert len({column.name for column in columns}) == len(columns), "columns have names of their own"
+    asked = StrategyCall("metrics", chosen)
+    columns = columns_of(asked, chosen)
     features = _checked_features(chosen, shown)
     reference = features[:2] if chosen.needs_reference else None
-    found = chosen.gather(features, reference)
-    assert len(found) == len(columns), f"expected a number for each of {len(columns)} columns, got {len(found)}"
+    found = numbers_of(asked, chosen, features, reference)
     for column, value in zip(columns, found, strict=True):
-        assert isinstance(value, float), f"{column.name} must be a float, got {type(value).__name__}"
         assert not math.isnan(value), f"{column.name} is nan for {len(shown)} pictures"
-        within = column.lowest - 1e-4 <= value <= column.highest + 1e-4
-        assert within, f"{column.name} is {value}, outside of [{column.lowest}, {column.highest}]"
     assert chosen.gather(features, reference) == found, "the same pictures must give the same numbers"
     for dtype in DTYPES:
         with surroundings(0, dtype):
@@ -101,23 +106,19 @@ def check_features(features: Any, pictures: Tensor | None = None) -> None:
 
     Raises:
         AssertionError: Naming the broken rule.
+        ShapeError: For a returned value that a report refuses.
     """
     chosen = instance_of("features", features)
     if pictures is None:
         coarse = Streams(0).uniform((2, 3, 6, 6), "pictures")
         pictures = torch.nn.functional.interpolate(coarse, SIZES[1], mode="bicubic").clamp(0, 1)
     for look in (chosen.extract, chosen.probabilities):
-        found = look(pictures)
-        message = f"{look.__name__}: expected float32 (2, dim) without a graph, got {found.dtype} {tuple(found.shape)}"
-        assert found.ndim == 2 and len(found) == 2, message
-        assert found.dtype == torch.float32 and not found.requires_grad, message
+        found = vectors_of(StrategyCall("features", chosen), look, pictures)
         torch.testing.assert_close(found[1:], look(pictures[1:]), rtol=1e-4, atol=1e-5)
         for dtype in DTYPES:
             with surroundings(0, dtype):
                 same(found, look(pictures), dtype_message(look.__name__, dtype))
         assert not torch.allclose(found[0], found[1], rtol=1e-4), f"{look.__name__}: unlike pictures look alike"
-    sums = chosen.probabilities(pictures).sum(dim=1)
-    assert bool((sums - 1).abs().max() < 1e-4), "probabilities must add up to one"
     digests = [OptionalFeatureExtractor.of(each).digest for each in (chosen, copy.deepcopy(chosen))]
     assert digests[0] == digests[1], "the same files must have the same digest"
 
@@ -130,29 +131,23 @@ def check_references(references: Any) -> None:
 
     Raises:
         AssertionError: Naming the broken rule.
+        ShapeError: For a returned value that a report refuses.
     """
     chosen = instance_of("references", references)
-    assert isinstance(chosen.digest, str) and chosen.digest, "the digest is a text that stands for the pictures"
+    asked = StrategyCall("references", chosen)
+    digest_of_set(asked, chosen)
     assert chosen.digest == copy.deepcopy(chosen).digest, "the same set must have the same digest"
     for height, width in ((64, 64), (65, 97)):
-        first = [each.picture for each in islice(chosen.pictures(height, width), 3)]
+        first = [each.picture for each in islice(pictures_of(asked, chosen, height, width), 3)]
         with surroundings(1, torch.float32):
             again = [each.picture for each in islice(chosen.pictures(height, width), 3)]
-        for picture in first:
-            assert picture.shape == (3, height, width), f"expected (3, {height}, {width}), got {tuple(picture.shape)}"
-            assert picture.dtype == torch.float32, f"expected float32, got {picture.dtype}"
-            assert bool(picture.min() >= 0) and bool(picture.max() <= 1), "a picture lies in [0, 1]"
         assert len(first) == len(again) and all(map(torch.equal, first, again)), "a set is always the same pictures"
         assert len(first) < 2 or not torch.equal(first[0], first[1]), "its pictures must not be one"
 
 
 def _features(metric: Any, shown: Sequence[Shown]) -> Tensor:
-    answers = [metric.extractor.look(each) for each in shown]
-    assert all(isinstance(answer, Tensor) for answer in answers), "an extractor answers with tensors"
+    answers = [look_at(StrategyCall("metrics", metric), metric, each) for each in shown]
     assert len({answer.shape for answer in answers}) == 1, (
         "an extractor's answers have one shape for pictures of any size"
     )
-    features = torch.stack(answers)
-    assert features.is_floating_point(), f"an extractor answers with floats, got {features.dtype}"
-    assert features.device.type == "cpu", f"an extractor answers on the cpu, got {features.device}"
-    return features
+    return torch.stack(answers)

@@ -27,7 +27,7 @@ class StrategyCall:
     """One call of a strategy.
 
     Attributes:
-        slot: Slot that the strategy fills.
+        slot: Slot that the strategy fills; that of a metric, of features or of a reference set in a report.
         strategy: The strategy that is called.
         step: Position of the run; None before the first step.
         named: Look-up of registered names.
@@ -42,7 +42,8 @@ class StrategyCall:
         """E.g. ``guidance 'sync' (SyncGuidance) at step 3 of 10``; steps are counted from 1."""
         cls = type(self.strategy)
         name = self.named(self.slot, cls)
-        who = f"{self.slot} {cls.__name__}" if name is None else f"{self.slot} {name!r} ({cls.__name__})"
+        slot = self.slot.removesuffix("s")  # a metric, not a metrics
+        who = f"{slot} {cls.__name__}" if name is None else f"{slot} {name!r} ({cls.__name__})"
         return who if self.step is None else f"{who} at step {self.step.index + 1} of {self.step.num_steps}"
 
     @contextmanager
@@ -54,12 +55,12 @@ class StrategyCall:
             error.add_note(f"raised by {self}")
             raise
 
-    def refuse(self, what: str) -> NoReturn:
     def ask(self, method: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
         """Call a method of the strategy within ``noted``."""
         with self.noted():
             return method(*args, **kwargs)
 
+    def refuse(self, what: str) -> NoReturn:
         """Raise for a returned value that the slot's contract does not allow.
 
         Args:

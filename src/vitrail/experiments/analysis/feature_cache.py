@@ -80,8 +80,8 @@ class FeatureCache:
         return self._complete
 
     def add(self, name: str, seen: Tensor) -> None:
-        """Add the features of a picture as float32 on the CPU; writes the file if ``PAUSE_S`` have passed."""
-        self._seen[name] = seen.detach().to("cpu").float().clone().contiguous()
+        """Add the features of a picture, Float32[Tensor, "..."]; writes the file if ``PAUSE_S`` have passed."""
+        self._seen[name] = seen.detach().clone().contiguous()
         self._changed = True
         if time.monotonic() - self._kept > PAUSE_S:
             self.keep()

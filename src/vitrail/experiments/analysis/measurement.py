@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Protocol
 from attrs import evolve, field, frozen
 
 from vitrail.core.config.fields import as_tuple
+from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.members import OptionalFeatureExtractor
-from vitrail.core.method.metric import FeatureExtractor, Shown
+from vitrail.core.method.metric import FeatureExtractor, Metric, Shown
+from vitrail.core.method.returned_measures import columns_of, digest_of_set, look_at, numbers_of, pictures_of
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.experiments.analysis.feature_cache import FeatureCache
 from vitrail.experiments.run.store import PLAN, ExperimentPlan, Folder, Outcome, same_plan
 from vitrail.experiments.spec.cells import Cell
 from vitrail.experiments.spec.experiment import Experiment
 from vitrail.experiments.spec.experiment_file import structure
+from vitrail.sampling.discovery import registered_name
 from vitrail.sampling.start_picture import open_own
 
 if TYPE_CHECKING:
@@ -149,20 +152,42 @@ def look(loaded: Loaded, listener: Listener) -> Seen:
 
     Raises:
         ConfigError: If a picture or a cache file cannot be read, or the reference set has no pictures of a size.
-        ShapeError: If the features of reference pictures of one size have different shapes.
+        ShapeError: If a metric, its extractor or the reference set returns what its contract does not allow, or the
+            features of reference pictures of one size have different shapes.
     """
     import torch
 
+    for metric in loaded.experiment.metrics:
+        columns_of(_asked("metrics", metric), metric)
     with torch.no_grad():
         return Seen(pictures=_extract_cells(loaded, listener), references=_extract_references(loaded, listener))
 
 
+def _asked(slot: str, called: object) -> StrategyCall:
+    return StrategyCall(slot, called, named=registered_name)
+
+
+@frozen
+class CheckedMetric:
+    """A metric whose numbers are checked, see ``numbers_of``."""
+
+    metric: Metric
+
+    def gather(self, features: Tensor, reference: Tensor | None) -> tuple[float, ...]:
+        """Return the number of every column, see ``Metric.gather``.
+
+        Raises:
+            ShapeError: If they are not such numbers.
+        """
+        return numbers_of(_asked("metrics", self.metric), self.metric, features, reference)
+
+
 def _extract_cells(loaded: Loaded, listener: Listener) -> dict[str, dict[str, Tensor]]:
-    extractors = {key_of(metric.extractor): metric.extractor for metric in loaded.experiment.metrics}
+    metrics = {key_of(metric.extractor): metric for metric in loaded.experiment.metrics}
     cells = list({cell.address: cell for cell in loaded.done if cell.kind == "picture"}.values())
-    kept = {(key, folder): FeatureCache(folder.path, key) for key in extractors for folder in loaded.folders}
+    kept = {(key, folder): FeatureCache(folder.path, key) for key in metrics for folder in loaded.folders}
     todo = {
-        cell.address: [key for key in extractors if cell.address not in kept[key, loaded.homes[cell.address]]]
+        cell.address: [key for key in metrics if cell.address not in kept[key, loaded.homes[cell.address]]]
         for cell in cells
     }
     waiting = [cell for cell in cells if todo[cell.address]]
@@ -171,13 +196,14 @@ def _extract_cells(loaded: Loaded, listener: Listener) -> dict[str, dict[str, Te
             for cell in waiting:
                 shown = shown_of(cell, loaded)
                 for key in todo[cell.address]:
-                    kept[key, loaded.homes[cell.address]].add(cell.address, extractors[key].look(shown))
+                    seen = look_at(_asked("metrics", metrics[key]), metrics[key], shown)
+                    kept[key, loaded.homes[cell.address]].add(cell.address, seen)
                 meter.step()
     finally:
         for answers in kept.values():
             answers.keep()
     return {
-        key: {cell.address: kept[key, loaded.homes[cell.address]][cell.address] for cell in cells} for key in extractors
+        key: {cell.address: kept[key, loaded.homes[cell.address]][cell.address] for cell in cells} for key in metrics
     }
 
 
@@ -203,20 +229,21 @@ def shown_of(cell: Cell, loaded: Loaded) -> Shown:
 
 def _extract_references(loaded: Loaded, listener: Listener) -> dict[tuple[str, Size], Tensor]:
     reference = loaded.experiment.reference
-    extractors = {
-        key_of(metric.extractor): metric.extractor for metric in loaded.experiment.metrics if metric.needs_reference
-    }
+    metrics = {key_of(metric.extractor): metric for metric in loaded.experiment.metrics if metric.needs_reference}
     sizes = list(dict.fromkeys(cell.size for cell in loaded.done if cell.kind == "picture"))
     native = max((loaded.outcomes[cell.address].native_size for cell in loaded.done), default=0)
     seen: dict[tuple[str, Size], Tensor] = {}
-    for height, width in sizes if reference is not None and extractors else []:
+    for height, width in sizes if reference is not None and metrics else []:
         assert reference is not None
-        keys = {key: f"{key} at {reference.digest}, {width}x{height}, training size {native}" for key in extractors}
+        asked = _asked("references", reference)
+        digest = digest_of_set(asked, reference)
+        keys = {key: f"{key} at {digest}, {width}x{height}, training size {native}" for key in metrics}
         kept = {key: FeatureCache(loaded.folders[0].path, name) for key, name in keys.items()}
-        blind = [key for key in extractors if not kept[key].is_complete]
+        blind = [key for key in metrics if not kept[key].is_complete]
         if blind:
-            shows = (evolve(shown, native_size=native) for shown in reference.pictures(height, width))
-            _extract_set(shows, {key: (extractors[key], kept[key]) for key in blind}, f"{width}x{height}", listener)
+            pictures = pictures_of(asked, reference, height, width)
+            shows = (evolve(shown, native_size=native) for shown in pictures)
+            _extract_set(shows, {key: (metrics[key], kept[key]) for key in blind}, f"{width}x{height}", listener)
         for key, answers in kept.items():
             if not answers.names:
                 raise ConfigError(f"{reference!r}: has no picture of {width}x{height} to compare with")
@@ -225,19 +252,19 @@ def _extract_references(loaded: Loaded, listener: Listener) -> dict[tuple[str, S
 
 
 def _extract_set(
-    shows: Iterable[Shown], extractors: dict[str, tuple[FeatureExtractor, FeatureCache]], size: str, listener: Listener
+    shows: Iterable[Shown], metrics: dict[str, tuple[Metric, FeatureCache]], size: str, listener: Listener
 ) -> None:
     """Extract the features of a whole reference set and mark the caches as complete."""
     try:
         with listener.count(f"looking at true picture of {size}", None) as meter:
             for number, shown in enumerate(shows):
-                for extractor, answers in extractors.values():
+                for metric, answers in metrics.values():
                     if f"{number:06}" not in answers:
-                        answers.add(f"{number:06}", extractor.look(shown))
+                        answers.add(f"{number:06}", look_at(_asked("metrics", metric), metric, shown))
                 meter.step()
     except BaseException:
-        for _, answers in extractors.values():
+        for _, answers in metrics.values():
             answers.keep()
         raise
-    for _, answers in extractors.values():
+    for _, answers in metrics.values():
         answers.finish()

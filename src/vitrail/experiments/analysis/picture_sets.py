@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitrail.core.method.metric import Column
-from vitrail.experiments.analysis.measurement import Loaded, Seen, Size, key_of
+from vitrail.experiments.analysis.measurement import CheckedMetric, Loaded, Seen, Size, key_of
 from vitrail.experiments.analysis.resampling import FEWEST, Drawing
 from vitrail.experiments.analysis.results import Group
 from vitrail.experiments.analysis.statistics import Sample, by_itself, sample
@@ -52,7 +52,7 @@ class Sets:
         if not group.cells:
             return ((),) * columns
         features = self._features(group, number, tuple(group.cells))
-        known = ~by_itself(self.metrics[number], features, self._reference(group, number)).isnan()
+        known = ~by_itself(CheckedMetric(self.metrics[number]), features, self._reference(group, number)).isnan()
         sighted = ~features.isnan().reshape(len(features), -1).all(dim=1)
         masks = [(sighted & known[:, i] if known[:, i].any() else sighted).tolist() for i in range(columns)]
         return tuple(tuple(pair for pair, has in zip(group.cells, mask, strict=True) if has) for mask in masks)
@@ -74,7 +74,7 @@ class Sets:
             features, reference = self._features(group, number, pairs), self._reference(group, number)
             drawing = Drawing([group.cells[pair].run["prompt"] for pair in pairs])
             resamples = self._loaded.experiment.resamples
-            self._known[key] = sample(self.metrics[number], features, reference, resamples, drawing)
+            self._known[key] = sample(CheckedMetric(self.metrics[number]), features, reference, resamples, drawing)
         return self._known.get(key)
 
     def is_cost(self, number: int) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.core.method.metric import Column
-from vitrail.experiments.analysis.measurement import Loaded, Seen
+from vitrail.experiments.analysis.measurement import CheckedMetric, Loaded, Seen
 from vitrail.experiments.analysis.results import Results
 from vitrail.experiments.report.formats import as_page_table
 from vitrail.experiments.report.page import Page, PagePicture, PagePlot
@@ -78,7 +78,7 @@ def metric_values(cell: Cell, loaded: Loaded, seen: Seen) -> dict[str, str]:
     for metric in loaded.experiment.metrics:
         extractor: Any = metric.extractor
         if extractor == metric and not metric.needs_reference:
-            values = metric.gather(seen.of(extractor, [cell.address]), None)
+            values = CheckedMetric(metric).gather(seen.of(extractor, [cell.address]), None)
             numbers |= {
                 column.name: _written(column, value) for column, value in zip(metric.columns, values, strict=True)
             }

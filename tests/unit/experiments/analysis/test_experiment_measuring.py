@@ -13,6 +13,7 @@ import tiny_experiment as tiny
 from listeners import Silent
 from vitrail.cli import meter as metering
 from vitrail.cli.listener import ConsoleListener
+from vitrail.core.method.metric import Column
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.experiments.analysis import feature_cache as keeping
 from vitrail.experiments.analysis.gathering import gather_results
@@ -22,6 +23,7 @@ from vitrail.experiments.report.page_content import metric_values
 from vitrail.experiments.report.sheets import draw_sheets
 from vitrail.experiments.report.tables_and_plots import write_report
 from vitrail.experiments.run.store import Outcome
+from vitrail.metrics.crops import CropFeatures
 from vitrail.sampling.start_picture import open_picture
 
 ROWS = [tiny.Row("dark", lambda pair, size: 60 + 5 * pair), tiny.Row("light", lambda pair, size: 70 + 5 * pair)]
@@ -314,3 +316,127 @@ def test_without_metrics_there_are_costs(folder, looks):
     assert [column.name for column in results.costs] == ["seconds", "calls"]
     assert results.estimates["dark", (64, 64), "calls"].value == 20
     assert results.rankings == ()
+
+
+@frozen(kw_only=True)
+class Odd(tiny.Spread):
+    """The brightness of a picture or a set, from an extractor that may be odd, too; changed on its way out."""
+
+    gathered: object = None
+    seen: object = None
+    columns: object = (Column(name="bright", lowest=0.0, highest=255.0),)
+
+    @property
+    def extractor(self):
+        return self if self.seen is not None else tiny.FeatureExtractor()
+
+    def look(self, shown):
+        return self.seen(shown.picture.mean()[None])
+
+    def gather(self, looked, reference):
+        number = looked.mean().item()
+        return (number,) if self.gathered is None else self.gathered(number)
+
+
+def refused(folder, **experiment):
+    """The message of a report that ends before a number or a picture of it is written."""
+    with pytest.raises(ShapeError) as caught:
+        write_report(results_of([folder], evolve(tiny.experiment(), **experiment)), folder)
+    assert not list(folder.glob("*.html")) and not list(folder.glob("*.csv"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        ({"seen": float}, "must have an extractor whose `look` returns a tensor of float32 on the cpu, got a float"),
+        ({"seen": lambda t: None}, "got nothing"),
+        ({"seen": torch.Tensor.double}, "got float64 (1,) on cpu"),
+        ({"seen": lambda t: t.to("meta")}, "got float32 (1,) on meta"),
+        ({"gathered": lambda x: x}, "must return a tuple of floats from `gather`, got a float"),
+        ({"gathered": lambda x: (torch.tensor(x),)}, "must return a tuple of floats from `gather`, got float32"),
+        ({"gathered": lambda x: (x, x)}, "must return a number for each of 1 columns from `gather`, got 2"),
+        ({"gathered": lambda x: ()}, "must return a number for each of 1 columns from `gather`, got 0"),
+        ({"gathered": lambda x: (-1.0,)}, "returned bright = -1, outside of [0, 255]"),
+        ({"gathered": lambda x: (float("inf"),)}, "returned bright = inf, outside of [0, 255]"),
+        ({"columns": ()}, "must have `columns` that are a tuple of one Column or more, got ()"),
+    ],
+)
+def test_a_report_refuses_what_a_metric_may_not_return(folder, odd, told):
+    """By the rules of ``vitrail.testing``, before numbers are written, and with the metric's name."""
+    message = refused(folder, metrics=(Odd(**odd),))
+    assert message.startswith("metric Odd ") and told in message, message
+
+
+@frozen(kw_only=True)
+class OddGreys(tiny.Greys):
+    change: object = None
+    text: object = "greys"
+
+    @property
+    def digest(self):
+        return self.text
+
+    def pictures(self, height, width):
+        for shown in super().pictures(height, width):
+            yield self.change(shown)
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        ({"change": lambda s: s.picture}, "must yield a Shown with a picture from `pictures`, got float32"),
+        ({"change": lambda s: None}, "must yield a Shown with a picture from `pictures`, got nothing"),
+        (
+            {"change": lambda s: evolve(s, picture=s.picture[..., 1:])},
+            "of float32 (3, 64, 64), got float32 (3, 64, 63)",
+        ),
+        ({"change": lambda s: evolve(s, picture=s.picture.double())}, "of float32 (3, 64, 64), got float64"),
+        ({"change": lambda s: evolve(s, picture=s.picture * 255)}, "must yield pictures in [0, 1], got 12288 other"),
+        ({"text": ""}, "must have a `digest`, a text that stands for the pictures, got ''"),
+    ],
+)
+def test_a_report_refuses_what_a_reference_set_may_not_yield(folder, odd, told):
+    message = refused(folder, metrics=(tiny.Spread(),), reference=OddGreys(**odd))
+    assert message.startswith("reference OddGreys must ") and told in message, message
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "told"),
+    [
+        ("extract", torch.Tensor.double, "must return float32 (1, dim) from `extract`, got float64"),
+        ("extract", lambda t: t[0], "must return float32 (1, dim) from `extract`, got float32 (3,)"),
+        ("probabilities", lambda t: t, "must return probabilities from 0 on that add up to 1"),
+    ],
+)
+def test_a_report_refuses_what_features_may_not_return(folder, kind, change, told):
+    @frozen(kw_only=True)
+    class OddFeatures:
+        def extract(self, pictures):
+            return change(pictures.mean((2, 3)))
+
+        def probabilities(self, pictures):
+            return change(pictures.mean((2, 3)))
+
+    @frozen(kw_only=True)
+    class OfFeatures(tiny.Bright):
+        extractor = CropFeatures(features=OddFeatures(), crops=0, crop_size=0, seed=0, kind=kind)
+
+    with pytest.raises(ShapeError) as caught:
+        seen_in([folder], tiny.experiment(metrics=(OfFeatures(),)))
+    assert str(caught.value).startswith("feature OddFeatures must ") and told in str(caught.value)
+    assert caught.value.__notes__ == ["raised by metric OfFeatures"]
+
+
+def test_an_exception_of_a_metric_or_a_reference_set_says_whose_it_is(folder):
+    def fail(answer):
+        raise KeyError("mine")
+
+    for changed, whose in (
+        ({"metrics": (Odd(seen=fail),)}, "metric Odd"),
+        ({"metrics": (Odd(gathered=fail),)}, "metric Odd"),
+        ({"metrics": (tiny.Spread(),), "reference": OddGreys(change=fail)}, "reference OddGreys"),
+    ):
+        with pytest.raises(KeyError, match="mine") as caught:
+            results_of([folder], evolve(tiny.experiment(), **changed))
+        assert caught.value.__notes__ == [f"raised by {whose}"]
