@@ -194,12 +194,22 @@ PROMPT = {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
         (lambda *step: [], {}, "must return a dict of tensors or None, got list"),
         (lambda *step: None, {"callback_on_step_end_tensor_inputs": ["prompt_embed"]}, "did you mean 'prompt_embeds'?"),
         (None, {"callback_on_step_end_tensor_inputs": ["latents"]}, "needs a callback_on_step_end"),
+        (Fade(), PROMPT, "Fade declares itself what it receives, tensor_inputs = ['latents'], so the list of the call"),
     ],
 )
 def test_what_a_run_would_ignore_is_refused(callback, call, told):
     with pytest.raises(ConfigError) as caught:
         ours(wrap(plain("sd")), plain("sd"), callback_on_step_end=callback, **call)
     assert told in str(caught.value)
+
+
+def test_a_callback_that_declares_its_tensors_may_be_given_the_same_list():
+    call = {"callback_on_step_end": Fade(), **STEPS}
+    made, again = (
+        ours(wrap(plain("sd")), plain("sd"), **call, **more)
+        for more in ({}, {"callback_on_step_end_tensor_inputs": ["latents"]})
+    )
+    assert torch.equal(made, again)
 
 
 def test_an_empty_list_of_tensors_is_none_of_them():

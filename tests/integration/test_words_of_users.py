@@ -7,13 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from structlog.testing import capture_logs
 
 from command_line import start, vitrail
 from often import every
 from toy import sample, toy_sampler
-from vitrail import Composition, Stage
+from vitrail import Composition, Stage, hookimpl
 from vitrail.backbones.loading.model_loader import find_device
 from vitrail.cli.arguments import prepare
 from vitrail.core.config.files import read_file
@@ -133,10 +134,30 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name):
     assert told.startswith(f"no device {name!r} here: ") and "\n" not in told and len(told) < 220
 
 
-def test_a_refusal_is_told_once():
-    with capture_logs() as events, pytest.raises(ConfigError, match="strength 0 of 4 steps"):
-        sample(toy_sampler(), image=np.zeros((8, 8, 3), np.uint8), strength=0.0)
-    assert "run.failed" not in [event["event"] for event in events]
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"image": np.zeros((8, 8, 3), np.uint8), "strength": 0.0}, "strength 0 of 4 steps"),
+        ({"latents": torch.zeros(1, 4, 8, 16)}, r"latents must be \(1, 4, 16, 16\) for this canvas"),
+        ({"image": torch.zeros(1, 4, 8, 16)}, r"floats of \(1, 4, 8, 16\) may be .* latents of another canvas"),
+    ],
+    ids=["strength", "latents", "image"],
+)
+def test_a_refusal_is_told_once(given, told):
+    """By the exception, and before anybody is told that a run has started."""
+    begun = []
+
+    class Watch:
+        @hookimpl
+        def vitrail_run_start(self, num_steps):
+            begun.append(num_steps)
+
+    sampler = toy_sampler(plugins=[("watch", Watch())])
+    with capture_logs() as events, pytest.raises(ConfigError, match=told):
+        sample(sampler, **given)
+    assert not {"run.started", "run.failed"} & {event["event"] for event in events} and not begun
+    sample(sampler)
+    assert len(begun) == 1
 
 
 def test_numbers_of_numpy_make_the_same_picture(pipe):

@@ -148,13 +148,19 @@ def wanted_inputs(callback: object, asked: Sequence[str] | None, offered: Sequen
         offered: Available names.
 
     Raises:
-        ConfigError: If a name is not available, or a list is given without a callback.
+        ConfigError: If a name is not available, a list is given without a callback, or differs from what the callback
+            declares.
     """
     if callback is None:
         if asked is not None:
             raise ConfigError("callback_on_step_end_tensor_inputs needs a callback_on_step_end, which gets them")
         return ()
     own = getattr(callback, "tensor_inputs", None)
+    if own is not None and asked is not None and set(own) != set(asked):
+        raise ConfigError(
+            f"callback_on_step_end_tensor_inputs: {type(callback).__name__} declares itself what it receives, "
+            f"tensor_inputs = {list(own)}, so the list of the call, {list(asked)}, would be ignored; leave it out"
+        )
     wanted = own if own is not None else DEFAULT_INPUTS if asked is None else asked
     unknown = [name for name in wanted if name not in offered]
     if unknown:

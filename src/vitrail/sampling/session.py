@@ -298,6 +298,7 @@ class Session:
         if checkpoints is not None and number < len(checkpoints.finished):
             return Sampled(checkpoints.finished[number].to(self._device()), num_steps)
         loop = Loop(self._engine(builder, plan, communicator))
+        self._check_start(plan)
         self._started, model_calls = True, plan.cost().model_calls
         self._log.info(
             "run.started",
@@ -343,18 +344,28 @@ class Session:
         return stepper.noised(picture, noise, engine.plan.first)
 
     def _noise(self, engine: Engine) -> Tensor:
-        shape, latents = self._shape(engine), self._call.extras.latents
+        shape, latents = self._shape(engine.plan), self._call.extras.latents
         noise: Tensor = engine.streams.normal(shape, "initial-latents") if latents is None else latents
-        if tuple(noise.shape) != shape:
-            raise ConfigError(f"latents must be {shape} for this canvas, got {tuple(noise.shape)}")
         return self._as_canvas(noise)
 
     def _as_canvas(self, latents: Tensor) -> Tensor:
         """Convert caller-supplied latents to float32 on the model's device."""
         return latents.to(self._device()).float()
 
-    def _shape(self, engine: Engine) -> tuple[int, int, int, int]:
-        canvas = engine.plan.phases[0].canvas
+    def _check_start(self, plan: RunPlan) -> None:
+        """Refuse latents or a picture that do not fit the first canvas, before the run is told to have started."""
+        shape, latents, picture = self._shape(plan), self._call.extras.latents, self._call.extras.image
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ConfigError(f"latents must be {shape} for this canvas, got {tuple(latents.shape)}")
+        given = tuple(getattr(picture, "shape", ()))
+        if picture is not None and self._caller_image is None and given != shape:
+            raise ConfigError(
+                f"image: floats of {given} may be a picture with alpha or latents of another canvas; "
+                f"give the picture as Pillow or uint8, or latents of {shape}"
+            )
+
+    def _shape(self, plan: RunPlan) -> tuple[int, int, int, int]:
+        canvas = plan.phases[0].canvas
         return (1, self._builder.backbone.latent_channels, canvas.height, canvas.width)
 
     def _read_image(self) -> Image | Tensor | None:
@@ -373,19 +384,14 @@ class Session:
         """Return latents of the picture to start from, if there is one."""
         from vitrail.sampling.start_picture import pad_picture
 
-        shape, picture, phase = self._shape(engine), self._call.extras.image, engine.plan.phases[0]
+        shape, picture, phase = self._shape(engine.plan), self._call.extras.image, engine.plan.phases[0]
         if picture is None and self._image is None:
             return None
         shown = self._image if picture is None else self._caller_image
         backbone = self._builder.backbone
-        given = tuple(getattr(picture, "shape", ()))
-        if given == shape:
+        if tuple(getattr(picture, "shape", ())) == shape:
             return self._as_canvas(cast("Tensor", picture))
-        if shown is None:
-            raise ConfigError(
-                f"image: floats of {given} may be a picture with alpha or latents of another canvas; "
-                f"give the picture as Pillow or uint8, or latents of {shape}"
-            )
+        assert shown is not None  # else it was refused before the run started
         read = backbone.read_picture(shown, *phase.picture).float()
         factor = backbone.vae_scale_factor
         read = pad_picture(read, factor * phase.canvas.height, factor * phase.canvas.width)
