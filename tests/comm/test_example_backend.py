@@ -1,6 +1,7 @@
 """A backend from outside: the sound one keeps every law, and of its mistakes each is found and can be read."""
 
 import contextlib
+import re
 import sys
 import threading
 from pathlib import Path
@@ -78,6 +79,17 @@ class Flipping(LetterTransport):
 
     def post(self, domain, seq, header, parts, mine, witness):
         flipped = {index: data ^ 1 for index, data in mine.items()}
+        return super().post(domain, seq, header, parts, flipped, witness)
+
+
+class Tiring(LetterTransport):
+    """Changes a bit of every message from the third one on."""
+
+    posts = 0
+
+    def post(self, domain, seq, header, parts, mine, witness):
+        self.posts += 1
+        flipped = {index: data ^ (self.posts > 2) for index, data in mine.items()}
         return super().post(domain, seq, header, parts, flipped, witness)
 
 
@@ -182,6 +194,24 @@ def test_what_failed_is_run_again_from_the_last_line_of_the_message(capsys):
     assert f"rank 0\n{begin}\n" in again
     assert main(command) == 1  # without the mistake: there is nothing to see any more
     assert "does not fail any more" in capsys.readouterr().out
+
+
+def steps_of(broken):
+    """Number of calls of all ranks in the program of a message."""
+    story = str(broken.value).partition("the smallest program found")[2].partition("to run it again")[0]
+    return len(re.findall(r"^ +\d+\. ", story, re.M))
+
+
+def test_a_failing_program_is_shrunk(monkeypatch):
+    """To fewer calls than the first one found; the limit is a number of examples, whatever the machine's speed."""
+    monkeypatch.setattr("vitrail.testing.comm.judging.SHRINK_S", 3600.0)
+    found = {}
+    for tries in (0, 200):
+        monkeypatch.setattr("vitrail.testing.comm.judging.SHRINK_TRIES", tries)
+        with planted(Tiring) as bench, pytest.raises(LawBroken) as broken:
+            LAWS["s1-integrity"].check(bench, examples=30, seed=1)
+        found[tries] = steps_of(broken)
+    assert 0 < found[200] < found[0]
 
 
 def test_results_in_order_of_arrival_are_found_and_shown():

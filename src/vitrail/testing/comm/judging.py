@@ -21,7 +21,8 @@ from vitrail.testing.comm.telling import RecordedChannel, RecordedCommunicator, 
 
 EVERYWHERE: tuple[Kind, ...] = ("virtual", "threads", "processes")
 REAL: tuple[Kind, ...] = ("threads", "processes")
-SHRINK_S = 10.0  # limit of shrinking after the first failure
+SHRINK_TRIES = 200  # examples tried to shrink the first failure
+SHRINK_S = 10.0  # the same in seconds, since an example of a broken backend may last as long as a timeout
 BLOB = re.compile(r"@reproduce_failure\('[^']*', b'([^']*)'\)")
 LAWS: dict[str, Law] = {}  # by id, in order of definition
 
@@ -66,6 +67,7 @@ class Search:
     tried: int = 0  # number of examples
     seen: str = ""  # key in ``failed`` of the last failing example
     since: float = 0.0  # time of the first failure
+    first: int = 0  # number of examples when it happened
 
     def example(self, **drawn: Any) -> None:
         """Check one example; one that failed before fails again, so that failures that depend on timing are reported.
@@ -77,7 +79,7 @@ class Search:
         if key in self.failed:
             self.seen = key
             raise self.failed[key][0]
-        if self.failed and time.monotonic() - self.since > SHRINK_S:
+        if self.failed and (self.tried - self.first >= SHRINK_TRIES or time.monotonic() - self.since > SHRINK_S):
             return
         self.tried += 1
         watched = Watched(self.bench)
@@ -88,7 +90,8 @@ class Search:
                 self.law.judge(watched, **drawn | {"schedule": drawn["schedule"].stirred(number)})
         except Exception as error:
             broken = error if isinstance(error, LawBroken) else LawBroken(f"{type(error).__name__}: {error}")
-            self.since = self.since or time.monotonic()
+            if not self.failed:
+                self.since, self.first = time.monotonic(), self.tried
             self.failed[key] = broken.with_traceback(error.__traceback__), _story(watched.runs)
             self.seen = key
             raise self.failed[key][0] from (None if broken is error else error)
