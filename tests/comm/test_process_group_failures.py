@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import pickle
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -124,17 +125,25 @@ def test_slurm_tasks_that_srun_did_not_start_are_said_within_the_timeout():
 
 def test_two_jobs_that_meet_at_one_port_name_each_other_and_the_remedy(monkeypatch):
     monkeypatch.setattr("vitrail.comm.backends.key_store.STRANGE_S", 0.05)
-    port = free_port()
+    for patience in (4.0, 16.0, 64.0):  # on a busy machine the others may come when the first has given up
+        first, *others = meeting_of_two_jobs(free_port(), patience)
+        if "came to port" in str(first):
+            break
+    for error in others:
+        assert isinstance(error, CommError)
+        assert re.search(r"kept by SLURM job 7, step 0, process.*its own with MASTER_PORT", str(error)), error
+    assert isinstance(first, CommTimeout)
+    assert re.search(r"SLURM job 8, step 0, process .* came to port .*: set MASTER_PORT", str(first)), first
+
+
+def meeting_of_two_jobs(port, patience):
+    """The error of a task of job 7 that waits so many seconds for its other one, and of two tasks of job 8."""
     with ThreadPoolExecutor() as threads:
-        first = threads.submit(Gloo(timeout=4.0).join, slurm("7", 0, port))
-        while "job 7" not in keeper_of("127.0.0.1", port):
+        first = threads.submit(Gloo(timeout=patience).join, slurm("7", 0, port))
+        while "job 7" not in keeper_of("127.0.0.1", port) and not first.done():
             time.sleep(0.02)
-        told = r"kept by SLURM job 7, step 0, process.*its own with MASTER_PORT"
-        for rank in (0, 1):
-            with pytest.raises(CommError, match=told):
-                Gloo(timeout=5.0).join(slurm("8", rank, port))
-        with pytest.raises(CommTimeout, match=r"SLURM job 8, step 0, process .* came to port .*: set MASTER_PORT"):
-            first.result()
+        others = [threads.submit(Gloo(timeout=patience).join, slurm("8", rank, port)) for rank in (0, 1)]
+        return [joined.exception() for joined in (first, *others)]
 
 
 def test_nccl_refuses_where_there_is_no_device():

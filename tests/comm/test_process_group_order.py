@@ -101,7 +101,12 @@ def slow(communicator, seconds, steps, pause):
 
 
 def test_w1_w3_slowness_below_the_timeout_changes_nothing_but_time(pool):
-    assert values(pool.run(3, slow, 0.5, 12, 0.1, timeout=1.0)) == ["same"] * 3
+    """The whole takes longer than the timeout, and no wait does; on a busy machine, when all of it is slower."""
+    for slower in (1, 4, 16):
+        answers = pool.run(3, slow, 0.4 * slower, 10, 0.1 * slower, timeout=1.0 * slower)
+        if not any(isinstance(answer.error, CommError) for answer in answers):
+            break
+    assert values(answers) == ["same"] * 3
 
 
 def test_w2_a_timeout_names_the_slow_rank_and_where_it_is(pool):
