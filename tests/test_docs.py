@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pkgutil
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,21 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_first_picture_is_of_one_method_wherever_it_is_shown():
+    """What a newcomer runs first: `make demo`, the README's code, and the example with its file."""
+    readme = (ROOT / "README.md").read_text()
+    (demo,) = re.findall(r"^demo:.*\n\t.* --method (\S+)", (ROOT / "Makefile").read_text(), re.M)
+    code = re.findall(r"```python\n(.*?)```", readme, re.S)[0]
+    shown = {
+        "make demo": demo,
+        "README": re.search(r'from_pretrained\("demo", method="([^"]+)"\)', code)[1],
+        "fox.py": re.search(r'method="([^"]+)"', (ROOT / "examples/fox.py").read_text())[1],
+        "fox.toml": tomllib.loads((ROOT / "examples/fox.toml").read_text())["method"],
+    }
+    assert set(shown.values()) == {demo}, shown
+    load_method(demo)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
