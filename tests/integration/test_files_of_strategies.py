@@ -190,3 +190,16 @@ def test_weights_of_a_perceptual_distance_are_such_a_file(tmp_path):
 def guided(weights):
     guidance = Synchronized(weights=None if weights is None else str(weights))
     return Composition(stages=[Stage(patching=Whole(), fusion=Average(), masking=NoMask(), guidance=[guidance])])
+
+
+def test_a_recipe_does_not_tell_whose_home_a_strategys_file_lies_in(tmp_path, monkeypatch):
+    from vitrail.core.config.run_config import RunConfig
+    from vitrail.sampling.methods import composition_of
+    from vitrail.sampling.recipe import Recipe
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for file, told in ((tmp_path / "net/x.pth", "~/net/x.pth"), ("/elsewhere/x.pth", "/elsewhere/x.pth")):
+        guidance = {"type": "synchronized", "weights": str(file)}
+        method = composition_of({"stages": [{"patching": "windows", "guidance": [guidance], "fusion": "average"}]})
+        recipe = Recipe.of(RunConfig(prompt="a fox"), method)
+        assert recipe.method["stages"][0]["guidance"][0]["weights"] == told

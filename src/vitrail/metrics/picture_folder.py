@@ -57,7 +57,7 @@ class PictureFolder:
         import torch
 
         try:
-            rgb = open_picture(str(file))
+            rgb = open_picture(str(file), quiet=True)
         except ConfigError as error:
             raise ConfigError(f"reference folder: {error}") from error
         pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)

@@ -21,6 +21,7 @@ from vitrail.core.config.paths import expanded, refuse_irregular
 from vitrail.core.config.plain_data import check_plain
 from vitrail.core.config.renamed_keys import current_keys, current_path, former_keys
 from vitrail.core.config.run_config import RunConfig
+from vitrail.core.method.registration import path_options
 from vitrail.core.schedule.streams import SCHEME
 from vitrail.errors import ConfigError
 from vitrail.sampling.discovery import registry
@@ -50,6 +51,19 @@ def _libraries() -> dict[str, str]:
 def digest_of(text: str) -> str:
     """Return the first twelve hexadecimal digits of a text's SHA-256 digest."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _without_home(method: dict[str, Any], composition: Composition) -> dict[str, Any]:
+    """Write ``~`` for the home folder in paths of strategies, so that a picture does not tell whose it is."""
+    home = Path.home()
+    for place in composition.places():
+        table: Any = method
+        for step in place.path.split("."):
+            table = table[int(step) if step.isdecimal() else step]
+        for name in path_options(type(place.strategy)):
+            if isinstance(table[name], str) and Path(table[name]).is_relative_to(home):
+                table[name] = str("~" / Path(table[name]).relative_to(home))
+    return method
 
 
 @frozen
@@ -100,7 +114,7 @@ class Recipe:
         for region in run.get("regions", ()):
             region["mask"] = None if region["mask"] is None else Path(region["mask"]).name
         try:
-            method = loader_of(registry()).unstructure(composition)
+            method = _without_home(loader_of(registry()).unstructure(composition), composition)
         except ConfigError:
             method = None
         return cls(run, method, current_versions(), dict(given or {}), dict(files or {}), dict(plugins or {}))

@@ -52,7 +52,7 @@ def of_experiment(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         found["model"] = _of_option("model", found["model"], folder)
     if isinstance(found.get("run"), Mapping):
         found["run"] = of_run(found["run"], folder)
-    for name in ("methods", "axes"):
+    for name in ("methods", "axes", "heatmaps"):
         if isinstance(found.get(name), list):
             found[name] = [_of_entry(entry, folder) if isinstance(entry, Mapping) else entry for entry in found[name]]
     return found | {name: _of_slot(slot, found[name], folder) for name, slot in MEASURING.items() if name in found}
@@ -96,12 +96,13 @@ def _of_assignment(text: Any, folder: Path) -> Any:
 def _of_entry(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Resolve the paths of a method, an axis, or a setting on one."""
     found, option = dict(entry), entry.get("option")
-    if isinstance(found.get("set"), list):
+    values = found.get("values")
+    if isinstance(found.get("set"), list) and (not isinstance(values, list) or any(map(_says, values))):
         resolved = [_of_assignment(each, folder) for each in found["set"]]
-        if isinstance(found.get("values"), list):  # put into the overrides, so they are the paths
+        if isinstance(values, list):  # put into the overrides, so they are the paths
             here = json.dumps(beside(folder, PLACE), ensure_ascii=False)
             if any(here in text for text in resolved if isinstance(text, str)):
-                found["values"] = [beside(folder, value) if _says(value) else value for value in found["values"]]
+                found["values"] = [beside(folder, value) if _says(value) else value for value in values]
         else:
             found["set"] = resolved
     if _says(found.get("method")):
@@ -149,7 +150,7 @@ def _paths_of(slot: str, table: Mapping[str, Any]) -> Collection[str]:
     if kind is not None:
         return path_options(names.get(slot, kind)) if kind in names.names(slot) else ()
     found = []
-    for option in table:
+    for option in (name for name, value in table.items() if _says(value)):
         having = [name for name in names.names(slot) if option in fields_of(names.get(slot, name))]
         naming = [name for name in having if option in path_options(names.get(slot, name))]
         if naming and len(naming) < len(having):

@@ -74,6 +74,9 @@ def test_a_strategy_of_any_slot_says_which_of_its_options_are_paths(folder, tmp_
     axis = {"name": "of", "set": ["stages.0.guidance.0.weights={value}"], "values": [name]}
     (entry,) = relative_paths.of_experiment({"axes": [axis]}, folder)["axes"]
     assert (entry["values"], entry["set"]) == ([found], axis["set"])
+    heatmap = {"masking": "attention", "set": [f"stages.0.guidance.0.weights={name}"]}
+    (entry,) = relative_paths.of_experiment({"heatmaps": [heatmap]}, folder)["heatmaps"]
+    assert found in entry["set"][0]
 
 
 def test_an_option_that_no_strategy_calls_a_path_stays_as_it_is(folder):
@@ -99,7 +102,10 @@ def test_an_option_that_is_a_path_of_some_strategies_alone_wants_the_type(folder
     monkeypatch.setattr(names, "_entries", dict(names._entries))
     names.add("guidance", "weighted", Weighted)
     with pytest.raises(ConfigError, match="'weights' is a path of synchronized and not of every guidance that has it"):
-        overridden("stages.0.guidance.0.weights=3", folder)
+        overridden("stages.0.guidance.0.weights=a.pth", folder)
+    assert overridden("stages.0.guidance.0.weights=3", folder) == "stages.0.guidance.0.weights=3"  # no number is a path
+    numbers = {"name": "of", "set": ["stages.0.guidance.0.weights={value}"], "values": [0.5, 1.0]}
+    assert relative_paths.of_experiment({"axes": [numbers]}, folder)["axes"] == [numbers]
     typed = "stages.0.guidance.0={type='weighted', weights='3'}"
     assert overridden(typed, folder) == typed
 

@@ -251,7 +251,9 @@ def _odd_paths(slot: str, cls: type) -> Iterator[str]:
     declared, fields = inspect.getattr_static(cls, "path_options", ()), fields_of(cls)
     if "path_options" not in optional(slot):
         return
-    if "path_options" in fields or not (isinstance(declared, tuple) and set(declared) <= fields - {"path_options"}):
+    if "path_options" in fields or not (
+        isinstance(declared, tuple) and all(isinstance(name, str) and name in fields for name in declared)
+    ):
         known = ", ".join(sorted(fields)) or "it has none"
         yield (
             f"{cls.__name__}.path_options must be a tuple of names of its options, e.g. "
