@@ -12,6 +12,8 @@ from vitrail.serve.guard import own_hosts
 from vitrail.serve.studio import Studio
 from vitrail.serve.web import application
 
+FOX = {"prompt": "a fox", "method": "multidiffusion", "width": 152, "height": 104, "num_inference_steps": 3, "seed": 5}
+LONG = FOX | {"num_inference_steps": 60}
 WAIT = 60  # seconds at most, for what takes some
 
 

@@ -153,7 +153,7 @@ function show() {
   document.title = work ? `${work.step}/${work.steps} · Vitrail` : "Vitrail";
   if (work) showWork(work);
   const rest = pictures.filter((each) => each !== work);
-  const key = JSON.stringify(rest.map((each) => [each.version, each.reason]).concat([busy !== null]));
+  const key = JSON.stringify(rest.map((each) => [each.version, each.status, each.step, each.can_go_on, each.reason]).concat([busy !== null]));
   if (key !== now.shown) {
     now.shown = key;
     byId("none").hidden = rest.length > 0;
