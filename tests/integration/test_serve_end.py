@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import threading
+import time
 
 import pytest
 from rich.console import Console
@@ -37,6 +38,8 @@ def interrupted(studio, said):
 def test_a_picture_in_work_is_left_without_decoding_what_nobody_will_see(studio, monkeypatch):
     monkeypatch.setattr(session.Session, "_decode", lambda *given: pytest.fail("it was decoded"))
     work, said = studio.begin(RunConfig(**LONG)), io.StringIO()
+    while work.step == 0 and work.status == "running":
+        time.sleep(0.005)
     assert interrupted(studio, said) == 130 and "stopping after the step in work; Ctrl-C again ends" in said.getvalue()
     assert (work.status, work.reason, work.shown) == ("stopped", "", None) and work.step < work.steps
     assert not studio._folder.exists()

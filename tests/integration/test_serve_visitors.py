@@ -136,6 +136,7 @@ def test_a_number_too_long_to_be_read_is_no_address(served, path):
 
 
 def test_who_leaves_in_the_middle_of_a_request_is_no_error(served, caplog):
+    caplog.set_level("ERROR", logger="uvicorn.error")
     with socket.create_connection(("127.0.0.1", served.port)) as wire:
         head = f"POST /api/plan HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nContent-Type: application/json\r\n"
         wire.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
