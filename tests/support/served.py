@@ -75,10 +75,10 @@ class Served:
 
 
 @contextmanager
-def serving(backbone, model, token=None, is_local=True):
-    """A server on a free port, as long as the block."""
+def serving(backbone, model, token=None, is_local=True, port=0):
+    """A server, on a free port or one that was free before, as long as the block."""
     studio, ports = Studio(backbone, str(model)), []
-    listener = uvicorn.Config(app=None, port=0, log_level="critical").bind_socket()
+    listener = uvicorn.Config(app=None, port=port, log_level="critical").bind_socket()
     ports.append(listener.getsockname()[1])
     hosts = own_hosts("127.0.0.1", ports[0]) if is_local else None
     app = application(studio, "multidiffusion", hosts, token)
