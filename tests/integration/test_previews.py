@@ -171,6 +171,17 @@ def test_a_preview_that_cannot_be_written_is_one_warning(run, monkeypatch, caplo
     assert [record.message.count("preview.not_written") for record in caplog.records] == [1]
 
 
+def test_a_preview_that_a_library_cannot_decode_is_one_warning(run, monkeypatch, caplog):
+    from vitrail.sampling import session
+
+    def broken(*given):
+        raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
+
+    monkeypatch.setattr(session, "preview", broken)
+    assert run("--preview", "now.png", "--preview-every", "1").code == 0 and Path("fox.png").exists()
+    assert [record.message.count("preview.not_written") for record in caplog.records] == [1]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

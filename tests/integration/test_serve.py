@@ -1,22 +1,20 @@
-"""``vitrail serve`` over real requests: a picture from wish to file, stopping and going on, and who is refused."""
+"""``vitrail serve`` over real requests: a picture from wish to file, stopping and going on."""
 
 import io
 import json
 import shlex
-import socket
+import threading
 
 import pytest
 import torch
 from PIL import Image
 
 from command_line import vitrail
-from served import serving
+from served import FOX, LONG, serving
+from vitrail.sampling import session
 from vitrail.sampling.recipe import read_recipe
 from vitrail.sampling.sampler import Sampler
 from vitrail.serve import studio as studios
-
-FOX = {"prompt": "a fox", "method": "multidiffusion", "width": 152, "height": 104, "num_inference_steps": 3, "seed": 5}
-LONG = FOX | {"num_inference_steps": 60}
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +72,9 @@ def test_the_plan_says_what_it_takes_and_begins_nothing(served):
 
 def test_tiles_make_up_the_picture(served, monkeypatch):
     from vitrail.experiments.report import page_pictures
-    from vitrail.serve import served_picture
+    from vitrail.serve import pyramid, served_picture
 
+    monkeypatch.setattr(pyramid, "TILE", 64)
     monkeypatch.setattr(served_picture, "TILE", 64)
     monkeypatch.setattr(page_pictures, "TILE", 64)
     made = served.make(FOX)
@@ -114,6 +113,84 @@ def test_a_picture_that_was_not_kept_says_so_instead_of_beginning_anew(served):
     assert not served.pictures()[left["number"]]["can_go_on"]
     status, told = served.post(f"/api/pictures/{left['number']}/go-on")
     assert status == 422 and "was not kept where it stopped" in told["error"]
+
+
+def test_what_failed_after_its_steps_is_not_sampled_again(served, backbone, monkeypatch):
+    """Decoding and saving may fail, e.g. on a full disk; the steps were kept before."""
+    with monkeypatch.context() as patched:
+        patched.setattr(studios, "save_picture", lambda *given: 1 / 0)
+        failed = served.make(FOX)
+    assert failed["status"] == "failed" and failed["can_go_on"] and failed["step"] == 3
+    with monkeypatch.context() as patched:
+        patched.setattr(type(backbone), "predict", lambda *given: 1 / 0)
+        assert served.post(f"/api/pictures/{failed['number']}/go-on")[0] == 202
+        done = served.ended(failed["number"])
+    assert done["status"] == "done" and not done["reason"] and not done["can_go_on"]
+    assert picture_of(served, done["number"]).tobytes() == picture_of(served, served.make(FOX)["number"]).tobytes()
+
+
+def test_a_picture_that_is_stopped_before_its_first_step_shows_nothing_and_decodes_nothing(served, monkeypatch):
+    reached, sample_on = threading.Event(), session.Session._sample_on
+
+    def late(self, *given):
+        reached.wait(60)
+        return sample_on(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session.Session, "_sample_on", late)
+        patched.setattr(session.Session, "_decode", lambda *given: 1 / 0)
+        number = served.post("/api/pictures", FOX)[1]["number"]
+        served.post(f"/api/pictures/{number}/stop")
+        reached.set()
+        left = served.ended(number)
+    assert (left["status"], left["step"], left["reason"]) == ("stopped", 0, "") and "shown" not in left
+    assert served.post(f"/api/pictures/{number}/go-on")[0] == 202
+    assert served.ended(number)["status"] == "done"
+
+
+def test_the_address_of_an_image_is_that_of_another_only_where_it_is_another(served, monkeypatch):
+    left = stopped(served, LONG)
+    image = left["shown"]["thumb"]
+    assert served.post(f"/api/pictures/{left['number']}/go-on")[0] == 202
+    now = served.until(left["number"], lambda picture: picture["step"] > left["step"])
+    assert now["shown"]["thumb"] == image and now["version"] == left["version"]
+    assert served.request("GET", f"/{image}")[0] == 200
+    served.post(f"/api/pictures/{left['number']}/stop")
+    assert served.ended(left["number"])["shown"]["thumb"] != image and served.request("GET", f"/{image}")[0] == 404
+
+
+def test_a_preview_that_cannot_be_made_is_one_warning(served, monkeypatch, caplog):
+    def broken(*given):
+        raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
+
+    monkeypatch.setattr(session, "preview", broken)
+    made = served.make(FOX)
+    assert made["status"] == "done" and not made["has_preview"]
+    assert [record.message.count("preview.not_written") for record in caplog.records].count(1) == 1
+
+
+def test_the_page_answers_while_a_picture_is_planned(served, monkeypatch):
+    planning, goes_on, forecast = threading.Event(), threading.Event(), studios.forecast
+
+    def slow(*given):
+        planning.set()
+        goes_on.wait(60)
+        return forecast(*given)
+
+    monkeypatch.setattr(studios, "forecast", slow)
+    answers = []
+    asker = threading.Thread(target=lambda: answers.append(served.post("/api/plan", FOX)[0]))
+    asker.start()
+    try:
+        planning.wait(60)
+        told = threading.Thread(target=served.studio.state, daemon=True)
+        told.start()
+        told.join(10)
+        assert not told.is_alive()
+    finally:
+        goes_on.set()
+        asker.join()
+    assert answers == [200]
 
 
 def test_one_at_a_time_and_the_second_hears_why(served):
@@ -199,94 +276,6 @@ def test_methods_that_the_model_cannot_serve_are_named_with_the_reason(served):
     about = json.loads(served.get("/api/about"))
     assert {each["name"] for each in about["methods"]} >= {"direct", "asg-cascade", "multidiffusion"}
     assert about["native"] == 64 and all(each["summary"] for each in about["methods"])
-
-
-# ---------------------------------------------------------------- strangers
-
-
-STRANGE = {
-    "another name of this machine": ("GET", {"host": "rebound.example:80"}, 403),
-    "another port": ("GET", {"host": "127.0.0.1:1"}, 403),
-    "another site's page": ("POST", {"origin": "http://evil.example"}, 403),
-    "a page from a file": ("POST", {"origin": "null"}, 403),
-    "another site's request": ("POST", {"origin": None, "sec_fetch_site": "cross-site"}, 403),
-    "another port's page": ("GET", {"sec_fetch_site": "same-site", "sec_fetch_mode": "no-cors"}, 403),
-    "a form": ("POST", {"content_type": "application/x-www-form-urlencoded"}, 415),
-    "a form's text": ("POST", {"content_type": "text/plain"}, 415),
-    "another method": ("DELETE", {}, 405),
-}
-
-
-@pytest.mark.parametrize("name", STRANGE)
-def test_strangers_are_refused_at_every_address(served, name):
-    method, headers, wanted = STRANGE[name]
-    before = served.pictures().keys()
-    for path in ("/api/pictures", "/api/state", "/parts/serve.js", "/nowhere"):
-        assert served.request(method, path, json.dumps(FOX), **headers)[0] == wanted, path
-    assert served.pictures().keys() == before
-
-
-def test_a_link_from_elsewhere_may_open_the_page_and_nothing_else(served):
-    link = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}
-    assert served.request("GET", "/", **link)[0] == 200
-    assert served.request("GET", "/api/state", **link)[0] == 403
-
-
-def test_every_answer_keeps_to_itself(served):
-    for path in ("/", "/parts/serve.js", "/api/state", "/nowhere", "/parts/..%2fweb.py", "/parts/web.py"):
-        headers = served.request("GET", path)[1]
-        assert "frame-ancestors 'none'" in headers["content-security-policy"] and headers["cache-control"] == "no-store"
-        assert headers["cross-origin-resource-policy"] == "same-origin"
-    assert served.request("GET", "/parts/..%2fweb.py")[0] == served.request("GET", "/parts/web.py")[0] == 404
-
-
-def test_a_long_body_is_not_read(served):
-    body = json.dumps(FOX | {"prompt": "fox " * 50_000})
-    assert served.request("POST", "/api/plan", body)[0] == 413
-    with socket.create_connection(("127.0.0.1", served.port)) as wire:  # one that does not say how long it is
-        head = f"POST /api/plan HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nContent-Type: application/json\r\n"
-        wire.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
-        for _ in range(5):
-            wire.sendall(b"4000\r\n" + b" " * 0x4000 + b"\r\n")
-        assert b" 413 " in wire.recv(1000).splitlines()[0]
-
-
-def test_who_does_not_know_the_token_sees_nothing(backbone, folder):
-    token = "0123456789abcdef0123"
-    with serving(backbone, folder, token=token, is_local=False) as served:
-        for path in ("/", "/api/state", "/?token=wrong", "/api/state?token=" + token, "/parts/serve.js"):
-            assert served.request("GET", path)[0] == 401, path
-        status, headers, _ = served.request("GET", f"/?token={token}")
-        assert status == 303 and "HttpOnly" in headers["set-cookie"] and "strict" in headers["set-cookie"].lower()
-        cookie = headers["set-cookie"].partition(";")[0]
-        assert served.request("GET", "/api/state", cookie=cookie)[0] == 200
-        assert served.request("GET", "/api/state", authorization=f"Bearer {token}")[0] == 200
-        assert served.request("GET", "/api/state", cookie=cookie, origin="http://evil.example")[0] == 403
-        assert served.request("GET", "/api/state", cookie="vitrail-token=wrong")[0] == 401
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--host", "0.0.0.0"], "others than this machine could make pictures"),
-        (["--host", "192.0.2.1"], "give a --token"),
-        (["--token", "short"], "give 16 letters and digits or more"),
-        (["--token", "ä" * 20], "give 16 letters and digits or more"),
-        (["--host", "nowhere.invalid", "--token", "0123456789abcdef"], "--host nowhere.invalid"),
-        (["--method", "multidifusion"], "did you mean 'multidiffusion'?"),
-        (["--model", "nowhere/at-all"], "nowhere/at-all"),
-        (["--port", "99999"], "--port 99999"),
-    ],
-)
-def test_the_command_refuses_what_it_should_not_open(monkeypatch, capsys, words, told):
-    answer = vitrail(monkeypatch, capsys, "serve", "--port", "0", *words)
-    assert answer.code == 2 and told in answer.err
-
-
-def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(monkeypatch, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        answer = vitrail(monkeypatch, capsys, "serve", "--port", str(taken.getsockname()[1]))
-    assert answer.code == 2 and "another program listens there" in answer.err and "loading" not in answer.out
 
 
 def test_a_picture_of_the_page_is_that_of_the_sampler(served, backbone, folder):

@@ -8,6 +8,8 @@ import pytest
 from opened_page import Opened
 from served import serving
 from vitrail.sampling.sampler import Sampler
+from vitrail.serve.studio import BusyError
+from vitrail.serve.web import Web
 
 SHOTS = os.environ.get("VITRAIL_SHOTS")  # a folder for pictures of the page, to be looked at
 SLOW = 300  # steps of a picture that is to be stopped
@@ -111,6 +113,7 @@ def test_from_a_sentence_to_a_picture_looked_at_closely_and_beside_another(perso
     person.click("#viewer-close")
 
 
+@pytest.mark.thorough
 def test_what_makes_a_picture_again_is_shown(person):
     person.wish("a fox <b>&amp; 'friends'")
     person.begin()
@@ -123,6 +126,7 @@ def test_what_makes_a_picture_again_is_shown(person):
     person.click("#recipe-close")
 
 
+@pytest.mark.thorough
 def test_a_picture_is_stopped_and_gone_on_with(person):
     person.wish("a fox", steps=SLOW)
     person.begin()
@@ -148,6 +152,7 @@ def test_a_size_that_cannot_be_is_said_and_nothing_begins(person):
     assert not person.all(".picture") and not person.one("#now").is_displayed()
 
 
+@pytest.mark.thorough
 def test_two_tabs_see_one_queue(person, served, driver):
     first = driver.current_window_handle
     driver.switch_to.new_window("tab")
@@ -171,6 +176,7 @@ def test_two_tabs_see_one_queue(person, served, driver):
     person.until(lambda: person.cards("stopped"), "and both see that")
 
 
+@pytest.mark.thorough
 def test_a_telephone_shows_all_of_it(person, driver):
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
@@ -190,3 +196,27 @@ def test_a_telephone_shows_all_of_it(person, driver):
         assert person.run("return document.documentElement.scrollWidth") <= 360
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.thorough
+def test_a_server_that_is_gone_is_missed_and_one_that_is_back_is_found(driver, folder, monkeypatch):
+    backbone, asked, about = Sampler.from_pretrained(str(folder), "direct").backbone, [], Web.about
+
+    def late(self, request):
+        asked.append(request)
+        if len(asked) == 1:
+            raise BusyError("not yet")
+        return about(self, request)
+
+    monkeypatch.setattr(Web, "about", late)
+    with serving(backbone, folder) as first:
+        person = Person(driver, first.url)  # which waits for the second answer
+        assert len(asked) == 2
+        person.until(lambda: person.text("#said") == "", "the first answer is forgotten")
+    person.until(lambda: "cannot reach its server" in person.text("#said"), "it is missed")
+    with serving(backbone, folder, port=first.port):
+        person.until(lambda: person.text("#said") == "", "it is back")
+    with serving(backbone, folder, token="0123456789abcdef0123", port=first.port):
+        person.until(lambda: "with its token" in person.text("#said"), "it asks for a token")
+    driver.get("about:blank")
+    driver.get_log("browser")  # has what could not be reached

@@ -12,6 +12,8 @@ from vitrail.serve.guard import own_hosts
 from vitrail.serve.studio import Studio
 from vitrail.serve.web import application
 
+FOX = {"prompt": "a fox", "method": "multidiffusion", "width": 152, "height": 104, "num_inference_steps": 3, "seed": 5}
+LONG = FOX | {"num_inference_steps": 60}
 WAIT = 60  # seconds at most, for what takes some
 
 
@@ -73,10 +75,10 @@ class Served:
 
 
 @contextmanager
-def serving(backbone, model, token=None, is_local=True):
-    """A server on a free port, as long as the block."""
+def serving(backbone, model, token=None, is_local=True, port=0):
+    """A server, on a free port or one that was free before, as long as the block."""
     studio, ports = Studio(backbone, str(model)), []
-    listener = uvicorn.Config(app=None, port=0, log_level="critical").bind_socket()
+    listener = uvicorn.Config(app=None, port=port, log_level="critical").bind_socket()
     ports.append(listener.getsockname()[1])
     hosts = own_hosts("127.0.0.1", ports[0]) if is_local else None
     app = application(studio, "multidiffusion", hosts, token)

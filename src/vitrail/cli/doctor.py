@@ -35,7 +35,8 @@ PROBES = ("torch", "transformers:CLIPTextModel", "diffusers:StableDiffusionXLPip
 SETTINGS = re.compile(
     r"VITRAIL_\w+|(CUDA|HIP|ZE|PYTORCH)_\w+|OMP_NUM_THREADS|MKL_NUM_THREADS|WORLD_SIZE|(LOCAL_)?RANK"
     r"|HF_(HOME|HUB_CACHE|HUB_OFFLINE)|TRANSFORMERS_OFFLINE|SLURM_NTASKS"
-)  # environment variables that change what a run does; none of them is a secret
+)  # environment variables that change what a run does
+SECRET = re.compile(r"\w*(TOKEN|SECRET)")  # of which only the name is shown
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(>=(?P<least>[\d.]+))?(; *extra *== *['\"](?P<extra>[\w-]+)['\"])?")
 HOMES = re.compile(r"(/home|/Users|[A-Za-z]:\\Users)[/\\][^/\\\s'\":;,]+")
 PROBE_LIMIT_S = 300  # a cold import from a network drive takes long
@@ -288,8 +289,9 @@ def _pipeline_of(index: Path) -> str:
 
 
 def _of_settings(environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield the environment variables that change what a run does."""
-    told = [f"  {name}={environment[name]}" for name in sorted(environment) if SETTINGS.fullmatch(name)]
+    """Yield the environment variables that change what a run does; of a secret, that it is set."""
+    names = [name for name in sorted(environment) if SETTINGS.fullmatch(name)]
+    told = [f"  {name} is set" if SECRET.fullmatch(name) else f"  {name}={environment[name]}" for name in names]
     yield from ("", "Environment", *(told or ["  nothing that a run looks at"]))
 
 

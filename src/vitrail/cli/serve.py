@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 import socket
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import typer
@@ -13,9 +16,16 @@ import typer
 from vitrail.backbones.loading.model_errors import model_blamed
 from vitrail.cli.console import console, say
 from vitrail.cli.options import Device, Dtype, ModelConfig, Revision, Variant, Verbose, configure_logging
-from vitrail.cli.signals import raising
+from vitrail.cli.signals import INTERRUPTED, held, raising
+from vitrail.core.config import atomic
 from vitrail.errors import ConfigError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vitrail.serve.studio import Studio
+
+VARIABLE = "VITRAIL_TOKEN"  # environment variable
 LOOPBACK, PORT = "127.0.0.1", 7860
 CONNECTIONS = 64  # at once
 
@@ -30,7 +40,12 @@ def serve(
     ),
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = PORT,
     token: Annotated[
-        str | None, typer.Option(envvar="VITRAIL_TOKEN", help="What visitors must know, 16 characters or more.")
+        str | None,
+        typer.Option(
+            envvar=VARIABLE,
+            help="What visitors must know, 16 characters or more. Other users of the machine can read command lines: "
+            "better set the variable.",
+        ),
     ] = None,
     model_config: ModelConfig = None,
     variant: Variant = None,
@@ -62,17 +77,21 @@ def _check_visitors(host: str, token: str | None) -> None:
     """Refuse to listen for others than this machine without a token, and a token that can be guessed."""
     from vitrail.serve.guard import LEAST_TOKEN, is_loopback
 
+    if token is None and VARIABLE in os.environ:
+        raise ConfigError(f"{VARIABLE} is set but empty, so it would guard nothing: give it a value, or unset it")
     if token is None and not is_loopback(host):
         raise ConfigError(
-            f"--host {host}: others than this machine could make pictures with it; give a --token of {LEAST_TOKEN} "
+            f"--host {host}: others than this machine could make pictures with it; set {VARIABLE} to {LEAST_TOKEN} "
             f"characters or more, or listen on {LOOPBACK}"
         )
     if token is not None and (len(token) < LEAST_TOKEN or not token.isascii() or not token.isalnum()):
-        raise ConfigError(f"--token: give {LEAST_TOKEN} letters and digits or more, e.g. from `openssl rand -hex 16`")
+        raise ConfigError(
+            f"--token or {VARIABLE}: give {LEAST_TOKEN} letters and digits or more, e.g. from `openssl rand -hex 16`"
+        )
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Return a socket with the address, which does not listen yet: a port that is taken is told before the model loads.
+    """Return a socket that listens at the address: a port that is taken is told, or taken, before the model loads.
 
     Raises:
         ConfigError: If the address cannot be had.
@@ -86,6 +105,7 @@ def _bound(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen()  # until then another program could take the port
         except OSError:
             listener.close()
             raise
@@ -147,11 +167,41 @@ def _serve(
     shown = f"[{host}]" if ":" in host else host
     say(out, f"http://{shown}:{port}/{'' if token is None else f'?token={quote(token)}'}")
     say(out, "Ctrl-C ends it; pictures that were not saved are lost then")
+    with _closing(studio, out), raising():
+        uvicorn.Server(settings).run(sockets=[listener])
+
+
+@contextmanager
+def _closing(studio: Studio, out: Console) -> Iterator[None]:
+    """Close a studio after the block, which a signal ends.
+
+    A picture in work is left after its step; at a second signal the process ends at once, since a thread that computes
+    cannot be ended otherwise.
+
+    Args:
+        studio: The model and its pictures.
+        out: Where to tell of it.
+
+    Raises:
+        SystemExit: 130 if a signal ended the block.
+    """
+    interrupted = False
     try:
-        with raising():
-            uvicorn.Server(settings).run(sockets=[listener])
+        try:
+            yield
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            with raising():
+                if studio.is_busy:
+                    say(out, "stopping after the step in work; Ctrl-C again ends at once")
+                studio.close()
     except KeyboardInterrupt:
+        with held():
+            studio.remove_files()
+            atomic.discard()
+            say(out, "stopped at once")
+            os._exit(INTERRUPTED)
+    if interrupted:
         say(out, "stopped")
-    finally:
-        with raising():
-            studio.close()
+        raise SystemExit(INTERRUPTED)

@@ -14,7 +14,7 @@ from vitrail.core.config.log import logger
 from vitrail.core.config.paths import expanded, refuse_irregular
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.engine.resize import without_padding
-from vitrail.errors import ConfigError, OutOfMemory, OutputError, PredictionError
+from vitrail.errors import ConfigError, VitrailError
 from vitrail.sampling.start_picture import of_any_size
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class PreviewFile:
         try:
             save_preview(run.preview(), self.path)
             self.failed = False
-        except (OutputError, OutOfMemory, PredictionError) as error:
+        except (VitrailError, RuntimeError) as error:
             if not self.failed:
                 logger().warning("preview.not_written", path=str(self.path), reason=str(error))
             self.failed = True

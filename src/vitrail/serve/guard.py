@@ -10,15 +10,15 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from attrs import field, frozen
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-COOKIE = "vitrail-token"
 LEAST_TOKEN = 16  # characters
+HTTP_PORT = 80  # browsers leave it out
 MOST_BYTES = 2**16  # of a request's body
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -42,7 +42,8 @@ def is_loopback(host: str) -> bool:
 def own_hosts(host: str, port: int) -> frozenset[str]:
     """Return the ``Host`` headers of requests that are meant for a server on a loopback address."""
     names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
-    return frozenset(f"{name}:{port}" for name in names)
+    shown = {f"{name}:{port}" for name in names}
+    return frozenset(shown | names if port == HTTP_PORT else shown)
 
 
 class TooLongError(Exception):
@@ -79,7 +80,10 @@ class Guard:
         """Refuse what a stranger's page asks for, or what asks under another name."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts is not None and host not in self.hosts:
-            return PlainTextResponse("This address is not the page's own.\n", 403)
+            own = " or ".join(sorted(f"http://{each}/" for each in self.hosts))
+            return PlainTextResponse(
+                f"This address is not the page's own: open {own}; a tunnel must begin at the same port.\n", 403
+            )
         if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
             return PlainTextResponse("Another site's page may not ask this one.\n", 403)
         site, opens = headers.get("sec-fetch-site", "none"), headers.get("sec-fetch-mode") == "navigate"
@@ -100,10 +104,11 @@ class Guard:
         asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
         if scope["path"] == "/" and self._knows(asked):
             answer = RedirectResponse("./", 303)
-            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+            answer.set_cookie(_cookie_name(headers), self.token, httponly=True, samesite="lax")  # sent after a link
             return answer
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        if self._knows([bearer, *_cookies(headers.get("cookie", ""))]):
+        kept = cookie_parser(headers.get("cookie", "")).get(_cookie_name(headers), "")
+        if self._knows([bearer, kept]):
             return None
         return PlainTextResponse("Open the address that the terminal shows, with its token.\n", 401)
 
@@ -112,12 +117,10 @@ class Guard:
         return any(hmac.compare_digest(each.encode(), self.token.encode()) for each in given)
 
 
-def _cookies(header: str) -> list[str]:
-    try:
-        cookies = SimpleCookie(header)
-    except CookieError:
-        return []
-    return [cookies[COOKIE].value] if COOKIE in cookies else []
+def _cookie_name(headers: dict[str, str]) -> str:
+    """Return a name with the port of the address that the browser opened: it has one cookie jar for all ports."""
+    port = headers.get("host", "").rpartition(":")[2]
+    return f"vitrail-token-{port if port.isdecimal() else HTTP_PORT}"
 
 
 def _bounded(receive: Receive) -> Receive:

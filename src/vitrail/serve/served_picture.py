@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import attrs
-from attrs import define, field
+from attrs import define
 
 from vitrail.core.config.run_config import RunConfig
-from vitrail.errors import VitrailError
-from vitrail.experiments.report.page_pictures import THUMB, TILE, levels_of
+from vitrail.experiments.report.page_pictures import TILE
+from vitrail.serve.pyramid import NotThereError, Pyramid
 from vitrail.serve.wishes import FIELDS
 
 if TYPE_CHECKING:
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
 
 Status = Literal["running", "stopping", "stopped", "done", "failed"]
 FLAGS = {"variant": "--variant", "revision": "--revision", "model_config": "--model-config"}
-
-
-class NotThereError(VitrailError, LookupError):
-    """There is no such picture, or no longer."""
 
 
 @define(eq=False)
@@ -44,7 +39,7 @@ class ServedPicture:
         seconds: Seconds that it took, decoding included, in all goes.
         reason: Why it failed.
         preview: PNG of the latest preview.
-        image: The picture, or of a stopped one what was predicted.
+        shown: The picture, or of a stopped one what was predicted; None if there is nothing to show.
         recipe: Recipe of the picture.
     """
 
@@ -59,9 +54,8 @@ class ServedPicture:
     seconds: float = 0.0
     reason: str = ""
     preview: bytes | None = None
-    image: Image | None = None
+    shown: Pyramid | None = None
     recipe: Recipe | None = None
-    _levels: list[Image] = field(factory=list)
 
     @property
     def is_running(self) -> bool:
@@ -70,60 +64,52 @@ class ServedPicture:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether it was stopped and what it goes on from was kept; before the first step nothing need be."""
-        return self.status == "stopped" and (self.step == 0 or self.checkpoint.exists())
+        """Whether it ended before it was done and what it goes on from was kept.
+
+        A picture that was stopped before its first step begins anew, so nothing need be.
+        """
+        return (self.status == "stopped" and self.step == 0) or (
+            self.status in ("stopped", "failed") and self.checkpoint.exists()
+        )
 
     @property
     def version(self) -> str:
         """Text that changes with the image, for addresses."""
-        return f"{self.number}-{self.step}-{self.status}"
+        return self._version_of(self.shown)
+
+    def _version_of(self, shown: Pyramid | None) -> str:
+        return f"{self.number}-{0 if shown is None else shown.number}"
 
     def show(self, image: Image, recipe: Recipe | None) -> None:
         """Keep a picture, in RGB."""
-        self.image, self.recipe, self._levels = image.convert("RGB"), recipe, []
+        count = 0 if self.shown is None else self.shown.number
+        self.shown, self.recipe = Pyramid(image.convert("RGB"), count + 1), recipe
 
-    def tile(self, level: int, row: int, column: int) -> bytes:
-        """Return a tile of the picture's pyramid as WebP, lossless at full size.
+    def of_version(self, version: str) -> Pyramid:
+        """Return the picture that an address names.
 
         Raises:
-            NotThereError: If there is no such tile.
+            NotThereError: If there is none, or by now another one.
         """
-        image = self._level(level)
-        left, top = column * TILE, row * TILE
-        if min(row, column) < 0 or left >= image.width or top >= image.height:
-            raise NotThereError("there is no such tile")
-        box = (left, top, min(left + TILE, image.width), min(top + TILE, image.height))
-        return _webp(image.crop(box), lossless=level == 0)
-
-    def thumb(self) -> bytes:
-        """Return a small copy as WebP."""
-        small = self._level(0).copy()
-        small.thumbnail((THUMB, THUMB), reducing_gap=3.0)
-        return _webp(small, lossless=False)
-
-    def _level(self, level: int) -> Image:
-        if self.image is None or not 0 <= level < len(levels_of(self.image.height, self.image.width)):
-            raise NotThereError("there is no such picture")
-        levels = self._levels or [self.image]
-        while len(levels) <= level:
-            levels.append(levels[-1].reduce(2))
-        self._levels = levels
-        return levels[level]
+        shown = self.shown
+        if shown is None or version != self._version_of(shown):
+            raise NotThereError("there is no such picture, or it has changed")
+        return shown
 
     def as_data(self) -> dict[str, object]:
         """Return what the page shows of it, as plain data."""
-        run, image = self.config, self.image
+        run, shown = self.config, self.shown
         told: dict[str, object] = {
             "number": self.number, "status": self.status, "step": self.step, "steps": self.steps, "reason": self.reason,
             "left_s": self.left_s, "seconds": self.seconds, "prompt": run.prompt, "row": run.method, "seed": run.seed,
             "size": [run.height, run.width], "version": self.version, "has_preview": self.preview is not None,
             "can_go_on": self.can_go_on, "settings": {name: getattr(run, name) for name in FIELDS},
         }  # fmt: skip
-        if image is not None:
-            levels = levels_of(image.height, image.width)
-            url = f"pictures/{self.number}/{self.version}"
-            tiles = {"url": url, "side": TILE, "levels": levels}
-            told["shown"] = {"width": image.width, "height": image.height, "thumb": f"{url}/thumb.webp", "tiles": tiles}
+        if shown is not None:
+            url = f"pictures/{self.number}/{self._version_of(shown)}"
+            height, width = shown.sizes[0]
+            tiles = {"url": url, "side": TILE, "levels": shown.sizes}
+            told["shown"] = {"width": width, "height": height, "thumb": f"{url}/thumb.webp", "tiles": tiles}
         if self.status == "done" and self.recipe is not None:
             told["again"] = {"command": self.command(), "python": self.python(), "recipe": attrs.asdict(self.recipe)}
         return told
@@ -174,9 +160,3 @@ class ServedPicture:
 
 def _named(values: dict[str, object]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in values.items())
-
-
-def _webp(image: Image, *, lossless: bool) -> bytes:
-    kept = io.BytesIO()
-    image.save(kept, format="WEBP", lossless=lossless, quality=20 if lossless else 88, method=1)
-    return kept.getvalue()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,23 +17,21 @@ from vitrail.backbones.loading.source import ModelOptions
 from vitrail.backbones.memory.forecast import forecast
 from vitrail.core.config.log import logger
 from vitrail.core.config.run_config import RunConfig
-from vitrail.errors import ConfigError, OutOfMemory, PredictionError, VitrailError, first_line
+from vitrail.errors import ConfigError, VitrailError, first_line
 from vitrail.sampling.call_options import Spread
 from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.methods import load_method, summary
 from vitrail.sampling.recipe import save_picture
 from vitrail.sampling.result import Plan
 from vitrail.sampling.sampler import Sampler
-from vitrail.serve.served_picture import NotThereError, ServedPicture
+from vitrail.serve.pyramid import NotThereError
+from vitrail.serve.served_picture import ServedPicture
+from vitrail.serve.step_watch import LeftError, StepWatch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vitrail.core.method.backbone import Backbone, CallbackValue
-    from vitrail.sampling.callbacks import CallbackRun
+    from vitrail.core.method.backbone import Backbone
 
 MOST_KEPT, MOST_KEPT_PIXELS = 24, 2**27  # pictures in memory; the oldest go first, and the latest two stay
-PREVIEWS = 10  # about so many in a run
 PIXEL_BYTES = 32  # of a picture while it is decoded, kept and cut into tiles
 NEVER = 10**9  # steps between two checkpoints: one is written when the run is stopped
 
@@ -85,7 +81,9 @@ class Studio:
         self.backbone, self.model, self._options = backbone, model, options or ModelOptions()
         self.methods = [_method(name, backbone, model) for name in registry().names("methods")]
         self._folder = Path(tempfile.mkdtemp(prefix="vitrail-serve-"))  # for this user alone
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of what follows, held for moments
+        self._planning = threading.RLock()  # while a run is planned or begun; taken before the other
+        self._closing = threading.Event()
         self._works: list[ServedPicture] = []
         self._sampler: Sampler | None = None  # of the picture in work
         self._thread: threading.Thread | None = None
@@ -99,7 +97,7 @@ class Studio:
             BusyError: While a picture is in work, which shares the networks.
             VitrailError: If the method does not fit the model or the size, or the memory is not there.
         """
-        with self._lock:
+        with self._planning:
             self._refuse_busy()
             config = self._complete(config)
             fields = {"model": self.model, "options": self._options, "method": config.method}
@@ -140,36 +138,39 @@ class Studio:
             BusyError: While another is in work.
             VitrailError: As ``foresee`` does.
         """
-        with self._lock:
+        with self._planning:
             foreseen = self.foresee(config)
-            self._count += 1
-            number, steps = self._count, sum(stage.num_steps for stage in foreseen.plan.stages)
-            file, checkpoint = (self._folder / f"{number}.{end}" for end in ("png", "checkpoint"))
-            work = ServedPicture(number, self._complete(config), file, checkpoint, steps)
-            self._works.append(work)
-            self._forget()
-            self._start(work, foreseen)
+            with self._lock:
+                self._count += 1
+                number, steps = self._count, sum(stage.num_steps for stage in foreseen.plan.stages)
+                file, checkpoint = (self._folder / f"{number}.{end}" for end in ("png", "checkpoint"))
+                work = ServedPicture(number, self._complete(config), file, checkpoint, steps)
+                self._works.append(work)
+                self._forget()
+                self._start(work, foreseen)
             return work
 
     def go_on(self, number: int) -> ServedPicture:
-        """Go on with a stopped picture where it was stopped; return at once.
+        """Go on with a picture that was stopped, or that failed with its steps kept; return at once.
 
         Raises:
             BusyError: While another is in work.
             NotThereError: If there is no such picture.
-            ConfigError: If it was not stopped.
+            ConfigError: If it was neither, or was not kept.
         """
-        with self._lock:
+        with self._planning:
             work = self.work(number)
             self._refuse_busy()
-            if work.status != "stopped":
+            if work.status not in ("stopped", "failed"):
                 raise ConfigError(f"picture {number} is {work.status}, so there is nothing to go on with")
             if not work.can_go_on:
                 raise ConfigError(
                     f"picture {number} was not kept where it stopped: the network remembers earlier forwards, or the "
                     "file could not be written; make it anew with its settings"
                 )
-            self._start(work, self.foresee(work.config))
+            foreseen = self.foresee(work.config)
+            with self._lock:
+                self._start(work, foreseen)
             return work
 
     def stop(self, number: int) -> ServedPicture:
@@ -204,17 +205,28 @@ class Studio:
             pictures = [work.as_data() for work in reversed(self._works)]
         return {"busy": None if busy is None else busy.number, "pictures": pictures}
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a picture is in work."""
+        with self._lock:
+            return self._busy() is not None
+
     def close(self) -> None:
-        """Stop the picture in work, wait for it, and remove all files."""
+        """Leave the picture in work after its step, without decoding it; wait for that, and remove all files."""
+        self._closing.set()
         with self._lock:
             busy, thread = self._busy(), self._thread
             if busy is not None:
-                self.stop(busy.number)
+                busy.status = "stopping"
         try:
             if thread is not None:
                 thread.join()
         finally:  # also if a signal ends the waiting
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self.remove_files()
+
+    def remove_files(self) -> None:
+        """Remove all files; what is in work cannot be saved any more."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _complete(self, config: RunConfig) -> RunConfig:
         return attrs.evolve(config, model=self.model, **self._options.as_fields())
@@ -223,7 +235,8 @@ class Studio:
         return next((work for work in self._works if work.is_running), None)
 
     def _refuse_busy(self) -> None:
-        busy = self._busy()
+        with self._lock:
+            busy = self._busy()
         if busy is not None:
             raise BusyError(
                 f"the model is busy with “{busy.config.prompt}”, step {busy.step} of {busy.steps}; "
@@ -233,7 +246,9 @@ class Studio:
     def _forget(self) -> None:
         """Drop the oldest pictures beyond what is kept."""
         while len(self._works) > 2:
-            pixels = sum(work.image.width * work.image.height for work in self._works if work.image is not None)
+            pixels = sum(
+                work.shown.image.width * work.shown.image.height for work in self._works if work.shown is not None
+            )
             if len(self._works) <= MOST_KEPT and pixels <= MOST_KEPT_PIXELS:
                 return
             oldest = self._works.pop(0)
@@ -241,22 +256,27 @@ class Studio:
             oldest.checkpoint.unlink(missing_ok=True)
 
     def _start(self, work: ServedPicture, foreseen: Foreseen) -> None:
-        work.status, work.left_s, self._sampler = "running", None, foreseen.sampler
-        self._thread = threading.Thread(target=self._sample, args=(work, foreseen), daemon=True)
+        watch = StepWatch(work, foreseen.works, self._closing)
+        self._sampler = foreseen.sampler.again([("serve", watch)])
+        work.status, work.left_s, work.reason = "running", None, ""
+        self._thread = threading.Thread(target=self._sample, args=(work, self._sampler, watch), daemon=True)
         self._thread.start()
 
-    def _sample(self, work: ServedPicture, foreseen: Foreseen) -> None:
+    def _sample(self, work: ServedPicture, sampler: Sampler, watch: StepWatch) -> None:
         """Sample a picture; runs in a thread of its own, and raises nothing."""
-        begun, watch = time.monotonic(), StepWatch(work, foreseen)
+        begun, reason, stopped = time.monotonic(), "", False
         keeps = self.backbone.remembers() is None  # a network that remembers cannot go on from a file
         spread = Spread(checkpoint=work.checkpoint if keeps else None, checkpoint_every=NEVER)
-        reason = ""
         try:
-            result = foreseen.sampler.run(work.config, watch, spread=spread, tensor_inputs=())
-            work.show(result.images[0], result.recipes[0])
-            if not result.report.interrupted:
+            result = sampler.run(work.config, watch, spread=spread, tensor_inputs=())
+            stopped = result.report.interrupted
+            if watch.steps or not stopped:  # else there is nothing new to show
+                work.show(result.images[0], result.recipes[0])
+            if not stopped:
                 save_picture(result.images[0], result.recipes[0], work.file)
                 work.checkpoint.unlink(missing_ok=True)
+        except LeftError:
+            stopped = True
         except VitrailError as error:
             reason = str(error) or type(error).__name__
         except Exception as error:
@@ -266,39 +286,7 @@ class Studio:
             self._rate = watch.rate or self._rate
             work.seconds += time.monotonic() - begun
             work.reason, work.left_s, self._sampler = reason, None, None
-            work.status = "failed" if reason else "stopped" if result.report.interrupted else "done"
-
-
-class StepWatch:
-    """A ``callback_on_step_end`` that notes progress and keeps a preview every few steps."""
-
-    def __init__(self, work: ServedPicture, foreseen: Foreseen):
-        self._work, self._works = work, foreseen.works
-        self._every = max(1, len(self._works) // PREVIEWS)
-        self._begun: tuple[float, float] | None = None  # time and work at the end of the first step
-        self.rate: float | None = None  # seconds per unit of work
-
-    def __call__(self, run: CallbackRun, step: int, timestep: Tensor, tensors: Mapping[str, CallbackValue]) -> None:
-        """Note a step that is done."""
-        now, done = time.monotonic(), sum(self._works[: step + 1])
-        if self._begun is None:
-            self._begun = now, done
-        elif done > self._begun[1]:
-            self.rate = (now - self._begun[0]) / (done - self._begun[1])
-            self._work.left_s = self.rate * (sum(self._works) - done)
-        self._work.step = step + 1
-        if step % self._every == 0:
-            self._work.preview = _preview(run) or self._work.preview
-
-
-def _preview(run: CallbackRun) -> bytes | None:
-    """Return a preview as PNG; None if it cannot be decoded, which does not stop the run."""
-    kept = io.BytesIO()
-    try:
-        run.preview().save(kept, format="PNG", compress_level=1)
-    except (OutOfMemory, PredictionError):
-        return None
-    return kept.getvalue()
+            work.status = "failed" if reason else "stopped" if stopped else "done"
 
 
 def _method(name: str, backbone: Backbone, model: str) -> dict[str, str]:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from vitrail.errors import VitrailError
 from vitrail.experiments.report.page import PARTS
 from vitrail.serve.guard import Guard, TooLongError
-from vitrail.serve.served_picture import NotThereError, ServedPicture
+from vitrail.serve.pyramid import NotThereError, Pyramid
 from vitrail.serve.studio import BusyError
 from vitrail.serve.wishes import read_wish
 
@@ -33,6 +35,23 @@ FILES = {name: PARTS / name for name in ("page.css", *VIEWER)}  # a report's pag
 FILES |= {name: PAGE / name for name in ("serve.css", "zoom.js", "serve.js")}
 KINDS = {".js": "text/javascript", ".css": "text/css"}
 PATIENCE_S = 10  # for the body of a request
+
+
+class Count(Convertor[int]):
+    """Numbers in addresses, of a bounded length: Python refuses to read very long ones."""
+
+    regex = "[0-9]{1,9}"
+
+    def convert(self, value: str) -> int:
+        """Return the number of a text."""
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        """Return the text of a number."""
+        return str(value)
+
+
+register_url_convertor("count", Count())
 
 
 class Web:
@@ -118,25 +137,22 @@ class Web:
         slug = re.sub(r"[^a-z0-9]+", "-", work.config.prompt.lower()).strip("-")[:48] or "picture"
         return FileResponse(work.file, media_type="image/png", filename=f"{slug}-{work.config.seed}.png")
 
-    async def thumb(self, request: Request) -> Response:
+    def thumb(self, request: Request) -> Response:
         """Return a small copy of a picture."""
-        return Response(await run_in_threadpool(self._current(request).thumb), media_type="image/webp")
+        return Response(self._shown(request).thumb(), media_type="image/webp")
 
-    async def tile(self, request: Request) -> Response:
+    def tile(self, request: Request) -> Response:
         """Return a tile of a picture."""
         places = [request.path_params[name] for name in ("level", "row", "column")]
-        return Response(await run_in_threadpool(self._current(request).tile, *places), media_type="image/webp")
+        return Response(self._shown(request).tile(*places), media_type="image/webp")
 
-    def _current(self, request: Request) -> ServedPicture:
-        """Return the picture of an address, if it is the version that the address names."""
-        work = self._studio.work(request.path_params["number"])
-        if work.version != request.path_params["version"]:
-            raise NotThereError("the picture has changed")
-        return work
+    def _shown(self, request: Request) -> Pyramid:
+        """Return the picture that an address names."""
+        return self._studio.work(request.path_params["number"]).of_version(request.path_params["version"])
 
     def routes(self) -> list[Route]:
         """Return all addresses."""
-        one = "/pictures/{number:int}"
+        one = "/pictures/{number:count}"
         return [
             Route("/", self.page),
             Route("/parts/{name}", self.part),
@@ -150,7 +166,7 @@ class Web:
             Route("/api" + one + "/preview.png", self.preview),
             Route(one + "/picture.png", self.picture),
             Route(one + "/{version}/thumb.webp", self.thumb),
-            Route(one + "/{version}/{level:int}/{row:int}_{column:int}.webp", self.tile),
+            Route(one + "/{version}/{level:count}/{row:count}_{column:count}.webp", self.tile),
         ]
 
 
@@ -164,6 +180,7 @@ def application(studio: Studio, method: str, hosts: frozenset[str] | None, token
         token: What a visitor must know; None for nothing.
     """
     handlers = {BusyError: _said(409), NotThereError: _said(404), VitrailError: _said(422), TooLongError: _said(413)}
+    handlers |= {ClientDisconnect: _said(400)}
     app = Starlette(routes=Web(studio, method).routes(), exception_handlers=handlers)
     return Guard(app, hosts, token)
 

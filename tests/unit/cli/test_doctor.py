@@ -90,5 +90,7 @@ def test_no_home_is_named(monkeypatch):
 
 
 def test_secrets_of_the_environment_stay_there():
+    own = {"VITRAIL_TOKEN": "0123456789abcdef", "VITRAIL_SECRET": "s3cret"}
+    assert list(doctor._of_settings(own))[2:] == ["  VITRAIL_SECRET is set", "  VITRAIL_TOKEN is set"]
     environment = {"HF_TOKEN": "x", "HF_HOME": "/models", "CUDA_VISIBLE_DEVICES": "1", "USER": "anna"}
     assert list(doctor._of_settings(environment))[2:] == ["  CUDA_VISIBLE_DEVICES=1", "  HF_HOME=/models"]

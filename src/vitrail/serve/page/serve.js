@@ -3,7 +3,10 @@
 const OFTEN = 500; // milliseconds between two looks at a picture in work
 const SELDOM = 2000; // and where nothing is in work, as another tab may begin one
 const TYPED = 400; // after the last key before a plan is made
-const now = { about: null, state: { busy: null, pictures: [] }, shown: "", preview: "", isLost: false };
+const now = { about: null, state: { busy: null, pictures: [] }, shown: "", preview: "", lost: "" };
+
+/** The server's own words for what it does not do; every other error is of the way to it. */
+class Refused extends Error {}
 
 /** Ask the server; an answer that is no success is thrown in its own words. */
 async function ask(path, body) {
@@ -13,7 +16,7 @@ async function ask(path, body) {
   const answer = await fetch(path, options);
   const isJson = (answer.headers.get("content-type") ?? "").startsWith("application/json");
   const told = isJson ? await answer.json() : { error: await answer.text() };
-  if (!answer.ok) throw new Error(told.error);
+  if (!answer.ok) throw new Refused(told.error);
   return told;
 }
 
@@ -133,14 +136,17 @@ function takeSettings(picture) {
 
 async function look() {
   try {
+    if (now.about === null) await meet();
     const state = await ask("api/state");
     const wasBusy = now.state.busy;
-    Object.assign(now, { state, isLost: false });
+    now.state = state;
+    if (now.lost && byId("said").textContent === now.lost) byId("said").textContent = "";
+    now.lost = "";
     show();
     if (wasBusy !== state.busy) plan();
-  } catch {
-    now.isLost = true;
-    byId("said").textContent = "The page cannot reach its server; was it ended?";
+  } catch (error) {
+    now.lost = error instanceof Refused ? error.message : "The page cannot reach its server; was it ended?";
+    byId("said").textContent = now.lost;
   }
 }
 
@@ -153,7 +159,7 @@ function show() {
   document.title = work ? `${work.step}/${work.steps} · Vitrail` : "Vitrail";
   if (work) showWork(work);
   const rest = pictures.filter((each) => each !== work);
-  const key = JSON.stringify(rest.map((each) => [each.version, each.reason]).concat([busy !== null]));
+  const key = JSON.stringify(rest.map((each) => [each.version, each.status, each.step, each.can_go_on, each.reason]).concat([busy !== null]));
   if (key !== now.shown) {
     now.shown = key;
     byId("none").hidden = rest.length > 0;
@@ -201,9 +207,10 @@ function card(picture) {
       make("div", { class: "actions" }, ...actions.filter(Boolean))));
 }
 
-async function begin() {
-  now.about = await ask("api/about");
-  const { about } = now;
+/** Ask for the model and its methods, and fill the form for them. */
+async function meet() {
+  const about = await ask("api/about");
+  now.about = about;
   byId("about").textContent = `Model ${about.model} on ${about.device}, trained at ${about.native} pixels. It stays loaded.`;
   byId("method").replaceChildren(...about.methods.map(({ name, refused }) =>
     make("option", { value: name, disabled: refused !== "", selected: name === about.method, title: refused }, name)));
@@ -212,6 +219,9 @@ async function begin() {
   byId("guidance").value = about.guidance_scale;
   showSummary();
   plan();
+}
+
+async function begin() {
   for (;;) {
     await look();
     await new Promise((done) => setTimeout(done, now.state.busy === null ? SELDOM : OFTEN));
