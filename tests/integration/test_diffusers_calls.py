@@ -58,6 +58,12 @@ def test_without_return_dict_it_is_a_tuple():
     assert isinstance(ours[0][0], Image.Image)
 
 
+def test_a_result_has_the_entries_of_a_pipelines_output():
+    ours, theirs = (each("a fox", **ONE) for each in (wrap(plain("sd")), plain("sd")))
+    assert "images" in ours and "images" in theirs and "latents" not in ours and "latents" not in theirs
+    assert len(ours) == len(ours.to_tuple()) == len(theirs.to_tuple())
+
+
 def test_a_result_has_no_other_entry_than_the_images():
     result = wrap(plain("sd"))("a fox", **ONE)
     with pytest.raises(KeyError, match="a result has the key 'images', not 'latents'"):
@@ -123,6 +129,9 @@ def test_a_checkpoint_holds_the_prompts_of_its_run(tmp_path):
         ({"prompt": "a fox", "num_images": 2, "num_images_per_prompt": 2}, "are the same; give one of them"),
         ({"prompt": "a fox", "num_images_per_prompt": 0}, "must be >= 1, got 0|must be >= 1: 0"),
         ({"prompt": "a fox", "num_images_per_prompt": True}, "num_images"),
+        ({"prompt": "a fox", "num_images_per_prompt": torch.tensor(2.0)}, "num_images"),
+        ({"prompt": "a fox", "num_images": 2, "latents": noise(plain("sd"))}, "latents are of one picture, and 2 are"),
+        ({"prompt": ["a fox", "a box"], "latents": noise(plain("sd"))}, "latents are of one picture, and 2 are"),
         ({"prompt": ["a fox"] * 2, "seed": 2**63 - 1}, "the last picture's seed"),
         ({"prompt": ["a fox", "a box"], "prompt_embeds": torch.zeros(1, 16, 32)}, "prompt_embeds are of one prompt"),
         ({"prompt": "a fox", "generator": 7}, "must be a torch.Generator or a list of them, got int; for a number"),
@@ -133,6 +142,16 @@ def test_a_checkpoint_holds_the_prompts_of_its_run(tmp_path):
 def test_what_does_not_mean_the_same_is_refused(call, told):
     with pytest.raises(ConfigError, match=told):
         wrap(plain("sd"))(**call, **ONE)
+
+
+def test_a_later_text_without_the_words_of_a_mask_is_refused_before_any_step():
+    steps, masking = [], {"type": "attention", "words": ["fox"]}
+    stage = {"patching": "whole", "masking": masking, "guidance": ["async"], "fusion": "average"}
+    sampler = wrap(plain("sd"), {"stages": [stage]})
+    with pytest.raises(ConfigError, match="'fox' is not in it"):
+        sampler(["a fox", "a box"], callback_on_step_end=lambda *step: steps.append(step) or {}, **ONE)
+    assert steps == []
+    assert len(sampler(["a fox", "fox box"], **ONE).images) == 2
 
 
 # ---------------------------------------------------------------- generators: laws of both

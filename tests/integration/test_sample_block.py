@@ -63,6 +63,16 @@ def test_a_block_has_the_words_of_the_samplers_call_and_no_word_of_a_model():
     assert not {"model", "dtype", "method", "spread", "return_dict"} & names
 
 
+def test_a_block_keeps_the_method_that_it_has_checked(tmp_path):
+    file, pipe = tmp_path / "method.toml", plain("sd")
+    file.write_text('stages = [{ patching = "whole", fusion = "average" }]')
+    made = modular(pipe, file)
+    wanted = Sampler.from_pipeline(pipe, file)("a fox", output_type="latent", **CALL)
+    file.write_text("no method any more")
+    state = made(prompt="a fox", output_type="latent", **CALL)
+    assert torch.equal(state.get("latents"), wanted.latents) and state.get("recipes") == wanted.recipes
+
+
 def test_plugins_see_the_run():
     class Probe:
         seen = 0

@@ -93,8 +93,7 @@ def pictures_of(
     if generator is not None and "seed" in table:
         raise ConfigError("seed and generator both say where randomness comes from; give one of them")
     each, where = table.get("num_images", 1), "sampler(...)"
-    is_whole = hasattr(each, "__index__") and not isinstance(each, bool)
-    many = operator.index(cast(SupportsIndex, each)) * len(texts) if is_whole else each
+    many = _times(each, len(texts))
     runs = [
         loader.structure({**table, **text, "num_images": many}, RunConfig, f"{where}, prompt {n}" if n else where)
         for n, text in enumerate(texts)
@@ -110,12 +109,24 @@ def pictures_of(
     return config, tuple(pictures), drawn
 
 
+def _times(each: object, prompts: int) -> object:
+    """Return the pictures of all prompts; a number that is not whole stays as it is, for the loader to refuse."""
+    if isinstance(each, bool):
+        return each
+    try:
+        return operator.index(cast(SupportsIndex, each)) * prompts
+    except TypeError:  # also of a tensor of floats, which has an ``__index__`` all the same
+        return each
+
+
 def refuse_shared(pictures: Sequence[PictureCall], extras: Extras) -> None:
-    """Refuse embeddings of one text beside several.
+    """Refuse latents of one picture and embeddings of one text beside several.
 
     Raises:
-        ConfigError: Naming the embeddings.
+        ConfigError: Naming them.
     """
+    if len(pictures) > 1 and extras.latents is not None:
+        raise ConfigError(f"latents are of one picture, and {len(pictures)} are asked for; make a call for each")
     texts = {(picture.prompt, picture.negative_prompt) for picture in pictures}
     embeds = [name for name in extras.given() if name.endswith("prompt_embeds")]
     if len(texts) > 1 and embeds:

@@ -49,11 +49,11 @@ def block_of(
     composition.check(adapter.offers, f"pipeline {name!r}", registry())
     composition.check_files(registered_name)
     kind = pipeline_class_of(pipeline) if isinstance(pipeline, str) else pipeline
-    kept = tuple(plugins)
+    named, kept = method if isinstance(method, (str, Path)) else composition, tuple(plugins)
 
     def sample(pipe: object, given: Mapping[str, object]) -> Mapping[str, object]:
         """Sample; a negative prompt whose embeddings a block before has made stays in the pipeline's state."""
-        sampler, encoded = Sampler.from_pipeline(pipe, method, plugins=kept), "negative_prompt_embeds" in given
+        sampler, encoded = Sampler.around(pipe, composition, named, kept), "negative_prompt_embeds" in given
         asked = {name: value for name, value in given.items() if not (encoded and name == "negative_prompt")}
         made = sampler(**asked)  # type: ignore[call-overload]  # the words are checked by the call
         return {"images": made.images, "latents": made.latents, "recipes": made.recipes}

@@ -154,6 +154,13 @@ class Result:
         """Return what a pipeline returns without ``return_dict``: a tuple with the images."""
         return (self.images,)
 
+    def __contains__(self, key: object) -> bool:
+        return key == "images"
+
+    def __len__(self) -> int:
+        """Return the number of entries, as of a pipeline's output; the pictures are ``len(result.images)``."""
+        return len(self.to_tuple())
+
     def __getitem__(self, key: int | str) -> Images:
         """Return the images, the only entry that a pipeline's output shares with this one."""
         if isinstance(key, str) and key != "images":

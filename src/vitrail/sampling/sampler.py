@@ -131,7 +131,20 @@ class Sampler:
             VitrailError: If no adapter supports the pipeline, a part of it is missing, has another class or is an
                 inverse scheduler, or the method does not fit it; listing every problem.
         """
-        composition = composition_of(method)
+        return cls.around(pipe, composition_of(method), method, plugins)
+
+    @classmethod
+    def around(
+        cls, pipe: object, composition: Composition, method: object, plugins: Iterable[tuple[str, object]] = ()
+    ) -> Sampler:
+        """Use a pipeline with a method that is read already; raises as ``from_pipeline`` does.
+
+        Args:
+            pipe: As in ``from_pipeline``.
+            composition: The method.
+            method: As the caller gave it, whose name is told by recipes.
+            plugins: As in ``from_pipeline``.
+        """
         adapter, problems = adapter_of(type(pipe).__name__, registry()), Problems()
         backbone: Backbone | None = None
         with problems.collect():
@@ -268,6 +281,25 @@ class Sampler:
         **options: object,
     ) -> tuple[Images]: ...
 
+    @overload
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int | None = None,
+        seed: int | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool,
+        spread: Spread | None = None,
+        **options: object,
+    ) -> Result | tuple[Images]: ...
+
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -326,7 +358,6 @@ class Sampler:
         table = {**self.backbone.defaults, **named, **self._named, **table}
         texts = texts_of(prompt, negative_prompt)
         config, pictures, drawn = pictures_of(loader_of(registry()), table, texts, generator)
-        refuse_shared(pictures, extras)
         names = callback_on_step_end_tensor_inputs
         result = self.run(config, callback_on_step_end, output_type, extras, spread, names, pictures)
         if drawn is not None:
@@ -359,11 +390,13 @@ class Sampler:
         """
         check_output_type(output_type)
         config = evolve(config, model=self.model, **self._options.as_fields())
+        pictures = pictures or in_sequence(config)
+        refuse_shared(pictures, extras or Extras())
         extras, spread = with_pictures(extras or Extras()), spread or Spread()
         with self._stopping() as stop:
             call = Call(
                 config,
-                pictures or in_sequence(config),
+                pictures,
                 extras,
                 callback,
                 output_type,

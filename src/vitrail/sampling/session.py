@@ -113,6 +113,7 @@ class Session:
             with without_graph(self._builder.composition):
                 self._check_alike()
                 self._builder = evolve(self._builder, config=self._resolved())
+                self._check_texts()
                 checkpoints = self._open_checkpoints()
                 done: list[Sampled] = []
                 with self._finished_kept(done):
@@ -256,6 +257,16 @@ class Session:
             "checkpoint": f"every {self._spread.checkpoint_every}" if self._spread.checkpoint else "none",
         }
         agree(self._communicator, facts)
+
+    def _check_texts(self) -> None:
+        """Refuse a later text that has not the words of attention maps while no picture is there to be lost."""
+        conditions = self._planned(0).hooks.network.conditions
+        if conditions.request is None:  # nothing is asked of the words of a text
+            return
+        texts = dict.fromkeys((each.prompt, each.negative_prompt) for each in self._call.pictures)
+        for prompt, negative in list(texts)[1:]:
+            inputs = evolve(conditions.inputs[0], prompt=prompt, negative_prompt=negative)
+            self._builder.backbone.condition(inputs, conditions.request)
 
     def _open_checkpoints(self) -> Checkpoints | None:
         spread = self._spread
