@@ -103,9 +103,10 @@ def main(
 PAGE = """# Gallery
 
 One prompt ("{prompt}"), one seed ({seed}), {steps} steps, the demo model, which was trained at 128x128.
-Made by `make gallery`. The demo model is small and soft; what to compare is how often the object appears, and where.
+Made by `make gallery`. The demo model is small; what to compare is how often the object appears, and where.
 Plain sampling and the methods of windows repeat the fox; those that settle the structure first draw one. From the top:
-the whole canvas at once, with and without changes inside the network; windows; pictures that grow; strided views.
+the whole canvas at once, with and without changes inside the network; windows; pictures that grow, or follow a
+small copy; strided views, and a cascade with their guidance.
 
 ![every composition at 4x, 9x and 16x area](compositions.webp)
 
