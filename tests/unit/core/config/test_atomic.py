@@ -22,8 +22,8 @@ from vitrail.errors import OutputError
 WRITES = {"write_text", "write_bytes", "savefig", "save", "save_file"}
 ELSEWHERE = {  # functions that are given the first file's name, or write to memory
     "page_pictures.py": {"_save"},
-    "served_picture.py": {"_webp"},
-    "studio.py": {"_preview"},
+    "pyramid.py": {"_webp"},
+    "step_watch.py": {"_preview"},
 }
 
 
