@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from vitrail.backbones.memory.forecast import MemoryForecast
     from vitrail.comm.communicator import RankCommunicator
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.method.backbone import Backbone
     from vitrail.sampling.call_options import Callback
     from vitrail.sampling.result import Plan, Report, Result, UpscalingPlan
@@ -190,7 +191,7 @@ def _planned(sampler: Sampler, run: RunConfig, placement: RankPlacement, unloade
     plan = Plan.of(run_plan, sampler.backbone)
     outlook = forecast(run_plan, sampler.backbone, placement.world_size, run.row_batch, unloaded)
     machine = [*memory_lines(outlook), *thread_lines(sampler.backbone)]
-    return plan, [*plan_lines(run, plan), *machine, *rank_lines(placement, plan, outlook.rows)]
+    return plan, [*plan_lines(run, plan), *machine, *rank_lines(placement, plan, outlook.rows, run_plan)]
 
 
 def memory_lines(outlook: MemoryForecast) -> Iterator[str]:
@@ -210,18 +211,22 @@ def thread_lines(backbone: Backbone) -> Iterator[str]:
         yield f"  {count} thread{'s' * (count > 1)} an operator (OMP_NUM_THREADS), which the last bits follow"
 
 
-def rank_lines(placement: RankPlacement, plan: Plan, row_batch: int) -> Iterator[str]:
-    """Yield the lines on several ranks, and on stages with fewer micro-batches than ranks.
+def rank_lines(placement: RankPlacement, plan: Plan, row_batch: int, run_plan: RunPlan) -> Iterator[str]:
+    """Yield the lines on several ranks: what they wait for, and stages with fewer micro-batches than ranks.
 
     Args:
         placement: How the ranks are created.
         plan: Plan of the run.
         row_batch: Rows of a micro-batch.
+        run_plan: What ``plan`` summarises.
     """
+    from vitrail.core.engine.dataflow_plan import exchange_text
+
     if placement.world_size == 1:
         return
     yield f"  {placement.world_size} ranks, {placement.options.comm or 'as processes'}"
-    for stage in plan.stages:
+    for stage, (step, _) in zip(plan.stages, run_plan.stage_starts(), strict=True):
+        yield f"  stage {stage.stage + 1}: {exchange_text(run_plan, step)}"
         batches = math.ceil(stage.num_asked * stage.num_branches / row_batch)
         if batches < placement.world_size:
             yield (

@@ -17,6 +17,7 @@ from vitrail.core.config.log import logger
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.checkpoint import Checkpoints, kept_row_batch
 from vitrail.core.engine.cpu_threads import threads_in_bits, threads_of
+from vitrail.core.engine.dataflow_plan import needs_barrier
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.engine.independent_ranks import ranks_are_independent
 from vitrail.core.engine.loop import Loop
@@ -240,6 +241,7 @@ class Session:
         independent = [
             self._call.callback is None and ranks_are_independent(plan, step) for step, _ in plan.stage_starts()
         ]
+        barriers = [self._call.callback is not None or needs_barrier(plan, step) for step, _ in plan.stage_starts()]
         facts = {
             "run": json.dumps(self._config.as_table(), sort_keys=True),
             "prompts and seeds": repr(self._call.pictures),
@@ -252,7 +254,7 @@ class Session:
             "weights": self._builder.backbone.fingerprint(),
             "threads an operator (OMP_NUM_THREADS)": str(threads_in_bits(self._builder.backbone) or 1),
             "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, "
-            f"independent in stages {independent}",
+            f"independent in stages {independent}, barriers {barriers}",
             "callback": f"given {', '.join(self._wanted)}" if self._call.callback else "none",
             "checkpoint": f"every {self._spread.checkpoint_every}" if self._spread.checkpoint else "none",
         }
