@@ -21,7 +21,8 @@ simulator runs the same communication code as a real run. What went in:
 The ideals know equal units and nothing else: whole views or single branches with a barrier at every step, and windows
 that wait for their neighbours alone (dataflow; from list scheduling). The predictions are of a whole run on PCIe
 against the prediction for one rank: with a barrier at every step and both branches in a forward ("views") or one
-("branches"), and with windows without a barrier ("dataflow", the better of both). Seconds are of the best. The paper's
+("branches"), and with windows without a barrier ("dataflow", of `--exchange dataflow`, the better of both). Seconds are
+of the best, with that option or without. The paper's
 column is its table 1 ([ASGDiffusion](https://arxiv.org/abs/2412.06163)), four GPUs against one, and its
 seconds.
 
@@ -34,7 +35,8 @@ launch. The rest of the distance to the ideals is decoding and the serial second
 
 ### Windows without a barrier
 
-The window stage alone, without decoding and the serial second, on PCIe. "barrier" and "dataflow" are against one rank
+The window stage alone, without decoding and the serial second, on PCIe. "dataflow" is `--exchange dataflow`, which is
+off by default. "barrier" and "dataflow" are against one rank
 with both branches in a forward; the next column is against one rank with the same micro-batches, which is the rank that
 gives the same bits, and the last is its share of what the ranks' speeds add up to. Jitter is the mean of {seeds} seeds.
 

@@ -280,8 +280,8 @@ def scheduler_of_the_last_step():
     CellwiseCanvas._load = load
 
 
-def fusion_that_is_not_local():
-    """A fusion says that it is local and adds the mean of the canvas."""
+def fusion_that_is_not_cellwise():
+    """A fusion says that it is cellwise and adds the mean of the canvas."""
     from vitrail.plugins.fusion import averages
 
     original = averages.weighted_mean
@@ -333,8 +333,8 @@ MUTANTS = (
     mutant("dataflow: history of the last part", history_of_the_last_part, CELLWISE, "-k", "MultistepScheduler"),
     mutant("dataflow: scheduler of the last step", scheduler_of_the_last_step, CELLWISE, "-k", "in_parts"),
     mutant(
-        "dataflow: a fusion that is not local",
-        fusion_that_is_not_local,
+        "dataflow: a fusion that is not cellwise",
+        fusion_that_is_not_cellwise,
         "tests/contracts/test_strategies.py",
         "-k",
         "fusion and average",

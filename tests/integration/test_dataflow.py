@@ -16,9 +16,8 @@ from toy import DETAIL, STRUCTURE, sample, toy_sampler
 from vitrail import hookimpl
 from vitrail.comm import Gloo, InProcess, Simulated
 from vitrail.comm.dataflow_exchange import HEEDED
-from vitrail.core.engine import loop
 from vitrail.core.engine.dataflow_stage import DataflowStage
-from vitrail.errors import CommAborted, DriftError
+from vitrail.errors import CommAborted, ConfigError, DriftError, VitrailError
 from vitrail.plugins.fusion.averages import Average
 from vitrail.sampling.sampler import Sampler, Spread
 
@@ -35,11 +34,7 @@ STAGES = {
 CALL = {"row_batch": 2, "guidance_scale": 2.0, "steps": 5, "size": 32}
 
 
-def with_a_barrier(monkeypatch, make, **call):
-    """The picture by the exchange that gathers all predictions at every step."""
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "needs_barrier", lambda plan, step: "this is a test")
-        return sample(make(), **call)
+FLOW = {"exchange": "dataflow"}
 
 
 @pytest.fixture
@@ -57,18 +52,18 @@ def flowing(monkeypatch):
 
 @pytest.mark.parametrize("stages", every(2, STAGES))
 @pytest.mark.parametrize("row_batch", [1, 2, 3])
-def test_one_two_and_three_ranks_give_the_bits_that_a_barrier_gives(stages, row_batch, flowing, monkeypatch):
+def test_one_two_and_three_ranks_give_the_bits_that_a_barrier_gives(stages, row_batch, flowing):
     def make():
         return toy_sampler(*STAGES[stages])
 
     call = CALL | {"row_batch": row_batch}
-    expected = with_a_barrier(monkeypatch, make, **call)
-    assert not flowing
-    assert torch.equal(sample(make(), **call), expected)
-    assert flowing
+    expected = sample(make(), **call)
+    assert torch.equal(sample(make(), spread=Spread(**FLOW), **call), expected)
+    assert all(torch.equal(latents, expected) for latents in on_ranks(BACKENDS["in-process"], 2, make, **call))
+    assert not flowing, "neither one rank nor ranks that were not asked to do"
     for backend in BACKENDS.values():
         for world in (2, 3):
-            assert all(torch.equal(latents, expected) for latents in on_ranks(backend, world, make, **call))
+            assert all(torch.equal(latents, expected) for latents in on_ranks(backend, world, make, FLOW, **call))
     assert set(flowing) == {0, 1, 2}
 
 
@@ -89,13 +84,13 @@ def test_one_two_and_three_ranks_give_the_bits_that_a_barrier_gives(stages, row_
         ],
     ),
 )
-def test_what_schedulers_remember_goes_with_the_cells(name, flowing, monkeypatch):
+def test_what_schedulers_remember_goes_with_the_cells(name, flowing):
     def make():
         return toy_sampler(JITTER, scheduler=new_scheduler(name))
 
-    expected = with_a_barrier(monkeypatch, make, **CALL)
+    expected = sample(make(), **CALL)
     backend = Simulated(seed=2, latency=1.0, timeout=1e6)
-    assert all(torch.equal(latents, expected) for latents in on_ranks(backend, 3, make, **CALL))
+    assert all(torch.equal(latents, expected) for latents in on_ranks(backend, 3, make, FLOW, **CALL))
     assert flowing
 
 
@@ -104,7 +99,7 @@ def test_what_schedulers_remember_goes_with_the_cells(name, flowing, monkeypatch
 def test_neither_delays_nor_speeds_reach_the_picture(seed, speeds):
     expected = sample(toy_sampler(JITTER), **CALL)
     backend = Simulated(seed=seed, latency=1.0, timeout=1e6)
-    for latents in on_ranks(backend, len(speeds), lambda: toy_sampler(JITTER), {"speeds": speeds}, **CALL):
+    for latents in on_ranks(backend, len(speeds), lambda: toy_sampler(JITTER), {"speeds": speeds, **FLOW}, **CALL):
         assert torch.equal(latents, expected)
 
 
@@ -113,7 +108,7 @@ def test_neither_delays_nor_speeds_reach_the_picture(seed, speeds):
 def test_processes_give_the_same_pictures(world):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    program = functools.partial(every_toy, STAGES)
+    program = functools.partial(every_toy, STAGES, **FLOW)
     expected = program(None)
     torch.set_num_threads(threads)
     for pictures in Gloo(timeout=600).run(world, program):
@@ -128,12 +123,12 @@ def test_a_canvas_is_whole_wherever_it_is_kept(tmp_path, flowing):
         ender = (("ender", Ender(3)),)
 
         def cut(communicator, path=path, ender=ender):
-            spread = Spread(communicator=communicator, checkpoint=path, checkpoint_every=2)
+            spread = Spread(communicator=communicator, checkpoint=path, checkpoint_every=2, **FLOW)
             return sample(toy_sampler(JITTER, plugins=ender), spread=spread, **CALL)
 
         with pytest.raises(PowerCutError):
             InProcess(timeout=600).run(before, cut)
-        spread = {"checkpoint": path, "checkpoint_every": 2}
+        spread = {"checkpoint": path, "checkpoint_every": 2, **FLOW}
         found = on_ranks(InProcess(timeout=600), after, lambda: toy_sampler(JITTER), spread, **CALL)
         assert all(torch.equal(latents, expected) for latents in found)
     assert flowing
@@ -157,7 +152,7 @@ class Ender:
 def test_ranks_stop_together_with_a_whole_canvas_and_go_on_from_it(world, tmp_path, flowing):
     call = {**CALL, "steps": 9}
     expected, path = sample(toy_sampler(JITTER), **call), tmp_path / "run.ckpt"
-    spread = {"checkpoint": path, "checkpoint_every": 100}
+    spread = {"checkpoint": path, "checkpoint_every": 100, **FLOW}
     options = {"height": 256, "width": 256, "num_inference_steps": 9, "guidance_scale": 2.0, "row_batch": 2}
 
     def program(communicator):
@@ -197,7 +192,7 @@ def test_a_crash_anywhere_ends_every_rank_and_names_it(rank, point):
     schedule.rank, schedule.point = rank, point
 
     def program(communicator):
-        return sample(toy_sampler(JITTER), spread=Spread(communicator=communicator), **CALL)
+        return sample(toy_sampler(JITTER), spread=Spread(communicator=communicator, **FLOW), **CALL)
 
     with torch.inference_mode():
         outcome = Simulated(timeout=100).simulate(3, program, schedule)
@@ -211,7 +206,7 @@ def test_a_crash_anywhere_ends_every_rank_and_names_it(rank, point):
 
 @frozen
 class DriftingAverage(Average):
-    """A fusion that goes its own way on one rank, from a step on; it says that it is local."""
+    """A fusion that goes its own way on one rank, from a step on; it says that it is cellwise."""
 
     def fuse(self, step, views, prediction, latents):
         import threading
@@ -226,7 +221,7 @@ def test_ranks_that_drift_apart_are_told_with_the_first_step_and_the_strategy(fl
 
     def program(communicator):
         own = Sampler(sampler.backbone, evolve(sampler.composition, stages=drifting), model=sampler.model)
-        return sample(own, spread=Spread(communicator=communicator), **CALL)
+        return sample(own, spread=Spread(communicator=communicator, **FLOW), **CALL)
 
     with torch.inference_mode(), pytest.raises(DriftError, match=r"step 3 of 5 .*DriftingAverage.*rank 1"):
         InProcess(timeout=600).run(3, program)
@@ -245,9 +240,46 @@ def test_somebody_who_looks_at_every_canvas_sees_it_whole(flowing):
     sample(toy_sampler(JITTER), callback_on_step_end=watch("alone"), **CALL)
 
     def program(communicator):
-        spread = Spread(communicator=communicator)
+        spread = Spread(communicator=communicator, **FLOW)
         sample(toy_sampler(JITTER), spread=spread, callback_on_step_end=watch(communicator.rank), **CALL)
 
     InProcess(timeout=600).run(2, program)
     assert not flowing
     assert all(torch.equal(a, b) for rank in (0, 1) for a, b in zip(seen["alone"], seen[rank], strict=True))
+
+
+def test_ranks_of_unlike_exchange_are_refused():
+    def program(communicator):
+        kind = "dataflow" if communicator.rank else "barrier"
+        return sample(toy_sampler(JITTER), spread=Spread(communicator=communicator, exchange=kind), **CALL)
+
+    with torch.inference_mode(), pytest.raises(VitrailError, match="exchange"):
+        InProcess(timeout=600).run(2, program)
+    with pytest.raises(ConfigError, match="exchange must be one of barrier, dataflow, got 'flow'"):
+        Spread(exchange="flow")
+
+
+def test_only_cells_that_are_fused_are_compared_and_searched():
+    """Where views are missing a fusion may say anything, and which are missing differs by rank."""
+    sampler, seen = toy_sampler({**JITTER, "fusion": "average"}), []
+
+    @frozen
+    class Telling(Average):
+        def fuse(self, step, views, prediction, latents):
+            late = torch.zeros(latents.shape[-2:], dtype=torch.bool)
+            for view, output in zip(views, prediction.model_output, strict=True):
+                if not bool(output.any()):
+                    view.write(late, torch.ones(view.shape, dtype=torch.bool))
+            seen.append(bool(late.any()))
+            return Average.fuse(self, step, views, prediction, latents).masked_fill(late, float("nan"))
+
+    stages = [evolve(stage, fusion=Telling()) for stage in sampler.composition.stages]
+
+    def program(communicator):
+        own = Sampler(sampler.backbone, evolve(sampler.composition, stages=stages), model=sampler.model)
+        return sample(own, spread=Spread(communicator=communicator, **FLOW), **CALL)
+
+    expected = sample(sampler, **CALL)
+    with torch.inference_mode():
+        found = Simulated(seed=3, latency=1.0, timeout=1e6).run(3, program)
+    assert any(seen) and all(torch.equal(latents, expected) for latents in found)

@@ -32,8 +32,8 @@ def check_fusion(fusion: Any) -> None:
 
     Overlapping windows do so as well, or are refused by a ValueError such as CoverageError. The check covers every
     prediction type, every step and both ends of the schedule. Inputs must not be modified, and equal arguments must
-    give equal canvases, see ``check_repeats``. A fusion with ``is_local`` gives a cell the same bits whatever the views
-    that do not write it say, and whatever any view and the canvas hold in other cells, values that are not finite too.
+    give equal canvases, see ``check_repeats``. A fusion with ``is_cellwise`` gives a cell the same bits whatever the
+    views that do not write it say, and whatever any view and the canvas hold in other cells, not finite ones too.
 
     Args:
         fusion: A class, built with its defaults, or an instance.
@@ -47,9 +47,9 @@ def check_fusion(fusion: Any) -> None:
             for views in (PLAIN, MOVED):
                 _check_fused(strategy, step, views)
             _check_overlap(strategy, step)
-            if OptionalFusion.of(strategy).is_local:
+            if OptionalFusion.of(strategy).is_cellwise:
                 for views in (PLAIN, MOVED, WINDOWS, CONTEXT):
-                    _check_local(strategy, step, views)
+                    _check_cellwise(strategy, step, views)
     check_repeats(strategy, _play)
 
 
@@ -79,7 +79,7 @@ def _check_overlap(strategy: Any, step: Step) -> None:
     torch.testing.assert_close(fused, canvas.model_output, rtol=1e-4, atol=1e-4, msg=message)
 
 
-def _check_local(strategy: Any, step: Step, views: tuple[View, ...]) -> None:
+def _check_cellwise(strategy: Any, step: Step, views: tuple[View, ...]) -> None:
     """Check that a cell depends on the views that write it alone, bit for bit, and on no other cell."""
     canvas = make_prediction((1, CHANNELS, 16, 16), step)
     latents, cut = canvas.latents, Prediction(_cut(canvas.latents, views), _cut(canvas.model_output, views), step)
@@ -99,7 +99,7 @@ def _check_local(strategy: Any, step: Step, views: tuple[View, ...]) -> None:
             outputs[late] = wrong
             fused = _asked(strategy, step, views, Prediction(inputs, outputs, step), spoilt)
             message = (
-                f"is_local: view {late}, where it says {wrong}, changes cells that it does not write, at "
+                f"is_cellwise: view {late}, where it says {wrong}, changes cells that it does not write, at "
                 f"{described(step)}"
             )
             assert torch.equal(fused[..., ~written], expected[..., ~written]), message

@@ -38,7 +38,7 @@ T = TypeVar("T")
 FIRST_SLICE_S, LONGEST_SLICE_S = 1e-4, 1e-2  # polling interval of a wait
 START_S = 30.0  # least time to load libraries, where a launcher ends stopped or dead ranks
 CLOSE_S = 2.0  # for the last transfers of a clean end
-THREADS = 4  # of a group, at least: number of concurrent operations, no less than the kept versions of a channel
+THREADS = 4  # of a group: number of concurrent operations, at least the kept versions of a channel
 GROUP_TIMEOUT = datetime.timedelta(days=30)  # of a group itself; never reached
 
 
@@ -218,8 +218,7 @@ class ProcessGroupTransport:
         else:
             options = gloo._Options()  # the only way to set the address
             options._devices = [gloo.create_device(hostname=LOOPBACK)]
-            options._timeout = GROUP_TIMEOUT
-            options._threads = max(THREADS, 2 * self.world_size)  # an operation of a slow rank occupies one
+            options._timeout, options._threads = GROUP_TIMEOUT, THREADS
             group = gloo(store, self.rank, self.world_size, options)
         return group  # type: ignore[no-any-return]
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.step import Step
 
 Units = tuple[tuple[int, ...], ...]  # numbers of the views of every micro-batch
+WATCHED = "a callback reads the canvas"
 MOST_VIEWS = 512  # of a step; with more of them ranks wait little at a barrier, and the order would take long to find
 
 
@@ -39,12 +40,14 @@ def needs_barrier(plan: RunPlan, step: Step) -> str:
     masking = OptionalMasking.of(stage.masking)
     reasons = {
         "regions share views": bool(plan.regions),
+        "its network remembers earlier forwards": plan.remembers,
         "a plugin reads the canvas": plan.hooks.watches_canvas,
+        "a plugin watches forwards": plan.hooks.watches_forwards,
         "further groups of views are mixed in": bool(stage.extra_views),
         "guidance acts": not all(OptionalGuidance.of(guidance).is_idle for guidance in stage.guidance),
         "it has a mask": not masking.is_everywhere or stage.masking.request is not None,
         "it remembers attention maps": stage.remember,
-        "its fusion is not local": not OptionalFusion.of(stage.fusion).is_local,
+        "its fusion is not cellwise": not OptionalFusion.of(stage.fusion).is_cellwise,
         "its views are read from a changed canvas": has_own(stage.patching, OptionalPatching.prepare),
         "views show a background": plan.fills_up(step),
         "timesteps are done again": bool(stage.repeats),
@@ -55,14 +58,38 @@ def needs_barrier(plan: RunPlan, step: Step) -> str:
     return found or _views_reason(plan, step)
 
 
-def exchange_text(plan: RunPlan, step: Step) -> str:
-    """Return how ranks exchange the views of a step's stage, for the lines of a plan; a callback needs a barrier."""
-    if ranks_are_independent(plan, step):
+def goes_apart(plan: RunPlan, step: Step, flows: bool) -> bool:
+    """Whether each rank advances views of its own in a step's stage, unobserved and without collectives.
+
+    Args:
+        plan: What the run does.
+        step: Position of the run.
+        flows: Whether ranks exchange as a dataflow where they can, which shares windows side by side more evenly.
+    """
+    if not ranks_are_independent(plan, step):
+        return False
+    return not flows or _are_strided(plan.patches(step)[0].views) or bool(needs_barrier(plan, step))
+
+
+def exchange_text(plan: RunPlan, step: Step, watched: bool = False) -> str:
+    """Return how ranks that shall exchange as a dataflow exchange the views of a step's stage.
+
+    Args:
+        plan: What the run does.
+        step: Position of the run.
+        watched: Whether an observer reads the canvas after every step.
+    """
+    if not watched and goes_apart(plan, step, flows=True):
         return "each rank advances views of its own, and the canvas is gathered at its end"
-    reason = needs_barrier(plan, step)
+    reason = WATCHED if watched else needs_barrier(plan, step)
     if reason:
         return f"ranks wait for all views at every step, since {reason}"
     return "no barrier between steps: ranks wait for the views that theirs overlap"
+
+
+def _are_strided(views: Sequence[View]) -> bool:
+    """Whether views lie between each other and not side by side, so that each overlaps all in a dataflow."""
+    return any(max(view.vertical.step, view.horizontal.step) > 1 for view in views)
 
 
 def _views_reason(plan: RunPlan, step: Step) -> str:

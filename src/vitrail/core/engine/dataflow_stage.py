@@ -2,7 +2,7 @@
 
 The order of micro-batches and their ranks are in a ``DataflowPlan``, messages in a ``DataflowExchange``, cells at
 different steps in a ``CellwiseCanvas``. Every rank gets every prediction, so each has the whole canvas once the last
-step is done: at a checkpoint, at the end of the stage, and where the run stops. One rank does every step as a whole.
+step is done: at a checkpoint, at the end of the stage, and where the run stops.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class OpenStep:
         nonfinite: Sums of its results.
         answers: Outputs of micro-batches that are here, by number.
         sums: Sums of the new latents of each of its parts.
-        digest: Digest of the new latents of all parts, which are added up.
+        fused: Sums of what was fused in each of its parts.
+        digests: Digests of what was fused and of the new latents, all parts added up.
     """
 
     number: int
@@ -59,7 +60,8 @@ class OpenStep:
     nonfinite: NonFiniteSearch
     answers: dict[int, Tensor] = field(factory=dict)
     sums: list[Tensor] = field(factory=list)
-    digest: Tensor | None = None
+    fused: list[Tensor] = field(factory=list)
+    digests: tuple[Tensor, Tensor] | None = None
 
     @property
     def is_predicted(self) -> bool:
@@ -196,27 +198,28 @@ class DataflowStage:
         fused = hooks.fuse(step, opened.patches.views, Prediction(views, output, step), before, 0)
         noise = engine.streams.generator("step-noise", step.index)
         made = self.canvas.advance(opened.number, step.phase_step, fused, cells, noise)
+        own = torch.where(cells, fused, 0.0)  # elsewhere views may be missing, and cells at another step
         opened.sums.append(made.sum())
-        if not self.exchange.is_alone:
-            digest = digest_of(made)
-            opened.digest = digest if opened.digest is None else opened.digest + digest
+        opened.fused.append(own.sum())
+        fresh, before_it = (digest_of(own), digest_of(made)), opened.digests
+        opened.digests = fresh if before_it is None else (before_it[0] + fresh[0], before_it[1] + fresh[1])
         if opened.is_predicted and bool((self.canvas.done > opened.number).all()):
             nonfinite = opened.nonfinite
             nonfinite.add_rows(opened.patches, 0, opened.batches, answers, reading.entries)
             nonfinite.add_views("classifier-free guidance", opened.patches, 0, output)
-            nonfinite.add("fusion of view group 0", fused, "look at its weights")
+            nonfinite.add("fusion of view group 0", torch.stack(opened.fused), "look at its weights")
             nonfinite.add("the scheduler's step", made, SCHEDULER)
             nonfinite.check_sync(step, torch.stack(opened.sums))
-            self._close(engine, opened, fused, done)
+            self._close(engine, opened, done)
             self.last = Prediction(before, fused, step)
 
-    def _close(self, engine: Engine, opened: OpenStep, fused: Tensor, done: Sampled) -> None:
+    def _close(self, engine: Engine, opened: OpenStep, done: Sampled) -> None:
         """Record the results of a step that is done in all cells, on all ranks in the order of steps; drop the rest."""
         step, stage, hooks = opened.step, engine.plan.stage(opened.step), engine.plan.hooks
         done.state.note(step, hooks.who("prompting", step, stage.prompting), opened.texts)
-        done.state.note(step, hooks.who("fusion", step, stage.fusion), fused)
-        if opened.digest is not None:
-            done.state.note_digest(step, "the scheduler", opened.digest)
+        if opened.digests is not None:
+            done.state.note_digest(step, hooks.who("fusion", step, stage.fusion), opened.digests[0])
+            done.state.note_digest(step, "the scheduler", opened.digests[1])
         self.exchange.drop(opened.number)
         del self.open[opened.number]
         self.num_done = opened.number + 1

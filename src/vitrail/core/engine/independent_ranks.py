@@ -16,15 +16,7 @@ from attrs import define, evolve
 from vitrail.core.engine.exchange import Exchange, whole_views
 from vitrail.core.engine.micro_batches import gather_views
 from vitrail.core.method.calls import StrategyCall
-from vitrail.core.method.members import (
-    OptionalFusion,
-    OptionalGuidance,
-    OptionalMasking,
-    OptionalPatching,
-    has_own,
-    points_of,
-    speaks,
-)
+from vitrail.core.method.members import OptionalFusion, OptionalMasking, OptionalPatching, has_own, points_of, speaks
 from vitrail.core.method.micro_batch import ModelOutput
 from vitrail.core.method.returned_values import check_lag
 from vitrail.core.schedule.prediction import Prediction
@@ -61,9 +53,6 @@ def ranks_are_independent(plan: RunPlan, step: Step) -> bool:
     steps = [each for each in plan.steps() if (each.phase, each.stage) == (step.phase, step.stage)]
     if len({plan.views_branches(each) for each in steps}) > 1:
         return False  # rows, and with them the owners of views, would change on the way
-    views = plan.patches(step)[0].views
-    if len(views) == 1 or (_is_idle(plan.stage(step)) and not _are_strided(views)):
-        return False  # branches, or windows side by side, are shared out more evenly in other ways
     return are_independent(plan.stage(step), phase.canvas, (plan.patches(each)[0] for each in steps))
 
 
@@ -91,16 +80,6 @@ def are_independent(stage: Stage, canvas: Canvas, every: Iterable[Patches]) -> b
             return False
         views = patches.views
     return views is not None
-
-
-def _are_strided(views: Sequence[View]) -> bool:
-    """Whether views lie between each other and not side by side."""
-    return any(max(view.vertical.step, view.horizontal.step) > 1 for view in views)
-
-
-def _is_idle(stage: Stage) -> bool:
-    """Whether a stage has no guidance that does anything."""
-    return all(OptionalGuidance.of(guidance).is_idle for guidance in stage.guidance)
 
 
 @define(eq=False)

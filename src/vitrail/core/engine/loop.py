@@ -12,10 +12,10 @@ from attrs import frozen
 from vitrail.comm.dataflow_exchange import DataflowExchange
 from vitrail.core.config.log import logger
 from vitrail.core.engine.cellwise import CellwiseCanvas
-from vitrail.core.engine.dataflow_plan import DataflowPlan, needs_barrier
+from vitrail.core.engine.dataflow_plan import WATCHED, DataflowPlan, goes_apart, needs_barrier
 from vitrail.core.engine.dataflow_stage import DataflowStage
 from vitrail.core.engine.exchange import StopVote
-from vitrail.core.engine.independent_ranks import IndependentRanks, message_guidance, ranks_are_independent
+from vitrail.core.engine.independent_ranks import IndependentRanks, message_guidance
 from vitrail.core.engine.rank_comparison import RankComparison
 from vitrail.core.engine.resize import grow, grown_latents, moments, renormalised
 from vitrail.core.engine.run_state import Sampled, Timings
@@ -148,7 +148,8 @@ class Loop:
             state.phase, state.stage, state.masking = step.phase, step.stage, masking.ask(stage.masking.init)
             state.guidance = [plan.hooks.asked("guidance", step, each).ask(each.init) for each in stage.guidance]
         state.independent = None
-        if not (self.exchange.is_alone or self.engine.watched) and ranks_are_independent(plan, step):
+        apart = not (self.exchange.is_alone or self.engine.watched) and goes_apart(plan, step, self.exchange.flows)
+        if apart:
             guidance = message_guidance(stage)
             own = state.guidance[0] if guidance and not fresh else None
             resumed_message = cast("Tensor | None", own)  # the state of guidance by messages is the last message
@@ -162,11 +163,13 @@ class Loop:
 
     def _goes_without_barrier(self, step: Step, done: Sampled, known: dict[tuple[int, int], str]) -> bool:
         """Whether ranks do the steps from here on as a dataflow; each stage is asked about once a phase."""
-        if self.engine.watched or done.state.independent is not None:
+        if not self.exchange.flows or done.state.independent is not None:
             return False
         place = (step.phase, step.stage)
         if place not in known:
-            known[place] = needs_barrier(self.plan, step)
+            known[place] = WATCHED if self.engine.watched else needs_barrier(self.plan, step)
+            if known[place]:
+                logger().info("exchange.needs_barrier", stage=step.stage, reason=known[place])
         return not known[place]
 
     def _dataflow(

@@ -2,18 +2,24 @@
 
 import pytest
 import torch
+from attrs import frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schedulers import new_scheduler
 from toy import DETAIL, STRUCTURE, toy_sampler
+from vitrail import hookimpl
+from vitrail.backbones.analytic import AnalyticBackbone
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.asked import AskedEntry
-from vitrail.core.engine.dataflow_plan import exchange_text, needs_barrier, needs_of, overlaps, units_of
+from vitrail.core.engine.dataflow_plan import exchange_text, goes_apart, needs_barrier, needs_of, overlaps, units_of
+from vitrail.core.engine.independent_ranks import ranks_are_independent
 from vitrail.core.engine.micro_batches import split_rows
 from vitrail.core.geometry.views import Canvas, Span, View
+from vitrail.core.method.backbone import ForwardCaching
 from vitrail.core.schedule.streams import Streams
 from vitrail.plugins.patching.windows import Windows
+from vitrail.sampling.sampler import Sampler
 
 RUN = RunConfig(prompt="", height=128, width=128, num_inference_steps=6)
 WINDOWS = st.sampled_from(
@@ -25,6 +31,12 @@ WINDOWS = st.sampled_from(
         Windows(overlap=0.0, context=0.5),
     ]
 )
+
+
+class Predicting:
+    @hookimpl(wrapper=True)
+    def vitrail_predict(self, step, rows):
+        return (yield)
 
 
 def cells_of(view, written):
@@ -65,7 +77,7 @@ STAGES = {
     "": DETAIL,
     "further groups": {**DETAIL, "extra_views": [{"patching": {"type": "lattice"}, "fusion": "scatter"}]},
     "guidance acts": {key: value for key, value in STRUCTURE.items() if key != "until"},
-    "not local": {"patching": {"type": "lattice", "views": "key"}, "fusion": "broadcast"},
+    "not cellwise": {"patching": {"type": "lattice", "views": "key"}, "fusion": "broadcast"},
     "done again": {**DETAIL, "repeat": {"times": 1}},
     "scaled by their number": {**DETAIL, "scale_batch": 1},
     "one view": {"patching": "whole", "fusion": "average"},
@@ -90,11 +102,42 @@ def test_a_scheduler_that_looks_at_the_whole_canvas_keeps_the_barrier():
 
 def test_a_plugin_that_reads_the_canvas_keeps_the_barrier():
     class Watch:
-        from vitrail.core.method.hookspecs import hookimpl
-
         @hookimpl
         def vitrail_step_end(self, step, latents):
             pass
 
     plan = toy_sampler(DETAIL, plugins=[("watch", Watch())]).run_plan(RUN, 0)
     assert "plugin" in needs_barrier(plan, plan.steps()[0])
+
+
+def test_a_plugin_that_watches_forwards_keeps_the_barrier():
+    plan = toy_sampler(DETAIL, plugins=[("watch", Predicting())]).run_plan(RUN, 0)
+    assert "plugin watches forwards" in needs_barrier(plan, plan.steps()[0])
+
+
+def test_a_network_that_remembers_earlier_forwards_keeps_the_barrier():
+    @frozen(eq=False, kw_only=True)
+    class Remembering(AnalyticBackbone):
+        def remembers(self):
+            return ForwardCaching(where="a cache", by_name=True, remedy="leave it out")
+
+    sampler = toy_sampler(DETAIL)
+    own = Remembering(prior=sampler.backbone.prior, scheduler=sampler.backbone.scheduler, native_size=8)
+    plan = Sampler(own, sampler.composition, model="analytic").run_plan(RUN, 0)
+    assert needs_barrier(plan, plan.steps()[0]) == "its network remembers earlier forwards"
+
+
+def test_a_callback_keeps_the_barrier():
+    plan = toy_sampler(DETAIL).run_plan(RUN, 0)
+    assert "since a callback reads the canvas" in exchange_text(plan, plan.steps()[0], watched=True)
+
+
+@pytest.mark.parametrize("patching", [{"type": "windows", "overlap": 0.0}, {"type": "lattice", "interaction": "none"}])
+def test_windows_side_by_side_flow_where_that_is_asked_for_and_can_be(patching):
+    stage = {"patching": patching, "fusion": "scatter"}
+    plan = toy_sampler(stage).run_plan(RUN, 0)
+    step = plan.steps()[0]
+    assert ranks_are_independent(plan, step) and goes_apart(plan, step, flows=False)
+    assert goes_apart(plan, step, flows=True) == (patching["type"] == "lattice")
+    watched = toy_sampler(stage, plugins=[("watch", Predicting())]).run_plan(RUN, 0)
+    assert goes_apart(watched, step, flows=True), "what cannot flow keeps its way"
