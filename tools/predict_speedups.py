@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import attrs
 import typer
@@ -31,6 +31,7 @@ TILE_S, SERIAL_S = 0.15, 1.0  # decoding of a tile; prompt, start and saving; bo
 TILE_BYTES = 3 * 1024 * 1024  # of a tile in 8-bit colour
 RANKS = (2, 4, 8)
 SIZES = {"1024x2048": (2, 3, 6), "2048x2048": (4, 9, 9), "3072x3072": (9, 25, 16), "4096x4096": (16, 49, 36)}
+GRIDS = {"1024x2048": (1, 3), "2048x2048": (3, 3), "3072x3072": (5, 5), "4096x4096": (7, 7)}  # of the windows
 PAPER = {"1024x2048": (18, 10), "2048x2048": (40, 14), "3072x3072": (132, 59.4), "4096x4096": (294, 105)}
 DATAFLOW = {  # ideal speed-ups by list scheduling of windows that wait for their neighbours only
     "1024x2048": (2.00, 3.97, 5.00),
@@ -48,6 +49,14 @@ MODES = {"gather": ("gather", 1), "channel, lag 0": ("channel", 0), "channel, la
 LATENCIES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 JITTERS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 SEEDS = range(20)
+FLOW_CASES = (  # size, ranks, rows of a forward
+    ("2048x2048", 4, 2),
+    ("2048x2048", 8, 2),
+    ("2048x2048", 8, 1),
+    ("4096x4096", 4, 2),
+    ("4096x4096", 8, 2),
+    ("4096x4096", 16, 2),
+)
 ASYNC_CASES = (("2048x2048", 4), ("4096x4096", 4), ("4096x4096", 8))
 
 
@@ -58,19 +67,26 @@ def model(link: str = "PCIe", **changes: float) -> CostModel:
     return CostModel.of_pair(PAIR_S, LAUNCH, bandwidth=bandwidth, **(settings | changes))
 
 
-def load(size: str, row_batch: int = 2, mode: str = "gather") -> RunLoad:
+def load(size: str, row_batch: int = 2, mode: str = "gather", flows: bool = False) -> RunLoad:
     """Return the load of a whole run.
 
     Args:
         size: One of ``SIZES``.
         row_batch: Rows of a micro-batch.
         mode: Exchange of the first stage, one of ``MODES``.
+        flows: Whether the windows are exchanged without a barrier.
     """
-    structure, windows, tiles = SIZES[size]
+    structure, _, tiles = SIZES[size]
     exchange, lag = MODES[mode]
     first = StageLoad(steps=STEPS, views=structure, masked="key", exchange=exchange, lag=lag)
-    stages = (first, StageLoad(steps=STEPS, views=windows))
+    stages = (first, window_stage(size, flows))
     return RunLoad(stages=stages, row_batch=row_batch, tiles=tiles, tile_bytes=TILE_BYTES)
+
+
+def window_stage(size: str, flows: bool) -> StageLoad:
+    """Return the load of the window stage, with or without a barrier at every step."""
+    exchange: Literal["gather", "dataflow"] = "dataflow" if flows else "gather"
+    return StageLoad(steps=STEPS, views=SIZES[size][1], grid=GRIDS[size], exchange=exchange)
 
 
 def ideal(size: str, ranks: int, parts: int) -> float:
@@ -94,6 +110,7 @@ def speedup_rows() -> list[dict[str, float | str]]:
         alone = predict(load(size), cost, 1).makespan_s
         for number, ranks in enumerate(RANKS):
             by_batch = {batch: predict(load(size, batch), cost, ranks).makespan_s for batch in (2, 1)}
+            flowing = min(predict(load(size, b, flows=True), cost, ranks).makespan_s for b in (2, 1))
             paper = PAPER[size][0] / PAPER[size][1] if ranks == 4 else math.nan
             rows.append(
                 {
@@ -104,11 +121,35 @@ def speedup_rows() -> list[dict[str, float | str]]:
                     "ideal dataflow": DATAFLOW[size][number],
                     "views": alone / by_batch[2],
                     "branches": alone / by_batch[1],
-                    "seconds": min(by_batch.values()),
+                    "dataflow": alone / flowing,
+                    "seconds": min(flowing, *by_batch.values()),
                     "paper": paper,
                     "paper seconds": PAPER[size][1] if ranks == 4 else math.nan,
                 }
             )
+    return rows
+
+
+def flow_rows() -> list[list[str]]:
+    """Return rows of the window stage alone, with and without a barrier, on equal ranks and with one of half speed."""
+    rows = []
+    for size, ranks, row_batch in FLOW_CASES:
+        for slow, jitter in ((1.0, 0.0), (0.5, 0.0), (1.0, 0.2)):
+            speeds = (1.0,) * (ranks - 1) + (slow,)
+            seeds = SEEDS if jitter else (0,)
+            times = {}
+            for flows in (False, True):
+                only = RunLoad(stages=(window_stage(size, flows),), row_batch=row_batch)
+                models = [model(speeds=speeds, jitter=jitter, seed=seed, serial_s=0.0) for seed in seeds]
+                times[flows] = sum(predict(only, each, ranks).makespan_s for each in models) / len(models)
+            alone = {
+                b: predict(RunLoad(stages=(window_stage(size, True),), row_batch=b), model(serial_s=0.0), 1).makespan_s
+                for b in (2, row_batch)
+            }
+            what = "one at half speed" if slow < 1 else f"jitter {jitter:.0%}" if jitter else "equal"
+            own = alone[row_batch] / times[True]
+            rows.append([size, str(ranks), str(row_batch), what, f"{alone[2] / times[False]:.2f}"])
+            rows[-1] += [f"{alone[2] / times[True]:.2f}", f"{own:.2f}", f"{own / sum(speeds):.1%}"]
     return rows
 
 
@@ -117,7 +158,8 @@ def many_rows() -> list[list[str]]:
     cost, rows = model(), []
     alone = predict(load("4096x4096"), cost, 1).makespan_s
     for ranks in (1, 8, 16, 32, 64, 128, 1024):
-        best = min((predict(load("4096x4096", b), cost, ranks) for b in (1, 2)), key=lambda f: f.makespan_s)
+        runs = (predict(load("4096x4096", b, flows=flows), cost, ranks) for b in (1, 2) for flows in (False, True))
+        best = min(runs, key=lambda f: f.makespan_s)
         rows.append([str(ranks), f"{best.makespan_s:.1f}", f"{alone / best.makespan_s:.2f}", f"{best.busy_share:.0%}"])
     return rows
 
@@ -221,7 +263,9 @@ def main(out: Annotated[Path, typer.Option(help="Markdown file.")] = Path("docs/
     console = Console(width=200)
     rows = speedup_rows()
     head = ["size", "ranks", *(f"ideal, {x}" for x in ("views", "branches", "dataflow")), "predicted, views"]
-    head += ["predicted, branches", "predicted, s", "paper", "paper, s"]
+    head += ["predicted, branches", "predicted, dataflow", "predicted, s", "paper", "paper, s"]
+    flow_head = ["size", "ranks", "rows a forward", "ranks are", "barrier", "dataflow", "dataflow, same micro-batches"]
+    flow_head += ["of the speeds' sum"]
     body = [[cell(row[name]) for name in row] for row in rows]
     sweeps = {(size, n): {o: sweep(size, n, o) for o in ("latency_s", "jitter")} for size, n in ASYNC_CASES}
     runs = whole_runs()
@@ -233,6 +277,7 @@ def main(out: Annotated[Path, typer.Option(help="Markdown file.")] = Path("docs/
     whole_head = ["size", "ranks", "link", "jitter", *(f"{mode}, s" for mode in MODES), "lag 0 saves", "lag 1 saves"]
     page = PAGE.format(
         speedups=table(head, body),
+        flows=table(flow_head, flow_rows()),
         many=table(["ranks", "s", "speed-up", "computing"], many_rows()),
         structure=table(["size", "ranks", "case", *(f"{mode}, s" for mode in MODES)], structure_rows(sweeps)),
         whole=table(whole_head, whole_rows(runs)),

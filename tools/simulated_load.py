@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from vitrail.comm.backends.simulated import Simulated
 from vitrail.comm.communicator import RankCommunicator
+from vitrail.comm.dataflow import AHEAD, StepUnit
+from vitrail.comm.dataflow_exchange import DataflowExchange
 from vitrail.comm.outcome import RankOutcome
 from vitrail.comm.partition import assign
 from vitrail.comm.protocol import Channel
@@ -41,6 +44,9 @@ class Program:
     def run(self) -> None:
         """Run all stages, decoding and the serial part."""
         for number, stage in enumerate(self.load.stages):
+            if stage.exchange == "dataflow":
+                self.flowing_stage(number, stage)
+                continue
             shares = share_out(stage, self.load.row_batch, self.cost, self.size)
             relayed = stage.exchange == "channel"
             (self.relayed_stage if relayed else self.gathered_stage)(number, stage, shares)
@@ -65,6 +71,43 @@ class Program:
             for finish in works:
                 finish()
             self.step += 1
+
+    def flowing_stage(self, number: int, stage: StageLoad) -> None:
+        """Run a stage as a dataflow: each micro-batch once what it needs is here; wait for all in the end.
+
+        Args:
+            number: Index of the stage.
+            stage: The stage.
+        """
+        load = stage.dataflow(self.load.row_batch, self.cost, self.size)
+
+        def like(unit: StepUnit) -> Tensor:
+            return torch.zeros(load.rows[unit.unit] * stage.row_bytes, dtype=torch.uint8)
+
+        exchange = DataflowExchange(self.communicator, load.order, [load.needs] * stage.steps, like, lambda: False)
+        counts: Counter[int] = Counter()
+        begin = self.step
+        for step in range(stage.steps):
+            exchange.stops_before(step)
+            self.complete(exchange, step - AHEAD)
+            while (unit := exchange.next(step)) is not None:
+                self.complete(exchange, unit.step - AHEAD)
+                exchange.ready(unit)
+                self.step = begin + unit.step
+                batch = Batch(unit.unit, load.rows[unit.unit], with_key=False)
+                self.forward(number, stage, batch, counts[unit.step])
+                counts[unit.step] += 1
+                exchange.send(unit, like(unit))
+        self.complete(exchange, stage.steps - 1)
+        exchange.finish()
+        self.step = begin + stage.steps
+
+    @staticmethod
+    def complete(exchange: DataflowExchange, last: int) -> None:
+        """Wait for all units of the steps up to one, and drop them."""
+        for step in range(last + 1):
+            exchange.wait(exchange.units(step))
+            exchange.drop(step)
 
     def relayed_stage(self, number: int, stage: StageLoad, shares: Sequence[Sequence[Batch]]) -> None:
         """Run a stage with guidance by channel: own views only, and a gather at the end.

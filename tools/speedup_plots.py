@@ -28,7 +28,7 @@ def draw_speedups(rows: Sequence[Mapping], out: Path) -> None:
         panel.plot([1, 8], [1, 8], color="#dcdad5", lw=1, label="linear")
         for name, colour in IDEALS.items():
             panel.plot([1, *ranks], [1, *(row[name] for row in mine)], color=colour, lw=1.2, ls="--", label=name)
-        best = [max(row["views"], row["branches"]) for row in mine]
+        best = [max(row["views"], row["branches"], row["dataflow"]) for row in mine]
         panel.plot([1, *ranks], [1, *best], color="#3b6fb6", marker="o", ms=4, label="predicted, whole run")
         panel.plot(
             4, next(row["paper"] for row in mine if row["ranks"] == 4), "D", color="#b3123b", ms=6, label="paper"

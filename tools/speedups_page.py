@@ -19,9 +19,11 @@ simulator runs the same communication code as a real run. What went in:
 ## Speed-ups
 
 The ideals know equal units and nothing else: whole views or single branches with a barrier at every step, and windows
-that wait for their neighbours alone (dataflow; from list scheduling, not built here). The predictions are of a whole
-run on PCIe against the prediction for one rank, with both branches in a forward ("views") or one ("branches"). The
-paper's column is its table 1 ([ASGDiffusion](https://arxiv.org/abs/2412.06163)), four GPUs against one, and its
+that wait for their neighbours alone (dataflow; from list scheduling). The predictions are of a whole run on PCIe
+against the prediction for one rank: with a barrier at every step and both branches in a forward ("views") or one
+("branches"), and with windows without a barrier ("dataflow", of `--exchange dataflow`, the better of both). Seconds are
+of the best, with that option or without. The paper's
+column is its table 1 ([ASGDiffusion](https://arxiv.org/abs/2412.06163)), four GPUs against one, and its
 seconds.
 
 ![Speed-ups by size and ranks](speedups.png)
@@ -30,6 +32,19 @@ seconds.
 
 Branches on different ranks pay where views do not divide evenly, and cost where they do, since each forward has its
 launch. The rest of the distance to the ideals is decoding and the serial second.
+
+### Windows without a barrier
+
+The window stage alone, without decoding and the serial second, on PCIe. "dataflow" is `--exchange dataflow`, which is
+off by default. "barrier" and "dataflow" are against one rank
+with both branches in a forward; the next column is against one rank with the same micro-batches, which is the rank that
+gives the same bits, and the last is its share of what the ranks' speeds add up to. Jitter is the mean of {seeds} seeds.
+
+{flows}
+
+With one row a forward each forward has its launch, so eight ranks can be at most 7.27 times as fast as one that has
+both branches in a forward. With both, one window of nine at 2048x2048 overlaps all others, and nobody can do more than
+wait for it; with one row a forward it is shared by two ranks.
 
 ### More ranks than work, 4096x4096
 

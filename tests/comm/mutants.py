@@ -1,4 +1,4 @@
-"""Twelve mistakes that a communication library could make, planted one at a time: the tests must find each.
+"""Mistakes that a communication library could make, planted one at a time: the tests must find each.
 
 Those of communication are found through the door that others have, the laws of ``vitrail.testing.comm``.
 ``python tests/comm/mutants.py`` plants all of them and prints which test found which; with a name, that one.
@@ -17,6 +17,8 @@ from attrs import frozen
 ROOT = Path(__file__).parents[2]
 SIMULATED, THREADS = "tests/comm/test_laws.py::TestSimulated", "tests/comm/test_laws.py::TestInProcess"
 RANKS = "tests/integration/test_ranks.py"
+FLOW, FLOWING = "tests/comm/test_dataflow_exchange.py", "tests/integration/test_dataflow.py"
+CELLWISE = "tests/unit/core/engine/test_cellwise.py"
 FOUND = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
@@ -178,6 +180,119 @@ def told_on_rank_0_only():
     in_process.guarded = simulated.guarded = guarded
 
 
+def forgotten_needs():
+    """A unit does not wait for the units that it overlaps."""
+    from vitrail.comm.dataflow_exchange import DataflowExchange
+
+    original = DataflowExchange.needed
+    DataflowExchange.needed = lambda self, unit: [each for each in original(self, unit) if each.step < unit.step - 1]
+
+
+def barrier_after_all():
+    """A relay is complete once all ranks have posted it."""
+    from vitrail.comm.communicator import RankCommunicator
+
+    original = RankCommunicator.begin
+
+    def begin(self, *args, witness="all", **options):
+        return original(self, *args, **options)
+
+    RankCommunicator.begin = begin
+
+
+def unbounded_lead():
+    """A rank gets ready for messages of any later step."""
+    from vitrail.comm import dataflow_exchange
+
+    dataflow_exchange.AHEAD = 99
+
+
+def stop_at_once():
+    """A rank stops as soon as it hears that rank 0 wants to."""
+    from vitrail.comm.dataflow_exchange import VOTE, DataflowExchange
+
+    original = DataflowExchange.stops_before
+
+    def stops_before(self, step):
+        heard = [work for unit, (work, _) in self._works.items() if unit.unit == VOTE and self.has(unit)]
+        wants = any(bool(self.take(unit)) for unit in list(self._works) if unit.unit == VOTE and self.has(unit))
+        if heard and wants:
+            self._cut(step)
+        return original(self, step)
+
+    DataflowExchange.stops_before = stops_before
+
+
+def timeout_of_the_whole_wait():
+    """A rank waits for what it needs at once, whoever else has to come first."""
+    from vitrail.comm.dataflow_exchange import DataflowExchange
+
+    DataflowExchange.root = lambda self, late: max(late, key=lambda unit: self._place[unit])
+
+
+def neighbour_blamed():
+    """A timeout names the owner of what a rank needs, which may itself be waiting."""
+    from vitrail.comm.dataflow_exchange import DataflowExchange
+    from vitrail.comm.work import PostedWork
+
+    original = PostedWork._give_up
+
+    def give_up(self, limit, blames_source=False):
+        self._transport.behind, kept = (lambda: (self._transport.rank, "")), self._transport.behind
+        try:
+            original(self, limit, blames_source)
+        finally:
+            self._transport.behind = kept
+
+    PostedWork._give_up = give_up
+    DataflowExchange.root = lambda self, late: list(late)[-1]
+
+
+def late_views_fused():
+    """Cells do a step before all views that write them are predicted."""
+    from vitrail.core.engine.cellwise import CellwiseCanvas
+
+    original = CellwiseCanvas.ready
+    CellwiseCanvas.ready = lambda self, step, late: original(self, step, late[1:])
+
+
+def history_of_the_last_part():
+    """What a scheduler remembers is that of the last part of a step, in all cells."""
+    from vitrail.core.engine import cellwise
+
+    original = cellwise.CellwiseCanvas.advance
+
+    def advance(self, *arguments):
+        made = original(self, *arguments)
+        _, self._kept = cellwise.taken_apart(self.stepper.state(), self.latents.shape)
+        return made
+
+    cellwise.CellwiseCanvas.advance = advance
+
+
+def scheduler_of_the_last_step():
+    """A part of a step begins with the scheduler as the part before left it."""
+    from vitrail.core.engine.cellwise import CellwiseCanvas
+
+    def load(self, step, kept):
+        self._loaded = step
+
+    CellwiseCanvas._load = load
+
+
+def fusion_that_is_not_cellwise():
+    """A fusion says that it is cellwise and adds the mean of the canvas."""
+    from vitrail.plugins.fusion import averages
+
+    original = averages.weighted_mean
+
+    def weighted_mean(views, outputs, latents, std):
+        fused = original(views, outputs, latents, std)
+        return fused + 1e-3 * fused.mean()
+
+    averages.weighted_mean = weighted_mean
+
+
 @frozen
 class Mutant:
     """A mistake and where it should be found.
@@ -208,6 +323,22 @@ MUTANTS = (
     mutant("header check removed", no_header_check, SIMULATED),
     mutant("jitter from the global generator", global_jitter, RANKS, "-k", "every_method"),
     mutant("error reported on rank 0 only", told_on_rank_0_only, THREADS),
+    mutant("dataflow: needs forgotten", forgotten_needs, FLOW, "-k", "values_of_one"),
+    mutant("dataflow: a relay that waits for its readers", barrier_after_all, FLOW, "-k", "nothing_else"),
+    mutant("dataflow: no bound on the lead", unbounded_lead, FLOW, "-k", "values_of_one or nothing_else"),
+    mutant("dataflow: a stop heeded at once", stop_at_once, FLOW, "-k", "stop_before"),
+    mutant("dataflow: timeout of the whole wait", timeout_of_the_whole_wait, FLOW, "-k", "taken_for_late"),
+    mutant("dataflow: the waiting neighbour blamed", neighbour_blamed, FLOW, "-k", "names_the_rank"),
+    mutant("dataflow: late views fused", late_views_fused, FLOWING, "-k", "one_two_and_three"),
+    mutant("dataflow: history of the last part", history_of_the_last_part, CELLWISE, "-k", "MultistepScheduler"),
+    mutant("dataflow: scheduler of the last step", scheduler_of_the_last_step, CELLWISE, "-k", "in_parts"),
+    mutant(
+        "dataflow: a fusion that is not cellwise",
+        fusion_that_is_not_cellwise,
+        "tests/contracts/test_strategies.py",
+        "-k",
+        "fusion and average",
+    ),
 )
 
 

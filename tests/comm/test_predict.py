@@ -8,9 +8,10 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loads import computed_until, costs, loads, traces, world_sizes
+from loads import computed_until, costs, flows, loads, traces, world_sizes
 from vitrail.comm.trace.cost_model import CostModel
 from vitrail.comm.trace.speedup_model import RunLoad, StageLoad, predict, share_out
+from vitrail.errors import ConfigError
 
 PAIR_S, TILE_S, SERIAL_S = 0.1, 0.2, 0.3
 
@@ -25,6 +26,48 @@ def run(structure, windows, row_batch, tiles=9, **first):
 def test_the_simulator_takes_as_long(load, cost, world_size):
     simulated = computed_until(traces(load, cost, world_size))
     assert predict(load, cost, world_size).makespan_s == pytest.approx(simulated, abs=1e-9)
+
+
+@settings(max_examples=60)
+@given(load=flows, cost=costs, world_size=world_sizes)
+def test_the_simulator_takes_as_long_without_a_barrier(load, cost, world_size):
+    simulated = computed_until(traces(load, cost, world_size))
+    assert predict(load, cost, world_size).makespan_s == pytest.approx(simulated, abs=1e-9)
+
+
+def windows(side, exchange="dataflow", row_batch=2):
+    stage = StageLoad(steps=25, views=side * side, grid=(side, side), exchange=exchange)
+    return RunLoad(stages=(stage,), row_batch=row_batch)
+
+
+@pytest.mark.parametrize(
+    ("side", "row_batch", "speeds", "share"),
+    [
+        (3, 2, (1.0,) * 4, 0.98),
+        (3, 1, (1.0,) * 8, 0.98),
+        (7, 2, (1.0,) * 8, 0.98),
+        (7, 2, (1.0,) * 7 + (0.5,), 0.98),
+        (3, 1, (1.0,) * 7 + (0.5,), 0.95),
+    ],
+)
+def test_without_a_barrier_windows_come_near_the_sum_of_speeds(side, row_batch, speeds, share):
+    cost, load = (
+        CostModel.of_pair(PAIR_S, 0.1, latency_s=5e-5, bandwidth=12e9, speeds=speeds),
+        windows(side, "dataflow", row_batch),
+    )
+    alone = predict(load, evolve(cost, speeds=()), 1).makespan_s
+    assert alone / predict(load, cost, len(speeds)).makespan_s >= share * sum(speeds)
+
+
+def test_a_barrier_costs_what_the_dataflow_saves():
+    cost = CostModel.of_pair(PAIR_S)
+    assert predict(windows(3, "gather"), cost, 4).makespan_s == pytest.approx(25 * 3 * PAIR_S)
+    assert predict(windows(3), cost, 4).makespan_s < 25 * 2.3 * PAIR_S
+
+
+def test_a_dataflow_of_other_windows_than_its_grid_is_refused():
+    with pytest.raises(ConfigError, match="needs as many windows"):
+        StageLoad(steps=1, views=8, grid=(3, 3), exchange="dataflow")
 
 
 @given(

@@ -48,6 +48,7 @@ BAD = {
     "speeds are words": ([*FOX, "--ranks", "2", "--speeds", "fast,slow"], ["--speeds 'fast,slow': write a number for"]),
     "speed of nothing": ([*FOX, "--ranks", "2", "--speeds", "1,0"], ["--speeds '1,0': speeds are positive numbers"]),
     "speeds are too few": ([*FOX, "--ranks", "3", "--speeds", "1,2"], ["--speeds gives 2 numbers for 3 ranks"]),
+    "unknown exchange": ([*FOX, "--exchange", "flow"], ["--exchange must be one of barrier, dataflow, got 'flow'"]),
     "no time": ([*FOX, "--ranks", "2", "--timeout", "0"], ["--timeout must be more than 0 seconds and at most"]),
     "checkpoint nowhere": ([*FOX, "--checkpoint", "no/run.ckpt"], ["--checkpoint no/run.ckpt: the folder no does not"]),
     "checkpoint never": ([*FOX, "--checkpoint-every", "0"], ["--checkpoint-every must be 1 or more, got 0"]),

@@ -37,6 +37,21 @@ stages = st.builds(
     lag=st.integers(0, 1),
     max_staleness=st.integers(1, 3),
 ).flatmap(lambda stage: st.integers(0, stage.views - 1).map(lambda key: evolve(stage, key=key)))
+flowing = st.builds(
+    lambda steps, grid, branches: StageLoad(
+        steps=steps, views=grid[0] * grid[1], grid=grid, branches=branches, cells=CELLS, exchange="dataflow"
+    ),
+    st.integers(0, 6),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.sampled_from([1, 2]),
+)
+flows = st.builds(
+    RunLoad,
+    stages=st.lists(flowing | stages, min_size=1, max_size=2).map(tuple),
+    row_batch=st.integers(1, 4),
+    tiles=st.integers(0, 3),
+    tile_bytes=st.just(1000),
+)
 loads = st.builds(
     RunLoad,
     stages=st.lists(stages, min_size=1, max_size=2).map(tuple),

@@ -25,8 +25,8 @@ def every_method(names, communicator):
     return {name: sampler("a fox", spread=spread, **CALL).images[0] for name, sampler in samplers.items()}
 
 
-def every_toy(stages, communicator):
-    spread = Spread(communicator=communicator)
+def every_toy(stages, communicator, **options):
+    spread = Spread(communicator=communicator, **options)
     return {f"toy {name}": sample(toy_sampler(*each), row_batch=2, spread=spread) for name, each in stages.items()}
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import attrs
 
@@ -17,6 +17,7 @@ from vitrail.core.config.files import read_file
 from vitrail.core.config.loader import loader_of
 from vitrail.core.config.paths import expanded_or_none
 from vitrail.core.config.run_config import PIXELS, RunConfig
+from vitrail.core.engine.exchange import ExchangeKind
 from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError, Problems, shortened
 from vitrail.sampling.discovery import registered_name, registry
@@ -182,7 +183,11 @@ def parse_region_masks(texts: Sequence[str], regions: Sequence[dict[str, Any]]) 
 
 
 def rank_options(
-    ranks: int | None = None, comm: str | None = None, timeout: float = TIMEOUT_S, speeds: str | None = None
+    ranks: int | None = None,
+    comm: str | None = None,
+    timeout: float = TIMEOUT_S,
+    speeds: str | None = None,
+    exchange: str = "barrier",
 ) -> RankOptions:
     """Parse and check the options of ranks.
 
@@ -191,9 +196,10 @@ def rank_options(
         comm: Name of the communication backend; None for the default.
         timeout: Seconds that a rank waits for another.
         speeds: Relative speeds of the ranks, separated by commas.
+        exchange: What ranks wait for at a step, see ``Spread``.
 
     Raises:
-        ConfigError: If speeds are not positive numbers, or the timeout is out of range.
+        ConfigError: If speeds are not positive numbers, the timeout is out of range or the exchange is unknown.
     """
     shown = shortened(speeds or "")
     try:
@@ -204,7 +210,10 @@ def rank_options(
         raise ConfigError(f"--speeds {shown!r}: speeds are positive numbers")
     if not 0 < timeout <= LONGEST_TIMEOUT_S:
         raise ConfigError(f"--timeout must be more than 0 seconds and at most {LONGEST_TIMEOUT_S:g}, got {timeout:g}")
-    return RankOptions(ranks=ranks, comm=comm, timeout=timeout, speeds=each)
+    if exchange not in get_args(ExchangeKind):
+        raise ConfigError(f"--exchange must be one of {', '.join(get_args(ExchangeKind))}, got {shortened(exchange)!r}")
+    kind = cast("ExchangeKind", exchange)
+    return RankOptions(ranks=ranks, comm=comm, timeout=timeout, speeds=each, exchange=kind)
 
 
 def output_paths(run: RunConfig, output: Path | None, force: bool) -> list[Path]:

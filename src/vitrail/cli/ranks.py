@@ -24,6 +24,7 @@ from vitrail.sampling.discovery import registry
 
 if TYPE_CHECKING:
     from vitrail.comm.communicator import RankCommunicator
+    from vitrail.core.engine.exchange import ExchangeKind
 
 T = TypeVar("T")
 Kind = Literal["alone", "here", "start", "join"]
@@ -38,12 +39,14 @@ class RankOptions:
         comm: Name of the backend; None is gloo, or nccl if the model runs on CUDA.
         timeout: Seconds that a rank waits for another.
         speeds: Relative speeds of the ranks; () for equal ones.
+        exchange: What ranks wait for at a step, see ``Spread``.
     """
 
     ranks: int | None = None
     comm: str | None = None
     timeout: float = TIMEOUT_S
     speeds: tuple[float, ...] = field(default=(), converter=as_tuple)
+    exchange: ExchangeKind = "barrier"
 
 
 @frozen

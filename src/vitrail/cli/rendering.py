@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from vitrail.backbones.memory.forecast import MemoryForecast
     from vitrail.comm.communicator import RankCommunicator
+    from vitrail.core.engine.plan import RunPlan
     from vitrail.core.method.backbone import Backbone
     from vitrail.sampling.call_options import Callback
     from vitrail.sampling.result import Plan, Report, Result, UpscalingPlan
@@ -106,6 +107,7 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
         spread = Spread(
             communicator=communicator,
             speeds=options.ranks.speeds,
+            exchange=options.ranks.exchange,
             checkpoint=options.checkpoint,
             checkpoint_every=options.checkpoint_every,
         )
@@ -147,7 +149,7 @@ def _loaded(
         quiet_libraries()
         sampler = Sampler.of(run, composition, _device(options, placement), options.plugins)
         with model_blamed(run.model, FAILED):
-            return sampler, *_planned(sampler, run, placement)
+            return sampler, *_planned(sampler, run, placement, options)
 
 
 def _foreseen(run: RunConfig, composition: Composition, options: RenderOptions, placement: RankPlacement) -> list[str]:
@@ -158,7 +160,7 @@ def _foreseen(run: RunConfig, composition: Composition, options: RenderOptions, 
                 from vitrail.sampling.sampler import Sampler
 
                 sampler, unloaded = Sampler.planner(run, composition, _device(options, placement), options.plugins)
-                return _planned(sampler, run, placement, unloaded)[1]
+                return _planned(sampler, run, placement, options, unloaded)[1]
         except Exception as error:  # a model that is loaded tells what is wrong
             if isinstance(error, VitrailError) and not _lacks_a_package(error):
                 raise
@@ -174,13 +176,16 @@ def _lacks_a_package(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _planned(sampler: Sampler, run: RunConfig, placement: RankPlacement, unloaded: int = 0) -> tuple[Plan, list[str]]:
+def _planned(
+    sampler: Sampler, run: RunConfig, placement: RankPlacement, options: RenderOptions, unloaded: int = 0
+) -> tuple[Plan, list[str]]:
     """Return the plan, and the lines about it and this machine.
 
     Args:
         sampler: With its model, loaded or not.
         run: The run.
         placement: How the ranks are created.
+        options: Options of execution.
         unloaded: See ``forecast``.
     """
     from vitrail.backbones.memory.forecast import forecast
@@ -190,7 +195,11 @@ def _planned(sampler: Sampler, run: RunConfig, placement: RankPlacement, unloade
     plan = Plan.of(run_plan, sampler.backbone)
     outlook = forecast(run_plan, sampler.backbone, placement.world_size, run.row_batch, unloaded)
     machine = [*memory_lines(outlook), *thread_lines(sampler.backbone)]
-    return plan, [*plan_lines(run, plan), *machine, *rank_lines(placement, plan, outlook.rows)]
+    ranks = [
+        *rank_lines(placement, plan, outlook.rows),
+        *exchange_lines(placement, run_plan, options.preview is not None),
+    ]
+    return plan, [*plan_lines(run, plan), *machine, *ranks]
 
 
 def memory_lines(outlook: MemoryForecast) -> Iterator[str]:
@@ -208,6 +217,25 @@ def thread_lines(backbone: Backbone) -> Iterator[str]:
     count = threads_in_bits(backbone)
     if count is not None:
         yield f"  {count} thread{'s' * (count > 1)} an operator (OMP_NUM_THREADS), which the last bits follow"
+
+
+def exchange_lines(placement: RankPlacement, run_plan: RunPlan, watched: bool) -> Iterator[str]:
+    """Yield a line for every stage on what its ranks wait for, if they shall exchange as a dataflow.
+
+    Args:
+        placement: How the ranks are created.
+        run_plan: The plan of the run.
+        watched: Whether previews are made, which read the whole canvas.
+    """
+    from vitrail.core.engine.dataflow_plan import exchange_text
+
+    if placement.options.exchange != "dataflow":
+        return
+    if placement.world_size == 1:
+        yield "  --exchange dataflow: one rank waits for no other"
+        return
+    for step, _ in run_plan.stage_starts():
+        yield f"  stage {step.stage + 1}: {exchange_text(run_plan, step, watched)}"
 
 
 def rank_lines(placement: RankPlacement, plan: Plan, row_batch: int) -> Iterator[str]:

@@ -134,6 +134,29 @@ class RankCommunicator:
 
         return self._begun_or_done(self.begin(call, list(map(Part, sources, sizes)), own, finish, what), async_op)
 
+    def relay(self, tensor: Tensor, src: int, label: str = "") -> PostedWork:
+        """As ``broadcast`` with ``async_op``, but complete as soon as the source's message is here.
+
+        Args:
+            tensor: Of one dtype and shape on all ranks; the source's is read, the others' are overwritten.
+            src: The source's rank.
+            label: What it is, compared between ranks and shown in messages.
+        """
+        call = f"relay({label or 'tensor'}: {describe(tensor)}, src={src})"
+        self.enter(call)
+        self._check_rank(src)
+        mine = {0: to_bytes([tensor], self.checksums)} if src == self.rank else {}
+
+        def finish(posting: Posting) -> None:
+            if src != self.rank:
+                from_bytes(posting.part(0), [tensor], self.checksums, call)
+            posting.release()
+
+        work = self.begin(call, [Part(src, size_of([tensor], self.checksums))], mine, finish, witness="sources")
+        self._tickets = [old for old in self._tickets if not old.was_seen]
+        self._tickets.append(work.ticket)
+        return work
+
     def broadcast_object(self, value: Any, src: int) -> Any:
         """Return the source's value on every rank; small, of JSON types."""
         import torch
@@ -258,6 +281,7 @@ class RankCommunicator:
         mine: Mapping[int, Tensor],
         finish: Callable[[Posting], None],
         details: str = "",
+        witness: Witness = "all",
     ) -> PostedWork:
         """Post the next collective of this domain.
 
@@ -267,8 +291,9 @@ class RankCommunicator:
             mine: This rank's parts by index, UInt8[Tensor, "nbytes"].
             finish: Reads the posting once it is complete.
             details: Compared between ranks, but not shown in the trace.
+            witness: Whose headers completion waits for, see ``Transport.post``.
         """
-        work = self.post(self.domain, self._seq, call, parts, mine, "all", finish, details)
+        work = self.post(self.domain, self._seq, call, parts, mine, witness, finish, details)
         self._seq += 1
         self._pending = [old for old in self._pending if not old.poll()]
         self._pending.append(work)

@@ -26,9 +26,7 @@ def assign(costs: Sequence[float], speeds: Sequence[float], first: int | None = 
     Raises:
         ConfigError: If a speed is not a positive number.
     """
-    wrong = [speed for speed in speeds if not (speed > 0 and math.isfinite(speed))]
-    if wrong or not speeds:
-        raise ConfigError(f"relative speeds of ranks must be positive numbers, got {list(speeds)}")
+    check_speeds(speeds)
     owners = [0] * len(costs)
     loads = [0.0] * len(speeds)
     for unit in in_order(len(costs), first):
@@ -36,6 +34,16 @@ def assign(costs: Sequence[float], speeds: Sequence[float], first: int | None = 
         owner = ends.index(min(ends))
         owners[unit], loads[owner] = owner, loads[owner] + costs[unit]
     return tuple(owners)
+
+
+def check_speeds(speeds: Sequence[float]) -> None:
+    """Refuse relative speeds of ranks that are not positive numbers, or none at all.
+
+    Raises:
+        ConfigError: If one is not.
+    """
+    if not speeds or not all(speed > 0 and math.isfinite(speed) for speed in speeds):
+        raise ConfigError(f"relative speeds of ranks must be positive numbers, got {list(speeds)}")
 
 
 def in_order(units: int, first: int | None) -> list[int]:

@@ -26,7 +26,7 @@ The rules, which the test suite checks for every backend:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -49,6 +49,14 @@ class Work(Protocol):
             CommTimeout: After ``timeout`` seconds, the communicator's own if None.
             CommAborted: If the run was revoked.
             ProtocolError: If a peer called something else.
+        """
+
+    def wait_or(self, others: Sequence[Work], timeout: float | None = None) -> None:
+        """As ``wait``, for a message whose source waits for no other rank; a timeout blames the source.
+
+        Args:
+            others: Works of the same communicator; the wait ends, too, when all of them are complete. () for none.
+            timeout: Seconds from now; the communicator's own if None.
         """
 
     def exception(self) -> BaseException | None:
@@ -143,6 +151,19 @@ class Communicator(Protocol):
             mine: The tensors of the keys that this rank owns.
             owner: The rank of every key, equal on all ranks; a rank may own none or all.
             async_op: Return a ``Work`` at once.
+        """
+
+    def relay(self, tensor: Tensor, src: int, label: str = "") -> Work:
+        """Begin to overwrite ``tensor`` on every rank with the source's, without a barrier between ranks.
+
+        Posted in the order of the other collectives, but complete here as soon as the source's message is here: no
+        rank waits until other readers have posted it, nor the source for any.
+
+        Args:
+            tensor: Of one dtype and shape on all ranks, of any layout. On the source it is read before the call
+                returns; the others' change when the work is waited for or found complete.
+            src: The source's rank, equal on all ranks.
+            label: What it is, compared between ranks and shown in messages.
         """
 
     def broadcast_object(self, value: Any, src: int) -> Any:

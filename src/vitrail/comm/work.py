@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -13,6 +13,7 @@ from vitrail.comm.transport import Abort
 from vitrail.errors import CommAborted, CommTimeout, ProtocolError
 
 if TYPE_CHECKING:
+    from vitrail.comm.protocol import Work
     from vitrail.comm.trace.recording import Recorder
     from vitrail.comm.transport import Posting, Transport
 
@@ -83,6 +84,26 @@ class PostedWork:
         """Block until the result can be read; see ``Work.wait``."""
         self.ticket.was_seen = True
         self.settle(timeout)
+
+    def wait_or(self, others: Sequence[Work], timeout: float | None = None) -> None:
+        """Block until the result can be read, or all of some others; see ``Work.wait_or``."""
+        self.ticket.was_seen = True
+        every = [work for work in others if isinstance(work, PostedWork)]
+
+        def are_here() -> bool:
+            return bool(every) and all(work.is_here() for work in every)
+
+        if not self.poll() and not are_here():
+            limit = self._timeout if timeout is None else timeout
+            self._block(lambda: self._posting.is_complete() or are_here(), limit)
+            if not self.poll() and not are_here():
+                self._give_up(limit, blames_source=True)
+        if self._error is not None:
+            raise self._error
+
+    def is_here(self) -> bool:
+        """Whether the work has ended or everything that it awaits has arrived; reads nothing, for any thread."""
+        return self._done or self._error is not None or self._posting.is_complete()
 
     def poll(self) -> bool:
         """Read what has arrived and return whether the work has ended; does not count as seen by the caller.
@@ -168,13 +189,20 @@ class PostedWork:
             reason = f"rank {rank} calls {own}, {other} calls {theirs}{hidden}"
             self._fail(ProtocolError(f"ranks disagree: {reason}"), culprit)
 
-    def _give_up(self, limit: float) -> None:
-        """Fail by a timeout; blame the rank that is behind or, if none is, the one whose message is missing."""
+    def _give_up(self, limit: float, blames_source: bool = False) -> None:
+        """Fail by a timeout; blame the rank that is behind or, if none is, the one whose message is missing.
+
+        Args:
+            limit: Seconds that were waited.
+            blames_source: Whether the rank whose message is missing waits for no other, so that it is to blame.
+        """
         missing = self._posting.missing()
         culprit, where = self._transport.behind()
         state = f"is behind, last seen {where or 'before its first operation'}"
         if culprit == self._transport.rank and missing:
             culprit, state = missing[0], "has posted it, but its message did not arrive"
+        elif blames_source and missing and culprit != missing[0]:
+            culprit, state = missing[0], "waits for no other, and its message did not arrive"
         waited = f"for rank(s) {', '.join(map(str, missing))}" if missing else "to be posted by all"
         text = f"{self.call} waited {limit:g} s on rank {self._transport.rank} {waited}; rank {culprit} {state}"
         self._fail(CommTimeout(text), culprit)

@@ -77,6 +77,7 @@ class Builder:
             cfg=ClassifierFree.of(config.guidance_scale, config.guidance_rescale),
             enlarged=None if phases[-1].picture == (config.height, config.width) else (config.height, config.width),
             regions=self._regions(extras),
+            remembers=backbone.remembers() is not None,
         )
         check_regions(plan)
         check_background(plan, "vae" in backbone.offers, config.model)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from attrs import field, frozen
 
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.paths import expanded_or_none
+from vitrail.core.engine.exchange import ExchangeKind
+from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 Callback = Callable[["CallbackRun", int, "Tensor", "dict[str, CallbackValue]"], "Mapping[str, object] | None"]
 
 
+def _known_exchange(_: object, __: object, given: object) -> None:
+    if given not in get_args(ExchangeKind):
+        raise ConfigError(f"exchange must be one of {', '.join(get_args(ExchangeKind))}, got {given!r}")
+
+
 @frozen(kw_only=True)
 class Spread:
     """Distribution of a run over ranks, and its checkpoint; does not affect the picture.
@@ -32,12 +39,15 @@ class Spread:
     Attributes:
         communicator: This rank's communicator; None for a single rank. Its trace is cleared when the run begins.
         speeds: Relative speeds of the ranks, the same on all; () for equal ones.
+        exchange: What ranks wait for at a step: "barrier" for all views, "dataflow" for those that theirs overlap, in
+            stages where that will do; the same on all.
         checkpoint: File to resume from and to write, or None.
         checkpoint_every: Steps between two writes.
     """
 
     communicator: Communicator | None = None
     speeds: Sequence[float] = ()
+    exchange: ExchangeKind = field(default="barrier", validator=_known_exchange)
     checkpoint: Path | None = field(default=None, converter=expanded_or_none)
     checkpoint_every: int = 5
 

@@ -17,8 +17,8 @@ from vitrail.core.config.log import logger
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.checkpoint import Checkpoints, kept_row_batch
 from vitrail.core.engine.cpu_threads import threads_in_bits, threads_of
+from vitrail.core.engine.dataflow_plan import goes_apart, needs_barrier
 from vitrail.core.engine.exchange import Exchange
-from vitrail.core.engine.independent_ranks import ranks_are_independent
 from vitrail.core.engine.loop import Loop
 from vitrail.core.engine.rank_comparison import agree
 from vitrail.core.engine.run_state import Sampled
@@ -237,9 +237,10 @@ class Session:
         if self._communicator.world_size == 1:
             return
         plan, recipe = self._planned(0), self._recipe(0)
-        independent = [
-            self._call.callback is None and ranks_are_independent(plan, step) for step, _ in plan.stage_starts()
-        ]
+        flows, unwatched = self._spread.exchange == "dataflow", self._call.callback is None
+        starts = [step for step, _ in plan.stage_starts()]
+        independent = [unwatched and goes_apart(plan, step, flows) for step in starts]
+        flowing = [flows and unwatched and not needs_barrier(plan, step) for step in starts]
         facts = {
             "run": json.dumps(self._config.as_table(), sort_keys=True),
             "prompts and seeds": repr(self._call.pictures),
@@ -253,6 +254,7 @@ class Session:
             "threads an operator (OMP_NUM_THREADS)": str(threads_in_bits(self._builder.backbone) or 1),
             "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, "
             f"independent in stages {independent}",
+            "exchange": self._spread.exchange + (f", without a barrier in stages {flowing}" if flows else ""),
             "callback": f"given {', '.join(self._wanted)}" if self._call.callback else "none",
             "checkpoint": f"every {self._spread.checkpoint_every}" if self._spread.checkpoint else "none",
         }
@@ -499,7 +501,7 @@ class Session:
         return self._plan
 
     def _engine(self, builder: Builder, plan: RunPlan, communicator: Communicator) -> Engine:
-        exchange = Exchange.among(communicator, self._spread.speeds, self._workers)
+        exchange = Exchange.among(communicator, self._spread.speeds, self._workers, self._spread.exchange)
         engine = builder.engine(plan, exchange, self._call.callback is not None, self._backoff)
         self._backoff = engine.forwards.backoff
         return engine

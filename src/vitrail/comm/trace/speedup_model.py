@@ -1,9 +1,11 @@
 """Run time on several ranks, computed from a cost model without network, threads or clock.
 
 Ranks share micro-batches as ``partition`` says. In a stage with exchange "gather" each finished micro-batch is sent to
-all ranks while the next one is computed, and a step ends when a rank has all of them. In one with exchange "channel" a
-rank advances its own views and reads the key view's message of ``lag`` steps before; there is no collective until the
-stage ends. The simulator gives the same times for a program that computes and communicates in this way.
+all ranks while the next one is computed, and a step ends when a rank has all of them. With exchange "channel" a rank
+advances its own views and reads the key view's message of ``lag`` steps before; there is no collective until the
+stage ends. In one with exchange "dataflow" each finished micro-batch is sent to all ranks, too, and a window is
+computed once those that it overlaps are there, of the step before. The simulator gives the same times for a program
+that computes and communicates in this way.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ from typing import Literal
 from attrs import field, frozen
 from attrs import validators as v
 
+from vitrail.comm.dataflow import AHEAD
 from vitrail.comm.partition import assign, rounds
 from vitrail.comm.trace.cost_model import NATIVE_CELLS, CostModel
+from vitrail.comm.trace.dataflow_load import DataflowLoad
+from vitrail.errors import ConfigError
 
 Times = list[float]
 Masked = Literal["none", "key", "all"]
@@ -34,10 +39,20 @@ class StageLoad:
     cells: int = field(default=NATIVE_CELLS, validator=v.ge(1))  # latent cells of a view
     key: int = 0  # the view that is computed first
     masked: Masked = "none"  # forwards whose attention maps are captured
-    exchange: Literal["gather", "channel"] = "gather"
+    exchange: Literal["gather", "channel", "dataflow"] = "gather"
+    grid: tuple[int, int] = (1, 1)  # windows down and across, of half overlap; for "dataflow"
     lag: int = field(default=1, validator=v.ge(0))  # age in steps of the message that views follow
     warmup_steps: int = field(default=1, validator=v.ge(0))  # steps at the beginning, with a lag of 0
     max_staleness: int = field(default=1, validator=v.ge(0))  # staleness bound of the channel
+
+    def __attrs_post_init__(self) -> None:
+        if self.exchange == "dataflow" and math.prod(self.grid) != self.views:
+            raise ConfigError(f"a dataflow of {self.views} views needs as many windows, got a grid of {self.grid}")
+
+    def dataflow(self, row_batch: int, cost: CostModel, world_size: int) -> DataflowLoad:
+        """Return the micro-batches of a stage with exchange "dataflow"; see ``share_out`` for the arguments."""
+        speeds = [cost.speed(rank) for rank in range(world_size)]
+        return DataflowLoad.of_windows(self.grid, self.branches, row_batch, self.steps, speeds)
 
     @property
     def row_bytes(self) -> int:
@@ -121,6 +136,9 @@ def predict(load: RunLoad, cost: CostModel, world_size: int) -> Forecast:
     """
     clock = _Clock(cost, world_size)
     for stage in load.stages:
+        if stage.exchange == "dataflow":
+            clock.flowing_stage(stage, stage.dataflow(load.row_batch, cost, world_size))
+            continue
         shares = share_out(stage, load.row_batch, cost, world_size)
         if stage.exchange == "gather":
             for _ in range(stage.steps):
@@ -183,6 +201,34 @@ class _Clock:
         sizes = [sum(batch.rows for batch in share) * stage.row_bytes // stage.branches for share in shares]
         self._meet([time + self._message(nbytes) for time, nbytes in zip(self.now, sizes, strict=True)])
 
+    def flowing_stage(self, stage: StageLoad, load: DataflowLoad) -> None:
+        """Compute each micro-batch once what it needs is here; wait for all in the end."""
+        arrivals: dict[tuple[int, int], Times] = {}  # of every micro-batch, at each rank
+        whole: list[Times] = []  # arrival of all micro-batches of each step and those before, at each rank
+        counts: dict[tuple[int, int], int] = {}  # micro-batches so far, by rank and step
+        left = [len(load.rows)] * stage.steps
+        for unit in load.order:
+            rank, needs = unit.owner, load.needs[unit.unit] if unit.step else ()
+            here = [arrivals[unit.step - 1, need][rank] for need in needs]
+            here += [whole[unit.step - AHEAD][rank]] if unit.step >= AHEAD else []
+            self.now[rank] = max([self.now[rank], *here])
+            nth = counts.get((rank, unit.step), 0)
+            counts[rank, unit.step] = nth + 1
+            rows = load.rows[unit.unit]
+            seconds = self._cost.forward_s(rows, stage.cells, stage.masked == "all")
+            self._spend(rank, nth, seconds, self._step + unit.step)
+            sent = self.now[rank] + self._message(rows * stage.row_bytes)
+            arrivals[unit.step, unit.unit] = [self.now[rank] if r == rank else sent for r in range(self._size)]
+            left[unit.step] -= 1
+            if not left[unit.step]:
+                every = [arrivals[unit.step, each] for each in range(len(load.rows))]
+                whole.append([max(times[r] for times in every) for r in range(self._size)])
+                if unit.step:
+                    whole[-1] = list(map(max, whole[-1], whole[-2]))
+        if whole:
+            self.now = list(map(max, self.now, whole[-1]))
+        self._step += stage.steps
+
     def decode(self, tiles: int, tile_bytes: int) -> None:
         """Decode tiles on all ranks, then gather them."""
         if not tiles:
@@ -198,8 +244,8 @@ class _Clock:
         masked = stage.masked == "all" or (stage.masked == "key" and batch.with_key)
         self._spend(rank, nth, self._cost.forward_s(batch.rows, stage.cells, masked))
 
-    def _spend(self, rank: int, nth: int, seconds: float) -> None:
-        spent = self._cost.spent_s(seconds, rank, self._step, nth)
+    def _spend(self, rank: int, nth: int, seconds: float, step: int | None = None) -> None:
+        spent = self._cost.spent_s(seconds, rank, self._step if step is None else step, nth)
         self.now[rank] += spent
         self.busy[rank] += spent
 

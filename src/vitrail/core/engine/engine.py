@@ -17,7 +17,7 @@ from vitrail.core.config.fields import as_tuple
 from vitrail.core.engine.captured import joined, kept_maps
 from vitrail.core.engine.guidance_context import Branches
 from vitrail.core.engine.micro_batches import combine_branches, gather_views, mix_groups, restore_order
-from vitrail.core.engine.nonfinite import SCHEDULER, NonFiniteSearch
+from vitrail.core.engine.nonfinite import GIVEN, SCHEDULER, NonFiniteSearch
 from vitrail.core.engine.plan import ClassifierFree, RunPlan
 from vitrail.core.engine.reading import ViewReader
 from vitrail.core.engine.resize import inside
@@ -80,9 +80,7 @@ class Engine:
         """
         plan, state, stage, stepper = self.plan, done.state, self.plan.stage(step), self.plan.phase(step).stepper
         state.nonfinite = NonFiniteSearch(self.cell)
-        state.nonfinite.add(
-            "what it began with", done.latents, "look at the callback, or at the latents that were given"
-        )
+        state.nonfinite.add("what it began with", done.latents, GIVEN)
         state.note(step, "the picture so far", done.latents)
         latents = self._again(step, done.latents) if step.repeat else done.latents
         latents = self.guidance.at("before", step, latents, done)
@@ -95,15 +93,7 @@ class Engine:
         scaled = stepper.scale(latents, step.phase_step)
 
         predict = self._predict if state.independent is None else self._predict_own
-        reader = ViewReader(
-            plan=plan,
-            guidance=self.guidance,
-            backdrops=self.backdrops,
-            row_batch=self.forwards.row_batch,
-            words=self.words,
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt,
-        )
+        reader = self.reader
         outputs = []
         for group, patches in enumerate(every):
             reading = reader.read(step, latents, scaled, inputs if group == 0 else None, patches, group, done)
@@ -139,6 +129,19 @@ class Engine:
         gradients = self.guidance.gradients
         gradients = None if gradients is None else evolve(gradients, plan=plan)
         return evolve(self, plan=plan, guidance=evolve(self.guidance, plan=plan, gradients=gradients))
+
+    @property
+    def reader(self) -> ViewReader:
+        """What reads views from the canvas."""
+        return ViewReader(
+            plan=self.plan,
+            guidance=self.guidance,
+            backdrops=self.backdrops,
+            row_batch=self.forwards.row_batch,
+            words=self.words,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+        )
 
     def _again(self, step: Step, latents: Tensor) -> Tensor:
         """Return the latents with the noise of a step that is done again."""
@@ -177,7 +180,7 @@ class Engine:
             branched = self._branched(step, answers, reading)
             output = self.guidance.at("branches", step, branched, done, patches).combined
         else:
-            output = restore_order(self._combined(step, answers, reading), patches)
+            output = restore_order(self.combined(step, answers, reading), patches)
         state.nonfinite.add_views("classifier-free guidance", patches, group, output)
         views = Prediction(reading.views, output, step)
         if group == 0:
@@ -195,7 +198,7 @@ class Engine:
 
         def combine(answers: Sequence[ModelOutput]) -> Tensor:
             nonfinite.add_rows(reading.patches, reading.group, reading.batches, answers, reading.entries)
-            return self._combined(step, answers, reading)
+            return self.combined(step, answers, reading)
 
         def tell(guidance: MessageGuidance, key: Prediction, seen: ModelOutput) -> Tensor:
             mask = self._mask_of_views(step, key, seen, done.state, reading.patches)
@@ -219,8 +222,14 @@ class Engine:
         rows = flat.view(-1, len(self.plan.branches_at(step, reading.group)), batch, *flat.shape[1:])
         return reading.asked.mixed(rows)
 
-    def _combined(self, step: Step, answers: Sequence[ModelOutput], reading: Reading) -> Tensor:
-        """Apply classifier-free guidance to the outputs of all views, Float32[Tensor, "views batch channels h w"]."""
+    def combined(self, step: Step, answers: Sequence[ModelOutput], reading: Reading) -> Tensor:
+        """Apply classifier-free guidance to the outputs of all views, Float32[Tensor, "views batch channels h w"].
+
+        Args:
+            step: Position of the run.
+            answers: Outputs of all micro-batches, in order.
+            reading: What was asked.
+        """
         rows = self._rows(step, answers, reading)[:, : len(self.plan.views_branches(step))]
         return combine_branches(rows, self.plan.scale_at(step), self.plan.cfg.rescale)
 
@@ -228,7 +237,7 @@ class Engine:
         """Return the main group's separate branches, in the order of the views, for a guidance that combines them."""
         rows = self._rows(step, answers, reading)
         named = {b: restore_order(rows[:, i], reading.patches) for i, b in enumerate(self.plan.branches_at(step))}
-        usual = restore_order(self._combined(step, answers, reading), reading.patches)
+        usual = restore_order(self.combined(step, answers, reading), reading.patches)
         return Branches(named, self.plan.scale_at(step), usual, reading.views, self.plan.cfg.rescale)
 
     def _seen(self, answers: Sequence[ModelOutput], reading: Reading) -> ModelOutput:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attrs import field, frozen
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitrail.core.method.micro_batch import MicroBatch
 
 K = TypeVar("K")
+ExchangeKind = Literal["barrier", "dataflow"]  # what ranks wait for at a step: all views, or those that theirs overlap
 
 
 @frozen(eq=False)
@@ -28,27 +29,41 @@ class Exchange:
         communicator: This rank's communicator.
         speeds: Relative speeds of the ranks.
         workers: Micro-batches or strips that this rank may compute concurrently; does not affect results.
+        kind: How stages are exchanged that can be done without a barrier; does not affect results.
     """
 
     communicator: Communicator
     speeds: tuple[float, ...] = field(converter=as_tuple)
     workers: int = 1
+    kind: ExchangeKind = "barrier"
 
     @classmethod
-    def among(cls, communicator: Communicator, speeds: Sequence[float] = (), workers: int = 1) -> Exchange:
+    def among(
+        cls,
+        communicator: Communicator,
+        speeds: Sequence[float] = (),
+        workers: int = 1,
+        kind: ExchangeKind = "barrier",
+    ) -> Exchange:
         """Return the exchange between the ranks of a communicator.
 
         Args:
             communicator: This rank's communicator.
             speeds: Relative speeds of the ranks; equal if not given.
             workers: Micro-batches or strips that this rank may compute concurrently.
+            kind: How stages are exchanged that can be done without a barrier.
         """
-        return cls(communicator, speeds or [1.0] * communicator.world_size, workers)
+        return cls(communicator, speeds or [1.0] * communicator.world_size, workers, kind)
 
     @property
     def is_alone(self) -> bool:
         """Whether this is the only rank."""
         return self.communicator.world_size == 1
+
+    @property
+    def flows(self) -> bool:
+        """Whether stages that can be done without a barrier are; one rank has nobody to wait for."""
+        return self.kind == "dataflow" and not self.is_alone
 
     @property
     def rank(self) -> int:

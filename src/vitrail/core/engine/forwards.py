@@ -108,6 +108,24 @@ class Forwards:
             work.wait()
         return [_unwire(unit, batches[unit], answers) for unit in range(len(batches))]
 
+    def each(self, step: Step, batches: Sequence[MicroBatch], timings: Timings) -> Iterator[ModelOutput]:
+        """Compute micro-batches on this rank alone, and yield each output as soon as it and those before are there.
+
+        Args:
+            step: Position of the run.
+            batches: The micro-batches.
+            timings: Record of this rank's work, updated.
+        """
+        if self.workers > 1:
+            for rows in batches:
+                self.condition(step, rows)
+        with begun(partial(self.backoff.forward, partial(self.predict, step), step), batches, self.workers) as asked:
+            for rows, pending in zip(batches, asked, strict=True):
+                with self._recorded(step, timings, rows):
+                    predicted = pending()
+                check_output(step, rows, predicted)
+                yield predicted
+
     def forward(self, step: Step, rows: MicroBatch, timings: Timings) -> ModelOutput:
         """Compute one micro-batch on this rank alone.
 

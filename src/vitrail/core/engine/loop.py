@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, cast
 
 from attrs import frozen
 
+from vitrail.comm.dataflow_exchange import DataflowExchange
 from vitrail.core.config.log import logger
+from vitrail.core.engine.cellwise import CellwiseCanvas
+from vitrail.core.engine.dataflow_plan import WATCHED, DataflowPlan, goes_apart, needs_barrier
+from vitrail.core.engine.dataflow_stage import DataflowStage
 from vitrail.core.engine.exchange import StopVote
-from vitrail.core.engine.independent_ranks import IndependentRanks, message_guidance, ranks_are_independent
+from vitrail.core.engine.independent_ranks import IndependentRanks, message_guidance
 from vitrail.core.engine.rank_comparison import RankComparison
 from vitrail.core.engine.resize import grow, grown_latents, moments, renormalised
 from vitrail.core.engine.run_state import Sampled, Timings
@@ -21,6 +25,7 @@ from vitrail.core.method.cost import Cost
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitrail.comm.dataflow import StepUnit
     from vitrail.core.engine.checkpoint import Checkpoints
     from vitrail.core.engine.engine import Engine
     from vitrail.core.engine.exchange import Exchange
@@ -73,20 +78,27 @@ class Loop:
         )
         begin, steps, control = time.perf_counter(), plan.steps(), StopVote(self.exchange)
         done.state.comparison = RankComparison(self.exchange)
+        barriers: dict[tuple[int, int], str] = {}  # why a stage needs them, by phase and stage
+        flow: DataflowStage | None = None
         for step in steps[done.steps :]:
-            if control.decide(should_stop()):
-                self._stop(step, steps, done, checkpoints)
+            if control.decide(should_stop()) if flow is None else flow.stops_before(step):
+                self._stop(step, steps, done, checkpoints, flow)
                 break
             self.exchange.communicator.note(f"step {step.index + 1} of {len(steps)}")
             self._enter(step, done)
+            if flow is None and self._goes_without_barrier(step, done, barriers):
+                flow = self._dataflow(step, steps, done, should_stop, checkpoints)
             with _logged(step, done.timings):
-                done.latents, done.prediction = engine.step(step, done)
+                done.latents, done.prediction = (
+                    engine.step(step, done) if flow is None else flow.run(engine, step, done)
+                )
             if self._hands_over(step, steps):
                 done.latents = done.prediction.clean
             if engine.watched:  # so that a difference between ranks is not attributed to the observer
                 done.state.compare()
             done.latents, done.steps = on_step(step, done.latents, done.prediction), step.index + 1
             engine = engine if guidance is None else engine.guided(*guidance())
+            flow = None if flow is not None and flow.is_over else flow
             due = checkpoints is not None and checkpoints.is_due(step)
             if due or step.stage_step + 1 == step.stage_num_steps:
                 self._gather(done)
@@ -106,10 +118,19 @@ class Loop:
         clean = done.latents if prediction is None else prediction.clean
         return clean if phase is phases[-1] else grown_latents(clean, phase.canvas, self.plan.canvas)
 
-    def _stop(self, step: Step, steps: list[Step], done: Sampled, checkpoints: Checkpoints | None) -> None:
+    def _stop(
+        self,
+        step: Step,
+        steps: list[Step],
+        done: Sampled,
+        checkpoints: Checkpoints | None,
+        flow: DataflowStage | None,
+    ) -> None:
         """Complete the canvas on every rank and write the checkpoint."""
         logger().info("run.interrupted", step=step.index)
         self._gather(done)
+        if flow is not None:
+            done.latents, done.prediction = flow.finish(self.engine, done)
         if checkpoints is not None and done.steps > self.plan.first and done.entered:
             checkpoints.keep(self.plan, steps[done.steps - 1], done)
 
@@ -127,7 +148,8 @@ class Loop:
             state.phase, state.stage, state.masking = step.phase, step.stage, masking.ask(stage.masking.init)
             state.guidance = [plan.hooks.asked("guidance", step, each).ask(each.init) for each in stage.guidance]
         state.independent = None
-        if not (self.exchange.is_alone or self.engine.watched) and ranks_are_independent(plan, step):
+        apart = not (self.exchange.is_alone or self.engine.watched) and goes_apart(plan, step, self.exchange.flows)
+        if apart:
             guidance = message_guidance(stage)
             own = state.guidance[0] if guidance and not fresh else None
             resumed_message = cast("Tensor | None", own)  # the state of guidance by messages is the last message
@@ -138,6 +160,50 @@ class Loop:
             state.independent = IndependentRanks(
                 self.exchange, first, speaking, plan.views_branches(step), step.index, resumed_message
             )
+
+    def _goes_without_barrier(self, step: Step, done: Sampled, known: dict[tuple[int, int], str]) -> bool:
+        """Whether ranks do the steps from here on as a dataflow; each stage is asked about once a phase."""
+        if not self.exchange.flows or done.state.independent is not None:
+            return False
+        place = (step.phase, step.stage)
+        if place not in known:
+            known[place] = WATCHED if self.engine.watched else needs_barrier(self.plan, step)
+            if known[place]:
+                logger().info("exchange.needs_barrier", stage=step.stage, reason=known[place])
+        return not known[place]
+
+    def _dataflow(
+        self,
+        step: Step,
+        steps: list[Step],
+        done: Sampled,
+        should_stop: Callable[[], bool],
+        checkpoints: Checkpoints | None,
+    ) -> DataflowStage:
+        """Return the dataflow from a step to the next at which the canvas must be whole; collective."""
+        import torch
+
+        state, forwards, exchange = done.state, self.engine.forwards, self.exchange
+        left = steps[step.index :]
+        last = next(
+            n
+            for n, each in enumerate(left)
+            if each.stage_step + 1 == each.stage_num_steps or (checkpoints is not None and checkpoints.is_due(each))
+        )
+        plan = DataflowPlan.of(self.plan, left[: last + 1], forwards.row_batch, exchange.speeds)
+        who = self.plan.hooks.who("patching", step, self.plan.stage(step).patching)
+        for each, patches in zip(plan.steps, plan.patches, strict=True):
+            state.note(each, who, (patches.views, [view.roll for view in patches.views]))
+        state.note(step, "the picture so far", done.latents)
+        state.compare()  # the last comparison until the canvas is whole again
+        device, (batch, channels) = exchange.communicator.device, done.latents.shape[:2]
+
+        def like(unit: StepUnit) -> Tensor:
+            rows, shape = plan.rows[unit.step][unit.unit], plan.patches[unit.step].views[0].shape
+            return torch.empty((rows * batch, channels, *shape), dtype=done.latents.dtype, device=device)
+
+        messages = DataflowExchange(exchange.communicator, plan.order, plan.needs, like, should_stop)
+        return DataflowStage(plan, messages, CellwiseCanvas(self.plan.phase(step).stepper, done.latents))
 
     def _hands_over(self, step: Step, steps: list[Step]) -> bool:
         """Whether the next size takes over here, from the clean prediction instead of what the scheduler made of it."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MOST = 4  # number of views named in a message
 NETWORK = "try float32 or bfloat16 (--dtype), and look at the weights of the model and its adapters"
 WEAKER = "try a weaker one"
+GIVEN = "look at the callback, or at the latents that were given"
 SCHEDULER = "try another scheduler, more steps or a lower guidance scale"
 
 

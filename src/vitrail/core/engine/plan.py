@@ -67,6 +67,7 @@ class RunPlan:
         enlarged: Height and width, pixels, to which the method's ``finish`` brings the decoded picture; None if that
             has the wanted size.
         regions: Parts of the picture with prompts of their own.
+        remembers: Whether the network remembers earlier forwards, so that their order is not free.
     """
 
     hooks: Hooks
@@ -74,6 +75,7 @@ class RunPlan:
     cfg: ClassifierFree
     enlarged: tuple[int, int] | None = None
     regions: Regions = field(factory=Regions)
+    remembers: bool = False
 
     @property
     def composition(self) -> Composition:

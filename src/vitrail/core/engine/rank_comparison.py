@@ -75,6 +75,17 @@ class RankComparison:
         digest = digest_of(value) if isinstance(value, torch.Tensor) else _signed(repr(value).encode())
         self.noted.append(Noted(step, what, digest))
 
+    def note_digest(self, step: Step, what: str, digest: Tensor) -> None:
+        """As ``note``, for a digest from ``digest_of``; those of disjoint parts add up to that of the whole.
+
+        Args:
+            step: Position of the run.
+            what: Origin of the result for the message.
+            digest: Int64[Tensor, ""].
+        """
+        if not self.exchange.is_alone:
+            self.noted.append(Noted(step, what, digest))
+
     def compare(self) -> None:
         """Compare the results of all ranks since the last comparison; collective.
 
@@ -107,7 +118,8 @@ class RankComparison:
 def digest_of(tensor: Tensor) -> Tensor:
     """Return a position-dependent checksum of a tensor's bits, on its device, Int64[Tensor, ""].
 
-    Weighted sums over rows and over columns modulo 2^64: exact, whatever the order of addition.
+    Weighted sums over rows and over columns modulo 2^64: exact, whatever the order of addition. It is linear, so the
+    digests of a tensor's parts, each with zeros elsewhere, add up to the tensor's.
 
     Args:
         tensor: Any dtype, Any[Tensor, "*lead h w"].

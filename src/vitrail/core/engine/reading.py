@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vitrail.core.engine.backdrops import Backdrops
     from vitrail.core.engine.guidance_points import GuidancePoints
     from vitrail.core.engine.plan import RunPlan
-    from vitrail.core.engine.run_state import Sampled
+    from vitrail.core.engine.run_state import RunState, Sampled
     from vitrail.core.geometry.views import Patches, View
     from vitrail.core.method.micro_batch import MicroBatch
     from vitrail.core.schedule.step import Step
@@ -93,8 +93,8 @@ class ViewReader:
             group: Number of the view group.
             done: State of the picture, updated.
         """
-        plan, state = self.plan, done.state
-        stage, hooks, canvas = plan.stage(step), plan.hooks, plan.phase(step).canvas
+        plan = self.plan
+        hooks, canvas = plan.hooks, plan.phase(step).canvas
         if inputs is None:
             shown = gather_views(hooks.prepare(step, scaled, canvas, group), patches.views)
         else:
@@ -105,12 +105,8 @@ class ViewReader:
         texts: Sequence[str | None] = ()
         captured: int | None = None
         if group == 0:
-            kept = state.memory if recalls(stage.prompting) else None
-            memory = kept if kept is None or kept.words else None
-            texts = hooks.texts(step, self.prompt, self.negative_prompt, patches.views, canvas, memory)
-            state.note(step, hooks.who("prompting", step, stage.prompting), texts)
-            if stage.masking.request is not None or stage.remember:
-                captured = patches.key_entry
+            texts, captured = self._texts(step, patches, done.state)
+            done.state.note(step, hooks.who("prompting", step, plan.stage(step).prompting), texts)
         batches = split_rows(
             [self._asked(step, patches, texts, captured, *pair) for pair in pairs.pairs],
             self._inputs_of_pairs(step, latents, shown, patches, group, pairs, done),
@@ -120,6 +116,42 @@ class ViewReader:
         done.timings.count(batches, plan, step)
         views = gather_views(latents, patches.views) if inputs is None else inputs
         return Reading(group, patches, views, batches, pairs)
+
+    def outline(
+        self, step: Step, latents: Tensor, patches: Patches, done: Sampled
+    ) -> tuple[list[MicroBatch], Sequence[str | None]]:
+        """Return the main group's micro-batches without their input, for views that are read one by one; and the texts.
+
+        Args:
+            step: Position of the run, of a stage without regions.
+            latents: The canvas, for batch, channels and type.
+            patches: The views of the main group.
+            done: State of the picture; its timings count the rows.
+
+        Returns:
+            Micro-batches whose input is on the ``meta`` device, and the texts of the views, () if all have the prompt.
+        """
+        import torch
+
+        texts, captured = self._texts(step, patches, done.state)
+        shape = (len(patches.views), *latents.shape[:2], *patches.views[0].shape)
+        batches = split_rows(
+            [self._asked(step, patches, texts, captured, entry, 0) for entry in range(len(patches.views))],
+            torch.empty(shape, dtype=latents.dtype, device="meta"),
+            self.plan.branches_at(step),
+            self.row_batch,
+        )
+        done.timings.count(batches, self.plan, step)
+        return batches, texts
+
+    def _texts(self, step: Step, patches: Patches, state: RunState) -> tuple[Sequence[str | None], int | None]:
+        """Return the texts of the main group's views, () if all have the prompt, and the entry that is captured."""
+        plan, stage, hooks = self.plan, self.plan.stage(step), self.plan.hooks
+        kept = state.memory if recalls(stage.prompting) else None
+        memory = kept if kept is None or kept.words else None
+        canvas = plan.phase(step).canvas
+        texts = hooks.texts(step, self.prompt, self.negative_prompt, patches.views, canvas, memory)
+        return texts, patches.key_entry if stage.masking.request is not None or stage.remember else None
 
     def _filled_up(self, step: Step, latents: Tensor, shown: Tensor, views: Sequence[View], done: Sampled) -> Tensor:
         """Return the views with a noised plain colour in the cells that they have beyond the canvas.

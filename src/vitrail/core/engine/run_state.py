@@ -51,6 +51,11 @@ class RunState:
         if self.comparison is not None and self.independent is None:
             self.comparison.note(step, what, value)
 
+    def note_digest(self, step: Step, what: str, digest: Tensor) -> None:
+        """As ``note``, for the digest of a tensor, Int64[Tensor, ""]."""
+        if self.comparison is not None:
+            self.comparison.note_digest(step, what, digest)
+
     def compare(self) -> None:
         """Compare the recorded results between ranks; collective. See ``RankComparison.compare``."""
         if self.comparison is not None:

@@ -173,6 +173,9 @@ class OptionalFusion(ReadsFiles):
     """Optional members of a fusion."""
 
     is_local: bool = False  # if the views are a partition, a cell of the canvas depends only on the views that hold it
+    is_cellwise: bool = False  # a cell of the canvas depends only on the cells there of the views that write it, their
+    # outputs and latents and the canvas's, whatever the values elsewhere, not finite ones included; so ranks that
+    # exchange as a dataflow need not wait for views that lie elsewhere
 
 
 class OptionalUpscaler(ReadsFiles):

@@ -446,6 +446,12 @@ class Stepper:
         for name, value in state.items():
             setattr(self._scheduler, name, value)
 
+    def replace(self, state: Mapping[str, object]) -> None:
+        """Restore a state that ``state`` returned, and nothing of what the scheduler has carried since."""
+        for name in self.state().keys() - state.keys():
+            delattr(self._scheduler, name)
+        self.load(state)
+
     def canvases(self, latents: Tensor) -> list[Tensor]:
         """Return the tensors of the canvas's shape that the scheduler holds, e.g. outputs of earlier steps."""
         found = []

@@ -35,6 +35,7 @@ class Average:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    is_cellwise: ClassVar[bool] = True  # a cell depends on the views that write it alone
 
     def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
         """The unweighted mean at each cell, Float32[Tensor, "batch channels height width"]; see ``weighted_mean``."""
@@ -49,6 +50,7 @@ class Gaussian:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    is_cellwise: ClassVar[bool] = True  # a cell depends on the views that write it alone
     std: float = field(default=0.1, validator=v.gt(0))  # of the Gaussian, as a share of the view's side
 
     def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:

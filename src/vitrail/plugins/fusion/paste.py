@@ -27,6 +27,7 @@ class Paste:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    is_cellwise: ClassVar[bool] = True  # a cell depends on the views that write it alone
 
     def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
         """The canvas's output, Float32[Tensor, "batch channels height width"].

@@ -26,6 +26,7 @@ class Scatter:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     is_local: ClassVar[bool] = True  # a cell depends on its own view alone
+    is_cellwise: ClassVar[bool] = True  # the same
 
     def fuse(self, step: Step, views: Sequence[View], prediction: Prediction, latents: Tensor) -> Tensor:
         """The canvas's output, Float32[Tensor, "batch channels height width"].

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -117,6 +117,11 @@ class RecordedWork:
         limit = "" if timeout is None else f", {timeout:g} s at most"
         self._tale.call(f"waits for the {self._call}{limit}", lambda: self._work.wait(timeout))
 
+    def wait_or(self, others: Sequence[Work], timeout: float | None = None) -> None:
+        """Wait for the operation, or for all of some others."""
+        plain = [other._work if isinstance(other, RecordedWork) else other for other in others]
+        self._tale.call(f"waits for the {self._call}, or for others", lambda: self._work.wait_or(plain, timeout))
+
     def exception(self) -> BaseException | None:
         """Return the exception that waiting would raise, if any; not recorded."""
         return self._work.exception()
@@ -214,6 +219,15 @@ class RecordedCommunicator:
             return RecordedWork(work, self.tale, f"broadcast of rank {src}")
         self.tale.lines[-1].result = tensor.clone() if self.rank != src else None
         return None
+
+    def relay(self, tensor: Tensor, src: int, label: str = "") -> RecordedWork:
+        """Begin to overwrite the tensor with that of rank ``src``."""
+        what = "relays" if self.rank == src else f"is ready for rank {src}'s relay of"
+        text = f"{what} {label or 'a tensor'}{self._of}"
+        work = self.tale.call(
+            text, lambda: self.communicator.relay(tensor, src, label), tensor if self.rank == src else None
+        )
+        return RecordedWork(work, self.tale, f"relay of {label or 'a tensor'}")
 
     def all_gather_into(
         self,
