@@ -75,7 +75,10 @@ WORDS = {  # values of options whose type is no guide
 WRITTEN = ("output", "out", "checkpoint", "trace")  # options that write files, with values inside of the folder only
 INTEGERS = ("0", "1", "2", "-1", "64", "99999", "1000000000", "9" * 30, "9" * 5000, "1.5", "x", "", "32768")
 REALS = ("0", "1", "0.5", "-1", "nan", "inf", "1e308", "1e400", "x", "3")
-UNASKED = {"doctor"}  # takes nothing, and imports all libraries in a process without a worker's limits
+UNASKED = {
+    "doctor",  # takes nothing, and imports all libraries in a process without a worker's limits
+    "serve",  # runs until it is stopped
+}
 TINY = {  # options that make each command short; they come last, so they override earlier ones
     "sample": ["--size", "64", "--steps", "1", "--num-images", "1", "--method", "direct", "--model", "demo"],
     "heatmap": ["--size", "64", "--steps", "1", "--model", "demo"],
