@@ -91,7 +91,8 @@ def _handling(handler: Handler, numbers: Iterable[signal.Signals] | None = None)
         yield
     finally:
         for number, former in before.items():
-            signal.signal(number, former)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # else a hangup was heeded, and the shell's comes later
+                signal.signal(number, former)
 
 
 def _die(number: int, _: FrameType | None) -> None:

@@ -83,16 +83,15 @@ def _check_cellwise(strategy: Any, step: Step, views: tuple[View, ...]) -> None:
     """Check that a cell depends on the views that write it alone, bit for bit, and on no other cell."""
     canvas = make_prediction((1, CHANNELS, 16, 16), step)
     latents, cut = canvas.latents, Prediction(_cut(canvas.latents, views), _cut(canvas.model_output, views), step)
-    cut = Prediction(
-        cut.latents, cut.model_output * torch.linspace(0.5, 1.5, len(views))[:, None, None, None, None], step
-    )
+    scales = torch.linspace(0.5, 1.5, len(views), dtype=torch.float32, device="cpu")[:, None, None, None, None]
+    cut = Prediction(cut.latents, cut.model_output * scales, step)
     try:
         expected = _asked(strategy, step, views, cut, latents)
     except ValueError:  # it refuses these views
         return
     for late in range(len(views)):
-        written = torch.zeros(latents.shape[-2:], dtype=torch.bool)
-        views[late].write(written, torch.ones(views[late].shape, dtype=torch.bool))
+        written = torch.zeros(latents.shape[-2:], dtype=torch.bool, device="cpu")
+        views[late].write(written, torch.ones(views[late].shape, dtype=torch.bool, device="cpu"))
         for wrong in (float("nan"), float("inf"), 0.0):
             spoilt = torch.where(written, torch.full_like(latents, wrong), latents)
             outputs, inputs = cut.model_output.clone(), _cut(spoilt, views)

@@ -19,6 +19,7 @@ with stopping(stopped.set):
         say(out, f"step {step}")
         if stopped.wait(0.01):
             break
+time.sleep(0.2)  # the shell's hangup may come when the block is over
 open(sys.argv[1], "w").write("stopped" if stopped.is_set() else "finished")
 """
 
@@ -33,6 +34,7 @@ def in_a_terminal_that_closes(words):
     while b"step 1" not in said:
         said += os.read(terminal, 1024)
     os.close(terminal)
+    time.sleep(0.1)
     os.kill(child, signal.SIGHUP)  # as a shell passes on what it has heard itself
     for _ in range(6000):
         ended, status = os.waitpid(child, os.WNOHANG)

@@ -194,7 +194,8 @@ def overlaps(reading: tuple[View, ...], writing: tuple[View, ...]) -> tuple[tupl
     def boxes(views: Sequence[View], written: bool) -> tuple[torch.Tensor, torch.Tensor]:
         pieces = [(n, p) for n, view in enumerate(views) for p in (view.written if written else view.pieces)]
         found = [[p.rows.start, p.rows.stop, p.cols.start, p.cols.stop] for _, p in pieces]
-        return torch.tensor([n for n, _ in pieces]), torch.tensor(found)
+        numbers = torch.tensor([n for n, _ in pieces], dtype=torch.int64, device="cpu")
+        return numbers, torch.tensor(found, dtype=torch.int64, device="cpu")
 
     (readers, read), (writers, written) = boxes(reading, written=False), boxes(writing, written=True)
     begin = torch.maximum(read[:, None, ::2], written[None, :, ::2])
