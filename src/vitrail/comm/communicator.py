@@ -79,18 +79,9 @@ class RankCommunicator:
             src: The source's rank.
             async_op: Return a ``Work`` at once instead of waiting.
         """
-        call = f"broadcast({describe(tensor)}, src={src})"
-        self.enter(call)
-        self._check_rank(src)
-        mine = {0: to_bytes([tensor], self.checksums)} if src == self.rank else {}
-
-        def finish(posting: Posting) -> None:
-            if src != self.rank:
-                from_bytes(posting.part(0), [tensor], self.checksums, call)
-            posting.release()
-
-        work = self.begin(call, [Part(src, size_of([tensor], self.checksums))], mine, finish)
-        return self._begun_or_done(work, async_op)
+        return self._begun_or_done(
+            self._from_source(f"broadcast({describe(tensor)}, src={src})", tensor, src), async_op
+        )
 
     def all_gather_into(
         self,
@@ -143,19 +134,7 @@ class RankCommunicator:
             label: What it is, compared between ranks and shown in messages.
         """
         call = f"relay({label or 'tensor'}: {describe(tensor)}, src={src})"
-        self.enter(call)
-        self._check_rank(src)
-        mine = {0: to_bytes([tensor], self.checksums)} if src == self.rank else {}
-
-        def finish(posting: Posting) -> None:
-            if src != self.rank:
-                from_bytes(posting.part(0), [tensor], self.checksums, call)
-            posting.release()
-
-        work = self.begin(call, [Part(src, size_of([tensor], self.checksums))], mine, finish, witness="sources")
-        self._tickets = [old for old in self._tickets if not old.was_seen]
-        self._tickets.append(work.ticket)
-        return work
+        return self._handed_out(self._from_source(call, tensor, src, witness="sources"))
 
     def broadcast_object(self, value: Any, src: int) -> Any:
         """Return the source's value on every rank; small, of JSON types."""
@@ -299,13 +278,30 @@ class RankCommunicator:
         self._pending.append(work)
         return work
 
+    def _from_source(self, call: str, tensor: Tensor, src: int, witness: Witness = "all") -> PostedWork:
+        """Begin to overwrite a tensor by the source's."""
+        self.enter(call)
+        self._check_rank(src)
+        mine = {0: to_bytes([tensor], self.checksums)} if src == self.rank else {}
+
+        def finish(posting: Posting) -> None:
+            if src != self.rank:
+                from_bytes(posting.part(0), [tensor], self.checksums, call)
+            posting.release()
+
+        return self.begin(call, [Part(src, size_of([tensor], self.checksums))], mine, finish, witness=witness)
+
     def _begun_or_done(self, work: PostedWork, async_op: bool) -> PostedWork | None:
         if async_op:
-            self._tickets = [old for old in self._tickets if not old.was_seen]
-            self._tickets.append(work.ticket)
-            return work
+            return self._handed_out(work)
         work.wait()
         return None
+
+    def _handed_out(self, work: PostedWork) -> PostedWork:
+        """Return a work that the caller must wait for, which is checked at the end."""
+        self._tickets = [old for old in self._tickets if not old.was_seen]
+        self._tickets.append(work.ticket)
+        return work
 
     def enter(self, call: str) -> None:
         """Check that a call is allowed; every call begins with this.

@@ -278,9 +278,7 @@ class DataflowExchange:
                 self._last_of[step] = place
 
     def _wait_for_root(self, root: StepUnit | None, late: Sequence[StepUnit]) -> None:
-        if (
-            root is not None and root not in self._works
-        ):  # it stands behind a unit of a step before which the run may stop
+        if root is not None and root not in self._works:  # it stands behind a step before which the run may stop
             root = self.root(self._vote_on(self.order[self._posted]))
         if root is None:  # it has come meanwhile
             return
