@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define, field
 
@@ -18,7 +18,7 @@ from vitrail.errors import ConfigError, VitrailError
 from vitrail.sampling.start_picture import of_any_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from PIL.Image import Image
     from torch import Tensor
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vitrail.core.schedule.streams import Streams
     from vitrail.sampling.callbacks import CallbackRun
 
+Made = TypeVar("Made")
 KEY = "vitrail.preview"  # text in the file, by which it is known that nothing is lost with it
 
 
@@ -77,6 +78,31 @@ def _without_cut(decoded: Tensor, canvas: Canvas) -> Tensor:
     return decoded[..., :height, :width]
 
 
+@define
+class PreviewAttempts:
+    """Attempts at previews, of which none ends the run: the first failure after a success is logged.
+
+    Attributes:
+        shown_at: Where the previews are shown, for the warning.
+        failed: Whether the last one could not be made.
+    """
+
+    shown_at: str
+    failed: bool = False
+
+    def make(self, attempt: Callable[[], Made]) -> Made | None:
+        """Return what an attempt returns; None if it fails."""
+        try:
+            made = attempt()
+        except (VitrailError, RuntimeError) as error:
+            if not self.failed:
+                logger().warning("preview.not_written", path=self.shown_at, reason=str(error))
+            self.failed = True
+            return None
+        self.failed = False
+        return made
+
+
 @define(kw_only=True)
 class PreviewFile:
     """A ``callback_on_step_end`` that keeps a PNG file with the latest preview, replaced as a whole.
@@ -86,28 +112,21 @@ class PreviewFile:
     Attributes:
         path: The file.
         every: Steps between two previews; the first is that of a picture's first step.
-        failed: Whether the last one could not be made.
     """
 
     path: Path = field(converter=expanded)
     every: int = 5
-    failed: bool = False
+    _attempts: PreviewAttempts = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._attempts = PreviewAttempts(str(self.path))
         if self.every < 1:
             raise ConfigError(f"a preview every {self.every} steps: give 1 or more")
 
     def __call__(self, run: CallbackRun, step: int, timestep: Tensor, tensors: Mapping[str, CallbackValue]) -> None:
         """Write the preview, if it is due after this step."""
-        if step % self.every:
-            return
-        try:
-            save_preview(run.preview(), self.path)
-            self.failed = False
-        except (VitrailError, RuntimeError) as error:
-            if not self.failed:
-                logger().warning("preview.not_written", path=str(self.path), reason=str(error))
-            self.failed = True
+        if step % self.every == 0:
+            self._attempts.make(lambda: save_preview(run.preview(), self.path))
 
 
 def save_preview(image: Image, path: Path) -> None:

@@ -8,13 +8,13 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from vitrail.core.config.log import logger
 from vitrail.core.method.hookspecs import hookimpl
-from vitrail.errors import VitrailError
+from vitrail.sampling.previews import PreviewAttempts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from PIL.Image import Image
     from torch import Tensor
 
     from vitrail.core.method.backbone import CallbackValue
@@ -45,7 +45,7 @@ class StepWatch:
         self._work, self._works, self._closing = work, works, closing
         self._every = max(1, len(works) // PREVIEWS)
         self._begun: tuple[float, float] | None = None  # time and work at the end of the first step
-        self._failed = False  # whether the last preview could not be made
+        self._attempts = PreviewAttempts("the page")
         self.rate: float | None = None
         self.steps = 0
 
@@ -75,17 +75,10 @@ class StepWatch:
             self._work.left_s = self.rate * (sum(self._works) - done)
         self._work.step, self.steps = step + 1, self.steps + 1
         if step % self._every == 0:
-            self._work.preview = self._preview(run) or self._work.preview
+            self._work.preview = self._attempts.make(lambda: _png(run.preview())) or self._work.preview
 
-    def _preview(self, run: CallbackRun) -> bytes | None:
-        """Return a preview as PNG; None if it cannot be made, which is logged once and does not end the run."""
-        kept = io.BytesIO()
-        try:
-            run.preview().save(kept, format="PNG", compress_level=1)
-        except (VitrailError, RuntimeError) as error:
-            if not self._failed:
-                logger().warning("preview.not_written", path="the page", reason=str(error))
-            self._failed = True
-            return None
-        self._failed = False
-        return kept.getvalue()
+
+def _png(image: Image) -> bytes:
+    kept = io.BytesIO()
+    image.save(kept, format="PNG", compress_level=1)
+    return kept.getvalue()

@@ -23,7 +23,7 @@ WRITES = {"write_text", "write_bytes", "savefig", "save", "save_file"}
 ELSEWHERE = {  # functions that are given the first file's name, or write to memory
     "page_pictures.py": {"_save"},
     "pyramid.py": {"_webp"},
-    "step_watch.py": {"_preview"},
+    "step_watch.py": {"_png"},
 }
 
 
