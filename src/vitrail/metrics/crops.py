@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 from attrs import validators as v
@@ -10,15 +10,13 @@ from attrs import validators as v
 from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.members import OptionalFeatureExtractor
 from vitrail.core.method.metric import Features, Shown
-from vitrail.core.method.returned_measures import vectors_of
+from vitrail.core.method.returned_measures import Vectors, vectors_of
 from vitrail.core.schedule.streams import Streams
 from vitrail.errors import ConfigError
 from vitrail.metrics.judge_features import JUDGE
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Kind = Literal["extract", "probabilities"]
 
 
 @frozen(kw_only=True)
@@ -37,7 +35,7 @@ class CropFeatures:
     crops: int
     crop_size: int
     seed: int
-    kind: Kind
+    kind: Vectors
 
     @property
     def digest(self) -> str:
@@ -60,8 +58,7 @@ class CropFeatures:
             pieces = torch.stack([picture[:, y : y + side, x : x + side] for y, x in spots])
         else:
             pieces = picture[None]
-        method = self.features.extract if self.kind == "extract" else self.features.probabilities
-        return vectors_of(StrategyCall("features", self.features), method, pieces).cpu()
+        return vectors_of(StrategyCall("features", self.features), self.features, self.kind, pieces).cpu()
 
     def _side(self, shown: Shown) -> int:
         return self.crop_size or shown.training_size("set crop_size")
@@ -76,7 +73,7 @@ class OfSets:
     crop_size: int = field(default=0, validator=v.ge(0))  # side of a crop in pixels; 0 is the model's training size
     seed: int = 0  # of the crops' positions, which are the same in all pictures of a size
 
-    def seeing(self, kind: Kind) -> CropFeatures:
+    def seeing(self, kind: Vectors) -> CropFeatures:
         """Return the feature extractor with these options; ``kind`` is the method of ``features`` that it calls."""
         return CropFeatures(
             features=self.features, crops=self.crops, crop_size=self.crop_size, seed=self.seed, kind=kind

@@ -73,8 +73,9 @@ class Repetition:
         apart = (place[:, None] - place).abs().amax(dim=-1) >= side
         tiles = [picture[:, y : y + side, x : x + side] for y, x in spots]
         batches = [torch.stack(tiles[first : first + BATCH]) for first in range(0, len(tiles), BATCH)]
-        asked, look = StrategyCall("features", self.features), self.features.probabilities
-        known = torch.cat([vectors_of(asked, look, batch).cpu() for batch in batches])[:, :-1]
+        asked = StrategyCall("features", self.features)
+        seen = [vectors_of(asked, self.features, "probabilities", batch).cpu() for batch in batches]
+        known = torch.cat(seen)[:, :-1]
         agreement = (known @ known.T)[apart]
         return torch.stack([agreement.max(), agreement.mean()])
 

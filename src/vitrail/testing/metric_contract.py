@@ -15,6 +15,7 @@ from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.members import OptionalFeatureExtractor
 from vitrail.core.method.metric import Shown
 from vitrail.core.method.returned_measures import (
+    Vectors,
     columns_of,
     digest_of_set,
     look_at,
@@ -112,13 +113,14 @@ def check_features(features: Any, pictures: Tensor | None = None) -> None:
     if pictures is None:
         coarse = Streams(0).uniform((2, 3, 6, 6), "pictures")
         pictures = torch.nn.functional.interpolate(coarse, SIZES[1], mode="bicubic").clamp(0, 1)
-    for look in (chosen.extract, chosen.probabilities):
-        found = vectors_of(StrategyCall("features", chosen), look, pictures)
+    members: tuple[tuple[Vectors, Any], ...] = (("extract", chosen.extract), ("probabilities", chosen.probabilities))
+    for member, look in members:
+        found = vectors_of(StrategyCall("features", chosen), chosen, member, pictures)
         torch.testing.assert_close(found[1:], look(pictures[1:]), rtol=1e-4, atol=1e-5)
         for dtype in DTYPES:
             with surroundings(0, dtype):
-                same(found, look(pictures), dtype_message(look.__name__, dtype))
-        assert not torch.allclose(found[0], found[1], rtol=1e-4), f"{look.__name__}: unlike pictures look alike"
+                same(found, look(pictures), dtype_message(member, dtype))
+        assert not torch.allclose(found[0], found[1], rtol=1e-4), f"{member}: unlike pictures look alike"
     digests = [OptionalFeatureExtractor.of(each).digest for each in (chosen, copy.deepcopy(chosen))]
     assert digests[0] == digests[1], "the same files must have the same digest"
 

@@ -6,8 +6,8 @@ A report and ``vitrail.testing`` make the same ones. Messages name the class by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 from vitrail.core.method.calls import StrategyCall
 from vitrail.core.method.metric import Column, Shown
@@ -16,10 +16,11 @@ from vitrail.core.method.returned_values import kind, outside
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitrail.core.method.metric import Metric, References
+    from vitrail.core.method.metric import Features, Metric, References
 
 ROUNDING = 1e-4  # tolerance of a number beyond the ends of its column, and of the sum of class probabilities
 END = object()
+Vectors = Literal["extract", "probabilities"]  # methods of features
 
 
 def columns_of(asked: StrategyCall, metric: Metric) -> tuple[Column, ...]:
@@ -79,12 +80,13 @@ def numbers_of(asked: StrategyCall, metric: Metric, features: Tensor, reference:
     return numbers
 
 
-def vectors_of(asked: StrategyCall, method: Callable[[Tensor], object], pictures: Tensor) -> Tensor:
+def vectors_of(asked: StrategyCall, features: Features, member: Vectors, pictures: Tensor) -> Tensor:
     """Return the features or the class probabilities of pictures, Float32[Tensor, "batch dim"].
 
     Args:
         asked: The features, for messages.
-        method: Its ``extract`` or ``probabilities``.
+        features: The features.
+        member: The method to call.
         pictures: In [0, 1], Float32[Tensor, "batch 3 Height Width"].
 
     Raises:
@@ -92,15 +94,16 @@ def vectors_of(asked: StrategyCall, method: Callable[[Tensor], object], pictures
     """
     import torch
 
-    name, found = getattr(method, "__name__", "extract"), asked.ask(method, pictures)
+    found: object = asked.ask(features.extract if member == "extract" else features.probabilities, pictures)
     shape = tuple(found.shape[:1]) if isinstance(found, torch.Tensor) and found.ndim == 2 else ()
     if not isinstance(found, torch.Tensor) or found.dtype != torch.float32 or shape != (len(pictures),):
-        asked.refuse(f"must return float32 ({len(pictures)}, dim) from `{name}`, got {kind(found)}")
+        asked.refuse(f"must return float32 ({len(pictures)}, dim) from `{member}`, got {kind(found)}")
     if found.requires_grad:
-        asked.refuse(f"must return float32 without a graph from `{name}`; decorate it with @torch.no_grad()")
-    is_sure = ((found.sum(dim=1) - 1).abs() < ROUNDING) & (found >= 0).all(dim=1)
-    if name == "probabilities" and not bool(is_sure.all()):
-        asked.refuse("must return probabilities from 0 on that add up to 1")
+        asked.refuse(f"must return float32 without a graph from `{member}`; decorate it with @torch.no_grad()")
+    if member == "probabilities":
+        is_sure = ((found.sum(dim=1) - 1).abs() < ROUNDING) & (found >= 0).all(dim=1)
+        if not bool(is_sure.all()):
+            asked.refuse("must return probabilities from 0 on that add up to 1")
     return found
 
 
