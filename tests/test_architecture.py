@@ -140,6 +140,8 @@ SEAM = {  # where a run and a backbone meet -> which names of a file are looked 
     "sampling/sampler.py": (".*", ""),
     "sampling/builder.py": (".*", ""),
     "sampling/session.py": (".*", ""),
+    "sampling/start_latents.py": (".*", ""),
+    "sampling/called_steps.py": (".*", ""),
     "sampling/callbacks.py": (".*", ""),
     "sampling/call_options.py": (".*", ""),
     "sampling/pixels.py": (".*", ""),

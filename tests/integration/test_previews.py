@@ -172,12 +172,12 @@ def test_a_preview_that_cannot_be_written_is_one_warning(run, monkeypatch, caplo
 
 
 def test_a_preview_that_a_library_cannot_decode_is_one_warning(run, monkeypatch, caplog):
-    from vitrail.sampling import session
+    from vitrail.sampling import called_steps
 
     def broken(*given):
         raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
 
-    monkeypatch.setattr(session, "preview", broken)
+    monkeypatch.setattr(called_steps, "preview", broken)
     assert run("--preview", "now.png", "--preview-every", "1").code == 0 and Path("fox.png").exists()
     assert [record.message.count("preview.not_written") for record in caplog.records] == [1]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from attrs import asdict, evolve
 
@@ -22,41 +21,32 @@ from vitrail.core.engine.exchange import Exchange
 from vitrail.core.engine.loop import Loop
 from vitrail.core.engine.rank_comparison import agree
 from vitrail.core.engine.run_state import Sampled
-from vitrail.core.method.members import combines_branches
-from vitrail.core.schedule.streams import Streams
 from vitrail.errors import CommError, ConfigError, Interrupted, VitrailError
 from vitrail.sampling.call_options import Call
 from vitrail.sampling.call_pictures import in_sequence
-from vitrail.sampling.callbacks import SETTABLE, CallbackRun, copied, taken, wanted_inputs
+from vitrail.sampling.callbacks import wanted_inputs
+from vitrail.sampling.called_steps import CalledSteps
 from vitrail.sampling.differentiation import without_graph
 from vitrail.sampling.discovery import registered_name
 from vitrail.sampling.finishing import finished_picture
-from vitrail.sampling.input_digests import content_digest, given_digests
+from vitrail.sampling.input_digests import given_digests
 from vitrail.sampling.kept_latents import latents_kept
 from vitrail.sampling.output_types import as_output
-from vitrail.sampling.picture_reader import read as read_picture
-from vitrail.sampling.previews import preview
 from vitrail.sampling.recipe import Recipe, digest_of
 from vitrail.sampling.region_masks import mask_digests
 from vitrail.sampling.result import Report, Result
 from vitrail.sampling.run_plugins import wrapping
-from vitrail.sampling.start_picture import open_picture
+from vitrail.sampling.start_latents import StartLatents
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
     from torch import Tensor
 
     from vitrail.comm.protocol import Communicator
     from vitrail.comm.trace.recording import Recorder
-    from vitrail.core.engine.conditioning_cache import Conditions
     from vitrail.core.engine.engine import Engine
     from vitrail.core.engine.memory_backoff import MemoryBackoff
     from vitrail.core.engine.plan import RunPlan
-    from vitrail.core.geometry.views import Canvas
-    from vitrail.core.method.backbone import CallbackValue
-    from vitrail.core.schedule.prediction import Prediction
-    from vitrail.core.schedule.step import Step
     from vitrail.sampling.builder import Builder
 
 
@@ -76,8 +66,7 @@ class Session:
         self._communicator = call.spread.communicator or solo()
         self._log = logger().bind(run_id=digest_of(repr(call.config)), rank=self._communicator.rank)
         self._stopped = self._started = False
-        self._image: Image | None = None  # from a file, read once
-        self._caller_image: Image | Tensor | None = None  # from the caller, read once
+        self._beginning: StartLatents  # once the inputs are read
         self._given: dict[str, str] = {}
         self._files: dict[str, str] = {}
         self._plugins = wrapping(builder.plugins)
@@ -151,11 +140,10 @@ class Session:
 
     def _read_inputs(self) -> None:
         """Read start pictures, and record the digests of what a recipe does not store."""
-        config = self._config
-        self._image = None if config.image is None else open_picture(config.image)
-        self._caller_image = self._read_image()
+        config, extras = self._config, self._call.extras
+        self._beginning = StartLatents.read(config.image, extras, self._builder.backbone)
         masks = mask_digests(config.regions, self._builder.masks)
-        self._given = given_digests(self._call.extras, self._image) | masks
+        self._given = given_digests(extras, self._beginning.from_file) | masks
         self._files = self._builder.composition.digests(registered_name)
         offered = self._builder.backbone.callback_inputs
         self._wanted = wanted_inputs(self._call.callback, self._call.tensor_inputs, offered)
@@ -311,7 +299,7 @@ class Session:
         if checkpoints is not None and number < len(checkpoints.finished):
             return Sampled(checkpoints.finished[number].to(self._device()), num_steps)
         loop = Loop(self._engine(builder, plan, communicator))
-        self._check_start(plan)
+        self._beginning.check(plan)
         self._started, model_calls = True, plan.cost().model_calls
         self._log.info(
             "run.started",
@@ -322,23 +310,15 @@ class Session:
             model_calls=model_calls,
         )
         plan.hooks.run_start(num_steps, plan.canvas, model_calls)
-        start = self._start(loop.engine)
-        caller, conditions = self._begin_callback(builder, plan)
+        start = self._beginning.latents(loop.engine)
+        steps = CalledSteps.begin(self._sampler, self._call, builder, plan, self._wanted, communicator, self._given)
+        calls = self._call.callback is not None
 
         def stop() -> bool:
-            return self._call.stop() or bool(caller.interrupt)
+            return self._call.stop() or bool(steps.caller.interrupt)
 
-        def guidance() -> tuple[float, float]:
-            return caller.guidance_scale, caller.guidance_rescale
-
-        def call_back(step: Step, new: Tensor, prediction: Prediction) -> Tensor:
-            if self._call.callback is None:
-                return new
-            show = partial(self._preview, prediction, plan.phase(step).canvas, builder.config.seed)
-            return self._call_back(plan, caller, conditions, step, new, show)
-
-        with self._builder.backbone.adapters_kept() if self._call.callback else nullcontext():
-            done = loop.run(start, stop, call_back, checkpoints, guidance if self._call.callback else None)
+        with self._builder.backbone.adapters_kept() if calls else nullcontext():
+            done = loop.run(start, stop, steps.after, checkpoints, steps.guidance if calls else None)
         if done.steps < num_steps:
             self._stopped = True
             done.latents = loop.shown(done)
@@ -347,150 +327,6 @@ class Session:
         if checkpoints is not None:
             checkpoints.finish(done.latents)
         return done
-
-    def _start(self, engine: Engine) -> Tensor:
-        """Return the first latents: noise, or a picture with the noise of the first step that is done."""
-        noise, stepper = self._noise(engine), engine.plan.phases[0].stepper
-        picture = self._picture(engine)
-        if picture is None:
-            return noise * stepper.init_noise_sigma
-        return stepper.noised(picture, noise, engine.plan.first)
-
-    def _noise(self, engine: Engine) -> Tensor:
-        shape, latents = self._shape(engine.plan), self._call.extras.latents
-        noise: Tensor = engine.streams.normal(shape, "initial-latents") if latents is None else latents
-        return self._as_canvas(noise)
-
-    def _as_canvas(self, latents: Tensor) -> Tensor:
-        """Convert caller-supplied latents to float32 on the model's device."""
-        return latents.to(self._device()).float()
-
-    def _check_start(self, plan: RunPlan) -> None:
-        """Refuse latents or a picture that do not fit the first canvas, before the run is told to have started."""
-        shape, latents, picture = self._shape(plan), self._call.extras.latents, self._call.extras.image
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ConfigError(f"latents must be {shape} for this canvas, got {tuple(latents.shape)}")
-        given = tuple(getattr(picture, "shape", ()))
-        if picture is not None and self._caller_image is None and given != shape:
-            raise ConfigError(
-                f"image: floats of {given} may be a picture with alpha or latents of another canvas; "
-                f"give the picture as Pillow or uint8, or latents of {shape}"
-            )
-
-    def _shape(self, plan: RunPlan) -> tuple[int, int, int, int]:
-        canvas = plan.phases[0].canvas
-        return (1, self._builder.backbone.latent_channels, canvas.height, canvas.width)
-
-    def _read_image(self) -> Image | Tensor | None:
-        """Read the caller's picture before anything is computed; None if it may be latents."""
-        import torch
-
-        image = self._call.extras.image
-        channels = self._builder.backbone.latent_channels
-        shape = tuple(getattr(image, "shape", ()))
-        is_floats = isinstance(image, torch.Tensor) and image.is_floating_point()
-        if image is None or (is_floats and len(shape) == 4 and shape[:2] == (1, channels)):
-            return None  # may be latents, as the size of the canvas will show
-        return read_picture(image, "image", alternative=f", or latents with {channels} channels")
-
-    def _picture(self, engine: Engine) -> Tensor | None:
-        """Return latents of the picture to start from, if there is one."""
-        from vitrail.sampling.start_picture import pad_picture
-
-        shape, picture, phase = self._shape(engine.plan), self._call.extras.image, engine.plan.phases[0]
-        if picture is None and self._image is None:
-            return None
-        shown = self._image if picture is None else self._caller_image
-        backbone = self._builder.backbone
-        if tuple(getattr(picture, "shape", ())) == shape:
-            return self._as_canvas(cast("Tensor", picture))
-        assert shown is not None  # else it was refused before the run started
-        read = backbone.read_picture(shown, *phase.picture).float()
-        factor = backbone.vae_scale_factor
-        read = pad_picture(read, factor * phase.canvas.height, factor * phase.canvas.width)
-        noise = engine.streams.normal(shape, "image-latents").to(read.device)
-        return backbone.encode(read, noise)
-
-    def _begin_callback(self, builder: Builder, plan: RunPlan) -> tuple[CallbackRun, Conditions]:
-        """Create what the callback receives for a picture, and the source of its tensors."""
-        config, extras = self._config, self._call.extras
-        fields = {
-            "guidance_scale": config.guidance_scale,
-            "guidance_rescale": config.guidance_rescale,
-            "num_timesteps": len(plan.steps()) - plan.first,
-            "clip_skip": extras.clip_skip,
-            "cross_attention_kwargs": extras.cross_attention_kwargs,
-            "joint_attention_kwargs": extras.joint_attention_kwargs,
-        }
-        caller = CallbackRun(self._sampler, self._builder.backbone.pipeline, fields, self._check_guidance)
-        return caller, builder.conditions(extras, plan.phases)
-
-    def _check_guidance(self, scale: float) -> None:
-        """Refuse a guidance scale, set by a callback, that this run cannot change to."""
-        if self._spread.checkpoint is not None:
-            raise ConfigError("a callback set _guidance_scale, which a checkpoint does not keep; leave one of them out")
-        if scale > 1 and self._config.guidance_scale <= 1:
-            raise ConfigError(
-                f"a callback set _guidance_scale to {scale:g}, but the run began without guidance, so nothing is "
-                "encoded to guide away from; begin with a guidance_scale above 1"
-            )
-        names = [type(g).__name__ for s in self._builder.composition.stages for g in s.guidance if combines_branches(g)]
-        if scale <= 1 and names:
-            raise ConfigError(
-                f"a callback set _guidance_scale to {scale:g}, which switches classifier-free guidance off, and "
-                f"{names[0]} of the method combines its branches; keep it above 1"
-            )
-
-    def _call_back(
-        self,
-        plan: RunPlan,
-        caller: CallbackRun,
-        conditions: Conditions,
-        step: Step,
-        new: Tensor,
-        show: Callable[[], Image],
-    ) -> Tensor:
-        """Call the callback after a step; return the latents that it leaves.
-
-        Args:
-            plan: What the run does.
-            caller: The callback's first argument.
-            conditions: Source of the callback's tensors.
-            step: The step that is done.
-            new: The latents after it, Float32[Tensor, "batch channels height width"].
-            show: Decodes a preview.
-        """
-        callback = self._call.callback
-        assert callback is not None
-        stepper, guided = plan.phase(step).stepper, caller.do_classifier_free_guidance
-        vars(caller)["scheduler"] = stepper.scheduler
-        given: dict[str, CallbackValue] = {"latents": new} if "latents" in self._wanted else {}
-        if self._wanted != tuple(given):
-            made = self._builder.backbone.callback_tensors(conditions.at(step), step, guided)
-            given = {name: new if name == "latents" else made[name] for name in self._wanted}
-        before, kept, scale = copied(given), new.clone(), caller.guidance_scale
-        with caller.showing(show):
-            answer = callback(caller, step.index - plan.first, stepper.timestep(step), dict(given))
-        latents = taken(answer, given, before, new, guided and not caller.do_classifier_free_guidance)
-        changed = caller.guidance_scale != scale or not bool((latents == kept).all())
-        if changed:
-            self._given["callback_on_step_end"] = "changed the run"
-        self._check_callbacks_alike(caller, latents)
-        return latents
-
-    def _preview(self, prediction: Prediction, canvas: Canvas, seed: int) -> Image:
-        """Return a small picture of a prediction of the canvas, decoded by this rank alone."""
-        trace, streams = self._communicator.trace, Streams(seed)
-        with trace.span("compute", "preview"):
-            return preview(prediction, canvas, self._builder.backbone, self._config.memory == "auto", streams)
-
-    def _check_callbacks_alike(self, caller: CallbackRun, latents: Tensor) -> None:
-        """Refuse callbacks that differ between ranks; one exchange per step."""
-        if self._split is None or self._split.world_size == 1:
-            return
-        facts = {name: repr(getattr(caller, name)) for name in SETTABLE}
-        changes = {f"what callbacks set as {name}": value for name, value in facts.items()}
-        agree(self._split, {"the latents that callbacks left": content_digest(latents)} | changes)
 
     def _planned(self, number: int) -> RunPlan:
         """Return the plan of the next picture, made on first use."""

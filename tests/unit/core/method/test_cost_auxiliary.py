@@ -6,7 +6,7 @@ import torch
 from schedulers import new_scheduler
 from tiny import tiny_pipeline
 from vitrail.backbones.analytic import AnalyticBackbone, MixturePrior
-from vitrail.cli.rendering import plan_lines
+from vitrail.cli.plan_lines import plan_lines
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.loop import Loop
 from vitrail.core.method.cost import Cost
