@@ -1,6 +1,7 @@
-"""A browser for the tests of pages: those of reports, opened from the disk, and that of ``vitrail serve``.
+"""A server of the tests of ``vitrail serve``, and a browser for pages: of reports, opened from the disk, and its own.
 
-They are skipped where there is no Chromium, chromedriver or Selenium; VITRAIL_BROWSER=required makes that a failure.
+Tests with a browser are skipped where there is no Chromium, chromedriver or Selenium; VITRAIL_BROWSER=required makes
+that a failure.
 """
 
 import os
@@ -10,7 +11,22 @@ import pytest
 from browser import missing, started
 from drawn_page import drawn_page
 from opened_page import Opened
+from served import serving
 from vitrail.experiments.report.page import write_page
+from vitrail.sampling.sampler import Sampler
+
+
+@pytest.fixture(scope="module")
+def backbone(folder):
+    """The model that is served, loaded."""
+    return Sampler.from_pretrained(str(folder), "direct").backbone
+
+
+@pytest.fixture(scope="module")
+def served(backbone, folder):
+    """A server for the tests of one file."""
+    with serving(backbone, folder) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import torch
 from attrs import evolve, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_checkpoint import Ender, PowerCutError
 from test_ranks import BACKENDS, Crash, on_ranks
 
 from often import every
@@ -132,20 +133,6 @@ def test_a_canvas_is_whole_wherever_it_is_kept(tmp_path, flowing):
         found = on_ranks(InProcess(timeout=600), after, lambda: toy_sampler(JITTER), spread, **CALL)
         assert all(torch.equal(latents, expected) for latents in found)
     assert flowing
-
-
-class PowerCutError(Exception):
-    """Ends a run from outside."""
-
-
-class Ender:
-    def __init__(self, at):
-        self.at = at
-
-    @hookimpl
-    def vitrail_step_end(self, step):
-        if step.index == self.at:
-            raise PowerCutError
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

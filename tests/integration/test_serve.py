@@ -11,21 +11,10 @@ from PIL import Image
 
 from command_line import vitrail
 from served import FOX, LONG, serving
-from vitrail.sampling import session
+from vitrail.sampling import called_steps, session
 from vitrail.sampling.recipe import read_recipe
 from vitrail.sampling.sampler import Sampler
 from vitrail.serve import studio as studios
-
-
-@pytest.fixture(scope="module")
-def backbone(folder):
-    return Sampler.from_pretrained(str(folder), "direct").backbone
-
-
-@pytest.fixture(scope="module")
-def served(backbone, folder):
-    with serving(backbone, folder) as server:
-        yield server
 
 
 def picture_of(served, number):
@@ -163,7 +152,7 @@ def test_a_preview_that_cannot_be_made_is_one_warning(served, monkeypatch, caplo
     def broken(*given):
         raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
 
-    monkeypatch.setattr(session, "preview", broken)
+    monkeypatch.setattr(called_steps, "preview", broken)
     made = served.make(FOX)
     assert made["status"] == "done" and not made["has_preview"]
     assert [record.message.count("preview.not_written") for record in caplog.records].count(1) == 1

@@ -9,20 +9,7 @@ from command_line import vitrail
 from served import FOX, serving
 from vitrail.cli.serve import _bound
 from vitrail.errors import ConfigError
-from vitrail.sampling.sampler import Sampler
 from vitrail.serve.guard import own_hosts
-
-
-@pytest.fixture(scope="module")
-def backbone(folder):
-    return Sampler.from_pretrained(str(folder), "direct").backbone
-
-
-@pytest.fixture(scope="module")
-def served(backbone, folder):
-    with serving(backbone, folder) as server:
-        yield server
-
 
 STRANGE = {
     "another name of this machine": ("GET", {"host": "rebound.example:80"}, 403),
