@@ -13,8 +13,8 @@ from rich.console import Console
 
 from vitrail.core.method.hookspecs import hookimpl
 from vitrail.experiments.run.store import Folder
+from vitrail.pictures.picture_files import open_picture
 from vitrail.sampling.sampler import Sampler
-from vitrail.sampling.start_picture import open_picture
 
 SHOWN = 192  # side of a cell of the sheet in pixels
 PICTURE_OF = "asg-cascade"  # the method whose largest picture is shown

@@ -17,8 +17,8 @@ from vitrail.errors import OutputError
 from vitrail.experiments.run.origin import commit_of_vitrail
 from vitrail.experiments.run.peak_memory import STATM
 from vitrail.experiments.run.store import Folder, merge
+from vitrail.pictures.picture_files import open_picture
 from vitrail.sampling.recipe import read_recipe
-from vitrail.sampling.start_picture import open_picture
 
 FILE = """
 prompts = ["a fox", "a box"]

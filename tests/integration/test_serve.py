@@ -60,12 +60,7 @@ def test_the_plan_says_what_it_takes_and_begins_nothing(served):
 
 
 def test_tiles_make_up_the_picture(served, monkeypatch):
-    from vitrail.experiments.report import page_pictures
-    from vitrail.serve import pyramid, served_picture
-
-    monkeypatch.setattr(pyramid, "TILE", 64)
-    monkeypatch.setattr(served_picture, "TILE", 64)
-    monkeypatch.setattr(page_pictures, "TILE", 64)
+    monkeypatch.setattr("vitrail.pictures.tiles.TILE", 64)
     made = served.make(FOX)
     tiles, whole = made["shown"]["tiles"], picture_of(served, made["number"])
     assert tiles["levels"][0] == [104, 152] and max(tiles["levels"][-1]) <= 64 < max(tiles["levels"][-2])

@@ -20,11 +20,11 @@ from vitrail.core.config.run_config import PIXELS, RunConfig
 from vitrail.core.engine.exchange import ExchangeKind
 from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError, Problems, shortened
+from vitrail.pictures.picture_files import open_picture
 from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.region_masks import open_masks
 from vitrail.sampling.relative_paths import of_run
-from vitrail.sampling.start_picture import open_picture
 
 LONGEST_TIMEOUT_S = 1e6  # more than eleven days
 FIELDS = attrs.fields_dict(RunConfig)

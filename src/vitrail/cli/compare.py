@@ -25,7 +25,7 @@ from vitrail.experiments.report.page_content import metric_values
 from vitrail.experiments.report.sheets import FAINT, FONT, GAP, INK, MARGIN, folded
 from vitrail.experiments.report.tables import Heading, Table
 from vitrail.experiments.spec.experiment_file import spelt_out, structure
-from vitrail.sampling.start_picture import open_own
+from vitrail.pictures.picture_files import open_own
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -30,10 +30,10 @@ from vitrail.experiments.run.store import ExperimentPlan, Folder, refusing_full
 from vitrail.experiments.spec.cells import Cell, Row, cells_of, heat_row, pairs_of, refuse_many, rows_of
 from vitrail.experiments.spec.experiment import Experiment
 from vitrail.experiments.spec.experiment_file import load_experiment, structure
+from vitrail.pictures.picture_files import open_picture
 from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.mask_recorder import read_shares
 from vitrail.sampling.run_plugins import load_plugins
-from vitrail.sampling.start_picture import open_picture
 
 if TYPE_CHECKING:
     from rich.console import Console

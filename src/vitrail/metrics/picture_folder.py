@@ -14,7 +14,7 @@ from vitrail.core.config.file_digests import digest_of_files
 from vitrail.core.config.paths import expanded
 from vitrail.core.method.metric import Shown
 from vitrail.errors import ConfigError
-from vitrail.sampling.start_picture import open_picture
+from vitrail.pictures.picture_files import open_picture
 
 if TYPE_CHECKING:
     from torch import Tensor

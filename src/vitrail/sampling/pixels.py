@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from vitrail.sampling.start_picture import pad_picture
+from vitrail.pictures.picture_files import pad_picture
 
 if TYPE_CHECKING:
     from torch import Tensor

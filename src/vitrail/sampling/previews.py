@@ -15,7 +15,7 @@ from vitrail.core.config.paths import expanded, refuse_irregular
 from vitrail.core.engine.exchange import Exchange
 from vitrail.core.engine.resize import without_padding
 from vitrail.errors import ConfigError, VitrailError
-from vitrail.sampling.start_picture import of_any_size
+from vitrail.pictures.picture_files import of_any_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -24,9 +24,9 @@ from vitrail.core.config.run_config import RunConfig
 from vitrail.core.method.registration import path_options
 from vitrail.core.schedule.streams import SCHEME
 from vitrail.errors import ConfigError
+from vitrail.pictures.picture_files import of_any_size, why_unreadable
 from vitrail.sampling.discovery import registry
 from vitrail.sampling.run_plugins import plugin_changes
-from vitrail.sampling.start_picture import of_any_size, why_unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vitrail.errors import ConfigError, Problems
+from vitrail.pictures.picture_files import open_picture
 from vitrail.sampling.input_digests import content_digest
-from vitrail.sampling.start_picture import open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -20,12 +20,12 @@ from vitrail.core.method.cascade import Finish
 from vitrail.core.method.members import ReadsFiles
 from vitrail.core.method.returned_values import check_digest
 from vitrail.errors import ConfigError, Problems, VitrailError
+from vitrail.pictures.picture_files import open_picture
 from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.input_digests import content_digest
 from vitrail.sampling.methods import composition_of
 from vitrail.sampling.recipe import Recipe
 from vitrail.sampling.region_masks import mask_digests, read_masks
-from vitrail.sampling.start_picture import open_picture
 
 if TYPE_CHECKING:
     from vitrail.core.method.composition import Composition

@@ -24,13 +24,13 @@ from vitrail.core.engine.network import check_rectifications
 from vitrail.core.method.composition import Composition
 from vitrail.core.method.inputs import Extras
 from vitrail.errors import ConfigError, Problems
+from vitrail.pictures.picture_reader import with_pictures
 from vitrail.sampling.builder import Builder
 from vitrail.sampling.call_options import Call, Callback, Spread
 from vitrail.sampling.call_pictures import PictureCall, given_once, in_sequence, pictures_of, refuse_shared, texts_of
 from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.methods import composition_of
 from vitrail.sampling.output_types import check_output_type
-from vitrail.sampling.picture_reader import with_pictures
 from vitrail.sampling.recipe import digest_of
 from vitrail.sampling.result import Plan, Report, Result
 from vitrail.sampling.run_plugins import attached

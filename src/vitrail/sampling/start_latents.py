@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 from attrs import frozen
 
 from vitrail.errors import ConfigError
-from vitrail.sampling.picture_reader import read as read_picture
-from vitrail.sampling.start_picture import open_picture, pad_picture
+from vitrail.pictures.picture_files import open_picture, pad_picture
+from vitrail.pictures.picture_reader import read as read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from vitrail.errors import VitrailError
-from vitrail.experiments.report.page_pictures import THUMB, TILE, levels_of
+from vitrail.pictures.tiles import THUMB, levels_of, places_of, tile_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,11 +48,9 @@ class Pyramid:
             NotThereError: If there is no such tile.
         """
         image = self._level(level)
-        left, top = column * TILE, row * TILE
-        if min(row, column) < 0 or left >= image.width or top >= image.height:
+        if (row, column) not in places_of(image.height, image.width):
             raise NotThereError("there is no such tile")
-        box = (left, top, min(left + TILE, image.width), min(top + TILE, image.height))
-        return _webp(image.crop(box), lossless=level == 0)
+        return _webp(tile_of(image, row, column), lossless=level == 0)
 
     def thumb(self) -> bytes:
         """Return a small copy as WebP."""

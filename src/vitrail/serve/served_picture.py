@@ -10,7 +10,7 @@ import attrs
 from attrs import define
 
 from vitrail.core.config.run_config import RunConfig
-from vitrail.experiments.report.page_pictures import TILE
+from vitrail.pictures import tiles
 from vitrail.serve.pyramid import NotThereError, Pyramid
 from vitrail.serve.wishes import FIELDS
 
@@ -108,8 +108,8 @@ class ServedPicture:
         if shown is not None:
             url = f"pictures/{self.number}/{self._version_of(shown)}"
             height, width = shown.sizes[0]
-            tiles = {"url": url, "side": TILE, "levels": shown.sizes}
-            told["shown"] = {"width": width, "height": height, "thumb": f"{url}/thumb.webp", "tiles": tiles}
+            cut = {"url": url, "side": tiles.TILE, "levels": shown.sizes}
+            told["shown"] = {"width": width, "height": height, "thumb": f"{url}/thumb.webp", "tiles": cut}
         if self.status == "done" and self.recipe is not None:
             told["again"] = {"command": self.command(), "python": self.python(), "recipe": attrs.asdict(self.recipe)}
         return told

@@ -16,7 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from vitrail.errors import VitrailError
-from vitrail.experiments.report.page import PARTS
+from vitrail.pictures.tiles import VIEWER
 from vitrail.serve.guard import Guard, TooLongError
 from vitrail.serve.pyramid import NotThereError, Pyramid
 from vitrail.serve.studio import BusyError
@@ -30,14 +30,24 @@ if TYPE_CHECKING:
     from vitrail.serve.studio import Studio
 
 PAGE = Path(__file__).parent / "page"
-VIEWER = ("elements.js", "words.js", "view.js", "tiles.js", "panes.js", "gestures.js", "slider.js", "viewer.css")
-FILES = {name: PARTS / name for name in ("page.css", *VIEWER)}  # a report's page looks at pictures in the same way
+SHARED = (
+    "page.css",
+    "elements.js",
+    "words.js",
+    "view.js",
+    "tiles.js",
+    "panes.js",
+    "gestures.js",
+    "slider.js",
+    "viewer.css",
+)
+FILES = {name: VIEWER / name for name in SHARED}  # a report's page looks at pictures in the same way
 FILES |= {name: PAGE / name for name in ("serve.css", "zoom.js", "serve.js")}
 KINDS = {".js": "text/javascript", ".css": "text/css"}
 PATIENCE_S = 10  # for the body of a request
 
 
-class Count(Convertor[int]):
+class BoundedNumber(Convertor[int]):
     """Numbers in addresses, of a bounded length: Python refuses to read very long ones."""
 
     regex = "[0-9]{1,9}"
@@ -51,7 +61,7 @@ class Count(Convertor[int]):
         return str(value)
 
 
-register_url_convertor("count", Count())
+register_url_convertor("count", BoundedNumber())
 
 
 class Web:

@@ -8,15 +8,13 @@ from threading import Barrier
 import pytest
 from PIL import Image
 
-from vitrail.serve import pyramid
 from vitrail.serve.pyramid import NotThereError, Pyramid
 
 THREADS = 8
 
 
 def test_threads_that_ask_at_once_get_the_tiles_of_one_that_asks_alone(monkeypatch):
-    monkeypatch.setattr("vitrail.experiments.report.page_pictures.TILE", 64)
-    monkeypatch.setattr(pyramid, "TILE", 64)
+    monkeypatch.setattr("vitrail.pictures.tiles.TILE", 64)
     image = Image.effect_noise((2048, 1536), 60).convert("RGB")
     alone = Pyramid(image, 1)
     wanted = {level: alone.tile(level, 0, 0) for level in range(len(alone.sizes))}

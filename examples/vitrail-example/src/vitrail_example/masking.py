@@ -10,7 +10,7 @@ from attrs import validators as v
 from vitrail.core.config.file_digests import digest_of_files
 from vitrail.core.config.paths import expanded
 from vitrail.errors import ConfigError
-from vitrail.sampling.start_picture import open_picture
+from vitrail.pictures.picture_files import open_picture
 
 if TYPE_CHECKING:
     from torch import Tensor

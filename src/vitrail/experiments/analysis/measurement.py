@@ -20,8 +20,8 @@ from vitrail.experiments.run.store import PLAN, ExperimentPlan, Folder, Outcome,
 from vitrail.experiments.spec.cells import Cell
 from vitrail.experiments.spec.experiment import Experiment
 from vitrail.experiments.spec.experiment_file import structure
+from vitrail.pictures.picture_files import open_own
 from vitrail.sampling.discovery import registered_name
-from vitrail.sampling.start_picture import open_own
 
 if TYPE_CHECKING:
     from torch import Tensor

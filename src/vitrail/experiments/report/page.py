@@ -22,13 +22,15 @@ from attrs import field, frozen
 from vitrail.core.config.atomic import write_text
 from vitrail.core.config.fields import as_tuple
 from vitrail.errors import ConfigError
-from vitrail.experiments.report.page_pictures import Prepared, Sides, prepare
+from vitrail.experiments.report.page_pictures import Prepared, prepare
+from vitrail.pictures.tiles import VIEWER, Sides
 
 PARTS = Path(__file__).parent / "page_parts"
-STYLES = ("page.css", "grid.css", "viewer.css")
+STYLES = (VIEWER / "page.css", PARTS / "grid.css", VIEWER / "viewer.css")
 SCRIPTS = (
-    "elements.js", "words.js", "filters.js", "grid.js", "tables.js", "recipe.js",
-    "view.js", "tiles.js", "panes.js", "gestures.js", "slider.js", "viewer.js", "page.js",
+    VIEWER / "elements.js", VIEWER / "words.js", PARTS / "filters.js", PARTS / "grid.js", PARTS / "tables.js",
+    PARTS / "recipe.js", VIEWER / "view.js", VIEWER / "tiles.js", VIEWER / "panes.js", VIEWER / "gestures.js",
+    VIEWER / "slider.js", PARTS / "viewer.js", PARTS / "page.js",
 )  # fmt: skip
 PLACE = re.compile(r"\{\{(\w+)\}\}")
 
@@ -229,8 +231,8 @@ def _finite(data: Any) -> Any:
     return data
 
 
-def _joined(names: Sequence[str]) -> str:
-    return "\n".join((PARTS / name).read_text(encoding="utf-8") for name in names)
+def _joined(files: Sequence[Path]) -> str:
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def _policy(style: str, script: str) -> str:

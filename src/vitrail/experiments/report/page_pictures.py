@@ -11,15 +11,13 @@ from attrs import field, frozen
 from vitrail.core.config.atomic import replacing, replacing_folder
 from vitrail.core.config.fields import as_tuple
 from vitrail.errors import ConfigError, OutputError
-from vitrail.sampling.start_picture import of_any_size
+from vitrail.pictures.picture_files import of_any_size
+from vitrail.pictures.tiles import THUMB, TILE, Sides, levels_of, places_of, tile_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-THUMB = 384  # pixels: the longest side in the grid
-TILE = 512  # pixels: the side of a tile
 LARGEST = 4096  # pixels: a picture with a longer side is shown in tiles, since browsers cannot hold many such pictures
-Sides = tuple[int, int]
 
 
 @frozen(kw_only=True)
@@ -100,14 +98,6 @@ def prepare(folder: Path, file: str, into: str) -> Prepared:
     )
 
 
-def levels_of(height: int, width: int) -> tuple[Sides, ...]:
-    """Return height and width of each level in pixels: halved and rounded up until a level fits into one tile."""
-    levels = [(height, width)]
-    while max(levels[-1]) > TILE:
-        levels.append((-(-levels[-1][0] // 2), -(-levels[-1][1] // 2)))
-    return tuple(levels)
-
-
 def write_tiles(image: Image, folder: Path) -> None:
     """Write the tiles of a pyramid as WebP, lossless at full size and lossy at the other levels.
 
@@ -119,10 +109,9 @@ def write_tiles(image: Image, folder: Path) -> None:
         for level, (height, width) in enumerate(levels_of(image.height, image.width)):
             image = image.reduce(2) if level else image
             (part / str(level)).mkdir()
-            for row, top in enumerate(range(0, height, TILE)):
-                for column, left in enumerate(range(0, width, TILE)):
-                    tile = image.crop((left, top, min(left + TILE, width), min(top + TILE, height)))
-                    _save(tile, part / str(level) / f"{row}_{column}.webp", lossless=level == 0)
+            for row, column in places_of(height, width):
+                file = part / str(level) / f"{row}_{column}.webp"
+                _save(tile_of(image, row, column), file, lossless=level == 0)
 
 
 def _small(image: Image) -> Image:

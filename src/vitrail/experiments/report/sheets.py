@@ -11,7 +11,7 @@ from vitrail.experiments.analysis.measurement import Size
 from vitrail.experiments.analysis.results import Group, Results
 from vitrail.experiments.report.figures import slug
 from vitrail.experiments.report.tables import curves, size_text
-from vitrail.sampling.start_picture import open_own
+from vitrail.pictures.picture_files import open_own
 
 if TYPE_CHECKING:
     from PIL.Image import Image

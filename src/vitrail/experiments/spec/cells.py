@@ -36,11 +36,11 @@ from vitrail.experiments.spec.experiment import (
     Setting,
 )
 from vitrail.experiments.spec.experiment_file import prompts_of
+from vitrail.pictures.picture_files import open_picture
 from vitrail.sampling.discovery import registered_name, registry
 from vitrail.sampling.input_digests import content_digest
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.run_plugins import attached, load_plugins, wrapping
-from vitrail.sampling.start_picture import open_picture
 
 DIGITS = 12  # hexadecimal digits of an address
 NAMES = ("method", "model", "model_config", "variant", "revision", "memory")  # run options that no address depends on

@@ -24,7 +24,7 @@ from vitrail.experiments.report.sheets import draw_sheets
 from vitrail.experiments.report.tables_and_plots import write_report
 from vitrail.experiments.run.store import Outcome
 from vitrail.metrics.crops import CropFeatures
-from vitrail.sampling.start_picture import open_picture
+from vitrail.pictures.picture_files import open_picture
 
 ROWS = [tiny.Row("dark", lambda pair, size: 60 + 5 * pair), tiny.Row("light", lambda pair, size: 70 + 5 * pair)]
 CELLS = tiny.cells(ROWS, pairs=4)

@@ -10,8 +10,8 @@ from structlog.testing import capture_logs
 
 from vitrail.core.method.inputs import Extras
 from vitrail.errors import ConfigError
-from vitrail.sampling.picture_reader import GROUND, read, with_pictures
-from vitrail.sampling.start_picture import of_any_size, open_picture
+from vitrail.pictures.picture_files import of_any_size, open_picture
+from vitrail.pictures.picture_reader import GROUND, read, with_pictures
 
 HEIGHT, WIDTH = 6, 9
 GREY = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) * 4 + 20  # from 20 to 232

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vitrail.core.config.paths import expanded, refuse_irregular
 from vitrail.errors import ConfigError, shortened
-from vitrail.sampling.picture_reader import read
+from vitrail.pictures.picture_reader import read
 
 if TYPE_CHECKING:
     from PIL.Image import Image
