@@ -89,3 +89,17 @@ def test_where_the_canvas_is_padded_the_mask_is_that_of_the_picture(pipe):
     torch.testing.assert_close(scene.mask[..., :17, :25], inner)
     assert torch.equal(scene.mask[..., 17:, :], scene.mask[..., 16:17, :])
     assert torch.equal(scene.mask[..., 25:], scene.mask[..., 24:25].expand(-1, -1, -1, 2))
+
+
+def test_asg_fast_is_asg_cascade_with_its_two_savings():
+    moving = 'stages.1.patching={type="windows", overlap=0.0, grid="moving"}'
+    assert load_method("asg-fast") == load_method("asg-cascade", [moving, "stages.1.guidance_interval=[0.0, 0.0]"])
+
+
+@pytest.mark.parametrize("side", [2, 3, 4])
+@pytest.mark.parametrize("num_steps", [12, 30])
+def test_asg_fast_asks_less_than_two_fifths_of_what_asg_plus_asks(pipe, side, num_steps):
+    native = 64
+    run = RunConfig(prompt="a fox", height=side * native, width=side * native, num_inference_steps=num_steps)
+    fast, slow = (Sampler.from_pipeline(pipe, name).plan(run).model_calls for name in ("asg-fast", "asg-plus"))
+    assert fast <= 0.4 * slow

@@ -223,7 +223,7 @@ def test_sample_and_replay(run, folder, tmp_path):
     lines = made.out.splitlines()
     assert lines[0] == f"loading model {folder}"
     assert lines[1].startswith("150x200 pixels, 20x27 latent cells") and lines[1].endswith("method asg-plus, seed 5")
-    assert lines[2].startswith("  stage 1: steps 1 to 2, ") and lines[3].startswith("  stage 2: steps 3 to 4, ")
+    assert lines[2].startswith("  stage 1: steps 1 to 3, ") and lines[3].startswith("  stage 2: steps 4 to 4, ")
     assert "step 2/4, stage 1/2, about " in made.out and "step 4/4, stage 2/2, decoding" in made.out
     assert "fox.png: 150x200, seed 5" in lines
     assert lines[-1] == f"again: vitrail replay fox.png --model {folder}"

@@ -245,7 +245,7 @@ def test_a_window_of_half_overlap_may_move_by_the_width_of_the_border():
     assert time_ids(SizeConditioning(), beyond, known, 8) == (2048, 2048, 0, 1152, 2048, 2048)
 
 
-@pytest.mark.parametrize("method", ["cutdiffusion", "asg", "asg-plus", "asg-limit"])
+@pytest.mark.parametrize("method", ["cutdiffusion", "asg", "asg-limit"])
 def test_structure_ends_after_half_of_any_number_of_steps(method):
     """CutDiffusion's code compares a step with steps times share, so with 25 steps its structure would never end."""
     composition = load_method(method)

@@ -14,6 +14,7 @@ from vitrail.plugins.fusion.scatter import Scatter
 from vitrail.plugins.guidance.anchored import Anchored
 from vitrail.plugins.guidance.attentive import Attentive
 from vitrail.plugins.guidance.direction import Direction
+from vitrail.plugins.guidance.interpolated import Interpolated
 from vitrail.plugins.guidance.noise_damped import NoiseDamped
 from vitrail.plugins.guidance.none import NoGuidance
 from vitrail.plugins.guidance.skip_residual import SkipResidual
@@ -48,6 +49,7 @@ def vitrail_register(registry: Registry) -> None:
     registry.add("guidance", "none", NoGuidance)
     registry.add("guidance", "sync", SyncGuidance)
     registry.add("guidance", "async", AsyncGuidance)
+    registry.add("guidance", "interpolated", Interpolated)
     registry.add("guidance", "anchored", Anchored)
     registry.add("guidance", "skip-residual", SkipResidual)
     registry.add("guidance", "attentive", Attentive)

@@ -151,6 +151,7 @@ def refuse(stages: Sequence[Stage], groups: Sequence[Sequence[int]]) -> None:
         _refuse_exclusive(index, stage)
         _refuse_unasked(index, stage)
         _refuse_parts_remembered(index, stage)
+        _refuse_parts_followed(index, stage)
         _refuse_unread(index, stage)
         _refuse_unprepared(index, stage)
 
@@ -237,6 +238,16 @@ def _refuse_parts_remembered(index: int, stage: Stage) -> None:
         raise ValueError(
             f"stages.{index}.remember: the maps of one view are kept as those of the picture, and a view of "
             f'{_name(stage.patching)} shows a part of it; remember in a stage with patching = "whole" or "lattice"'
+        )
+
+
+def _refuse_parts_followed(index: int, stage: Stage) -> None:
+    """Refuse guidance that reads the key view between its cells where views show parts of the picture."""
+    names = [_name(guidance) for guidance in stage.guidance if OptionalGuidance.of(guidance).between_views]
+    if names and not _shows_whole(stage):
+        raise ValueError(
+            f"stages.{index}: {names[0]} reads the key view between its cells, and the views of "
+            f'{_name(stage.patching)} show other parts of the picture; use patching = "lattice", or guide by "sync"'
         )
 
 
