@@ -32,8 +32,9 @@ from processes import MARK, kill_all, listeners, processes, ranks, shared_memory
 
 PHASES = ("startup", "joining", "step", "decode", "write", "launcher", "torchrun")
 SIGNALS = ("KILL", "STOP", "TERM", "INT")
-TIMEOUT_S, TORCHRUN_S = 4.0, 20.0  # --timeout of the runs; under torchrun it includes the ranks' loading of libraries
+TIMEOUT_S, TORCHRUN_S = 4.0, 20.0  # --timeout of the runs; under torchrun ranks may load for as long as others wait
 TORCHRUNS_S = 30.0  # that torchrun gives a rank to end by itself
+LOADING_S = 15.0  # maximum time that ranks load before they wait for a stopped one, on a busy machine
 LIMIT_S = 2.0  # maximum time from a fault until all processes have ended
 STOPPED_EARLY = 130  # exit code of a run that Ctrl-C stopped after a whole step
 PATIENCE_S = 300.0  # maximum wait for a phase to begin or a run to end
@@ -94,6 +95,7 @@ class Run:
     mark: str = field(factory=lambda: secrets.token_hex(8))
     process: subprocess.Popen = None
     said: list = field(factory=list)
+    gave_up: float = math.nan  # moment of the first message of an error
     ports: set = field(factory=set)
     pids: set = field(factory=set)
     _threads: list = field(factory=list)
@@ -129,6 +131,8 @@ class Run:
     def _listen(self, stream):
         for line in stream:
             self.said.append(line)
+            if "Error:" in line and math.isnan(self.gave_up):
+                self.gave_up = time.monotonic()
 
     def text(self):
         """Return the output so far."""
@@ -197,21 +201,22 @@ def inject(injection, whole):
                 begin = time.monotonic()
                 os.kill(victim, signal.SIGCONT)
             has_ended = run.end()
-            return judged(injection, run, time.monotonic() - begin, has_ended, whole)
+            return judged(injection, run, begin, has_ended, whole)
         finally:
             kill_all(run.mark)
 
 
-def judged(injection, run, seconds, has_ended, whole):
-    """Evaluate a run.
+def judged(injection, run, begin, has_ended, whole):
+    """Evaluate a run that has just ended.
 
     Args:
         injection: The signal that was sent.
         run: The run.
-        seconds: Time from the signal to the end.
+        begin: Moment of the signal.
         has_ended: Whether all processes ended by themselves.
         whole: Bytes of the undisturbed picture.
     """
+    seconds = time.monotonic() - begin
     code, told, picture = run.process.returncode, run.text(), run.folder / "fox.png"
     made = picture.read_bytes() if picture.exists() else None
     may_be_whole = injection.victim == -1 or code == STOPPED_EARLY  # as a write that had begun is finished
@@ -231,12 +236,24 @@ def judged(injection, run, seconds, has_ended, whole):
     left += [] if has_ended else ["processes"]
     return Found(
         code if has_ended else None,
-        max(0.0, seconds - run.timeout - TORCHRUNS_S * run.under_torchrun) if waits else seconds,
+        max(0.0, seconds - allowed(run, begin)) if waits else seconds,
         told,
         is_sound,
         is_named,
         tuple(left),
     )
+
+
+def allowed(run, begin):
+    """Return the seconds after which a run with a stopped rank has to end.
+
+    The other ranks wait from when they have loaded; under torchrun nobody measures that from outside, so what counts is
+    when they give up, and the time that torchrun then gives the stopped one.
+    """
+    if not run.under_torchrun:
+        return run.timeout
+    waited = run.timeout if math.isnan(run.gave_up) else max(run.timeout, run.gave_up - begin)
+    return min(waited, run.timeout + LOADING_S) + TORCHRUNS_S
 
 
 def draw(chance, count):
