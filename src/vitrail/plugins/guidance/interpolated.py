@@ -51,18 +51,15 @@ class Interpolated:
         Raises:
             ShapeError: If the views are no lattice, whose cells lie between those of the key view.
         """
-        import torch
-
         scale = self.scale * step.ramp(self.ramp)
         if scale == 0:
             return subject, None
         assert scene.patches is not None
-        key, masks, clean = scene.key, scene.own_masks, subject.clean
-        told = clean[key] if masks is not None or scene.key_mask is None else torch.cat([clean[key], scene.key_mask], 1)
-        told = at_places(told, scene.patches.views, key)
-        weight = scale * (told[:, :, clean.shape[2] :] if masks is None else masks)
-        weight = weight.clamp(0, 1) if weight.shape[2] else min(scale, 1.0)
-        delta = weight * (told[:, :, : clean.shape[2]] - clean)
+        key, views, masks = scene.key, scene.patches.views, scene.own_masks
+        if masks is None and scene.key_mask is not None:
+            masks = at_places(scene.key_mask, views, key)
+        weight = min(scale, 1.0) if masks is None else (scale * masks).clamp(0, 1)
+        delta = weight * (at_places(subject.clean[key], views, key) - subject.clean)
         delta[key] = 0
         return subject.move_clean(delta), None
 
