@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from adapters import ADAPTERS, CPU, control_network, image_encoder, inversion, ip_adapter, lora_layers, modules, picture
 from parity import CALL, SIDE, TEXTS, noise, ours, wrap
-from tiny import NATIVE, in_double
+from tiny import in_double, one_block_unet
 from tiny_families import FAMILIES
 from vitrail.backbones import DEMO
 
@@ -66,24 +66,9 @@ def test_a_large_picture_is_decoded_and_encoded_under_hooks(kind):
 # ---------------------------------------------------------------- compiled, other layouts, other types
 
 
-def small_unet():
-    """Of one block each way, since compiling takes its time."""
-    torch.manual_seed(4)
-    return diffusers.UNet2DConditionModel(
-        sample_size=NATIVE,
-        block_out_channels=(32,),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",),
-        mid_block_type=None,
-        up_block_types=("CrossAttnUpBlock2D",),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-    ).eval()
-
-
 def test_a_compiled_network_gives_the_same_picture_and_the_same_maps():
     pipe = FAMILIES["sd"]()
-    pipe.unet = small_unet()
+    pipe.unet = one_block_unet()
     pipe = in_double(pipe)
     call = {"guidance_scale": 1.0, "row_batch": 1}
     large = CALL | call | {"height": 2 * SIDE, "num_inference_steps": 2}

@@ -41,6 +41,21 @@ def small_unet():
     ).eval()
 
 
+def one_block_unet():
+    """Of one block each way, since compiling takes its time."""
+    torch.manual_seed(4)
+    return UNet2DConditionModel(
+        sample_size=NATIVE,
+        block_out_channels=(32,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+    ).eval()
+
+
 def tiny_tokenizer():
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = [*letters, *(f"{c}</w>" for c in letters), "fo", "fox</w>", "<|startoftext|>", "<|endoftext|>"]

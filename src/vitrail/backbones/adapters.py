@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 UNET = frozenset(
     {
         "attention-maps",
+        "compile",
         "convolutions",
         "cross-attention",
         "cross-attention-maps",
@@ -132,7 +133,9 @@ class StableDiffusion3(Adapter):
     """Stable Diffusion 3: a transformer with joint attention, flow matching, 16 latent channels."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
-    offers: ClassVar[frozenset[str]] = frozenset({"attention-maps", "gradients", "joint-attention-maps", "vae"})
+    offers: ClassVar[frozenset[str]] = frozenset(
+        {"attention-maps", "compile", "gradients", "joint-attention-maps", "vae"}
+    )
     defaults: ClassVar[Mapping[str, object]] = {"height": 2048, "width": 2048, "guidance_scale": 7.0}
 
     @classmethod

@@ -7,13 +7,14 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
 
 from vitrail.backbones.attention.feature_caches import FeatureCaches, find_kept, forget
+from vitrail.backbones.compiled_code import CompiledCode, check_compilable
 from vitrail.backbones.conditioning.input_checks import check_caller_inputs
 from vitrail.backbones.loading.adoption import check_adopted, check_parts, missing_encoders
 from vitrail.backbones.loading.fingerprint import fingerprint_of
@@ -61,6 +62,7 @@ class PipelineBackbone:
         self._pipe, self._family = pipe, family
         self._lock = threading.Lock()  # ranks that are threads may share a backbone; tokenizers and weights change
         self._users: set[int] = set()  # threads that use it
+        self._compiled = CompiledCode()
         self.offers, self.defaults = offers, defaults
         self.latent_channels: int = self._pipe.vae.config.latent_channels
         self.vae_scale_factor: int = self._pipe.vae_scale_factor
@@ -143,6 +145,8 @@ class PipelineBackbone:
         check_dropout(self._pipe.components)
         lacking = missing_encoders(self._pipe, self._family)
         check_caller_inputs(self._pipe, inputs, self._family.serves(self._pipe), lacking)
+        if inputs.compiled:
+            check_compilable(self.network, self.device, inputs)
 
     def check_wrap(self) -> None:
         """Refuse wrapped edges if the VAE cannot draw them seamlessly."""
@@ -158,7 +162,8 @@ class PipelineBackbone:
             self._users.add(threading.get_ident())
             made = self._family.condition(self._pipe, inputs, self.device, request)
         scaled = inputs.extras.lora_scale not in (None, 1.0)
-        return evolve(made, in_turn=scaled or moves(*self._denoising()), kept=self._kept())
+        compiled = self._compiled if inputs.compiled else None
+        return evolve(made, in_turn=scaled or moves(*self._denoising()), kept=self._kept(), compiled=compiled)
 
     @plain_defaults()
     def words(self, inputs: Inputs) -> tuple[str, ...]:
@@ -178,7 +183,7 @@ class PipelineBackbone:
     def predict(self, rows: MicroBatch, step: Step, timestep: Tensor, conditioning: OpaqueConditioning) -> ModelOutput:
         """Run one forward of the network, and compute the requested attention maps beside it; see ``Backbone``."""
         own = _own(conditioning)
-        with self._turn(own):
+        with self._turn(own), self._hooked(own, rows):
             if own.kept is None:
                 return self._family.forward(self._pipe, rows, step, timestep, own)
             ask = partial(self._family.forward, self._pipe, step=step, timestep=timestep, conditioning=own)
@@ -289,6 +294,11 @@ class PipelineBackbone:
 
     def _denoising(self) -> tuple[torch.nn.Module | None, ...]:
         return self.network, getattr(self._pipe, "controlnet", None)
+
+    def _hooked(self, conditioning: Conditioning, rows: MicroBatch) -> AbstractContextManager[object]:
+        """Keep code from being made of the network while hooks on it capture attention."""
+        captures = rows.capture and conditioning.compiled is not None
+        return self._compiled.without_making() if captures else nullcontext()
 
     @contextmanager
     def _turn(self, conditioning: Conditioning) -> Iterator[None]:

@@ -162,7 +162,7 @@ class SD3Family:
         height, width = rows.model_input.shape[-2:]
         request, tokens = conditioning.request, conditioning.tokens_of(rows)
         if not rows.capture or request is None or not tokens.content:
-            output = transformer(latents, return_dict=False, **arguments)[0]
+            output = conditioning.called(transformer, rows)(latents, return_dict=False, **arguments)[0]
             return ModelOutput(output[..., :height, :width].to(dtype), None, bool(tokens.content))
         batch = len(latents) // len(rows.branches)
         wanted = [row * batch + i for row in rows.capture for i in range(batch)]

@@ -190,7 +190,7 @@ class UNetFamily:
             arguments["cross_attention_kwargs"] = extra
         request, tokens = conditioning.request, conditioning.tokens_of(rows)
         if not rows.capture or request is None or not tokens.content:
-            output = unet(latents, timestep, return_dict=False, **arguments)[0]
+            output = conditioning.called(unet, rows)(latents, timestep, return_dict=False, **arguments)[0]
             return ModelOutput(output.to(dtype), None, bool(tokens.content))
         batch = len(latents) // len(rows.branches)
         wanted = [row * batch + i for row in rows.capture for i in range(batch)]

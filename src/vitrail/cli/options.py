@@ -34,6 +34,10 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every event to the terminal.")]
 Device = Annotated[str | None, typer.Option(help="A torch device; the accelerator if there is one, else the CPU.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the networks: float32, bfloat16 or float16.")]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="Run the network as torch.compile makes it; other last bits."),
+]
 Image = Annotated[str | None, typer.Option(help="A picture to start from, enlarged to the size.")]
 ModelConfig = Annotated[str | None, typer.Option(help="What a single file is read as: a family or a diffusers folder.")]
 Variant = Annotated[str | None, typer.Option(help="Of the weight files, e.g. fp16.")]

@@ -13,6 +13,7 @@ from vitrail.core.engine.cpu_threads import threads_in_bits
 if TYPE_CHECKING:
     from vitrail.backbones.memory.forecast import MemoryForecast
     from vitrail.cli.ranks import RankPlacement
+    from vitrail.core.engine.compiling import Graphs
     from vitrail.core.engine.plan import RunPlan
     from vitrail.core.method.backbone import Backbone
     from vitrail.sampling.result import Plan, UpscalingPlan
@@ -61,6 +62,16 @@ def memory_lines(outlook: MemoryForecast) -> Iterator[str]:
         return
     need, free = (f"{count / 1e9:.2f} GB" for count in (outlook.need_bytes, outlook.free_bytes))
     yield f"{rows}: about {need} beside the weights, of {free} that are free"
+
+
+def compile_lines(graphs: Graphs) -> Iterator[str]:
+    """Yield the line on the graphs that a compiled run makes."""
+    count = len(graphs.shapes)
+    shapes = ", ".join(f"{rows} of {width}x{height}" for rows, height, width in graphs.shapes)
+    line = f"  {count} graph{'s' * (count != 1)} of the network to compile"
+    line += f", for rows of latent cells: {shapes}" if shapes else ""
+    line += f"; {graphs.beside} more at most for what guidance asks" if graphs.beside else ""
+    yield line + ("; forwards whose attention is captured run uncompiled" if graphs.captures else "")
 
 
 def thread_lines(backbone: Backbone) -> Iterator[str]:

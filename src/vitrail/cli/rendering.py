@@ -15,7 +15,7 @@ from vitrail.backbones.loading.model_errors import model_blamed
 from vitrail.cli import process
 from vitrail.cli.arguments import check_target, output_paths
 from vitrail.cli.console import command_line, console, say
-from vitrail.cli.plan_lines import exchange_lines, memory_lines, plan_lines, rank_lines, thread_lines
+from vitrail.cli.plan_lines import compile_lines, exchange_lines, memory_lines, plan_lines, rank_lines, thread_lines
 from vitrail.cli.progress import Progress
 from vitrail.cli.ranks import RankOptions, RankPlacement, place, report_done, run_ranks, start_ranks
 from vitrail.cli.rescue import latents_instead, latents_written
@@ -86,6 +86,8 @@ def sample(run: RunConfig, composition: Composition, options: RenderOptions, not
         SystemExit: 130 if interrupted; with ranks as new processes, always, with their exit code.
     """
     paths, placement = _check(run, options)
+    if run.compile:
+        _check_compile(run, composition, _device(options, placement))
     if placement.kind == "start" and not options.dry_run:
         written = [*paths, *filter(None, [options.checkpoint, options.trace, options.preview])]
         raise SystemExit(start_ranks(placement, [path.parent for path in written]))
@@ -185,12 +187,14 @@ def _planned(
         unloaded: See ``forecast``.
     """
     from vitrail.backbones.memory.forecast import forecast
+    from vitrail.core.engine.compiling import check_graphs
     from vitrail.sampling.result import Plan
 
     run_plan = sampler.run_plan(run, run.seed)
     plan = Plan.of(run_plan, sampler.backbone)
     outlook = forecast(run_plan, sampler.backbone, placement.world_size, run.row_batch, unloaded)
-    machine = [*memory_lines(outlook), *thread_lines(sampler.backbone)]
+    graphs = compile_lines(check_graphs(run_plan, outlook.rows)) if run.compile else ()
+    machine = [*memory_lines(outlook), *graphs, *thread_lines(sampler.backbone)]
     ranks = [
         *rank_lines(placement, plan, outlook.rows),
         *exchange_lines(placement, run_plan, options.preview is not None),
@@ -234,6 +238,19 @@ def _check(run: RunConfig, options: RenderOptions) -> tuple[list[Path], RankPlac
     problems.tell()
     assert placement is not None
     return paths, placement
+
+
+def _check_compile(run: RunConfig, composition: Composition, device: str | None) -> None:
+    """Refuse to compile what cannot be, and where torch's compiler does not work, before a model is loaded.
+
+    Torch's compiler is imported here, and so before the imports of a plan, which would hide it.
+    """
+    from vitrail.backbones.compiled_code import check_compiler
+    from vitrail.backbones.loading.model_loader import find_device
+    from vitrail.core.engine.compiling import check_method
+
+    check_method(composition)
+    check_compiler(str(find_device(device)))
 
 
 def _check_preview(run: RunConfig, options: RenderOptions) -> None:

@@ -11,6 +11,7 @@ import typer
 from vitrail.backbones.loading.source import ModelOptions, find_model
 from vitrail.cli.options import (
     Comm,
+    Compile,
     Device,
     Dtype,
     Force,
@@ -52,6 +53,7 @@ def replay(
     force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
+    compiled: Compile = None,
     ranks: Ranks = None,
     comm: Comm = None,
     plugin: Plugin = None,
@@ -61,7 +63,7 @@ def replay(
     from vitrail.cli import arguments, rendering
     from vitrail.sampling.run_plugins import attached, load_plugins, wrapping
 
-    changes = {"model": model, "model_config": model_config, "image": image, "dtype": dtype}
+    changes = {"model": model, "model_config": model_config, "image": image, "dtype": dtype, "compile": compiled}
     changes |= {"variant": variant, "revision": revision}
     given = {name: value for name, value in changes.items() if value is not None}
     run, composition, recipe = replayed(picture, sets or (), given, region_mask or ())

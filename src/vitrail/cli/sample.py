@@ -10,6 +10,7 @@ import typer
 from vitrail.cli.options import (
     Checkpoint,
     Comm,
+    Compile,
     Device,
     Dtype,
     Every,
@@ -65,6 +66,7 @@ def sample(
     memory: Annotated[
         str | None, typer.Option(help="A forward that does not fit: auto cuts it, fixed refuses.")
     ] = None,
+    compiled: Compile = None,
     guidance_rescale: Annotated[float | None, typer.Option(help="Share of the guided contrast that is undone.")] = None,
     image: Image = None,
     strength: Annotated[float | None, typer.Option(help="With --image: share of the steps that change it.")] = None,
@@ -113,6 +115,7 @@ def sample(
         "num_images": num_images,
         "row_batch": row_batch,
         "memory": memory,
+        "compile": compiled,
         "dtype": dtype,
         "variant": variant,
         "revision": revision,

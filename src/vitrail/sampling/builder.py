@@ -11,6 +11,7 @@ from attrs import Factory, evolve, field, frozen
 from vitrail.backbones.loading.turns import is_plain
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.run_config import ROW_BATCH, RunConfig
+from vitrail.core.engine.compiling import check_compiling, check_graphs
 from vitrail.core.engine.conditioning_cache import Conditions
 from vitrail.core.engine.remembering import check_remembering
 from vitrail.core.geometry.views import Canvas
@@ -64,6 +65,8 @@ class Builder:
         from vitrail.core.schedule.streams import Streams
 
         config, backbone, streams = self.config, self.backbone, Streams(seed)
+        if config.compile:
+            check_compiling(self.composition, backbone, config.model)
         phases = self._phases(extras)
         inputs = self._inputs_of(extras, phases)
         for each in inputs:
@@ -127,7 +130,7 @@ class Builder:
             backoff: Splits forwards that do not fit in memory; a new one if None.
 
         Raises:
-            CapabilityError: If the network has a cache that does not fit the run.
+            CapabilityError: If the network has a cache that does not fit the run, or too many graphs to compile.
         """
         from vitrail.core.engine.backdrops import Backdrops
         from vitrail.core.engine.engine import Engine
@@ -172,6 +175,8 @@ class Builder:
         found = backbone.remembers()
         if found is not None:
             check_remembering(found, plan, forwards.row_batch, exchange.world_size)
+        if config.compile:
+            check_graphs(plan, forwards.row_batch)
         return engine
 
     def conditions(self, extras: Extras, phases: Sequence[Phase]) -> Conditions:
@@ -268,6 +273,7 @@ class Builder:
             sizes=[stage.sizes for stage in self.composition.stages],
             extras=extras,
             pictures=pictures,
+            compiled=config.compile,
         )
 
     def _check(self, inputs: Inputs) -> None:

@@ -14,9 +14,12 @@ from vitrail.core.method.backbone import OpaqueConditioning
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from vitrail.backbones.attention.feature_caches import FeatureCaches
+    from vitrail.backbones.compiled_code import CompiledCode
     from vitrail.core.geometry.views import Span, View
     from vitrail.core.method.attention_maps import AttentionRequest
     from vitrail.core.method.inputs import Inputs
@@ -82,6 +85,7 @@ class Conditioning(OpaqueConditioning):
         in_turn: Whether a forward changes the networks, so that threads must take turns.
         kept: The picture's caches, if the network caches earlier forwards.
         texts: Tokens of further texts that rows may have, by (prompt, negative prompt).
+        compiled: Compiled code of the network, if the run asks for it.
     """
 
     given: tuple[Given, ...] = field(converter=as_tuple)
@@ -92,6 +96,11 @@ class Conditioning(OpaqueConditioning):
     in_turn: bool = False
     kept: FeatureCaches | None = None
     texts: Mapping[TextKey, CapturedTokens] = field(factory=dict)
+    compiled: CompiledCode | None = None
+
+    def called(self, network: torch.nn.Module, rows: MicroBatch) -> Callable[..., tuple[Tensor, ...]]:
+        """Return what runs the network for some rows: compiled code, unless attention maps of theirs are captured."""
+        return network if self.compiled is None or rows.capture else self.compiled.of(network)
 
     @classmethod
     def of(cls, conditioning: OpaqueConditioning) -> Self:

@@ -23,14 +23,23 @@ def moves(*networks: Any) -> bool:
 
 def is_plain(network: Any) -> bool:
     """Whether a network has only layers of torch and diffusers, without hooks, so that forwards are independent."""
-    modules = list(network.modules())
-    parts = [*modules, *getattr(network, "attn_processors", {}).values()]
-    if any(type(part).__module__.partition(".")[0] not in ("torch", "diffusers") for part in parts):
-        return False
+    return oddity(network) is None
+
+
+def oddity(network: Any) -> str | None:
+    """Describe the first part of a network that keeps it from being plain; None if there is none."""
+    modules = dict(network.named_modules())
+    for name, part in (*modules.items(), *getattr(network, "attn_processors", {}).items()):
+        package = type(part).__module__.partition(".")[0]
+        if package not in ("torch", "diffusers"):
+            return f"{name or 'it'} is a {type(part).__name__} of {package}"
     hooked = {"forward", *HOOKS}
-    return not any(
-        m._forward_hooks or m._forward_pre_hooks or m._compiled_call_impl or hooked & vars(m).keys() for m in modules
-    )
+    for name, module in modules.items():
+        if module._compiled_call_impl or "_orig_mod" in module._modules:
+            return f"{name or 'it'} is compiled already"
+        if module._forward_hooks or module._forward_pre_hooks or hooked & vars(module).keys():
+            return f"{name or 'it'} has hooks, such as those of offloaded weights, or a forward of another library"
+    return None
 
 
 @contextmanager

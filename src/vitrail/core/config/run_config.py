@@ -79,6 +79,7 @@ class RunConfig:
         default=None, validator=v.optional(v.and_(v.ge(1), v.le(MAX_ROWS)))
     )  # rows (view x CFG branch) per forward, the unit shared between ranks; by free memory if unset
     memory: KeptMaps = "auto"  # auto splits a forward that does not fit; fixed raises
+    compile: bool = later(default=False)  # run the denoising network as torch.compile makes it; other last bits
 
     def __attrs_post_init__(self) -> None:
         if self.seed + self.num_images - 1 > LARGEST_SEED:

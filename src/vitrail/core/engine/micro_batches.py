@@ -57,7 +57,7 @@ def split_rows(
     own_texts = any(each.text is not None for each in asked)
     own_negatives = any(each.negative is not None for each in asked)
     batches = []
-    for begin, end in pairwise(_cuts(len(rows), row_batch, captured)):
+    for begin, end in pairwise(cuts_of(len(rows), row_batch, captured)):
         chosen = [asked[row // num_branches] for row in range(begin, end)]
         batches.append(
             MicroBatch(
@@ -74,7 +74,7 @@ def split_rows(
     return batches
 
 
-def _cuts(count: int, row_batch: int, captured: Sequence[int]) -> list[int]:
+def cuts_of(count: int, row_batch: int, captured: Sequence[int]) -> list[int]:
     """Return where micro-batches begin, and the end of the last.
 
     Args:

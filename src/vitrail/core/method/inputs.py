@@ -107,6 +107,7 @@ class Inputs:
         sizes: Size conditioning of each stage.
         extras: Inputs that are not plain data.
         pictures: Height and width of every phase of the run, the wanted size last; () if there is one phase.
+        compiled: Whether the network is to run as compiled code; given only to a backbone that offers "compile".
     """
 
     prompt: str
@@ -119,6 +120,7 @@ class Inputs:
     extras: Extras = Extras()
     first: int = 0
     pictures: tuple[tuple[int, int], ...] = field(converter=as_tuple, default=())
+    compiled: bool = False
 
     def picture(self, phase: int) -> tuple[int, int]:
         """Return height and width in pixels at a phase of the run, -1 for the last."""
