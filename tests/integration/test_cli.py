@@ -48,6 +48,10 @@ BAD = {
     "speeds are words": ([*FOX, "--ranks", "2", "--speeds", "fast,slow"], ["--speeds 'fast,slow': write a number for"]),
     "speed of nothing": ([*FOX, "--ranks", "2", "--speeds", "1,0"], ["--speeds '1,0': speeds are positive numbers"]),
     "speeds are too few": ([*FOX, "--ranks", "3", "--speeds", "1,2"], ["--speeds gives 2 numbers for 3 ranks"]),
+    "speeds without a measure": (
+        [*FOX, "--ranks", "2", "--speeds", "auto", "--exchange", "dataflow"],
+        ["--speeds auto with --exchange dataflow: a dataflow is planned for all steps", "e.g. --speeds 1,1,0.5, or"],
+    ),
     "unknown exchange": ([*FOX, "--exchange", "flow"], ["--exchange must be one of barrier, dataflow, got 'flow'"]),
     "no time": ([*FOX, "--ranks", "2", "--timeout", "0"], ["--timeout must be more than 0 seconds and at most"]),
     "checkpoint nowhere": ([*FOX, "--checkpoint", "no/run.ckpt"], ["--checkpoint no/run.ckpt: the folder no does not"]),
@@ -281,6 +285,15 @@ def test_dry_run_costs_no_model_call(run, folder, tmp_path, monkeypatch):
     assert answer.code == 0
     assert any(line.endswith(" evaluations of the network for 3 pictures") for line in answer.out.splitlines())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "line"), [(3, "  speeds: measured on the first step"), (1, "  --speeds auto: one rank does all the work")]
+)
+def test_the_plan_tells_that_speeds_are_measured(run, folder, ranks, line):
+    command = ["sample", "a fox", "--model", folder, "--size", 256, "--dry-run", "--ranks", ranks, "--speeds", "auto"]
+    answer = run(*command)
+    assert answer.code == 0 and any(each.rstrip() == line for each in answer.out.splitlines())
 
 
 LONG = ["sample", "a fox", "--steps", 900, "--size", 256, "-o", "fox.png"]

@@ -45,7 +45,7 @@ WORDS = {  # values of options whose type is no guide
     "dtype": ("float32", "bfloat16", "float64", "int8"),
     "device": ("cpu", "meta", "cuda", "cuda:99", "cpu:1", "xla", "tpu", "cuda:-1", ""),
     "scheduler": (*KNOWN["scheduler"], "ScoreSdeVeScheduler", "RePaintScheduler", "CMStochasticIterativeScheduler"),
-    "speeds": ("1", "1,1", "1,0.5", "nan", "inf,1", ",", "-1"),
+    "speeds": ("1", "1,1", "1,0.5", "nan", "inf,1", ",", "-1", "auto"),
     "shard": ("0/1", "0/2", "1/1", "2/1", "a/b", "/", "0/0", "9" * 5000 + "/1", "0/" + "9" * 5000),
     "executor": ("here", "elsewhere"),
     "masking": (*KNOWN["masking"], ""),

@@ -17,7 +17,7 @@ from vitrail.core.config.files import read_file
 from vitrail.core.config.loader import loader_of
 from vitrail.core.config.paths import expanded_or_none
 from vitrail.core.config.run_config import PIXELS, RunConfig
-from vitrail.core.engine.exchange import ExchangeKind
+from vitrail.core.engine.exchange import MEASURED, NOT_YET, ExchangeKind
 from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError, Problems, shortened
 from vitrail.pictures.picture_files import open_picture
@@ -195,25 +195,37 @@ def rank_options(
         ranks: Number of ranks; None for the launcher's, or one.
         comm: Name of the communication backend; None for the default.
         timeout: Seconds that a rank waits for another.
-        speeds: Relative speeds of the ranks, separated by commas.
+        speeds: Relative speeds of the ranks, separated by commas, or "auto" to measure them.
         exchange: What ranks wait for at a step, see ``Spread``.
 
     Raises:
-        ConfigError: If speeds are not positive numbers, the timeout is out of range or the exchange is unknown.
+        ConfigError: If speeds are not positive numbers or cannot be measured, the timeout is out of range or the
+            exchange is unknown.
     """
-    shown = shortened(speeds or "")
-    try:
-        each = [float(part) for part in speeds.split(",")] if speeds else []
-    except ValueError as error:
-        raise ConfigError(f"--speeds {shown!r}: write a number for each rank, e.g. 1,1,0.5") from error
-    if any(not 0 < speed < float("inf") for speed in each):
-        raise ConfigError(f"--speeds {shown!r}: speeds are positive numbers")
+    each = MEASURED if speeds == MEASURED else _speeds(speeds)
     if not 0 < timeout <= LONGEST_TIMEOUT_S:
         raise ConfigError(f"--timeout must be more than 0 seconds and at most {LONGEST_TIMEOUT_S:g}, got {timeout:g}")
     if exchange not in get_args(ExchangeKind):
         raise ConfigError(f"--exchange must be one of {', '.join(get_args(ExchangeKind))}, got {shortened(exchange)!r}")
     kind = cast("ExchangeKind", exchange)
+    if each == MEASURED and kind == "dataflow":
+        raise ConfigError(
+            f"--speeds {MEASURED} with --exchange dataflow: {NOT_YET}; write a number for each rank, e.g. --speeds "
+            "1,1,0.5, or leave --exchange out"
+        )
     return RankOptions(ranks=ranks, comm=comm, timeout=timeout, speeds=each, exchange=kind)
+
+
+def _speeds(text: str | None) -> tuple[float, ...]:
+    """Parse the relative speeds of ranks; () if there are none."""
+    shown = shortened(text or "")
+    try:
+        each = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise ConfigError(f"--speeds {shown!r}: write a number for each rank, e.g. 1,1,0.5, or {MEASURED}") from error
+    if any(not 0 < speed < float("inf") for speed in each):
+        raise ConfigError(f"--speeds {shown!r}: speeds are positive numbers")
+    return each
 
 
 def output_paths(run: RunConfig, output: Path | None, force: bool) -> list[Path]:

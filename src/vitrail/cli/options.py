@@ -45,7 +45,7 @@ Revision = Annotated[str | None, typer.Option(help="Of a model on the hub.")]
 Ranks = Annotated[int | None, typer.Option(help="Processes that share the work; the picture stays the same.")]
 Comm = Annotated[str | None, typer.Option(help="How ranks talk: gloo, nccl, in-process; gloo or nccl by the device.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that a rank waits for another before the run ends.")]
-Speeds = Annotated[str | None, typer.Option(help="Relative speeds of the ranks, e.g. 1,1,0.5.")]
+Speeds = Annotated[str | None, typer.Option(help="Relative speeds of the ranks, e.g. 1,1,0.5; auto measures them.")]
 Exchange = Annotated[
     str,
     typer.Option(help="What ranks wait for: barrier, all views; dataflow, those that overlap, where it will do."),

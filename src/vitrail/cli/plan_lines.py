@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.cpu_threads import threads_in_bits
+from vitrail.core.engine.exchange import MEASURED
 
 if TYPE_CHECKING:
     from vitrail.backbones.memory.forecast import MemoryForecast
@@ -108,9 +109,14 @@ def rank_lines(placement: RankPlacement, plan: Plan, row_batch: int) -> Iterator
         plan: Plan of the run.
         row_batch: Rows of a micro-batch.
     """
+    is_measured = placement.options.speeds == MEASURED
     if placement.world_size == 1:
+        if is_measured:
+            yield f"  --speeds {MEASURED}: one rank does all the work"
         return
     yield f"  {placement.world_size} ranks, {placement.options.comm or 'as processes'}"
+    if is_measured:
+        yield "  speeds: measured on the first step"
     for stage in plan.stages:
         batches = math.ceil(stage.num_asked * stage.num_branches / row_batch)
         if batches < placement.world_size:

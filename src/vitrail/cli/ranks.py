@@ -10,21 +10,20 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from attrs import field, frozen
+from attrs import frozen
 
 from vitrail.comm.backends.process_group_store import LOST
 from vitrail.comm.communicator import TIMEOUT_S
 from vitrail.comm.environment import HOSTED, MOST_RANKS, RankEnvironment, from_environment
 from vitrail.comm.lifeline import ALONE, DONE, tell
 from vitrail.core.config import atomic
-from vitrail.core.config.fields import as_tuple
 from vitrail.core.method.members import OptionalBackend, has_own
 from vitrail.errors import CommAborted, CommError, ConfigError, shortened
 from vitrail.sampling.discovery import registry
 
 if TYPE_CHECKING:
     from vitrail.comm.communicator import RankCommunicator
-    from vitrail.core.engine.exchange import ExchangeKind
+    from vitrail.core.engine.exchange import ExchangeKind, Speeds
 
 T = TypeVar("T")
 Kind = Literal["alone", "here", "start", "join"]
@@ -38,14 +37,14 @@ class RankOptions:
         ranks: Number of ranks; None is the number that the launcher started, or one.
         comm: Name of the backend; None is gloo, or nccl if the model runs on CUDA.
         timeout: Seconds that a rank waits for another.
-        speeds: Relative speeds of the ranks; () for equal ones.
+        speeds: Relative speeds of the ranks; () for equal ones, "auto" to measure them.
         exchange: What ranks wait for at a step, see ``Spread``.
     """
 
     ranks: int | None = None
     comm: str | None = None
     timeout: float = TIMEOUT_S
-    speeds: tuple[float, ...] = field(default=(), converter=as_tuple)
+    speeds: Speeds = ()
     exchange: ExchangeKind = "barrier"
 
 
@@ -92,7 +91,7 @@ def place(options: RankOptions) -> RankPlacement:
             "such as torchrun, on several machines"
         )
     ranks = options.ranks or (environment.world_size if environment else 1)
-    if options.speeds and len(options.speeds) != ranks:
+    if options.speeds and not isinstance(options.speeds, str) and len(options.speeds) != ranks:
         raise ConfigError(f"--speeds gives {len(options.speeds)} numbers for {ranks} rank{'s' * (ranks > 1)}")
     local = backend is not None and not has_own(backend, OptionalBackend.join)  # its ranks are not processes
     if environment is not None:

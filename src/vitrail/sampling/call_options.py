@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.paths import expanded_or_none
-from vitrail.core.engine.exchange import ExchangeKind
+from vitrail.core.engine.exchange import MEASURED, NOT_YET, ExchangeKind, Speeds
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,13 +32,24 @@ def _known_exchange(_: object, __: object, given: object) -> None:
         raise ConfigError(f"exchange must be one of {', '.join(get_args(ExchangeKind))}, got {given!r}")
 
 
+def _fit_for(spread: Spread, __: object, given: Speeds) -> None:
+    """Refuse speeds that are no numbers, and those that are not known when a dataflow is planned."""
+    if isinstance(given, str) and given != MEASURED:
+        raise ConfigError(f'speeds must be "{MEASURED}" or a number for each rank, got {given!r}')
+    if isinstance(given, str) and spread.exchange == "dataflow":
+        raise ConfigError(
+            f'speeds="{MEASURED}" with exchange="dataflow": {NOT_YET}; give a number for each rank, e.g. (1, 1, 0.5), '
+            "or leave exchange out"
+        )
+
+
 @frozen(kw_only=True)
 class Spread:
     """Distribution of a run over ranks, and its checkpoint; does not affect the picture.
 
     Attributes:
         communicator: This rank's communicator; None for a single rank. Its trace is cleared when the run begins.
-        speeds: Relative speeds of the ranks, the same on all; () for equal ones.
+        speeds: Relative speeds of the ranks, the same on all; () for equal ones, "auto" to measure them on the way.
         exchange: What ranks wait for at a step: "barrier" for all views, "dataflow" for those that theirs overlap, in
             stages where that will do; the same on all.
         checkpoint: File to resume from and to write, or None.
@@ -46,7 +57,7 @@ class Spread:
     """
 
     communicator: Communicator | None = None
-    speeds: Sequence[float] = ()
+    speeds: Speeds = field(default=(), validator=_fit_for)
     exchange: ExchangeKind = field(default="barrier", validator=_known_exchange)
     checkpoint: Path | None = field(default=None, converter=expanded_or_none)
     checkpoint_every: int = 5

@@ -125,7 +125,7 @@ class Report:
     engine_s: float  # everything in the loop, ``predict_s`` included
     decode_s: float
     interrupted: bool
-    notes: tuple[str, ...] = field(converter=as_tuple, default=())  # splits because memory ran out, by rank
+    notes: tuple[str, ...] = field(converter=as_tuple, default=())  # splits as memory ran out, by rank; measured speeds
 
 
 @frozen(kw_only=True, eq=False)

@@ -21,6 +21,7 @@ from vitrail.core.engine.exchange import Exchange
 from vitrail.core.engine.loop import Loop
 from vitrail.core.engine.rank_comparison import agree
 from vitrail.core.engine.run_state import Sampled
+from vitrail.core.engine.speed_meter import SpeedMeter
 from vitrail.errors import CommError, ConfigError, Interrupted, VitrailError
 from vitrail.sampling.call_options import Call
 from vitrail.sampling.call_pictures import in_sequence
@@ -77,6 +78,10 @@ class Session:
         self._plan: RunPlan | None = None  # plan of the next picture
         self._enlarges = False  # whether decoded pictures are enlarged
         self._workers = 1
+        world_size, speeds = self._communicator.world_size, call.spread.speeds
+        self._given_speeds = () if isinstance(speeds, str) else speeds
+        is_measured = isinstance(speeds, str) and world_size > 1
+        self._meter = SpeedMeter.among(world_size) if is_measured else None  # one for all pictures, so that it is kept
 
     @property
     def _config(self) -> RunConfig:
@@ -195,12 +200,13 @@ class Session:
         return [from_data(communicator.broadcast_object(data, rank)) for rank in range(communicator.world_size)]
 
     def _notes(self) -> list[str]:
-        """Return what every rank did because memory ran out, on every rank."""
+        """Return what every rank did because memory ran out, on every rank, and the speeds on which all agreed."""
         communicator, own = self._communicator, list(self._backoff.notes if self._backoff else ())
         if communicator.world_size == 1:
             return own
         every = [communicator.broadcast_object(own, rank) for rank in range(communicator.world_size)]
-        return [f"rank {rank}: {note}" for rank, notes in enumerate(every) for note in notes]
+        shortages = [f"rank {rank}: {note}" for rank, notes in enumerate(every) for note in notes]
+        return [*shortages, *(self._meter.notes if self._meter else ())]
 
     def _builder_of(self, number: int) -> Builder:
         """Return the builder of one picture, with its texts and seed."""
@@ -240,7 +246,8 @@ class Session:
             "output": self._call.output_type,
             "weights": self._builder.backbone.fingerprint(),
             "threads an operator (OMP_NUM_THREADS)": str(threads_in_bits(self._builder.backbone) or 1),
-            "plan": f"{self._communicator.world_size} ranks of speeds {list(self._spread.speeds)}, "
+            "plan": f"{self._communicator.world_size} ranks of speeds "
+            f"{'as measured' if self._meter else list(self._given_speeds)}, "
             f"independent in stages {independent}",
             "exchange": self._spread.exchange + (f", without a barrier in stages {flowing}" if flows else ""),
             "callback": f"given {', '.join(self._wanted)}" if self._call.callback else "none",
@@ -337,13 +344,14 @@ class Session:
         return self._plan
 
     def _engine(self, builder: Builder, plan: RunPlan, communicator: Communicator) -> Engine:
-        exchange = Exchange.among(communicator, self._spread.speeds, self._workers, self._spread.exchange)
+        kind = self._spread.exchange
+        exchange = Exchange.among(communicator, self._given_speeds, self._workers, kind, self._meter)
         engine = builder.engine(plan, exchange, self._call.callback is not None, self._backoff)
         self._backoff = engine.forwards.backoff
         return engine
 
     def _decode(self, latents: Tensor) -> list[Tensor]:
-        exchange = Exchange.among(self._communicator, self._spread.speeds, self._workers)
+        exchange = Exchange.among(self._communicator, self._given_speeds, self._workers)
         finish, builders = self._builder.composition.finish, map(self._builder_of, range(len(latents)))
         return [
             finished_picture(one[None], finish, builder.config, builder.backbone, exchange)

@@ -23,6 +23,7 @@ EVENTS = {
     "run.started": "a run begins: run_id, seed, num_inference_steps, height, width, model_calls",
     "run.resumed": "a run is resumed from its checkpoint: path, steps",
     "step.finished": "one step is done: step, timestep, stage, duration_ms, rows",
+    "speeds.agreed": "ranks agree on the speeds by which they divide the work from this step on: step, speeds",
     "rows.chosen": "rows per forward, chosen by free memory: row_batch, need_bytes, free_bytes",
     "memory.short": "memory ran out, this forward and all later ones are split: step, rows, limit",
     "mask.degenerate": "a mask is degenerate and replaced by 1 everywhere: step, reason",

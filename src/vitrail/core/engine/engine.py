@@ -88,8 +88,8 @@ class Engine:
         every = self._patches(step, state)
         latents, inputs = self._inputs(step, latents, every[0], done)
         is_due = step.stage_step & (step.stage_step - 1) == 0  # 0, 1, 2, 4, 8, ...: early, and rare in a long run
-        if is_due and state.independent is None:  # before forwards are assigned, which must be the same on all ranks
-            state.compare()
+        if state.independent is None and (is_due or self.forwards.exchange.asks_for_speeds(step)):
+            state.compare(before=step)  # before forwards are assigned, which must be the same on all ranks
         scaled = stepper.scale(latents, step.phase_step)
 
         predict = self._predict if state.independent is None else self._predict_own

@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.comm.protocol import Channel, Communicator
+    from vitrail.core.engine.speed_meter import SpeedMeter
     from vitrail.core.method.micro_batch import MicroBatch
+    from vitrail.core.schedule.step import Step
 
 K = TypeVar("K")
 ExchangeKind = Literal["barrier", "dataflow"]  # what ranks wait for at a step: all views, or those that theirs overlap
+Speeds = Sequence[float] | Literal["auto"]  # relative speeds of ranks: given, () for equal ones, or to be measured
+MEASURED: Literal["auto"] = "auto"
+NOT_YET = "a dataflow is planned for all steps before they begin, when no speed is measured yet"
 
 
 @frozen(eq=False)
@@ -27,15 +32,17 @@ class Exchange:
 
     Attributes:
         communicator: This rank's communicator.
-        speeds: Relative speeds of the ranks.
+        given: Relative speeds of the ranks, unless they are measured.
         workers: Micro-batches or strips that this rank may compute concurrently; does not affect results.
         kind: How stages are exchanged that can be done without a barrier; does not affect results.
+        meter: Measures the speeds of the ranks; None if they are given.
     """
 
     communicator: Communicator
-    speeds: tuple[float, ...] = field(converter=as_tuple)
+    given: tuple[float, ...] = field(converter=as_tuple)
     workers: int = 1
     kind: ExchangeKind = "barrier"
+    meter: SpeedMeter | None = None
 
     @classmethod
     def among(
@@ -44,6 +51,7 @@ class Exchange:
         speeds: Sequence[float] = (),
         workers: int = 1,
         kind: ExchangeKind = "barrier",
+        meter: SpeedMeter | None = None,
     ) -> Exchange:
         """Return the exchange between the ranks of a communicator.
 
@@ -52,8 +60,14 @@ class Exchange:
             speeds: Relative speeds of the ranks; equal if not given.
             workers: Micro-batches or strips that this rank may compute concurrently.
             kind: How stages are exchanged that can be done without a barrier.
+            meter: Measures the speeds instead, if they are not given.
         """
-        return cls(communicator, speeds or [1.0] * communicator.world_size, workers, kind)
+        return cls(communicator, speeds or [1.0] * communicator.world_size, workers, kind, meter)
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """Relative speeds of the ranks, by which work is divided now; equal on all ranks."""
+        return self.given if self.meter is None else self.meter.agreed
 
     @property
     def is_alone(self) -> bool:
@@ -64,6 +78,10 @@ class Exchange:
     def flows(self) -> bool:
         """Whether stages that can be done without a barrier are; one rank has nobody to wait for."""
         return self.kind == "dataflow" and not self.is_alone
+
+    def asks_for_speeds(self, step: Step) -> bool:
+        """Whether ranks exchange what they measured before a step in any case; equal on all ranks."""
+        return self.meter is not None and self.meter.is_due(step)
 
     @property
     def rank(self) -> int:

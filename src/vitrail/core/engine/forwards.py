@@ -68,8 +68,7 @@ class Forwards:
         if self.workers > 1:
             for rows in batches:
                 self.condition(step, rows)
-        forward = partial(self.backoff.forward, partial(self.predict, step), step)
-        with begun(forward, [batches[unit] for unit in own], self.workers) as asked:
+        with begun(partial(self._predicted, step), [batches[unit] for unit in own], self.workers) as asked:
             pending = dict(zip(own, asked, strict=True))
             if not exchange.is_alone:
                 return self._gathered(step, batches, owners, turns, pending, timings)
@@ -77,7 +76,6 @@ class Forwards:
             for unit, rows in enumerate(batches):
                 with self._recorded(step, timings, rows):
                     answers.append(pending[unit]())
-                check_output(step, rows, answers[-1])
             return answers
 
     def _gathered(
@@ -98,7 +96,6 @@ class Forwards:
             for unit in (unit for unit in units if owners[unit] == self.exchange.rank):
                 with self._recorded(step, timings, batches[unit]):
                     predicted = pending[unit]()
-                check_output(step, batches[unit], predicted)
                 mine = _wire(unit, batches[unit], predicted)
             owner = {key: owners[key[0]] for key in out}
             works.append(self.exchange.communicator.all_gather_into(out, mine, owner, async_op=True))
@@ -119,11 +116,10 @@ class Forwards:
         if self.workers > 1:
             for rows in batches:
                 self.condition(step, rows)
-        with begun(partial(self.backoff.forward, partial(self.predict, step), step), batches, self.workers) as asked:
+        with begun(partial(self._predicted, step), batches, self.workers) as asked:
             for rows, pending in zip(batches, asked, strict=True):
                 with self._recorded(step, timings, rows):
                     predicted = pending()
-                check_output(step, rows, predicted)
                 yield predicted
 
     def forward(self, step: Step, rows: MicroBatch, timings: Timings) -> ModelOutput:
@@ -135,8 +131,17 @@ class Forwards:
             timings: Record of this rank's work, updated.
         """
         with self._recorded(step, timings, rows):
-            predicted = self.backoff.forward(partial(self.predict, step), step, rows)
+            return self._predicted(step, rows)
+
+    def _predicted(self, step: Step, rows: MicroBatch) -> ModelOutput:
+        """Compute one micro-batch, in this thread; take its time if the ranks' speeds are measured."""
+        meter, clock = self.exchange.meter, self.exchange.communicator.trace.clock
+        begin = 0.0 if meter is None else clock()
+        predicted = self.backoff.forward(partial(self.predict, step), step, rows)
         check_output(step, rows, predicted)
+        if meter is not None:
+            predicted.model_output.flatten()[:1].tolist()  # wait for the device
+            meter.tell(rows, clock() - begin, self.workers)
         return predicted
 
     @contextmanager

@@ -156,7 +156,7 @@ class Loop:
             first, speaking = plan.patches(step)[0], guidance[0] if guidance else None
             state.note(step, plan.hooks.who("patching", step, stage.patching), first.views)
             state.note(step, "the picture so far", done.latents)
-            state.compare()  # the last comparison until the canvas is complete again
+            state.compare(before=step)  # the last comparison until the canvas is complete again
             state.independent = IndependentRanks(
                 self.exchange, first, speaking, plan.views_branches(step), step.index, resumed_message
             )

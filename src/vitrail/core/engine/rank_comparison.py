@@ -86,8 +86,11 @@ class RankComparison:
         if not self.exchange.is_alone:
             self.noted.append(Noted(step, what, digest))
 
-    def compare(self) -> None:
+    def compare(self, before: Step | None = None) -> None:
         """Compare the results of all ranks since the last comparison; collective.
+
+        Args:
+            before: The step that comes next, if the ranks agree on their speeds on this occasion.
 
         Raises:
             DriftError: Naming the first step, stage and strategy where ranks differ, on every rank.
@@ -97,10 +100,14 @@ class RankComparison:
         noted, self.noted = self.noted, []
         digests = _read_sync(noted)
         folded = _signed(b"".join(digest.to_bytes(8, "little", signed=True) for digest in digests))
-        every = self._every([len(digests), folded], [2] * self.exchange.world_size)
-        if all(each == every[0] for each in every):
+        meter = None if before is None else self.exchange.meter
+        own = [len(digests), folded, 0 if meter is None else meter.own()]
+        every = self._every(own, [len(own)] * self.exchange.world_size)
+        if all(each[:2] == every[0][:2] for each in every):
+            if before is not None and meter is not None:
+                meter.agree(before, [speed for _, _, speed in every], self.exchange.communicator.trace)
             return
-        each_one = self._every(digests, [count for count, _ in every])
+        each_one = self._every(digests, [count for count, _, _ in every])
         number = next(i for i in range(max(map(len, each_one))) if len({tuple(one[i : i + 1]) for one in each_one}) > 1)
         raise DriftError(_difference_text(noted, number, [tuple(one[number : number + 1]) for one in each_one]))
 

@@ -56,10 +56,10 @@ class RunState:
         if self.comparison is not None:
             self.comparison.note_digest(step, what, digest)
 
-    def compare(self) -> None:
+    def compare(self, before: Step | None = None) -> None:
         """Compare the recorded results between ranks; collective. See ``RankComparison.compare``."""
         if self.comparison is not None:
-            self.comparison.compare()
+            self.comparison.compare(before)
 
 
 @define
