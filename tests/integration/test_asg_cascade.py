@@ -91,9 +91,8 @@ def test_where_the_canvas_is_padded_the_mask_is_that_of_the_picture(pipe):
     assert torch.equal(scene.mask[..., 25:], scene.mask[..., 24:25].expand(-1, -1, -1, 2))
 
 
-def test_asg_fast_is_asg_cascade_with_its_two_savings():
-    moving = 'stages.1.patching={type="windows", overlap=0.0, grid="moving"}'
-    assert load_method("asg-fast") == load_method("asg-cascade", [moving, "stages.1.guidance_interval=[0.0, 0.0]"])
+def test_asg_fast_is_asg_cascade_without_guidance_after_the_first_size():
+    assert load_method("asg-fast") == load_method("asg-cascade", ["stages.1.guidance_interval=[0.0, 0.0]"])
 
 
 @pytest.mark.parametrize("side", [2, 3, 4])

@@ -200,6 +200,8 @@ def sound(stage, is_first_size):
     unfit = {"inputs"} if hasattr(stage.patching, "prepare") else set()
     guidance = [g for g in stage.guidance if g.point not in unfit]
     guidance = [g for g in guidance if not (is_first_size and getattr(g, "follows_start", False))]
+    parts = not getattr(stage.patching, "shows_whole", False)
+    guidance = [g for g in guidance if not (parts and getattr(g, "between_views", False))]
     readers = {g.point for g in guidance if getattr(g, "reads_mask", False)}
     blind = any(getattr(g, "views_branches", ()) for g in guidance)  # views do not see the prompt
     kept = readers == ({"canvas"} if getattr(stage.masking, "recalls", False) else {"views"}) or not guidance
@@ -208,7 +210,7 @@ def sound(stage, is_first_size):
         guidance=guidance,
         masking=stage.masking if kept and not blind else NoMask(),
         prompting=SharedPrompt() if blind else stage.prompting,
-        remember=stage.remember and not blind and getattr(stage.patching, "shows_whole", False),
+        remember=stage.remember and not (blind or parts),
     )
 
 
