@@ -46,10 +46,15 @@ def make_panels(count: int, title: str, height: float = HEIGHT, share_rows: bool
 
 def label_panel(panel: Axes, axis: str, column: Column, places: Sequence[float]) -> None:
     """Set labels and grid, and a logarithmic axis if its ends differ by a factor of ``LOGARITHMIC``."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     panel.set_xlabel(axis, parse_math=False)
     panel.set_title(column.name + ARROWS[column.better], fontsize=10, color=INK, parse_math=False)
     if places and min(places) > 0 and max(places) / min(places) >= LOGARITHMIC:
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")  # powers and their multiples would cover each other
+        panel.xaxis.set_minor_formatter(NullFormatter())
     plain_axes(panel, "both")
 
 
