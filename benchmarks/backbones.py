@@ -10,7 +10,6 @@ computation as a share of the same run without it, both with the device synchron
 a forward of one view with both guidance branches.
 """
 
-import platform
 import time
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +25,7 @@ from rich.table import Table
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import vitrail.backbones
+from vitrail.experiments.run.origin import machine
 from vitrail.sampling.sampler import Sampler
 
 CONFIGS = Path(vitrail.backbones.__file__).parent / "loading/configs"
@@ -144,8 +144,7 @@ def main(
     """Measure all methods and print the table."""
     pipe = build(preset, torch.device(device), getattr(torch, dtype))
     side = 2 * pipe.unet.config.sample_size * pipe.vae_scale_factor
-    what = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
-    table = Table(title=f"{preset} network, {dtype}, {side}x{side}, {steps} steps, {what}")
+    table = Table(title=f"{preset} network, {dtype}, {side}x{side}, {steps} steps, {machine(torch.device(device))}")
     for column in ("method", "s", "evaluations", "s / evaluation", "outside the network %", "mask %"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name in METHODS:

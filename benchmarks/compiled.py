@@ -8,9 +8,7 @@ that torch has kept on disk would not be made again, so it is kept in a folder o
 """
 
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 
@@ -21,6 +19,7 @@ from rich.table import Table
 
 from vitrail.core.config.run_config import RunConfig
 from vitrail.core.engine.compiling import graphs_of
+from vitrail.experiments.run.origin import commit_of_vitrail, machine
 from vitrail.sampling.sampler import Sampler
 
 PROMPT = "a fox on a snow field"
@@ -60,10 +59,9 @@ def main(size: int = 256, steps: int = 10, repeats: int = 3, method: str = "mult
     table.add_row("compiling, s", f"{first - with_code:.1f}")
     table.add_row("graphs", f"{graphs}")
     table.add_row("largest difference of latents", f"{float((own - other).abs().max()):.1e}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     console = Console(width=120)
     setting = f"{method}, {size}x{size}, {steps} steps, {repeats} repeats"
-    console.print(f"{setting}, {platform.machine()}, torch {torch.__version__}, {commit}")
+    console.print(f"{setting}, {machine(torch.device('cpu'))}, torch {torch.__version__}, {commit_of_vitrail()}")
     console.print(table)
 
 

@@ -9,8 +9,6 @@ memory but weights: the canvas, the views read from it, their predictions. On a 
 on other devices torch's allocator is queried.
 """
 
-import platform
-import subprocess
 from collections import defaultdict
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,6 +33,7 @@ import vitrail
 from vitrail import hookimpl
 from vitrail.backbones.memory.footprint import LiveBytes, row_bytes
 from vitrail.core.schedule.streams import Streams
+from vitrail.experiments.run.origin import commit_of_vitrail, machine
 from vitrail.sampling.sampler import Sampler
 
 CONFIGS = Path(vitrail.__file__).parent / "backbones/loading/configs"
@@ -241,12 +240,11 @@ def main(
                 need = rows_of(case) * each
                 numbers = (f"{count / 1e6:.3f}" for count in (peaks.denoiser, need, peaks.engine))
                 table.add_row(method, f"{area}x", str(rows_of(case)), *numbers)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    machine = platform.processor() or platform.machine()
     weights = sum(p.numel() * p.element_size() for p in pipe.unet.parameters())
     console, worst = Console(width=120), flatness(found)
     console.print(
-        f"{preset} ({weights / 1e6:.1f} MB), {dtype} on {device}, {machine}, torch {torch.__version__}, {commit}"
+        f"{preset} ({weights / 1e6:.1f} MB), {dtype} on {device}, {machine(torch.device(device))}, "
+        f"torch {torch.__version__}, {commit_of_vitrail()}"
     )
     console.print(table)
     console.print(

@@ -9,8 +9,6 @@ other load of the machine.
 """
 
 import functools
-import platform
-import subprocess
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -22,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vitrail.experiments.run.origin import commit_of_vitrail, machine
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler
 
@@ -118,11 +117,9 @@ def main(
     )
     for name, seconds, share, bound in rows:
         table.add_row(name, f"{seconds:.2f}", "" if share is None else f"{100 * share:.2f} %", bound)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    machine = platform.processor() or platform.machine()
     console = Console(width=120)
     setting = f"{method}, {size}x{size}, {steps} steps, {threads} threads"
-    console.print(f"{setting}, {machine}, torch {torch.__version__}, {commit}")
+    console.print(f"{setting}, {machine(torch.device('cpu'))}, torch {torch.__version__}, {commit_of_vitrail()}")
     console.print(table)
 
 

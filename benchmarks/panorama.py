@@ -6,9 +6,7 @@ The pipeline gets windows of the demo model's training size with half overlap, a
 rows a forward; its own are for models of 64x64 latent cells. All are run by turns, decoding included.
 """
 
-import platform
 import statistics
-import subprocess
 import time
 import warnings
 from typing import Annotated
@@ -20,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitrail.core.config.run_config import RunConfig
+from vitrail.experiments.run.origin import commit_of_vitrail, machine
 from vitrail.sampling.methods import load_method
 from vitrail.sampling.sampler import Sampler
 
@@ -87,11 +86,9 @@ def main(
     theirs, plus = medians["diffusers' panorama pipeline"], medians["asg-plus"]
     for name, own in medians.items():
         table.add_row(name, str(every[name][0]), f"{own:.2f}", f"{own / theirs:.2f}", f"{own / plus:.2f}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    machine = platform.processor() or platform.machine()
     console = Console(width=120)
     setting = f"{size}x{size}, {steps} steps, medians of {rounds}, {threads} threads"
-    console.print(f"{setting}, {machine}, torch {torch.__version__}, {commit}")
+    console.print(f"{setting}, {machine(torch.device('cpu'))}, torch {torch.__version__}, {commit_of_vitrail()}")
     console.print(table)
 
 

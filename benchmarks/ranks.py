@@ -9,12 +9,11 @@ all ranks at work, since cores that share a unit slow each other down.
 """
 
 import functools
-import platform
 import statistics
-import subprocess
 import sys
 from typing import Annotated
 
+import torch
 import typer
 from attrs import frozen
 from rich.console import Console
@@ -24,6 +23,7 @@ from vitrail.comm import Gloo
 from vitrail.comm.trace.cost_model import CostModel
 from vitrail.comm.trace.speedup_model import RunLoad, StageLoad, predict
 from vitrail.comm.trace.summary import summarize
+from vitrail.experiments.run.origin import commit_of_vitrail, machine
 
 CASES = {
     "async, exchange": ("async", "element"),
@@ -143,11 +143,10 @@ def main(
             "yes" if len({run.digest for run in one + many}) == 1 else "NO",
         )
         sys.stderr.write(f"{name}: done\n")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     console = Console(width=140)
-    machine = platform.processor() or platform.machine()
     console.print(
-        f"asg, {size}x{size}, {steps} steps, row batch {ROW_BATCH}, {machine}, {commit}, medians of {repeats}"
+        f"asg, {size}x{size}, {steps} steps, row batch {ROW_BATCH}, {machine(torch.device('cpu'))}, "
+        f"{commit_of_vitrail()}, medians of {repeats}"
     )
     console.print(table)
     console.print("predicted: with a forward's seconds while all ranks work; alone: with those of one rank alone")

@@ -21,6 +21,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vitrail.experiments.run.origin import commit_of_vitrail
+
 SMALL = ["a fox", "--method", "direct", "--size", "64", "--steps", "1", "--force"]
 RUN = 'prompt = "a fox"\nscheduler = "DDIMScheduler"\nwidth = 512\nheight = 512\n'
 UNTIL_FORWARD = """
@@ -76,10 +78,9 @@ def main(
     for name, found in measured.items():
         cpu, wall = (statistics.median(each) for each in zip(*found, strict=True))
         table.add_row(name, f"{cpu:.2f}", f"{min(each for each, _ in found):.2f}", f"{wall:.2f}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     console = Console(width=120)
-    console.print(f"median of {repeats}, OMP_NUM_THREADS {threads}, {platform.machine()}, {commit}")
+    console.print(f"median of {repeats}, OMP_NUM_THREADS {threads}, {platform.machine()}, {commit_of_vitrail()}")
     console.print(table)
 
 

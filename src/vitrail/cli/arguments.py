@@ -17,7 +17,7 @@ from vitrail.core.config.files import read_file
 from vitrail.core.config.loader import loader_of
 from vitrail.core.config.paths import expanded_or_none
 from vitrail.core.config.run_config import PIXELS, RunConfig
-from vitrail.core.engine.exchange import MEASURED, NOT_YET, ExchangeKind
+from vitrail.core.engine.exchange import MEASURED, TOO_EARLY, ExchangeKind
 from vitrail.core.method.composition import Composition
 from vitrail.errors import ConfigError, Problems, shortened
 from vitrail.pictures.picture_files import open_picture
@@ -210,7 +210,7 @@ def rank_options(
     kind = cast("ExchangeKind", exchange)
     if each == MEASURED and kind == "dataflow":
         raise ConfigError(
-            f"--speeds {MEASURED} with --exchange dataflow: {NOT_YET}; write a number for each rank, e.g. --speeds "
+            f"--speeds {MEASURED} with --exchange dataflow: {TOO_EARLY}; write a number for each rank, e.g. --speeds "
             "1,1,0.5, or leave --exchange out"
         )
     return RankOptions(ranks=ranks, comm=comm, timeout=timeout, speeds=each, exchange=kind)

@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from vitrail.core.config.fields import as_tuple
 from vitrail.core.config.paths import expanded_or_none
-from vitrail.core.engine.exchange import MEASURED, NOT_YET, ExchangeKind, Speeds
+from vitrail.core.engine.exchange import MEASURED, TOO_EARLY, ExchangeKind, Speeds
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def _fit_for(spread: Spread, __: object, given: Speeds) -> None:
         raise ConfigError(f'speeds must be "{MEASURED}" or a number for each rank, got {given!r}')
     if isinstance(given, str) and spread.exchange == "dataflow":
         raise ConfigError(
-            f'speeds="{MEASURED}" with exchange="dataflow": {NOT_YET}; give a number for each rank, e.g. (1, 1, 0.5), '
-            "or leave exchange out"
+            f'speeds="{MEASURED}" with exchange="dataflow": {TOO_EARLY}; give a number for each rank, e.g. (1, 1, '
+            "0.5), or leave exchange out"
         )
 
 

@@ -23,7 +23,7 @@ K = TypeVar("K")
 ExchangeKind = Literal["barrier", "dataflow"]  # what ranks wait for at a step: all views, or those that theirs overlap
 Speeds = Sequence[float] | Literal["auto"]  # relative speeds of ranks: given, () for equal ones, or to be measured
 MEASURED: Literal["auto"] = "auto"
-NOT_YET = "a dataflow is planned for all steps before they begin, when no speed is measured yet"
+TOO_EARLY = "a dataflow is planned for all steps before they begin, when no speed is measured yet"
 
 
 @frozen(eq=False)

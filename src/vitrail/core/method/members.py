@@ -123,7 +123,7 @@ class OptionalGuidance(ReadsFiles):
     follows_start: bool = False  # needs the picture of the size before, so it is refused at the first size
     compares_pictures: bool = False  # needs the resized picture in pixels, so enter.resize = "latents" is refused
     is_idle: bool = False  # does nothing, as the null strategy
-    between_views: bool = False  # reads the key view between its cells, so a patching whose views show parts is refused
+    interpolates_key: bool = False  # reads the key view between its cells, so views that show parts are refused
     also_at: tuple[Point, ...] = ()  # further points of a step at which it acts, with the same state; see scene.point
     views_branches: tuple[Branch, ...] = ()  # the only CFG branches that views are asked with; () for the run's
 

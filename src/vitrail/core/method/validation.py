@@ -243,7 +243,7 @@ def _refuse_parts_remembered(index: int, stage: Stage) -> None:
 
 def _refuse_parts_followed(index: int, stage: Stage) -> None:
     """Refuse guidance that reads the key view between its cells where views show parts of the picture."""
-    names = [_name(guidance) for guidance in stage.guidance if OptionalGuidance.of(guidance).between_views]
+    names = [_name(guidance) for guidance in stage.guidance if OptionalGuidance.of(guidance).interpolates_key]
     if names and not _shows_whole(stage):
         raise ValueError(
             f"stages.{index}: {names[0]} reads the key view between its cells, and the views of "

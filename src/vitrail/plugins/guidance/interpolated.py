@@ -36,7 +36,7 @@ class Interpolated:
     needs: ClassVar[frozenset[str]] = frozenset()
     point: ClassVar[Point] = "views"
     reads_mask: ClassVar[bool] = True
-    between_views: ClassVar[bool] = True
+    interpolates_key: ClassVar[bool] = True
     scale: float = field(default=1.0, validator=v.ge(0))  # w; 0 is off
     ramp: Ramp = field(default="constant", validator=v.in_(RAMPS))  # of the scale over the stage
 

@@ -201,7 +201,7 @@ def sound(stage, is_first_size):
     guidance = [g for g in stage.guidance if g.point not in unfit]
     guidance = [g for g in guidance if not (is_first_size and getattr(g, "follows_start", False))]
     parts = not getattr(stage.patching, "shows_whole", False)
-    guidance = [g for g in guidance if not (parts and getattr(g, "between_views", False))]
+    guidance = [g for g in guidance if not (parts and getattr(g, "interpolates_key", False))]
     readers = {g.point for g in guidance if getattr(g, "reads_mask", False)}
     blind = any(getattr(g, "views_branches", ()) for g in guidance)  # views do not see the prompt
     kept = readers == ({"canvas"} if getattr(stage.masking, "recalls", False) else {"views"}) or not guidance
